@@ -1,0 +1,33 @@
+"""Visual Transformers for PyTorch: a few tokens talking to a big feature map.
+
+The public names are imported on first use, so that ``import vt_fast`` is quick and silent and works
+without a GPU, without Triton and without a compiled library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from vt_fast.version import __version__
+
+if TYPE_CHECKING:
+    from vt_fast import nn, reference
+    from vt_fast.functional import merge, project, project_tokenize, tokenize
+
+_FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
+_MODULES = ("nn", "reference")
+
+__all__ = ["__version__", "merge", "nn", "project", "project_tokenize", "reference", "tokenize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module("vt_fast.functional"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"vt_fast.{name}")
+    raise AttributeError(f"module 'vt_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
