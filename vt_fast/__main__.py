@@ -20,10 +20,18 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train, draw and measure on real pictures")
     demo.add_argument(
-        "pictures", nargs="*", type=Path, metavar="PICTURE", help="your own pictures, instead of the two samples"
+        "pictures",
+        nargs="*",
+        type=Path,
+        metavar="PICTURE",
+        help="your own pictures, instead of the two samples",
     )
-    demo.add_argument("--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: %(default)s")
-    demo.add_argument("--quick", action="store_true", help="a few seconds of everything; the figures mean nothing")
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: %(default)s"
+    )
+    demo.add_argument(
+        "--quick", action="store_true", help="a few seconds of everything; the figures mean nothing"
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
 """What this machine has for vt_fast: versions, devices, and each backend with yes, or no and why.
 
-Somebody runs this when something is broken, so no failure here may hide the rest: every probe is guarded and a
-failing one reports its cause in its own place.
+Somebody runs this when something is broken, so no failure here may hide the rest: every probe is guarded and
+a failing one reports its cause in its own place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def _guarded(probe: Callable[[], Any]) -> Any:
 
 
 def _package_version(name: str) -> str:
-    """The version, and whether the package imports: an installed package that does not is the usual trouble."""
+    """The version, and whether the package imports: one that is there and does not is the usual trouble."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -92,7 +93,9 @@ def _gpus() -> list[str] | str:
         properties = torch.cuda.get_device_properties(index)
         capability = f"{properties.major}.{properties.minor}"
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        found.append(f"{properties.name}, {memory}, {properties.multi_processor_count} units, sm {capability}")
+        found.append(
+            f"{properties.name}, {memory}, {properties.multi_processor_count} units, sm {capability}"
+        )
     return found
 
 
@@ -107,8 +110,8 @@ def _backends() -> list[dict[str, Any]]:
 def collect() -> dict[str, Any]:
     """Gather the report as plain data, ready for JSON; never raises.
 
-    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value) and ``backends``: a list of
-    ``{"name", "available", "reason"}``, or one text with the cause if the list itself could not be had.
+    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value) and ``backends``: a list
+    of ``{"name", "available", "reason"}``, or one text with the cause if the list itself could not be had.
 
     >>> sorted(collect())
     ['backends', 'devices', 'versions']
@@ -119,7 +122,7 @@ def collect() -> dict[str, Any]:
         "platform": _guarded(platform.platform),
     }
     for name in _PACKAGES:
-        versions[name] = _guarded(lambda name=name: _package_version(name))
+        versions[name] = _guarded(partial(_package_version, name))
     devices = {
         "cpu": _guarded(_cpu_model),
         "cores": _guarded(_cores),
@@ -165,7 +168,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def main(*, as_json: bool = False) -> int:
-    """Print the report and return the exit status, which is 0: a missing backend is an answer, not a failure."""
+    """Print the report and return exit status 0: a missing backend is an answer, not a failure."""
     report = collect()
     print(json.dumps(report, indent=2) if as_json else render(report))
     return 0
