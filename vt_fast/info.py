@@ -110,8 +110,8 @@ def _backends() -> list[dict[str, Any]]:
 def collect() -> dict[str, Any]:
     """Gather the report as plain data, ready for JSON; never raises.
 
-    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value) and ``backends``: a list
-    of ``{"name", "available", "reason"}``, or one text with the cause if the list itself could not be had.
+    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value) and ``backends``: a
+    list of ``{"name", "available", "reason"}``, or one text with its cause if the list could not be had.
 
     >>> sorted(collect())
     ['backends', 'devices', 'versions']
