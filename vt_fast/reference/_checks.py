@@ -1,0 +1,82 @@
+"""Argument checks for the reference: it must refuse what broadcasting would quietly accept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, **sizes: int | None) -> None:
+    """Raise unless ``tensor`` is a floating-point tensor with the named sizes.
+
+    The keywords name the dimensions in order; ``None`` leaves a size free.
+
+    Raises:
+        TypeError: it is not a tensor, or its dtype is not a floating one.
+        ValueError: wrong number of dimensions or a wrong size.
+
+    Example:
+        >>> check_shape("tokens", torch.zeros(2, 16, 128), B=2, L=None, CT=256)
+        Traceback (most recent call last):
+        ValueError: `tokens` must be (B, L, CT) with B = 2, CT = 256, got (2, 16, 128)
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"`{name}` must have a floating-point dtype, got {tensor.dtype}")
+    fits = tensor.dim() == len(sizes) and all(
+        size is None or size == actual for size, actual in zip(sizes.values(), tensor.shape, strict=True)
+    )
+    if not fits:
+        known = ", ".join(f"{key} = {int(size)}" for key, size in sizes.items() if size is not None)
+        form = f"({', '.join(sizes)})" + (f" with {known}" if known else "")
+        raise ValueError(f"`{name}` must be {form}, got {tuple(tensor.shape)}")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raise unless ``value`` is an int of at least 1.
+
+    Raises:
+        TypeError: it is not an int (a bool is not one either).
+        ValueError: it is below 1.
+
+    Example:
+        >>> check_positive("heads", 0)
+        Traceback (most recent call last):
+        ValueError: `heads` must be at least 1, got 0
+    """
+    # A size read from a tensor is a SymInt under torch.compile and a tensor under torch.jit.trace.
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Tensor)):
+        raise TypeError(f"`{name}` must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+
+def split_heads(name: str, tensor: Tensor, heads: int) -> Tensor:
+    """Return (B, M, C) as (B, heads, M, C / heads): head h gets channels [h C / heads, (h + 1) C / heads).
+
+    Raises:
+        TypeError: ``heads`` is not an int.
+        ValueError: ``heads`` is below 1 or does not divide the channels.
+
+    Example:
+        >>> split_heads("values", torch.arange(6.0).view(1, 1, 6), 3).tolist()
+        [[[[0.0, 1.0]], [[2.0, 3.0]], [[4.0, 5.0]]]]
+    """
+    check_positive("heads", heads)
+    if tensor.shape[-1] % heads:
+        raise ValueError(
+            f"the channels of {name} must be divisible by `heads`, got {int(tensor.shape[-1])} and {heads}"
+        )
+    return torch.stack(tensor.chunk(heads, dim=-1), dim=1)
+
+
+def join_heads(tensor: Tensor) -> Tensor:
+    """Return (B, heads, M, C / heads) as (B, M, C), the inverse of `split_heads`.
+
+    Example:
+        >>> tensor = torch.rand(2, 5, 6)
+        >>> torch.equal(join_heads(split_heads("values", tensor, 3)), tensor)
+        True
+    """
+    return torch.cat(tensor.unbind(dim=1), dim=-1)

@@ -1,0 +1,108 @@
+"""The tokenizers of the paper's first version: static filters, and dynamic ones from half of the tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vt_fast.reference._checks import check_shape, join_heads, split_heads
+from vt_fast.reference.linear import Projection, linear
+from vt_fast.reference.tokenizers import filter_tokenizer
+
+
+def static_tokenizer(
+    x: Tensor,
+    filters: Tensor,
+    *,
+    value: Projection | None,
+    position: Tensor | None = None,
+    token: Projection | None,
+) -> Tensor:
+    """Static tokenizer (first version): A = softmax_N(X W_A / sqrt(C)), T = A^T (X W_V), then a 1x1 to CT.
+
+    Args:
+        x: (B, N, C) pixels.
+        filters: W_A transposed, (L, C).
+        value: W_V, C -> Cv on the pixels, grouped in the paper; None leaves them as they are.
+        position: E (N, P). Both position codes are linear in A, hence A^T E for some table E; see
+            `vt_fast.reference.position` for the forms the paper gives them.
+        token: Cv + P -> CT on the tokens; None leaves them as they are.
+
+    Returns:
+        tokens (B, L, CT).
+
+    Raises:
+        TypeError: a tensor is not a floating-point one.
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [3.0]]])
+        >>> static_tokenizer(x, torch.zeros(2, 1), value=None, token=Projection(torch.ones(3, 1))).tolist()
+        [[[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]]
+    """
+    check_shape("x", x, B=None, N=None, C=None)
+    check_shape("filters", filters, L=None, C=x.shape[2])
+    scale = 1 / math.sqrt(x.shape[2])
+    return filter_tokenizer(x, filters, scale=scale, value=value, position=position, token=token)
+
+
+def dynamic_tokenizer(
+    x: Tensor,
+    tokens: Tensor,
+    query: Projection,
+    key: Projection,
+    *,
+    heads: int = 16,
+    value: Projection | None = None,
+    token: Projection | None = None,
+) -> Tensor:
+    """Dynamic tokenizer (first version): half of the tokens ask for new ones, the other half stay.
+
+    T_in = [T_a | T_b], split at L / 2 along the tokens. Head h takes block h of the channels of the queries
+    T_a W_Q, the keys X W_K and the values X W_V: its weights are
+    softmax_N(keys queries^T / sqrt(width / heads)), width being that of queries and keys (C in the paper).
+    The blocks side by side, through the token projection, are L / 2 new tokens, and T = [T_b | new].
+
+    Args:
+        x: (B, N, C) pixels.
+        tokens: T_in (B, L, CT), L even.
+        query: CT -> width on T_a.
+        key: C -> width on the pixels, grouped in the paper.
+        heads: a divisor of the widths of keys and values; the paper has 16.
+        value: C -> Cv on the pixels; None leaves them as they are.
+        token: Cv -> CT on the new tokens; None leaves them as they are.
+
+    Returns:
+        tokens (B, L, CT).
+
+    Raises:
+        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        ValueError: the shapes do not fit, L is odd, `heads` divides not all widths, or the new tokens' width
+            is not CT.
+
+    Example:
+        >>> x = torch.tensor([[[1.0], [3.0]]])
+        >>> tokens = torch.tensor([[[0.0], [5.0]]])
+        >>> one = Projection(torch.ones(1, 1))
+        >>> dynamic_tokenizer(x, tokens, one, one, heads=1).tolist()
+        [[[5.0], [2.0]]]
+    """
+    check_shape("x", x, B=None, N=None, C=None)
+    check_shape("tokens", tokens, B=x.shape[0], L=None, CT=None)
+    num_tokens = tokens.shape[1]
+    if num_tokens % 2:
+        raise ValueError(f"`tokens` must be (B, L, CT) with L even, got {tuple(tokens.shape)}")
+    asking, staying = tokens.tensor_split(2, dim=1)
+    keys = linear(x, key)
+    queries = linear(asking, query)
+    check_shape("the queries", queries, B=x.shape[0], **{"L / 2": num_tokens // 2, "width": keys.shape[2]})
+    keys = split_heads("the keys", keys, heads)
+    queries = split_heads("the queries", queries, heads)
+    values = split_heads("the values", x if value is None else linear(x, value), heads)
+    logits = keys @ queries.transpose(-2, -1) / math.sqrt(keys.shape[-1])
+    new = join_heads(torch.softmax(logits, dim=2).transpose(-2, -1) @ values)
+    new = new if token is None else linear(new, token)
+    check_shape("the new tokens", new, B=x.shape[0], **{"L / 2": num_tokens // 2, "CT": tokens.shape[2]})
+    return torch.cat((staying, new), dim=1)
