@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_shape
 from vt_fast.reference.linear import Projection
 from vt_fast.reference.tokenizers import filter_tokenizer
 
@@ -39,7 +39,7 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
         [[[3.0], [5.0]]]
     """
     check_shape("feature_map", feature_map, B=None, C=None, H=None, W=None)
-    check_positive("num_tokens", num_tokens)
+    check_count("num_tokens", num_tokens)
     height = math.isqrt(num_tokens)
     width = -(-num_tokens // height)
     cells = F.adaptive_avg_pool2d(feature_map, (height, width))
@@ -87,8 +87,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     """
     check_shape("x", x, B=None, N=None, C=None)
     check_shape("centroids", centroids, B=x.shape[0], L=None, C=x.shape[2])
-    if iterations != 0:
-        check_positive("iterations", iterations)
+    check_count("iterations", iterations, least=0)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.no_grad():
         pixels = _unit(x.to(dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_shape
 
 
 class Projection(NamedTuple):
@@ -54,7 +54,7 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
         [3.0, 70.0]
     """
     weight, bias, groups = projection
-    check_positive("groups", groups)
+    check_count("groups", groups)
     check_shape("weight", weight, out=None, **{"in / groups": None})
     out, width = weight.shape
     if out % groups:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_shape
 from vt_fast.reference.linear import Projection, linear
 
 
@@ -217,8 +217,8 @@ def pooling_tokenizer(
     """
     check_shape("feature_map", feature_map, B=None, C=None, H=None, W=None)
     height, width = grid
-    check_positive("grid[0]", height)
-    check_positive("grid[1]", width)
+    check_count("grid[0]", height)
+    check_count("grid[1]", width)
     if value is not None:
         feature_map = linear(feature_map.permute(0, 2, 3, 1), value).permute(0, 3, 1, 2)
     pooled = F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=False)
