@@ -128,6 +128,7 @@ def test_batch_length_and_order_of_pixels_do_not_matter(make, close):
     close(found, torch.cat(alone))
     lengths = make.tensor(3, 20, 1).exp()
     close(kmeans(x * lengths, centroids * 7, iterations=4), found)
+    close(kmeans(x * 1e-20, centroids * 1e-20, iterations=4), found)
     close(kmeans(x[:, make.permutation(20)], centroids, iterations=4), found)
 
 

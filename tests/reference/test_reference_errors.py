@@ -44,6 +44,7 @@ TABLE = [
     # linear
     (lambda: linear(X, p(5, 4)), ValueError, "the input must be (..., in) with in = 5, got (2, 6, 4)"),
     (lambda: linear(z(), p(5, 4)), ValueError, "the input must be (..., in) with in = 5, got ()"),
+    (lambda: linear([1.0], p(4, 4)), TypeError, "the input must be a tensor, got list"),
     (lambda: linear(INTS, p(4, 4)), TypeError, f"the input {DTYPE}"),
     (
         lambda: linear(X, Projection(z(4, 4, 1, 1))),
@@ -66,6 +67,7 @@ TABLE = [
     (lambda: spatial_attention(z(6, 4), z(3, 4)), ValueError, "`x` must be (B, N, C), got (6, 4)"),
     (lambda: spatial_attention(INTS, z(3, 4)), TypeError, f"`x` {DTYPE}"),
     (lambda: spatial_attention([1.0], z(3, 4)), TypeError, "`x` must be a tensor, got list"),
+    (lambda: spatial_attention(X, None), TypeError, "`filters` must be a tensor, got NoneType"),
     (lambda: spatial_attention(X, z(4)), ValueError, "`filters` must be (L, C) with C = 4, got (4,)"),
     (lambda: filter_tokenizer(X, z(3, 5)), ValueError, "`filters` must be (L, C) with C = 4, got (3, 5)"),
     (

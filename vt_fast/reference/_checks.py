@@ -6,6 +6,27 @@ import torch
 from torch import Tensor
 
 
+def _label(name: str) -> str:
+    return name if name.startswith("the ") else f"`{name}`"
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a tensor of a floating-point dtype.
+
+    Raises:
+        TypeError: it is not a tensor, or its dtype is not a floating one.
+
+    Example:
+        >>> check_floating("tokens", torch.zeros(2, dtype=torch.int64))
+        Traceback (most recent call last):
+        TypeError: `tokens` must have a floating-point dtype, got torch.int64
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{_label(name)} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{_label(name)} must have a floating-point dtype, got {tensor.dtype}")
+
+
 def check_shape(name: str, tensor: Tensor, **sizes: int | None) -> None:
     """Raise unless ``tensor`` is a floating-point tensor with the named sizes.
 
@@ -21,18 +42,14 @@ def check_shape(name: str, tensor: Tensor, **sizes: int | None) -> None:
         Traceback (most recent call last):
         ValueError: `tokens` must be (B, L, CT) with B = 2, CT = 256, got (2, 16, 128)
     """
-    label = name if name.startswith("the ") else f"`{name}`"
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{label} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{label} must have a floating-point dtype, got {tensor.dtype}")
+    check_floating(name, tensor)
     fits = tensor.dim() == len(sizes) and all(
         size is None or size == actual for size, actual in zip(sizes.values(), tensor.shape, strict=True)
     )
     if not fits:
         known = ", ".join(f"{key} = {int(size)}" for key, size in sizes.items() if size is not None)
         form = f"({', '.join(sizes)})" + (f" with {known}" if known else "")
-        raise ValueError(f"{label} must be {form}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{_label(name)} must be {form}, got {tuple(tensor.shape)}")
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

@@ -47,8 +47,8 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    # A zero vector has no direction and stays zero. Clamping the norm to a small number instead would
-    # underflow to 0 / 0 in float16.
+    # A zero vector has no direction and stays zero; any other, however short, gets unit length, which clamping
+    # the norm to some small number would not do.
     norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm == 0, 1)
 
@@ -139,7 +139,7 @@ def clustering_tokenizer(
         >>> clustering_tokenizer(feature_map, 2, scale=50.0).tolist()
         [[[9.0, 0.0], [0.0, 9.0]]]
     """
-    centroids = initial_centroids(feature_map, num_tokens).detach()
+    centroids = initial_centroids(feature_map, num_tokens)
     x = feature_map.flatten(2).transpose(1, 2)
     filters = kmeans(x, centroids, iterations=iterations)
     return filter_tokenizer(x, filters, scale=scale, value=value, token=token)

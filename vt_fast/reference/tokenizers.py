@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_count, check_shape
+from vt_fast.reference._checks import check_count, check_floating, check_shape
 from vt_fast.reference.linear import Projection, linear
 
 
@@ -34,6 +34,7 @@ def spatial_attention(x: Tensor, filters: Tensor, *, scale: float = 1.0) -> Tens
         [[[0.5], [0.5]]]
     """
     check_shape("x", x, B=None, N=None, C=None)
+    check_floating("filters", filters)
     if filters.dim() == 3:
         check_shape("filters", filters, B=x.shape[0], L=None, C=x.shape[2])
     else:
