@@ -47,8 +47,8 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    # A zero vector has no direction and stays zero; any other, however short, gets unit length, which clamping
-    # the norm to some small number would not do.
+    # A zero vector has no direction and stays zero; any other, however short, gets unit length: clamping the
+    # norm to some small number would not do that.
     norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm == 0, 1)
 
