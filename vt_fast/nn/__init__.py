@@ -1,0 +1,35 @@
+"""Drop-in modules: tokenizers, token transformer, projector, the Visual Transformer and its stack.
+
+They take feature maps (B, C, H, W) in either memory format, or pixels (B, N, C), and fold every linear
+map of the paper from the pixels to the tokens, so that the map itself is only ever read by the ops of
+:mod:`vt_fast.functional`. ``backend="reference"`` runs the paper as it is written, with the same
+parameters.
+"""
+
+from vt_fast.nn.base import Module, set_backend
+from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.module import VisualTransformer
+from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
+from vt_fast.nn.projector import Projector
+from vt_fast.nn.stack import VisualTransformerStack
+from vt_fast.nn.tokenizers import FilterTokenizer, RecurrentTokenizer, Tokenizer
+from vt_fast.nn.transformer import GraphConv, TokenFeedForward, TokenRelation, TokenTransformer
+
+__all__ = [
+    "ConvPositionCode",
+    "FilterTokenizer",
+    "GraphConv",
+    "GroupedLinear",
+    "LinearPositionCode",
+    "Module",
+    "PositionCode",
+    "Projector",
+    "RecurrentTokenizer",
+    "TokenFeedForward",
+    "TokenRelation",
+    "TokenTransformer",
+    "Tokenizer",
+    "VisualTransformer",
+    "VisualTransformerStack",
+    "set_backend",
+]
