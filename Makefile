@@ -1,0 +1,68 @@
+# Two commands matter: `make demo` and `make test`. Each prepares .venv on its first run and reuses it after.
+
+PYTHON ?= python3
+VENV ?= .venv
+PICTURES ?=
+DEMO_FLAGS ?=
+TEST_FLAGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# Tests run side by side, one worker per core, so each worker gets one thread: more would only fight.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format info clean
+
+help:
+	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
+	@echo 'make test    the whole test suite'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make format  let ruff rewrite what lint would reject'
+	@echo 'make info    versions, devices, and which backends can run here'
+	@echo 'make clean   remove .venv, caches and outputs'
+	@echo 'PYTHON=...   which Python builds .venv (3.10 or later; now: $(PYTHON))'
+
+demo: $(VENV)/demo.stamp
+	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
+
+test: $(VENV)/dev.stamp
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast $(TEST_FLAGS)
+
+lint: $(VENV)/dev.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/dev.stamp
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+info: $(VENV)/demo.stamp
+	@$(PY) -m vt_fast info
+
+clean:
+	rm -rf $(VENV) build dist vt_fast.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find vt_fast tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A half-made environment must not look like a whole one, hence stamps and not the files themselves.
+$(VENV)/created.stamp:
+	@command -v $(PYTHON) >/dev/null || { echo 'error: "$(PYTHON)" is not on this machine; name a Python 3.10 or later: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else "error: vt_fast needs Python 3.10 or later, and $(PYTHON) is %d.%d; name another: make PYTHON=..." % v[:2])'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'error: $(PYTHON) cannot make a virtual environment; it lacks its venv module (on Debian and Ubuntu: the package python3-venv)' >&2; exit 1; }
+	@touch $@
+
+# No build isolation: the build uses the pinned setuptools, and nothing is fetched twice.
+$(VENV)/build.stamp: constraints.txt $(VENV)/created.stamp
+	$(PIP) install -c constraints.txt setuptools
+	@touch $@
+
+$(VENV)/demo.stamp: pyproject.toml setup.py constraints.txt $(VENV)/build.stamp
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml setup.py constraints.txt $(VENV)/build.stamp
+	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/demo.stamp $@

@@ -1,0 +1,117 @@
+"""`import vt_fast` is silent and lazy, and everything on CPU works with each optional part hidden.
+
+Each case runs in a process of its own: what counts as imported cannot be undone in this one.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BLOCKER = """
+import importlib.abc, importlib.machinery, sys
+
+class Hide(importlib.abc.MetaPathFinder):
+    def __init__(self, names): self.names = set(names)
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
+
+class HideCompiled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith("vt_fast."):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader):
+            raise ImportError(f"{name} is a compiled library (hidden)", name=name)
+"""
+
+USE_ALL_OPS = """
+import torch, vt_fast
+x = torch.randn(2, 6, 3, 5, requires_grad=True)
+queries, keys, values = torch.randn(4, 6), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+tokens, lse = vt_fast.tokenize(x, queries, return_lse=True)
+y = vt_fast.project(x, keys, values)
+z, new, _ = vt_fast.project_tokenize(x, keys, values, queries)
+merged, _ = vt_fast.merge(torch.stack([tokens, tokens]), torch.stack([lse, lse]))
+(tokens.sum() + y.square().sum() + z.sum() + new.square().sum() + merged.sum()).backward()
+assert torch.isfinite(x.grad).all()
+torch.testing.assert_close(merged, tokens)
+torch.testing.assert_close(z, y)
+"""
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def check(code, **environment):
+    done = run(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_import_is_silent():
+    done = check("import vt_fast; vt_fast.__version__; dir(vt_fast)")
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
+def test_import_is_lazy():
+    done = check("""
+        import sys, vt_fast
+        print(*sorted(name for name in sys.modules if name.startswith("vt_fast.")))
+        print(*sorted({"torch", "triton", "fvcore", "sklearn", "matplotlib", "numpy"} & set(sys.modules)))
+    """)
+    ours, others = done.stdout.split("\n")[:2]
+    assert ours == "vt_fast.version"
+    assert others == ""
+
+
+def test_ops_do_not_load_the_optional_packages():
+    done = check(USE_ALL_OPS + 'import sys; print(*{"triton", "sklearn", "matplotlib"} & set(sys.modules))')
+    assert done.stdout.strip() == ""
+
+
+def test_unknown_name_is_an_attribute_error():
+    done = run("import vt_fast; vt_fast.nothing")
+    assert done.returncode == 1
+    assert "AttributeError: module 'vt_fast' has no attribute 'nothing'" in done.stderr
+
+
+def test_every_public_name_resolves():
+    check("import vt_fast\nfor name in vt_fast.__all__: getattr(vt_fast, name)")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param("sys.meta_path.insert(0, Hide(['triton']))", id="triton"),
+        pytest.param("sys.meta_path.insert(0, Hide(['fvcore', 'iopath']))", id="fvcore"),
+        pytest.param(
+            "sys.meta_path.insert(0, Hide(['matplotlib', 'sklearn', 'PIL', 'tqdm']))", id="demo-extra"
+        ),
+        pytest.param("sys.meta_path.insert(0, HideCompiled())", id="compiled-library"),
+        pytest.param("pass", id="gpu"),
+    ],
+)
+def test_all_ops_run_on_cpu_with_each_optional_part_hidden(hidden):
+    done = check(f"{BLOCKER}\n{hidden}\n{USE_ALL_OPS}", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["sqlite3", "fvcore"])
+def test_the_blocker_itself_hides(name):
+    # Without this, a blocker that blocks nothing would let every test above pass.
+    done = run(f"{BLOCKER}\nsys.meta_path.insert(0, Hide(['{name}']))\nimport {name}")
+    assert done.returncode == 1
+    assert "(hidden)" in done.stderr

@@ -1,0 +1,52 @@
+"""The command line: ``python -m vt_fast info`` and ``python -m vt_fast demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vt_fast.version import __version__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vt-fast", description="Visual Transformers for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"vt_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo}")
+
+    info = commands.add_parser("info", help="versions, devices, and each backend with yes, or no and why")
+    info.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    demo = commands.add_parser("demo", help="train, draw and measure on real pictures")
+    demo.add_argument(
+        "pictures",
+        nargs="*",
+        type=Path,
+        metavar="PICTURE",
+        help="your own pictures, instead of the two samples",
+    )
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: %(default)s"
+    )
+    demo.add_argument(
+        "--quick", action="store_true", help="a few seconds of everything; the figures mean nothing"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, or 2 for something the user has to put right."""
+    options = _parser().parse_args(arguments)
+    # Imported here: `info` must work where torch does not import, and the demo's extra may be missing.
+    if options.command == "info":
+        from vt_fast import info
+
+        return info.main(as_json=options.json)
+    from vt_fast.demo import run
+
+    return run(options.pictures, options.output, quick=options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Backend ``"torch"``: the ops in plain PyTorch on the folded operands, on any device.
+
+A map is walked in tiles, forward and backward each read it once, and no temporary is larger than a
+tile or the small operands. Sums and statistics are in float32 (float64 for float64).
+"""
+
+from vt_fast.backends.eager.project import project, project_backward
+from vt_fast.backends.eager.project_tokenize import project_tokenize, project_tokenize_backward
+from vt_fast.backends.eager.tokenize import tokenize, tokenize_backward
+
+__all__ = [
+    "project",
+    "project_backward",
+    "project_tokenize",
+    "project_tokenize_backward",
+    "tokenize",
+    "tokenize_backward",
+    "unavailable",
+]
+
+
+def unavailable() -> str | None:
+    """None: this backend runs wherever PyTorch does."""
+    return None

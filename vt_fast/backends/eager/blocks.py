@@ -1,0 +1,61 @@
+"""Products of a tile with a few rows, head by head on channel blocks, and the softmax over tokens.
+
+Rows in block form are (b, L, C): channel block h belongs to head h. ``weights`` are (b, heads * L, n),
+head-major. With one head a block is the whole width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def head_rows_to_blocks(rows: Tensor, heads: int) -> Tensor:
+    """(.., heads * L, c) -> (.., L, heads * c)."""
+    return rows if heads == 1 else rows.unflatten(-2, (heads, -1)).transpose(-3, -2).flatten(-2)
+
+
+def blocks_to_head_rows(blocks: Tensor, heads: int) -> Tensor:
+    """(.., L, heads * c) -> (.., heads * L, c)."""
+    return blocks if heads == 1 else blocks.unflatten(-1, (heads, -1)).transpose(-3, -2).flatten(-3, -2)
+
+
+def scores(tile: Tensor, blocks: Tensor, heads: int = 1) -> Tensor:
+    """Each pixel's block h times each row's block h: (b, n, C), (b or 1, L, C) -> (b, heads * L, n)."""
+    blocks = blocks.expand(tile.shape[0], -1, -1)
+    if heads == 1:
+        return torch.bmm(blocks, tile.mT)
+    pairs = zip(blocks.chunk(heads, -1), tile.chunk(heads, -1), strict=True)
+    return torch.cat([torch.bmm(rows, pixels.mT) for rows, pixels in pairs], 1)
+
+
+def pool(weights: Tensor, tile: Tensor, heads: int = 1) -> Tensor:
+    """Pixels into rows: (b, heads * L, n), (b, n, C) -> (b, L, C), block h by head h's weights."""
+    if heads == 1:
+        return torch.bmm(weights, tile)
+    pairs = zip(weights.chunk(heads, 1), tile.chunk(heads, -1), strict=True)
+    return torch.cat([torch.bmm(weight, pixels) for weight, pixels in pairs], -1)
+
+
+def expand(weights: Tensor, blocks: Tensor, heads: int = 1) -> Tensor:
+    """Rows onto pixels: (b, heads * L, n), (b or 1, L, C) -> (b, n, C), block h by head h's weights."""
+    blocks = blocks.expand(weights.shape[0], -1, -1)
+    if heads == 1:
+        return torch.bmm(weights.mT, blocks)
+    pairs = zip(weights.chunk(heads, 1), blocks.chunk(heads, -1), strict=True)
+    return torch.cat([torch.bmm(weight.mT, rows) for weight, rows in pairs], -1)
+
+
+def softmax_over_tokens(logits: Tensor, heads: int) -> Tensor:
+    """Softmax of (b, heads * L, n) over each head's L rows; rows that are all -inf give 0, not NaN."""
+    segments = logits.unflatten(1, (heads, -1))
+    highest = segments.amax(2, keepdim=True)
+    weights = torch.exp(segments - highest.masked_fill(highest == -torch.inf, 0))
+    total = weights.sum(2, keepdim=True)
+    return weights.div_(total.masked_fill_(total == 0, 1)).flatten(1, 2)
+
+
+def softmax_backward(attention: Tensor, grad: Tensor, heads: int) -> Tensor:
+    """dS = P * (dP - sum of P * dP over each head's tokens), all (b, heads * L, n)."""
+    inner = (attention * grad).unflatten(1, (heads, -1)).sum(2, keepdim=True)
+    return attention * (grad.unflatten(1, (heads, -1)) - inner).flatten(1, 2)

@@ -1,0 +1,146 @@
+"""The softmax over pixels, tile by tile: what tokenize and project_tokenize share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vt_fast.backends.eager.blocks import expand, head_rows_to_blocks, pool, scores
+from vt_fast.backends.eager.tiles import keep_valid
+
+
+def weigh(logits: Tensor, log_weights: Tensor | None, valid: Tensor | None, tile: slice) -> Tensor:
+    """Logits with the pixels' log weights added, and -inf where a pixel is not valid. In place."""
+    if log_weights is not None:
+        logits += log_weights[:, None, tile]
+    return logits if valid is None else logits.masked_fill_(~valid[:, None, tile], -torch.inf)
+
+
+def table_tile(position: Tensor | None, valid: Tensor | None, tile: slice, like: Tensor) -> Tensor | None:
+    """The position table's part for a tile, for each sample, with 0 in place of invalid pixels."""
+    if position is None:
+        return None
+    table = position[tile].to(like.dtype).expand(like.shape[0], -1, -1)
+    return table if valid is None else keep_valid(table, valid, tile)
+
+
+class Pool:
+    """The running softmax over pixels: tiles go in one by one, tokens and their lse come out.
+
+    Keeps, for each token, the highest logit so far, and the sums relative to it.
+    """
+
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+        self.state: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def add(self, logits: Tensor, values: Tensor, table: Tensor | None) -> None:
+        """A tile: logits (b, heads * L, n), pixels (b, n, C), and its part (b, n, P) of the table."""
+        highest = logits.amax(-1, keepdim=True)
+        if self.state is not None:
+            highest = torch.maximum(self.state[0], highest)
+        # Where nothing valid has come yet, -inf - -inf would be NaN.
+        base = highest.masked_fill(highest == -torch.inf, 0)
+        weights = torch.exp(logits - base)
+        total, tokens = weights.sum(-1, keepdim=True), pool(weights, values, self.heads)
+        if table is not None:
+            tokens = torch.cat([tokens, torch.bmm(weights, table)], -1)
+        if self.state is not None:
+            rescale = torch.exp(self.state[0] - base)
+            total += self.state[1] * rescale
+            tokens += self.state[2] * self._to_channels(rescale, tokens)
+        self.state = highest, total, tokens
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Tokens (b, L, C + P) and lse (b, heads * L): 0 and -inf where no pixel was valid."""
+        if self.state is None:
+            raise RuntimeError("no tile was added")
+        highest, total, tokens = self.state
+        lse = torch.log(total) + highest
+        return tokens / self._to_channels(total.masked_fill(total == 0, 1), tokens), lse.squeeze(-1)
+
+    def _to_channels(self, statistic: Tensor, tokens: Tensor) -> Tensor:
+        """(b, heads * L, 1) repeated over each head's channels, to multiply tokens with."""
+        if self.heads == 1:
+            return statistic
+        return head_rows_to_blocks(statistic, self.heads).repeat_interleave(
+            tokens.shape[-1] // self.heads, -1
+        )
+
+
+class PoolBackward:
+    """The backward of the softmax over pixels.
+
+    With A = exp(logits - lse), dA = x dT^T and delta = rowsum(dT * T) - dlse: dS = A * (dA - delta),
+    dx = A dT + dS queries, dqueries = dS^T x, dlog_weights = rowsum(dS), dposition = A dT[:, C:].
+    """
+
+    def __init__(
+        self,
+        grad_tokens: Tensor,
+        grad_lse: Tensor | None,
+        tokens: Tensor,
+        lse: Tensor,
+        channels: int,
+        heads: int,
+    ) -> None:
+        delta = (grad_tokens * tokens).unflatten(-1, (heads, -1)).sum(-1).mT.flatten(1)
+        if grad_lse is not None:
+            delta = delta - grad_lse
+        # A token without a valid pixel has gradients of 0, whatever arrives for it and for its lse.
+        empty = lse == -torch.inf
+        empty_rows = head_rows_to_blocks(empty[..., None], heads)
+        self.lse = lse.masked_fill(empty, 0)[..., None]
+        self.delta = delta.masked_fill(empty, 0)[..., None]
+        self.grad_tokens = grad_tokens[..., :channels].masked_fill(
+            empty_rows.repeat_interleave(channels // heads, -1), 0
+        )
+        self.grad_table = grad_tokens[..., channels:].masked_fill(empty_rows[..., :1], 0)
+        self.heads = heads
+
+    def group(self, blocks: Tensor, samples: slice) -> GroupBackward:
+        """The part that belongs to a group of samples, whose queries in block form are ``blocks``."""
+        return GroupBackward(
+            blocks,
+            self.grad_tokens[samples],
+            self.grad_table[samples],
+            self.lse[samples],
+            self.delta[samples],
+            self.heads,
+        )
+
+
+@dataclass(frozen=True)
+class GroupBackward:
+    """:class:`PoolBackward` for one group of samples."""
+
+    blocks: Tensor
+    grad_tokens: Tensor
+    grad_table: Tensor
+    lse: Tensor
+    delta: Tensor
+    heads: int
+
+    def tile(self, values: Tensor, logits: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A and dS (b, heads * L, n) of a tile. The logits are overwritten."""
+        attention = logits.sub_(self.lse).exp_()
+        grad = scores(values, self.grad_tokens, self.heads)
+        if table is not None:
+            grad += torch.bmm(self.grad_table, table.mT)
+        return attention, grad.sub_(self.delta).mul_(attention)
+
+    def grad_pixels(self, attention: Tensor, grad: Tensor, valid: Tensor | None, tile: slice) -> Tensor:
+        """dx (b, n, C) of a tile, exactly 0 in invalid pixels."""
+        dx = expand(attention, self.grad_tokens, self.heads)
+        dx += expand(grad, self.blocks, self.heads)
+        return dx if valid is None else dx.masked_fill_(~valid[:, tile, None], 0)
+
+    def grad_blocks(self, grad: Tensor, values: Tensor) -> Tensor:
+        """A tile's part of the queries' gradient, (b, L, C) in block form."""
+        return pool(grad, values, self.heads)
+
+    def grad_position(self, attention: Tensor) -> Tensor:
+        """The position table's gradient (n, P) in a tile."""
+        return torch.bmm(attention.mT, self.grad_table).sum(0)

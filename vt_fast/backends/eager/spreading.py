@@ -1,0 +1,94 @@
+"""The softmax over tokens and its backward, tile by tile: what project and project_tokenize share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vt_fast.backends.eager.blocks import (
+    expand,
+    head_rows_to_blocks,
+    pool,
+    scores,
+    softmax_backward,
+    softmax_over_tokens,
+)
+from vt_fast.backends.eager.tiles import OperandGradient, batched, compute_dtype, rows_of
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Keys (b or 1, heads * L, C), values (b or 1, L, D) and bias (b or 1, heads * L) of some samples."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    heads: int
+
+    @classmethod
+    def prepare(cls, keys: Tensor, values: Tensor, bias: Tensor | None, heads: int) -> Spread:
+        """From the op's operands. A token whose bias is -inf is removed, even if it holds NaN."""
+        dtype = compute_dtype(keys.dtype)
+        keys, values = batched(keys.to(dtype), 2), batched(values.to(dtype), 2)
+        if bias is None:
+            return cls(keys, values, None, heads)
+        bias = batched(bias.to(dtype), 1)
+        removed = (bias == -torch.inf)[..., None]
+        width = values.shape[-1] // heads
+        removed_blocks = head_rows_to_blocks(removed, heads).repeat_interleave(width, -1)
+        # masked_fill does not broadcast the tensor that it fills
+        keys = keys.expand(max(keys.shape[0], bias.shape[0]), -1, -1).masked_fill(removed, 0)
+        values = values.expand(max(values.shape[0], bias.shape[0]), -1, -1).masked_fill(removed_blocks, 0)
+        return cls(keys, values, bias, heads)
+
+    def group(self, samples: slice) -> Spread:
+        """The part that belongs to a group of samples."""
+        bias = None if self.bias is None else rows_of(self.bias, samples)
+        return Spread(rows_of(self.keys, samples), rows_of(self.values, samples), bias, self.heads)
+
+    def attention(self, values: Tensor) -> Tensor:
+        """P (b, heads * L, n) of a tile of pixels (b, n, C)."""
+        logits = scores(values, self.keys)
+        if self.bias is not None:
+            logits += self.bias[..., None]
+        return softmax_over_tokens(logits, self.heads)
+
+    def output(self, attention: Tensor, skip: Tensor | None) -> Tensor:
+        """P V, plus the residual's tile (b, n, D) where there is one."""
+        out = expand(attention, self.values, self.heads)
+        return out if skip is None else out.add_(skip)
+
+
+class SpreadBackward:
+    """The backward of the softmax over tokens.
+
+    With dP = G V^T: dS = P * (dP - rowsum(P * dP)), dx = dS keys, dkeys = dS^T x, dvalues = P^T G,
+    dbias = column sums of dS.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None, needs: list[bool]) -> None:
+        self.keys = OperandGradient(keys, 2, needs[0])
+        self.values = OperandGradient(values, 2, needs[1])
+        self.bias = OperandGradient(bias, 1, needs[2])
+
+    def tile(self, spread: Spread, values: Tensor, attention: Tensor, grad: Tensor) -> Tensor:
+        """dS (b, heads * L, n) for a tile of pixels (b, n, C) and of the gradient G (b, n, D)."""
+        grad_logits = softmax_backward(attention, scores(grad, spread.values, spread.heads), spread.heads)
+        if self.keys.needed:
+            self.keys.add(pool(grad_logits, values))
+        if self.values.needed:
+            self.values.add(pool(attention, grad, spread.heads))
+        if self.bias.needed:
+            self.bias.add(grad_logits.sum(-1))
+        return grad_logits
+
+    def end_group(self) -> None:
+        """The tiles that follow belong to the next group of samples."""
+        for gradient in (self.keys, self.values, self.bias):
+            gradient.end_group()
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """dkeys, dvalues, dbias in the compute dtype."""
+        return self.keys.result(), self.values.result(), self.bias.result()

@@ -1,0 +1,127 @@
+"""Walking over a map in tiles of a bounded size, and putting results together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vt_fast.layout import as_pixels, empty_map_like, merges
+
+# Elements of a tile. On a CPU 2 MB in float32, so that a tile stays in cache between its uses; on
+# other devices large enough that launches do not count.
+_TILE_ELEMENTS = {"cpu": 1 << 19}
+_TILE_ELEMENTS_DEFAULT = 1 << 24
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and sums: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def sample_groups(pixels: Tensor) -> Iterator[slice]:
+    """Slices of the batch whose samples fit into one tile together, or one sample each."""
+    batch, count, channels = pixels.shape
+    size = max(1, _tile_elements(pixels) // (count * channels))
+    for start in range(0, batch, size):
+        yield slice(start, min(start + size, batch))
+
+
+def pixel_tiles(pixels: Tensor) -> Iterator[slice]:
+    """Slices of the pixels of one group of samples (b, N, C)."""
+    batch, count, channels = pixels.shape
+    size = max(1, _tile_elements(pixels) // (batch * channels))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _tile_elements(pixels: Tensor) -> int:
+    return _TILE_ELEMENTS.get(pixels.device.type, _TILE_ELEMENTS_DEFAULT)
+
+
+def read_tile(pixels: Tensor, tile: slice, valid: Tensor | None = None) -> Tensor:
+    """(b, n, C) in the compute dtype, with 0 in place of the pixels that are not ``valid`` (b, N).
+
+    A view where nothing needs to change.
+    """
+    values = pixels[:, tile].to(compute_dtype(pixels.dtype))
+    return values if valid is None else keep_valid(values, valid, tile)
+
+
+def keep_valid(values: Tensor, valid: Tensor, tile: slice) -> Tensor:
+    """A copy of a tile's (b, n, ..) with 0 in place of the pixels that are not ``valid`` (b, N)."""
+    return values.masked_fill(~valid[:, tile, None], 0)
+
+
+def valid_pixels(mask: Tensor | None, log_weights: Tensor | None) -> Tensor | None:
+    """(B, N) bool, or None for all: neither masked nor given a log weight of -inf."""
+    if log_weights is None:
+        return mask
+    finite = log_weights != -torch.inf
+    return finite if mask is None else finite & mask
+
+
+def part(operand: Tensor | None, samples: slice) -> Tensor | None:
+    """The rows of an optional per-sample operand that belong to a group of samples."""
+    return None if operand is None else operand[samples]
+
+
+def batched(operand: Tensor, shared_dim: int) -> Tensor:
+    """An operand with a batch dimension, of size 1 where all samples share it."""
+    return operand[None] if operand.dim() == shared_dim else operand
+
+
+def rows_of(operand: Tensor, samples: slice) -> Tensor:
+    """The rows of a :func:`batched` operand that belong to a group of samples."""
+    return operand if operand.shape[0] == 1 else operand[samples]
+
+
+class PixelWriter:
+    """A map like x that is written tile by tile, through a scratch map only where H and W do not merge."""
+
+    def __init__(self, x: Tensor, channels: int) -> None:
+        self.map = empty_map_like(x, channels)
+        self.direct = merges(self.map)
+        self.pixels = as_pixels(self.map if self.direct else self.map.new_empty(self.map.shape))
+
+    def write(self, samples: slice, tile: slice, values: Tensor) -> None:
+        """Store the pixels of a tile, rounded to the map's dtype."""
+        self.pixels[samples, tile] = values
+
+    def finish(self) -> Tensor:
+        """The map."""
+        if not self.direct:
+            self.map.copy_(self.pixels.mT.unflatten(2, self.map.shape[2:]))
+        return self.map
+
+
+class OperandGradient:
+    """The gradient of a small operand, put together from groups of samples in their order.
+
+    An operand of ``shared_dim`` dimensions serves all samples: theirs are summed. Any other is per
+    sample. Does nothing unless ``needed``.
+    """
+
+    def __init__(self, operand: Tensor | None, shared_dim: int, needed: bool) -> None:
+        self.needed = needed and operand is not None
+        self.shared = operand is not None and operand.dim() == shared_dim
+        self.groups: list[Tensor] = []
+        self.current: Tensor | None = None
+
+    def add(self, part: Tensor) -> None:
+        """A tile's part (b, ..), summed over its pixels; not kept, and may be changed."""
+        self.current = part if self.current is None else self.current.add_(part)
+
+    def end_group(self) -> None:
+        """The tiles that follow belong to the next group of samples."""
+        if self.current is not None:
+            self.groups.append(self.current.sum(0, keepdim=True) if self.shared else self.current)
+            self.current = None
+
+    def result(self) -> Tensor | None:
+        """(..) for a shared operand, else (B, ..); None if not needed."""
+        if not self.needed:
+            return None
+        parts = torch.cat(self.groups)
+        return parts.sum(0) if self.shared else parts

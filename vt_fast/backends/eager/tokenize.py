@@ -1,0 +1,101 @@
+"""tokenize in plain PyTorch: one pass over the map forward, one backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vt_fast.backends.eager.blocks import blocks_to_head_rows, head_rows_to_blocks, scores
+from vt_fast.backends.eager.pooling import Pool, PoolBackward, table_tile, weigh
+from vt_fast.backends.eager.tiles import (
+    OperandGradient,
+    PixelWriter,
+    batched,
+    compute_dtype,
+    part,
+    pixel_tiles,
+    read_tile,
+    rows_of,
+    sample_groups,
+    valid_pixels,
+)
+from vt_fast.layout import as_pixels, per_pixel
+
+
+def tokenize(
+    x: Tensor,
+    queries: Tensor,
+    mask: Tensor | None,
+    log_weights: Tensor | None,
+    position: Tensor | None,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C + P), not rounded to x's dtype, and lse (B, heads * L)."""
+    pixels, weights = as_pixels(x), per_pixel(log_weights)
+    valid = valid_pixels(per_pixel(mask), weights)
+    blocks = batched(head_rows_to_blocks(queries.to(compute_dtype(x.dtype)), heads), 2)
+    results = []
+    for samples in sample_groups(pixels):
+        group, running = pixels[samples], Pool(heads)
+        rows, group_valid, group_weights = (
+            rows_of(blocks, samples),
+            part(valid, samples),
+            part(weights, samples),
+        )
+        for tile in pixel_tiles(group):
+            values = read_tile(group, tile, group_valid)
+            logits = weigh(scores(values, rows, heads), group_weights, group_valid, tile)
+            running.add(logits, values, table_tile(position, group_valid, tile, values))
+        results.append(running.result())
+    return torch.cat([tokens for tokens, _ in results]), torch.cat([lse for _, lse in results])
+
+
+def tokenize_backward(
+    grad_tokens: Tensor,
+    grad_lse: Tensor | None,
+    x: Tensor,
+    queries: Tensor,
+    mask: Tensor | None,
+    log_weights: Tensor | None,
+    position: Tensor | None,
+    tokens: Tensor,
+    lse: Tensor,
+    heads: int,
+    needs: list[bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, queries, log_weights and position, None where ``needs`` says so.
+
+    ``tokens`` are the forward's, best not rounded; small gradients come in the compute dtype.
+    """
+    dtype = compute_dtype(x.dtype)
+    pixels, weights = as_pixels(x), per_pixel(log_weights)
+    valid = valid_pixels(per_pixel(mask), weights)
+    blocks = batched(head_rows_to_blocks(queries.to(dtype), heads), 2)
+    dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
+    dblocks = OperandGradient(queries, 2, needs[1])
+    dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[2] else None
+    dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[3] else None
+    backward = PoolBackward(grad_tokens.to(dtype), grad_lse, tokens.to(dtype), lse, pixels.shape[2], heads)
+    for samples in sample_groups(pixels):
+        group, pooled = pixels[samples], backward.group(rows_of(blocks, samples), samples)
+        group_valid, group_weights = part(valid, samples), part(weights, samples)
+        for tile in pixel_tiles(group):
+            values = read_tile(group, tile, group_valid)
+            logits = weigh(scores(values, pooled.blocks, heads), group_weights, group_valid, tile)
+            attention, grad = pooled.tile(values, logits, table_tile(position, group_valid, tile, values))
+            if dx is not None:
+                dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile))
+            if dblocks.needed:
+                dblocks.add(pooled.grad_blocks(grad, values))
+            if dweights is not None:
+                dweights[samples, tile] = grad.sum(1)
+            if dposition is not None:
+                dposition[tile] += pooled.grad_position(attention)
+        dblocks.end_group()
+    dqueries = dblocks.result()
+    return (
+        None if dx is None else dx.finish(),
+        None if dqueries is None else blocks_to_head_rows(dqueries, heads),
+        dweights,
+        dposition,
+    )

@@ -1,0 +1,289 @@
+"""Argument checks of the public ops: every message names the argument, what it must be and what it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# what autocast casts: it leaves float64 alone
+AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def shape(value: Tensor) -> str:
+    """``(2, 16, 128)``, readable for symbolic sizes too."""
+    return "(" + ", ".join(str(size) for size in value.shape) + ("," if value.dim() == 1 else "") + ")"
+
+
+def tensor(name: str, value: Any) -> None:
+    """A dense tensor of any dtype.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "a nested" if value.is_nested else f"a {value.layout}"
+        raise TypeError(f"`{name}` must be a dense (torch.strided) tensor, got {kind} tensor")
+
+
+def feature_map(name: str, value: Any) -> None:
+    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0.
+
+    Raises:
+        TypeError: no dense tensor, or not float16, bfloat16, float32 or float64.
+        ValueError: another rank, or an empty one.
+    """
+    tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.dim() not in (3, 4):
+        raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W), got {shape(value)}")
+    if any(size == 0 for size in value.shape):
+        raise ValueError(
+            f"`{name}` must not be empty (merge() takes the place of an empty shard), got {shape(value)}"
+        )
+
+
+def operand(name: str, value: Any, x: Tensor) -> None:
+    """A dense tensor of x's dtype on x's device.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device.
+    """
+    tensor(name, value)
+    if value.dtype != x.dtype:
+        raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}), got {value.dtype}")
+    same_device(name, value, x)
+
+
+def same_device(name: str, value: Tensor, x: Tensor) -> None:
+    """On x's device.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value.device != x.device:
+        raise ValueError(f"`{name}` must be on the device of `x` ({x.device}), got {value.device}")
+
+
+def head_count(heads: Any) -> None:
+    """A positive int.
+
+    Raises:
+        TypeError: not an int.
+        ValueError: below 1.
+    """
+    if not isinstance(heads, int) or isinstance(heads, bool):
+        raise TypeError(f"`heads` must be an int, got {type(heads).__name__}")
+    if heads < 1:
+        raise ValueError(f"`heads` must be at least 1, got {heads}")
+
+
+def divides(heads: int, size: int, what: str) -> None:
+    """``heads`` divides ``size``.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if size % heads != 0:
+        raise ValueError(f"`heads` must divide {what} = {size}, got {heads}")
+
+
+def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str) -> None:
+    """Rows of a given width, shared (R, width) or per sample (B, R, width), R a multiple of heads.
+
+    ``form`` is how a message writes the last two dimensions, as in ``"L, C"``.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    operand(name, value, x)
+    if (
+        value.dim() in (2, 3)
+        and value.shape[-1] == width
+        and value.shape[-2] > 0
+        and value.shape[-2] % heads == 0
+        and (value.dim() == 2 or value.shape[0] == x.shape[0])
+    ):
+        return
+    rows, columns = form.split(", ")
+    known = f"B = {x.shape[0]}, {columns} = {width}, {rows} not 0"
+    if heads > 1:
+        known += f", heads = {heads}"
+    raise ValueError(f"`{name}` must be ({form}) or (B, {form}) with {known}, got {shape(value)}")
+
+
+def token_values(values: Any, keys: Tensor, x: Tensor, heads: int) -> None:
+    """Values (L, D) or (B, L, D) for keys of heads * L rows, D a multiple of heads.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    operand("values", values, x)
+    tokens = keys.shape[-2] // heads
+    if (
+        values.dim() not in (2, 3)
+        or values.shape[-1] == 0
+        or values.shape[-2] != tokens
+        or (values.dim() == 3 and values.shape[0] != x.shape[0])
+    ):
+        raise ValueError(
+            f"`values` must be (L, D) or (B, L, D) with B = {x.shape[0]}, L = {tokens} (`keys` has "
+            f"{keys.shape[-2]} rows, `heads` is {heads}) and D not 0, got {shape(values)}"
+        )
+    divides(heads, values.shape[-1], "the channels of `values`, D")
+
+
+def shards(tokens: Any, lse: Any) -> None:
+    """The two arguments of ``merge``: tokens (S, B, L, C) and lse (S, B, heads * L).
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device or shape.
+    """
+    tensor("tokens", tokens)
+    tensor("lse", lse)
+    if tokens.dtype not in FLOATING:
+        raise TypeError(f"`tokens` must be float16, bfloat16, float32 or float64, got {tokens.dtype}")
+    expected = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    if lse.dtype != expected:
+        raise TypeError(f"`lse` must be {expected} for {tokens.dtype} tokens, got {lse.dtype}")
+    if lse.device != tokens.device:
+        raise ValueError(f"`lse` must be on the device of `tokens` ({tokens.device}), got {lse.device}")
+    if tokens.dim() != 4 or any(size == 0 for size in tokens.shape):
+        raise ValueError(f"`tokens` must be (S, B, L, C), none of them 0, got {shape(tokens)}")
+    count, channels = tokens.shape[2:]
+    if (
+        lse.dim() != 3
+        or lse.shape[:2] != tokens.shape[:2]
+        or lse.shape[2] == 0
+        or lse.shape[2] % count != 0
+        or channels % (lse.shape[2] // count) != 0
+    ):
+        raise ValueError(
+            f"`lse` must be (S, B, heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, L = {count} "
+            f"and heads a divisor of C = {channels}, got {shape(lse)}"
+        )
+
+
+def pixel_mask(mask: Any, x: Tensor) -> None:
+    """A bool tensor (B, N) or, for a (B, C, H, W) map, also (B, H, W).
+
+    Raises:
+        TypeError: no dense tensor, or not bool.
+        ValueError: another device or shape.
+    """
+    tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            "`mask` must be a bool tensor, True where the pixel takes part "
+            f"(soft or differentiable masks: `log_weights`), got {mask.dtype}"
+        )
+    same_device("mask", mask, x)
+    _per_pixel("mask", mask, x)
+
+
+def pixel_weights(log_weights: Any, x: Tensor) -> None:
+    """A tensor of x's dtype, (B, N) or, for a (B, C, H, W) map, also (B, H, W).
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    operand("log_weights", log_weights, x)
+    _per_pixel("log_weights", log_weights, x)
+
+
+def _per_pixel(name: str, value: Tensor, x: Tensor) -> None:
+    batch, pixels = x.shape[0], pixel_count(x)
+    if tuple(value.shape) == (batch, pixels):
+        return
+    if x.dim() == 4 and tuple(value.shape) == (batch, *x.shape[2:]):
+        return
+    form = f"(B, N) with B = {batch}, N = {pixels}"
+    if x.dim() == 4:
+        form = f"(B, N) or (B, H, W) with B = {batch}, H = {x.shape[2]}, W = {x.shape[3]}"
+    raise ValueError(f"`{name}` must be {form}, got {shape(value)}")
+
+
+def position_table(position: Any, x: Tensor, heads: int) -> None:
+    """A table (N, P) of x's dtype, with one head only.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape, or more than one head.
+    """
+    operand("position", position, x)
+    pixels = pixel_count(x)
+    if position.dim() != 2 or position.shape[0] != pixels or position.shape[1] == 0:
+        raise ValueError(
+            f"`position` must be (N, P) with N = {pixels} and P at least 1, got {shape(position)}"
+        )
+    if heads != 1:
+        raise ValueError(f"`heads` must be 1 where `position` is given, got {heads}")
+
+
+def token_bias(bias: Any, keys: Tensor, x: Tensor) -> None:
+    """A bias of x's dtype for each key row: (R,) or (B, R).
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    operand("bias", bias, x)
+    rows, batch = keys.shape[-2], x.shape[0]
+    if tuple(bias.shape) not in ((rows,), (batch, rows)):
+        raise ValueError(
+            f"`bias` must be (heads * L,) or (B, heads * L) with B = {batch}, heads * L = {rows}, "
+            f"got {shape(bias)}"
+        )
+
+
+def residual_map(residual: Any, x: Tensor, channels: int) -> None:
+    """``"input"`` (with as many value channels as x has), None, or a map like x with ``channels``.
+
+    Raises:
+        TypeError: something else, or a map of another dtype than x.
+        ValueError: another string, another device or shape.
+    """
+    if residual is None:
+        return
+    if isinstance(residual, str):
+        if residual != "input":
+            raise ValueError(f'`residual` must be "input", None or a map, got "{residual}"')
+        if channels != channel_count(x):
+            raise ValueError(
+                '`residual="input"` needs values with as many channels as `x`: '
+                f"`values` must have D = C = {channel_count(x)}, got D = {channels}"
+            )
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f'`residual` must be "input", None or a torch.Tensor, got {type(residual).__name__}')
+    operand("residual", residual, x)
+    expected = map_shape(x, channels)
+    if tuple(residual.shape) != expected:
+        form = "(B, N, D)" if x.dim() == 3 else "(B, D, H, W)"
+        sizes = "(" + ", ".join(str(size) for size in expected) + ")"
+        raise ValueError(f"`residual` must be {form} = {sizes}, got {shape(residual)}")
+
+
+def channel_count(x: Tensor) -> int:
+    """C of a map in either form."""
+    return x.shape[-1] if x.dim() == 3 else x.shape[1]
+
+
+def pixel_count(x: Tensor) -> int:
+    """N of a map in either form."""
+    return x.shape[1] if x.dim() == 3 else x.shape[2] * x.shape[3]
+
+
+def map_shape(x: Tensor, channels: int) -> tuple[int, ...]:
+    """The shape of a map like x with another number of channels."""
+    return (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])

@@ -1,0 +1,46 @@
+"""How a feature map lies in memory, and how one like it is made.
+
+A map is (B, N, C), or (B, C, H, W) in any memory format. Both are worked on as pixels (B, N, C).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vt_fast.checks import channel_count, map_shape
+
+
+def empty_map_like(x: Tensor, channels: int) -> Tensor:
+    """An uninitialised map with ``channels`` channels, strided as ``torch.empty_like(x)`` would be.
+
+    So a channels_last map gives a channels_last map, and a sliced or expanded one a dense map with
+    its dimensions in the same order.
+    """
+    if channels == channel_count(x):
+        return torch.empty_like(x)
+    # empty_like goes by sizes and strides alone: ask it about a map of the new size with the old
+    # strides. That one may overlap itself, so it exists on the meta device only.
+    model = torch.empty_strided(map_shape(x, channels), x.stride(), dtype=x.dtype, device="meta")
+    model = torch.empty_like(model)
+    return torch.empty_strided(model.shape, model.stride(), dtype=x.dtype, device=x.device)
+
+
+def as_pixels(feature_map: Tensor) -> Tensor:
+    """(B, N, C) of a map in either form: a view wherever H and W can be merged, else a copy."""
+    if feature_map.dim() == 3:
+        return feature_map
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def merges(feature_map: Tensor) -> bool:
+    """Whether :func:`as_pixels` is a view, so that what is written to it reaches the map."""
+    if feature_map.dim() == 3:
+        return True
+    height, width = feature_map.shape[2:]
+    return height == 1 or width == 1 or feature_map.stride(2) == width * feature_map.stride(3)
+
+
+def per_pixel(value: Tensor | None) -> Tensor | None:
+    """(B, N) of a mask or of weights given as (B, N) or (B, H, W)."""
+    return value if value is None or value.dim() == 2 else value.flatten(1)

@@ -1,0 +1,140 @@
+"""Registration of an op and of its backward with ``torch.library``, the same way for all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
+
+# Fake kernels derive the strides of a map from those of the input: a compiler must not change them.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+
+class DifferentiableOp:
+    """A forward op together with its backward op, callable with the forward's arguments.
+
+    In eager mode a call goes through a ``torch.autograd.Function``, which costs less than
+    ``torch.library.register_autograd``. Compilers, exporters and tracers get the raw op, which
+    carries the same formula, so that it stays one node in their graphs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        forward: Callable[..., Any],
+        forward_schema: str,
+        forward_fake: Callable[..., Any],
+        forward_flops: Callable[..., int],
+        backward: Callable[..., Any],
+        backward_schema: str,
+        backward_fake: Callable[..., Any],
+        backward_flops: Callable[..., int],
+        setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+        derivative: Callable[..., Any],
+    ) -> None:
+        self.raw = _define(name, forward_schema, forward, forward_fake, forward_flops)
+        self.raw_backward = _define(
+            f"{name}_backward", backward_schema, backward, backward_fake, backward_flops
+        )
+        torch.library.register_autograd(
+            f"vt_fast::{name}", derivative, setup_context=setup_context, lib=LIBRARY
+        )
+        torch.library.register_autograd(f"vt_fast::{name}_backward", _refusal(name), lib=LIBRARY)
+        self.function = type(
+            f"vt_fast_{name}",
+            (torch.autograd.Function,),
+            {
+                "forward": staticmethod(self.raw),
+                "setup_context": staticmethod(setup_context),
+                "backward": staticmethod(derivative),
+            },
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        """The forward op's results."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.raw(*args)
+        return self.function.apply(*args)
+
+
+def stat_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of lse and of unrounded tokens: float64 for float64, otherwise float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def nothing(like: Tensor) -> Tensor:
+    """0 elements: schemas here never return an optional tensor, which ``torch.jit.trace`` rejects."""
+    return like.new_empty(0)
+
+
+def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor]:
+    """What a backward op returns for small operands: like each of them, 0 elements in place of None."""
+    like = next(operand for operand in operands if operand is not None)
+    return [
+        nothing(like)
+        if part is None or operand is None
+        else part.to(operand.dtype).reshape(operand.shape).contiguous()
+        for part, operand in zip(parts, operands, strict=True)
+    ]
+
+
+def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> list[Tensor]:
+    """:func:`gradients` without data."""
+    like = next(operand for operand in operands if operand is not None)
+    return [
+        operand.new_empty(operand.shape) if needed and operand is not None else nothing(like)
+        for needed, operand in zip(needs, operands, strict=True)
+    ]
+
+
+def optional(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """A backward op's results, None again where nothing was needed."""
+    return [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
+
+
+def _define(
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+) -> torch._ops.OpOverload[..., Any]:
+    LIBRARY.define(name + schema, tags=_TAGS)
+    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vt_fast::{name}", fake, lib=LIBRARY)
+    packet = getattr(torch.ops.vt_fast, name)
+    # The counter passes the output too, which no formula needs.
+    register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None: flops(*args))
+    overload: torch._ops.OpOverload[..., Any] = packet.default
+    return overload
+
+
+def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits."""
+
+    @functools.wraps(implementation)
+    def run(*args: Any) -> Any:
+        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        if not torch.is_autocast_enabled(device):
+            return implementation(*args)
+        with torch.autocast(device, enabled=False):
+            return implementation(*args)
+
+    return run
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    def derivative(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            f"vt_fast.{name} can be differentiated only once: its backward has no derivative. For higher "
+            f"derivatives use vt_fast.reference.ops.{name}, the same function in plain PyTorch."
+        )
+
+    return derivative
