@@ -7,24 +7,31 @@ parameters.
 """
 
 from vt_fast.nn.base import Module, set_backend
+from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.module import VisualTransformer
+from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.stack import VisualTransformerStack
 from vt_fast.nn.tokenizers import FilterTokenizer, RecurrentTokenizer, Tokenizer
 from vt_fast.nn.transformer import GraphConv, TokenFeedForward, TokenRelation, TokenTransformer
+from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 __all__ = [
+    "ClusteringTokenizer",
     "ConvPositionCode",
+    "DynamicTokenizer",
     "FilterTokenizer",
     "GraphConv",
     "GroupedLinear",
     "LinearPositionCode",
     "Module",
+    "PoolingTokenizer",
     "PositionCode",
     "Projector",
     "RecurrentTokenizer",
+    "StaticTokenizer",
     "TokenFeedForward",
     "TokenRelation",
     "TokenTransformer",

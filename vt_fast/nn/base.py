@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vt_fast import backends
+
 REFERENCE = "reference"
 
 
@@ -19,6 +21,7 @@ class Module(nn.Module):
 
     Raises:
         TypeError: `backend` is neither a string nor None.
+        ValueError: no backend has that name. Whether it can run here is asked when it is to run.
     """
 
     def __init__(self, backend: str | None = None) -> None:
@@ -59,9 +62,14 @@ class Container(Module):
 
 
 def check_backend(backend: str | None) -> None:
-    """Raise TypeError unless `backend` is a string or None; the ops check the name, they know which exist."""
-    if backend is not None and not isinstance(backend, str):
-        raise TypeError(f"`backend` must be a string or None, got {type(backend).__name__}")
+    """Raise unless `backend` is None, "reference" or the name of a backend of the ops."""
+    if backend is None or backend == REFERENCE:
+        return
+    if not isinstance(backend, str):
+        raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
+    if backend not in backends.NAMES:
+        known = ", ".join(f'"{name}"' for name in (REFERENCE, *backends.NAMES))
+        raise ValueError(f'`backend` must be None or one of {known}, got "{backend}"')
 
 
 def set_backend(module: nn.Module, backend: str | None) -> None:

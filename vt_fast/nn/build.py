@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from vt_fast.nn.clustering import ClusteringTokenizer
+from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.tokenizers import FilterTokenizer, RecurrentTokenizer, Tokenizer
 from vt_fast.nn.transformer import GraphConv, TokenFeedForward, TokenRelation, TokenTransformer
+from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
 RELATIONS = ("attention", "graph", "none")
@@ -36,6 +39,14 @@ def make_tokenizer(
         return RecurrentTokenizer(
             *sizes, key_groups=groups, value_groups=groups, token_linear=token_linear, position=position
         )
+    if name == "static":
+        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position)
+    if name == "dynamic":
+        return DynamicTokenizer(*sizes, heads=heads, key_groups=groups or 1, value_groups=groups or 1)
+    if name == "clustering":
+        return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
+    if name == "pooling":
+        return PoolingTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
     raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)} or None, got {name!r}")
 
 

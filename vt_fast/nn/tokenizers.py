@@ -91,7 +91,7 @@ class Tokenizer(Module):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """The rows that pool the pixels, with every scale and projection folded in: (L, C) or (B, L, C)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no queries that only depend on tokens")
 
     def position_table(self, x: Tensor) -> Tensor | None:
         """The position code as a table (N, P) for maps of the size of `x`, or None without one.
@@ -133,7 +133,7 @@ class Tokenizer(Module):
             return self._reference(x, tokens)
         pooled = functional.tokenize(
             x,
-            self.queries(tokens),
+            self._bank(x, tokens),
             heads=self.heads,
             mask=mask,
             position=self.position_table(x),
@@ -151,8 +151,12 @@ class Tokenizer(Module):
         if self.backend == REFERENCE:
             weights = self._reference_attention(x, tokens)
         else:
-            weights = spatial_attention(to_rows(x), self.queries(tokens))
+            weights = spatial_attention(to_rows(x), self._bank(x, tokens))
         return maps_like(weights.transpose(1, 2), x)
+
+    def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The queries, for tokenizers whose queries may depend on the map too."""
+        return self.queries(tokens)
 
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The tokens as the paper writes them, with every projection on the pixels."""
