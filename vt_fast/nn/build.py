@@ -64,9 +64,11 @@ def make_transformer(
         return TokenTransformer(token_channels, heads=heads, groups=groups, norm=norm, version=version)
     if relation not in RELATIONS:
         raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
-    if heads != 1 or groups != 1 or norm or version != 2:
+    if heads != 1 or groups != 1 or version != 2:
         raise ValueError(
-            "`token_heads`, `token_groups`, `norm` and `version` must have their defaults with "
-            f"relation={relation!r}, which has one layer"
+            "`token_heads`, `token_groups` and `version` must have their defaults with "
+            f"relation={relation!r}, which has no attention"
         )
-    return GraphConv(num_tokens, token_channels) if relation == "graph" else TokenFeedForward(token_channels)
+    if relation == "graph":
+        return GraphConv(num_tokens, token_channels, norm=norm)
+    return TokenFeedForward(token_channels, norm=norm)

@@ -28,16 +28,31 @@ class TokenRelation(Module):
 
     Args:
         token_channels: CT.
+        norm: apply a LayerNorm to the incoming tokens, whose scale follows the map's. What the residual
+            branches are added to is then the normalised tokens. The paper's equations have none.
         backend: see :class:`vt_fast.nn.Module`; makes no difference here.
     """
 
-    def __init__(self, token_channels: int, backend: str | None = None) -> None:
+    def __init__(self, token_channels: int, *, norm: bool = False, backend: str | None = None) -> None:
         super().__init__(backend)
         check_positive(token_channels=token_channels)
         self.token_channels = token_channels
+        self.norm = nn.LayerNorm(token_channels) if norm else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
+        """Relate the tokens: (B, L, CT) -> (B, L, CT).
+
+        Raises:
+            ValueError: `tokens` has a wrong shape.
+        """
+        return self._relate(self._enter(tokens))
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        tokens = check_tokens(tokens, self.token_channels)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def _relate(self, tokens: Tensor) -> Tensor:
+        """The relation of tokens that are checked and normalised."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -61,11 +76,10 @@ class TokenTransformer(TokenRelation):
         hidden: width between F1 and F2 (version 2); by default CT.
         heads: attention heads, over blocks of `width` and of the values.
         scale: multiplies the logits; by default 1 / sqrt(width / heads), our choice.
-        norm: apply a LayerNorm to the incoming tokens; the residual stream is then the normalised one.
         version: 2 for eqs. 3 and 4; 1 for the first version, whose second half is one linear layer, T' +
             T' F.
         bias: whether the projections other than Q have one.
-        backend: see :class:`TokenRelation`.
+        norm, backend: see :class:`TokenRelation`.
 
     Raises:
         ValueError: groups or heads do not divide the widths, or the version is unknown.
@@ -91,7 +105,7 @@ class TokenTransformer(TokenRelation):
         bias: bool = True,
         backend: str | None = None,
     ) -> None:
-        super().__init__(token_channels, backend)
+        super().__init__(token_channels, norm=norm, backend=backend)
         if version not in (1, 2):
             raise ValueError(f"`version` must be 1 or 2, got {version!r}")
         if version == 1 and not (value and hidden is None):
@@ -102,7 +116,6 @@ class TokenTransformer(TokenRelation):
         check_divides("heads", heads, width=width, token_channels=token_channels)
         self.heads, self.version = heads, version
         self.scale = math.sqrt(heads / width) if scale is None else scale
-        self.norm = nn.LayerNorm(token_channels) if norm else None
         self.key = GroupedLinear(token_channels, width, groups, bias=bias)
         self.query = GroupedLinear(token_channels, width, groups, bias=False)
         self.value = (
@@ -115,9 +128,7 @@ class TokenTransformer(TokenRelation):
         else:
             self.linear = GroupedLinear(token_channels, token_channels, bias=bias, gain=0)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        tokens = self._enter(tokens)
+    def _relate(self, tokens: Tensor) -> Tensor:
         key, query = self.key.projection, self.query.projection
         if self.value is not None and self.version == 1:
             return transformer_v1(
@@ -150,10 +161,6 @@ class TokenTransformer(TokenRelation):
             scale=self.scale,
         )
 
-    def _enter(self, tokens: Tensor) -> Tensor:
-        tokens = check_tokens(tokens, self.token_channels)
-        return tokens if self.norm is None else self.norm(tokens)
-
     def extra_repr(self) -> str:
         """Width, heads and version, for printing."""
         heads = f", heads={self.heads}" if self.heads > 1 else ""
@@ -170,7 +177,7 @@ class GraphConv(TokenRelation):
         token_channels: CT.
         groups: groups of the feed-forward layer.
         bias: whether the feed-forward layer has one.
-        backend: see :class:`TokenRelation`.
+        norm, backend: see :class:`TokenRelation`.
 
     Attributes:
         adjacency: (L, L).
@@ -187,16 +194,16 @@ class GraphConv(TokenRelation):
         *,
         groups: int = 1,
         bias: bool = True,
+        norm: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(token_channels, backend)
+        super().__init__(token_channels, norm=norm, backend=backend)
         check_positive(num_tokens=num_tokens)
         self.num_tokens = num_tokens
         self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))
         self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
+    def _relate(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.token_channels, self.num_tokens)
         return graph_convolution(tokens, self.adjacency, self.linear.projection)
 
@@ -212,7 +219,7 @@ class TokenFeedForward(TokenRelation):
         token_channels: CT.
         groups: groups of F.
         bias: whether F has one.
-        backend: see :class:`TokenRelation`.
+        norm, backend: see :class:`TokenRelation`.
 
     Example:
         >>> TokenFeedForward(128)(torch.randn(2, 16, 128)).shape
@@ -220,12 +227,16 @@ class TokenFeedForward(TokenRelation):
     """
 
     def __init__(
-        self, token_channels: int, *, groups: int = 1, bias: bool = True, backend: str | None = None
+        self,
+        token_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        norm: bool = False,
+        backend: str | None = None,
     ) -> None:
-        super().__init__(token_channels, backend)
+        super().__init__(token_channels, norm=norm, backend=backend)
         self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        check_tokens(tokens, self.token_channels)
+    def _relate(self, tokens: Tensor) -> Tensor:
         return no_relation(tokens, self.linear.projection)
