@@ -8,7 +8,7 @@ from vt_fast.nn.base import Container, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
-from vt_fast.nn.tokenizers import Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 
 
 class VisualTransformer(Container):
