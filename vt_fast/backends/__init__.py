@@ -11,6 +11,8 @@ import functools
 import importlib
 from typing import Any
 
+import torch
+
 # In the order in which backend=None tries them.
 _MODULES = {"torch": "vt_fast.backends.eager"}
 
@@ -33,6 +35,8 @@ def report() -> list[tuple[str, str | None]]:
     return [(name, load(name).unavailable()) for name in NAMES]
 
 
+# To a compiler the choice is a constant of the call: it must not look into imports and probes.
+@torch.compiler.assume_constant_result
 def choose(backend: str | None) -> str:
     """The backend of a call: the one asked for, which never falls back, or the first that can run.
 

@@ -39,6 +39,7 @@ class DifferentiableOp:
         setup_context: Callable[[Any, tuple[Any, ...], Any], None],
         derivative: Callable[..., Any],
     ) -> None:
+        self.name = name
         self.raw = _define(name, forward_schema, forward, forward_fake, forward_flops)
         self.raw_backward = _define(
             f"{name}_backward", backward_schema, backward, backward_fake, backward_flops
@@ -47,21 +48,24 @@ class DifferentiableOp:
             f"vt_fast::{name}", derivative, setup_context=setup_context, lib=LIBRARY
         )
         torch.library.register_autograd(f"vt_fast::{name}_backward", _refusal(name), lib=LIBRARY)
-        self.function = type(
-            f"vt_fast_{name}",
-            (torch.autograd.Function,),
-            {
-                "forward": staticmethod(self.raw),
-                "setup_context": staticmethod(setup_context),
-                "backward": staticmethod(derivative),
-            },
+        self._function = _function(name, self.raw, setup_context, derivative)
+        self._backward_function = _function(
+            f"{name}_backward", self.raw_backward, _keep_nothing, _refusal(name)
         )
 
     def __call__(self, *args: Any) -> Any:
         """The forward op's results."""
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.raw(*args)
-        return self.function.apply(*args)
+        return self._function.apply(*args)
+
+    def call_backward(self, *args: Any) -> Any:
+        """The backward op's results, for use in the derivative."""
+        # Gradients are enabled here under create_graph=True and in torch.func. Then the results must
+        # remember that they have no derivative, in a way that torch.func understands.
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.raw_backward(*args)
+        return self._backward_function.apply(*args)
 
 
 def stat_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -116,6 +120,20 @@ def _define(
     return overload
 
 
+def _function(
+    name: str,
+    forward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> type[torch.autograd.Function]:
+    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
+    return type(
+        f"vt_fast_{name}",
+        (torch.autograd.Function,),
+        {key: staticmethod(method) for key, method in methods.items()},
+    )
+
+
 def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
     """Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits."""
 
@@ -128,6 +146,10 @@ def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
             return implementation(*args)
 
     return run
+
+
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
 
 
 def _refusal(name: str) -> Callable[..., Any]:

@@ -98,7 +98,7 @@ def _derivative(ctx: Any, grad_map: Tensor) -> tuple[Any, ...]:
     dresidual = grad_map if ctx.needs_input_grad[4] else None
     if not any(needs):
         return (None, None, None, None, dresidual, None, None, None)
-    grads = PROJECT.raw_backward(
+    grads = PROJECT.call_backward(
         grad_map, x, keys, values, bias, ctx.residual_input, ctx.heads, needs, ctx.backend
     )
     return (*optional(grads, needs), dresidual, None, None, None)

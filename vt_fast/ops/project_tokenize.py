@@ -212,7 +212,7 @@ def _derivative(
     if grad_tokens is None:
         grad_tokens = torch.zeros_like(tokens)
     needs = [*ctx.needs_input_grad[:6], *ctx.needs_input_grad[7:9]]
-    grads = PROJECT_TOKENIZE.raw_backward(
+    grads = PROJECT_TOKENIZE.call_backward(
         grad_map,
         grad_tokens,
         grad_lse,

@@ -157,7 +157,7 @@ def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor 
             return (None,) * 8
         grad_tokens = torch.zeros_like(tokens)
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 3, 4)]
-    grads = TOKENIZE.raw_backward(
+    grads = TOKENIZE.call_backward(
         grad_tokens,
         grad_lse,
         x,

@@ -1,0 +1,57 @@
+"""Comparing an implementation with the float64 truth, with tolerances that follow from the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_as_accurate"]
+
+
+def assert_as_accurate(actual: Tensor, exact: Tensor, plain: Tensor, name: str = "result") -> None:
+    """Raise unless ``actual`` is about as near to ``exact`` as plain PyTorch in the same dtype is.
+
+    Its largest error may be twice that of ``plain``, which computes the same in plain PyTorch, plus half a
+    unit in the last place of the largest exact value, the rounding that every implementation must do.
+    So no tolerance is chosen by hand. NaN and infinity must be where ``exact`` has them.
+
+    Args:
+        actual: what is tested, of any dtype.
+        exact: the same in float64.
+        plain: the same by plain PyTorch in actual's dtype.
+        name: how the message calls it.
+
+    Raises:
+        AssertionError: another shape, NaN or infinity elsewhere, or a larger error.
+
+    Example:
+        >>> import torch
+        >>> exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        >>> assert_as_accurate(exact.float(), exact, exact.float())
+        >>> assert_as_accurate(exact.float() + 0.1, exact, exact.float())
+        Traceback (most recent call last):
+        ...
+        AssertionError: result: largest error 0.1, allowed 1.19e-07 (plain PyTorch: 0)
+    """
+    if actual.shape != exact.shape:
+        raise AssertionError(f"{name}: shape {tuple(actual.shape)}, expected {tuple(exact.shape)}")
+    found = actual.detach().to(torch.float64)
+    truth, other = exact.detach(), plain.detach().to(torch.float64)
+    for kind, test in (("NaN", torch.isnan), ("infinity", torch.isinf)):
+        if not torch.equal(test(found), test(truth)):
+            raise AssertionError(
+                f"{name}: {kind} in {int(test(found).sum())} places, expected {int(test(truth).sum())}"
+            )
+    finite = torch.isfinite(truth)
+    if not torch.equal(found[~finite].nan_to_num(), truth[~finite].nan_to_num()):
+        raise AssertionError(f"{name}: infinity of the wrong sign")
+    if not finite.any():
+        return
+    truth, found, other = truth[finite], found[finite], other[finite]
+    error, reached = (found - truth).abs().max(), (other - truth).abs().max()
+    rounding = torch.finfo(actual.dtype).eps / 2 * truth.abs().max()
+    allowed = 2 * reached.nan_to_num() + rounding
+    if error > allowed:
+        raise AssertionError(
+            f"{name}: largest error {error:.3g}, allowed {allowed:.3g} (plain PyTorch: {reached:.3g})"
+        )
