@@ -17,9 +17,9 @@ _EDGE_WEIGHT = 0.7
 def pixel_features(pixels: Tensor) -> Tensor:
     """Describe each pixel by colour, texture and place: (3, H, W) in [0, 1] -> (1, 15, H, W).
 
-    Lab colour as it is and blurred twice, edge strength averaged over two neighbourhoods, row and column; each
-    standardised over the picture. Last a constant: the k-means compares directions, and without it a pixel of
-    average colour has none.
+    Lab colour as it is and blurred twice, edge strength averaged over two neighbourhoods, row and column;
+    each standardised over the picture. Last a constant: the k-means compares directions, and without it a
+    pixel of average colour has none.
     """
     lab = rgb_to_lab(pixels)[None]
     side = max(pixels.shape[1:])
@@ -45,7 +45,11 @@ def rgb_to_lab(pixels: Tensor) -> Tensor:
     """
     linear = torch.where(pixels <= 0.04045, pixels / 12.92, ((pixels + 0.055) / 1.055) ** 2.4)
     to_xyz = pixels.new_tensor(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
     )
     # Rows that sum to 1: white is (1, 1, 1).
     xyz = torch.einsum("ij,jhw->ihw", to_xyz / to_xyz.sum(1, keepdim=True), linear)
