@@ -7,7 +7,7 @@ has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -297,13 +297,13 @@ def _check_pixel_options(
         checks.position_table(position, x, heads)
 
 
-def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
     """x and the operands; under autocast in its dtype, but for float64, as PyTorch does it."""
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return (x, *operands)  # type: ignore[arg-type]
+        return (x, *operands)
     dtype = torch.get_autocast_dtype(device)
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         value.to(dtype) if isinstance(value, Tensor) and value.dtype in checks.AUTOCAST else value
         for value in (x, *operands)
     )
