@@ -8,14 +8,16 @@ parameters.
 
 from vt_fast.nn.base import Module, set_backend
 from vt_fast.nn.clustering import ClusteringTokenizer
+from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
 from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.module import VisualTransformer
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 from vt_fast.nn.projector import Projector
+from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
 from vt_fast.nn.stack import VisualTransformerStack
-from vt_fast.nn.tokenizers import FilterTokenizer, RecurrentTokenizer, Tokenizer
-from vt_fast.nn.transformer import GraphConv, TokenFeedForward, TokenRelation, TokenTransformer
+from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.transformer import TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 __all__ = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from vt_fast.nn.clustering import ClusteringTokenizer
+from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import PositionCode
-from vt_fast.nn.tokenizers import FilterTokenizer, RecurrentTokenizer, Tokenizer
-from vt_fast.nn.transformer import GraphConv, TokenFeedForward, TokenRelation, TokenTransformer
+from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
+from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.transformer import TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
@@ -46,7 +48,8 @@ def make_tokenizer(
     if name == "clustering":
         return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
     if name == "pooling":
-        return PoolingTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
+        # Its counts have no value 1x1.
+        return PoolingTokenizer(*sizes, token_linear=token_linear)
     raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)} or None, got {name!r}")
 
 
@@ -64,9 +67,11 @@ def make_transformer(
         return TokenTransformer(token_channels, heads=heads, groups=groups, norm=norm, version=version)
     if relation not in RELATIONS:
         raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
-    if heads != 1 or groups != 1 or norm or version != 2:
+    if heads != 1 or groups != 1 or version != 2:
         raise ValueError(
-            "`token_heads`, `token_groups`, `norm` and `version` must have their defaults with "
-            f"relation={relation!r}, which has one layer"
+            "`token_heads`, `token_groups` and `version` must have their defaults with "
+            f"relation={relation!r}, which has no attention"
         )
-    return GraphConv(num_tokens, token_channels) if relation == "graph" else TokenFeedForward(token_channels)
+    if relation == "graph":
+        return GraphConv(num_tokens, token_channels, norm=norm)
+    return TokenFeedForward(token_channels, norm=norm)

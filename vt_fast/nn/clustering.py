@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vt_fast.nn.base import check_positive, map_size, to_rows
-from vt_fast.nn.tokenizers import Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.clustering import DEFAULT_ITERATIONS, initial_centroids, kmeans
 from vt_fast.reference.tokenizers import spatial_attention
 

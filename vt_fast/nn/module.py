@@ -8,7 +8,7 @@ from vt_fast.nn.base import Container, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
-from vt_fast.nn.tokenizers import Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 
 
 class VisualTransformer(Container):
@@ -72,7 +72,7 @@ class VisualTransformer(Container):
         token_heads: int = 1,
         token_groups: int = 1,
         group_width: int | None = None,
-        norm: bool = False,
+        norm: bool = True,
         version: int = 2,
         position: PositionCode | None = None,
         backend: str | None = None,
@@ -94,7 +94,8 @@ class VisualTransformer(Container):
             group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
                 the tokenizer, and puts them and the projector's query in groups of this many channels (the
                 paper's counts: 64).
-            norm: LayerNorm on the tokens that enter the transformer.
+            norm: LayerNorm on the tokens that enter the transformer, so that it need not know the scale of
+                the map. Our default: the paper's equations have no norm, its counts cannot tell.
             version: of the token transformer, 2 or 1.
             position: a position code for the tokenizer.
             backend: see :class:`vt_fast.nn.Module`.

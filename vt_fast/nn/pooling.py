@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vt_fast.nn.base import REFERENCE, check_map, map_size
 from vt_fast.nn.linear import projection_of
-from vt_fast.nn.tokenizers import Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.position import resize_matrix
 from vt_fast.reference.tokenizers import pooling_tokenizer
 

@@ -21,7 +21,7 @@ from vt_fast.nn.base import (
     to_rows,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
-from vt_fast.nn.tokenizers import Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.linear import linear
 from vt_fast.reference.projector import pixel_attention, projector
 

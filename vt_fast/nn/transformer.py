@@ -1,48 +1,15 @@
-"""Tokens to tokens: the transformer of both versions of the paper, and the two relations it is held to."""
+"""The token transformer of both versions of the paper."""
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vt_fast.nn.base import Module, check_divides, check_positive, check_tokens
+from vt_fast.nn.base import check_divides
 from vt_fast.nn.linear import GroupedLinear, projection_of
-from vt_fast.reference.transformer import (
-    graph_convolution,
-    no_relation,
-    token_attention,
-    transformer,
-    transformer_v1,
-)
-
-# relu has no gradient at 0: a weight behind it that starts at 0 never moves, so these start small instead.
-_SMALL = 0.1
-
-
-class TokenRelation(Module):
-    """Base class of what happens between tokens: (B, L, CT) -> (B, L, CT).
-
-    There are few tokens and nothing to fold: every backend computes `vt_fast.reference`'s formula.
-
-    Args:
-        token_channels: CT.
-        backend: see :class:`vt_fast.nn.Module`; makes no difference here.
-    """
-
-    def __init__(self, token_channels: int, backend: str | None = None) -> None:
-        super().__init__(backend)
-        check_positive(token_channels=token_channels)
-        self.token_channels = token_channels
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        """Width, for printing."""
-        return f"{self.token_channels}"
+from vt_fast.nn.relations import TokenRelation
+from vt_fast.reference.transformer import token_attention, transformer, transformer_v1
 
 
 class TokenTransformer(TokenRelation):
@@ -61,11 +28,10 @@ class TokenTransformer(TokenRelation):
         hidden: width between F1 and F2 (version 2); by default CT.
         heads: attention heads, over blocks of `width` and of the values.
         scale: multiplies the logits; by default 1 / sqrt(width / heads), our choice.
-        norm: apply a LayerNorm to the incoming tokens; the residual stream is then the normalised one.
         version: 2 for eqs. 3 and 4; 1 for the first version, whose second half is one linear layer, T' +
             T' F.
         bias: whether the projections other than Q have one.
-        backend: see :class:`TokenRelation`.
+        norm, backend: see :class:`TokenRelation`.
 
     Raises:
         ValueError: groups or heads do not divide the widths, or the version is unknown.
@@ -91,7 +57,7 @@ class TokenTransformer(TokenRelation):
         bias: bool = True,
         backend: str | None = None,
     ) -> None:
-        super().__init__(token_channels, backend)
+        super().__init__(token_channels, norm=norm, backend=backend)
         if version not in (1, 2):
             raise ValueError(f"`version` must be 1 or 2, got {version!r}")
         if version == 1 and not (value and hidden is None):
@@ -102,7 +68,6 @@ class TokenTransformer(TokenRelation):
         check_divides("heads", heads, width=width, token_channels=token_channels)
         self.heads, self.version = heads, version
         self.scale = math.sqrt(heads / width) if scale is None else scale
-        self.norm = nn.LayerNorm(token_channels) if norm else None
         self.key = GroupedLinear(token_channels, width, groups, bias=bias)
         self.query = GroupedLinear(token_channels, width, groups, bias=False)
         self.value = (
@@ -115,9 +80,7 @@ class TokenTransformer(TokenRelation):
         else:
             self.linear = GroupedLinear(token_channels, token_channels, bias=bias, gain=0)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        tokens = self._enter(tokens)
+    def _relate(self, tokens: Tensor) -> Tensor:
         key, query = self.key.projection, self.query.projection
         if self.value is not None and self.version == 1:
             return transformer_v1(
@@ -150,82 +113,7 @@ class TokenTransformer(TokenRelation):
             scale=self.scale,
         )
 
-    def _enter(self, tokens: Tensor) -> Tensor:
-        tokens = check_tokens(tokens, self.token_channels)
-        return tokens if self.norm is None else self.norm(tokens)
-
     def extra_repr(self) -> str:
         """Width, heads and version, for printing."""
         heads = f", heads={self.heads}" if self.heads > 1 else ""
         return f"{self.token_channels}{heads}{', version=1' if self.version == 1 else ''}"
-
-
-class GraphConv(TokenRelation):
-    """The paper's GraphConv relation: a learned L x L mix of the tokens, then one feed-forward layer.
-
-    The mix starts at zero, so that the layer starts as :class:`TokenFeedForward`.
-
-    Args:
-        num_tokens: L.
-        token_channels: CT.
-        groups: groups of the feed-forward layer.
-        bias: whether the feed-forward layer has one.
-        backend: see :class:`TokenRelation`.
-
-    Attributes:
-        adjacency: (L, L).
-
-    Example:
-        >>> GraphConv(16, 128)(torch.randn(2, 16, 128)).shape
-        torch.Size([2, 16, 128])
-    """
-
-    def __init__(
-        self,
-        num_tokens: int,
-        token_channels: int,
-        *,
-        groups: int = 1,
-        bias: bool = True,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(token_channels, backend)
-        check_positive(num_tokens=num_tokens)
-        self.num_tokens = num_tokens
-        self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))
-        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        check_tokens(tokens, self.token_channels, self.num_tokens)
-        return graph_convolution(tokens, self.adjacency, self.linear.projection)
-
-    def extra_repr(self) -> str:
-        """Tokens and width, for printing."""
-        return f"{self.num_tokens}, {self.token_channels}"
-
-
-class TokenFeedForward(TokenRelation):
-    """The paper's relation "None": one feed-forward layer on each token alone, T + relu(T F).
-
-    Args:
-        token_channels: CT.
-        groups: groups of F.
-        bias: whether F has one.
-        backend: see :class:`TokenRelation`.
-
-    Example:
-        >>> TokenFeedForward(128)(torch.randn(2, 16, 128)).shape
-        torch.Size([2, 16, 128])
-    """
-
-    def __init__(
-        self, token_channels: int, *, groups: int = 1, bias: bool = True, backend: str | None = None
-    ) -> None:
-        super().__init__(token_channels, backend)
-        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Relate the tokens: (B, L, CT) -> (B, L, CT)."""
-        check_tokens(tokens, self.token_channels)
-        return no_relation(tokens, self.linear.projection)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vt_fast.nn.base import REFERENCE, check_divides, check_map, check_tokens, maps_like, to_rows
+from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.position import PositionCode
-from vt_fast.nn.tokenizers import FilterTokenizer, Tokenizer
+from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.v1 import dynamic_tokenizer
 
 
