@@ -7,10 +7,11 @@ has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
@@ -297,19 +298,22 @@ def _check_pixel_options(
         checks.position_table(position, x, heads)
 
 
-def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Tensor, ...]:
+def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
     """x and the operands; under autocast in its dtype, but for float64, as PyTorch does it."""
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return (x, *operands)  # type: ignore[arg-type]
+        return (x, *operands)
     dtype = torch.get_autocast_dtype(device)
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         value.to(dtype) if isinstance(value, Tensor) and value.dtype in checks.AUTOCAST else value
         for value in (x, *operands)
     )
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:
+    # A trace must not depend on whether gradients are enabled while it is made.
+    if is_tracing():
+        return True
     return torch.is_grad_enabled() and any(
         operand is not None and operand.requires_grad for operand in operands
     )

@@ -36,7 +36,7 @@ def report() -> list[tuple[str, str | None]]:
 
 
 # To a compiler the choice is a constant of the call: it must not look into imports and probes.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(backend: str | None) -> str:
     """The backend of a call: the one asked for, which never falls back, or the first that can run.
 

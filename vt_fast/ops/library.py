@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
@@ -55,7 +56,7 @@ class DifferentiableOp:
 
     def __call__(self, *args: Any) -> Any:
         """The forward op's results."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
             return self.raw(*args)
         return self._function.apply(*args)
 

@@ -6,10 +6,32 @@ import torch
 from torch import Tensor
 
 
+def _label(name: str) -> str:
+    return name if name.startswith("the ") else f"`{name}`"
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise unless ``tensor`` is a tensor of a floating-point dtype.
+
+    Raises:
+        TypeError: it is not a tensor, or its dtype is not a floating one.
+
+    Example:
+        >>> check_floating("tokens", torch.zeros(2, dtype=torch.int64))
+        Traceback (most recent call last):
+        TypeError: `tokens` must have a floating-point dtype, got torch.int64
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{_label(name)} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{_label(name)} must have a floating-point dtype, got {tensor.dtype}")
+
+
 def check_shape(name: str, tensor: Tensor, **sizes: int | None) -> None:
     """Raise unless ``tensor`` is a floating-point tensor with the named sizes.
 
-    The keywords name the dimensions in order; ``None`` leaves a size free.
+    The keywords name the dimensions in order; ``None`` leaves a size free. A name is an argument's, or "the
+    ..." for what was computed from the arguments.
 
     Raises:
         TypeError: it is not a tensor, or its dtype is not a floating one.
@@ -20,36 +42,33 @@ def check_shape(name: str, tensor: Tensor, **sizes: int | None) -> None:
         Traceback (most recent call last):
         ValueError: `tokens` must be (B, L, CT) with B = 2, CT = 256, got (2, 16, 128)
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"`{name}` must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"`{name}` must have a floating-point dtype, got {tensor.dtype}")
+    check_floating(name, tensor)
     fits = tensor.dim() == len(sizes) and all(
         size is None or size == actual for size, actual in zip(sizes.values(), tensor.shape, strict=True)
     )
     if not fits:
         known = ", ".join(f"{key} = {int(size)}" for key, size in sizes.items() if size is not None)
         form = f"({', '.join(sizes)})" + (f" with {known}" if known else "")
-        raise ValueError(f"`{name}` must be {form}, got {tuple(tensor.shape)}")
+        raise ValueError(f"{_label(name)} must be {form}, got {tuple(tensor.shape)}")
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise unless ``value`` is an int of at least 1.
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise unless ``value`` is an int and not below ``least``.
 
     Raises:
         TypeError: it is not an int (a bool is not one either).
-        ValueError: it is below 1.
+        ValueError: it is below ``least``.
 
     Example:
-        >>> check_positive("heads", 0)
+        >>> check_count("heads", 0)
         Traceback (most recent call last):
         ValueError: `heads` must be at least 1, got 0
     """
     # A size read from a tensor is a SymInt under torch.compile and a tensor under torch.jit.trace.
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Tensor)):
         raise TypeError(f"`{name}` must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}")
 
 
 def split_heads(name: str, tensor: Tensor, heads: int) -> Tensor:
@@ -63,7 +82,7 @@ def split_heads(name: str, tensor: Tensor, heads: int) -> Tensor:
         >>> split_heads("values", torch.arange(6.0).view(1, 1, 6), 3).tolist()
         [[[[0.0, 1.0]], [[2.0, 3.0]], [[4.0, 5.0]]]]
     """
-    check_positive("heads", heads)
+    check_count("heads", heads)
     if tensor.shape[-1] % heads:
         raise ValueError(
             f"the channels of {name} must be divisible by `heads`, got {int(tensor.shape[-1])} and {heads}"

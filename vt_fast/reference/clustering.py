@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_shape
 from vt_fast.reference.linear import Projection
 from vt_fast.reference.tokenizers import filter_tokenizer
 
@@ -39,7 +39,7 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
         [[[3.0], [5.0]]]
     """
     check_shape("feature_map", feature_map, B=None, C=None, H=None, W=None)
-    check_positive("num_tokens", num_tokens)
+    check_count("num_tokens", num_tokens)
     height = math.isqrt(num_tokens)
     width = -(-num_tokens // height)
     cells = F.adaptive_avg_pool2d(feature_map, (height, width))
@@ -47,8 +47,8 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    # A zero vector has no direction and stays zero. Clamping the norm to a small number instead would
-    # underflow to 0 / 0 in float16.
+    # A zero vector has no direction and stays zero; any other, however short, gets unit length: clamping the
+    # norm to some small number would not do that.
     norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm == 0, 1)
 
@@ -87,8 +87,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     """
     check_shape("x", x, B=None, N=None, C=None)
     check_shape("centroids", centroids, B=x.shape[0], L=None, C=x.shape[2])
-    if iterations != 0:
-        check_positive("iterations", iterations)
+    check_count("iterations", iterations, least=0)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.no_grad():
         pixels = _unit(x.to(dtype))
@@ -140,7 +139,7 @@ def clustering_tokenizer(
         >>> clustering_tokenizer(feature_map, 2, scale=50.0).tolist()
         [[[9.0, 0.0], [0.0, 9.0]]]
     """
-    centroids = initial_centroids(feature_map, num_tokens).detach()
+    centroids = initial_centroids(feature_map, num_tokens)
     x = feature_map.flatten(2).transpose(1, 2)
     filters = kmeans(x, centroids, iterations=iterations)
     return filter_tokenizer(x, filters, scale=scale, value=value, token=token)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_floating, check_shape
 
 
 class Projection(NamedTuple):
@@ -54,13 +54,12 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
         [3.0, 70.0]
     """
     weight, bias, groups = projection
-    check_positive("groups", groups)
+    check_floating("the input", x)
+    check_count("groups", groups)
     check_shape("weight", weight, out=None, **{"in / groups": None})
     out, width = weight.shape
     if out % groups:
         raise ValueError(f"the rows of `weight` must be divisible by `groups`, got {int(out)} and {groups}")
-    if not x.is_floating_point():
-        raise TypeError(f"the input must have a floating-point dtype, got {x.dtype}")
     if x.dim() < 1 or x.shape[-1] != width * groups:
         raise ValueError(f"the input must be (..., in) with in = {int(width * groups)}, got {tuple(x.shape)}")
     if bias is not None:

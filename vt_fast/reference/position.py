@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_shape
 
 
 def resize_matrix(
@@ -43,8 +43,8 @@ def resize_matrix(
         >>> resize_matrix(4, 2).tolist()
         [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
-    check_positive("source", source)
-    check_positive("target", target)
+    check_count("source", source)
+    check_count("target", target)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     centres = torch.arange(target, dtype=torch.float64, device=device) + 0.5
     coordinates = (centres * (source / target) - 0.5).clamp(min=0)
@@ -58,9 +58,9 @@ def resize_matrix(
 def _resized_attention(attention: Tensor, size: tuple[int, int], grid: int) -> Tensor:
     """Return the attention (B, N, L) as maps (B, L, S, S)."""
     height, width = size
-    check_positive("size[0]", height)
-    check_positive("size[1]", width)
-    check_positive("grid", grid)
+    check_count("size[0]", height)
+    check_count("size[1]", width)
+    check_count("grid", grid)
     check_shape("attention", attention, B=None, N=height * width, L=None)
     maps = attention.transpose(1, 2).reshape(attention.shape[0], attention.shape[2], height, width)
     return F.interpolate(maps, size=(grid, grid), mode="bilinear", align_corners=False)

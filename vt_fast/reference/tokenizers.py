@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_positive, check_shape
+from vt_fast.reference._checks import check_count, check_floating, check_shape
 from vt_fast.reference.linear import Projection, linear
 
 
@@ -34,6 +34,7 @@ def spatial_attention(x: Tensor, filters: Tensor, *, scale: float = 1.0) -> Tens
         [[[0.5], [0.5]]]
     """
     check_shape("x", x, B=None, N=None, C=None)
+    check_floating("filters", filters)
     if filters.dim() == 3:
         check_shape("filters", filters, B=x.shape[0], L=None, C=x.shape[2])
     else:
@@ -217,8 +218,8 @@ def pooling_tokenizer(
     """
     check_shape("feature_map", feature_map, B=None, C=None, H=None, W=None)
     height, width = grid
-    check_positive("grid[0]", height)
-    check_positive("grid[1]", width)
+    check_count("grid[0]", height)
+    check_count("grid[1]", width)
     if value is not None:
         feature_map = linear(feature_map.permute(0, 2, 3, 1), value).permute(0, 3, 1, 2)
     pooled = F.interpolate(feature_map, size=(height, width), mode="bilinear", align_corners=False)

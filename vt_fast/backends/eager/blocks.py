@@ -58,4 +58,5 @@ def softmax_over_tokens(logits: Tensor, heads: int) -> Tensor:
 def softmax_backward(attention: Tensor, grad: Tensor, heads: int) -> Tensor:
     """dS = P * (dP - sum of P * dP over each head's tokens), all (b, heads * L, n)."""
     inner = (attention * grad).unflatten(1, (heads, -1)).sum(2, keepdim=True)
-    return attention * (grad.unflatten(1, (heads, -1)) - inner).flatten(1, 2)
+    centred: Tensor = grad.unflatten(1, (heads, -1)) - inner
+    return attention * centred.flatten(1, 2)

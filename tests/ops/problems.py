@@ -1,0 +1,184 @@
+"""Problems for the ops: operands of any layout, dtype and option, and their results and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vt_fast import functional
+from vt_fast.reference import ops as reference
+
+OPS = ("tokenize", "project", "project_tokenize")
+
+# name -> a (B, N, C) or (B, C, H, W) map with that memory layout from random numbers
+LAYOUTS = {
+    "bnc": lambda b, c, h, w: torch.randn(b, h * w, c),
+    "bnc, pixels innermost": lambda b, c, h, w: torch.randn(b, c, h * w).transpose(1, 2),
+    "bnc, sliced": lambda b, c, h, w: torch.randn(b, 2 * h * w + 1, c + 3)[:, 1::2, 2:-1],
+    "bnc, expanded": lambda b, c, h, w: torch.randn(1, h * w, c).expand(b, -1, -1),
+    "nchw": lambda b, c, h, w: torch.randn(b, c, h, w),
+    "channels_last": lambda b, c, h, w: torch.randn(b, h, w, c).permute(0, 3, 1, 2),
+    "nchw, sliced": lambda b, c, h, w: torch.randn(b, c + 1, h + 2, 2 * w)[:, 1:, 1:-1, ::2],
+    "channels_last, sliced": lambda b, c, h, w: torch.randn(b, h + 2, w + 1, c + 2).permute(0, 3, 1, 2)[
+        :, 1:-1, 1:-1, 1:
+    ],
+    "nchw, transposed": lambda b, c, h, w: torch.randn(b, c, w, h).transpose(2, 3),
+    "nchw, expanded": lambda b, c, h, w: torch.randn(b, 1, h, w).expand(-1, c, -1, -1),
+}
+
+# options of each op that change what it computes; "shared" is about the operands' shapes
+OPTIONS = {
+    "tokenize": [
+        (),
+        ("shared",),
+        ("heads",),
+        ("heads", "shared", "log_weights"),
+        ("mask",),
+        ("position",),
+        ("mask", "log_weights", "position", "shared"),
+        ("mask", "heads"),
+    ],
+    "project": [
+        (),
+        ("shared",),
+        ("heads",),
+        ("bias", "heads"),
+        ("bias", "shared"),
+        ("shared bias",),
+        ("no residual",),
+        ("residual", "wide"),
+        ("residual", "wide", "heads", "bias", "shared"),
+    ],
+    "project_tokenize": [
+        (),
+        ("shared",),
+        ("heads", "bias"),
+        ("no map",),
+        ("no map", "mask", "residual", "wide"),
+        ("mask", "log_weights", "position", "residual", "wide", "shared"),
+        ("no residual", "log_weights", "shared bias"),
+    ],
+}
+
+
+@dataclass
+class Problem:
+    """Float64 operands of one call, its options, and the gradients that arrive at its results."""
+
+    op: str
+    operands: dict[str, torch.Tensor]
+    options: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def lse(self) -> str | None:
+        """The name of lse in a solution."""
+        if self.op == "project_tokenize":
+            return "result 2" if self.options["return_map"] else "result 1"
+        return "result 1" if self.op == "tokenize" else None
+
+    def call(self, operands: dict[str, torch.Tensor], plain: bool) -> list[torch.Tensor]:
+        """The op's results, by ``vt_fast.reference`` or by the public function."""
+        module = reference if plain else functional
+        function = getattr(module, self.op)
+        result = function(**operands, **self.options)
+        results = result if isinstance(result, tuple) else (result,)
+        return [tensor for tensor in results if tensor is not None]
+
+    def solve(self, dtype: torch.dtype = torch.float64, plain: bool = False) -> dict[str, torch.Tensor]:
+        """Results and gradients by name, computed in ``dtype`` from operands rounded to it."""
+        operands = {name: rounded(value, dtype) for name, value in self.operands.items()}
+        results = self.call(operands, plain)
+        generator = torch.Generator().manual_seed(1)
+        loss = torch.zeros((), dtype=torch.float64)
+        for result in results:
+            # random cotangents, exactly representable in any dtype, so that all dtypes solve one problem
+            cotangent = torch.randint(-4, 5, result.shape, generator=generator) / 4
+            loss = loss + (result.double() * cotangent).sum()
+        names = [name for name, value in operands.items() if value.requires_grad]
+        grads = torch.autograd.grad(loss, [operands[name] for name in names])
+        solution = {f"result {index}": result.detach() for index, result in enumerate(results)}
+        return solution | {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
+
+
+def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A leaf of the same strides in another dtype; bool stays bool."""
+    if value.dtype == torch.bool:
+        return value
+    leaf = torch.empty_strided(value.shape, value.stride(), dtype=dtype)
+    base = torch.as_strided(value, (_extent(value),), (1,))
+    torch.as_strided(leaf, (_extent(leaf),), (1,)).copy_(base)
+    return leaf.requires_grad_()
+
+
+def _extent(value: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+
+
+def make(
+    op: str,
+    options: tuple[str, ...] = (),
+    layout: str = "bnc",
+    *,
+    batch: int = 2,
+    channels: int = 12,
+    height: int = 5,
+    width: int = 7,
+    tokens: int = 5,
+    queries: int = 3,
+) -> Problem:
+    """A random problem; ``channels`` must be a multiple of 2 for the option "heads"."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return _make(op, options, layout, batch, channels, height, width, tokens, queries)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _make(
+    op: str,
+    options: tuple[str, ...],
+    layout: str,
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    tokens: int,
+    queries: int,
+) -> Problem:
+    # Values of a few bits, so that rounding the operands to 16 bits leaves the problem nearly as it is.
+    x = LAYOUTS[layout](batch, channels, height, width)
+    out = channels + 4 if "wide" in options else channels
+    heads = 2 if "heads" in options else 1
+    lead = () if "shared" in options else (batch,)
+    scale = channels**-0.5
+    operands = {"x": x}
+    settings: dict[str, object] = {}
+    if op == "tokenize":
+        operands["queries"] = torch.randn(*lead, heads * tokens, channels // heads) * scale
+    else:
+        operands["keys"] = torch.randn(*lead, heads * tokens, channels) * scale
+        operands["values"] = torch.randn(*lead, tokens, out)
+        if "bias" in options or "shared bias" in options:
+            bias_lead = (batch,) if "bias" in options else ()
+            operands["bias"] = torch.randn(*bias_lead, heads * tokens)
+            operands["bias"][..., 0] = -torch.inf
+        if "residual" in options:
+            operands["residual"] = LAYOUTS[layout](batch, out, height, width)
+        if "no residual" in options:
+            settings["residual"] = None
+    if op == "project_tokenize":
+        operands["queries"] = torch.randn(*lead, queries, out) * scale
+        settings["return_map"] = "no map" not in options
+    if heads > 1:
+        settings["heads"] = heads
+    if "mask" in options:
+        operands["mask"] = torch.rand(batch, height * width) < 0.7
+    if "log_weights" in options:
+        operands["log_weights"] = torch.randn(batch, height * width)
+    if "position" in options:
+        operands["position"] = torch.randn(height * width, 3)
+    if op == "tokenize":
+        settings["return_lse"] = True
+    return Problem(op, operands, settings)

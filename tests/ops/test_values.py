@@ -1,0 +1,137 @@
+"""Results and gradients of every op, layout, option and dtype against plain PyTorch in float64."""
+
+import itertools
+
+import pytest
+import torch
+from problems import LAYOUTS, OPS, OPTIONS, make
+
+from vt_fast.testing import assert_as_accurate
+
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+
+
+def check_float64(problem):
+    expected = problem.solve(plain=True)
+    for name, value in problem.solve().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_equals_autograd_through_the_reference(op, options):
+    check_float64(make(op, options, "nchw"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_layouts(op, layout):
+    check_float64(make(op, ("log_weights",) if op == "tokenize" else ("residual", "wide"), layout))
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_as_accurate_as_plain_pytorch(op, options, dtype, layout):
+    problem = make(op, options, layout)
+    # the truth for the operands as they are after rounding to dtype
+    problem.operands = {
+        name: value if value.dtype == torch.bool else value.to(dtype).double()
+        for name, value in problem.operands.items()
+    }
+    exact, plain = problem.solve(plain=True), problem.solve(dtype, plain=True)
+    lse = exact[problem.lse].abs().max().item() if problem.lse else 0.0
+    for name, value in problem.solve(dtype).items():
+        assert value.dtype == (torch.float32 if name == problem.lse else dtype), name
+        assert_as_accurate(value, exact[name], plain[name], f"{op} {options} {name}", lse)
+
+
+SIZES = list(itertools.product([1, 7, 8, 16, 17, 64], [(1, 1), (1, 7), (13, 11)]))
+
+
+@pytest.mark.parametrize(("tokens", "size"), SIZES)
+@pytest.mark.parametrize("op", OPS)
+def test_token_counts_and_map_sizes(op, tokens, size):
+    height, width = size
+    check_float64(
+        make(op, (), "nchw", channels=17, height=height, width=width, tokens=tokens, queries=tokens)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 31])
+@pytest.mark.parametrize("op", OPS)
+def test_channel_counts(op, channels):
+    check_float64(make(op, (), "channels_last", channels=channels))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("elements", [1, 100, 400, 10**6])
+def test_tiling_changes_nothing(op, elements, monkeypatch):
+    from vt_fast.backends.eager import tiles
+
+    monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", elements)
+    options = () if op == "project" else ("mask", "log_weights", "position", "shared")
+    problem = make(op, options, "nchw", batch=3)
+    if op != "project":
+        problem.operands["mask"][0, :20] = False  # whole tiles without a valid pixel
+        problem.operands["mask"][1] = False
+    check_float64(problem)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_gradcheck(op, options):
+    problem = make(op, options, "nchw", channels=4, height=2, width=3, tokens=2, queries=2)
+    if "bias" in problem.operands:
+        # Finite differences cannot step away from -inf; test_values compares those with autograd.
+        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+    names = [name for name, value in problem.operands.items() if value.is_floating_point()]
+    inputs = [problem.operands[name].detach().clone().requires_grad_() for name in names]
+
+    def function(*values):
+        return tuple(problem.call(problem.operands | dict(zip(names, values, strict=True)), plain=False))
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", OPS)
+def test_bitwise_repeatable(op, dtype):
+    problem = make(op, ("shared",), "nchw", batch=5, channels=32, height=14, width=14)
+    first = problem.solve(dtype)
+    for _ in range(3):
+        for name, value in problem.solve(dtype).items():
+            assert torch.equal(value, first[name]), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_only_needed_gradients_are_computed_and_are_the_same(op):
+    options = ("log_weights", "position") if op != "project" else ("bias", "residual", "wide")
+    problem = make(op, options, "nchw")
+    everything = problem.solve()
+    names = [name for name, value in problem.operands.items() if value.is_floating_point()]
+    for wanted in names:
+        operands = {name: value.detach().clone() for name, value in problem.operands.items()}
+        operands[wanted].requires_grad_()
+        generator = torch.Generator().manual_seed(1)
+        results = problem.call(operands, plain=False)
+        loss = sum(
+            (result * (torch.randint(-4, 5, result.shape, generator=generator) / 4)).sum()
+            for result in results
+        )
+        (grad,) = torch.autograd.grad(loss, operands[wanted])
+        assert torch.equal(grad, everything[f"d{wanted}"]), wanted
+
+
+@pytest.mark.parametrize("result", [0, 1, 2])
+def test_a_single_result_of_project_tokenize_can_be_differentiated(result):
+    problem = make("project_tokenize", ("residual", "wide"), "nchw")
+    leaves = [value.clone().requires_grad_() for value in problem.operands.values()]
+    operands = dict(zip(problem.operands, leaves, strict=True))
+    ours = torch.autograd.grad(
+        problem.call(operands, plain=False)[result].square().sum(), leaves, allow_unused=True
+    )
+    plain = torch.autograd.grad(
+        problem.call(operands, plain=True)[result].square().sum(), leaves, allow_unused=True
+    )
+    for name, a, b in zip(operands, ours, plain, strict=True):
+        # An operand that the result does not depend on has no gradient in plain autograd, and 0 here.
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=0, atol=1e-10, msg=name)
