@@ -1,0 +1,45 @@
+"""The demo: a small Visual Transformer learns digits, tokens are drawn, and the ops are measured."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# What `pip install "vt_fast[demo]"` brings, by the names under which it is imported.
+_EXTRA = ("matplotlib", "sklearn", "tqdm", "PIL")
+
+
+def run(pictures: Sequence[Path], output: Path, *, quick: bool = False) -> int:
+    """Run the whole demo and return the exit status: 0, or 2 for something the user has to put right.
+
+    Args:
+        pictures: files to draw clustering tokens on; none for scikit-learn's two sample photographs.
+        output: the folder for the sheets and the report; made if need be.
+        quick: a few seconds of everything, to see that it runs; its figures mean nothing.
+    """
+    for name in _EXTRA:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            return _refuse(f'the demo needs {name}: pip install "vt_fast[demo]" ({error})')
+    # Only now, since these import the packages of the extra.
+    from vt_fast.demo.pictures import PictureError, load_all
+    from vt_fast.demo.story import tell
+
+    try:
+        # Before the training: nobody wants to wait a minute for the news that a file is not there.
+        loaded = load_all(pictures)
+        output.mkdir(parents=True, exist_ok=True)
+    except PictureError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"cannot write to the folder {output}: {error.strerror or error}")
+    tell(loaded, output, quick=quick)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

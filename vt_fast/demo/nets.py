@@ -1,0 +1,101 @@
+"""Two small nets for the digits that differ in their last stage alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from vt_fast.nn import LinearPositionCode, VisualTransformerStack, set_backend
+
+_CHANNELS = 64
+_SIDE = 8
+CLASSES = 10
+
+
+class TokenNet(nn.Module):
+    """Convolutional stem, two Visual Transformers (filter, then recurrent), mean of the tokens."""
+
+    def __init__(self, num_tokens: int = 8, token_channels: int = 128) -> None:
+        super().__init__()
+        self.stem = _stem()
+        self.stage = VisualTransformerStack.build(
+            2,
+            _CHANNELS,
+            num_tokens=num_tokens,
+            token_channels=token_channels,
+            last_projector=False,
+            position=LinearPositionCode(_SIDE, 16),
+        )
+        self.head = nn.Linear(token_channels, CLASSES)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 1, 8, 8) -> (B, 10) scores."""
+        _, tokens = self.stage(self.stem(pictures))
+        scores: Tensor = self.head(tokens.mean(1))
+        return scores
+
+    @torch.no_grad()
+    def attention_maps(self, pictures: Tensor) -> list[Tensor]:
+        """What the tokens look at, for each of the two tokenizers: (B, L, 8, 8), each map of sum 1."""
+        return self.stage.attention_maps(self.stem(pictures))
+
+
+class ConvolutionNet(nn.Module):
+    """The same stem, a residual block of two 3x3 convolutions as in a ResNet, mean of the pixels."""
+
+    def __init__(self, channels: int = 96) -> None:
+        super().__init__()
+        self.stem = _stem()
+        self.stage = _Residual(_CHANNELS, channels)
+        self.head = nn.Linear(channels, CLASSES)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, 1, 8, 8) -> (B, 10) scores."""
+        scores: Tensor = self.head(self.stage(self.stem(pictures)).mean((2, 3)))
+        return scores
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(out_channels)
+        self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Conv2d(channels, out_channels, 1, stride=2, bias=False)
+        # Residual branches start at zero, as those of vt_fast.nn do.
+        nn.init.zeros_(self.second_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.shortcut(x) + self.second_norm(self.second(branch)))
+
+
+def _stem() -> nn.Sequential:
+    half = _CHANNELS // 2
+    return nn.Sequential(
+        *(nn.Conv2d(1, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU()),
+        *(nn.Conv2d(half, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS), nn.ReLU()),
+    )
+
+
+def macs(net: nn.Module, *, backend: str | None = None) -> int:
+    """Multiply-accumulates of one picture's forward pass, counted by PyTorch's own counter.
+
+    With ``backend="reference"`` those of the paper as written, where projections run on the pixels.
+    """
+    counted = copy.deepcopy(net).eval()
+    set_backend(counted, backend)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        counted(torch.zeros(1, 1, _SIDE, _SIDE))
+    return int(counter.get_total_flops()) // 2
+
+
+def parameters(net: nn.Module) -> int:
+    """Number of trained numbers."""
+    return sum(parameter.numel() for parameter in net.parameters())

@@ -1,0 +1,104 @@
+"""Pictures in: scikit-learn's two photographs, or whatever file a user has."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+# Nothing is gained by clustering more pixels than a sheet shows.
+_LONGEST_SIDE = 640
+
+
+class Picture(NamedTuple):
+    """A picture ready for use: its name and its pixels, (3, H, W) in [0, 1]."""
+
+    name: str
+    pixels: Tensor
+
+
+class PictureError(Exception):
+    """A file that is missing or no picture; the message is one line and names the file."""
+
+
+def load(path: Path) -> Picture:
+    """Read one picture of any size and colour mode, upright and at most 640 pixels long.
+
+    Transparent parts are laid over white, and of an animation the first frame is taken.
+
+    Raises:
+        PictureError: the file is missing, unreadable or no picture.
+    """
+    if not path.exists():
+        raise PictureError(f"there is no file {path}")
+    if path.is_dir():
+        raise PictureError(f"{path} is a folder, not a picture")
+    try:
+        with warnings.catch_warnings():
+            # A huge picture is scaled down at once; Pillow still refuses one that is a bomb.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return Picture(path.stem, _to_tensor(_upright(image)))
+    except UnidentifiedImageError:
+        raise PictureError(f"{path} is no picture of a kind that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"{path} has too many pixels to be a picture that anyone meant") from None
+    # A damaged file fails wherever its decoder happens to be, with whatever that raises.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PictureError(f"{path} cannot be read as a picture: {reason}") from None
+
+
+def load_all(paths: Sequence[Path]) -> list[Picture]:
+    """Read all the pictures, or the two sample photographs where there are none.
+
+    Raises:
+        PictureError: for the first file that is missing or no picture.
+    """
+    return [load(path) for path in paths] if paths else samples()
+
+
+def samples() -> list[Picture]:
+    """The two photographs that come with scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    return [
+        Picture(name, _to_tensor(Image.fromarray(load_sample_image(f"{name}.jpg"))))
+        for name in ("china", "flower")
+    ]
+
+
+def scaled(picture: Picture, longest: int) -> Picture:
+    """The picture with its longer side at most `longest`."""
+    height, width = picture.pixels.shape[1:]
+    if max(height, width) <= longest:
+        return picture
+    array = (picture.pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return Picture(picture.name, _to_tensor(Image.fromarray(array), longest))
+
+
+def _upright(image: Any) -> Any:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        # 16- and 32-bit grey: Pillow's own conversion would clip at 255.
+        values = np.asarray(image, dtype=np.float64)
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        grey = np.nan_to_num((values - low) / ((high - low) or 1.0) * 255)
+        image = Image.fromarray(grey.round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_tensor(image: Any, longest: int = _LONGEST_SIDE) -> Tensor:
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    array = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()

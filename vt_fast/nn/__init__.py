@@ -1,0 +1,44 @@
+"""Drop-in modules: tokenizers, token transformer, projector, the Visual Transformer and its stack.
+
+They take feature maps (B, C, H, W) in either memory format, or pixels (B, N, C), and fold every linear
+map of the paper from the pixels to the tokens, so that the map itself is only ever read by the ops of
+:mod:`vt_fast.functional`. ``backend="reference"`` runs the paper as it is written, with the same
+parameters.
+"""
+
+from vt_fast.nn.base import Module, set_backend
+from vt_fast.nn.clustering import ClusteringTokenizer
+from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
+from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.module import VisualTransformer
+from vt_fast.nn.pooling import PoolingTokenizer
+from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
+from vt_fast.nn.projector import Projector
+from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
+from vt_fast.nn.stack import VisualTransformerStack
+from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.transformer import TokenTransformer
+from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
+
+__all__ = [
+    "ClusteringTokenizer",
+    "ConvPositionCode",
+    "DynamicTokenizer",
+    "FilterTokenizer",
+    "GraphConv",
+    "GroupedLinear",
+    "LinearPositionCode",
+    "Module",
+    "PoolingTokenizer",
+    "PositionCode",
+    "Projector",
+    "RecurrentTokenizer",
+    "StaticTokenizer",
+    "TokenFeedForward",
+    "TokenRelation",
+    "TokenTransformer",
+    "Tokenizer",
+    "VisualTransformer",
+    "VisualTransformerStack",
+    "set_backend",
+]

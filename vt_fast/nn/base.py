@@ -1,0 +1,156 @@
+"""What all modules share: the choice of backend, and the two forms a feature map may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vt_fast import backends, checks
+
+REFERENCE = "reference"
+
+
+class Module(nn.Module):
+    """Base class of the package's modules: an `nn.Module` with a choice of backend.
+
+    Args:
+        backend: None lets `vt_fast.functional` choose; a name it knows ("torch", ...) is passed to it;
+            "reference" runs the paper as it is written, through `vt_fast.reference`, with the same
+            parameters. The choice is no part of the state dict. Setting the attribute of a module that
+            contains others sets it on all of them.
+
+    Raises:
+        TypeError: `backend` is neither a string nor None.
+        ValueError: no backend has that name. Whether it can run here is asked when it is to run.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        super().__init__()
+        self.backend = backend
+
+    @property
+    def backend(self) -> str | None:
+        """The chosen backend; "mixed" where the members of a container differ."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: str | None) -> None:
+        check_backend(backend)
+        self._backend = backend
+
+
+class Container(Module):
+    """A module made of other modules of this package: its backend is theirs."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    @property
+    def backend(self) -> str | None:
+        """The backend of all members, or "mixed" where they differ."""
+        found = {leaf.backend for leaf in _leaves(self)}
+        return found.pop() if len(found) == 1 else "mixed" if found else None
+
+    @backend.setter
+    def backend(self, backend: str | None) -> None:
+        check_backend(backend)
+        for member in self.children():
+            set_backend(member, backend)
+
+
+def check_backend(backend: str | None) -> None:
+    """Raise unless `backend` is None, "reference" or the name of a backend of the ops."""
+    if backend is None or backend == REFERENCE:
+        return
+    if not isinstance(backend, str):
+        raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
+    if backend not in backends.NAMES:
+        known = ", ".join(f'"{name}"' for name in (REFERENCE, *backends.NAMES))
+        raise ValueError(f'`backend` must be None or one of {known}, got "{backend}"')
+
+
+def set_backend(module: nn.Module, backend: str | None) -> None:
+    """Set the backend of every `vt_fast` module inside `module`, itself included.
+
+    Args:
+        module: any module, for example a whole network.
+        backend: see :class:`Module`.
+
+    Example:
+        >>> import torch, vt_fast
+        >>> net = torch.nn.Sequential(vt_fast.nn.FilterTokenizer(8, 4))
+        >>> set_backend(net, "reference")
+        >>> net[0].backend
+        'reference'
+    """
+    check_backend(backend)
+    for leaf in _leaves(module):
+        leaf.backend = backend
+
+
+def _leaves(module: nn.Module) -> Iterator[Module]:
+    return (part for part in module.modules() if isinstance(part, Module) and not isinstance(part, Container))
+
+
+def check_map(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless `x` is (B, N, C) or (B, C, H, W) of `channels` channels."""
+    checks.tensor("x", x)
+    if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != channels:
+        raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {tuple(x.shape)}")
+
+
+def map_size(x: Tensor) -> tuple[int, int]:
+    """(H, W) of a map; ValueError where it is (B, N, C), which does not say."""
+    if x.dim() != 4:
+        raise ValueError(f"`x` must be (B, C, H, W) where a position or a grid matters, got {tuple(x.shape)}")
+    return x.shape[2], x.shape[3]
+
+
+def check_tokens(tokens: Tensor | None, channels: int, count: int | None = None) -> Tensor:
+    """Return `tokens` if they are (B, L, CT) with CT = `channels` (and L = `count`), or raise ValueError."""
+    known = f"CT = {channels}" if count is None else f"L = {count}, CT = {channels}"
+    if tokens is None:
+        raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got None")
+    checks.tensor("tokens", tokens)
+    if tokens.dim() != 3 or tokens.shape[2] != channels or (count is not None and tokens.shape[1] != count):
+        raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {tuple(tokens.shape)}")
+    return tokens
+
+
+def check_divides(divisor_name: str, divisor: int, **widths: int) -> None:
+    """Raise ValueError unless `divisor` is positive and divides each of `widths`, named by its keyword."""
+    for name, width in widths.items():
+        if divisor < 1 or width % divisor:
+            raise ValueError(f"`{divisor_name}` must divide {name} = {width}, got {divisor}")
+
+
+def check_positive(**values: int) -> None:
+    """Raise ValueError unless every value, named by its keyword, is at least 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}")
+
+
+def to_rows(x: Tensor) -> Tensor:
+    """The pixels of a map as rows: (B, C, H, W) -> (B, N, C), a view; (B, N, C) as it is."""
+    return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
+
+
+def like_map(rows: Tensor, x: Tensor) -> Tensor:
+    """The rows (B, N, D) in the form of `x`: (B, D, H, W) where that is 4-D, and in its memory format."""
+    if x.dim() == 3:
+        return rows
+    return torch.unflatten(rows.transpose(1, 2), 2, x.shape[2:]).contiguous(memory_format=memory_format(x))
+
+
+def maps_like(weights: Tensor, x: Tensor) -> Tensor:
+    """Attention with pixels last, (..., N), as pictures (..., H, W) where `x` is a 4-D map."""
+    return torch.unflatten(weights, -1, x.shape[2:]) if x.dim() == 4 else weights
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format in which a result should be laid out to match the 4-D map `x`."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

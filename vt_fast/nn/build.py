@@ -1,0 +1,77 @@
+"""Names and numbers to modules, for the `build` constructors."""
+
+from __future__ import annotations
+
+from vt_fast.nn.clustering import ClusteringTokenizer
+from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
+from vt_fast.nn.pooling import PoolingTokenizer
+from vt_fast.nn.position import PositionCode
+from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
+from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.transformer import TokenTransformer
+from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
+
+TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
+RELATIONS = ("attention", "graph", "none")
+
+
+def make_tokenizer(
+    name: str | None,
+    channels: int,
+    num_tokens: int,
+    token_channels: int,
+    heads: int,
+    group_width: int | None,
+    position: PositionCode | None,
+) -> Tokenizer | None:
+    """The tokenizer called `name`, see `VisualTransformer.build`."""
+    groups = None if group_width is None else max(channels // group_width, 1)
+    if position is not None and name not in ("filter", "recurrent", "static"):
+        raise ValueError(
+            f"`position` must be None with the tokenizer {name!r}, which has no place for a code"
+        )
+    if name is None:
+        return None
+    sizes = (channels, num_tokens, token_channels)
+    # The paper's counts have a token 1x1 wherever there is a value 1x1.
+    token_linear = True if groups is not None else None
+    if name == "filter":
+        return FilterTokenizer(*sizes, value_groups=groups, token_linear=token_linear, position=position)
+    if name == "recurrent":
+        return RecurrentTokenizer(
+            *sizes, key_groups=groups, value_groups=groups, token_linear=token_linear, position=position
+        )
+    if name == "static":
+        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position)
+    if name == "dynamic":
+        return DynamicTokenizer(*sizes, heads=heads, key_groups=groups or 1, value_groups=groups or 1)
+    if name == "clustering":
+        return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
+    if name == "pooling":
+        # Its counts have no value 1x1.
+        return PoolingTokenizer(*sizes, token_linear=token_linear)
+    raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)} or None, got {name!r}")
+
+
+def make_transformer(
+    relation: str,
+    num_tokens: int,
+    token_channels: int,
+    heads: int,
+    groups: int,
+    norm: bool,
+    version: int,
+) -> TokenRelation:
+    """The relation between tokens called `relation`, see `VisualTransformer.build`."""
+    if relation == "attention":
+        return TokenTransformer(token_channels, heads=heads, groups=groups, norm=norm, version=version)
+    if relation not in RELATIONS:
+        raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
+    if heads != 1 or groups != 1 or version != 2:
+        raise ValueError(
+            "`token_heads`, `token_groups` and `version` must have their defaults with "
+            f"relation={relation!r}, which has no attention"
+        )
+    if relation == "graph":
+        return GraphConv(num_tokens, token_channels, norm=norm)
+    return TokenFeedForward(token_channels, norm=norm)

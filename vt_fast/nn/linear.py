@@ -1,0 +1,126 @@
+"""Grouped 1x1 convolution, and its transpose: what carries a projection from N pixels to L tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vt_fast.nn.base import check_divides, check_positive
+from vt_fast.nn.init import lecun_normal_
+from vt_fast.reference.linear import Projection, linear
+
+
+class GroupedLinear(nn.Module):
+    """A 1x1 convolution over the last dimension, in groups: (..., in) -> (..., out).
+
+    Args:
+        in_features: input width.
+        out_features: output width.
+        groups: output block g reads input block g alone; must divide both widths.
+        bias: whether to add one; it starts at zero.
+        gain: deviation of the outputs at initialisation for unit-variance inputs; 0 starts from zero weights.
+
+    Attributes:
+        weight: (out, in / groups), as a 1x1 convolution stores it without the trailing ones.
+        bias: (out,) or None.
+
+    Raises:
+        ValueError: `groups` does not divide both widths.
+
+    Example:
+        >>> GroupedLinear(64, 128, groups=4)(torch.zeros(2, 16, 64)).shape
+        torch.Size([2, 16, 128])
+    """
+
+    bias: Tensor | None
+
+    def __init__(
+        self, in_features: int, out_features: int, groups: int = 1, *, bias: bool = True, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        check_positive(in_features=in_features, out_features=out_features, groups=groups)
+        check_divides("groups", groups, in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features, self.groups, self.gain = in_features, out_features, groups, gain
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight with deviation gain / sqrt(in / groups); zero the bias."""
+        lecun_normal_(self.weight, self.in_features // self.groups, self.gain)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def projection(self) -> Projection:
+        """The parameters as `vt_fast.reference` takes them."""
+        return Projection(self.weight, self.bias, self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return linear(x, self.projection)
+
+    def fold(self, rows: Tensor, heads: int = 1, blocks: int = 1) -> Tensor:
+        """Apply the transpose of the weight to query or key rows, so that it need not be applied to pixels.
+
+        The inner product of a projected pixel W x with a row r is the inner product of x with W^T r. With
+        heads, head i sees channel block i of W x, so its row is W^T r_i where r_i is r outside of block i
+        set to zero; no such masked row and no block-diagonal matrix is formed. The bias is not used.
+
+        Args:
+            rows: (B, L, out) or (L, out).
+            heads: channel blocks of the projection's output; must divide `out_features`.
+            blocks: also split the input channels into this many blocks, for an op that gives each of its own
+                heads one block. Must divide `heads` and `groups`, so that block b of the input feeds
+                block b of the output alone.
+
+        Returns:
+            (..., blocks, heads / blocks, L, in / blocks): entry (b, j) is the row of head b heads /
+            blocks + j, restricted to channel block b, outside of which it is zero.
+
+        Raises:
+            ValueError: a count does not divide what it must.
+
+        Example:
+            >>> layer = GroupedLinear(8, 6, groups=2)
+            >>> x, rows = torch.randn(5, 8), torch.randn(3, 6)
+            >>> logits = layer(x) @ rows.T
+            >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
+            True
+        """
+        check_divides("heads", heads, out_features=self.out_features)
+        check_divides("blocks", blocks, heads=heads, groups=self.groups)
+        inside, groups = heads // blocks, self.groups // blocks
+        # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
+        pieces = math.lcm(inside, groups)
+        weight = self.weight.reshape(blocks, pieces, -1, self.weight.shape[1])
+        folded = torch.einsum(
+            "...lbpo,bpoc->...bplc", torch.unflatten(rows, -1, (blocks, pieces, weight.shape[2])), weight
+        )
+        if groups > 1:
+            # A piece fills only the channels of its group.
+            place = torch.eye(groups, dtype=rows.dtype, device=rows.device)
+            place = place.repeat_interleave(pieces // groups, dim=0)
+            folded = (folded.unsqueeze(-2) * place[:, None, :, None]).flatten(-2)
+        if pieces > inside:
+            folded = torch.unflatten(folded, -3, (inside, pieces // inside)).sum(-3)
+        return folded
+
+    def extra_repr(self) -> str:
+        """Widths, groups and bias, for printing."""
+        groups = f", groups={self.groups}" if self.groups > 1 else ""
+        return f"{self.in_features}, {self.out_features}{groups}, bias={self.bias is not None}"
+
+
+def projection_of(layer: GroupedLinear | None) -> Projection | None:
+    """The parameters of an optional layer as `vt_fast.reference` takes them."""
+    return None if layer is None else layer.projection
+
+
+def spread(rows: Tensor, heads: int) -> Tensor:
+    """Rows (..., L, C) -> (..., heads, L, C): row of head i keeps channel block i, the rest is zero."""
+    eye = torch.eye(heads, dtype=rows.dtype, device=rows.device)
+    parts = torch.unflatten(rows, -1, (heads, -1)).unsqueeze(-4)
+    return (parts * eye[:, None, :, None]).flatten(-2)

@@ -1,0 +1,241 @@
+"""Tokens to pixels: the projector of both versions of the paper."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vt_fast import functional
+from vt_fast.nn.base import (
+    REFERENCE,
+    Module,
+    check_divides,
+    check_map,
+    check_positive,
+    check_tokens,
+    like_map,
+    maps_like,
+    to_rows,
+)
+from vt_fast.nn.linear import GroupedLinear, projection_of, spread
+from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.reference.linear import linear
+from vt_fast.reference.projector import pixel_attention, projector
+
+
+class Projector(Module):
+    """Eq. 5: X_out = X + softmax_L((X W_Q)(T W_K)^T) T W_V, each pixel asking the tokens for what it lacks.
+
+    W_Q is folded into the keys, so that no pixel is projected. The keys have no bias: it would add the
+    same to all tokens of a pixel, which the softmax cancels. At initialisation W_V is zero: the map is
+    returned as it came, or through the shortcut.
+
+    The first version is ``heads=16, query_groups=16``.
+
+    Args:
+        channels: C of the feature map.
+        token_channels: CT, by default `channels`.
+        out_channels: D of the map returned, by default `channels`; another D adds the shortcut, a 1x1
+            convolution C -> D without bias on the pixels, the one product with N x C that cannot be folded.
+        width: channels of queries and keys; by default D, or what the side without a projection has.
+        heads: head h takes channel block h of `width` and writes channel block h of D.
+        query_groups: groups of W_Q; None for no W_Q, where the pixels themselves are the queries.
+        key: False for no W_K, where the tokens themselves are the keys.
+        value: False for no W_V, as eq. 5 is printed: the tokens themselves are added, at initialisation too.
+        scale: multiplies the logits; by default sqrt(heads / width), as in the first version.
+        bias: whether the query and value projections have one.
+        backend: see :class:`vt_fast.nn.Module`.
+
+    Raises:
+        ValueError: widths that do not fit without a projection, or groups or heads that do not divide them.
+
+    Example:
+        >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 128)
+        >>> Projector(64, 128, out_channels=96, heads=4)(x, tokens).shape
+        torch.Size([2, 96, 14, 14])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        token_channels: int | None = None,
+        out_channels: int | None = None,
+        *,
+        width: int | None = None,
+        heads: int = 1,
+        query_groups: int | None = 1,
+        key: bool = True,
+        value: bool = True,
+        scale: float | None = None,
+        bias: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(backend)
+        token_channels = channels if token_channels is None else token_channels
+        out_channels = channels if out_channels is None else out_channels
+        if width is None:
+            width = channels if query_groups is None else out_channels if key else token_channels
+        check_positive(
+            channels=channels, token_channels=token_channels, out_channels=out_channels, width=width
+        )
+        check_divides("heads", heads, width=width, out_channels=out_channels)
+        if query_groups is None and width != channels:
+            raise ValueError(f"`width` must be channels = {channels} without a query projection, got {width}")
+        if not key and width != token_channels:
+            raise ValueError(f"`width` must be token_channels = {token_channels} without keys, got {width}")
+        if not value and out_channels != token_channels:
+            raise ValueError(
+                f"`out_channels` must be token_channels = {token_channels} without values, got {out_channels}"
+            )
+        self.channels, self.token_channels, self.out_channels = channels, token_channels, out_channels
+        self.width, self.heads = width, heads
+        self.scale = math.sqrt(heads / width) if scale is None else scale
+        self.query = None if query_groups is None else GroupedLinear(channels, width, query_groups, bias=bias)
+        self.key = GroupedLinear(token_channels, width, bias=False) if key else None
+        self.value = GroupedLinear(token_channels, out_channels, bias=bias, gain=0) if value else None
+        same = out_channels == channels
+        self.shortcut = None if same else GroupedLinear(channels, out_channels, bias=False)
+
+    def operands(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `vt_fast.functional.project` takes, with every projection and the scale folded in.
+
+        Args:
+            tokens: (B, L, CT).
+
+        Returns:
+            keys (B, heads * L, C), values (B, L, D), and the bias (B, heads * L) that the query bias
+            becomes, or None without one.
+        """
+        check_tokens(tokens, self.token_channels)
+        values = tokens if self.value is None else linear(tokens, self.value.projection)
+        rows = tokens if self.key is None else linear(tokens, self.key.projection)
+        rows = rows * self.scale
+        if self.query is None:
+            return spread(rows, self.heads).flatten(1, 2), values, None
+        keys = self.query.fold(rows, self.heads).flatten(1, 3)
+        if self.query.bias is None:
+            return keys, values, None
+        bias = torch.unflatten(rows * self.query.bias, 2, (self.heads, -1)).sum(3)
+        return keys, values, bias.transpose(1, 2).flatten(1)
+
+    def residual(self, x: Tensor) -> Tensor | None:
+        """The map through the shortcut, in the form of `x`; None without one, where `x` is the residual."""
+        if self.shortcut is None:
+            return None
+        if x.dim() == 4:
+            return F.conv2d(x, self.shortcut.weight[:, :, None, None])
+        return linear(x, self.shortcut.projection)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The map (B, N, D) or (B, D, H, W), in the form of `x`.
+
+        Args:
+            x: (B, N, C), or (B, C, H, W) in any memory format.
+            tokens: (B, L, CT).
+
+        Raises:
+            ValueError: `x` or `tokens` has a wrong shape.
+        """
+        check_map(x, self.channels)
+        if self.backend == REFERENCE:
+            return like_map(self._reference(x, tokens), x)
+        keys, values, bias = self.operands(tokens)
+        residual = self.residual(x)
+        return functional.project(
+            x,
+            keys,
+            values,
+            heads=self.heads,
+            bias=bias,
+            residual="input" if residual is None else residual,
+            backend=self.backend,
+        )
+
+    def project_tokenize(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        tokenizer: Tokenizer,
+        *,
+        mask: Tensor | None = None,
+        return_map: bool = True,
+    ) -> tuple[Tensor | None, Tensor]:
+        """This projector and the tokenizer of the next module in one pass over the map.
+
+        Args:
+            x: (B, N, C), or (B, C, H, W) in any memory format.
+            tokens: (B, L, CT), for the projector and, if it needs any, for the tokenizer.
+            tokenizer: one with `fusable`, of D channels.
+            mask: see :class:`Tokenizer`.
+            return_map: False where nobody needs the map between the two: it is then not written.
+
+        Returns:
+            The map, or None, and the tokenizer's tokens.
+
+        Raises:
+            ValueError: a wrong shape, or the tokenizer is not fusable.
+        """
+        check_map(x, self.channels)
+        if tokenizer.unfusable is not None:
+            raise ValueError(f"`tokenizer` must be fusable, got one that {tokenizer.unfusable}")
+        if tokenizer.channels != self.out_channels:
+            raise ValueError(
+                f"`tokenizer` must have channels = {self.out_channels}, the projector's out_channels, "
+                f"got {tokenizer.channels}"
+            )
+        keys, values, bias = self.operands(tokens)
+        residual = self.residual(x)
+        projected, pooled, _ = functional.project_tokenize(
+            x,
+            keys,
+            values,
+            tokenizer.queries(tokens),
+            heads=self.heads,
+            bias=bias,
+            residual="input" if residual is None else residual,
+            mask=mask,
+            position=tokenizer.position_table(x),
+            return_map=return_map,
+            backend=self.backend,
+        )
+        return projected, tokenizer.finish(pooled, tokens)
+
+    def attention_maps(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """What each pixel takes from each token, computed for viewing and kept nowhere.
+
+        Returns:
+            (B, heads, L, H, W), or (B, heads, L, N) for a map (B, N, C): non-negative, the tokens of each
+            pixel sum to 1.
+        """
+        check_map(x, self.channels)
+        if self.backend == REFERENCE:
+            query, key = projection_of(self.query), projection_of(self.key)
+            weights = pixel_attention(to_rows(x), tokens, query, key, heads=self.heads, scale=self.scale)
+            return maps_like(weights.transpose(2, 3), x)
+        keys, _, bias = self.operands(tokens)
+        logits = keys @ to_rows(x).transpose(1, 2)
+        if bias is not None:
+            logits = logits + bias.unsqueeze(2)
+        return maps_like(torch.unflatten(logits, 1, (self.heads, -1)).softmax(2), x)
+
+    def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return projector(
+            to_rows(x),
+            tokens,
+            projection_of(self.query),
+            projection_of(self.key),
+            projection_of(self.value),
+            heads=self.heads,
+            scale=self.scale,
+            shortcut=projection_of(self.shortcut),
+        )
+
+    def extra_repr(self) -> str:
+        """Widths, heads and backend, for printing."""
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        backend = "" if self.backend is None else f", backend={self.backend!r}"
+        sizes = f"token_channels={self.token_channels}, out_channels={self.out_channels}, width={self.width}"
+        return f"{self.channels}, {sizes}{heads}{backend}"

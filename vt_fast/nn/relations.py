@@ -1,0 +1,127 @@
+"""Tokens to tokens: what all relations share, and the two that the paper holds its transformer against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vt_fast.nn.base import Module, check_positive, check_tokens
+from vt_fast.nn.linear import GroupedLinear
+from vt_fast.reference.transformer import graph_convolution, no_relation
+
+# relu has no gradient at 0: a weight behind it that starts at 0 never moves, so these start small instead.
+_SMALL = 0.1
+
+
+class TokenRelation(Module):
+    """Base class of what happens between tokens: (B, L, CT) -> (B, L, CT).
+
+    There are few tokens and nothing to fold: every backend computes `vt_fast.reference`'s formula.
+
+    Args:
+        token_channels: CT.
+        norm: apply a LayerNorm to the incoming tokens, whose scale follows the map's. What the residual
+            branches are added to is then the normalised tokens. The paper's equations have none.
+        backend: see :class:`vt_fast.nn.Module`; makes no difference here.
+    """
+
+    def __init__(self, token_channels: int, *, norm: bool = False, backend: str | None = None) -> None:
+        super().__init__(backend)
+        check_positive(token_channels=token_channels)
+        self.token_channels = token_channels
+        self.norm = nn.LayerNorm(token_channels) if norm else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Relate the tokens: (B, L, CT) -> (B, L, CT).
+
+        Raises:
+            ValueError: `tokens` has a wrong shape.
+        """
+        return self._relate(self._enter(tokens))
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        tokens = check_tokens(tokens, self.token_channels)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def _relate(self, tokens: Tensor) -> Tensor:
+        """The relation of tokens that are checked and normalised."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Width, for printing."""
+        return f"{self.token_channels}"
+
+
+class GraphConv(TokenRelation):
+    """The paper's GraphConv relation: a learned L x L mix of the tokens, then one feed-forward layer.
+
+    The mix starts at zero, so that the layer starts as :class:`TokenFeedForward`.
+
+    Args:
+        num_tokens: L.
+        token_channels: CT.
+        groups: groups of the feed-forward layer.
+        bias: whether the feed-forward layer has one.
+        norm, backend: see :class:`TokenRelation`.
+
+    Attributes:
+        adjacency: (L, L).
+
+    Example:
+        >>> GraphConv(16, 128)(torch.randn(2, 16, 128)).shape
+        torch.Size([2, 16, 128])
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        token_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        norm: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(token_channels, norm=norm, backend=backend)
+        check_positive(num_tokens=num_tokens)
+        self.num_tokens = num_tokens
+        self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))
+        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
+
+    def _relate(self, tokens: Tensor) -> Tensor:
+        check_tokens(tokens, self.token_channels, self.num_tokens)
+        return graph_convolution(tokens, self.adjacency, self.linear.projection)
+
+    def extra_repr(self) -> str:
+        """Tokens and width, for printing."""
+        return f"{self.num_tokens}, {self.token_channels}"
+
+
+class TokenFeedForward(TokenRelation):
+    """The paper's relation "None": one feed-forward layer on each token alone, T + relu(T F).
+
+    Args:
+        token_channels: CT.
+        groups: groups of F.
+        bias: whether F has one.
+        norm, backend: see :class:`TokenRelation`.
+
+    Example:
+        >>> TokenFeedForward(128)(torch.randn(2, 16, 128)).shape
+        torch.Size([2, 16, 128])
+    """
+
+    def __init__(
+        self,
+        token_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        norm: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(token_channels, norm=norm, backend=backend)
+        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
+
+    def _relate(self, tokens: Tensor) -> Tensor:
+        return no_relation(tokens, self.linear.projection)

@@ -1,0 +1,174 @@
+"""Pixels to tokens: what all tokenizers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vt_fast import functional
+from vt_fast.nn.base import (
+    REFERENCE,
+    Module,
+    check_map,
+    check_positive,
+    map_size,
+    maps_like,
+    to_rows,
+)
+from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.position import PositionCode
+from vt_fast.reference.linear import linear
+from vt_fast.reference.tokenizers import gather, spatial_attention
+
+
+class Tokenizer(Module):
+    """Base class: a softmax over the pixels, folded so that the pixels are read once and never projected.
+
+    tokens = finish(tokenize(x, queries(tokens_in), heads=heads, position=position_table(x))), where every
+    linear map of the paper acts on the few tokens, not on the many pixels. A stack uses the three parts to
+    fuse this pass with the projector before it. Subclasses give `queries` and `_reference_attention`.
+
+    Args:
+        channels: C of the feature map.
+        num_tokens: L.
+        token_channels: CT, by default `channels`.
+        value_groups: None pools the pixels themselves; a number adds the value 1x1 convolution C -> C in so
+            many groups. It is applied to the pooled tokens: each token's weights sum to 1.
+        token_linear: whether a 1x1 convolution to CT follows; by default only where the widths differ.
+        position: a position code, whose numbers are appended to the tokens before the 1x1 convolution.
+        bias: whether the value and token convolutions have one.
+        backend: see :class:`vt_fast.nn.Module`.
+    """
+
+    #: Channel blocks that the op pools with weights of their own; see `vt_fast.functional.tokenize`.
+    heads: int = 1
+    #: Whether incoming tokens are needed (recurrent and dynamic tokenizers).
+    needs_tokens: bool = False
+
+    def __init__(
+        self,
+        channels: int,
+        num_tokens: int = 16,
+        token_channels: int | None = None,
+        *,
+        value_groups: int | None = None,
+        token_linear: bool | None = None,
+        position: PositionCode | None = None,
+        bias: bool = True,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(backend)
+        token_channels = channels if token_channels is None else token_channels
+        check_positive(channels=channels, num_tokens=num_tokens, token_channels=token_channels)
+        self.channels, self.num_tokens, self.token_channels = channels, num_tokens, token_channels
+        pooled = channels + (0 if position is None else position.features)
+        if token_linear is None:
+            token_linear = pooled != token_channels
+        if not token_linear and pooled != token_channels:
+            raise ValueError(
+                f"`token_channels` must be {pooled}, the channels pooled, where `token_linear` is False, "
+                f"got {token_channels}"
+            )
+        self.value = (
+            None if value_groups is None else GroupedLinear(channels, channels, value_groups, bias=bias)
+        )
+        self.position = position
+        self.token = GroupedLinear(pooled, token_channels, bias=bias) if token_linear else None
+
+    @property
+    def unfusable(self) -> str | None:
+        """Why a stack cannot fuse this tokenizer with the projector before it; None where it can."""
+        return None if self.heads == 1 else f"pools {self.heads} heads"
+
+    @property
+    def fusable(self) -> bool:
+        """Whether a stack can fuse this tokenizer with the projector before it."""
+        return self.unfusable is None
+
+    def queries(self, tokens: Tensor | None = None) -> Tensor:
+        """The rows that pool the pixels, with every scale and projection folded in: (L, C) or (B, L, C)."""
+        raise NotImplementedError(f"{type(self).__name__} has no queries that only depend on tokens")
+
+    def position_table(self, x: Tensor) -> Tensor | None:
+        """The position code as a table (N, P) for maps of the size of `x`, or None without one.
+
+        Raises:
+            ValueError: there is a position code and `x` is not (B, C, H, W).
+        """
+        if self.position is None:
+            return None
+        return self.position.table(*map_size(x))
+
+    def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """From what `tokenize` pooled, (B, L, C + P), to tokens (B, L, CT): value and token projections.
+
+        The biases assume weights that sum to 1. Where a mask leaves no pixel of a sample, pooled rows are
+        0 and the tokens are what the biases make of 0.
+        """
+        if self.value is not None:
+            valued = self.value(pooled[..., : self.channels])
+            rest = pooled[..., self.channels :]
+            pooled = valued if self.position is None else torch.cat((valued, rest), -1)
+        return pooled if self.token is None else self.token(pooled)
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, CT) of a feature map.
+
+        Args:
+            x: (B, N, C), or (B, C, H, W) in any memory format.
+            tokens: tokens of the module before, (B, L, CT), for tokenizers that need them.
+            mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
+
+        Raises:
+            ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
+        """
+        check_map(x, self.channels)
+        if self.backend == REFERENCE:
+            if mask is not None:
+                raise ValueError('`mask` must be None with backend="reference", which has no masks')
+            return self._reference(x, tokens)
+        pooled = functional.tokenize(
+            x,
+            self._bank(x, tokens),
+            heads=self.heads,
+            mask=mask,
+            position=self.position_table(x),
+            backend=self.backend,
+        )
+        return self.finish(pooled, tokens)
+
+    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """What each token looks at, computed for viewing and kept nowhere.
+
+        Returns:
+            (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
+        """
+        check_map(x, self.channels)
+        if self.backend == REFERENCE:
+            weights = self._reference_attention(x, tokens)
+        else:
+            weights = spatial_attention(to_rows(x), self._bank(x, tokens))
+        return maps_like(weights.transpose(1, 2), x)
+
+    def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The queries, for tokenizers whose queries may depend on the map too."""
+        return self.queries(tokens)
+
+    def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The tokens as the paper writes them, with every projection on the pixels."""
+        attention = self._reference_attention(x, tokens)
+        pooled = gather(attention, to_rows(x), value=projection_of(self.value))
+        if self.position is not None:
+            pooled = torch.cat((pooled, self.position.code(attention, map_size(x))), -1)
+        return pooled if self.token is None else linear(pooled, self.token.projection)
+
+    def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """The attention (B, N, L) as the paper writes it."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Widths, heads and backend, for printing."""
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        backend = "" if self.backend is None else f", backend={self.backend!r}"
+        sizes = f"num_tokens={self.num_tokens}, token_channels={self.token_channels}"
+        return f"{self.channels}, {sizes}{heads}{backend}"
