@@ -95,7 +95,6 @@ def test_compiled_once_for_all_batch_sizes():
                 torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
 
 
-@pytest.mark.xfail(strict=True, reason="checks.token_bias compares the batch size with the number of rows")
 def test_exported_for_all_batch_and_map_sizes():
     module = made(lambda: stack(2, C, num_tokens=L, heads=2))
     sizes = {0: Dim("batch", min=2), 2: Dim("height", min=2), 3: Dim("width", min=2)}
