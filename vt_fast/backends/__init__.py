@@ -1,15 +1,16 @@
 """The implementations of the ops: which there are, which can run here, and which one a call gets.
 
-A backend is a module with ``tokenize``, ``project``, ``project_tokenize``, their ``*_backward`` and
-``unavailable() -> str | None``, the reason why it cannot run on this machine. To add one, add a line
-to ``_MODULES``. Importing such a module must be cheap and must not initialise a device.
+A backend is a module with the functions of :class:`vt_fast.backends.contract.Backend`. To add one, add
+a line to ``_MODULES``. Importing such a module must be cheap and must not initialise a device.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any
+from typing import cast
+
+from vt_fast.backends.contract import Backend
 
 # In the order in which backend=None tries them.
 _MODULES = {"torch": "vt_fast.backends.eager"}
@@ -18,9 +19,9 @@ NAMES = tuple(_MODULES)
 
 
 @functools.cache
-def load(name: str) -> Any:
+def load(name: str) -> Backend:
     """The module of a backend."""
-    return importlib.import_module(_MODULES[name])
+    return cast(Backend, importlib.import_module(_MODULES[name]))
 
 
 # Settled once, so that to a compiler the choice of a backend is made of constants.
