@@ -178,3 +178,12 @@ def test_a_tokenizer_without_queries_says_so():
     for tokenizer in (nn.PoolingTokenizer(C), nn.ClusteringTokenizer(C)):
         with pytest.raises(NotImplementedError, match="Tokenizer has no queries that only depend on tokens"):
             tokenizer.queries()
+
+
+def test_group_width_that_does_not_fit_both_widths():
+    message = (
+        "`group_width` must cut `out_channels` = 96 into a number of groups that divides it and "
+        "`channels` = 64, got 32, hence 3 groups"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        nn.VisualTransformer.build(64, out_channels=96, group_width=32)

@@ -114,6 +114,11 @@ class VisualTransformer(Container):
         projector = None
         if project:
             groups = 1 if group_width is None else max(out_channels // group_width, 1)
+            if channels % groups or out_channels % groups:
+                raise ValueError(
+                    f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
+                    f"divides it and `channels` = {channels}, got {group_width}, hence {groups} groups"
+                )
             projector = Projector(channels, token_channels, out_channels, heads=heads, query_groups=groups)
         return cls(
             make_tokenizer(tokenizer, channels, num_tokens, token_channels, heads, group_width, position),
