@@ -350,7 +350,7 @@ def test_an_unknown_backend_is_answered_with_the_known_ones(op, name):
 
 @pytest.mark.parametrize("op", OPS.split())
 def test_a_backend_that_cannot_run_here_says_why(op, monkeypatch):
-    monkeypatch.setattr(backends.load("torch"), "unavailable", lambda: "it is asleep")
+    monkeypatch.setitem(backends._REASONS, "torch", "it is asleep")
     with pytest.raises(RuntimeError) as caught:
         call(op, {"backend": "torch"})
     assert str(caught.value) == '`backend="torch"` is not available here: it is asleep'
