@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# what autocast casts: it leaves float64 alone
-AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
+OPTIONAL = "None or a torch.Tensor"
 
 
 def shape(value: Tensor) -> str:
@@ -17,14 +16,14 @@ def shape(value: Tensor) -> str:
     return "(" + ", ".join(str(size) for size in value.shape) + ("," if value.dim() == 1 else "") + ")"
 
 
-def tensor(name: str, value: Any) -> None:
-    """A dense tensor of any dtype.
+def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
+    """A dense tensor of any dtype; ``kind`` is what a message says that it must be.
 
     Raises:
         TypeError: it is not.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"`{name}` must be {kind}, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested" if value.is_nested else f"a {value.layout}"
         raise TypeError(f"`{name}` must be a dense (torch.strided) tensor, got {kind} tensor")
@@ -43,19 +42,17 @@ def feature_map(name: str, value: Any) -> None:
     if value.dim() not in (3, 4):
         raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W), got {shape(value)}")
     if any(size == 0 for size in value.shape):
-        raise ValueError(
-            f"`{name}` must not be empty (merge() takes the place of an empty shard), got {shape(value)}"
-        )
+        raise ValueError(f"`{name}` must have no size of 0 (leave an empty shard out), got {shape(value)}")
 
 
-def operand(name: str, value: Any, x: Tensor) -> None:
-    """A dense tensor of x's dtype on x's device.
+def operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
+    """A dense tensor of x's dtype on x's device; ``kind`` as in :func:`tensor`.
 
     Raises:
         TypeError: no dense tensor, or another dtype.
         ValueError: another device.
     """
-    tensor(name, value)
+    tensor(name, value, kind)
     if value.dtype != x.dtype:
         raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}), got {value.dtype}")
     same_device(name, value, x)
@@ -69,6 +66,16 @@ def same_device(name: str, value: Tensor, x: Tensor) -> None:
     """
     if value.device != x.device:
         raise ValueError(f"`{name}` must be on the device of `x` ({x.device}), got {value.device}")
+
+
+def flag(name: str, value: Any) -> None:
+    """A bool.
+
+    Raises:
+        TypeError: something else, even if Python takes it for true or false.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a bool, got {type(value).__name__}")
 
 
 def head_count(heads: Any) -> None:
@@ -94,10 +101,11 @@ def divides(heads: int, size: int, what: str) -> None:
         raise ValueError(f"`heads` must divide {what} = {size}, got {heads}")
 
 
-def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str) -> None:
+def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str, origin: str = "") -> None:
     """Rows of a given width, shared (R, width) or per sample (B, R, width), R a multiple of heads.
 
-    ``form`` is how a message writes the last two dimensions, as in ``"L, C"``.
+    ``form`` is how a message writes the last two dimensions, as in ``"L, C"``, and ``origin`` where the
+    width comes from, if that is not x.
 
     Raises:
         TypeError: no dense tensor, or another dtype than x.
@@ -113,10 +121,11 @@ def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str)
     ):
         return
     rows, columns = form.split(", ")
-    known = f"B = {x.shape[0]}, {columns} = {width}, {rows} not 0"
-    if heads > 1:
-        known += f", heads = {heads}"
-    raise ValueError(f"`{name}` must be ({form}) or (B, {form}) with {known}, got {shape(value)}")
+    multiple = "" if heads == 1 else f"a multiple of heads = {heads} and "
+    raise ValueError(
+        f"`{name}` must be ({form}) or (B, {form}) with B = {x.shape[0]}, {columns} = {width}{origin} "
+        f"and {rows} {multiple}not 0, got {shape(value)}"
+    )
 
 
 def token_values(values: Any, keys: Tensor, x: Tensor, heads: int) -> None:
@@ -180,7 +189,7 @@ def pixel_mask(mask: Any, x: Tensor) -> None:
         TypeError: no dense tensor, or not bool.
         ValueError: another device or shape.
     """
-    tensor("mask", mask)
+    tensor("mask", mask, OPTIONAL)
     if mask.dtype != torch.bool:
         raise TypeError(
             "`mask` must be a bool tensor, True where the pixel takes part "
@@ -197,7 +206,7 @@ def pixel_weights(log_weights: Any, x: Tensor) -> None:
         TypeError: no dense tensor, or another dtype than x.
         ValueError: another device or shape.
     """
-    operand("log_weights", log_weights, x)
+    operand("log_weights", log_weights, x, OPTIONAL)
     _per_pixel("log_weights", log_weights, x)
 
 
@@ -209,7 +218,7 @@ def _per_pixel(name: str, value: Tensor, x: Tensor) -> None:
         return
     form = f"(B, N) with B = {batch}, N = {pixels}"
     if x.dim() == 4:
-        form = f"(B, N) or (B, H, W) with B = {batch}, H = {x.shape[2]}, W = {x.shape[3]}"
+        form = f"(B, N) or (B, H, W) with B = {batch}, H = {x.shape[2]}, W = {x.shape[3]}, N = H W = {pixels}"
     raise ValueError(f"`{name}` must be {form}, got {shape(value)}")
 
 
@@ -220,7 +229,7 @@ def position_table(position: Any, x: Tensor, heads: int) -> None:
         TypeError: no dense tensor, or another dtype than x.
         ValueError: another device or shape, or more than one head.
     """
-    operand("position", position, x)
+    operand("position", position, x, OPTIONAL)
     pixels = pixel_count(x)
     if position.dim() != 2 or position.shape[0] != pixels or position.shape[1] == 0:
         raise ValueError(
@@ -230,20 +239,20 @@ def position_table(position: Any, x: Tensor, heads: int) -> None:
         raise ValueError(f"`heads` must be 1 where `position` is given, got {heads}")
 
 
-def token_bias(bias: Any, keys: Tensor, x: Tensor) -> None:
+def token_bias(bias: Any, keys: Tensor, x: Tensor, heads: int) -> None:
     """A bias of x's dtype for each key row: (R,) or (B, R).
 
     Raises:
         TypeError: no dense tensor, or another dtype than x.
         ValueError: another device or shape.
     """
-    operand("bias", bias, x)
+    operand("bias", bias, x, OPTIONAL)
     rows, batch = keys.shape[-2], x.shape[0]
     # No comparison of the batch with the rows, which an exporter would turn into a constraint.
     if bias.dim() not in (1, 2) or bias.shape[-1] != rows or (bias.dim() == 2 and bias.shape[0] != batch):
+        count = "L" if heads == 1 else "heads * L"
         raise ValueError(
-            f"`bias` must be (heads * L,) or (B, heads * L) with B = {batch}, heads * L = {rows}, "
-            f"got {shape(bias)}"
+            f"`bias` must be ({count},) or (B, {count}) with B = {batch}, {count} = {rows}, got {shape(bias)}"
         )
 
 
@@ -258,7 +267,7 @@ def residual_map(residual: Any, x: Tensor, channels: int) -> None:
         return
     if isinstance(residual, str):
         if residual != "input":
-            raise ValueError(f'`residual` must be "input", None or a map, got "{residual}"')
+            raise ValueError(f'`residual` must be "input", None or a torch.Tensor, got "{residual}"')
         if channels != channel_count(x):
             raise ValueError(
                 '`residual="input"` needs values with as many channels as `x`: '

@@ -15,6 +15,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
+from vt_fast.ops.library import autocast_enabled
 
 __all__ = ["merge", "project", "project_tokenize", "tokenize"]
 
@@ -94,6 +95,7 @@ def tokenize(
     checks.feature_map("x", x)
     x, queries, log_weights, position = _autocast(x, queries, log_weights, position)
     checks.head_count(heads)
+    checks.flag("return_lse", return_lse)
     channels = checks.channel_count(x)
     checks.divides(heads, channels, "the channels of `x`, C")
     checks.bank(
@@ -214,7 +216,9 @@ def project_tokenize(
     operands = _autocast(x, keys, values, queries, bias, skip, log_weights, position)
     x, keys, values, queries, bias, skip, log_weights, position = operands
     _check_project(x, keys, values, heads, bias, residual if skip is None else skip)
-    checks.bank("queries", queries, x, width=values.shape[-1], heads=1, form="L, D")
+    origin = ", the channels of `values`,"
+    checks.bank("queries", queries, x, width=values.shape[-1], heads=1, form="Lq, D", origin=origin)
+    checks.flag("return_map", return_map)
     _check_pixel_options(x, mask, log_weights, position, 1)
     y, tokens, _, lse = PROJECT_TOKENIZE(
         x,
@@ -270,6 +274,7 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     # log and division see 1 in place of 0, so that an empty result has gradients of 0, not NaN.
     positive = torch.where(total == 0, 1, total)
     merged_lse = torch.where(total == 0, -torch.inf, torch.log(positive) + highest)
+    merged_lse = torch.where(highest == torch.inf, highest, merged_lse)  # not inf - inf
     blocks = tokens.to(lse.dtype).unflatten(-1, (heads, -1))
     shares = (weights / positive).unflatten(-1, (heads, -1)).transpose(-1, -2)[..., None]
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
@@ -283,7 +288,7 @@ def _check_project(
     checks.bank("keys", keys, x, width=checks.channel_count(x), heads=heads, form=f"{rows}, C")
     checks.token_values(values, keys, x, heads)
     if bias is not None:
-        checks.token_bias(bias, keys, x)
+        checks.token_bias(bias, keys, x, heads)
     checks.residual_map(residual, x, values.shape[-1])
 
 
@@ -298,15 +303,20 @@ def _check_pixel_options(
         checks.position_table(position, x, heads)
 
 
-def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
-    """x and the operands; under autocast in its dtype, but for float64, as PyTorch does it."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return (x, *operands)
+def _autocast(*operands: Tensor | None) -> tuple[Any, ...]:
+    """The operands, x first; under autocast in its dtype.
+
+    Float64 is left alone, as PyTorch does it, and then all of them are: mixed dtypes are an error either
+    way, which should name the dtypes that were given.
+    """
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    device = tensors[0].device.type
+    if not autocast_enabled(device) or any(value.dtype == torch.float64 for value in tensors):
+        return operands
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        value.to(dtype) if isinstance(value, Tensor) and value.dtype in checks.AUTOCAST else value
-        for value in (x, *operands)
+        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for value in operands
     )
 
 

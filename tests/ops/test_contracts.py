@@ -8,6 +8,7 @@ from problems import LAYOUTS, OPS, make
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
+from vt_fast.reference import ops as reference
 
 LAYOUT_AND_WIDTH = list(itertools.product(LAYOUTS, [1, 6, 12, 17]))
 
@@ -290,3 +291,23 @@ def test_merge_of_empty_shards_has_gradients_of_zero():
     assert (dtokens[1] == 0).all()
     assert (dlse[1] == 0).all()
     assert (dlse[:, 1] == 0).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_meta_tensors_give_shapes_and_strides(op):
+    problem = make(op, (), "channels_last")
+    operands = {name: value.to("meta") for name, value in problem.operands.items()}
+    expected = problem.call(problem.operands, plain=False)
+    for a, b in zip(problem.call(operands, plain=False), expected, strict=True):
+        assert (a.device.type, a.shape, a.stride(), a.dtype) == ("meta", b.shape, b.stride(), b.dtype)
+
+
+def test_an_infinite_logit_gives_an_infinite_lse_as_in_plain_pytorch():
+    x, queries, weights = torch.randn(2, 6, 8), torch.randn(3, 8), torch.zeros(2, 6)
+    weights[0, 2] = torch.inf
+    _, lse = vt_fast.tokenize(x, queries, log_weights=weights, return_lse=True)
+    _, expected = reference.tokenize(x, queries, log_weights=weights, return_lse=True)
+    assert (lse[0] == torch.inf).all()
+    torch.testing.assert_close(lse, expected)
+    _, merged = vt_fast.merge(torch.zeros(2, 2, 3, 8), torch.stack([lse, torch.zeros_like(lse)]))
+    assert torch.equal(merged.isinf(), lse.isinf())

@@ -75,6 +75,11 @@ class DifferentiableOp:
         return self._backward_function.apply(*args)
 
 
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a type of device; False, not an error, where it knows no autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def stat_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of lse and of unrounded tokens: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -123,7 +128,7 @@ def _define(
     def run(*args: Any) -> Any:
         # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
         device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-        if not torch.is_autocast_enabled(device):
+        if not autocast_enabled(device):
             return implementation(record(*args))
         with torch.autocast(device, enabled=False):
             return implementation(record(*args))

@@ -58,7 +58,8 @@ class Pool:
         if self.state is None:
             raise RuntimeError("no tile was added")
         highest, total, tokens = self.state
-        lse = torch.log(total) + highest
+        # inf - inf is NaN, but the sum itself is infinite.
+        lse = torch.where(highest == torch.inf, highest, torch.log(total) + highest)
         return tokens / self._to_channels(total.masked_fill(total == 0, 1), tokens), lse.squeeze(-1)
 
     def _to_channels(self, statistic: Tensor, tokens: Tensor) -> Tensor:
