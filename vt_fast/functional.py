@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
@@ -310,6 +311,9 @@ def _autocast(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:
+    # A trace must not depend on whether gradients are enabled while it is made.
+    if is_tracing():
+        return True
     return torch.is_grad_enabled() and any(
         operand is not None and operand.requires_grad for operand in operands
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from vt_fast import backends
+from vt_fast import backends, checks
 
 REFERENCE = "reference"
 
@@ -48,10 +50,7 @@ class Container(Module):
     @property
     def backend(self) -> str | None:
         """The backend of all members, or "mixed" where they differ."""
-        leaves = (
-            part for part in self.modules() if isinstance(part, Module) and not isinstance(part, Container)
-        )
-        found = {leaf.backend for leaf in leaves}
+        found = {leaf.backend for leaf in _leaves(self)}
         return found.pop() if len(found) == 1 else "mixed" if found else None
 
     @backend.setter
@@ -87,13 +86,17 @@ def set_backend(module: nn.Module, backend: str | None) -> None:
         'reference'
     """
     check_backend(backend)
-    for part in module.modules():
-        if isinstance(part, Module) and not isinstance(part, Container):
-            part.backend = backend
+    for leaf in _leaves(module):
+        leaf.backend = backend
+
+
+def _leaves(module: nn.Module) -> Iterator[Module]:
+    return (part for part in module.modules() if isinstance(part, Module) and not isinstance(part, Container))
 
 
 def check_map(x: Tensor, channels: int) -> None:
     """Raise ValueError unless `x` is (B, N, C) or (B, C, H, W) of `channels` channels."""
+    checks.tensor("x", x)
     if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != channels:
         raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {tuple(x.shape)}")
 
@@ -110,6 +113,7 @@ def check_tokens(tokens: Tensor | None, channels: int, count: int | None = None)
     known = f"CT = {channels}" if count is None else f"L = {count}, CT = {channels}"
     if tokens is None:
         raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got None")
+    checks.tensor("tokens", tokens)
     if tokens.dim() != 3 or tokens.shape[2] != channels or (count is not None and tokens.shape[1] != count):
         raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {tuple(tokens.shape)}")
     return tokens

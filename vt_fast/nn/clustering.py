@@ -67,6 +67,16 @@ class ClusteringTokenizer(Tokenizer):
         x = x.detach()
         return kmeans(to_rows(x), initial_centroids(x, self.num_tokens), iterations=self.iterations)
 
+    def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, L, CT) of a feature map (B, C, H, W).
+
+        Raises:
+            ValueError: `x` has a wrong shape, or there is a mask, which the k-means has no place for.
+        """
+        if mask is not None:
+            raise ValueError("`mask` must be None with a ClusteringTokenizer, which clusters all pixels")
+        return super().forward(x, tokens)
+
     def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self.centroids(x) * self.scale
 

@@ -37,6 +37,7 @@ class TokenTransformer(TokenRelation):
         ValueError: groups or heads do not divide the widths, or the version is unknown.
 
     Example:
+        >>> import torch
         >>> tokens = torch.randn(2, 16, 128)
         >>> torch.equal(TokenTransformer(128, heads=4)(tokens), tokens)  # at initialisation
         True

@@ -1,0 +1,292 @@
+"""What the public ops promise beyond their values: dtypes, strides, masks, empty samples, aliasing."""
+
+import itertools
+
+import pytest
+import torch
+from problems import LAYOUTS, OPS, make
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vt_fast
+
+LAYOUT_AND_WIDTH = list(itertools.product(LAYOUTS, [1, 6, 12, 17]))
+
+
+def like(x, channels):
+    """What torch.empty_like gives for a map of x's kind with so many channels, built independently."""
+    dim = 2 if x.dim() == 3 else 1
+    if channels <= x.shape[dim]:
+        return torch.empty_like(x.narrow(dim, 0, channels))
+    # repeat a map along its channels in its own order of dimensions, outermost first
+    order = sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))
+    shape = list(x.shape)
+    shape[dim] = channels
+    model = torch.empty([shape[d] for d in order])
+    return model.permute([order.index(d) for d in range(x.dim())])
+
+
+# Where a map of another width puts a dimension of stride 0 is not something empty_like can be asked.
+@pytest.mark.parametrize(
+    ("layout", "channels"), [case for case in LAYOUT_AND_WIDTH if "expanded" not in case[0] or case[1] == 12]
+)
+def test_maps_have_the_strides_of_empty_like(layout, channels):
+    x = LAYOUTS[layout](2, 12, 5, 7).requires_grad_()
+    keys, values = torch.randn(2, 4, 12), torch.randn(2, 4, channels)
+    y = vt_fast.project(x, keys, values, residual=None)
+    assert y.stride() == like(x, channels).stride()
+    y2, tokens, lse = vt_fast.project_tokenize(x, keys, values, torch.randn(3, channels), residual=None)
+    assert y2.stride() == y.stride()
+    assert tokens.is_contiguous()
+    assert lse.is_contiguous()
+    for result in (y, y2, vt_fast.tokenize(x, torch.randn(4, 12))):
+        (dx,) = torch.autograd.grad(result.sum(), x)
+        assert dx.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize(("layout", "channels"), LAYOUT_AND_WIDTH)
+def test_fake_tensors_have_the_true_strides(layout, channels):
+    x = LAYOUTS[layout](2, 12, 5, 7)
+    keys, values, queries = torch.randn(4, 12), torch.randn(4, channels), torch.randn(3, channels)
+
+    def results(x, keys, values, queries):
+        x = x.detach().requires_grad_()
+        y, tokens, lse = vt_fast.project_tokenize(x, keys, values, queries, residual=None)
+        first, first_lse = vt_fast.tokenize(x, keys, return_lse=True)
+        found = [y, tokens, lse, first, first_lse, vt_fast.project(x, keys, values, residual=None)]
+        return found + [torch.autograd.grad(result.sum(), x, retain_graph=True)[0] for result in found]
+
+    true = results(x, keys, values, queries)
+    with FakeTensorMode() as mode:
+        fake = results(*(mode.from_tensor(value) for value in (x, keys, values, queries)))
+    for a, b in zip(true, fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (tuple(b.shape), b.stride(), b.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(dtype):
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    x, tokens = torch.randn(2, 6, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
+    pooled, lse = vt_fast.tokenize(x, tokens, return_lse=True)
+    y, pooled2, lse2 = vt_fast.project_tokenize(x, tokens, tokens, tokens)
+    merged, merged_lse = vt_fast.merge(pooled[None], lse[None])
+    assert {t.dtype for t in (pooled, pooled2, merged, y, vt_fast.project(x, tokens, tokens))} == {dtype}
+    assert {t.dtype for t in (lse, lse2, merged_lse)} == {statistics}
+
+
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf, 1e30])
+@pytest.mark.parametrize("by", ["mask", "log_weights", "both"])
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_masked_pixels_are_never_used(op, layout, by, junk):
+    options = ("mask", "log_weights", "position", "shared")
+    problem = make(op, (*options, "no map"), layout)
+    mask = problem.operands["mask"]
+    clean = problem.solve()
+    if by == "log_weights":
+        problem.operands["log_weights"][~mask] = -torch.inf
+        del problem.operands["mask"]
+    elif by == "both":
+        problem.operands["log_weights"][~mask] = -torch.inf
+    hidden = ~mask if layout == "bnc" else (~mask).unflatten(1, (5, 7))
+    x = problem.operands["x"].clone()
+    pixels = x if layout == "bnc" else x.permute(0, 2, 3, 1)
+    pixels[hidden] = junk
+    problem.operands["x"] = x
+    dirty = problem.solve()
+    for name, value in dirty.items():
+        torch.testing.assert_close(value, clean[name], rtol=0, atol=1e-12, msg=name)
+    dpixels = dirty["dx"] if layout == "bnc" else dirty["dx"].permute(0, 2, 3, 1)
+    assert (dpixels[hidden] == 0).all()
+    assert (dirty["dlog_weights"][~mask] == 0).all()
+
+
+def test_a_map_that_is_wanted_is_computed_in_masked_pixels_too():
+    problem = make("project_tokenize", ("mask",), "nchw")
+    mask = problem.operands.pop("mask")
+    plain = vt_fast.project(*(problem.operands[name] for name in ("x", "keys", "values")))
+    y, _, _ = vt_fast.project_tokenize(**problem.operands, mask=mask)
+    assert torch.equal(y, plain)
+
+
+def test_an_unused_map_does_not_bring_masked_pixels_into_gradients():
+    problem = make("project_tokenize", ("mask", "shared"))
+    operands = {name: value.clone() for name, value in problem.operands.items()}
+    operands["x"][~operands["mask"]] = torch.nan
+    for name in ("x", "keys", "values", "queries"):
+        operands[name].requires_grad_()
+    _, tokens, lse = vt_fast.project_tokenize(**operands)
+    (tokens.sum() + lse.sum()).backward()
+    assert all(operands[name].grad.isfinite().all() for name in ("x", "keys", "values", "queries"))
+
+
+@pytest.mark.parametrize("mask_form", ["(B, N)", "(B, H, W)"])
+@pytest.mark.parametrize("name", ["mask", "log_weights"])
+def test_masks_and_weights_take_both_forms(name, mask_form):
+    problem = make("tokenize", (name,), "channels_last")
+    expected = problem.solve()
+    if mask_form == "(B, H, W)":
+        problem.operands[name] = problem.operands[name].unflatten(1, (5, 7))
+    for key, value in problem.solve().items():
+        assert torch.equal(value, expected[key].reshape(value.shape)), key
+
+
+@pytest.mark.parametrize("heads", [(), ("heads",)])
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_a_fully_masked_sample(op, heads):
+    problem = make(op, ("mask", "log_weights", *heads, *(() if heads else ("position",)), "no map"))
+    problem.operands["mask"][1] = False
+    solution = problem.solve()
+    tokens, lse = solution["result 0"], solution["result 1"]
+    assert (tokens[1] == 0).all()
+    assert (lse[1] == -torch.inf).all()
+    assert tokens[0].isfinite().all()
+    for name in ("dx", "dqueries", "dlog_weights"):
+        assert (solution[name][1] == 0).all(), name
+        assert solution[name].isfinite().all(), name
+
+
+def test_nothing_that_arrives_at_a_fully_masked_sample_reaches_a_gradient():
+    x, queries = torch.randn(2, 6, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
+    mask = torch.tensor([[True] * 6, [False] * 6])
+    tokens, lse = vt_fast.tokenize(x, queries, mask=mask, return_lse=True)
+    arriving = torch.ones_like(tokens), torch.ones_like(lse)
+    arriving[0][1], arriving[1][1] = torch.nan, torch.nan
+    dx, dqueries = torch.autograd.grad((tokens, lse), (x, queries), arriving)
+    assert (dx[1] == 0).all()
+    assert dx.isfinite().all()
+    assert dqueries.isfinite().all()
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_bias_of_minus_infinity_removes_a_token(heads):
+    x, keys, values = torch.randn(2, 6, 8), torch.randn(2, heads * 4, 8), torch.randn(2, 4, 8)
+    keep = [0, 1, 3]
+    rows = [head * 4 + token for head in range(heads) for token in keep]
+    expected = vt_fast.project(x, keys[:, rows], values[:, keep], heads=heads)
+    bias = torch.zeros(heads * 4)
+    bias[2::4] = -torch.inf
+    keys[:, 2::4], values[:, 2] = torch.nan, torch.nan
+    leaves = [value.requires_grad_() for value in (x, keys, values, bias)]
+    y = vt_fast.project(x, keys, values, heads=heads, bias=bias)
+    torch.testing.assert_close(y, expected)
+    dx, dkeys, dvalues, dbias = torch.autograd.grad(y.square().sum(), leaves)
+    assert dx.isfinite().all()
+    assert (dkeys[:, 2::4] == 0).all()
+    assert (dvalues[:, 2] == 0).all()
+    assert (dbias[2::4] == 0).all()
+
+
+def test_without_any_token_nothing_is_added():
+    x, tokens = torch.randn(2, 6, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
+    bias = torch.tensor([[-torch.inf] * 4, [0.0] * 4])
+    y = vt_fast.project(x, tokens, tokens, bias=bias)
+    assert torch.equal(y[0], x[0])
+    assert not torch.equal(y[1], x[1])
+    assert (vt_fast.project(x, tokens, tokens, bias=bias, residual=None)[0] == 0).all()
+    dx, dtokens = torch.autograd.grad(y.sum(), (x, tokens))
+    assert torch.equal(dx[0], torch.ones(6, 8))
+    assert (dtokens[0] == 0).all()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nan_stays_in_its_sample(op):
+    problem = make(op, ("residual",) if op == "project" else ("log_weights",), batch=3)
+    clean = problem.solve()
+    problem.operands["x"] = problem.operands["x"].clone()
+    problem.operands["x"][1, 4, 2] = torch.nan
+    for name, value in problem.solve().items():
+        assert torch.equal(value[[0, 2]], clean[name][[0, 2]]), name
+    assert problem.solve()["result 0"][1].isnan().any()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_is_changed_in_place(op):
+    options = ("bias", "residual") if op == "project" else ("mask", "log_weights", "position")
+    problem = make(op, options)
+    before = {name: value.clone() for name, value in problem.operands.items()}
+    operands = {
+        name: value.requires_grad_(value.is_floating_point()) for name, value in problem.operands.items()
+    }
+    results = problem.call(operands, plain=False)
+    cotangents = [torch.randn_like(result) for result in results]
+    kept = [cotangent.clone() for cotangent in cotangents]
+    torch.autograd.backward(results, cotangents)
+    for name, value in operands.items():
+        assert torch.equal(value, before[name]), name
+    for cotangent, copy in zip(cotangents, kept, strict=True):
+        assert torch.equal(cotangent, copy)
+
+
+ALIASED = {
+    "queries are x": lambda x, t: vt_fast.tokenize(x, x),
+    "values are keys": lambda x, t: vt_fast.project(x, t, t),
+    "the residual is x": lambda x, t: vt_fast.project(x, t, t, residual=x),
+    "everything is one tensor": lambda x, t: vt_fast.project(x, x, x, residual=x),
+    "queries are keys": lambda x, t: vt_fast.project_tokenize(x, t, t, t)[1],
+    "all of it": lambda x, t: vt_fast.project_tokenize(x, x, x, x, residual=x, return_map=False)[1],
+}
+
+
+@pytest.mark.parametrize("case", ALIASED)
+@pytest.mark.parametrize("how", ["eager", "compiled", "exported"])
+def test_the_same_tensor_may_be_passed_twice(case, how):
+    function = ALIASED[case]
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    copies = {
+        "queries are x": lambda: vt_fast.tokenize(x, x.clone()),
+        "values are keys": lambda: vt_fast.project(x, t, t.clone()),
+        "the residual is x": lambda: vt_fast.project(x, t, t.clone(), residual=x.clone()),
+        "everything is one tensor": lambda: vt_fast.project(x, x.clone(), x.clone(), residual=x.clone()),
+        "queries are keys": lambda: vt_fast.project_tokenize(x, t, t.clone(), t.clone())[1],
+        "all of it": lambda: vt_fast.project_tokenize(
+            x, x.clone(), x.clone(), x.clone(), residual=x.clone(), return_map=False
+        )[1],
+    }
+    expected = copies[case]()
+    if how == "compiled":
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    elif how == "exported":
+
+        class Module(torch.nn.Module):
+            def forward(self, x, t):
+                return ALIASED[case](x, t)
+
+        function = torch.export.export(Module(), (x, t)).module()
+    result = function(x, t)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    ours = torch.autograd.grad(result.square().sum(), (x, t), allow_unused=True, materialize_grads=True)
+    theirs = torch.autograd.grad(expected.square().sum(), (x, t), allow_unused=True, materialize_grads=True)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_same_tensor_twice_as_two_arguments_of_a_compiled_function():
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    compiled = torch.compile(
+        lambda x, q, r: vt_fast.project_tokenize(x, q, q, q, residual=r)[:2],
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    y, tokens = compiled(x, x, x)
+    expected = vt_fast.project_tokenize(x, x, x, x, residual=x)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(tokens, expected[1])
+
+
+def test_merge_of_empty_shards_has_gradients_of_zero():
+    tokens = torch.randn(3, 2, 4, 8, dtype=torch.float64, requires_grad=True)
+    lse = torch.randn(3, 2, 4, dtype=torch.float64)
+    lse[1] = -torch.inf
+    lse[:, 1] = -torch.inf
+    lse.requires_grad_()
+    merged, merged_lse = vt_fast.merge(tokens, lse)
+    assert (merged[1] == 0).all()
+    assert (merged_lse[1] == -torch.inf).all()
+    assert merged[0].isfinite().all()
+    dtokens, dlse = torch.autograd.grad((merged.square().sum() + merged_lse.exp().sum()), (tokens, lse))
+    assert dtokens.isfinite().all()
+    assert dlse.isfinite().all()
+    assert (dtokens[1] == 0).all()
+    assert (dlse[1] == 0).all()
+    assert (dlse[:, 1] == 0).all()

@@ -1,0 +1,41 @@
+"""What the plain backend allocates: the results, and tiles, but no second map."""
+
+import pytest
+import torch
+from problems import OPS, make, rounded
+
+from vt_fast.backends.eager import tiles
+from vt_fast.measure import peak_bytes
+
+RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}
+
+
+@pytest.fixture(autouse=True)
+def plain_allocation(nan_in_uninitialised_memory):
+    """Filling new memory with NaN is not what is measured here."""
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
+@pytest.mark.parametrize("op", OPS)
+def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, monkeypatch):
+    monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 1 << 14)
+    options = ("mask",) if masked and op != "project" else ()
+    problem = make(op, options, layout, channels=128, height=128, width=128, tokens=8, queries=8)
+    operands = {name: rounded(value, dtype) for name, value in problem.operands.items()}
+    one_map = operands["x"].numel() * operands["x"].element_size()
+    # room for ten tiles in float32 and for the small operands, a sixth of a map in 16 bits
+    allowed = 10 * 4 * (1 << 14) + 64 * 4 * 2 * 8 * 128
+    assert allowed < one_map / 6
+    forward, backward = RESULT_MAPS[op]
+
+    def run_forward():
+        return problem.call(operands, plain=False)
+
+    assert peak_bytes(lambda: [result.detach() for result in run_forward()]) <= forward * one_map + allowed
+    results = run_forward()
+    arriving = [torch.ones_like(result) for result in results]
+    leaves = [value for value in operands.values() if value.requires_grad]
+    assert peak_bytes(lambda: torch.autograd.grad(results, leaves, arriving)) <= backward * one_map + allowed

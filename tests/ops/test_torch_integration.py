@@ -1,0 +1,292 @@
+"""The ops inside PyTorch: opcheck, compile, export, torch.func, double backward, autocast, tracing."""
+
+import pytest
+import torch
+from problems import OPS, OPTIONS, make, rounded
+from torch.utils.checkpoint import checkpoint
+
+import vt_fast
+from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
+from vt_fast.reference import ops as reference
+
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+RAW = {"tokenize": TOKENIZE, "project": PROJECT, "project_tokenize": PROJECT_TOKENIZE}
+
+
+def raw_arguments(problem, dtype, keep_exact=True):
+    """The arguments with which the public function would call the raw op."""
+    operand = {name: rounded(value, dtype) for name, value in problem.operands.items()}.get
+    options = problem.options
+    heads = options.get("heads", 1)
+    if problem.op == "tokenize":
+        tensors = [operand(name) for name in ("x", "queries", "mask", "log_weights", "position")]
+        return (*tensors, heads, keep_exact, "torch")
+    residual_input = operand("residual") is None and "residual" not in options
+    if problem.op == "project":
+        tensors = [operand(name) for name in ("x", "keys", "values", "bias", "residual")]
+        return (*tensors, residual_input, heads, "torch")
+    names = ("x", "keys", "values", "queries", "bias", "residual", "mask", "log_weights", "position")
+    tensors = [operand(name) for name in names]
+    return (*tensors, residual_input, heads, options["return_map"], keep_exact, "torch")
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw, sliced"])
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_opcheck(op, options, layout):
+    problem = make(op, options, layout)
+    if "bias" in problem.operands:
+        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+    torch.library.opcheck(RAW[op].raw, raw_arguments(problem, torch.float32))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_in_bfloat16(op):
+    options = ("residual", "wide") if op != "tokenize" else ("position",)
+    problem = make(op, options, "channels_last")
+    torch.library.opcheck(
+        RAW[op].raw,
+        raw_arguments(problem, torch.bfloat16),
+        # Compiled and eager run the same op; what differs is how autograd sums in 16 bits.
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_of_the_backward(op):
+    problem = make(op, ("residual", "wide") if op != "tokenize" else ("mask", "position"), "channels_last")
+    arguments = [
+        value.detach() if isinstance(value, torch.Tensor) else value
+        for value in raw_arguments(problem, torch.float64)
+    ]
+    results = RAW[op].raw(*arguments)
+    if op == "tokenize":
+        tokens, _, lse = results
+        arguments = [tokens, lse, *arguments[:5], tokens, lse, 1, [True, False, True, True], "torch"]
+    elif op == "project":
+        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], "torch"]
+    else:
+        y, tokens, _, lse = results
+        needs = [True, False, True, True, True, True, True, False]
+        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, "torch"]
+    torch.library.opcheck(RAW[op].raw_backward, tuple(arguments))
+
+
+def solve_with(function, problem):
+    """Results and gradients through ``function(operands)``."""
+    operands = {name: rounded(value, torch.float64) for name, value in problem.operands.items()}
+    results = function(operands)
+    loss = sum((result * (index + 1)).sin().sum() for index, result in enumerate(results))
+    leaves = [value for value in operands.values() if value.requires_grad]
+    return [*(result.detach() for result in results), *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_with_dynamic_shapes(op, layout):
+    options = ("residual", "wide", "bias") if op == "project" else ("mask", "log_weights", "position")
+    torch._dynamo.reset()
+    torch._dynamo.config.error_on_recompile = True
+    try:
+        # no two sizes are the same: the compiler takes equal ones for the same symbol
+        first = make(op, options, layout, tokens=4, queries=6)
+        compiled = torch.compile(
+            lambda operands: first.call(operands, plain=False),
+            fullgraph=True,
+            dynamic=True,
+            backend="aot_eager",
+        )
+        for sizes in ((2, 5, 7, 4, 6), (3, 11, 4, 5, 7), (2, 8, 13, 9, 17)):
+            names = ("batch", "height", "width", "tokens", "queries")
+            problem = make(op, options, layout, **dict(zip(names, sizes, strict=True)))
+            eager = solve_with(lambda operands, p=problem: p.call(operands, plain=False), problem)
+            for a, b in zip(solve_with(compiled, problem), eager, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+                assert a.stride() == b.stride()
+    finally:
+        torch._dynamo.config.error_on_recompile = False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_by_inductor(op):
+    problem = make(op, ("residual", "wide") if op == "project" else (), "channels_last")
+    eager = solve_with(lambda operands: problem.call(operands, plain=False), problem)
+    compiled = torch.compile(lambda operands: problem.call(operands, plain=False), fullgraph=True)
+    for a, b in zip(solve_with(compiled, problem), eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+class Model(torch.nn.Module):
+    """Two passes over a map, with something on either side of each op."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = torch.nn.Parameter(torch.randn(4, 8, dtype=torch.float64))
+
+    def forward(self, x):
+        tokens, lse = vt_fast.tokenize(x.relu(), self.queries, return_lse=True)
+        y, tokens, _ = vt_fast.project_tokenize(x, tokens, tokens.sin(), self.queries)
+        return vt_fast.project(y, tokens, tokens, residual=x).cos(), tokens, lse
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_keeps_nodes_and_gradients(strict):
+    model, x = Model(), torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert [target for target in targets if "vt_fast" in target] == [
+        "vt_fast.tokenize.default",
+        "vt_fast.project_tokenize.default",
+        "vt_fast.project.default",
+    ]
+    exported = program.module()
+    x = torch.randn(5, 8, 5, 7, dtype=torch.float64, requires_grad=True)
+    results, expected = exported(x), model(x)
+    for a, b in zip(results, expected, strict=True):
+        assert torch.equal(a, b)
+    leaves = [x, dict(exported.named_parameters())["queries"]]
+    ours = torch.autograd.grad(sum(result.sum() for result in results), leaves)
+    theirs = torch.autograd.grad(sum(result.sum() for result in expected), [x, model.queries])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_func_grad(op):
+    problem = make(op, ("bias",) if op == "project" else ("log_weights", "position"))
+    names = [name for name, value in problem.operands.items() if value.is_floating_point()]
+
+    def loss(plain, *values):
+        return sum(
+            result.sin().sum() for result in problem.call(dict(zip(names, values, strict=True)), plain)
+        )
+
+    values = [problem.operands[name].clamp(min=-1) for name in names]
+    every = tuple(range(1, len(values) + 1))
+    ours = torch.func.grad(loss, argnums=every)(False, *values)
+    theirs = torch.func.grad(loss, argnums=every)(True, *values)
+    for name, a, b in zip(names, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_double_backward_raises_and_names_the_way_out(op):
+    problem = make(op)
+    operands = {name: rounded(value, torch.float64) for name, value in problem.operands.items()}
+    message = rf"vt_fast\.{op} can be differentiated only once.*vt_fast\.reference\.ops\.{op}"
+    # The sum's gradient does not require grad itself, which is where once_differentiable says nothing.
+    loss = problem.call(operands, plain=False)[0].sum()
+    grads = torch.autograd.grad(loss, list(operands.values()), create_graph=True)
+    with pytest.raises(RuntimeError, match=message):
+        (sum(grad.sum() for grad in grads) + operands["x"].sum()).backward()
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(
+            lambda x: torch.func.grad(
+                lambda x: problem.call(problem.operands | {"x": x}, plain=False)[0].sin().sum()
+            )(x).sum()
+        )(problem.operands["x"])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_way_out_of_double_backward_works(op):
+    problem = make(op, (), channels=4, height=2, width=2, tokens=2)
+    names = list(problem.operands)
+    inputs = [problem.operands[name].detach().clone().requires_grad_() for name in names]
+
+    def function(*values):
+        return tuple(problem.call(dict(zip(names, values, strict=True)), plain=True))
+
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_checkpointing():
+    model, x = Model(), torch.randn(2, 8, 5, 7, dtype=torch.float64, requires_grad=True)
+    plain = torch.autograd.grad(model(x)[0].sum(), (x, model.queries))
+    saved = torch.autograd.grad(checkpoint(model, x, use_reentrant=False)[0].sum(), (x, model.queries))
+    for a, b in zip(saved, plain, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS)
+def test_autocast(op, dtype, how):
+    problem = make(op, ("bias",) if op == "project" else ("log_weights", "mask"), "nchw")
+    single = {name: rounded(value, torch.float32) for name, value in problem.operands.items()}
+    # operands of both widths, as a model under autocast has them
+    mixed = single | {"x": single["x"].detach().to(dtype).requires_grad_()}
+    function = lambda operands: problem.call(operands, plain=False)  # noqa: E731
+    if how == "compiled":
+        torch._dynamo.reset()
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=dtype):
+        results = function(mixed)
+    low = {
+        name: value if value.dtype == torch.bool else value.detach().to(dtype).requires_grad_()
+        for name, value in single.items()
+    }
+    expected = problem.call(low, plain=False)
+    for a, b in zip(results, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    leaves = [value for value in mixed.values() if value.requires_grad]
+    ours = torch.autograd.grad(sum(result.float().sum() for result in results), leaves)
+    theirs = torch.autograd.grad(
+        sum(result.float().sum() for result in expected),
+        [value for value in low.values() if value.requires_grad],
+    )
+    for leaf, a, b in zip(leaves, ours, theirs, strict=True):
+        assert a.dtype == leaf.dtype
+        assert torch.equal(a, b.to(a.dtype))
+
+
+def test_autocast_does_not_reach_inside_the_ops():
+    x, queries = torch.randn(2, 50, 16, dtype=torch.bfloat16), torch.randn(4, 16, dtype=torch.bfloat16)
+    outside = vt_fast.tokenize(x, queries, return_lse=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = vt_fast.tokenize(x, queries, return_lse=True)
+        leaf = x.clone().requires_grad_()
+        (dx_inside,) = torch.autograd.grad(vt_fast.tokenize(leaf, queries).sum(), leaf)
+    (dx,) = torch.autograd.grad(vt_fast.tokenize(leaf, queries).sum(), leaf)
+    assert torch.equal(inside[0], outside[0])
+    assert torch.equal(inside[1], outside[1])
+    assert torch.equal(dx_inside, dx)
+
+
+def test_autocast_leaves_float64_alone():
+    x, queries = torch.randn(2, 50, 16, dtype=torch.float64), torch.randn(4, 16, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vt_fast.tokenize(x, queries).dtype == torch.float64
+
+
+# It says so of each shape that is checked: a trace holds for its shapes.
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_jit_trace():
+    model, x = Model(), torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    traced = torch.jit.trace(model, (x,))
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert {"vt_fast::tokenize", "vt_fast::project", "vt_fast::project_tokenize"} <= set(kinds)
+    for a, b in zip(traced(x), model(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_inference_mode_and_no_grad():
+    model, x = Model(), torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    expected = model(x)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            results = model(x)
+        for a, b in zip(results, expected, strict=True):
+            assert torch.equal(a, b)
+            assert not a.requires_grad
+
+
+def test_the_reference_takes_the_same_arguments():
+    import inspect
+
+    for op in OPS:
+        public = inspect.signature(getattr(vt_fast, op)).parameters
+        plain = inspect.signature(getattr(reference, op)).parameters
+        assert [name for name in public if name != "backend"] == list(plain)
+        assert all(public[name].default == plain[name].default for name in plain)

@@ -1,0 +1,29 @@
+"""The public names, pinned: adding or losing one is a decision, not an accident."""
+
+import vt_fast
+from vt_fast import functional
+
+
+def test_names():
+    assert set(vt_fast.__all__) == {
+        "__version__",
+        "merge",
+        "nn",
+        "project",
+        "project_tokenize",
+        "reference",
+        "tokenize",
+    }
+    assert set(functional.__all__) == {"merge", "project", "project_tokenize", "tokenize"}
+    for name in vt_fast.__all__:
+        assert getattr(vt_fast, name) is not None
+        assert name in dir(vt_fast)
+
+
+def test_unknown_names():
+    assert not hasattr(vt_fast, "tokenise")
+
+
+def test_the_functions_are_those_of_functional():
+    for name in functional.__all__:
+        assert getattr(vt_fast, name) is getattr(functional, name)

@@ -1,0 +1,65 @@
+"""The comparison that other tests rely on notices what it must."""
+
+import pytest
+import torch
+
+from vt_fast.testing import assert_as_accurate
+
+EXACT = torch.linspace(-2, 2, 101, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_accepts_the_rounded_truth(dtype):
+    assert_as_accurate(EXACT.to(dtype), EXACT, EXACT.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rejects_an_error_of_two_units(dtype):
+    wrong = EXACT.to(dtype, copy=True)
+    wrong[100] += 2 * torch.finfo(dtype).eps * 2
+    with pytest.raises(AssertionError, match=r"gradient: largest error .* allowed"):
+        assert_as_accurate(wrong, EXACT, EXACT.to(dtype), "gradient")
+
+
+def test_allows_twice_the_error_of_plain_pytorch():
+    plain = EXACT + 0.01
+    assert_as_accurate(EXACT + 0.0199, EXACT, plain)
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_as_accurate(EXACT + 0.0201, EXACT, plain)
+
+
+def test_allows_for_the_rounding_of_lse():
+    off = EXACT.to(torch.float32, copy=True)
+    off[100] += 4 * torch.finfo(torch.float32).eps
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_as_accurate(off, EXACT, EXACT.float())
+    assert_as_accurate(off, EXACT, EXACT.float(), lse=8.0)
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
+def test_special_values_must_be_where_the_truth_has_them(special):
+    exact = EXACT.clone()
+    exact[3] = special
+    assert_as_accurate(exact.clone(), exact, exact.clone())
+    with pytest.raises(AssertionError, match=r"NaN|infinity"):
+        assert_as_accurate(EXACT, exact, exact.clone())
+    with pytest.raises(AssertionError, match=r"NaN|infinity"):
+        assert_as_accurate(exact.clone(), EXACT, EXACT)
+
+
+def test_the_sign_of_infinity_counts():
+    exact = torch.tensor([1.0, torch.inf], dtype=torch.float64)
+    with pytest.raises(AssertionError, match="sign"):
+        assert_as_accurate(-exact * torch.tensor([-1, 1]), exact, exact)
+
+
+def test_nan_in_plain_pytorch_does_not_excuse_an_error():
+    plain = EXACT.clone()
+    plain[5] = torch.nan
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_as_accurate(EXACT + 1, EXACT, plain)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(AssertionError, match="shape"):
+        assert_as_accurate(EXACT[:1], EXACT, EXACT)
