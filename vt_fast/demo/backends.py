@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def measure(*, quick: bool = False) -> list[Line]:
     lines: list[Line] = []
     for shape in _QUICK_SHAPES if quick else _SHAPES:
         for case in _cases(shape):
-            lines += _compare(case, shape, rounds=2 if quick else 15)
+            lines += _compare(case, shape, seconds=0.0 if quick else 1.5)
     return lines
 
 
@@ -163,7 +164,7 @@ def _stack(x: Tensor, count: int, generator: torch.Generator, usable: list[str])
     return Case("stack of two", [x, *weights], {EAGER: code("reference"), **{b: code(b) for b in usable}})
 
 
-def _compare(case: Case, shape: tuple[int, int, int, int], *, rounds: int) -> Iterator[Line]:
+def _compare(case: Case, shape: tuple[int, int, int, int], *, seconds: float) -> Iterator[Line]:
     exact = [tensor.double() for tensor in case.inputs]
     with torch.no_grad():
         results = case.codes[EAGER](*exact)
@@ -185,8 +186,8 @@ def _compare(case: Case, shape: tuple[int, int, int, int], *, rounds: int) -> It
     gradients = both(case.codes[EAGER], exact)()
     forwards = {name: forward(code) for name, code in case.codes.items()}
     boths = {name: both(code, case.inputs) for name, code in case.codes.items()}
-    forward_seconds = interleaved_medians(forwards, rounds)
-    both_seconds = interleaved_medians(boths, rounds)
+    forward_seconds = _medians(forwards, seconds)
+    both_seconds = _medians(boths, seconds)
     size = case.inputs[0].numel() * case.inputs[0].element_size()
     for name in case.codes:
         yield Line(
@@ -202,10 +203,21 @@ def _compare(case: Case, shape: tuple[int, int, int, int], *, rounds: int) -> It
         )
 
 
+def _medians(functions: dict[str, Callable[[], Results]], seconds: float) -> dict[str, float]:
+    """Medians over about as many rounds as fit into `seconds`, between 5 and 50."""
+    for function in functions.values():
+        function()  # the first call pays for memory and threads
+    start = time.perf_counter()
+    for function in functions.values():
+        function()
+    rounds = int(seconds / (time.perf_counter() - start))
+    return interleaved_medians(functions, min(max(rounds, 5), 50))
+
+
 def _error(found: Results, expected: Results) -> float:
     """The largest error over the largest value, all results together.
 
-    Not each by its own size: some gradients of a stack all but vanish, and their rounding is nobody's concern.
+    Not each by its own size: some gradients of a stack all but vanish, and their rounding is no concern.
     """
     errors = [float((have.double() - want).abs().max()) for have, want in zip(found, expected, strict=True)]
     return max(errors) / max(float(want.abs().max()) for want in expected)
