@@ -59,17 +59,8 @@ def measure(*, quick: bool = False) -> list[Line]:
 
 def report(lines: list[Line]) -> str:
     """The lines as a table, with what its columns mean."""
-    head = [
-        "op",
-        "B, N, C, L",
-        "code",
-        "error",
-        "of gradients",
-        "forward",
-        "and backward",
-        "peak",
-        "and backward",
-    ]
+    head = ["op", "B, N, C, L", "code", "error", "gradients'"]
+    head += ["forward", "+ backward", "peak forward", "+ backward"]
     rows = [
         [
             line.op,
@@ -86,9 +77,9 @@ def report(lines: list[Line]) -> str:
     ]
     note = (
         f'float32, threads: {torch.get_num_threads()}. "{EAGER}": the paper as written, under autograd. '
-        "Error: the largest, against float64, over the largest value.\n"
+        "Errors: the largest, against float64, over the largest value.\n"
         "Times: medians of interleaved runs. Peak: what is allocated on top of the inputs, results included; "
-        "1 map = the bytes of x.\n"
+        "1 map is the bytes of x.\n"
         "Stack of two: Visual Transformers with the paper's 1x1 projections in groups of 64 channels."
     )
     return f"{table(head, rows)}\n{note}"
