@@ -128,4 +128,4 @@ def test_nothing_is_kept_on_the_modules():
         held, count = attributes(), tensors()
         module(x), module.attention_maps(x)
     assert attributes() == held
-    assert tensors() == count
+    assert tensors() <= count  # others may have gone meanwhile

@@ -30,8 +30,10 @@ STACK_NAMES = (
     "pooling",
     "a module without projector",
 )
-CASES = {f"module: {name}": MODULES[name] for name in ("recurrent", "v1", "clustering", "pooling")}
+CASES = {f"module: {name}": MODULES[name] for name in ("recurrent", "v1")}
 CASES |= {f"stack: {name}": STACKS[name] for name in STACK_NAMES}
+# What these two trace, others trace too.
+COMPILED = [name for name in CASES if name not in ("module: recurrent", "stack: default")]
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +59,11 @@ def callable_of(name):
     return TakesTokens(module) if name.startswith("stack") else module
 
 
-@pytest.mark.parametrize("form", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, "contiguous") for name in COMPILED), ("stack: paper's counts", "channels_last")],
+)
 def test_compiled(name, form):
-    if form == "channels_last" and name not in ("stack: default", "stack: pooling"):
-        pytest.skip("one layout is enough for the others")
     module = callable_of(name)
     x, tokens = feature_map(form), incoming(getattr(module, "inner", module))
     expected = outputs_and_gradients(module, x, tokens)

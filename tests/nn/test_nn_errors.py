@@ -74,6 +74,7 @@ CONSTRUCTION = [
         lambda: nn.Projector(C, CT, value=False),
         "`out_channels` must be token_channels = 20 without values, got 24",
     ),
+    (lambda: build(C, group_width=0), "`group_width` must be at least 1, got 0"),
     (lambda: build(C, relation="gossip"), "`relation` must be one of attention, graph, none, got 'gossip'"),
     (
         lambda: build(C, tokenizer="words"),

@@ -87,7 +87,7 @@ def test_token_attention_logits_start_at_order_one():
 
 
 def test_tokens_keep_the_scale_of_the_pixels():
-    """Value and token convolutions neither blow up nor shrink: a constant map of unit variance over channels."""
+    """Value and token convolutions neither blow up nor shrink: pixels all alike, of unit variance."""
     x = torch.randn(64, 256, 1, 1).expand(-1, -1, 4, 4)
     tokens = nn.FilterTokenizer(256, 2, 512, value_groups=4)(x)
     assert tokens.std().item() == pytest.approx(1, abs=0.1)

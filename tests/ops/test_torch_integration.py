@@ -6,6 +6,7 @@ from problems import OPS, OPTIONS, make, rounded
 from torch.utils.checkpoint import checkpoint
 
 import vt_fast
+from vt_fast.backends import contract
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.reference import ops as reference
 
@@ -290,3 +291,13 @@ def test_the_reference_takes_the_same_arguments():
         plain = inspect.signature(getattr(reference, op)).parameters
         assert [name for name in public if name != "backend"] == list(plain)
         assert all(public[name].default == plain[name].default for name in plain)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_records_follow_the_schemas(op):
+    names = {"tokenize": "Tokenize", "project": "Project", "project_tokenize": "ProjectTokenize"}
+    for raw, suffix in ((RAW[op].raw, ""), (RAW[op].raw_backward, "Backward")):
+        record = getattr(contract, names[op] + suffix)
+        assert [argument.name for argument in raw._schema.arguments] == list(record._fields)
+    results = [result.name for result in RAW[op].raw_backward._schema.returns]
+    assert results == [f"d{field}" for field in getattr(contract, names[op] + "Gradients")._fields]

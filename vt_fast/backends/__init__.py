@@ -1,17 +1,16 @@
 """The implementations of the ops: which there are, which can run here, and which one a call gets.
 
-A backend is a module with ``tokenize``, ``project``, ``project_tokenize``, their ``*_backward`` and
-``unavailable() -> str | None``, the reason why it cannot run on this machine. To add one, add a line
-to ``_MODULES``.
+A backend is a module with the functions of :class:`vt_fast.backends.contract.Backend`. To add one, add
+a line to ``_MODULES``. Importing such a module must be cheap and must not initialise a device.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any
+from typing import cast
 
-import torch
+from vt_fast.backends.contract import Backend
 
 # In the order in which backend=None tries them.
 _MODULES = {"torch": "vt_fast.backends.eager"}
@@ -20,9 +19,13 @@ NAMES = tuple(_MODULES)
 
 
 @functools.cache
-def load(name: str) -> Any:
-    """The module of a backend, imported on first use."""
-    return importlib.import_module(_MODULES[name])
+def load(name: str) -> Backend:
+    """The module of a backend."""
+    return cast(Backend, importlib.import_module(_MODULES[name]))
+
+
+# Settled once, so that to a compiler the choice of a backend is made of constants.
+_REASONS: dict[str, str | None] = {name: load(name).unavailable() for name in NAMES}
 
 
 def report() -> list[tuple[str, str | None]]:
@@ -32,11 +35,9 @@ def report() -> list[tuple[str, str | None]]:
         >>> dict(report())["torch"] is None
         True
     """
-    return [(name, load(name).unavailable()) for name in NAMES]
+    return list(_REASONS.items())
 
 
-# To a compiler the choice is a constant of the call: it must not look into imports and probes.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(backend: str | None) -> str:
     """The backend of a call: the one asked for, which never falls back, or the first that can run.
 
@@ -46,17 +47,13 @@ def choose(backend: str | None) -> str:
         RuntimeError: it cannot run here; the message says why.
     """
     if backend is None:
-        return _default()
+        return next(name for name, reason in _REASONS.items() if reason is None)
     if not isinstance(backend, str):
         raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
-    if backend not in _MODULES:
-        known = ", ".join(f'"{name}"' for name in NAMES)
+    if backend not in _REASONS:
+        known = ", ".join(f'"{name}"' for name in _REASONS)
         raise ValueError(f'`backend` must be None or one of {known}, got "{backend}"')
-    reason = load(backend).unavailable()
+    reason = _REASONS[backend]
     if reason is not None:
         raise RuntimeError(f'`backend="{backend}"` is not available here: {reason}')
     return backend
-
-
-def _default() -> str:
-    return next(name for name in NAMES if load(name).unavailable() is None)

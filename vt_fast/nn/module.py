@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vt_fast.nn.base import Container, set_backend
+from vt_fast.nn.base import Container, check_positive, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
@@ -92,8 +92,8 @@ class VisualTransformer(Container):
             token_heads: of the token transformer.
             token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
             group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
-                the tokenizer, and puts them and the projector's query in groups of this many channels (the
-                paper's counts: 64).
+                the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
+                groups of this many channels (the paper's counts: 64).
             norm: LayerNorm on the tokens that enter the transformer, so that it need not know the scale of
                 the map. Our default: the paper's equations have no norm, its counts cannot tell.
             version: of the token transformer, 2 or 1.
@@ -107,6 +107,8 @@ class VisualTransformer(Container):
             >>> VisualTransformer.build(64, tokenizer="recurrent", project=False).projector is None
             True
         """
+        if group_width is not None:
+            check_positive(group_width=group_width)
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
         projector = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.utils.flop_counter import register_flop_formula
+
+# The records that hold an op's arguments, see vt_fast.backends.contract.
+R = TypeVar("R")
+F = TypeVar("F")
+B = TypeVar("B")
 
 LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
 
@@ -29,21 +33,23 @@ class DifferentiableOp:
         self,
         name: str,
         *,
-        forward: Callable[..., Any],
+        forward: Callable[[F], Any],
+        forward_record: Callable[..., F],
         forward_schema: str,
-        forward_fake: Callable[..., Any],
-        forward_flops: Callable[..., int],
-        backward: Callable[..., Any],
+        forward_fake: Callable[[F], Any],
+        forward_flops: Callable[[F], int],
+        backward: Callable[[B], Any],
+        backward_record: Callable[..., B],
         backward_schema: str,
-        backward_fake: Callable[..., Any],
-        backward_flops: Callable[..., int],
+        backward_fake: Callable[[B], Any],
+        backward_flops: Callable[[B], int],
         setup_context: Callable[[Any, tuple[Any, ...], Any], None],
         derivative: Callable[..., Any],
     ) -> None:
         self.name = name
-        self.raw = _define(name, forward_schema, forward, forward_fake, forward_flops)
+        self.raw = _define(name, forward_schema, forward_record, forward, forward_fake, forward_flops)
         self.raw_backward = _define(
-            f"{name}_backward", backward_schema, backward, backward_fake, backward_flops
+            f"{name}_backward", backward_schema, backward_record, backward, backward_fake, backward_flops
         )
         torch.library.register_autograd(
             f"vt_fast::{name}", derivative, setup_context=setup_context, lib=LIBRARY
@@ -107,16 +113,27 @@ def optional(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | No
 def _define(
     name: str,
     schema: str,
-    implementation: Callable[..., Any],
-    fake: Callable[..., Any],
-    flops: Callable[..., int],
+    record: Callable[..., R],
+    implementation: Callable[[R], Any],
+    fake: Callable[[R], Any],
+    flops: Callable[[R], int],
 ) -> torch._ops.OpOverload[..., Any]:
+    """Register an op whose functions take their arguments as a record."""
+
+    def run(*args: Any) -> Any:
+        # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
+        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
+        if not torch.is_autocast_enabled(device):
+            return implementation(record(*args))
+        with torch.autocast(device, enabled=False):
+            return implementation(record(*args))
+
     LIBRARY.define(name + schema, tags=_TAGS)
-    LIBRARY.impl(name, _without_autocast(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vt_fast::{name}", fake, lib=LIBRARY)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args)), lib=LIBRARY)
     packet = getattr(torch.ops.vt_fast, name)
     # The counter passes the output too, which no formula needs.
-    register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None: flops(*args))
+    register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None: flops(record(*args)))
     overload: torch._ops.OpOverload[..., Any] = packet.default
     return overload
 
@@ -133,20 +150,6 @@ def _function(
         (torch.autograd.Function,),
         {key: staticmethod(method) for key, method in methods.items()},
     )
-
-
-def _without_autocast(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits."""
-
-    @functools.wraps(implementation)
-    def run(*args: Any) -> Any:
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-        if not torch.is_autocast_enabled(device):
-            return implementation(*args)
-        with torch.autocast(device, enabled=False):
-            return implementation(*args)
-
-    return run
 
 
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vt_fast.backends import load
+from vt_fast.backends.contract import Tokenize, TokenizeBackward
 from vt_fast.checks import channel_count, pixel_count
 from vt_fast.ops.library import (
     DifferentiableOp,
@@ -19,18 +20,9 @@ from vt_fast.ops.library import (
 )
 
 
-def _forward(
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    heads: int,
-    keep_exact: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tokens, lse = load(backend).tokenize(x, queries, mask, log_weights, position, heads)
-    return (*round_tokens(tokens, x.dtype, keep_exact), lse)
+def _forward(call: Tokenize) -> tuple[Tensor, ...]:
+    tokens, lse = load(call.backend).tokenize(call)
+    return (*round_tokens(tokens, call.x.dtype, call.keep_exact), lse)
 
 
 def round_tokens(tokens: Tensor, dtype: torch.dtype, keep_exact: bool) -> tuple[Tensor, Tensor]:
@@ -40,144 +32,82 @@ def round_tokens(tokens: Tensor, dtype: torch.dtype, keep_exact: bool) -> tuple[
     return tokens.to(dtype), tokens if keep_exact else nothing(tokens)
 
 
-def fake_tokens(x: Tensor, tokens: tuple[int, int, int], rows: int, keep_exact: bool) -> tuple[Tensor, ...]:
-    """Tokens of a shape, the unrounded ones, and lse (B, rows), without data."""
+def _forward_fake(call: Tokenize) -> tuple[Tensor, ...]:
+    rows = call.queries.shape[-2]
+    return fake_tokens(
+        call.x, rows // call.heads, channel_count(call.x), call.position, rows, call.keep_exact
+    )
+
+
+def fake_tokens(
+    x: Tensor, count: int, channels: int, position: Tensor | None, rows: int, keep_exact: bool
+) -> tuple[Tensor, ...]:
+    """Tokens (B, count, channels + P), the same unrounded, and lse (B, rows), without data."""
+    shape = (x.shape[0], count, channels + (0 if position is None else position.shape[1]))
     dtype = stat_dtype(x.dtype)
-    exact_shape = tokens if keep_exact and x.dtype != dtype else (0,)
+    exact_shape = shape if keep_exact and x.dtype != dtype else (0,)
     return (
-        x.new_empty(tokens),
+        x.new_empty(shape),
         x.new_empty(exact_shape, dtype=dtype),
         x.new_empty((x.shape[0], rows), dtype=dtype),
     )
 
 
-def _forward_fake(
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    heads: int,
-    keep_exact: bool,
-    backend: str,
-) -> tuple[Tensor, ...]:
-    rows = queries.shape[-2]
-    width = channel_count(x) + (0 if position is None else position.shape[1])
-    return fake_tokens(x, (x.shape[0], rows // heads, width), rows, keep_exact)
+def _forward_flops(call: Tokenize) -> int:
+    return pooling_products(call.x, call.queries, call.position, of_queries=2, of_table=1)
 
 
-def _forward_flops(
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    heads: int,
-    *rest: Any,
+def pooling_products(
+    x: Tensor, queries: Tensor, position: Tensor | None, *, of_queries: int, of_table: int
 ) -> int:
-    return _products(x, queries, position, channels=2, table=1)
-
-
-def _products(x: Tensor, queries: Tensor, position: Tensor | None, *, channels: int, table: int) -> int:
-    """FLOPs of so many products of x with the queries, and so many of the table with their scores."""
+    """FLOPs of so many products of N pixels with the queries, and of so many of the table with the scores."""
     rows, width = queries.shape[-2:]
-    columns = channels * width + (0 if position is None else table * position.shape[1])
+    columns = of_queries * width + (0 if position is None else of_table * position.shape[1])
     return 2 * x.shape[0] * pixel_count(x) * rows * columns
 
 
-def _backward(
-    grad_tokens: Tensor,
-    grad_lse: Tensor | None,
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    tokens: Tensor,
-    lse: Tensor,
-    heads: int,
-    needs: list[bool],
-    backend: str,
-) -> tuple[Tensor, ...]:
-    dx, *small = load(backend).tokenize_backward(
-        grad_tokens, grad_lse, x, queries, mask, log_weights, position, tokens, lse, heads, needs
-    )
-    return (nothing(x) if dx is None else dx, *gradients(small, (queries, log_weights, position)))
+def _backward(call: TokenizeBackward) -> tuple[Tensor, ...]:
+    dx, *small = load(call.backend).tokenize_backward(call)
+    operands = (call.queries, call.log_weights, call.position)
+    return (nothing(call.x) if dx is None else dx, *gradients(small, operands))
 
 
-def _backward_fake(
-    grad_tokens: Tensor,
-    grad_lse: Tensor | None,
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    tokens: Tensor,
-    lse: Tensor,
-    heads: int,
-    needs: list[bool],
-    backend: str,
-) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(x) if needs[0] else nothing(x)
-    return (dx, *fake_gradients(needs[1:], (queries, log_weights, position)))
+def _backward_fake(call: TokenizeBackward) -> tuple[Tensor, ...]:
+    dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
+    return (dx, *fake_gradients(call.needs[1:], (call.queries, call.log_weights, call.position)))
 
 
-def _backward_flops(
-    grad_tokens: Tensor,
-    grad_lse: Tensor | None,
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    tokens: Tensor,
-    lse: Tensor,
-    heads: int,
-    needs: list[bool],
-    backend: str,
-) -> int:
+def _backward_flops(call: TokenizeBackward) -> int:
     # logits again and dA, then dx = A dT + dS queries, dqueries, dposition
-    return _products(x, queries, position, channels=2 + 2 * needs[0] + needs[1], table=1 + needs[3])
+    of_queries, of_table = 2 + 2 * call.needs[0] + call.needs[1], 1 + call.needs[3]
+    return pooling_products(call.x, call.queries, call.position, of_queries=of_queries, of_table=of_table)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, queries, mask, log_weights, position, heads, _, backend = inputs
+    call = Tokenize(*inputs)
     tokens, exact, lse = output
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, queries, mask, log_weights, position, exact if exact.numel() else tokens, lse)
-    ctx.heads, ctx.backend = heads, backend
+    ctx.save_for_backward(*call[:5], exact if exact.numel() else tokens, lse)
+    ctx.heads, ctx.backend = call.heads, call.backend
 
 
 def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    x, queries, mask, log_weights, position, tokens, lse = ctx.saved_tensors
+    saved = ctx.saved_tensors
     if grad_tokens is None:
         if grad_lse is None:
             return (None,) * 8
-        grad_tokens = torch.zeros_like(tokens)
+        grad_tokens = torch.zeros_like(saved[5])
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 3, 4)]
-    grads = TOKENIZE.call_backward(
-        grad_tokens,
-        grad_lse,
-        x,
-        queries,
-        mask,
-        log_weights,
-        position,
-        tokens,
-        lse,
-        ctx.heads,
-        needs,
-        ctx.backend,
-    )
-    dx, dqueries, dweights, dposition = optional(grads, needs)
+    call = TokenizeBackward._make((grad_tokens, grad_lse, *saved, ctx.heads, needs, ctx.backend))
+    dx, dqueries, dweights, dposition = optional(TOKENIZE.call_backward(*call), needs)
     return dx, dqueries, None, dweights, dposition, None, None, None
 
 
 TOKENIZE = DifferentiableOp(
     "tokenize",
     forward=_forward,
+    forward_record=Tokenize,
     forward_schema=(
         "(Tensor x, Tensor queries, Tensor? mask, Tensor? log_weights, Tensor? position, int heads, "
         "bool keep_exact, str backend) -> (Tensor tokens, Tensor exact, Tensor lse)"
@@ -185,6 +115,7 @@ TOKENIZE = DifferentiableOp(
     forward_fake=_forward_fake,
     forward_flops=_forward_flops,
     backward=_backward,
+    backward_record=TokenizeBackward,
     backward_schema=(
         "(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
         "Tensor? log_weights, Tensor? position, Tensor tokens, Tensor lse, int heads, bool[] needs, "

@@ -1,7 +1,8 @@
 """Backend ``"torch"``: the ops in plain PyTorch on the folded operands, on any device.
 
 A map is walked in tiles, forward and backward each read it once, and no temporary is larger than a
-tile or the small operands. Sums and statistics are in float32 (float64 for float64).
+tile or the small operands; only a (B, C, H, W) map whose H and W do not merge, such as a cropped one,
+is copied first. Sums and statistics are in float32 (float64 for float64).
 """
 
 from vt_fast.backends.eager.project import project, project_backward

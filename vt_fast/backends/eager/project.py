@@ -4,59 +4,40 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.eager.blocks import expand
-from vt_fast.backends.eager.spreading import Spread, SpreadBackward
-from vt_fast.backends.eager.tiles import PixelWriter, pixel_tiles, read_tile, sample_groups
+from vt_fast.backends.eager.spreading import Spread, SpreadBackward, skip_pixels
+from vt_fast.backends.eager.tiles import PixelWriter, part, pixel_tiles, read_tile, sample_groups
 from vt_fast.layout import as_pixels
 
 
-def project(
-    x: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    residual_input: bool,
-    heads: int,
-) -> Tensor:
+def project(call: Project) -> Tensor:
     """The map (B, N, D) or (B, D, H, W)."""
-    pixels = as_pixels(x)
-    skip = pixels if residual_input else None if residual is None else as_pixels(residual)
-    spread = Spread.prepare(keys, values, bias, heads)
-    out = PixelWriter(x, values.shape[-1])
+    pixels = as_pixels(call.x)
+    skip = skip_pixels(pixels, call.residual, call.residual_input)
+    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
+    out = PixelWriter(call.x, call.values.shape[-1])
     for samples in sample_groups(pixels):
-        group, tokens = pixels[samples], spread.group(samples)
+        group, group_skip, tokens = pixels[samples], part(skip, samples), spread.group(samples)
         for tile in pixel_tiles(group):
             attention = tokens.attention(read_tile(group, tile))
-            out.write(samples, tile, tokens.output(attention, None if skip is None else skip[samples, tile]))
+            out.write(samples, tile, tokens.output(attention, group_skip, tile))
     return out.finish()
 
 
-def project_backward(
-    grad_map: Tensor,
-    x: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual_input: bool,
-    heads: int,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, keys, values and bias, None where ``needs`` says so.
-
-    Small gradients come in the compute dtype. A residual map's gradient is ``grad_map`` itself.
-    """
-    pixels, grads = as_pixels(x), as_pixels(grad_map)
-    spread = Spread.prepare(keys, values, bias, heads)
-    backward = SpreadBackward(keys, values, bias, needs[1:])
-    dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
+def project_backward(call: ProjectBackward) -> ProjectGradients:
+    """The gradients that are needed, in one pass over the map and its gradient."""
+    pixels, grads = as_pixels(call.x), as_pixels(call.grad_map)
+    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
+    backward = SpreadBackward(call.keys, call.values, call.bias, call.needs[1:])
+    dx = PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
     for samples in sample_groups(pixels):
         group, group_grads, tokens = pixels[samples], grads[samples], spread.group(samples)
         for tile in pixel_tiles(group):
-            pixel_values, grad = read_tile(group, tile), read_tile(group_grads, tile)
-            grad_logits = backward.tile(tokens, pixel_values, tokens.attention(pixel_values), grad)
+            values, grad = read_tile(group, tile), read_tile(group_grads, tile)
+            grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)
             if dx is not None:
                 dx_tile = expand(grad_logits, tokens.keys)
-                dx.write(samples, tile, dx_tile.add_(grad) if residual_input else dx_tile)
+                dx.write(samples, tile, dx_tile.add_(grad) if call.residual_input else dx_tile)
         backward.end_group()
-    return (None if dx is None else dx.finish(), *backward.result())
+    return ProjectGradients(None if dx is None else dx.finish(), *backward.result())

@@ -16,6 +16,14 @@ from vt_fast.backends.eager.blocks import (
     softmax_over_tokens,
 )
 from vt_fast.backends.eager.tiles import OperandGradient, batched, compute_dtype, rows_of
+from vt_fast.layout import as_pixels
+
+
+def skip_pixels(pixels: Tensor, residual: Tensor | None, residual_input: bool) -> Tensor | None:
+    """The pixels (B, N, D) that are added to the result, or None."""
+    if residual_input:
+        return pixels
+    return None if residual is None else as_pixels(residual)
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,10 @@ class Spread:
             logits += self.bias[..., None]
         return softmax_over_tokens(logits, self.heads)
 
-    def output(self, attention: Tensor, skip: Tensor | None) -> Tensor:
-        """P V, plus the residual's tile (b, n, D) where there is one."""
+    def output(self, attention: Tensor, skip: Tensor | None, tile: slice) -> Tensor:
+        """P V, plus the tile of the residual pixels (b, N, D) where there are any."""
         out = expand(attention, self.values, self.heads)
-        return out if skip is None else out.add_(skip)
+        return out if skip is None else out.add_(skip[:, tile])
 
 
 class SpreadBackward:

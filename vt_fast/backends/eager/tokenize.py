@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
 from vt_fast.backends.eager.blocks import blocks_to_head_rows, head_rows_to_blocks, scores
 from vt_fast.backends.eager.pooling import Pool, PoolBackward, table_tile, weigh
 from vt_fast.backends.eager.tiles import (
@@ -22,60 +23,38 @@ from vt_fast.backends.eager.tiles import (
 from vt_fast.layout import as_pixels, per_pixel
 
 
-def tokenize(
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    heads: int,
-) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P), not rounded to x's dtype, and lse (B, heads * L)."""
-    pixels, weights = as_pixels(x), per_pixel(log_weights)
-    valid = valid_pixels(per_pixel(mask), weights)
-    blocks = batched(head_rows_to_blocks(queries.to(compute_dtype(x.dtype)), heads), 2)
+def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C + P) and lse (B, heads * L), in the compute dtype."""
+    pixels, weights = as_pixels(call.x), per_pixel(call.log_weights)
+    valid = valid_pixels(per_pixel(call.mask), weights)
+    queries = call.queries.to(compute_dtype(call.x.dtype))
+    blocks = batched(head_rows_to_blocks(queries, call.heads), 2)
     results = []
     for samples in sample_groups(pixels):
-        group, running = pixels[samples], Pool(heads)
-        rows, group_valid, group_weights = (
-            rows_of(blocks, samples),
-            part(valid, samples),
-            part(weights, samples),
-        )
+        group, rows, running = pixels[samples], rows_of(blocks, samples), Pool(call.heads)
+        group_valid, group_weights = part(valid, samples), part(weights, samples)
         for tile in pixel_tiles(group):
             values = read_tile(group, tile, group_valid)
-            logits = weigh(scores(values, rows, heads), group_weights, group_valid, tile)
-            running.add(logits, values, table_tile(position, group_valid, tile, values))
+            logits = weigh(scores(values, rows, call.heads), group_weights, group_valid, tile)
+            running.add(logits, values, table_tile(call.position, group_valid, tile, values))
         results.append(running.result())
     return torch.cat([tokens for tokens, _ in results]), torch.cat([lse for _, lse in results])
 
 
-def tokenize_backward(
-    grad_tokens: Tensor,
-    grad_lse: Tensor | None,
-    x: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    log_weights: Tensor | None,
-    position: Tensor | None,
-    tokens: Tensor,
-    lse: Tensor,
-    heads: int,
-    needs: list[bool],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, queries, log_weights and position, None where ``needs`` says so.
-
-    ``tokens`` are the forward's, best not rounded; small gradients come in the compute dtype.
-    """
+def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
+    """The gradients that are needed, in one pass over the map."""
+    x, position, heads, needs = call.x, call.position, call.heads, call.needs
     dtype = compute_dtype(x.dtype)
-    pixels, weights = as_pixels(x), per_pixel(log_weights)
-    valid = valid_pixels(per_pixel(mask), weights)
-    blocks = batched(head_rows_to_blocks(queries.to(dtype), heads), 2)
+    pixels, weights = as_pixels(x), per_pixel(call.log_weights)
+    valid = valid_pixels(per_pixel(call.mask), weights)
+    blocks = batched(head_rows_to_blocks(call.queries.to(dtype), heads), 2)
     dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
-    dblocks = OperandGradient(queries, 2, needs[1])
+    dblocks = OperandGradient(call.queries, 2, needs[1])
     dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[2] else None
     dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[3] else None
-    backward = PoolBackward(grad_tokens.to(dtype), grad_lse, tokens.to(dtype), lse, pixels.shape[2], heads)
+    backward = PoolBackward(
+        call.grad_tokens.to(dtype), call.grad_lse, call.tokens.to(dtype), call.lse, pixels.shape[2], heads
+    )
     for samples in sample_groups(pixels):
         group, pooled = pixels[samples], backward.group(rows_of(blocks, samples), samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
@@ -93,9 +72,9 @@ def tokenize_backward(
                 dposition[tile] += pooled.grad_position(attention)
         dblocks.end_group()
     dqueries = dblocks.result()
-    return (
-        None if dx is None else dx.finish(),
-        None if dqueries is None else blocks_to_head_rows(dqueries, heads),
-        dweights,
-        dposition,
+    return TokenizeGradients(
+        x=None if dx is None else dx.finish(),
+        queries=None if dqueries is None else blocks_to_head_rows(dqueries, heads),
+        log_weights=dweights,
+        position=dposition,
     )

@@ -1,0 +1,356 @@
+"""What the ops refuse: the exception's type and its exact words, one row for each rule and several calls.
+
+A call is a good one with one argument changed, and some others to make the rule apply. The words name the
+argument, what it must be and what it was.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from vt_fast import backends, functional
+
+OPS = "tokenize project project_tokenize"
+POOLING = "tokenize project_tokenize"
+SPREADING = "project project_tokenize"
+
+
+def t(*shape, **options):
+    return torch.ones(shape, **options)
+
+
+def meta(*shape, **options):
+    return t(*shape, device="meta", **options)
+
+
+def flags(*shape):
+    return t(*shape, dtype=torch.bool)
+
+
+def nested():
+    return torch.nested.nested_tensor([t(3, 12), t(4, 12)], layout=torch.jagged)
+
+
+def good(op):
+    """The arguments of a good call: B = 2, C = D = 12, H = 5, W = 7, L = 4, S = 3."""
+    if op == "merge":
+        return {"tokens": torch.randn(3, 2, 4, 12), "lse": torch.randn(3, 2, 4)}
+    arguments = {"x": torch.randn(2, 12, 5, 7, requires_grad=True)}
+    if op != "tokenize":
+        arguments |= {"keys": torch.randn(2, 4, 12), "values": torch.randn(2, 4, 12)}
+    if op != "project":
+        arguments["queries"] = torch.randn(4, 12)
+    return arguments
+
+
+# kind of rule -> exception, and what the words say of the argument
+KINDS = {
+    "type": (TypeError, lambda value: type(value).__name__),
+    "layout": (TypeError, lambda value: "a nested tensor" if value.is_nested else f"a {value.layout} tensor"),
+    "dtype": (TypeError, lambda value: str(value.dtype)),
+    "device": (ValueError, lambda value: str(value.device)),
+    "shape": (ValueError, lambda value: str(tuple(value.shape))),
+    "width": (ValueError, lambda value: f"D = {value.shape[-1]}"),
+    "number": (ValueError, str),
+    "string": (ValueError, lambda value: f'"{value}"'),
+}
+
+TENSOR = "be a torch.Tensor"
+DENSE = "be a dense (torch.strided) tensor"
+FLOATS = "be float16, bfloat16, float32 or float64"
+DTYPE = "have the dtype of `x` (torch.float32)"
+DEVICE = "be on the device of `x` (cpu)"
+BANK = "be (L, C) or (B, L, C) with B = 2, C = 12, L not 0"
+HEAD_ROWS = "be (heads * L, C) or (B, heads * L, C) with B = 2, C = 12, heads * L not 0"
+HEAD_BLOCKS = (
+    "be (heads * L, C / heads) or (B, heads * L, C / heads) "
+    "with B = 2, C / heads = 6, heads * L not 0, heads = 2"
+)
+VALUES = "be (L, D) or (B, L, D) with B = 2, L"
+BIAS = "be (heads * L,) or (B, heads * L) with B = 2, heads * L"
+MASK = "be a bool tensor, True where the pixel takes part (soft or differentiable masks: `log_weights`)"
+MAP_PIXELS = "be (B, N) or (B, H, W) with B = 2, H = 5, W = 7"
+PIXELS = "be (B, N) with B = 2, N = 35"
+TABLE = "be (N, P) with N = 35 and P at least 1"
+LSE = "be (S, B, heads * L) with S = 3, B = 2, L = 4 and heads a divisor of C = 12"
+INPUT = '`residual="input"` needs values with as many channels as `x`: `values` must have D = C = 12'
+
+BNC, HALF = {"x": t(2, 35, 12)}, torch.bfloat16
+WIDE = {"values": t(4, 16), "residual": None}
+
+# kind, ops, argument, what it must do, its values, other arguments
+RULES = [
+    ("type", OPS, "x", TENSOR, [[[1.0]], None, np.ones((2, 35, 12), np.float32)], {}),
+    ("layout", OPS, "x", DENSE, [t(2, 35, 12).to_sparse(), nested()], {}),
+    (
+        "dtype",
+        OPS,
+        "x",
+        FLOATS,
+        [t(2, 35, 12).long(), t(2, 35, 12, dtype=torch.complex64), flags(2, 35, 12)],
+        {},
+    ),
+    ("shape", OPS, "x", "be (B, N, C) or (B, C, H, W)", [t(35, 12), t(1, 2, 12, 5, 7), t()], {}),
+    (
+        "shape",
+        OPS,
+        "x",
+        "not be empty (merge() takes the place of an empty shard)",
+        [t(0, 35, 12), t(2, 0, 12), t(2, 12, 0, 7), t(2, 0, 5, 7)],
+        {},
+    ),
+    ("type", OPS, "heads", "be an int", [True, 2.0, "2", None, torch.tensor(2)], {}),
+    ("number", OPS, "heads", "be at least 1", [0, -2], {}),
+    ("number", "tokenize", "heads", "divide the channels of `x`, C = 12", [5, 24], {}),
+    (
+        "number",
+        SPREADING,
+        "heads",
+        "divide the channels of `values`, D = 13",
+        [2],
+        {"keys": t(2, 8, 12), "values": t(4, 13), "residual": None},
+    ),
+    (
+        "number",
+        "tokenize",
+        "heads",
+        "be 1 where `position` is given",
+        [2],
+        {"queries": t(8, 6), "position": t(35, 3)},
+    ),
+    ("type", POOLING, "queries", TENSOR, [None, np.ones((4, 12), np.float32), "keys"], {}),
+    ("layout", POOLING, "queries", DENSE, [nested()], {}),
+    ("dtype", POOLING, "queries", DTYPE, [t(4, 12).double(), t(4, 12).to(HALF), t(4, 12).int()], {}),
+    ("device", POOLING, "queries", DEVICE, [meta(4, 12)], {}),
+    (
+        "shape",
+        "tokenize",
+        "queries",
+        BANK,
+        [t(12), t(4, 13), t(1, 4, 12), t(3, 4, 12), t(1, 2, 4, 12), t(0, 12)],
+        {},
+    ),
+    ("shape", "tokenize", "queries", HEAD_BLOCKS, [t(8, 12), t(3, 8, 6), t(5, 6)], {"heads": 2}),
+    (
+        "shape",
+        "project_tokenize",
+        "queries",
+        "be (L, D) or (B, L, D) with B = 2, D = 16, L not 0",
+        [t(3, 12), t(2, 0, 16)],
+        WIDE,
+    ),
+    ("type", SPREADING, "keys", TENSOR, [None, torch.nn.Linear(12, 4)], {}),
+    ("layout", SPREADING, "keys", DENSE, [t(4, 12).to_sparse()], {}),
+    ("dtype", SPREADING, "keys", DTYPE, [t(4, 12).half(), t(4, 12).long()], {}),
+    ("device", SPREADING, "keys", DEVICE, [meta(4, 12)], {}),
+    ("shape", SPREADING, "keys", BANK, [t(2, 4, 13), t(3, 4, 12), t(12), t(0, 12)], {}),
+    ("shape", SPREADING, "keys", f"{HEAD_ROWS}, heads = 3", [t(2, 4, 12), t(0, 12)], {"heads": 3}),
+    ("type", SPREADING, "values", TENSOR, [(t(4, 12),), None], {}),
+    ("dtype", SPREADING, "values", DTYPE, [t(4, 12, dtype=torch.complex64), t(4, 12).double()], {}),
+    ("device", SPREADING, "values", DEVICE, [meta(4, 12)], {}),
+    (
+        "shape",
+        SPREADING,
+        "values",
+        f"{VALUES} = 4 (`keys` has 4 rows, `heads` is 1) and D not 0",
+        [t(2, 5, 12), t(1, 4, 12), t(4), t(4, 0)],
+        {},
+    ),
+    (
+        "shape",
+        SPREADING,
+        "values",
+        f"{VALUES} = 2 (`keys` has 4 rows, `heads` is 2) and D not 0",
+        [t(2, 4, 12)],
+        {"heads": 2},
+    ),
+    ("type", SPREADING, "bias", TENSOR, [0.5, [0.0] * 4], {}),
+    ("dtype", SPREADING, "bias", DTYPE, [flags(4), t(4).double()], {}),
+    ("device", SPREADING, "bias", DEVICE, [meta(4)], {}),
+    ("shape", SPREADING, "bias", f"{BIAS} = 4", [t(5), t(1, 4), t(2, 1, 4), t()], {}),
+    ("shape", SPREADING, "bias", f"{BIAS} = 8", [t(4)], {"heads": 2, "keys": t(8, 12)}),
+    ("string", SPREADING, "residual", 'be "input", None or a map', ["inputs", ""], {}),
+    ("type", SPREADING, "residual", 'be "input", None or a torch.Tensor', [False, [t(2, 12, 5, 7)]], {}),
+    ("width", SPREADING, "values", INPUT, [t(4, 16), t(2, 4, 6)], {}),
+    ("layout", SPREADING, "residual", DENSE, [t(2, 12, 5, 7).to_sparse()], {}),
+    ("dtype", SPREADING, "residual", DTYPE, [t(2, 12, 5, 7).double()], {}),
+    ("device", SPREADING, "residual", DEVICE, [meta(2, 12, 5, 7)], {}),
+    (
+        "shape",
+        SPREADING,
+        "residual",
+        "be (B, D, H, W) = (2, 12, 5, 7)",
+        [t(2, 35, 12), t(1, 12, 5, 7), t(2, 12, 7, 5)],
+        {},
+    ),
+    (
+        "shape",
+        SPREADING,
+        "residual",
+        "be (B, N, D) = (2, 35, 16)",
+        [t(2, 35, 12)],
+        {"x": t(2, 35, 12), "values": t(4, 16)},
+    ),
+    ("type", POOLING, "mask", TENSOR, [[True], True], {}),
+    (
+        "dtype",
+        POOLING,
+        "mask",
+        MASK,
+        [t(2, 35), t(2, 5, 7, requires_grad=True), t(2, 35).long(), t(2, 35).byte()],
+        {},
+    ),
+    ("device", POOLING, "mask", DEVICE, [meta(2, 35, dtype=torch.bool)], {}),
+    (
+        "shape",
+        POOLING,
+        "mask",
+        MAP_PIXELS,
+        [flags(35), flags(2, 34), flags(1, 35), flags(2, 7, 5), flags(2, 1, 5, 7)],
+        {},
+    ),
+    ("shape", POOLING, "mask", PIXELS, [flags(2, 5, 7), flags(2, 35, 1)], BNC),
+    ("type", POOLING, "log_weights", TENSOR, [0.5], {}),
+    ("dtype", POOLING, "log_weights", DTYPE, [t(2, 35).double(), flags(2, 35)], {}),
+    ("device", POOLING, "log_weights", DEVICE, [meta(2, 35)], {}),
+    ("shape", POOLING, "log_weights", MAP_PIXELS, [t(35), t(2, 4, 35)], {}),
+    ("shape", POOLING, "log_weights", PIXELS, [t(2, 5, 7)], BNC),
+    ("type", POOLING, "position", TENSOR, ["linear"], {}),
+    ("dtype", POOLING, "position", DTYPE, [t(35, 3).half()], {}),
+    ("device", POOLING, "position", DEVICE, [meta(35, 3)], {}),
+    ("shape", POOLING, "position", TABLE, [t(34, 3), t(2, 35, 3), t(5, 7, 3), t(35, 0)], {}),
+    ("type", OPS, "backend", "be None or a string", [3, True, torch.device("cpu")], {}),
+    ("type", "merge", "tokens", TENSOR, [[t(2, 4, 12)] * 3, None], {}),
+    ("layout", "merge", "tokens", DENSE, [nested()], {}),
+    ("dtype", "merge", "tokens", FLOATS, [t(3, 2, 4, 12).long()], {}),
+    (
+        "shape",
+        "merge",
+        "tokens",
+        "be (S, B, L, C), none of them 0",
+        [t(3, 2, 4), t(0, 2, 4, 12), t(3, 2, 0, 12)],
+        {},
+    ),
+    ("type", "merge", "lse", TENSOR, [[t(2, 4)] * 3], {}),
+    ("layout", "merge", "lse", DENSE, [t(3, 2, 4).to_sparse()], {}),
+    (
+        "dtype",
+        "merge",
+        "lse",
+        "be torch.float32 for torch.float32 tokens",
+        [t(3, 2, 4).double(), t(3, 2, 4).long()],
+        {},
+    ),
+    (
+        "dtype",
+        "merge",
+        "lse",
+        "be torch.float32 for torch.bfloat16 tokens",
+        [t(3, 2, 4).to(HALF)],
+        {"tokens": t(3, 2, 4, 12).to(HALF)},
+    ),
+    (
+        "dtype",
+        "merge",
+        "lse",
+        "be torch.float64 for torch.float64 tokens",
+        [t(3, 2, 4)],
+        {"tokens": t(3, 2, 4, 12).double()},
+    ),
+    ("device", "merge", "lse", "be on the device of `tokens` (cpu)", [meta(3, 2, 4)], {}),
+    ("shape", "merge", "lse", LSE, [t(3, 2), t(2, 2, 4), t(3, 2, 6), t(3, 2, 20), t(3, 2, 0)], {}),
+]
+
+
+def cases():
+    for kind, ops, argument, must, values, others in RULES:
+        error, describe = KINDS[kind]
+        for op in ops.split():
+            # a row about several ops may give arguments that only some of them have
+            known = inspect.signature(getattr(functional, op)).parameters
+            rest = {name: other for name, other in others.items() if name in known}
+            for value in values:
+                words = must if must[0] == "`" else f"`{argument}` must {must}"
+                got = describe(value)
+                yield pytest.param(
+                    op, rest | {argument: value}, error, f"{words}, got {got}", id=f"{op} {argument} {got}"
+                )
+
+
+CASES = list(cases())
+by_op = pytest.mark.parametrize("op", [*OPS.split(), "merge"])
+
+
+def of(op):
+    return [case.values[1:] for case in CASES if case.values[0] == op]
+
+
+def call(op, changes):
+    return getattr(functional, op)(**(good(op) | changes))
+
+
+@by_op
+def test_a_good_call_is_not_refused(op):
+    call(op, {})
+
+
+@pytest.mark.parametrize(("op", "changes", "error", "words"), CASES)
+def test_refused_with_these_words(op, changes, error, words):
+    with pytest.raises(error) as caught:
+        call(op, changes)
+    assert type(caught.value) is error
+    assert str(caught.value) == words
+
+
+@by_op
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_refused_alike_without_gradients(op, mode):
+    for changes, error, words in of(op):
+        with mode(), pytest.raises(error) as caught:
+            call(op, changes)
+        assert str(caught.value) == words
+
+
+def state(value):
+    """What a call could change about an argument."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    plain = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+    content = (value.shape, value.stride(), value.tolist()) if plain else None
+    return value._version, value.requires_grad, value.grad_fn, value.grad, content
+
+
+@by_op
+def test_a_refused_call_leaves_its_arguments_alone(op):
+    for changes, error, _ in of(op):
+        arguments = good(op) | changes
+        before = {name: state(value) for name, value in arguments.items()}
+        with pytest.raises(error):
+            call(op, arguments)
+        assert {name: state(value) for name, value in arguments.items()} == before
+
+
+@by_op
+def test_every_argument_is_refused_in_some_row(op):
+    refused = {argument for _, ops, argument, *_ in RULES if op in ops.split()}
+    unchecked = {"tokenize": {"return_lse"}, "project_tokenize": {"return_map"}}
+    assert set(inspect.signature(getattr(functional, op)).parameters) - refused == unchecked.get(op, set())
+
+
+@pytest.mark.parametrize("op", OPS.split())
+@pytest.mark.parametrize("name", ["Torch", "reference", ""])
+def test_an_unknown_backend_is_answered_with_the_known_ones(op, name):
+    known = ", ".join(f'"{name}"' for name in backends.NAMES)
+    with pytest.raises(ValueError, match="backend") as caught:
+        call(op, {"backend": name})
+    assert str(caught.value) == f'`backend` must be None or one of {known}, got "{name}"'
+
+
+@pytest.mark.parametrize("op", OPS.split())
+def test_a_backend_that_cannot_run_here_says_why(op, monkeypatch):
+    monkeypatch.setitem(backends._REASONS, "torch", "it is asleep")
+    with pytest.raises(RuntimeError) as caught:
+        call(op, {"backend": "torch"})
+    assert str(caught.value) == '`backend="torch"` is not available here: it is asleep'

@@ -1,0 +1,205 @@
+"""How calls of the ops go together: parts of a map, masks and weights, heads, tokens, one pass or two.
+
+Results and gradients of both sides must agree.
+"""
+
+import itertools
+
+import pytest
+import torch
+from comparing import assert_close, assert_same
+from drawing import at_pixels, problems, properties, randn, seeds, small, solver
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vt_fast.functional import merge, project, tokenize
+
+
+@properties
+@given(problem=problems("tokenize"), parts=st.integers(1, 5))
+def test_merging_masked_parts_gives_the_whole(problem, parts):
+    # each pixel to any part; some parts are empty
+    part_of = torch.randint(parts, problem.operands["x"].shape[:2])
+
+    def merged(mask=None, **operands):
+        masks = [part_of == part if mask is None else mask & (part_of == part) for part in range(parts)]
+        results = [solver(problem)(mask=mask, **operands) for mask in masks]
+        return merge(*map(torch.stack, zip(*results, strict=True)))
+
+    assert_same(merged, solver(problem), **problem.operands)
+
+
+@properties
+@given(problem=problems("tokenize"), data=st.data())
+def test_merging_pieces_gives_the_whole(problem, data):
+    pixels = problem.operands["x"].shape[1]
+    cuts = sorted(data.draw(st.sets(st.integers(1, pixels))) | {0, pixels})
+
+    def merged(**operands):
+        pieces = [at_pixels(operands, slice(*ends)) for ends in itertools.pairwise(cuts)]
+        results = [solver(problem)(**piece) for piece in pieces]
+        return merge(*map(torch.stack, zip(*results, strict=True)))
+
+    assert_same(merged, solver(problem), **problem.operands)
+
+
+@properties
+@given(seed=seeds, data=st.data(), shards=st.integers(1, 5), heads=st.integers(1, 3))
+def test_merge_takes_any_order_and_grouping(seed, data, shards, heads):
+    torch.manual_seed(seed)
+    tokens, lse = randn(shards, 2, 3, heads * 2), 3 * randn(shards, 2, heads * 3)
+    lse[torch.rand(shards, 2) < 0.3] = -torch.inf
+    order = data.draw(st.permutations(range(shards)))
+    ends = sorted(data.draw(st.sets(st.integers(1, shards))) | {0, shards})
+
+    def in_groups(tokens, lse):
+        tokens, lse = tokens[order], lse[order]
+        groups = [merge(tokens[a:b], lse[a:b]) for a, b in itertools.pairwise(ends)]
+        return merge(*map(torch.stack, zip(*groups, strict=True)))
+
+    assert_same(in_groups, merge, tokens=tokens, lse=lse)
+
+
+@pytest.mark.parametrize("by", ["mask", "log_weights"])
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+@properties
+@given(data=st.data())
+def test_masking_a_pixel_is_leaving_it_out(op, by, data):
+    problem = data.draw(problems(op, never=("mask", *(("log_weights",) if by == "log_weights" else ()))))
+    batch, pixels = problem.operands["x"].shape[:2]
+    keep = data.draw(st.lists(st.integers(0, pixels - 1), min_size=1, unique=True).map(sorted))
+    mask = torch.zeros(batch, pixels, dtype=torch.bool)
+    mask[:, keep] = True
+    choice = {"mask": mask} if by == "mask" else {"log_weights": torch.where(mask, 0.0, -torch.inf).double()}
+
+    def masked(**operands):
+        return solver(problem)(**operands, **choice)[-2:]
+
+    def left_out(**operands):
+        return solver(problem)(**at_pixels(operands, keep))[-2:]
+
+    assert_same(masked, left_out, **problem.operands)
+
+
+@properties
+@given(problem=problems("tokenize"), data=st.data())
+def test_a_log_weight_of_log_k_is_repeating_the_pixel_k_times(problem, data):
+    pixels = problem.operands["x"].shape[1]
+    counts = torch.tensor(
+        data.draw(st.lists(st.integers(0, 3), min_size=pixels, max_size=pixels).filter(any))
+    )
+    repeated = torch.arange(pixels).repeat_interleave(counts)
+
+    def weighted(log_weights=0, **operands):
+        log_counts = counts.double().log().expand(operands["x"].shape[:2])
+        return solver(problem)(log_weights=log_weights + log_counts, **operands)
+
+    def several(**operands):
+        return solver(problem)(**at_pixels(operands, repeated))
+
+    assert_same(weighted, several, **problem.operands)
+
+
+@properties
+@given(seed=seeds, heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
+def test_heads_of_tokenize_are_calls_on_channel_blocks(seed, heads, shared, sizes):
+    torch.manual_seed(seed)
+    tokens, width, pixels = sizes
+    queries = randn(heads * tokens, width) if shared else randn(2, heads * tokens, width)
+
+    def separately(x, queries, log_weights):
+        banks, blocks = queries.chunk(heads, -2), x.chunk(heads, -1)
+        results = [
+            tokenize(block, bank, log_weights=log_weights, return_lse=True)
+            for block, bank in zip(blocks, banks, strict=True)
+        ]
+        return tuple(torch.cat(part, -1) for part in zip(*results, strict=True))
+
+    assert_same(
+        lambda **operands: tokenize(**operands, heads=heads, return_lse=True),
+        separately,
+        x=randn(2, pixels, heads * width),
+        queries=queries,
+        log_weights=randn(2, pixels),
+    )
+
+
+@properties
+@given(seed=seeds, heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
+def test_heads_of_project_are_calls_for_channel_blocks(seed, heads, shared, sizes):
+    torch.manual_seed(seed)
+    tokens, width, pixels = sizes
+    lead = () if shared else (2,)
+
+    def separately(x, keys, values, bias):
+        blocks = zip(keys.chunk(heads, -2), values.chunk(heads, -1), bias.chunk(heads, -1), strict=True)
+        return x + torch.cat([project(x, k, v, bias=b, residual=None) for k, v, b in blocks], -1)
+
+    assert_same(
+        lambda **operands: project(**operands, heads=heads),
+        separately,
+        x=randn(2, pixels, heads * width),
+        keys=randn(*lead, heads * tokens, heads * width),
+        values=randn(*lead, tokens, heads * width),
+        bias=randn(*lead, heads * tokens),
+    )
+
+
+@pytest.mark.parametrize("op", ["project", "project_tokenize"])
+@properties
+@given(data=st.data())
+def test_a_bias_of_minus_infinity_is_leaving_the_token_out(op, data):
+    problem = data.draw(problems(op, never=("bias", "shared bias")))
+    heads = problem.options.get("heads", 1)
+    batch, tokens = problem.operands["x"].shape[0], problem.operands["values"].shape[-2]
+    keep = data.draw(st.lists(st.integers(0, tokens - 1), min_size=1, unique=True).map(sorted))
+    bias = torch.full((tokens,), -torch.inf, dtype=torch.float64)
+    bias[keep] = 0
+    bias = bias.repeat(heads) if data.draw(st.booleans()) else bias.repeat(batch, heads)
+    rows = [head * tokens + token for head in range(heads) for token in keep]
+
+    def left_out(keys, values, **operands):
+        return solver(problem)(keys=keys[..., rows, :], values=values[..., keep, :], **operands)
+
+    assert_same(lambda **operands: solver(problem)(bias=bias, **operands), left_out, **problem.operands)
+
+
+@properties
+@given(problem=problems("project_tokenize"))
+def test_project_tokenize_is_project_then_tokenize(problem):
+    def composed(queries, **operands):
+        pooling = {
+            name: operands.pop(name) for name in ("mask", "log_weights", "position") if name in operands
+        }
+        settings = {name: value for name, value in problem.options.items() if name != "return_map"}
+        y = project(**operands, **settings)
+        pooled = tokenize(y, queries, **pooling, return_lse=True)
+        return (y, *pooled) if problem.options["return_map"] else pooled
+
+    assert_same(solver(problem), composed, **problem.operands)
+
+
+@properties
+@given(problem=problems("tokenize", always=("position",), never=("heads",)))
+def test_pooled_positions_are_linear_in_the_table(problem):
+    position = problem.operands.pop("position")
+    channels = problem.operands["x"].shape[-1]
+    other = torch.randn_like(position)
+
+    def pooled(table, operands):
+        return solver(problem)(position=table, **operands)[0][..., channels:]
+
+    assert_same(
+        lambda position, other, **operands: pooled(2 * position - 3 * other, operands),
+        lambda position, other, **operands: 2 * pooled(position, operands) - 3 * pooled(other, operands),
+        position=position,
+        other=other,
+        **problem.operands,
+    )
+
+
+@properties
+@given(problem=problems("tokenize", never=("heads", "position"), batch=st.just(1)))
+def test_the_map_as_its_own_table_gives_the_tokens_twice(problem):
+    tokens, _ = solver(problem)(position=problem.operands["x"][0], **problem.operands)
+    assert_close(*tokens.chunk(2, -1))

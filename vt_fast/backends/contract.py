@@ -1,0 +1,170 @@
+"""What a backend implements, and with which arguments.
+
+The records hold the arguments of the ops, in the order of their schemas. They have been checked. A map
+is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares lacks its first dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Tokenize(NamedTuple):
+    """A call of tokenize. ``keep_exact``: a gradient will be asked for, which wants unrounded tokens."""
+
+    x: Tensor
+    queries: Tensor
+    mask: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+    heads: int
+    keep_exact: bool
+    backend: str
+
+
+class TokenizeBackward(NamedTuple):
+    """Its backward. ``tokens`` are unrounded if there was a choice; ``needs``: which gradients to compute."""
+
+    grad_tokens: Tensor
+    grad_lse: Tensor | None
+    x: Tensor
+    queries: Tensor
+    mask: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+    tokens: Tensor
+    lse: Tensor
+    heads: int
+    needs: list[bool]
+    backend: str
+
+
+class Project(NamedTuple):
+    """A call of project. The residual is x if ``residual_input``, else the map ``residual``, else none."""
+
+    x: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    residual_input: bool
+    heads: int
+    backend: str
+
+
+class ProjectBackward(NamedTuple):
+    """Its backward."""
+
+    grad_map: Tensor
+    x: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    residual_input: bool
+    heads: int
+    needs: list[bool]
+    backend: str
+
+
+class ProjectTokenize(NamedTuple):
+    """A call of project_tokenize."""
+
+    x: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    mask: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+    residual_input: bool
+    heads: int
+    return_map: bool
+    keep_exact: bool
+    backend: str
+
+
+class ProjectTokenizeBackward(NamedTuple):
+    """Its backward. ``grad_map`` is None where the map was not wanted or not used."""
+
+    grad_map: Tensor | None
+    grad_tokens: Tensor
+    grad_lse: Tensor | None
+    x: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    mask: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+    tokens: Tensor
+    lse: Tensor
+    residual_input: bool
+    heads: int
+    needs: list[bool]
+    backend: str
+
+
+class TokenizeGradients(NamedTuple):
+    """Gradients of tokenize, None where not needed."""
+
+    x: Tensor | None
+    queries: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+
+
+class ProjectGradients(NamedTuple):
+    """Gradients of project, None where not needed. That of a residual map is the map's gradient itself."""
+
+    x: Tensor | None
+    keys: Tensor | None
+    values: Tensor | None
+    bias: Tensor | None
+
+
+class ProjectTokenizeGradients(NamedTuple):
+    """Gradients of project_tokenize, None where not needed."""
+
+    x: Tensor | None
+    keys: Tensor | None
+    values: Tensor | None
+    queries: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    log_weights: Tensor | None
+    position: Tensor | None
+
+
+class Backend(Protocol):
+    """A module with these functions.
+
+    Maps come back in x's dtype, strided like ``torch.empty_like``. Tokens come back as they were summed,
+    in float32 (float64 for float64), and so do lse and the gradients of small operands.
+    """
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, or None if it can."""
+
+    def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L, C + P) and lse (B, heads * L)."""
+
+    def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:
+        """The gradients that are needed."""
+
+    def project(self, call: Project) -> Tensor:
+        """The map."""
+
+    def project_backward(self, call: ProjectBackward) -> ProjectGradients:
+        """The gradients that are needed."""
+
+    def project_tokenize(self, call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
+        """The map (None unless ``return_map``), tokens (B, Lq, D + P) and lse (B, Lq)."""
+
+    def project_tokenize_backward(self, call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
+        """The gradients that are needed."""
