@@ -23,7 +23,8 @@ def run(pictures: Sequence[Path], output: Path, *, quick: bool = False) -> int:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            return _refuse(f'the demo needs {name}: pip install "vt_fast[demo]" ({error})')
+            missing = error.name or name  # matplotlib, for one, fails where Pillow is missing
+            return _refuse(f'the demo needs {missing}: pip install "vt_fast[demo]" ({error})')
     # Only now, since these import the packages of the extra.
     from vt_fast.demo.pictures import PictureError, load_all
     from vt_fast.demo.story import tell

@@ -15,7 +15,7 @@ _EDGE_WEIGHT = 0.7
 
 
 def pixel_features(pixels: Tensor) -> Tensor:
-    """Describe each pixel by colour, texture and place: (3, H, W) in [0, 1] -> (1, 15, H, W).
+    """Describe each pixel by colour, texture and place: (3, H, W) in [0, 1] -> (1, 14, H, W).
 
     Lab colour as it is and blurred twice, edge strength averaged over two neighbourhoods, row and column;
     each standardised over the picture. Last a constant: the k-means compares directions, and without it a

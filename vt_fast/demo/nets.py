@@ -17,7 +17,11 @@ CLASSES = 10
 
 
 class TokenNet(nn.Module):
-    """Convolutional stem, two Visual Transformers (filter, then recurrent), mean of the tokens."""
+    """Convolutional stem, two Visual Transformers (filter, then recurrent), a linear layer on the tokens.
+
+    The layer reads the tokens side by side, where the paper takes their mean: each then has a part of its
+    own, and they learn to look at different places.
+    """
 
     def __init__(self, num_tokens: int = 8, token_channels: int = 128) -> None:
         super().__init__()
@@ -27,15 +31,16 @@ class TokenNet(nn.Module):
             _CHANNELS,
             num_tokens=num_tokens,
             token_channels=token_channels,
+            group_width=16,
             last_projector=False,
-            position=LinearPositionCode(_SIDE, 16),
+            position=LinearPositionCode(_SIDE, features=16),
         )
-        self.head = nn.Linear(token_channels, CLASSES)
+        self.head = nn.Linear(num_tokens * token_channels, CLASSES)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """(B, 1, 8, 8) -> (B, 10) scores."""
         _, tokens = self.stage(self.stem(pictures))
-        scores: Tensor = self.head(tokens.mean(1))
+        scores: Tensor = self.head(tokens.flatten(1))
         return scores
 
     @torch.no_grad()

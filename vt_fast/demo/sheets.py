@@ -39,9 +39,9 @@ def digit_sheet(
     """
     count, tokens = maps[0].shape[:2]
     even = 1 / maps[0][0, 0].numel()
-    strongest = float(torch.quantile(torch.cat([attention.flatten() for attention in maps]), 0.997)) / even
-    # The square root shows weak attention beside strong.
-    scale = PowerNorm(0.5, 0, max(strongest, 1.0), clip=True)
+    # One scale for both, or they could not be compared; cut at 20 and under a square root, or a filter's wide
+    # attention would vanish beside the narrow one of a recurrent tokenizer.
+    scale = PowerNorm(0.5, 0, 20, clip=True)
     height, width = 1.75 + 0.78 * count, 2.6 + 0.78 * (2 * tokens + 1)
     figure = Figure(figsize=(width, height), facecolor="white")
     grid = figure.add_gridspec(
@@ -84,7 +84,7 @@ def digit_sheet(
         corner = grid[0, 2 + side * (tokens + 1)].get_position(figure)
         text = f"{kind}: {pixels_looked_at(attention):.0f} of {round(1 / even)} pixels looked at"
         figure.text(corner.x0, 1 - 0.85 / height, text, fontsize=11, color=_INK)
-    _scale_bar(figure, scale, "attention, times its even share")
+    _scale_bar(figure, scale, "attention, times its even share (20 or more)")
     figure.savefig(path, dpi=110)
 
 

@@ -1,0 +1,203 @@
+"""The demo from end to end, quickly, and the tables it prints."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+Image = pytest.importorskip("PIL.Image")
+
+from vt_fast import backends as all_backends  # noqa: E402
+from vt_fast.__main__ import main  # noqa: E402
+from vt_fast.demo import backends, digits, nets, story  # noqa: E402
+from vt_fast.demo.pictures import Picture  # noqa: E402
+from vt_fast.demo.tables import table, winner  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One quick run on two pictures of the same name."""
+    folder = tmp_path_factory.mktemp("demo")
+    paths = []
+    for name, size in (("a", (70, 50)), ("b", (30, 90))):
+        (folder / name).mkdir()
+        paths.append(folder / name / "mine.png")
+        noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(paths[-1])
+    before = torch.get_rng_state()
+    output = folder / "deep" / "out"
+    status = main(["demo", *map(str, paths), "--quick", "--output", str(output)])
+    assert status == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    return output
+
+
+def test_all_files_are_there(demo):
+    names = {path.name for path in demo.iterdir()}
+    assert names == {
+        "digits_attention.png",
+        "clusters_1_mine.png",
+        "clusters_2_mine.png",
+        "report.txt",
+        "report.json",
+    }
+
+
+@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mine.png"])
+def test_sheets_are_pictures_with_something_on_them(demo, name):
+    with Image.open(demo / name) as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert min(pixels.shape[:2]) > 400
+    inked = (pixels.min(2) < 200).mean()
+    assert 0.01 < inked < 0.9
+
+
+def test_report_has_both_nets_and_every_backend(demo):
+    report = json.loads((demo / "report.json").read_text())
+    assert report["quick"] is True
+    assert set(report["digits"]) == {"VT", "convolution"}
+    for result in report["digits"].values():
+        assert result["held_out"] == 450
+        assert result["accuracy"] == result["correct"] / 450
+        assert result["macs"] > 0
+        assert result["step"] > 0
+    codes = {line["code"] for line in report["backends"]}
+    assert codes == {"eager", *(name for name, reason in all_backends.report() if reason is None)}
+    ops = [line["op"] for line in report["backends"]]
+    assert {"tokenize", "project", "project_tokenize", "stack of two"} == set(ops)
+    assert report["machine"]["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+
+
+def test_report_text_is_what_was_printed(demo):
+    text = (demo / "report.txt").read_text()
+    for part in ("held-out accuracy", "better", "digits_attention.png", "project_tokenize", "maps"):
+        assert part in text
+
+
+def test_lines_are_right_about_errors_and_memory():
+    lines = backends.measure(quick=True)
+    rounding = torch.finfo(torch.float32).eps
+    for line in lines:
+        # Sums over at most 16 channels and 12 pixels, a few of them in a row.
+        assert 0 < line.error < 100 * rounding, line
+        assert 0 < line.gradient_error < 100 * rounding, line
+        assert 0 < line.forward_peak <= line.both_peak, line
+    projected = [line for line in lines if line.op == "project"]
+    assert all(line.forward_peak >= 1 for line in projected)  # the map it returns
+
+
+def test_a_wrong_result_shows_as_an_error():
+    right, wrong = (torch.ones(3), torch.full((2,), 10.0)), (torch.ones(3), torch.full((2,), 11.0))
+    assert backends._error(right, right) == 0
+    assert backends._error(wrong, right) == pytest.approx(0.1)
+
+
+def test_convolution_has_at_least_as_many_macs():
+    token_net, convolution = nets.TokenNet(), nets.ConvolutionNet()
+    assert nets.macs(convolution) >= nets.macs(token_net, backend="reference") >= nets.macs(token_net)
+
+
+def test_macs_of_the_convolution_by_hand():
+    stem = 64 * (9 * 1 * 32 + 9 * 32 * 64)
+    block = 16 * (9 * 64 * 96 + 9 * 96 * 96 + 64 * 96)
+    assert nets.macs(nets.ConvolutionNet()) == stem + block + 96 * 10
+
+
+def test_counting_leaves_the_net_as_it_was():
+    net = nets.TokenNet().train()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    nets.macs(net, backend="reference")
+    assert net.training
+    assert net.stage.backend is None
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_split_is_fixed_stratified_and_disjoint():
+    first, second = digits.load(), digits.load()
+    assert torch.equal(first.test, second.test)
+    assert len(first.train) + len(first.test) == 1797
+    shares = torch.bincount(first.test_labels) / torch.bincount(
+        torch.cat([first.train_labels, first.test_labels])
+    )
+    assert (shares - 0.25).abs().max() < 0.01
+    ink = digits.ink(first.test)
+    assert ink.min() == 0
+    torch.testing.assert_close(ink.max(), torch.tensor(1.0))
+
+
+def test_training_learns_and_comparison_names_the_winners(capfd):
+    torch.manual_seed(0)
+    data, net = digits.load(), nets.TokenNet()
+    before = digits.correct(net, data)
+    digits.train(net, data, "VT", epochs=4)
+    assert "training VT" in capfd.readouterr().err
+    assert digits.correct(net, data) > max(before, 300)  # chance is 45
+    results = {
+        "VT": digits.Result(440, 450, 10, 12, 5, 0.2),
+        "convolution": digits.Result(445, 450, 20, 20, 4, 0.1),
+    }
+    *_, better, first_note, _ = digits.report(results).splitlines()
+    assert better.split() == ["better", "convolution", "VT", "VT", "convolution", "convolution"]
+    assert "differ by 5 of them" in first_note
+
+
+def test_attention_maps_of_both_tokenizers():
+    maps = nets.TokenNet().eval().attention_maps(torch.rand(3, 1, 8, 8))
+    assert [tuple(each.shape) for each in maps] == [(3, 8, 8, 8)] * 2
+    for each in maps:
+        torch.testing.assert_close(each.sum((2, 3)), torch.ones(3, 8))
+
+
+def test_threads_are_given_back(monkeypatch):
+    def fail(*, quick):
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(digits, "_compare", fail)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        digits.compare()
+    assert torch.get_num_threads() == before
+
+
+def test_sheets_of_the_same_name_do_not_overwrite_each_other(tmp_path):
+    pixels = torch.zeros(3, 1, 1)
+    paths = story._sheet_paths([Picture("a", pixels), Picture("b", pixels), Picture("a", pixels)], tmp_path)
+    assert [path.name for path in paths] == ["clusters_1_a.png", "clusters_b.png", "clusters_3_a.png"]
+
+
+def test_table_is_aligned_and_refuses_ragged_rows():
+    lines = table(["name", "value"], [["a", "1.0"], ["longer", "10.0"]]).splitlines()
+    assert [line.rfind("0") for line in lines[2:]] == [12, 12]
+    with pytest.raises(ValueError, match="2 cells"):
+        table(["name", "value"], [["a"]])
+
+
+def test_winner_and_tie():
+    assert winner({"a": 1, "b": 2}, more_is_better=True) == "b"
+    assert winner({"a": 1, "b": 1, "c": 2}) == "tie"
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "sklearn", "tqdm", "PIL"])
+def test_missing_extra_is_one_line_and_status_2(name):
+    code = f"""
+import sys
+class Hide:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] == "{name}":
+            raise ModuleNotFoundError(f"No module named {{module!r}}", name=module)
+sys.meta_path.insert(0, Hide())
+from vt_fast.__main__ import main
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"the demo needs {name}" in done.stderr
+    assert 'pip install "vt_fast[demo]"' in done.stderr

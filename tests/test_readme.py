@@ -1,0 +1,33 @@
+"""What the README shows is true: its example runs and its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="runs in a source tree only")
+
+
+def test_example_runs_and_its_comment_is_right():
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 5
+    scope = {}
+    exec(code, scope)
+    comment = code.rpartition("#")[2]
+    shapes = [tuple(map(int, shape.split(","))) for shape in re.findall(r"\(([\d, ]+)\)", comment)]
+    assert [tuple(scope["feature_map"].shape), tuple(scope["tokens"].shape)] == shapes
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    found = re.findall(r"^make (\w+)|`make (\w+)", README.read_text(), flags=re.MULTILINE)
+    named = {first or second for first, second in found} | {"lint", "clean", "help"}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_links_to_files_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
+        assert (ROOT / target).exists(), target
