@@ -37,13 +37,16 @@ def pool(weights: Tensor, tile: Tensor, heads: int = 1) -> Tensor:
     return torch.cat([torch.bmm(weight, pixels) for weight, pixels in pairs], -1)
 
 
-def expand(weights: Tensor, blocks: Tensor, heads: int = 1) -> Tensor:
-    """Rows onto pixels: (b, heads * L, n), (b or 1, L, C) -> (b, n, C), block h by head h's weights."""
+def expand(weights: Tensor, blocks: Tensor, out: Tensor, heads: int = 1, *, add: bool = False) -> Tensor:
+    """Rows onto pixels: (b, heads * L, n), (b or 1, L, C) -> (b, n, C), block h by head h's weights.
+
+    Written to ``out``, whatever that held, or added to it; returns it.
+    """
     blocks = blocks.expand(weights.shape[0], -1, -1)
-    if heads == 1:
-        return torch.bmm(weights.mT, blocks)
-    pairs = zip(weights.chunk(heads, 1), blocks.chunk(heads, -1), strict=True)
-    return torch.cat([torch.bmm(weight.mT, rows) for weight, rows in pairs], -1)
+    parts = zip(weights.chunk(heads, 1), blocks.chunk(heads, -1), out.chunk(heads, -1), strict=True)
+    for weight, rows, target in parts:
+        target.baddbmm_(weight.mT, rows, beta=1 if add else 0)
+    return out
 
 
 def softmax_over_tokens(logits: Tensor, heads: int) -> Tensor:

@@ -132,11 +132,13 @@ class GroupBackward:
             grad += torch.bmm(self.grad_table, table.mT)
         return attention, grad.sub_(self.delta).mul_(attention)
 
-    def grad_pixels(self, attention: Tensor, grad: Tensor, valid: Tensor | None, tile: slice) -> Tensor:
-        """dx (b, n, C) of a tile, exactly 0 in invalid pixels."""
-        dx = expand(attention, self.grad_tokens, self.heads)
-        dx += expand(grad, self.blocks, self.heads)
-        return dx if valid is None else dx.masked_fill_(~valid[:, tile, None], 0)
+    def grad_pixels(
+        self, attention: Tensor, grad: Tensor, valid: Tensor | None, tile: slice, out: Tensor
+    ) -> Tensor:
+        """dx (b, n, C) of a tile, exactly 0 in invalid pixels, written to ``out``."""
+        expand(attention, self.grad_tokens, out, self.heads)
+        expand(grad, self.blocks, out, self.heads, add=True)
+        return out if valid is None else out.masked_fill_(~valid[:, tile, None], 0)
 
     def grad_blocks(self, grad: Tensor, values: Tensor) -> Tensor:
         """A tile's part of the queries' gradient, (b, L, C) in block form."""

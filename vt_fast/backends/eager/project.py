@@ -21,7 +21,8 @@ def project(call: Project) -> Tensor:
         group, group_skip, tokens = pixels[samples], part(skip, samples), spread.group(samples)
         for tile in pixel_tiles(group):
             attention = tokens.attention(read_tile(group, tile))
-            out.write(samples, tile, tokens.output(attention, group_skip, tile))
+            target = out.tile(samples, tile)
+            out.write(samples, tile, tokens.output(attention, group_skip, tile, target))
     return out.finish()
 
 
@@ -37,7 +38,7 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
             values, grad = read_tile(group, tile), read_tile(group_grads, tile)
             grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)
             if dx is not None:
-                dx_tile = expand(grad_logits, tokens.keys)
-                dx.write(samples, tile, dx_tile.add_(grad) if call.residual_input else dx_tile)
+                target = expand(grad_logits, tokens.keys, dx.tile(samples, tile))
+                dx.write(samples, tile, target.add_(grad) if call.residual_input else target)
         backward.end_group()
     return ProjectGradients(None if dx is None else dx.finish(), *backward.result())

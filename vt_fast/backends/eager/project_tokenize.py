@@ -18,6 +18,7 @@ from vt_fast.backends.eager.tiles import (
     PixelWriter,
     batched,
     compute_dtype,
+    empty_tile,
     keep_valid,
     part,
     pixel_tiles,
@@ -36,15 +37,18 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
     valid = valid_pixels(per_pixel(call.mask), weights)
     spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
     blocks = batched(call.queries.to(compute_dtype(call.x.dtype)), 2)
-    out = PixelWriter(call.x, call.values.shape[-1]) if call.return_map else None
+    channels = call.values.shape[-1]
+    out = PixelWriter(call.x, channels) if call.return_map else None
     results = []
     for samples in sample_groups(pixels):
         group, group_skip, group_spread = pixels[samples], part(skip, samples), spread.group(samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
         rows, running = rows_of(blocks, samples), Pool(1)
         for tile in pixel_tiles(group):
-            attention = group_spread.attention(read_tile(group, tile))
-            y = group_spread.output(attention, group_skip, tile)
+            values = read_tile(group, tile)
+            attention = group_spread.attention(values)
+            target = empty_tile(values, channels) if out is None else out.tile(samples, tile)
+            y = group_spread.output(attention, group_skip, tile, target)
             if out is not None:
                 out.write(samples, tile, y)
             y = y if group_valid is None else keep_valid(y, group_valid, tile)
@@ -88,11 +92,12 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         for tile in pixel_tiles(group):
             values = read_tile(group, tile, part(read_valid, samples))
             attention = group_spread.attention(values)
-            y = group_spread.output(attention, group_skip, tile)
+            y = group_spread.output(attention, group_skip, tile, empty_tile(values, channels))
             y = y if group_valid is None else keep_valid(y, group_valid, tile)
             logits = weigh(scores(y, pooled.blocks), group_weights, group_valid, tile)
             pooling, grad = pooled.tile(y, logits, table_tile(position, group_valid, tile, y))
-            grad_y = pooled.grad_pixels(pooling, grad, group_valid, tile)
+            target = empty_tile(y) if dresidual is None else dresidual.tile(samples, tile)
+            grad_y = pooled.grad_pixels(pooling, grad, group_valid, tile, target)
             if group_grads is not None:
                 grad_y += group_grads[:, tile]
             grad_logits = spread_backward.tile(group_spread, values, attention, grad_y)
@@ -105,8 +110,8 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             if dposition is not None:
                 dposition[tile] += pooled.grad_position(pooling)
             if dx is not None:
-                dx_tile = expand(grad_logits, group_spread.keys)
-                dx.write(samples, tile, dx_tile.add_(grad_y) if call.residual_input else dx_tile)
+                target = expand(grad_logits, group_spread.keys, dx.tile(samples, tile))
+                dx.write(samples, tile, target.add_(grad_y) if call.residual_input else target)
         spread_backward.end_group()
         dqueries.end_group()
     dkeys, dvalues, dbias = spread_backward.result()

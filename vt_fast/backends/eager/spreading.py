@@ -63,9 +63,9 @@ class Spread:
             logits += self.bias[..., None]
         return softmax_over_tokens(logits, self.heads)
 
-    def output(self, attention: Tensor, skip: Tensor | None, tile: slice) -> Tensor:
-        """P V, plus the tile of the residual pixels (b, N, D) where there are any."""
-        out = expand(attention, self.values, self.heads)
+    def output(self, attention: Tensor, skip: Tensor | None, tile: slice, out: Tensor) -> Tensor:
+        """P V, plus the tile of the residual pixels (b, N, D) where there are any, written to ``out``."""
+        expand(attention, self.values, out, self.heads)
         return out if skip is None else out.add_(skip[:, tile])
 
 

@@ -49,6 +49,12 @@ def read_tile(pixels: Tensor, tile: slice, valid: Tensor | None = None) -> Tenso
     return values if valid is None else keep_valid(values, valid, tile)
 
 
+def empty_tile(like: Tensor, channels: int | None = None) -> Tensor:
+    """An uninitialised tile (b, n, channels or C) in the compute dtype."""
+    shape = like.shape if channels is None else (*like.shape[:2], channels)
+    return like.new_empty(shape, dtype=compute_dtype(like.dtype))
+
+
 def keep_valid(values: Tensor, valid: Tensor, tile: slice) -> Tensor:
     """A copy of a tile's (b, n, ..) with 0 in place of the pixels that are not ``valid`` (b, N)."""
     return values.masked_fill(~valid[:, tile, None], 0)
@@ -84,10 +90,17 @@ class PixelWriter:
         self.map = empty_map_like(x, channels)
         self.direct = merges(self.map)
         self.pixels = as_pixels(self.map if self.direct else self.map.new_empty(self.map.shape))
+        self.in_place = self.map.dtype == compute_dtype(self.map.dtype)
+
+    def tile(self, samples: slice, tile: slice) -> Tensor:
+        """Where to compute the pixels of a tile: in the map itself if its dtype allows. Holds anything."""
+        target = self.pixels[samples, tile]
+        return target if self.in_place else empty_tile(target)
 
     def write(self, samples: slice, tile: slice, values: Tensor) -> None:
-        """Store the pixels of a tile, rounded to the map's dtype."""
-        self.pixels[samples, tile] = values
+        """Store what was computed in :meth:`tile`, rounded to the map's dtype."""
+        if not self.in_place:
+            self.pixels[samples, tile] = values
 
     def finish(self) -> Tensor:
         """The map."""

@@ -63,7 +63,8 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
             logits = weigh(scores(values, pooled.blocks, heads), group_weights, group_valid, tile)
             attention, grad = pooled.tile(values, logits, table_tile(position, group_valid, tile, values))
             if dx is not None:
-                dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile))
+                target = dx.tile(samples, tile)
+                dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile, target))
             if dblocks.needed:
                 dblocks.add(pooled.grad_blocks(grad, values))
             if dweights is not None:
