@@ -17,6 +17,7 @@ from vt_fast.__main__ import main  # noqa: E402
 from vt_fast.demo import backends, digits, nets, story  # noqa: E402
 from vt_fast.demo.pictures import Picture  # noqa: E402
 from vt_fast.demo.tables import table, winner  # noqa: E402
+from vt_fast.demo.threads import one_thread  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,12 @@ def demo(tmp_path_factory):
         paths.append(folder / name / "mine.png")
         noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(paths[-1])
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     output = folder / "deep" / "out"
     status = main(["demo", *map(str, paths), "--quick", "--output", str(output)])
     assert status == 0
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
     return output
 
 
@@ -153,15 +155,16 @@ def test_attention_maps_of_both_tokenizers():
         torch.testing.assert_close(each.sum((2, 3)), torch.ones(3, 8))
 
 
-def test_threads_are_given_back(monkeypatch):
-    def fail(*, quick):
-        assert torch.get_num_threads() == 1
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(digits, "_compare", fail)
+def test_threads_are_given_back_after_an_error():
     before = torch.get_num_threads()
+
+    def fail():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        digits.compare()
+        fail()
     assert torch.get_num_threads() == before
 
 
