@@ -27,7 +27,7 @@ def demo(tmp_path_factory):
     paths = []
     for name, size in (("a", (70, 50)), ("b", (30, 90))):
         (folder / name).mkdir()
-        paths.append(folder / name / "mine.png")
+        paths.append(folder / name / "mi$n_{e$.png")  # a file's name is no formula
         noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(paths[-1])
     before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -43,14 +43,14 @@ def test_all_files_are_there(demo):
     names = {path.name for path in demo.iterdir()}
     assert names == {
         "digits_attention.png",
-        "clusters_1_mine.png",
-        "clusters_2_mine.png",
+        "clusters_1_mi$n_{e$.png",
+        "clusters_2_mi$n_{e$.png",
         "report.txt",
         "report.json",
     }
 
 
-@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mine.png"])
+@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mi$n_{e$.png"])
 def test_sheets_are_pictures_with_something_on_them(demo, name):
     with Image.open(demo / name) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
