@@ -17,6 +17,7 @@ from vt_fast.__main__ import main  # noqa: E402
 from vt_fast.demo import backends, digits, nets, story  # noqa: E402
 from vt_fast.demo.pictures import Picture  # noqa: E402
 from vt_fast.demo.tables import table, winner  # noqa: E402
+from vt_fast.demo.threads import one_thread  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,15 @@ def demo(tmp_path_factory):
     paths = []
     for name, size in (("a", (70, 50)), ("b", (30, 90))):
         (folder / name).mkdir()
-        paths.append(folder / name / "mine.png")
+        paths.append(folder / name / "mi$n_{e$.png")  # a file's name is no formula
         noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(paths[-1])
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     output = folder / "deep" / "out"
     status = main(["demo", *map(str, paths), "--quick", "--output", str(output)])
     assert status == 0
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
     return output
 
 
@@ -41,14 +43,14 @@ def test_all_files_are_there(demo):
     names = {path.name for path in demo.iterdir()}
     assert names == {
         "digits_attention.png",
-        "clusters_1_mine.png",
-        "clusters_2_mine.png",
+        "clusters_1_mi$n_{e$.png",
+        "clusters_2_mi$n_{e$.png",
         "report.txt",
         "report.json",
     }
 
 
-@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mine.png"])
+@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mi$n_{e$.png"])
 def test_sheets_are_pictures_with_something_on_them(demo, name):
     with Image.open(demo / name) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
@@ -153,16 +155,17 @@ def test_attention_maps_of_both_tokenizers():
         torch.testing.assert_close(each.sum((2, 3)), torch.ones(3, 8))
 
 
-def test_threads_are_given_back(monkeypatch):
-    def fail(*, quick):
-        assert torch.get_num_threads() == 1
-        raise KeyboardInterrupt
+def test_threads_are_given_back_after_an_error():
+    torch.set_num_threads(2)  # the fixture around every test puts back what was there
 
-    monkeypatch.setattr(digits, "_compare", fail)
-    before = torch.get_num_threads()
+    def fail():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        digits.compare()
-    assert torch.get_num_threads() == before
+        fail()
+    assert torch.get_num_threads() == 2
 
 
 def test_sheets_of_the_same_name_do_not_overwrite_each_other(tmp_path):

@@ -76,7 +76,7 @@ def report(lines: list[Line]) -> str:
         for line in lines
     ]
     note = (
-        f'float32, threads: {torch.get_num_threads()}. "{EAGER}": the paper as written, under autograd. '
+        f'float32, {torch.get_num_threads()} thread. "{EAGER}": the paper as written, under autograd. '
         "Errors: the largest, against float64, over the largest value.\n"
         "Times: medians of interleaved runs. Peak: what is allocated on top of the inputs, results included; "
         "1 map is the bytes of x.\n"

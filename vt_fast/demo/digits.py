@@ -88,20 +88,7 @@ def correct(net: nn.Module, digits: Digits) -> int:
 
 
 def compare(*, quick: bool = False) -> tuple[dict[str, Result], TokenNet, Digits]:
-    """Train both nets from the same seed; return what came out, the token net and the data.
-
-    On one thread: steps this small gain little from a second one, and on a busy machine they would spend
-    their time waiting for it. It also makes the accuracies independent of the number of cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _compare(quick=quick)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _compare(*, quick: bool) -> tuple[dict[str, Result], TokenNet, Digits]:
+    """Train both nets from the same seed; return what came out, the token net and the data."""
     digits, epochs = load(), 1 if quick else 30
     torch.manual_seed(_SEED)
     token_net = TokenNet()

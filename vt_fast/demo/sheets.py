@@ -138,7 +138,10 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
         _overlay(axes, grey, scale(clusters.attention[token].numpy() / even))
         axes.set_title(f"token {token + 1}: {100 * shares[token]:.0f} %", fontsize=11, color=_INK, loc="left")
     _title(figure, f"What clustering tokens look at: {picture.name}", 0.2)
-    figure.text(0.2 / width, 1 - 0.68 / height, CAPTION, fontsize=10, color=_GREY)
+    caption = (
+        f"{CAPTION}. Per cent: pixels nearest to the token. Segments: in the mean colour their token pools"
+    )
+    figure.text(0.2 / width, 1 - 0.68 / height, caption, fontsize=10, color=_GREY)
     _scale_bar(figure, scale, "attention, times its even share")
     figure.savefig(path, dpi=100)
 
@@ -188,7 +191,8 @@ def _heat(values: Any) -> Any:
 
 def _title(figure: Any, text: str, left: float) -> None:
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.42 / height, text, fontsize=16, color=_INK)
+    # A file may be called a$b$.png, which is no formula.
+    figure.text(left / width, 1 - 0.42 / height, text, fontsize=16, color=_INK, parse_math=False)
 
 
 def _scale_bar(figure: Any, scale: Normalize, label: str) -> None:

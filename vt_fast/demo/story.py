@@ -16,13 +16,14 @@ from vt_fast.demo.clusters import cluster
 from vt_fast.demo.nets import TokenNet
 from vt_fast.demo.pictures import Picture, scaled
 from vt_fast.demo.sheets import cluster_sheet, digit_sheet
+from vt_fast.demo.threads import one_thread
 
 
 def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> None:
     """Run everything and leave ``report.txt``, ``report.json`` and the sheets in `output`."""
     report = _Report()
     # The caller's random numbers are none of the demo's business.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         report.say(
             "1. Digits: the same small net with a Visual Transformer stage and with a convolutional one"
             + (" (--quick: these figures mean nothing)" if quick else "")

@@ -1,0 +1,10 @@
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    pytest.importorskip("torch")
+    from vt_fast.demo.threads import one_thread
+
+    with one_thread():
+        yield
