@@ -92,8 +92,8 @@ class VisualTransformer(Container):
             token_heads: of the token transformer.
             token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
             group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
-                the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in groups
-                of this many channels (the paper's counts: 64).
+                the tokenizer (to a pooling one the token 1x1 alone), and puts them and the projector's query
+                in groups of this many channels (the paper's counts: 64).
             norm: LayerNorm on the tokens that enter the transformer, so that it need not know the scale of
                 the map. Our default: the paper's equations have no norm, its counts cannot tell.
             version: of the token transformer, 2 or 1.
