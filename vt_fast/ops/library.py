@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
-from torch.utils.flop_counter import register_flop_formula
 
 # The records that hold an op's arguments, see vt_fast.backends.contract.
 R = TypeVar("R")
@@ -77,7 +78,9 @@ class DifferentiableOp:
 
 def autocast_enabled(device: str) -> bool:
     """Whether autocast is on for a type of device; False, not an error, where it knows no autocast."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # torch 2.11 cannot compile the first question, and a compiler is not asked about meta tensors.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
 
 
 def stat_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -138,9 +141,23 @@ def _define(
     torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args)), lib=LIBRARY)
     packet = getattr(torch.ops.vt_fast, name)
     # The counter passes the output too, which no formula needs.
-    register_flop_formula(packet, get_raw=True)(lambda *args, out_val=None: flops(record(*args)))
+    _flop_counter().register_flop_formula(packet, get_raw=True)(
+        lambda *args, out_val=None: flops(record(*args))
+    )
     overload: torch._ops.OpOverload[..., Any] = packet.default
     return overload
+
+
+def _flop_counter() -> Any:
+    """torch.utils.flop_counter, without its warning that Triton is missing, which is no concern of ours."""
+    name = "torch.utils.flop_counter"
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return importlib.import_module(name)
+    finally:
+        logger.setLevel(level)
 
 
 def _function(
