@@ -63,3 +63,11 @@ def test_nan_in_plain_pytorch_does_not_excuse_an_error():
 def test_shapes_must_agree():
     with pytest.raises(AssertionError, match="shape"):
         assert_as_accurate(EXACT[:1], EXACT, EXACT)
+
+
+def test_allows_for_another_order_of_a_sum():
+    off = EXACT.to(torch.float32, copy=True)
+    off[100] += 8 * torch.finfo(torch.float32).eps
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_as_accurate(off, EXACT, EXACT.float(), terms=4)
+    assert_as_accurate(off, EXACT, EXACT.float(), terms=100)

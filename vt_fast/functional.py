@@ -7,7 +7,7 @@ has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
-from vt_fast.ops.library import autocast_enabled
+from vt_fast.precision import autocast
 
 __all__ = ["merge", "project", "project_tokenize", "tokenize"]
 
@@ -93,7 +93,7 @@ def tokenize(
         (torch.Size([2, 16, 64]), torch.Size([2, 16]))
     """
     checks.feature_map("x", x)
-    x, queries, log_weights, position = _autocast(x, queries, log_weights, position)
+    x, queries, log_weights, position = autocast(x, queries, log_weights, position)
     checks.head_count(heads)
     checks.flag("return_lse", return_lse)
     channels = checks.channel_count(x)
@@ -153,7 +153,7 @@ def project(
     """
     checks.feature_map("x", x)
     skip = residual if isinstance(residual, Tensor) else None
-    x, keys, values, bias, skip = _autocast(x, keys, values, bias, skip)
+    x, keys, values, bias, skip = autocast(x, keys, values, bias, skip)
     _check_project(x, keys, values, heads, bias, residual if skip is None else skip)
     out: Tensor = PROJECT(
         x, keys, values, bias, skip, isinstance(residual, str), heads, backends.choose(backend)
@@ -213,7 +213,7 @@ def project_tokenize(
     """
     checks.feature_map("x", x)
     skip = residual if isinstance(residual, Tensor) else None
-    operands = _autocast(x, keys, values, queries, bias, skip, log_weights, position)
+    operands = autocast(x, keys, values, queries, bias, skip, log_weights, position)
     x, keys, values, queries, bias, skip, log_weights, position = operands
     _check_project(x, keys, values, heads, bias, residual if skip is None else skip)
     origin = ", the channels of `values`,"
@@ -275,8 +275,10 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     positive = torch.where(total == 0, 1, total)
     merged_lse = torch.where(total == 0, -torch.inf, torch.log(positive) + highest)
     merged_lse = torch.where(highest == torch.inf, highest, merged_lse)  # not inf - inf
-    blocks = tokens.to(lse.dtype).unflatten(-1, (heads, -1))
     shares = (weights / positive).unflatten(-1, (heads, -1)).transpose(-1, -2)[..., None]
+    empty = (lse == -torch.inf).unflatten(-1, (heads, -1)).transpose(-1, -2)[..., None]
+    blocks = tokens.to(lse.dtype).unflatten(-1, (heads, -1))
+    blocks = torch.where(empty, 0, blocks)  # whatever an empty set's tokens are
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
 
 
@@ -301,23 +303,6 @@ def _check_pixel_options(
         checks.pixel_weights(log_weights, x)
     if position is not None:
         checks.position_table(position, x, heads)
-
-
-def _autocast(*operands: Tensor | None) -> tuple[Any, ...]:
-    """The operands, x first; under autocast in its dtype.
-
-    Float64 is left alone, as PyTorch does it, and then all of them are: mixed dtypes are an error either
-    way, which should name the dtypes that were given.
-    """
-    tensors = [value for value in operands if isinstance(value, Tensor)]
-    device = tensors[0].device.type
-    if not autocast_enabled(device) or any(value.dtype == torch.float64 for value in tensors):
-        return operands
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in operands
-    )
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:

@@ -5,18 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vt_fast.precision import compute_dtype
+
 __all__ = ["assert_as_accurate"]
 
 
 def assert_as_accurate(
-    actual: Tensor, exact: Tensor, plain: Tensor, name: str = "result", lse: float = 0.0
+    actual: Tensor,
+    exact: Tensor,
+    plain: Tensor,
+    name: str = "result",
+    *,
+    lse: float = 0.0,
+    terms: int = 0,
 ) -> None:
     """Raise unless ``actual`` is about as near to ``exact`` as plain PyTorch in the same dtype is.
 
-    Its largest error may be twice that of ``plain``, which computes the same in plain PyTorch, plus two
-    roundings of the largest exact value: that of the result, and that of lse, which a backward starts
-    from and which changes all of a token's weights by its own rounding error. So no tolerance is chosen
-    by hand. NaN and infinity must be where ``exact`` has them.
+    Its largest error may be twice that of ``plain``, which computes the same in plain PyTorch, plus some
+    roundings of the largest exact value: that of the result; that of lse, which a backward starts from
+    and which changes all of a token's weights by its own rounding error; and those of a sum, which in
+    another order grow with the square root of its terms. So no tolerance is chosen by hand. NaN and
+    infinity must be where ``exact`` has them.
 
     Args:
         actual: what is tested, of any dtype.
@@ -24,6 +33,7 @@ def assert_as_accurate(
         plain: the same by plain PyTorch in actual's dtype.
         name: how the message calls it.
         lse: the largest magnitude of the lse in the problem, 0 where none is involved.
+        terms: how many terms are summed for one value, 0 where none are.
 
     Raises:
         AssertionError: another shape, NaN or infinity elsewhere, or a larger error.
@@ -53,9 +63,9 @@ def assert_as_accurate(
         return
     truth, found, other = truth[finite], found[finite], other[finite]
     error, reached = (found - truth).abs().max(), (other - truth).abs().max()
-    statistic = torch.float64 if actual.dtype == torch.float64 else torch.float32
-    rounding = (torch.finfo(actual.dtype).eps + lse * torch.finfo(statistic).eps) / 2
-    allowed = 2 * reached.nan_to_num() + rounding * truth.abs().max()
+    statistic = compute_dtype(actual.dtype)
+    roundings = torch.finfo(actual.dtype).eps + (lse + terms**0.5) * torch.finfo(statistic).eps
+    allowed = 2 * reached.nan_to_num() + roundings / 2 * truth.abs().max()
     if error > allowed:
         raise AssertionError(
             f"{name}: largest error {error:.3g}, allowed {allowed:.3g} (plain PyTorch: {reached:.3g})"

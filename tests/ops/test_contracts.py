@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
 from vt_fast.reference import ops as reference
+from vt_fast.testing import assert_as_accurate
 
 LAYOUT_AND_WIDTH = list(itertools.product(LAYOUTS, [1, 6, 12, 17]))
 
@@ -311,3 +312,73 @@ def test_an_infinite_logit_gives_an_infinite_lse_as_in_plain_pytorch():
     torch.testing.assert_close(lse, expected)
     _, merged = vt_fast.merge(torch.zeros(2, 2, 3, 8), torch.stack([lse, torch.zeros_like(lse)]))
     assert torch.equal(merged.isinf(), lse.isinf())
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize("residual", ["input", "a map"])
+def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual):
+    """The map may be used elsewhere: what counts is that no gradient arrives at those of its pixels."""
+    problem = make("project_tokenize", ("mask", "shared", *(("residual",) if residual == "a map" else ())))
+    mask = problem.operands.pop("mask")
+    operands = {name: value.clone() for name, value in problem.operands.items()}
+    for name in {"x", "residual"} & set(operands):
+        operands[name][~mask] = torch.nan
+    leaves = [value.requires_grad_() for value in operands.values()]
+
+    def loss(used, **operands):
+        y, tokens, lse = vt_fast.project_tokenize(**operands, mask=mask)
+        rest = torch.where(mask[..., None], y, 0).square().sum() if used else 0
+        return tokens.sum() + lse.sum() + rest
+
+    function = torch.compile(loss, backend="aot_eager", fullgraph=True) if how == "compiled" else loss
+    for used in (False, True):
+        grads = torch.autograd.grad(function(used, **operands), leaves)
+        clean = {name: torch.where(value.isnan(), 0, value).detach() for name, value in operands.items()}
+        inputs = [value.requires_grad_() for value in clean.values()]
+        expected = torch.autograd.grad(loss(used, **clean), inputs)
+        for name, a, b in zip(operands, grads, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
+
+
+def test_merge_takes_nothing_from_an_empty_shard():
+    tokens, lse = torch.randn(2, 1, 3, 8, dtype=torch.float64), torch.randn(2, 1, 3, dtype=torch.float64)
+    tokens[1], lse[1] = torch.nan, -torch.inf
+    merged, merged_lse = vt_fast.merge(tokens, lse)
+    torch.testing.assert_close(merged, tokens[0])
+    torch.testing.assert_close(merged_lse, lse[0])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_logits_that_overflow_are_not_taken_for_a_mask(op):
+    problem = make(op, ("shared",))
+    problem.operands["x"] = problem.operands["x"].abs() * 1e300
+    for name in {"queries", "keys"} & set(problem.operands):
+        problem.operands[name] = -problem.operands[name].abs() * 1e300
+    for plain in (False, True):
+        assert problem.call(problem.operands, plain)[-1 if op == "project" else 0].isnan().any()
+
+
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_the_backward_starts_from_unrounded_tokens(op):
+    """With an offset in the map, delta all but cancels: rounded tokens would leave noise."""
+    problem = make(op, ("shared",), channels=64, height=20, width=20, tokens=16, queries=16)
+    problem.operands["x"] = (problem.operands["x"] + 30).bfloat16().double()
+    for name in {"queries", "keys", "values"} & set(problem.operands):
+        problem.operands[name] = (problem.operands[name] / 30).bfloat16().double()
+    exact = problem.solve(plain=True)
+    ours, plain = problem.solve(torch.bfloat16), problem.solve(torch.bfloat16, plain=True)
+    assert_as_accurate(ours["dqueries"], exact["dqueries"], plain["dqueries"], "dqueries")
+    error = (ours["dqueries"] - exact["dqueries"]).abs().max() / exact["dqueries"].abs().max()
+    assert error < 4 * torch.finfo(torch.bfloat16).eps
+
+
+def test_the_map_is_tokenized_before_it_is_rounded():
+    problem = make("project_tokenize", ("shared",), channels=64, height=20, width=20, queries=16)
+    problem.operands["queries"] *= 16
+    problem.operands = {name: value.bfloat16().double() for name, value in problem.operands.items()}
+    exact = problem.solve(plain=True)
+    ours = problem.solve(torch.bfloat16)
+    for name in ("result 1", "result 2"):
+        lse = exact["result 2"].abs().max().item()
+        dtype = ours[name].dtype
+        assert_as_accurate(ours[name], exact[name], exact[name].to(dtype), name, lse=lse, terms=400)

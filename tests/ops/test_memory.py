@@ -39,3 +39,26 @@ def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, monkeypatch):
     arriving = [torch.ones_like(result) for result in results]
     leaves = [value for value in operands.values() if value.requires_grad]
     assert peak_bytes(lambda: torch.autograd.grad(results, leaves, arriving)) <= backward * one_map + allowed
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes"),
+    [
+        ("tokenize", {"channels": 4, "tokens": 64}),
+        ("project", {"channels": 8, "tokens": 64}),
+        ("project_tokenize", {"channels": 4, "tokens": 32, "queries": 64}),
+    ],
+)
+def test_tiles_are_sized_by_the_widest_array(op, sizes, monkeypatch):
+    """More tokens than channels: the scores of a tile are then larger than its pixels."""
+    monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 1 << 14)
+    problem = make(op, (), "bnc", height=256, width=128, **sizes)
+    operands = {name: rounded(value, torch.float32) for name, value in problem.operands.items()}
+    one_map = operands["x"].numel() * operands["x"].element_size()
+    allowed = 10 * 4 * (1 << 14) + 64 * 4 * 2 * 64 * 8
+    forward, backward = RESULT_MAPS[op]
+    assert peak_bytes(lambda: problem.call(operands, plain=False)) <= forward * one_map + allowed
+    results = problem.call(operands, plain=False)
+    arriving = [torch.ones_like(result) for result in results]
+    leaves = [value for value in operands.values() if value.requires_grad]
+    assert peak_bytes(lambda: torch.autograd.grad(results, leaves, arriving)) <= backward * one_map + allowed

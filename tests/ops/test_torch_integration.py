@@ -171,6 +171,47 @@ def test_func_grad(op):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("op", OPS)
+def test_per_sample_gradients_by_vmap(op):
+    problem = make(op, ("shared", *(("bias",) if op == "project" else ("log_weights",))))
+    if "bias" in problem.operands:
+        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+    shared = [name for name in problem.operands if name in ("queries", "keys", "values")]
+    own = [name for name in problem.operands if name not in shared]
+
+    def loss(plain, *values):
+        operands = dict(zip([*shared, *own], values, strict=True))
+        operands |= {name: operands[name][None] for name in own}
+        return sum(result.sin().sum() for result in problem.call(operands, plain))
+
+    values = [problem.operands[name] for name in [*shared, *own]]
+    dims = (None, *([None] * len(shared)), *([0] * len(own)))
+    grad = torch.func.grad(loss, argnums=tuple(range(1, len(values) + 1)))
+    ours = torch.func.vmap(grad, in_dims=dims)(False, *values)
+    theirs = torch.func.vmap(grad, in_dims=dims)(True, *values)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("op", OPS)
+def test_forward_mode_raises_and_names_the_way_out(op, mode):
+    problem = make(op)
+
+    def function(x, plain=False):
+        return problem.call(problem.operands | {"x": x}, plain)[0]
+
+    x = problem.operands["x"]
+    message = rf"vt_fast\.{op} has no forward-mode derivative.*vt_fast\.reference\.ops\.{op}"
+    with mode(), pytest.raises(RuntimeError, match=message):
+        torch.func.jvp(function, (x,), (x,))
+    with mode(), torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=message):
+        function(torch.autograd.forward_ad.make_dual(x, x))
+    _, tangent = torch.func.jvp(lambda x: function(x, plain=True), (x,), (x,))
+    assert (tangent != 0).any()
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_double_backward_raises_and_names_the_way_out(op):
     problem = make(op)

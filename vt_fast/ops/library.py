@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from vt_fast.precision import autocast_enabled
 
 # The records that hold an op's arguments, see vt_fast.backends.contract.
 R = TypeVar("R")
@@ -63,7 +66,9 @@ class DifferentiableOp:
 
     def __call__(self, *args: Any) -> Any:
         """The forward op's results."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
+        if torch.compiler.is_compiling() or is_tracing():
+            return self.raw(*args)
+        if not torch.is_grad_enabled() and not _forward_mode():
             return self.raw(*args)
         return self._function.apply(*args)
 
@@ -74,18 +79,6 @@ class DifferentiableOp:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.raw_backward(*args)
         return self._backward_function.apply(*args)
-
-
-def autocast_enabled(device: str) -> bool:
-    """Whether autocast is on for a type of device; False, not an error, where it knows no autocast."""
-    # torch 2.11 cannot compile the first question, and a compiler is not asked about meta tensors.
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    return known and torch.is_autocast_enabled(device)
-
-
-def stat_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of lse and of unrounded tokens: float64 for float64, otherwise float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def nothing(like: Tensor) -> Tensor:
@@ -166,23 +159,37 @@ def _function(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> type[torch.autograd.Function]:
-    methods = {"forward": forward, "setup_context": setup_context, "backward": backward}
-    return type(
-        f"vt_fast_{name}",
-        (torch.autograd.Function,),
-        {key: staticmethod(method) for key, method in methods.items()},
-    )
+    methods = {
+        "forward": forward,
+        "setup_context": setup_context,
+        "backward": backward,
+        "jvp": _refusal(name, "forward mode"),
+    }
+    # vmap runs the op once for each entry: slow, but right, and what per-sample gradients need.
+    members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
+    return type(f"vt_fast_{name}", (torch.autograd.Function,), members | {"generate_vmap_rule": True})
+
+
+def _forward_mode() -> bool:
+    """Whether tangents are being carried: the raw op would drop them without a word."""
+    return bool(forward_ad._current_level >= 0)
 
 
 def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-def _refusal(name: str) -> Callable[..., Any]:
-    def derivative(ctx: Any, *grads: Tensor) -> Any:
+def _refusal(name: str, what: str = "once only") -> Callable[..., Any]:
+    op = name.removesuffix("_backward")
+    reason = {
+        "once only": "can be differentiated only once: its backward has no derivative",
+        "forward mode": "has no forward-mode derivative",
+    }[what]
+
+    def derivative(ctx: Any, *grads: Tensor | None) -> Any:
         raise RuntimeError(
-            f"vt_fast.{name} can be differentiated only once: its backward has no derivative. For higher "
-            f"derivatives use vt_fast.reference.ops.{name}, the same function in plain PyTorch."
+            f"vt_fast.{op} {reason}. For higher and forward-mode derivatives use "
+            f"vt_fast.reference.ops.{op}, the same function in plain PyTorch."
         )
 
     return derivative

@@ -16,8 +16,8 @@ from vt_fast.ops.library import (
     gradients,
     nothing,
     optional,
-    stat_dtype,
 )
+from vt_fast.precision import compute_dtype
 
 
 def _forward(call: Tokenize) -> tuple[Tensor, ...]:
@@ -44,7 +44,7 @@ def fake_tokens(
 ) -> tuple[Tensor, ...]:
     """Tokens (B, count, channels + P), the same unrounded, and lse (B, rows), without data."""
     shape = (x.shape[0], count, channels + (0 if position is None else position.shape[1]))
-    dtype = stat_dtype(x.dtype)
+    dtype = compute_dtype(x.dtype)
     exact_shape = shape if keep_exact and x.dtype != dtype else (0,)
     return (
         x.new_empty(shape),

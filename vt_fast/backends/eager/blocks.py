@@ -49,13 +49,16 @@ def expand(weights: Tensor, blocks: Tensor, out: Tensor, heads: int = 1, *, add:
     return out
 
 
-def softmax_over_tokens(logits: Tensor, heads: int) -> Tensor:
-    """Softmax of (b, heads * L, n) over each head's L rows; rows that are all -inf give 0, not NaN."""
+def softmax_over_tokens(logits: Tensor, removed: Tensor | None, heads: int) -> Tensor:
+    """Softmax of (b, heads * L, n) over each head's L rows.
+
+    A head whose tokens are all ``removed`` (b or 1, heads * L) gets weights of 0, not NaN.
+    """
     segments = logits.unflatten(1, (heads, -1))
-    highest = segments.amax(2, keepdim=True)
-    weights = torch.exp(segments - highest.masked_fill(highest == -torch.inf, 0))
-    total = weights.sum(2, keepdim=True)
-    return weights.div_(total.masked_fill_(total == 0, 1)).flatten(1, 2)
+    weights: Tensor = torch.softmax(segments, 2)
+    if removed is not None:
+        weights = weights.masked_fill_(removed.unflatten(1, (heads, -1)).all(2)[..., None, None], 0)
+    return weights.flatten(1, 2)
 
 
 def softmax_backward(attention: Tensor, grad: Tensor, heads: int) -> Tensor:

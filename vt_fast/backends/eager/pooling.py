@@ -26,14 +26,19 @@ def table_tile(position: Tensor | None, valid: Tensor | None, tile: slice, like:
     return table if valid is None else keep_valid(table, valid, tile)
 
 
+def empty_samples(valid: Tensor) -> Tensor:
+    """(b, 1): which samples have no valid pixel among (b, N)."""
+    return ~valid.any(1, keepdim=True)
+
+
 class Pool:
     """The running softmax over pixels: tiles go in one by one, tokens and their lse come out.
 
     Keeps, for each token, the highest logit so far, and the sums relative to it.
     """
 
-    def __init__(self, heads: int) -> None:
-        self.heads = heads
+    def __init__(self, heads: int, valid: Tensor | None) -> None:
+        self.heads, self.valid = heads, valid
         self.state: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, logits: Tensor, values: Tensor, table: Tensor | None) -> None:
@@ -60,7 +65,10 @@ class Pool:
         highest, total, tokens = self.state
         # inf - inf is NaN, but the sum itself is infinite.
         lse = torch.where(highest == torch.inf, highest, torch.log(total) + highest)
-        return tokens / self._to_channels(total.masked_fill(total == 0, 1), tokens), lse.squeeze(-1)
+        tokens = tokens / self._to_channels(total, tokens)
+        if self.valid is not None:
+            tokens = tokens.masked_fill(empty_samples(self.valid)[..., None], 0)
+        return tokens, lse.squeeze(-1)
 
     def _to_channels(self, statistic: Tensor, tokens: Tensor) -> Tensor:
         """(b, heads * L, 1) repeated over each head's channels, to multiply tokens with."""
@@ -84,21 +92,20 @@ class PoolBackward:
         grad_lse: Tensor | None,
         tokens: Tensor,
         lse: Tensor,
+        valid: Tensor | None,
         channels: int,
         heads: int,
     ) -> None:
         delta = (grad_tokens * tokens).unflatten(-1, (heads, -1)).sum(-1).mT.flatten(1)
         if grad_lse is not None:
             delta = delta - grad_lse
-        # A token without a valid pixel has gradients of 0, whatever arrives for it and for its lse.
-        empty = lse == -torch.inf
-        empty_rows = head_rows_to_blocks(empty[..., None], heads)
-        self.lse = lse.masked_fill(empty, 0)[..., None]
-        self.delta = delta.masked_fill(empty, 0)[..., None]
-        self.grad_tokens = grad_tokens[..., :channels].masked_fill(
-            empty_rows.repeat_interleave(channels // heads, -1), 0
-        )
-        self.grad_table = grad_tokens[..., channels:].masked_fill(empty_rows[..., :1], 0)
+        if valid is not None:
+            # A sample without a valid pixel has gradients of 0, whatever arrives for its tokens and lse.
+            empty = empty_samples(valid)
+            lse, delta = lse.masked_fill(empty, 0), delta.masked_fill(empty, 0)
+            grad_tokens = grad_tokens.masked_fill(empty[..., None], 0)
+        self.lse, self.delta = lse[..., None], delta[..., None]
+        self.grad_tokens, self.grad_table = grad_tokens[..., :channels], grad_tokens[..., channels:]
         self.heads = heads
 
     def group(self, blocks: Tensor, samples: slice) -> GroupBackward:

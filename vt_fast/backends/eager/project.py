@@ -7,7 +7,7 @@ from torch import Tensor
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.eager.blocks import expand
 from vt_fast.backends.eager.spreading import Spread, SpreadBackward, skip_pixels
-from vt_fast.backends.eager.tiles import PixelWriter, part, pixel_tiles, read_tile, sample_groups
+from vt_fast.backends.eager.tiles import PixelWriter, Tiling, part, read_tile
 from vt_fast.layout import as_pixels
 
 
@@ -17,9 +17,10 @@ def project(call: Project) -> Tensor:
     skip = skip_pixels(pixels, call.residual, call.residual_input)
     spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
     out = PixelWriter(call.x, call.values.shape[-1])
-    for samples in sample_groups(pixels):
+    tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
+    for samples in tiling.groups():
         group, group_skip, tokens = pixels[samples], part(skip, samples), spread.group(samples)
-        for tile in pixel_tiles(group):
+        for tile in tiling.tiles(samples):
             attention = tokens.attention(read_tile(group, tile))
             target = out.tile(samples, tile)
             out.write(samples, tile, tokens.output(attention, group_skip, tile, target))
@@ -32,9 +33,10 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
     spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
     backward = SpreadBackward(call.keys, call.values, call.bias, call.needs[1:])
     dx = PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
-    for samples in sample_groups(pixels):
+    tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
+    for samples in tiling.groups():
         group, group_grads, tokens = pixels[samples], grads[samples], spread.group(samples)
-        for tile in pixel_tiles(group):
+        for tile in tiling.tiles(samples):
             values, grad = read_tile(group, tile), read_tile(group_grads, tile)
             grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)
             if dx is not None:

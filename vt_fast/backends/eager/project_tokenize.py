@@ -16,18 +16,17 @@ from vt_fast.backends.eager.spreading import Spread, SpreadBackward, skip_pixels
 from vt_fast.backends.eager.tiles import (
     OperandGradient,
     PixelWriter,
+    Tiling,
     batched,
-    compute_dtype,
     empty_tile,
     keep_valid,
     part,
-    pixel_tiles,
     read_tile,
     rows_of,
-    sample_groups,
     valid_pixels,
 )
 from vt_fast.layout import as_pixels, per_pixel
+from vt_fast.precision import compute_dtype
 
 
 def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -39,12 +38,13 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
     blocks = batched(call.queries.to(compute_dtype(call.x.dtype)), 2)
     channels = call.values.shape[-1]
     out = PixelWriter(call.x, channels) if call.return_map else None
+    tiling = Tiling(pixels, call.keys.shape[-2], channels, call.queries.shape[-2])
     results = []
-    for samples in sample_groups(pixels):
+    for samples in tiling.groups():
         group, group_skip, group_spread = pixels[samples], part(skip, samples), spread.group(samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
-        rows, running = rows_of(blocks, samples), Pool(1)
-        for tile in pixel_tiles(group):
+        rows, running = rows_of(blocks, samples), Pool(1, group_valid)
+        for tile in tiling.tiles(samples):
             values = read_tile(group, tile)
             attention = group_spread.attention(values)
             target = empty_tile(values, channels) if out is None else out.tile(samples, tile)
@@ -71,26 +71,27 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     skip = skip_pixels(pixels, residual, call.residual_input)
     grads = None if call.grad_map is None else as_pixels(call.grad_map)
     valid = valid_pixels(per_pixel(call.mask), weights)
-    # Without a gradient of the map a masked pixel is not used at all, whatever it holds.
-    read_valid = valid if grads is None else None
     spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
     spread_backward = SpreadBackward(call.keys, call.values, call.bias, [needs[1], needs[2], needs[4]])
     blocks = batched(call.queries.to(dtype), 2)
     pool_backward = PoolBackward(
-        call.grad_tokens.to(dtype), call.grad_lse, call.tokens.to(dtype), call.lse, channels, 1
+        call.grad_tokens.to(dtype), call.grad_lse, call.tokens.to(dtype), call.lse, valid, channels, 1
     )
     dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
     dqueries = OperandGradient(call.queries, 2, needs[3])
     dresidual = PixelWriter(residual, channels) if residual is not None and needs[5] else None
     dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[6] else None
     dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[7] else None
-    for samples in sample_groups(pixels):
+    tiling = Tiling(pixels, call.keys.shape[-2], channels, call.queries.shape[-2])
+    for samples in tiling.groups():
         group, group_skip, group_grads = pixels[samples], part(skip, samples), part(grads, samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
         group_spread = spread.group(samples)
         pooled = pool_backward.group(rows_of(blocks, samples), samples)
-        for tile in pixel_tiles(group):
-            values = read_tile(group, tile, part(read_valid, samples))
+        for tile in tiling.tiles(samples):
+            values = read_tile(group, tile)
+            if group_valid is not None:
+                values = values.masked_fill(~_used(group_valid, group_grads, tile)[..., None], 0)
             attention = group_spread.attention(values)
             y = group_spread.output(attention, group_skip, tile, empty_tile(values, channels))
             y = y if group_valid is None else keep_valid(y, group_valid, tile)
@@ -125,3 +126,13 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         log_weights=dweights,
         position=dposition,
     )
+
+
+def _used(valid: Tensor, grads: Tensor | None, tile: slice) -> Tensor:
+    """(b, n): the pixels of a tile that the result depended on.
+
+    Those that are tokenized, and those of the map through which a gradient arrives. What any other
+    pixel holds must not matter, even if it is NaN.
+    """
+    used = valid[:, tile]
+    return used if grads is None else used | (grads[:, tile] != 0).any(2)

@@ -15,8 +15,9 @@ from vt_fast.backends.eager.blocks import (
     softmax_backward,
     softmax_over_tokens,
 )
-from vt_fast.backends.eager.tiles import OperandGradient, batched, compute_dtype, rows_of
+from vt_fast.backends.eager.tiles import OperandGradient, batched, rows_of
 from vt_fast.layout import as_pixels
+from vt_fast.precision import compute_dtype
 
 
 def skip_pixels(pixels: Tensor, residual: Tensor | None, residual_input: bool) -> Tensor | None:
@@ -34,6 +35,7 @@ class Spread:
     values: Tensor
     bias: Tensor | None
     heads: int
+    removed: Tensor | None = None  # (b or 1, heads * L), the tokens whose bias is -inf
 
     @classmethod
     def prepare(cls, keys: Tensor, values: Tensor, bias: Tensor | None, heads: int) -> Spread:
@@ -43,25 +45,26 @@ class Spread:
         if bias is None:
             return cls(keys, values, None, heads)
         bias = batched(bias.to(dtype), 1)
-        removed = (bias == -torch.inf)[..., None]
+        removed = bias == -torch.inf
         width = values.shape[-1] // heads
-        removed_blocks = head_rows_to_blocks(removed, heads).repeat_interleave(width, -1)
+        removed_blocks = head_rows_to_blocks(removed[..., None], heads).repeat_interleave(width, -1)
         # masked_fill does not broadcast the tensor that it fills
-        keys = keys.expand(max(keys.shape[0], bias.shape[0]), -1, -1).masked_fill(removed, 0)
+        keys = keys.expand(max(keys.shape[0], bias.shape[0]), -1, -1).masked_fill(removed[..., None], 0)
         values = values.expand(max(values.shape[0], bias.shape[0]), -1, -1).masked_fill(removed_blocks, 0)
-        return cls(keys, values, bias, heads)
+        return cls(keys, values, bias, heads, removed)
 
     def group(self, samples: slice) -> Spread:
         """The part that belongs to a group of samples."""
         bias = None if self.bias is None else rows_of(self.bias, samples)
-        return Spread(rows_of(self.keys, samples), rows_of(self.values, samples), bias, self.heads)
+        removed = None if self.removed is None else rows_of(self.removed, samples)
+        return Spread(rows_of(self.keys, samples), rows_of(self.values, samples), bias, self.heads, removed)
 
     def attention(self, values: Tensor) -> Tensor:
         """P (b, heads * L, n) of a tile of pixels (b, n, C)."""
         logits = scores(values, self.keys)
         if self.bias is not None:
             logits += self.bias[..., None]
-        return softmax_over_tokens(logits, self.heads)
+        return softmax_over_tokens(logits, self.removed, self.heads)
 
     def output(self, attention: Tensor, skip: Tensor | None, tile: slice, out: Tensor) -> Tensor:
         """P V, plus the tile of the residual pixels (b, N, D) where there are any, written to ``out``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vt_fast.layout import as_pixels, empty_map_like, merges
+from vt_fast.precision import compute_dtype
 
 # Elements of a tile. On a CPU 2 MB in float32, so that a tile stays in cache between its uses; on
 # other devices large enough that launches do not count.
@@ -15,29 +16,30 @@ _TILE_ELEMENTS = {"cpu": 1 << 19}
 _TILE_ELEMENTS_DEFAULT = 1 << 24
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of statistics and sums: float64 for float64, otherwise float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class Tiling:
+    """How a map's pixels (B, N, C) are cut up, so that no array of a tile has more elements than fit.
+
+    Args:
+        pixels: the map.
+        widths: how many numbers each pixel has in other arrays: result channels, logits.
+    """
+
+    def __init__(self, pixels: Tensor, *widths: int) -> None:
+        self.batch, self.count, channels = pixels.shape
+        elements = _TILE_ELEMENTS.get(pixels.device.type, _TILE_ELEMENTS_DEFAULT)
+        self.pixels = max(1, elements // max(channels, *widths))
+
+    def groups(self) -> Iterator[slice]:
+        """Slices of the batch: samples that fit into one tile together, or one sample each."""
+        return _slices(self.batch, max(1, self.pixels // self.count))
+
+    def tiles(self, samples: slice) -> Iterator[slice]:
+        """Slices of the pixels of one group of samples."""
+        return _slices(self.count, max(1, self.pixels // (samples.stop - samples.start)))
 
 
-def sample_groups(pixels: Tensor) -> Iterator[slice]:
-    """Slices of the batch whose samples fit into one tile together, or one sample each."""
-    batch, count, channels = pixels.shape
-    size = max(1, _tile_elements(pixels) // (count * channels))
-    for start in range(0, batch, size):
-        yield slice(start, min(start + size, batch))
-
-
-def pixel_tiles(pixels: Tensor) -> Iterator[slice]:
-    """Slices of the pixels of one group of samples (b, N, C)."""
-    batch, count, channels = pixels.shape
-    size = max(1, _tile_elements(pixels) // (batch * channels))
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-def _tile_elements(pixels: Tensor) -> int:
-    return _TILE_ELEMENTS.get(pixels.device.type, _TILE_ELEMENTS_DEFAULT)
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def read_tile(pixels: Tensor, tile: slice, valid: Tensor | None = None) -> Tensor:

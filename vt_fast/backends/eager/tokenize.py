@@ -11,16 +11,15 @@ from vt_fast.backends.eager.pooling import Pool, PoolBackward, table_tile, weigh
 from vt_fast.backends.eager.tiles import (
     OperandGradient,
     PixelWriter,
+    Tiling,
     batched,
-    compute_dtype,
     part,
-    pixel_tiles,
     read_tile,
     rows_of,
-    sample_groups,
     valid_pixels,
 )
 from vt_fast.layout import as_pixels, per_pixel
+from vt_fast.precision import compute_dtype
 
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
@@ -29,11 +28,12 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     valid = valid_pixels(per_pixel(call.mask), weights)
     queries = call.queries.to(compute_dtype(call.x.dtype))
     blocks = batched(head_rows_to_blocks(queries, call.heads), 2)
-    results = []
-    for samples in sample_groups(pixels):
-        group, rows, running = pixels[samples], rows_of(blocks, samples), Pool(call.heads)
+    tiling, results = Tiling(pixels, queries.shape[-2]), []
+    for samples in tiling.groups():
+        group, rows = pixels[samples], rows_of(blocks, samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
-        for tile in pixel_tiles(group):
+        running = Pool(call.heads, group_valid)
+        for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
             logits = weigh(scores(values, rows, call.heads), group_weights, group_valid, tile)
             running.add(logits, values, table_tile(call.position, group_valid, tile, values))
@@ -53,12 +53,19 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[2] else None
     dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[3] else None
     backward = PoolBackward(
-        call.grad_tokens.to(dtype), call.grad_lse, call.tokens.to(dtype), call.lse, pixels.shape[2], heads
+        call.grad_tokens.to(dtype),
+        call.grad_lse,
+        call.tokens.to(dtype),
+        call.lse,
+        valid,
+        pixels.shape[2],
+        heads,
     )
-    for samples in sample_groups(pixels):
+    tiling = Tiling(pixels, call.queries.shape[-2])
+    for samples in tiling.groups():
         group, pooled = pixels[samples], backward.group(rows_of(blocks, samples), samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
-        for tile in pixel_tiles(group):
+        for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
             logits = weigh(scores(values, pooled.blocks, heads), group_weights, group_valid, tile)
             attention, grad = pooled.tile(values, logits, table_tile(position, group_valid, tile, values))
