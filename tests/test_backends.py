@@ -5,33 +5,75 @@ import torch
 
 import vt_fast
 from vt_fast import backends
+from vt_fast.backends.contract import Tokenize
+
+
+def call(dtype=torch.float32):
+    x = torch.randn(2, 5, 8, dtype=dtype)
+    return Tokenize(x, x, None, None, None, 1, False, "")
 
 
 def test_the_plain_backend_always_runs():
     assert ("torch", None) in backends.report()
-    assert backends.choose(None) == "torch"
-    assert backends.choose("torch") == "torch"
+    assert backends.choose("torch", call()) == "torch"
+    assert list(dict(backends.report()))[-1] == "torch"
+
+
+def put_first(monkeypatch, backend, reason):
+    monkeypatch.setattr(backends, "_REASONS", {"first": reason, **backends._REASONS})
+    monkeypatch.setattr(backends, "_BACKENDS", {"first": backend, **backends._BACKENDS})
 
 
 @pytest.fixture
 def broken(monkeypatch):
     """A backend that comes first and cannot run here."""
-    reasons = {"broken": "no such device; buy one", **backends._REASONS}
-    monkeypatch.setattr(backends, "_REASONS", reasons)
+    put_first(monkeypatch, None, "no such device; buy one")
+
+
+class OnlyFloat32:
+    """A backend that comes first and takes float32 alone, where it gives ones."""
+
+    @staticmethod
+    def refuses(call):
+        return None if call.x.dtype == torch.float32 else f"float32 only, got {call.x.dtype}"
+
+    @staticmethod
+    def tokenize(call):
+        return call.x.new_ones(2, 5, 8), call.x.new_ones(2, 5)
+
+
+@pytest.fixture
+def picky(monkeypatch):
+    put_first(monkeypatch, OnlyFloat32, None)
 
 
 @pytest.mark.usefixtures("broken")
 def test_an_explicit_backend_never_falls_back():
     x = torch.randn(2, 5, 8)
     with pytest.raises(
-        RuntimeError, match='`backend="broken"` is not available here: no such device; buy one'
+        RuntimeError, match='`backend="first"` is not available here: no such device; buy one'
     ):
-        vt_fast.tokenize(x, x, backend="broken")
+        vt_fast.tokenize(x, x, backend="first")
 
 
 @pytest.mark.usefixtures("broken")
 def test_none_takes_the_first_that_can_run():
     x = torch.randn(2, 5, 8)
-    assert backends.choose(None) == "torch"
+    assert backends.choose(None, call()) == "torch"
     assert torch.equal(vt_fast.tokenize(x, x), vt_fast.tokenize(x, x, backend="torch"))
-    assert backends.report() == [("broken", "no such device; buy one"), ("torch", None)]
+    assert backends.report()[0] == ("first", "no such device; buy one")
+
+
+@pytest.mark.usefixtures("picky")
+def test_none_takes_the_first_that_can_do_the_call():
+    x = torch.randn(2, 5, 8)
+    assert (vt_fast.tokenize(x, x) == 1).all()
+    assert not (vt_fast.tokenize(x.double(), x.double()) == 1).all()
+
+
+@pytest.mark.usefixtures("picky")
+def test_an_explicit_backend_says_why_it_cannot_do_the_call():
+    x = torch.randn(2, 5, 8).double()
+    message = '`backend="first"` cannot do this call: float32 only, got torch.float64'
+    with pytest.raises(ValueError, match=message):
+        vt_fast.tokenize(x, x, backend="first")

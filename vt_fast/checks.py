@@ -297,3 +297,62 @@ def pixel_count(x: Tensor) -> int:
 def map_shape(x: Tensor, channels: int) -> tuple[int, ...]:
     """The shape of a map like x with another number of channels."""
     return (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])
+
+
+def tokenize_arguments(
+    x: Tensor, queries: Any, heads: Any, mask: Any, log_weights: Any, position: Any
+) -> None:
+    """All arguments of tokenize but x itself, which :func:`feature_map` has passed.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    head_count(heads)
+    channels = channel_count(x)
+    divides(heads, channels, "the channels of `x`, C")
+    form = "L, C" if heads == 1 else "heads * L, C / heads"
+    bank("queries", queries, x, width=channels // heads, heads=heads, form=form)
+    pixel_options(x, mask, log_weights, position, heads)
+
+
+def pixel_options(x: Tensor, mask: Any, log_weights: Any, position: Any, heads: int) -> None:
+    """The optional arguments of tokenize and project_tokenize.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    if mask is not None:
+        pixel_mask(mask, x)
+    if log_weights is not None:
+        pixel_weights(log_weights, x)
+    if position is not None:
+        position_table(position, x, heads)
+
+
+def project_arguments(x: Tensor, keys: Any, values: Any, heads: Any, bias: Any, residual: Any) -> None:
+    """All arguments of project but x itself, which :func:`feature_map` has passed.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    head_count(heads)
+    form = "L, C" if heads == 1 else "heads * L, C"
+    bank("keys", keys, x, width=channel_count(x), heads=heads, form=form)
+    token_values(values, keys, x, heads)
+    if bias is not None:
+        token_bias(bias, keys, x, heads)
+    residual_map(residual, x, values.shape[-1])
+
+
+def map_queries(queries: Any, values: Tensor, x: Tensor) -> None:
+    """The queries of project_tokenize: (Lq, D) or (B, Lq, D).
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    origin = ", the channels of `values`,"
+    bank("queries", queries, x, width=values.shape[-1], heads=1, form="Lq, D", origin=origin)

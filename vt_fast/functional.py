@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
+from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.precision import autocast
 
@@ -94,23 +95,11 @@ def tokenize(
     """
     checks.feature_map("x", x)
     x, queries, log_weights, position = autocast(x, queries, log_weights, position)
-    checks.head_count(heads)
+    checks.tokenize_arguments(x, queries, heads, mask, log_weights, position)
     checks.flag("return_lse", return_lse)
-    channels = checks.channel_count(x)
-    checks.divides(heads, channels, "the channels of `x`, C")
-    checks.bank(
-        "queries",
-        queries,
-        x,
-        width=channels // heads,
-        heads=heads,
-        form="L, C" if heads == 1 else "heads * L, C / heads",
-    )
-    _check_pixel_options(x, mask, log_weights, position, heads)
     keep_exact = _needs_gradient(x, queries, log_weights, position)
-    tokens, _, lse = TOKENIZE(
-        x, queries, mask, log_weights, position, heads, keep_exact, backends.choose(backend)
-    )
+    call = Tokenize(x, queries, mask, log_weights, position, heads, keep_exact, "")
+    tokens, _, lse = TOKENIZE(*call[:-1], backends.choose(backend, call))
     return (tokens, lse) if return_lse else tokens
 
 
@@ -154,10 +143,9 @@ def project(
     checks.feature_map("x", x)
     skip = residual if isinstance(residual, Tensor) else None
     x, keys, values, bias, skip = autocast(x, keys, values, bias, skip)
-    _check_project(x, keys, values, heads, bias, residual if skip is None else skip)
-    out: Tensor = PROJECT(
-        x, keys, values, bias, skip, isinstance(residual, str), heads, backends.choose(backend)
-    )
+    checks.project_arguments(x, keys, values, heads, bias, residual if skip is None else skip)
+    call = Project(x, keys, values, bias, skip, isinstance(residual, str), heads, "")
+    out: Tensor = PROJECT(*call[:-1], backends.choose(backend, call))
     return out
 
 
@@ -215,12 +203,11 @@ def project_tokenize(
     skip = residual if isinstance(residual, Tensor) else None
     operands = autocast(x, keys, values, queries, bias, skip, log_weights, position)
     x, keys, values, queries, bias, skip, log_weights, position = operands
-    _check_project(x, keys, values, heads, bias, residual if skip is None else skip)
-    origin = ", the channels of `values`,"
-    checks.bank("queries", queries, x, width=values.shape[-1], heads=1, form="Lq, D", origin=origin)
+    checks.project_arguments(x, keys, values, heads, bias, residual if skip is None else skip)
+    checks.map_queries(queries, values, x)
+    checks.pixel_options(x, mask, log_weights, position, 1)
     checks.flag("return_map", return_map)
-    _check_pixel_options(x, mask, log_weights, position, 1)
-    y, tokens, _, lse = PROJECT_TOKENIZE(
+    call = ProjectTokenize(
         x,
         keys,
         values,
@@ -230,12 +217,13 @@ def project_tokenize(
         mask,
         log_weights,
         position,
-        isinstance(residual, str),
-        heads,
-        return_map,
-        _needs_gradient(*operands),
-        backends.choose(backend),
+        residual_input=isinstance(residual, str),
+        heads=heads,
+        return_map=return_map,
+        keep_exact=_needs_gradient(*operands),
+        backend="",
     )
+    y, tokens, _, lse = PROJECT_TOKENIZE(*call[:-1], backends.choose(backend, call))
     return (y if return_map else None), tokens, lse
 
 
@@ -280,29 +268,6 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     blocks = tokens.to(lse.dtype).unflatten(-1, (heads, -1))
     blocks = torch.where(empty, 0, blocks)  # whatever an empty set's tokens are
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
-
-
-def _check_project(
-    x: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tensor | None, residual: object
-) -> None:
-    checks.head_count(heads)
-    rows = "L" if heads == 1 else "heads * L"
-    checks.bank("keys", keys, x, width=checks.channel_count(x), heads=heads, form=f"{rows}, C")
-    checks.token_values(values, keys, x, heads)
-    if bias is not None:
-        checks.token_bias(bias, keys, x, heads)
-    checks.residual_map(residual, x, values.shape[-1])
-
-
-def _check_pixel_options(
-    x: Tensor, mask: Tensor | None, log_weights: Tensor | None, position: Tensor | None, heads: int
-) -> None:
-    if mask is not None:
-        checks.pixel_mask(mask, x)
-    if log_weights is not None:
-        checks.pixel_weights(log_weights, x)
-    if position is not None:
-        checks.position_table(position, x, heads)
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:

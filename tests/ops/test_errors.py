@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vt_fast import backends, functional
+from vt_fast.reference import ops as reference
 
 OPS = "tokenize project project_tokenize"
 POOLING = "tokenize project_tokenize"
@@ -307,6 +308,16 @@ def test_refused_with_these_words(op, changes, error, words):
     with pytest.raises(error) as caught:
         call(op, changes)
     assert type(caught.value) is error
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "error", "words"),
+    [case for case in CASES if case.values[0] != "merge" and "backend" not in case.values[1]],
+)
+def test_the_reference_refuses_alike(op, changes, error, words):
+    with pytest.raises(error) as caught:
+        getattr(reference, op)(**(good(op) | changes))
     assert str(caught.value) == words
 
 

@@ -1,5 +1,6 @@
 """The ops inside PyTorch: opcheck, compile, export, torch.func, double backward, autocast, tracing."""
 
+import problems
 import pytest
 import torch
 from problems import OPS, OPTIONS, make, rounded
@@ -21,14 +22,14 @@ def raw_arguments(problem, dtype, keep_exact=True):
     heads = options.get("heads", 1)
     if problem.op == "tokenize":
         tensors = [operand(name) for name in ("x", "queries", "mask", "log_weights", "position")]
-        return (*tensors, heads, keep_exact, "torch")
+        return (*tensors, heads, keep_exact, problems.BACKEND)
     residual_input = operand("residual") is None and "residual" not in options
     if problem.op == "project":
         tensors = [operand(name) for name in ("x", "keys", "values", "bias", "residual")]
-        return (*tensors, residual_input, heads, "torch")
+        return (*tensors, residual_input, heads, problems.BACKEND)
     names = ("x", "keys", "values", "queries", "bias", "residual", "mask", "log_weights", "position")
     tensors = [operand(name) for name in names]
-    return (*tensors, residual_input, heads, options["return_map"], keep_exact, "torch")
+    return (*tensors, residual_input, heads, options["return_map"], keep_exact, problems.BACKEND)
 
 
 @pytest.mark.parametrize("layout", ["bnc", "nchw, sliced"])
@@ -62,13 +63,13 @@ def test_opcheck_of_the_backward(op):
     results = RAW[op].raw(*arguments)
     if op == "tokenize":
         tokens, _, lse = results
-        arguments = [tokens, lse, *arguments[:5], tokens, lse, 1, [True, False, True, True], "torch"]
+        arguments = [tokens, lse, *arguments[:5], tokens, lse, 1, [True, False, True, True], problems.BACKEND]
     elif op == "project":
-        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], "torch"]
+        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], problems.BACKEND]
     else:
         y, tokens, _, lse = results
         needs = [True, False, True, True, True, True, True, False]
-        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, "torch"]
+        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, problems.BACKEND]
     torch.library.opcheck(RAW[op].raw_backward, tuple(arguments))
 
 

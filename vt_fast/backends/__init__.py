@@ -1,31 +1,31 @@
 """The implementations of the ops: which there are, which can run here, and which one a call gets.
 
 A backend is a module with the functions of :class:`vt_fast.backends.contract.Backend`. To add one, add
-a line to ``_MODULES``. Importing such a module must be cheap and must not initialise a device.
+a line to ``_MODULES``. They are all imported with the first op: that must be cheap and must not
+initialise a device.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 from typing import cast
 
-from vt_fast.backends.contract import Backend
+from vt_fast.backends.contract import Backend, Call
 
-# In the order in which backend=None tries them.
+# In the order in which backend=None tries them. The last one takes every call.
 _MODULES = {"torch": "vt_fast.backends.eager"}
 
 NAMES = tuple(_MODULES)
 
-
-@functools.cache
-def load(name: str) -> Backend:
-    """The module of a backend."""
-    return cast(Backend, importlib.import_module(_MODULES[name]))
-
+_BACKENDS = {name: cast(Backend, importlib.import_module(module)) for name, module in _MODULES.items()}
 
 # Settled once, so that to a compiler the choice of a backend is made of constants.
-_REASONS: dict[str, str | None] = {name: load(name).unavailable() for name in NAMES}
+_REASONS: dict[str, str | None] = {name: backend.unavailable() for name, backend in _BACKENDS.items()}
+
+
+def load(name: str) -> Backend:
+    """The module of a backend."""
+    return _BACKENDS[name]
 
 
 def report() -> list[tuple[str, str | None]]:
@@ -38,16 +38,20 @@ def report() -> list[tuple[str, str | None]]:
     return list(_REASONS.items())
 
 
-def choose(backend: str | None) -> str:
-    """The backend of a call: the one asked for, which never falls back, or the first that can run.
+def choose(backend: str | None, call: Call) -> str:
+    """The backend of a call: the one asked for, which never falls back, or the first that can do it.
 
     Raises:
         TypeError: ``backend`` is no string.
-        ValueError: it is not known.
+        ValueError: it is not known, or it cannot do this call; the message says why.
         RuntimeError: it cannot run here; the message says why.
     """
     if backend is None:
-        return next(name for name, reason in _REASONS.items() if reason is None)
+        return next(
+            name
+            for name, reason in _REASONS.items()
+            if reason is None and _BACKENDS[name].refuses(call) is None
+        )
     if not isinstance(backend, str):
         raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
     if backend not in _REASONS:
@@ -56,4 +60,7 @@ def choose(backend: str | None) -> str:
     reason = _REASONS[backend]
     if reason is not None:
         raise RuntimeError(f'`backend="{backend}"` is not available here: {reason}')
+    reason = _BACKENDS[backend].refuses(call)
+    if reason is not None:
+        raise ValueError(f'`backend="{backend}"` cannot do this call: {reason}')
     return backend

@@ -6,7 +6,7 @@ is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -110,6 +110,9 @@ class ProjectTokenizeBackward(NamedTuple):
     backend: str
 
 
+Call: TypeAlias = Tokenize | Project | ProjectTokenize
+
+
 class TokenizeGradients(NamedTuple):
     """Gradients of tokenize, None where not needed."""
 
@@ -142,7 +145,10 @@ class ProjectTokenizeGradients(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with these functions.
+    """A module with these functions. Whoever calls one has asked :meth:`refuses` before.
+
+    Pixels that are masked, or have a log weight of -inf, must not be used, whatever they hold. In
+    project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
 
     Maps come back in x's dtype, strided like ``torch.empty_like``. Tokens come back as they were summed,
     in float32 (float64 for float64), and so do lse and the gradients of small operands.
@@ -150,6 +156,12 @@ class Backend(Protocol):
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, or None if it can."""
+
+    def refuses(self, call: Call) -> str | None:
+        """Why it cannot do this call, forward and backward, or None if it can.
+
+        By what is known without data: devices, dtypes, sizes and strides. It is traced by compilers.
+        """
 
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, C + P) and lse (B, heads * L)."""

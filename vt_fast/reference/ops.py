@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vt_fast import checks
+from vt_fast.precision import compute_dtype
+
 __all__ = ["project", "project_tokenize", "tokenize"]
 
 
@@ -26,7 +29,7 @@ def tokenize(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X``, head by head.
 
-    Shapes are those of :func:`vt_fast.functional.tokenize`.
+    Shapes and errors are those of :func:`vt_fast.functional.tokenize`.
 
     Example:
         >>> import torch
@@ -34,6 +37,9 @@ def tokenize(
         >>> tokenize(x, queries).shape
         torch.Size([2, 4, 8])
     """
+    checks.feature_map("x", x)
+    checks.tokenize_arguments(x, queries, heads, mask, log_weights, position)
+    checks.flag("return_lse", return_lse)
     pixels = _pixels(x)
     batch, _, channels = pixels.shape
     valid = _valid_pixels(pixels, mask, log_weights)
@@ -49,7 +55,7 @@ def tokenize(
     some = valid.any(1)
     logits = torch.where((valid | ~some[:, None])[:, None, None, :], logits, -torch.inf)
     attention = torch.softmax(logits, -1)
-    lse = torch.logsumexp(logits, -1).flatten(1)
+    lse = torch.logsumexp(logits.to(compute_dtype(x.dtype)), -1).flatten(1)
     tokens = torch.einsum("bhln,bnhc->blhc", attention, blocks).flatten(2)
     if position is not None:
         table = torch.where(valid[..., None], position, 0)
@@ -70,7 +76,7 @@ def project(
 ) -> Tensor:
     """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V``, head by head.
 
-    Shapes are those of :func:`vt_fast.functional.project`.
+    Shapes and errors are those of :func:`vt_fast.functional.project`.
 
     Example:
         >>> import torch
@@ -78,6 +84,8 @@ def project(
         >>> project(x, tokens, tokens).shape
         torch.Size([2, 8, 7, 7])
     """
+    checks.feature_map("x", x)
+    checks.project_arguments(x, keys, values, heads, bias, residual)
     pixels = _pixels(x)
     keys = keys.unflatten(-2, (heads, -1))
     values = values.unflatten(-1, (heads, -1))
@@ -124,7 +132,7 @@ def project_tokenize(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)``: the map, its tokens and their lse.
 
-    Shapes are those of :func:`vt_fast.functional.project_tokenize`.
+    Shapes and errors are those of :func:`vt_fast.functional.project_tokenize`.
 
     Example:
         >>> import torch
@@ -133,6 +141,11 @@ def project_tokenize(
         >>> y.shape, pooled.shape, lse.shape
         (torch.Size([2, 8, 7, 7]), torch.Size([2, 5, 8]), torch.Size([2, 5]))
     """
+    checks.feature_map("x", x)
+    checks.project_arguments(x, keys, values, heads, bias, residual)
+    checks.map_queries(queries, values, x)
+    checks.pixel_options(x, mask, log_weights, position, 1)
+    checks.flag("return_map", return_map)
     if not return_map:
         # Nobody sees the map, so a masked pixel is not used at all, not even by the projection.
         valid = _valid_pixels(_pixels(x), mask, log_weights)
