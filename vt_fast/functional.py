@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast import backends, checks
+from vt_fast import arguments, backends, checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.precision import autocast
@@ -95,7 +95,7 @@ def tokenize(
     """
     checks.feature_map("x", x)
     x, queries, log_weights, position = autocast(x, queries, log_weights, position)
-    checks.tokenize_arguments(x, queries, heads, mask, log_weights, position)
+    arguments.tokenize(x, queries, heads, mask, log_weights, position)
     checks.flag("return_lse", return_lse)
     keep_exact = _needs_gradient(x, queries, log_weights, position)
     call = Tokenize(x, queries, mask, log_weights, position, heads, keep_exact, "")
@@ -143,7 +143,7 @@ def project(
     checks.feature_map("x", x)
     skip = residual if isinstance(residual, Tensor) else None
     x, keys, values, bias, skip = autocast(x, keys, values, bias, skip)
-    checks.project_arguments(x, keys, values, heads, bias, residual if skip is None else skip)
+    arguments.project(x, keys, values, heads, bias, residual if skip is None else skip)
     call = Project(x, keys, values, bias, skip, isinstance(residual, str), heads, "")
     out: Tensor = PROJECT(*call[:-1], backends.choose(backend, call))
     return out
@@ -203,9 +203,9 @@ def project_tokenize(
     skip = residual if isinstance(residual, Tensor) else None
     operands = autocast(x, keys, values, queries, bias, skip, log_weights, position)
     x, keys, values, queries, bias, skip, log_weights, position = operands
-    checks.project_arguments(x, keys, values, heads, bias, residual if skip is None else skip)
-    checks.map_queries(queries, values, x)
-    checks.pixel_options(x, mask, log_weights, position, 1)
+    arguments.project(x, keys, values, heads, bias, residual if skip is None else skip)
+    arguments.map_queries(queries, values, x)
+    arguments.pixel_options(x, mask, log_weights, position, 1)
     checks.flag("return_map", return_map)
     call = ProjectTokenize(
         x,
@@ -253,7 +253,7 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         >>> torch.allclose(tokens, vt_fast.tokenize(x, queries), atol=1e-5)
         True
     """
-    checks.shards(tokens, lse)
+    arguments.merge(tokens, lse)
     heads = lse.shape[2] // tokens.shape[2]
     highest = lse.detach().amax(0)
     highest = torch.where(highest == -torch.inf, 0, highest)

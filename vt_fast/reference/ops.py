@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vt_fast import checks
+from vt_fast import arguments, checks
 from vt_fast.precision import compute_dtype
 
 __all__ = ["project", "project_tokenize", "tokenize"]
@@ -38,7 +38,7 @@ def tokenize(
         torch.Size([2, 4, 8])
     """
     checks.feature_map("x", x)
-    checks.tokenize_arguments(x, queries, heads, mask, log_weights, position)
+    arguments.tokenize(x, queries, heads, mask, log_weights, position)
     checks.flag("return_lse", return_lse)
     pixels = _pixels(x)
     batch, _, channels = pixels.shape
@@ -85,7 +85,7 @@ def project(
         torch.Size([2, 8, 7, 7])
     """
     checks.feature_map("x", x)
-    checks.project_arguments(x, keys, values, heads, bias, residual)
+    arguments.project(x, keys, values, heads, bias, residual)
     pixels = _pixels(x)
     keys = keys.unflatten(-2, (heads, -1))
     values = values.unflatten(-1, (heads, -1))
@@ -142,9 +142,9 @@ def project_tokenize(
         (torch.Size([2, 8, 7, 7]), torch.Size([2, 5, 8]), torch.Size([2, 5]))
     """
     checks.feature_map("x", x)
-    checks.project_arguments(x, keys, values, heads, bias, residual)
-    checks.map_queries(queries, values, x)
-    checks.pixel_options(x, mask, log_weights, position, 1)
+    arguments.project(x, keys, values, heads, bias, residual)
+    arguments.map_queries(queries, values, x)
+    arguments.pixel_options(x, mask, log_weights, position, 1)
     checks.flag("return_map", return_map)
     if not return_map:
         # Nobody sees the map, so a masked pixel is not used at all, not even by the projection.
