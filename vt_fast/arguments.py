@@ -38,7 +38,7 @@ def tokenize(x: Tensor, queries: Any, heads: Any, mask: Any, log_weights: Any, p
     divides(heads, channels, "the channels of `x`, C")
     form = "L, C" if heads == 1 else "heads * L, C / heads"
     bank("queries", queries, x, width=channels // heads, heads=heads, form=form)
-    pixel_options(x, mask, log_weights, position, heads)
+    _pixel_options(x, mask, log_weights, position, heads)
 
 
 def project(x: Tensor, keys: Any, values: Any, heads: Any, bias: Any, residual: Any) -> None:
@@ -57,24 +57,31 @@ def project(x: Tensor, keys: Any, values: Any, heads: Any, bias: Any, residual: 
     _residual_map(residual, x, values.shape[-1])
 
 
-def map_queries(queries: Any, values: Tensor, x: Tensor) -> None:
-    """The queries of project_tokenize: (Lq, D) or (B, Lq, D).
-
-    Raises:
-        TypeError: no dense tensor, or another dtype than x.
-        ValueError: another device or shape.
-    """
-    origin = ", the channels of `values`,"
-    bank("queries", queries, x, width=values.shape[-1], heads=1, form="Lq, D", origin=origin)
-
-
-def pixel_options(x: Tensor, mask: Any, log_weights: Any, position: Any, heads: int) -> None:
-    """The optional arguments of tokenize and project_tokenize.
+def project_tokenize(
+    x: Tensor,
+    keys: Any,
+    values: Any,
+    queries: Any,
+    heads: Any,
+    bias: Any,
+    residual: Any,
+    mask: Any,
+    log_weights: Any,
+    position: Any,
+) -> None:
+    """All arguments of project_tokenize but x itself.
 
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device.
     """
+    project(x, keys, values, heads, bias, residual)
+    origin = ", the channels of `values`,"
+    bank("queries", queries, x, width=values.shape[-1], heads=1, form="Lq, D", origin=origin)
+    _pixel_options(x, mask, log_weights, position, 1)
+
+
+def _pixel_options(x: Tensor, mask: Any, log_weights: Any, position: Any, heads: int) -> None:
     if mask is not None:
         _pixel_mask(mask, x)
     if log_weights is not None:

@@ -203,9 +203,18 @@ def project_tokenize(
     skip = residual if isinstance(residual, Tensor) else None
     operands = autocast(x, keys, values, queries, bias, skip, log_weights, position)
     x, keys, values, queries, bias, skip, log_weights, position = operands
-    arguments.project(x, keys, values, heads, bias, residual if skip is None else skip)
-    arguments.map_queries(queries, values, x)
-    arguments.pixel_options(x, mask, log_weights, position, 1)
+    arguments.project_tokenize(
+        x,
+        keys,
+        values,
+        queries,
+        heads,
+        bias,
+        residual if skip is None else skip,
+        mask,
+        log_weights,
+        position,
+    )
     checks.flag("return_map", return_map)
     call = ProjectTokenize(
         x,

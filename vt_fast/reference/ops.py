@@ -142,9 +142,7 @@ def project_tokenize(
         (torch.Size([2, 8, 7, 7]), torch.Size([2, 5, 8]), torch.Size([2, 5]))
     """
     checks.feature_map("x", x)
-    arguments.project(x, keys, values, heads, bias, residual)
-    arguments.map_queries(queries, values, x)
-    arguments.pixel_options(x, mask, log_weights, position, 1)
+    arguments.project_tokenize(x, keys, values, queries, heads, bias, residual, mask, log_weights, position)
     checks.flag("return_map", return_map)
     if not return_map:
         # Nobody sees the map, so a masked pixel is not used at all, not even by the projection.
