@@ -87,6 +87,15 @@ def test_exported(name):
     assert_same(outputs_and_gradients(exported, x, tokens), expected)
 
 
+def test_clustering_compiled_under_autocast():
+    module = made(CASES["stack: clustering"], dtype=torch.float32)
+    x = feature_map("contiguous", dtype=torch.float32).detach()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for one, two in zip(compiled(x), module(x), strict=True):
+            assert torch.equal(one, two)
+
+
 # A position code makes a table of the map's size, in a stack or alone, where N = H W meets no other size.
 POSITIONS = {
     "no position": lambda: stack(2, C, num_tokens=L, heads=2),
