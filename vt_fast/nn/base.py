@@ -133,11 +133,6 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
 
 
-def to_rows(x: Tensor) -> Tensor:
-    """The pixels of a map as rows: (B, C, H, W) -> (B, N, C), a view; (B, N, C) as it is."""
-    return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
-
-
 def like_map(rows: Tensor, x: Tensor) -> Tensor:
     """The rows (B, N, D) in the form of `x`: (B, D, H, W) where that is 4-D, and in its memory format."""
     if x.dim() == 3:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vt_fast import functional
+from vt_fast.layout import as_pixels
 from vt_fast.nn.base import (
     REFERENCE,
     Module,
@@ -18,7 +19,6 @@ from vt_fast.nn.base import (
     check_tokens,
     like_map,
     maps_like,
-    to_rows,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.tokenizer import Tokenizer
@@ -214,17 +214,17 @@ class Projector(Module):
         check_map(x, self.channels)
         if self.backend == REFERENCE:
             query, key = projection_of(self.query), projection_of(self.key)
-            weights = pixel_attention(to_rows(x), tokens, query, key, heads=self.heads, scale=self.scale)
+            weights = pixel_attention(as_pixels(x), tokens, query, key, heads=self.heads, scale=self.scale)
             return maps_like(weights.transpose(2, 3), x)
         keys, _, bias = self.operands(tokens)
-        logits = keys @ to_rows(x).transpose(1, 2)
+        logits = keys @ as_pixels(x).transpose(1, 2)
         if bias is not None:
             logits = logits + bias.unsqueeze(2)
         return maps_like(torch.unflatten(logits, 1, (self.heads, -1)).softmax(2), x)
 
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
         return projector(
-            to_rows(x),
+            as_pixels(x),
             tokens,
             projection_of(self.query),
             projection_of(self.key),
