@@ -71,6 +71,8 @@ class DynamicTokenizer(Tokenizer):
     head a stack can fuse this tokenizer; with more it runs on its own. The keys have no bias: the softmax
     would cancel it.
 
+    There is no position code, by choice: the paper's counts have one on the first tokenizer alone.
+
     Args:
         channels: C of the feature map.
         num_tokens: L, even; of the incoming tokens too.
