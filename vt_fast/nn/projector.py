@@ -166,6 +166,9 @@ class Projector(Module):
     ) -> tuple[Tensor | None, Tensor]:
         """This projector and the tokenizer of the next module in one pass over the map.
 
+        Two passes where their backends differ; with backend="reference" on either, that one runs as the
+        paper writes it.
+
         Args:
             x: (B, N, C), or (B, C, H, W) in any memory format.
             tokens: (B, L, CT), for the projector and, if it needs any, for the tokenizer.
@@ -187,6 +190,10 @@ class Projector(Module):
                 f"`tokenizer` must have channels = {self.out_channels}, the projector's out_channels, "
                 f"got {tokenizer.channels}"
             )
+        if REFERENCE in (self.backend, tokenizer.backend) or self.backend != tokenizer.backend:
+            y = self(x, tokens)
+            found = tokenizer(y, tokens, mask=mask)
+            return (y if return_map else None), found
         keys, values, bias = self.operands(tokens)
         residual = self.residual(x)
         projected, pooled, _ = functional.project_tokenize(

@@ -145,7 +145,11 @@ class VisualTransformerStack(Container):
 
     @property
     def passes(self) -> int:
-        """How often the map is read by an op of the package (k-means and a resize come on top)."""
+        """How often the map is read by an op of the package (k-means and a resize come on top).
+
+        With backend="reference" no op runs and nothing is fused: the number is then that of the tokenizers
+        and projectors, each of which goes over the map several times.
+        """
         count = 0
         for index, block in enumerate(self):
             shared = index > 0 and self[index - 1].projector is not None and self._reason(index) is None
@@ -182,6 +186,8 @@ class VisualTransformerStack(Container):
 
     def extra_repr(self) -> str:
         """The number of passes, and which modules do not share one and why, for printing."""
+        if self.backend == REFERENCE:
+            return "as the paper writes it: nothing is fused"
         lines = [f"{self.passes} passes over the map"]
         for index in range(1, len(self)):
             reason = self._reason(index)
