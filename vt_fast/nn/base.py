@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import backends, checks
+from vt_fast.ops.library import autocast_enabled
 
 REFERENCE = "reference"
 
@@ -99,6 +100,20 @@ def check_map(x: Tensor, channels: int) -> None:
     checks.tensor("x", x)
     if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != channels:
         raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {tuple(x.shape)}")
+
+
+def autocast_map(x: Tensor, module: Container) -> Tensor:
+    """The map as the ops of `module` take it under autocast: cast once, it is kept once for the backward.
+
+    Each op would make and keep a copy of its own. Float64 is left alone, as the ops do it, and so is the map
+    where a member runs the reference, which gets it as it is.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return x
+    device = x.device.type
+    if not autocast_enabled(device) or any(leaf.backend == REFERENCE for leaf in _leaves(module)):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def map_size(x: Tensor) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vt_fast.nn.base import REFERENCE, Container, set_backend
+from vt_fast.nn.base import REFERENCE, Container, autocast_map, set_backend
 from vt_fast.nn.module import VisualTransformer
 from vt_fast.nn.position import PositionCode
 
@@ -118,6 +118,7 @@ class VisualTransformerStack(Container):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        x = autocast_map(x, self)
         tokens = self[0].tokenize(x, tokens, mask=mask)
         # A projector that has not run yet: it waits for a tokenizer to share its pass.
         waiting = self[0].projector
