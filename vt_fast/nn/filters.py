@@ -134,6 +134,10 @@ class RecurrentTokenizer(Tokenizer):
         rows = self.query(check_tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
         return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
 
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        super()._check(x, tokens)
+        check_tokens(tokens, self.token_channels, self.num_tokens, x)
+
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         tokens = check_tokens(tokens, self.token_channels, self.num_tokens)
         rows = as_pixels(x) if self.key is None else self.key(as_pixels(x))

@@ -138,9 +138,10 @@ class Projector(Module):
             tokens: (B, L, CT).
 
         Raises:
+            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
         keys, values, bias = self.operands(tokens)
@@ -182,7 +183,7 @@ class Projector(Module):
         Raises:
             ValueError: a wrong shape, or the tokenizer is not fusable.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if tokenizer.unfusable is not None:
             raise ValueError(f"`tokenizer` must be fusable, got one that {tokenizer.unfusable}")
         if tokenizer.channels != self.out_channels:
@@ -218,7 +219,7 @@ class Projector(Module):
             (B, heads, L, H, W), or (B, heads, L, N) for a map (B, N, C): non-negative, the tokens of each
             pixel sum to 1.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             query, key = projection_of(self.query), projection_of(self.key)
             weights = pixel_attention(as_pixels(x), tokens, query, key, heads=self.heads, scale=self.scale)
@@ -228,6 +229,10 @@ class Projector(Module):
         if bias is not None:
             logits = logits + bias.unsqueeze(2)
         return maps_like(torch.unflatten(logits, 1, (self.heads, -1)).softmax(2), x)
+
+    def _check(self, x: Tensor, tokens: Tensor) -> None:
+        check_map(x, self, self.channels)
+        check_tokens(tokens, self.token_channels, x=x)
 
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
         return projector(

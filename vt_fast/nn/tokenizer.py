@@ -118,9 +118,10 @@ class Tokenizer(Module):
             mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
 
         Raises:
+            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             if mask is not None:
                 raise ValueError('`mask` must be None with backend="reference", which has no masks')
@@ -141,12 +142,16 @@ class Tokenizer(Module):
         Returns:
             (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             weights = self._reference_attention(x, tokens)
         else:
             weights = spatial_attention(as_pixels(x), self._bank(x, tokens))
         return maps_like(weights.transpose(1, 2), x)
+
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        """Raise unless `x`, and `tokens` where they are used, are as they must be."""
+        check_map(x, self, self.channels)
 
     def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The queries, for tokenizers whose queries may depend on the map too."""

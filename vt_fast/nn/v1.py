@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vt_fast.layout import as_pixels
-from vt_fast.nn.base import REFERENCE, check_divides, check_map, check_tokens, maps_like
+from vt_fast.nn.base import REFERENCE, check_divides, check_tokens, maps_like
 from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.position import PositionCode
@@ -148,7 +148,7 @@ class DynamicTokenizer(Tokenizer):
         Returns:
             (B, attention heads, L / 2, H, W), or (.., N) for a map (B, N, C).
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             keys = torch.unflatten(self.key(as_pixels(x)), 2, (self.attention_heads, -1))
             asking = check_tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]
@@ -160,6 +160,10 @@ class DynamicTokenizer(Tokenizer):
             rows = torch.unflatten(self.queries(tokens), 1, (self.heads, -1))
         weights = torch.einsum("bnhc,bhrc->bhrn", keys, rows).softmax(-1).flatten(1, 2)
         return maps_like(torch.unflatten(weights, 1, (self.attention_heads, -1)), x)
+
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        super()._check(x, tokens)
+        check_tokens(tokens, self.token_channels, self.num_tokens, x)
 
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return dynamic_tokenizer(
