@@ -289,7 +289,12 @@ class TestMasks:
             torch.testing.assert_close(y[index : index + 1, left], y_left, rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize(
-        "make", [lambda: build(C, num_tokens=L), lambda: stack(2, C, last_projector=False)]
+        "make",
+        [
+            lambda: build(C, num_tokens=L),
+            lambda: stack(2, C, last_projector=False),
+            lambda: stack(3, C, last_projector=False),
+        ],
     )
     def test_nothing_of_a_masked_pixel_is_used(self, make):
         module = made(make)
@@ -298,9 +303,11 @@ class TestMasks:
         spoilt = torch.where(mask[:, None], x, torch.nan).requires_grad_()
         tokens = module(spoilt, mask=mask)[1]
         assert torch.equal(tokens, clean)
-        grad = torch.autograd.grad(tokens.sum(), spoilt)[0]
+        leaves = [spoilt, *module.parameters()]
+        grad, *others = torch.autograd.grad(tokens.sum(), leaves, allow_unused=True)
         assert torch.all(grad.masked_select(~mask[:, None]) == 0)
         assert torch.all(grad.isfinite())
+        assert all(torch.all(other.isfinite()) for other in others if other is not None)
 
     def test_a_sample_without_pixels_gets_what_the_biases_make_of_zero(self):
         tokenizer = made(lambda: nn.FilterTokenizer(C, L, 20, value_groups=2))
