@@ -20,6 +20,8 @@ from nn_cases import (
 )
 from torch.export import Dim
 
+from vt_fast import nn
+
 # Tracing costs about a second each: the modules that differ in what is traced.
 STACK_NAMES = (
     "default",
@@ -85,24 +87,49 @@ def test_exported(name):
     assert_same(outputs_and_gradients(exported, x, tokens), expected)
 
 
-def test_compiled_once_for_all_batch_sizes():
-    module = made(lambda: stack(2, C, num_tokens=L))
+def test_clustering_compiled_under_autocast():
+    module = made(CASES["stack: clustering"], dtype=torch.float32)
+    x = feature_map("contiguous", dtype=torch.float32).detach()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for one, two in zip(compiled(x), module(x), strict=True):
+            assert torch.equal(one, two)
+
+
+# A position code makes a table of the map's size, in a stack or alone, where N = H W meets no other size.
+POSITIONS = {
+    "no position": lambda: stack(2, C, num_tokens=L, heads=2),
+    "linear position": lambda: stack(2, C, num_tokens=L, position=nn.LinearPositionCode(5, 3)),
+    "conv position": lambda: stack(2, C, num_tokens=L, position=nn.ConvPositionCode(6, 3)),
+    "tokenizer alone": lambda: nn.FilterTokenizer(C, L, position=nn.LinearPositionCode(5, 3)),
+}
+
+
+def outputs(module, x):
+    results = module(x)
+    return [results] if isinstance(results, torch.Tensor) else results
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_compiled_once_for_all_batch_and_map_sizes(name):
+    module = made(POSITIONS[name])
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for batch, height, width in [(2, 7, 9), (5, 11, 4), (3, 6, 6)]:
             x = torch.randn(batch, C, height, width, dtype=torch.float64)
-            for one, two in zip(compiled(x), module(x), strict=True):
+            for one, two in zip(outputs(compiled, x), outputs(module, x), strict=True):
                 torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
 
 
-def test_exported_for_all_batch_and_map_sizes():
-    module = made(lambda: stack(2, C, num_tokens=L, heads=2))
+@pytest.mark.parametrize("name", POSITIONS)
+def test_exported_for_all_batch_and_map_sizes(name):
+    module = made(POSITIONS[name])
     sizes = {0: Dim("batch", min=2), 2: Dim("height", min=2), 3: Dim("width", min=2)}
     x = torch.randn(2, C, 7, 9, dtype=torch.float64)
     exported = torch.export.export(module, (x,), dynamic_shapes=(sizes,)).module()
     for shape in [(2, 7, 9), (5, 12, 4)]:
         x = torch.randn(shape[0], C, *shape[1:], dtype=torch.float64)
-        for one, two in zip(exported(x), module(x), strict=True):
+        for one, two in zip(outputs(exported, x), outputs(module, x), strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
 
 

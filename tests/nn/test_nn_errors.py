@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -109,13 +110,13 @@ FORWARD = [
     (lambda: nn.FilterTokenizer(32)(x4), MAP + "32, got (2, 24, 5, 6)"),
     (lambda: nn.Projector(32, CT)(x3, tokens), MAP + "32, got (2, 30, 24)"),
     (lambda: nn.PoolingTokenizer(32)(x4), MAP + "32, got (2, 24, 5, 6)"),
-    (lambda: nn.RecurrentTokenizer(C, L, CT)(x4), TOKENS + "L = 4, CT = 20, got None"),
-    (lambda: nn.DynamicTokenizer(C, L, CT, heads=2)(x4), TOKENS + "L = 4, CT = 20, got None"),
+    (lambda: nn.RecurrentTokenizer(C, L, CT)(x4), TOKENS + "B = 2, L = 4, CT = 20, got None"),
+    (lambda: nn.DynamicTokenizer(C, L, CT, heads=2)(x4), TOKENS + "B = 2, L = 4, CT = 20, got None"),
     (
         lambda: nn.RecurrentTokenizer(C, 5, CT)(x4, tokens),
-        TOKENS + "L = 5, CT = 20, got (2, 4, 20)",
+        TOKENS + "B = 2, L = 5, CT = 20, got (2, 4, 20)",
     ),
-    (lambda: nn.Projector(C, 8)(x4, tokens), TOKENS + "CT = 8, got (2, 4, 20)"),
+    (lambda: nn.Projector(C, 8)(x4, tokens), TOKENS + "B = 2, CT = 8, got (2, 4, 20)"),
     (lambda: nn.TokenTransformer(8)(tokens), TOKENS + "CT = 8, got (2, 4, 20)"),
     (lambda: nn.TokenTransformer(CT)(tokens[0]), TOKENS + "CT = 20, got (4, 20)"),
     (lambda: nn.GraphConv(3, CT)(tokens), TOKENS + "L = 3, CT = 20, got (2, 4, 20)"),
@@ -123,7 +124,36 @@ FORWARD = [
         lambda: build(C, tokenizer=None)(x4),
         "`tokens` must be (B, L, CT) where there is no tokenizer, got None",
     ),
-    (lambda: stack(2, C, first="recurrent")(x4), TOKENS + "L = 16, CT = 24, got None"),
+    (lambda: stack(2, C, first="recurrent")(x4), TOKENS + "B = 2, L = 16, CT = 24, got None"),
+]
+
+# One sample too many, and one too few, which would broadcast.
+for others in (torch.randn(3, L, CT), tokens[:1]):
+    wrong = f"got ({len(others)}, 4, 20)"
+    for backend in (None, "reference"):
+        recurrent = nn.RecurrentTokenizer(C, L, CT, backend=backend)
+        dynamic = nn.DynamicTokenizer(C, L, CT, heads=2, backend=backend)
+        projector = nn.Projector(C, CT, backend=backend)
+        for module in (recurrent, dynamic):
+            message = TOKENS + "B = 2, L = 4, CT = 20, " + wrong
+            FORWARD += [
+                (partial(module, x4, others), message),
+                (partial(module.attention_maps, x3, others), message),
+            ]
+        message = TOKENS + "B = 2, CT = 20, " + wrong
+        FORWARD += [
+            (partial(projector, x3, others), message),
+            (partial(projector.attention_maps, x4, others), message),
+            (partial(projector.project_tokenize, x4, others, recurrent), message),
+            (partial(build(C, tokenizer=None, token_channels=CT, backend=backend), x4, others), message),
+        ]
+
+EMPTY = "`x` must have no size of 0, got "
+FORWARD += [
+    (lambda: nn.FilterTokenizer(C)(x4[:0]), EMPTY + "(0, 24, 5, 6)"),
+    (lambda: nn.FilterTokenizer(C, backend="reference")(x3[:, :0]), EMPTY + "(2, 0, 24)"),
+    (lambda: nn.PoolingTokenizer(C)(x4[..., :0]), EMPTY + "(2, 24, 5, 0)"),
+    (lambda: nn.Projector(C, CT)(x4[:, :, :0], tokens), EMPTY + "(2, 24, 0, 6)"),
 ]
 
 NO_SIZE = "`x` must be (B, C, H, W) where a position or a grid matters, got (2, 30, 24)"
@@ -146,9 +176,32 @@ def test_values(call, message):
         call()
 
 
+FLOATING = "`x` must be float16, bfloat16, float32 or float64, got "
+OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: nn.FilterTokenizer(C)(x4.long()), FLOATING + "torch.int64"),
+        (lambda: nn.ClusteringTokenizer(C)(x4.bool()), FLOATING + "torch.bool"),
+        (lambda: nn.PoolingTokenizer(C)(x4.to(torch.complex64)), FLOATING + "torch.complex64"),
+        (lambda: nn.Projector(C, CT)(x3.int(), tokens), FLOATING + "torch.int32"),
+        (lambda: nn.FilterTokenizer(C)(x4.double()), OF_PARAMETERS + "(torch.float32), got torch.float64"),
+        (lambda: nn.FilterTokenizer(C).half()(x3), OF_PARAMETERS + "(torch.float16), got torch.float32"),
+        (
+            lambda: nn.RecurrentTokenizer(C, L, CT, backend="reference")(x4.bfloat16(), tokens),
+            OF_PARAMETERS + "(torch.float32), got torch.bfloat16",
+        ),
+        (
+            lambda: nn.PoolingTokenizer(C, L, CT).double()(x4),
+            OF_PARAMETERS + "(torch.float64), got torch.float32",
+        ),
+        (
+            lambda: nn.Projector(C, CT)(x4.double(), tokens),
+            OF_PARAMETERS + "(torch.float32), got torch.float64",
+        ),
+        (lambda: stack(2, C)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.FilterTokenizer(C)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.Projector(C, CT)(x4, "tokens"), "`tokens` must be a torch.Tensor, got str"),
         (lambda: nn.TokenFeedForward(CT)(3), "`tokens` must be a torch.Tensor, got int"),
@@ -159,6 +212,22 @@ def test_values(call, message):
 def test_types(call, message):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_what_has_no_parameters_takes_any_floating_map():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for tokenizer in (nn.PoolingTokenizer(C, L), nn.ClusteringTokenizer(C, L)):
+            assert tokenizer(x4.to(dtype)).dtype == dtype
+
+
+def test_unused_tokens_are_not_looked_at():
+    for tokenizer in (nn.FilterTokenizer(C, L), nn.PoolingTokenizer(C, L)):
+        assert torch.equal(tokenizer(x4, torch.randn(3, 5, 7)), tokenizer(x4))
+
+
+def test_autocast_takes_maps_of_other_dtypes():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.FilterTokenizer(C, L)(x4.bfloat16()).dtype == torch.bfloat16
 
 
 def test_unknown_backends():

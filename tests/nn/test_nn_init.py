@@ -93,6 +93,23 @@ def test_tokens_keep_the_scale_of_the_pixels():
     assert tokens.std().item() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_every_owner_of_parameters_can_reset_them(name):
+    """As after `to_empty`, where they hold anything."""
+    with torch.device("meta"):
+        module = CASES[name]()
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(math.nan)
+    for part in module.modules():
+        # The kernels of a position code lie in a ParameterList: the code resets them.
+        if list(part.parameters(recurse=False)) and not isinstance(part, torch.nn.ParameterList):
+            part.reset_parameters()
+    assert all(torch.all(parameter.isfinite()) for parameter in module.parameters())
+    assert all(torch.all(part.adjacency == 0) for part in module.modules() if isinstance(part, nn.GraphConv))
+
+
 WITHOUT_PARAMETERS = ("tokenizer: clustering", "tokenizer: pooling", "projector: bare")
 
 

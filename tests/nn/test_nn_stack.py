@@ -196,6 +196,13 @@ def test_repr_of_a_fused_stack():
     assert "runs on its own" not in text
 
 
+def test_repr_of_the_reference():
+    text = repr(stack(3, C, num_tokens=L, backend="reference"))
+    assert "as the paper writes it: nothing is fused" in text
+    assert "passes over the map" not in text
+    assert "runs on its own" not in text
+
+
 def test_is_a_sequence_of_modules():
     module = stack(3, C, num_tokens=L)
     assert len(module) == 3
@@ -215,6 +222,47 @@ def test_projector_refuses_a_tokenizer_that_does_not_fuse():
     ]:
         with pytest.raises(ValueError, match=message):
             block.projector.project_tokenize(x, torch.randn(1, L, C), tokenizer)
+
+
+@pytest.mark.parametrize("return_map", [True, False])
+@pytest.mark.parametrize(
+    ("backends", "ops"),
+    [
+        (("reference", None), ["tokenize"]),
+        ((None, "reference"), ["project"]),
+        (("reference", "reference"), []),
+        (("torch", None), ["project", "tokenize"]),
+        (("torch", "torch"), ["project_tokenize"]),
+    ],
+)
+def test_projector_and_tokenizer_of_different_backends_run_one_by_one(backends, ops, return_map):
+    module = made(STACKS["position and heads"])
+    projector, tokenizer = module[0].projector, module[1].tokenizer
+    x, tokens = feature_map("contiguous").detach(), incoming(module[0]).detach()
+    projected = projector(x, tokens)
+    expected = tokenizer(projected, tokens)
+    projector.backend, tokenizer.backend = backends
+    with Recorder() as recorder:
+        y, found = projector.project_tokenize(x, tokens, tokenizer, return_map=return_map)
+    assert recorder.ops == ops
+    assert (y is not None) == return_map
+    if y is not None:
+        torch.testing.assert_close(y, projected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_projector_of_another_backend_hands_the_mask_on():
+    module = made(STACKS["default"])
+    projector, tokenizer = module[0].projector, module[1].tokenizer
+    x, tokens = feature_map("contiguous").detach(), incoming(module[0]).detach()
+    mask = x[:, 0] > 0
+    _, expected = projector.project_tokenize(x, tokens, tokenizer, mask=mask)
+    projector.backend = "reference"
+    _, found = projector.project_tokenize(x, tokens, tokenizer, mask=mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    tokenizer.backend = "reference"
+    with pytest.raises(ValueError, match='`mask` must be None with backend="reference"'):
+        projector.project_tokenize(x, tokens, tokenizer, mask=mask)
 
 
 class TestMasks:
@@ -241,7 +289,12 @@ class TestMasks:
             torch.testing.assert_close(y[index : index + 1, left], y_left, rtol=0, atol=1e-10)
 
     @pytest.mark.parametrize(
-        "make", [lambda: build(C, num_tokens=L), lambda: stack(2, C, last_projector=False)]
+        "make",
+        [
+            lambda: build(C, num_tokens=L),
+            lambda: stack(2, C, last_projector=False),
+            lambda: stack(3, C, last_projector=False),
+        ],
     )
     def test_nothing_of_a_masked_pixel_is_used(self, make):
         module = made(make)
@@ -250,9 +303,11 @@ class TestMasks:
         spoilt = torch.where(mask[:, None], x, torch.nan).requires_grad_()
         tokens = module(spoilt, mask=mask)[1]
         assert torch.equal(tokens, clean)
-        grad = torch.autograd.grad(tokens.sum(), spoilt)[0]
+        leaves = [spoilt, *module.parameters()]
+        grad, *others = torch.autograd.grad(tokens.sum(), leaves, allow_unused=True)
         assert torch.all(grad.masked_select(~mask[:, None]) == 0)
         assert torch.all(grad.isfinite())
+        assert all(torch.all(other.isfinite()) for other in others if other is not None)
 
     def test_a_sample_without_pixels_gets_what_the_biases_make_of_zero(self):
         tokenizer = made(lambda: nn.FilterTokenizer(C, L, 20, value_groups=2))

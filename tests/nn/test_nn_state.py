@@ -196,6 +196,45 @@ def test_autocast():
     assert all(parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad)
 
 
+def maps_kept(module, x):
+    """How many tensors of the map's size are kept for the backward."""
+    kept = set()
+
+    def keep(tensor):
+        if tensor.numel() == x.numel():
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        results = module(x)
+    assert results[0].requires_grad
+    return len(kept)
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels_last", "rows"])
+@pytest.mark.parametrize(("name", "count"), [("stack: default", 3), ("module: default", 1)])
+def test_every_map_is_kept_once_under_autocast_too(name, count, form):
+    module, x = made(CASES[name], dtype=torch.float32), feature_map(form, dtype=torch.float32)
+    assert maps_kept(module, x) == count
+    with torch.autocast("cpu", torch.bfloat16):
+        assert maps_kept(module, x) == count
+
+
+def test_autocast_leaves_the_map_of_the_reference_and_float64_alone():
+    x = feature_map("contiguous", dtype=torch.float32)
+    module, seen = made(CASES["stack: default"], dtype=torch.float32), []
+    module[0].tokenizer.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x)
+        module[0](x)
+        module[0].tokenizer.backend = "reference"
+        module(x)
+        module[0](x)
+        nn.set_backend(module, None)
+        module.double()(x.double())
+    assert seen == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32, torch.float64]
+
+
 def test_a_container_sets_and_tells_the_backend_of_its_members():
     module = stack(2, C, num_tokens=L, backend="torch")
     assert module.backend == module[1].backend == module[0].projector.backend == "torch"

@@ -51,6 +51,23 @@ def test_tied_pixel_counts_once_for_the_lowest_index(close):
     close(moved, torch.stack((first / first.norm(), torch.tensor([0.0, 1.0]).double())).unsqueeze(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_autocast_changes_nothing(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 500, 24, generator=generator).to(dtype)
+    centroids = torch.randn(2, 8, 24, generator=generator).to(dtype)
+    expected = kmeans(x, centroids, iterations=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kmeans(x, centroids, iterations=5)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+
+
+def test_a_device_without_autocast():
+    x, centroids = torch.empty(2, 9, 4, device="meta"), torch.empty(2, 3, 4, device="meta")
+    assert kmeans(x, centroids, iterations=1).shape == (2, 3, 4)
+
+
 def test_equal_centroids_do_not_share_pixels(close):
     x = rows([1.0, 0.0], [0.0, 1.0])
     close(kmeans(x, rows([3.0, 3.0], [1.0, 1.0]), iterations=3), [[[HALF, HALF], [HALF, HALF]]])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import backends, checks
+from vt_fast.ops.library import autocast_enabled
 
 REFERENCE = "reference"
 
@@ -94,11 +95,40 @@ def _leaves(module: nn.Module) -> Iterator[Module]:
     return (part for part in module.modules() if isinstance(part, Module) and not isinstance(part, Container))
 
 
-def check_map(x: Tensor, channels: int) -> None:
-    """Raise ValueError unless `x` is (B, N, C) or (B, C, H, W) of `channels` channels."""
+def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
+    """Raise unless `x` is a feature map of `channels` channels that suits the parameters of `module`.
+
+    Raises:
+        TypeError: no dense tensor, no floating-point one, or (outside of autocast) of another dtype than the
+            parameters.
+        ValueError: neither (B, N, C) nor (B, C, H, W), other channels, or a size of 0.
+    """
     checks.tensor("x", x)
+    if x.dtype not in checks.FLOATING:
+        raise TypeError(f"`x` must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != channels:
-        raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {tuple(x.shape)}")
+        raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {checks.shape(x)}")
+    if any(size == 0 for size in x.shape):
+        raise ValueError(f"`x` must have no size of 0, got {checks.shape(x)}")
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.dtype != x.dtype and not autocast_enabled(x.device.type):
+        raise TypeError(
+            f"`x` must have the dtype of the module's parameters ({parameter.dtype}), got {x.dtype}"
+        )
+
+
+def autocast_map(x: Tensor, module: Container) -> Tensor:
+    """The map as the ops of `module` take it under autocast: cast once, it is kept once for the backward.
+
+    Each op would make and keep a copy of its own. Float64 is left alone, as the ops do it, and so is the map
+    where a member runs the reference, which gets it as it is.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return x
+    device = x.device.type
+    if not autocast_enabled(device) or any(leaf.backend == REFERENCE for leaf in _leaves(module)):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def map_size(x: Tensor) -> tuple[int, int]:
@@ -108,15 +138,25 @@ def map_size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
 
-def check_tokens(tokens: Tensor | None, channels: int, count: int | None = None) -> Tensor:
-    """Return `tokens` if they are (B, L, CT) with CT = `channels` (and L = `count`), or raise ValueError."""
-    known = f"CT = {channels}" if count is None else f"L = {count}, CT = {channels}"
-    if tokens is None:
-        raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got None")
-    checks.tensor("tokens", tokens)
-    if tokens.dim() != 3 or tokens.shape[2] != channels or (count is not None and tokens.shape[1] != count):
-        raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {tuple(tokens.shape)}")
-    return tokens
+def check_tokens(
+    tokens: Tensor | None, channels: int, count: int | None = None, x: Tensor | None = None
+) -> Tensor:
+    """Return `tokens` if they are (B, L, CT) with CT = `channels`, L = `count` and B that of `x`, or raise.
+
+    Raises:
+        TypeError: no dense tensor.
+        ValueError: None, or another shape.
+    """
+    sizes = {"B": None if x is None else x.shape[0], "L": count, "CT": channels}
+    if tokens is not None:
+        checks.tensor("tokens", tokens)
+        if tokens.dim() == 3 and all(
+            size is None or size == actual for size, actual in zip(sizes.values(), tokens.shape, strict=True)
+        ):
+            return tokens
+    known = ", ".join(f"{name} = {size}" for name, size in sizes.items() if size is not None)
+    got = None if tokens is None else checks.shape(tokens)
+    raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {got}")
 
 
 def check_divides(divisor_name: str, divisor: int, **widths: int) -> None:
@@ -131,11 +171,6 @@ def check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1, got {value}")
-
-
-def to_rows(x: Tensor) -> Tensor:
-    """The pixels of a map as rows: (B, C, H, W) -> (B, N, C), a view; (B, N, C) as it is."""
-    return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
 
 
 def like_map(rows: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vt_fast.nn.base import check_positive, map_size, to_rows
+from vt_fast.layout import as_pixels
+from vt_fast.nn.base import check_positive, map_size
 from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.clustering import DEFAULT_ITERATIONS, initial_centroids, kmeans
 from vt_fast.reference.tokenizers import spatial_attention
@@ -65,7 +66,7 @@ class ClusteringTokenizer(Tokenizer):
         """The unit-length centroids (B, L, C) of the map (B, C, H, W), without gradient."""
         map_size(x)
         x = x.detach()
-        return kmeans(to_rows(x), initial_centroids(x, self.num_tokens), iterations=self.iterations)
+        return kmeans(as_pixels(x), initial_centroids(x, self.num_tokens), iterations=self.iterations)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, L, CT) of a feature map (B, C, H, W).
@@ -81,4 +82,4 @@ class ClusteringTokenizer(Tokenizer):
         return self.centroids(x) * self.scale
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return spatial_attention(to_rows(x), self.centroids(x), scale=self.scale)
+        return spatial_attention(as_pixels(x), self.centroids(x), scale=self.scale)

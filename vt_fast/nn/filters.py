@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vt_fast.nn.base import check_tokens, to_rows
+from vt_fast.layout import as_pixels
+from vt_fast.nn.base import check_tokens
 from vt_fast.nn.init import lecun_normal_
 from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.position import PositionCode
@@ -73,7 +74,7 @@ class FilterTokenizer(Tokenizer):
         return self.filters * self.scale
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return spatial_attention(to_rows(x), self.filters, scale=self.scale)
+        return spatial_attention(as_pixels(x), self.filters, scale=self.scale)
 
 
 class RecurrentTokenizer(Tokenizer):
@@ -98,8 +99,6 @@ class RecurrentTokenizer(Tokenizer):
         >>> RecurrentTokenizer(64, 16, 128, key_groups=4)(x, tokens).shape
         torch.Size([2, 16, 128])
     """
-
-    needs_tokens = True
 
     def __init__(
         self,
@@ -135,7 +134,11 @@ class RecurrentTokenizer(Tokenizer):
         rows = self.query(check_tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
         return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
 
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        super()._check(x, tokens)
+        check_tokens(tokens, self.token_channels, self.num_tokens, x)
+
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         tokens = check_tokens(tokens, self.token_channels, self.num_tokens)
-        rows = to_rows(x) if self.key is None else self.key(to_rows(x))
+        rows = as_pixels(x) if self.key is None else self.key(as_pixels(x))
         return spatial_attention(rows, token_filters(tokens, self.query.projection), scale=self.scale)

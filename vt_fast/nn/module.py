@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vt_fast.nn.base import Container, check_positive, set_backend
+from vt_fast.nn.base import Container, autocast_map, check_positive, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
@@ -141,6 +141,7 @@ class VisualTransformer(Container):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        x = autocast_map(x, self)
         tokens = self.tokenize(x, tokens, mask=mask)
         return (None if self.projector is None else self.projector(x, tokens)), tokens
 

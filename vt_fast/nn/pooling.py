@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.nn.base import REFERENCE, check_map, map_size
+from vt_fast.nn.base import REFERENCE, map_size
 from vt_fast.nn.linear import projection_of
 from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.reference.position import resize_matrix
@@ -74,7 +74,7 @@ class PoolingTokenizer(Tokenizer):
         Raises:
             ValueError: `x` has a wrong shape, or there is a mask, which a resize cannot follow.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         map_size(x)
         if mask is not None:
             raise ValueError("`mask` must be None with a PoolingTokenizer, whose weights are fixed")
@@ -86,7 +86,7 @@ class PoolingTokenizer(Tokenizer):
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The weights of the resize, the same for every sample: (B, L, H, W)."""
-        check_map(x, self.channels)
+        self._check(x, tokens)
         height, width = map_size(x)
         rows = resize_matrix(height, self.grid[0], x.dtype, x.device)
         columns = resize_matrix(width, self.grid[1], x.dtype, x.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vt_fast import functional
+from vt_fast.layout import as_pixels
 from vt_fast.nn.base import (
     REFERENCE,
     Module,
@@ -18,7 +19,6 @@ from vt_fast.nn.base import (
     check_tokens,
     like_map,
     maps_like,
-    to_rows,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.tokenizer import Tokenizer
@@ -138,9 +138,10 @@ class Projector(Module):
             tokens: (B, L, CT).
 
         Raises:
+            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
         keys, values, bias = self.operands(tokens)
@@ -166,6 +167,9 @@ class Projector(Module):
     ) -> tuple[Tensor | None, Tensor]:
         """This projector and the tokenizer of the next module in one pass over the map.
 
+        Two passes where their backends differ; with backend="reference" on either, that one runs as the
+        paper writes it.
+
         Args:
             x: (B, N, C), or (B, C, H, W) in any memory format.
             tokens: (B, L, CT), for the projector and, if it needs any, for the tokenizer.
@@ -179,7 +183,7 @@ class Projector(Module):
         Raises:
             ValueError: a wrong shape, or the tokenizer is not fusable.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if tokenizer.unfusable is not None:
             raise ValueError(f"`tokenizer` must be fusable, got one that {tokenizer.unfusable}")
         if tokenizer.channels != self.out_channels:
@@ -187,6 +191,10 @@ class Projector(Module):
                 f"`tokenizer` must have channels = {self.out_channels}, the projector's out_channels, "
                 f"got {tokenizer.channels}"
             )
+        if REFERENCE in (self.backend, tokenizer.backend) or self.backend != tokenizer.backend:
+            y = self(x, tokens)
+            found = tokenizer(y, tokens, mask=mask)
+            return (y if return_map else None), found
         keys, values, bias = self.operands(tokens)
         residual = self.residual(x)
         projected, pooled, _ = functional.project_tokenize(
@@ -211,20 +219,24 @@ class Projector(Module):
             (B, heads, L, H, W), or (B, heads, L, N) for a map (B, N, C): non-negative, the tokens of each
             pixel sum to 1.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             query, key = projection_of(self.query), projection_of(self.key)
-            weights = pixel_attention(to_rows(x), tokens, query, key, heads=self.heads, scale=self.scale)
+            weights = pixel_attention(as_pixels(x), tokens, query, key, heads=self.heads, scale=self.scale)
             return maps_like(weights.transpose(2, 3), x)
         keys, _, bias = self.operands(tokens)
-        logits = keys @ to_rows(x).transpose(1, 2)
+        logits = keys @ as_pixels(x).transpose(1, 2)
         if bias is not None:
             logits = logits + bias.unsqueeze(2)
         return maps_like(torch.unflatten(logits, 1, (self.heads, -1)).softmax(2), x)
 
+    def _check(self, x: Tensor, tokens: Tensor) -> None:
+        check_map(x, self, self.channels)
+        check_tokens(tokens, self.token_channels, x=x)
+
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
         return projector(
-            to_rows(x),
+            as_pixels(x),
             tokens,
             projection_of(self.query),
             projection_of(self.key),

@@ -85,8 +85,13 @@ class GraphConv(TokenRelation):
         super().__init__(token_channels, norm=norm, backend=backend)
         check_positive(num_tokens=num_tokens)
         self.num_tokens = num_tokens
-        self.adjacency = nn.Parameter(torch.zeros(num_tokens, num_tokens))
+        self.adjacency = nn.Parameter(torch.empty(num_tokens, num_tokens))
         self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the adjacency; the feed-forward layer has a `reset_parameters` of its own."""
+        nn.init.zeros_(self.adjacency)
 
     def _relate(self, tokens: Tensor) -> Tensor:
         check_tokens(tokens, self.token_channels, self.num_tokens)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vt_fast.nn.base import REFERENCE, Container, set_backend
+from vt_fast.nn.base import REFERENCE, Container, autocast_map, set_backend
 from vt_fast.nn.module import VisualTransformer
 from vt_fast.nn.position import PositionCode
 
@@ -118,6 +118,7 @@ class VisualTransformerStack(Container):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        x = autocast_map(x, self)
         tokens = self[0].tokenize(x, tokens, mask=mask)
         # A projector that has not run yet: it waits for a tokenizer to share its pass.
         waiting = self[0].projector
@@ -145,7 +146,11 @@ class VisualTransformerStack(Container):
 
     @property
     def passes(self) -> int:
-        """How often the map is read by an op of the package (k-means and a resize come on top)."""
+        """How often the map is read by an op of the package (k-means and a resize come on top).
+
+        With backend="reference" no op runs and nothing is fused: the number is then that of the tokenizers
+        and projectors, each of which goes over the map several times.
+        """
         count = 0
         for index, block in enumerate(self):
             shared = index > 0 and self[index - 1].projector is not None and self._reason(index) is None
@@ -182,6 +187,8 @@ class VisualTransformerStack(Container):
 
     def extra_repr(self) -> str:
         """The number of passes, and which modules do not share one and why, for printing."""
+        if self.backend == REFERENCE:
+            return "as the paper writes it: nothing is fused"
         lines = [f"{self.passes} passes over the map"]
         for index in range(1, len(self)):
             reason = self._reason(index)

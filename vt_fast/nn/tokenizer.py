@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vt_fast import functional
+from vt_fast.layout import as_pixels
 from vt_fast.nn.base import (
     REFERENCE,
     Module,
@@ -13,7 +14,6 @@ from vt_fast.nn.base import (
     check_positive,
     map_size,
     maps_like,
-    to_rows,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.position import PositionCode
@@ -42,8 +42,6 @@ class Tokenizer(Module):
 
     #: Channel blocks that the op pools with weights of their own; see `vt_fast.functional.tokenize`.
     heads: int = 1
-    #: Whether incoming tokens are needed (recurrent and dynamic tokenizers).
-    needs_tokens: bool = False
 
     def __init__(
         self,
@@ -120,9 +118,10 @@ class Tokenizer(Module):
             mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
 
         Raises:
+            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             if mask is not None:
                 raise ValueError('`mask` must be None with backend="reference", which has no masks')
@@ -143,12 +142,16 @@ class Tokenizer(Module):
         Returns:
             (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
             weights = self._reference_attention(x, tokens)
         else:
-            weights = spatial_attention(to_rows(x), self._bank(x, tokens))
+            weights = spatial_attention(as_pixels(x), self._bank(x, tokens))
         return maps_like(weights.transpose(1, 2), x)
+
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        """Raise unless `x`, and `tokens` where they are used, are as they must be."""
+        check_map(x, self, self.channels)
 
     def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The queries, for tokenizers whose queries may depend on the map too."""
@@ -157,7 +160,7 @@ class Tokenizer(Module):
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The tokens as the paper writes them, with every projection on the pixels."""
         attention = self._reference_attention(x, tokens)
-        pooled = gather(attention, to_rows(x), value=projection_of(self.value))
+        pooled = gather(attention, as_pixels(x), value=projection_of(self.value))
         if self.position is not None:
             pooled = torch.cat((pooled, self.position.code(attention, map_size(x))), -1)
         return pooled if self.token is None else linear(pooled, self.token.projection)

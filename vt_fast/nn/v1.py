@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vt_fast.nn.base import REFERENCE, check_divides, check_map, check_tokens, maps_like, to_rows
+from vt_fast.layout import as_pixels
+from vt_fast.nn.base import REFERENCE, check_divides, check_tokens, maps_like
 from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.position import PositionCode
@@ -70,6 +71,8 @@ class DynamicTokenizer(Tokenizer):
     head a stack can fuse this tokenizer; with more it runs on its own. The keys have no bias: the softmax
     would cancel it.
 
+    There is no position code, by choice: the paper's counts have one on the first tokenizer alone.
+
     Args:
         channels: C of the feature map.
         num_tokens: L, even; of the incoming tokens too.
@@ -89,8 +92,6 @@ class DynamicTokenizer(Tokenizer):
         >>> DynamicTokenizer(64, 16, 128, heads=16, key_groups=4, value_groups=4)(x, tokens).shape
         torch.Size([2, 16, 128])
     """
-
-    needs_tokens = True
 
     def __init__(
         self,
@@ -147,22 +148,26 @@ class DynamicTokenizer(Tokenizer):
         Returns:
             (B, attention heads, L / 2, H, W), or (.., N) for a map (B, N, C).
         """
-        check_map(x, self.channels)
+        self._check(x, tokens)
         if self.backend == REFERENCE:
-            keys = torch.unflatten(self.key(to_rows(x)), 2, (self.attention_heads, -1))
+            keys = torch.unflatten(self.key(as_pixels(x)), 2, (self.attention_heads, -1))
             asking = check_tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]
             rows = torch.unflatten(self.query(asking) * self.scale, 2, (self.attention_heads, -1)).transpose(
                 1, 2
             )
         else:
-            keys = torch.unflatten(to_rows(x), 2, (self.heads, -1))
+            keys = torch.unflatten(as_pixels(x), 2, (self.heads, -1))
             rows = torch.unflatten(self.queries(tokens), 1, (self.heads, -1))
         weights = torch.einsum("bnhc,bhrc->bhrn", keys, rows).softmax(-1).flatten(1, 2)
         return maps_like(torch.unflatten(weights, 1, (self.attention_heads, -1)), x)
 
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        super()._check(x, tokens)
+        check_tokens(tokens, self.token_channels, self.num_tokens, x)
+
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return dynamic_tokenizer(
-            to_rows(x),
+            as_pixels(x),
             check_tokens(tokens, self.token_channels, self.num_tokens),
             self.query.projection,
             self.key.projection,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,13 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / norm.masked_fill(norm == 0, 1)
 
 
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    # torch 2.11 cannot compile the question, and a compiler has no device without autocast.
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
 def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     """Spherical k-means: move the centroids to the directions of the pixels nearest to them.
 
@@ -66,7 +75,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     - A cluster whose mean has no direction keeps its centroid: one without pixels, or whose pixels cancel.
     - A pixel of zeros pulls in no direction; a centroid of zeros stays zero until pixels move it.
     - Assignments have no gradient and the centroids are taken as constants: nothing flows back through them.
-    - 16-bit maps are clustered in float32.
+    - 16-bit maps are clustered in float32, under autocast too.
 
     Args:
         x: (B, N, C) pixels.
@@ -89,7 +98,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     check_shape("centroids", centroids, B=x.shape[0], L=None, C=x.shape[2])
     check_count("iterations", iterations, least=0)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), _no_autocast(x.device.type):
         pixels = _unit(x.to(dtype))
         units = _unit(centroids.to(dtype))
         for _ in range(iterations):

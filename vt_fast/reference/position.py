@@ -51,8 +51,9 @@ def resize_matrix(
     left = coordinates.long().clamp(max=source - 1)
     right = (left + 1).clamp(max=source - 1)
     part = (coordinates - left).unsqueeze(1)
-    matrix = (1 - part) * F.one_hot(left, source) + part * F.one_hot(right, source)
-    return matrix.to(dtype)
+    # Not F.one_hot, which fixes the length where a compiler or an exporter leaves it open.
+    cells = torch.arange(source, device=device)
+    return ((1 - part) * (left[:, None] == cells) + part * (right[:, None] == cells)).to(dtype)
 
 
 def _resized_attention(attention: Tensor, size: tuple[int, int], grid: int) -> Tensor:

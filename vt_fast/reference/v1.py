@@ -65,6 +65,8 @@ def dynamic_tokenizer(
     softmax_N(keys queries^T / sqrt(width / heads)), width being that of queries and keys (C in the paper).
     The blocks side by side, through the token projection, are L / 2 new tokens, and T = [T_b | new].
 
+    There is no position code, by choice: the paper's counts have one on the first tokenizer alone.
+
     Args:
         x: (B, N, C) pixels.
         tokens: T_in (B, L, CT), L even.
