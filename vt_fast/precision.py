@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ def autocast_enabled(device: str) -> bool:
     # torch 2.11 cannot compile the first question, and a compiler is not asked about meta tensors.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     return known and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which autocast is off for a type of device."""
+    return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
 
 
 def autocast(*operands: Tensor | None) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import backends, checks
-from vt_fast.ops.library import autocast_enabled
+from vt_fast.precision import autocast, autocast_enabled
 
 REFERENCE = "reference"
 
@@ -120,15 +120,13 @@ def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
 def autocast_map(x: Tensor, module: Container) -> Tensor:
     """The map as the ops of `module` take it under autocast: cast once, it is kept once for the backward.
 
-    Each op would make and keep a copy of its own. Float64 is left alone, as the ops do it, and so is the map
-    where a member runs the reference, which gets it as it is.
+    Each op would make and keep a copy of its own. Not where a member runs the reference, which gets the
+    map as it is.
     """
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if not isinstance(x, Tensor) or any(leaf.backend == REFERENCE for leaf in _leaves(module)):
         return x
-    device = x.device.type
-    if not autocast_enabled(device) or any(leaf.backend == REFERENCE for leaf in _leaves(module)):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    cast: Tensor = autocast(x)[0]
+    return cast
 
 
 def map_size(x: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast.precision import autocast_enabled
+from vt_fast.precision import without_autocast
 
 # The records that hold an op's arguments, see vt_fast.backends.contract.
 R = TypeVar("R")
@@ -124,9 +124,7 @@ def _define(
     def run(*args: Any) -> Any:
         # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
         device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-        if not autocast_enabled(device):
-            return implementation(record(*args))
-        with torch.autocast(device, enabled=False):
+        with without_autocast(device):
             return implementation(record(*args))
 
     LIBRARY.define(name + schema, tags=_TAGS)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vt_fast.precision import without_autocast
 from vt_fast.reference._checks import check_count, check_shape
 from vt_fast.reference.linear import Projection
 from vt_fast.reference.tokenizers import filter_tokenizer
@@ -55,13 +54,6 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / norm.masked_fill(norm == 0, 1)
 
 
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
-    # torch 2.11 cannot compile the question, and a compiler has no device without autocast.
-    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
-
-
 def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     """Spherical k-means: move the centroids to the directions of the pixels nearest to them.
 
@@ -98,7 +90,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     check_shape("centroids", centroids, B=x.shape[0], L=None, C=x.shape[2])
     check_count("iterations", iterations, least=0)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.no_grad(), _no_autocast(x.device.type):
+    with torch.no_grad(), without_autocast(x.device.type):
         pixels = _unit(x.to(dtype))
         units = _unit(centroids.to(dtype))
         for _ in range(iterations):
