@@ -15,7 +15,9 @@ Image = pytest.importorskip("PIL.Image")
 from vt_fast import backends as all_backends  # noqa: E402
 from vt_fast.__main__ import main  # noqa: E402
 from vt_fast.demo import backends, digits, nets, story  # noqa: E402
-from vt_fast.demo.pictures import Picture  # noqa: E402
+from vt_fast.demo.clusters import cluster  # noqa: E402
+from vt_fast.demo.pictures import Picture, load_all  # noqa: E402
+from vt_fast.demo.sheets import cluster_sheet  # noqa: E402
 from vt_fast.demo.tables import table, winner  # noqa: E402
 from vt_fast.demo.threads import one_thread  # noqa: E402
 
@@ -43,14 +45,14 @@ def test_all_files_are_there(demo):
     names = {path.name for path in demo.iterdir()}
     assert names == {
         "digits_attention.png",
-        "clusters_1_mi$n_{e$.png",
-        "clusters_2_mi$n_{e$.png",
+        "clusters_mi_n__e_.png",
+        "clusters_mi_n__e__2.png",
         "report.txt",
         "report.json",
     }
 
 
-@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mi$n_{e$.png"])
+@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_mi_n__e_.png"])
 def test_sheets_are_pictures_with_something_on_them(demo, name):
     with Image.open(demo / name) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
@@ -168,10 +170,44 @@ def test_threads_are_given_back_after_an_error():
     assert torch.get_num_threads() == 2
 
 
-def test_sheets_of_the_same_name_do_not_overwrite_each_other(tmp_path):
-    pixels = torch.zeros(3, 1, 1)
-    paths = story._sheet_paths([Picture("a", pixels), Picture("b", pixels), Picture("a", pixels)], tmp_path)
-    assert [path.name for path in paths] == ["clusters_1_a.png", "clusters_b.png", "clusters_3_a.png"]
+def test_sheets_of_any_names_do_not_overwrite_each_other(tmp_path):
+    names = ["same", "same", "1_same", "same_2", "Same", "a/b", "\udcff", "é" * 120, "é" * 121]
+    pictures = [Picture(name, torch.zeros(3, 1, 1)) for name in names]
+    paths = story._sheet_paths(pictures, tmp_path)
+    assert len({path.name.lower() for path in paths}) == len(paths)
+    for path in paths:
+        assert path.parent == tmp_path
+        path.write_text("")
+
+
+def test_titles_of_the_same_name_tell_the_folder(demo):
+    paths = [demo.parent.parent / name / "mi$n_{e$.png" for name in "ab"]
+    assert [picture.title for picture in load_all(paths)] == [str(path) for path in paths]
+    assert [picture.title for picture in load_all(paths[:1])] == [""]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 4), (16, 9), (9, 300)])
+def test_sheet_of_any_form_and_name(tmp_path, size):
+    picture = Picture("x" * 250, torch.rand(3, *size), "\udcff\n" * 100)
+    cluster_sheet(tmp_path / "a.png", picture, cluster(picture.pixels))
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert 400 < min(sheet.size) < max(sheet.size) < 2500
+
+
+def test_digits_tokens_peak_on_distinct_places(demo):
+    attention = json.loads((demo / "report.json").read_text())["attention"]
+    for figures in attention.values():
+        assert 1 <= figures["distinct_places"] <= figures["tokens"] == 8
+        assert 1 <= figures["effective_pixels"] <= 64
+
+
+def test_both_ways_to_filters_agree():
+    torch.manual_seed(0)
+    net, pictures = nets.TokenNet().double().eval(), torch.rand(3, 1, 8, 8).double()
+    fast = net(pictures)
+    torch.testing.assert_close(fast, net(pictures))
+    nets.set_backend(net, "reference")
+    torch.testing.assert_close(net(pictures), fast, atol=1e-10, rtol=1e-10)
 
 
 def test_table_is_aligned_and_refuses_ragged_rows():
