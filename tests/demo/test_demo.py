@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,8 +223,17 @@ def test_winner_and_tie():
     assert winner({"a": 1, "b": 1, "c": 2}) == "tie"
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "sklearn", "tqdm", "PIL"])
-def test_missing_extra_is_one_line_and_status_2(name):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("torch", "torch"),
+        ("matplotlib", "matplotlib"),
+        ("sklearn", "scikit-learn"),
+        ("tqdm", "tqdm"),
+        ("PIL", "Pillow"),
+    ],
+)
+def test_missing_extra_is_one_line_and_status_2(name, package):
     code = f"""
 import sys
 class Hide:
@@ -238,5 +248,31 @@ sys.exit(main(["demo"]))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"the demo needs {name}" in done.stderr
-    assert 'pip install "vt_fast[demo]"' in done.stderr
+    assert f"the demo needs {package}:" in done.stderr
+    assert 'pip install ".[demo]"' in done.stderr
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError(28, "No space"), 2)])
+def test_interruptions_and_full_disks_end_without_a_traceback(tmp_path, monkeypatch, capsys, error, status):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("vt_fast.demo.story.tell", fail)
+    assert main(["demo", "--output", str(tmp_path)]) == status
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_folder_that_takes_no_files_is_refused_before_training(monkeypatch, capsys):
+    monkeypatch.setattr("vt_fast.demo.story.tell", lambda *arguments, **options: pytest.fail("trained"))
+    if not Path("/proc").is_dir():
+        pytest.skip("needs a folder that nobody can write to")
+    assert main(["demo", "--output", "/proc"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write to the folder /proc")
+
+
+def test_a_broken_pipe_ends_quietly():
+    command = [sys.executable, "-m", "vt_fast", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
