@@ -146,9 +146,27 @@ def test_training_learns_and_comparison_names_the_winners(capfd):
         "VT": digits.Result(440, 450, 10, 12, 5, 0.2),
         "convolution": digits.Result(445, 450, 20, 20, 4, 0.1),
     }
-    *_, better, first_note, _ = digits.report(results).splitlines()
+    text = digits.report(results)
+    (better,) = (line for line in text.splitlines() if line.startswith("better"))
     assert better.split() == ["better", "convolution", "VT", "VT", "convolution", "convolution"]
-    assert "differ by 5 of them" in first_note
+    words = " ".join(text.split())
+    assert "differ by 5 of them" in words
+    assert "convolution reads 5 of 450 digits more than VT (one seed)" in words
+    assert "convolution's step is 2.0 times as fast as VT's, although it has 2.00 times the MACs" in words
+
+
+def test_verdict_on_backends_is_computed():
+    def line(op, code, both, peak):
+        return backends.Line(op, (2, 12, 16, 4), code, 0, 0, 1, both, 1, peak)
+
+    lines = [line("project", "eager", 2, 4), line("project", "torch", 3, 2)]
+    lines += [line("stack of two", "eager", 4, 4), line("stack of two", "torch", 1, 1)]
+    text = backends.report(lines)
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.split())
+    assert "groups of 16 channels" in words
+    assert "on single ops 1.50 to 1.50 times eager's time and 0.50 to 0.50 times its memory" in words
+    assert "on the stack 0.25 to 0.25 times" in words
 
 
 def test_attention_maps_of_both_tokenizers():
