@@ -17,6 +17,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
+	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff rewrite what lint would reject'
@@ -44,7 +45,7 @@ info: $(VENV)/demo.stamp
 
 clean:
 	rm -rf $(VENV) build dist vt_fast.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find vt_fast tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment must not look like a whole one, hence stamps and not the files themselves.
 $(VENV)/created.stamp:

@@ -25,7 +25,7 @@ SOURCES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-SOURCES += ["Makefile", "constraints.txt", "csrc", "tests", "vt_fast"]
+SOURCES += ["Makefile", "constraints.txt", "csrc", "benchmarks", ".ci", "tests", "vt_fast"]
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="runs in a source tree only"),
@@ -102,6 +102,7 @@ def test_source_archive_can_build_and_test(tmp_path):
     with tarfile.open(build(tmp_path, "build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "csrc/README.md", "constraints.txt", "Makefile", "vt_fast/py.typed"} <= names
+    assert {"benchmarks/README.md", ".ci/run"} <= names
     assert "tests/test_packaging.py" in names
 
 

@@ -31,3 +31,18 @@ def test_make_targets_exist():
 def test_links_to_files_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
         assert (ROOT / target).exists(), target
+
+
+def test_second_derivatives_work_on_the_ways_out():
+    torch = pytest.importorskip("torch")
+    import vt_fast.reference.ops as ops
+    from vt_fast.nn import FilterTokenizer
+
+    assert "vt_fast.reference.ops" in README.read_text()
+    x, queries = torch.randn(1, 6, 4, requires_grad=True), torch.randn(2, 4)
+    results = ops.tokenize(x, queries), FilterTokenizer(4, 2, backend="reference")(x)
+    for result in results:
+        pooled = result[0] if isinstance(result, tuple) else result
+        (first,) = torch.autograd.grad(pooled.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        assert second.abs().sum() > 0

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ Image = pytest.importorskip("PIL.Image")
 from vt_fast import backends as all_backends  # noqa: E402
 from vt_fast.__main__ import main  # noqa: E402
 from vt_fast.demo import backends, digits, nets, story  # noqa: E402
-from vt_fast.demo.pictures import Picture  # noqa: E402
+from vt_fast.demo.clusters import cluster  # noqa: E402
+from vt_fast.demo.pictures import Picture, load_all  # noqa: E402
+from vt_fast.demo.sheets import cluster_sheet  # noqa: E402
 from vt_fast.demo.tables import table, winner  # noqa: E402
 from vt_fast.demo.threads import one_thread  # noqa: E402
 
@@ -43,14 +46,14 @@ def test_all_files_are_there(demo):
     names = {path.name for path in demo.iterdir()}
     assert names == {
         "digits_attention.png",
-        "clusters_1_mi$n_{e$.png",
-        "clusters_2_mi$n_{e$.png",
+        "clusters_mi_n__e_.png",
+        "clusters_mi_n__e__2.png",
         "report.txt",
         "report.json",
     }
 
 
-@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_1_mi$n_{e$.png"])
+@pytest.mark.parametrize("name", ["digits_attention.png", "clusters_mi_n__e_.png"])
 def test_sheets_are_pictures_with_something_on_them(demo, name):
     with Image.open(demo / name) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
@@ -143,9 +146,27 @@ def test_training_learns_and_comparison_names_the_winners(capfd):
         "VT": digits.Result(440, 450, 10, 12, 5, 0.2),
         "convolution": digits.Result(445, 450, 20, 20, 4, 0.1),
     }
-    *_, better, first_note, _ = digits.report(results).splitlines()
+    text = digits.report(results)
+    (better,) = (line for line in text.splitlines() if line.startswith("better"))
     assert better.split() == ["better", "convolution", "VT", "VT", "convolution", "convolution"]
-    assert "differ by 5 of them" in first_note
+    words = " ".join(text.split())
+    assert "differ by 5 of them" in words
+    assert "convolution reads 5 of 450 digits more than VT (one seed)" in words
+    assert "convolution's step is 2.0 times as fast as VT's, although it has 2.00 times the MACs" in words
+
+
+def test_verdict_on_backends_is_computed():
+    def line(op, code, both, peak):
+        return backends.Line(op, (2, 12, 16, 4), code, 0, 0, 1, both, 1, peak)
+
+    lines = [line("project", "eager", 2, 4), line("project", "torch", 3, 2)]
+    lines += [line("stack of two", "eager", 4, 4), line("stack of two", "torch", 1, 1)]
+    text = backends.report(lines)
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.split())
+    assert "groups of 16 channels" in words
+    assert "on single ops 1.50 to 1.50 times eager's time and 0.50 to 0.50 times its memory" in words
+    assert "on the stack 0.25 to 0.25 times" in words
 
 
 def test_attention_maps_of_both_tokenizers():
@@ -168,10 +189,44 @@ def test_threads_are_given_back_after_an_error():
     assert torch.get_num_threads() == 2
 
 
-def test_sheets_of_the_same_name_do_not_overwrite_each_other(tmp_path):
-    pixels = torch.zeros(3, 1, 1)
-    paths = story._sheet_paths([Picture("a", pixels), Picture("b", pixels), Picture("a", pixels)], tmp_path)
-    assert [path.name for path in paths] == ["clusters_1_a.png", "clusters_b.png", "clusters_3_a.png"]
+def test_sheets_of_any_names_do_not_overwrite_each_other(tmp_path):
+    names = ["same", "same", "1_same", "same_2", "Same", "a/b", "\udcff", "é" * 120, "é" * 121]
+    pictures = [Picture(name, torch.zeros(3, 1, 1)) for name in names]
+    paths = story._sheet_paths(pictures, tmp_path)
+    assert len({path.name.lower() for path in paths}) == len(paths)
+    for path in paths:
+        assert path.parent == tmp_path
+        path.write_text("")
+
+
+def test_titles_of_the_same_name_tell_the_folder(demo):
+    paths = [demo.parent.parent / name / "mi$n_{e$.png" for name in "ab"]
+    assert [picture.title for picture in load_all(paths)] == [str(path) for path in paths]
+    assert [picture.title for picture in load_all(paths[:1])] == [""]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 4), (16, 9), (9, 300)])
+def test_sheet_of_any_form_and_name(tmp_path, size):
+    picture = Picture("x" * 250, torch.rand(3, *size), "\udcff\n" * 100)
+    cluster_sheet(tmp_path / "a.png", picture, cluster(picture.pixels))
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert 400 < min(sheet.size) < max(sheet.size) < 2500
+
+
+def test_digits_tokens_peak_on_distinct_places(demo):
+    attention = json.loads((demo / "report.json").read_text())["attention"]
+    for figures in attention.values():
+        assert 1 <= figures["distinct_places"] <= figures["tokens"] == 8
+        assert 1 <= figures["effective_pixels"] <= 64
+
+
+def test_both_ways_to_filters_agree():
+    torch.manual_seed(0)
+    net, pictures = nets.TokenNet().double().eval(), torch.rand(3, 1, 8, 8).double()
+    fast = net(pictures)
+    torch.testing.assert_close(fast, net(pictures))
+    nets.set_backend(net, "reference")
+    torch.testing.assert_close(net(pictures), fast, atol=1e-10, rtol=1e-10)
 
 
 def test_table_is_aligned_and_refuses_ragged_rows():
@@ -186,8 +241,17 @@ def test_winner_and_tie():
     assert winner({"a": 1, "b": 1, "c": 2}) == "tie"
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "sklearn", "tqdm", "PIL"])
-def test_missing_extra_is_one_line_and_status_2(name):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("torch", "torch"),
+        ("matplotlib", "matplotlib"),
+        ("sklearn", "scikit-learn"),
+        ("tqdm", "tqdm"),
+        ("PIL", "Pillow"),
+    ],
+)
+def test_missing_extra_is_one_line_and_status_2(name, package):
     code = f"""
 import sys
 class Hide:
@@ -202,5 +266,31 @@ sys.exit(main(["demo"]))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"the demo needs {name}" in done.stderr
-    assert 'pip install "vt_fast[demo]"' in done.stderr
+    assert f"the demo needs {package}:" in done.stderr
+    assert 'pip install ".[demo]"' in done.stderr
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (OSError(28, "No space"), 2)])
+def test_interruptions_and_full_disks_end_without_a_traceback(tmp_path, monkeypatch, capsys, error, status):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("vt_fast.demo.story.tell", fail)
+    assert main(["demo", "--output", str(tmp_path)]) == status
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_folder_that_takes_no_files_is_refused_before_training(monkeypatch, capsys):
+    monkeypatch.setattr("vt_fast.demo.story.tell", lambda *arguments, **options: pytest.fail("trained"))
+    if not Path("/proc").is_dir():
+        pytest.skip("needs a folder that nobody can write to")
+    assert main(["demo", "--output", "/proc"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot write to the folder /proc")
+
+
+def test_a_broken_pipe_ends_quietly():
+    command = [sys.executable, "-m", "vt_fast", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -1,5 +1,7 @@
 """Any picture goes in; what is no picture gets one line and exit status 2, before anything is trained."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,8 @@ def bad_files(folder):
     data = (folder / "whole.png").read_bytes()
     (folder / "cut.png").write_bytes(data[: len(data) // 2])
     (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    Image.new("RGB", (3000, 2)).save(folder / "line.png")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,9 @@ def bad_files(folder):
         ("empty.jpg", "is no picture"),
         ("cut.png", "cannot be read as a picture"),
         ("folder.png", "is a folder"),
+        ("pipe.png", "is no regular file"),
+        ("line.png", "has 3000 x 2 pixels"),
+        ("x" * 300, "cannot be read"),
     ],
 )
 def test_what_is_no_picture_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, name, message):

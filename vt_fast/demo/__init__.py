@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# What `pip install "vt_fast[demo]"` brings, by the names under which it is imported.
-_EXTRA = ("matplotlib", "sklearn", "tqdm", "PIL")
+# What has to be there, by the names under which it is imported and under which it is installed.
+_NEEDED = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "matplotlib": "matplotlib",
+    "sklearn": "scikit-learn",
+    "tqdm": "tqdm",
+    "PIL": "Pillow",
+}
 
 
 def run(pictures: Sequence[Path], output: Path, *, quick: bool = False) -> int:
@@ -19,12 +27,13 @@ def run(pictures: Sequence[Path], output: Path, *, quick: bool = False) -> int:
         output: the folder for the sheets and the report; made if need be.
         quick: a few seconds of everything, to see that it runs; its figures mean nothing.
     """
-    for name in _EXTRA:
+    for module, package in _NEEDED.items():
         try:
-            importlib.import_module(name)
+            importlib.import_module(module)
         except ImportError as error:
-            missing = error.name or name  # matplotlib, for one, fails where Pillow is missing
-            return _refuse(f'the demo needs {missing}: pip install "vt_fast[demo]" ({error})')
+            # matplotlib, for one, fails where Pillow is missing
+            missing = _NEEDED.get(error.name or module, package)
+            return _refuse(f'the demo needs {missing}: pip install ".[demo]" in vt_fast\'s folder ({error})')
     # Only now, since these import the packages of the extra.
     from vt_fast.demo.pictures import PictureError, load_all
     from vt_fast.demo.story import tell
@@ -33,14 +42,18 @@ def run(pictures: Sequence[Path], output: Path, *, quick: bool = False) -> int:
         # Before the training: nobody wants to wait a minute for the news that a file is not there.
         loaded = load_all(pictures)
         output.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output, prefix=".vt_fast_"):
+            pass  # a folder may be there and take no files
+        tell(loaded, output, quick=quick)
     except PictureError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _refuse(f"cannot write to the folder {output}: {error.strerror or error}")
-    tell(loaded, output, quick=quick)
     return 0
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2

@@ -10,15 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from tqdm import tqdm
 
 from vt_fast import backends, functional
-from vt_fast.demo.tables import table
+from vt_fast.demo.tables import table, wrapped
 from vt_fast.measure import interleaved_medians, peak_bytes
 from vt_fast.nn import VisualTransformerStack, set_backend
 from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import filter_tokenizer
 
 EAGER = "eager"
+_STACK = "stack of two"
 _SHAPES = ((8, 196, 256, 16), (2, 3136, 256, 16))
 _QUICK_SHAPES = ((2, 12, 16, 4),)
 
@@ -51,38 +53,58 @@ class Line(NamedTuple):
 def measure(*, quick: bool = False) -> list[Line]:
     """Measure every op, shape and code: the paper as written under autograd ("eager"), and each backend."""
     lines: list[Line] = []
-    for shape in _QUICK_SHAPES if quick else _SHAPES:
-        for case in _cases(shape):
-            lines += _compare(case, shape, seconds=0.0 if quick else 1.5)
+    shapes = _QUICK_SHAPES if quick else _SHAPES
+    with tqdm(total=4 * len(shapes), desc="measuring", unit="op", dynamic_ncols=True) as bar:
+        for shape in shapes:
+            for case in _cases(shape):
+                lines += _compare(case, shape, seconds=0.0 if quick else 1.5)
+                bar.update()
     return lines
 
 
 def report(lines: list[Line]) -> str:
     """The lines as a table, with what its columns mean."""
-    head = ["op", "B, N, C, L", "code", "error", "gradients'"]
-    head += ["forward", "+ backward", "peak forward", "+ backward"]
+    head = ["op", "BxNxCxL", "code", "error", "gradient\nerror"]
+    head += ["forward\n(ms)", "fwd + bwd\n(ms)", "peak fwd\n(maps)", "peak fwd\n+ bwd (maps)"]
     rows = [
         [
             line.op,
-            ", ".join(map(str, line.shape)),
+            "x".join(map(str, line.shape)),
             line.code,
             f"{line.error:.1e}",
             f"{line.gradient_error:.1e}",
-            f"{1e3 * line.forward:.2f} ms",
-            f"{1e3 * line.both:.2f} ms",
-            f"{line.forward_peak:.2f} maps",
-            f"{line.both_peak:.2f} maps",
+            f"{1e3 * line.forward:.2f}",
+            f"{1e3 * line.both:.2f}",
+            f"{line.forward_peak:.2f}",
+            f"{line.both_peak:.2f}",
         ]
         for line in lines
     ]
-    note = (
+    group = min(64, lines[0].shape[2])
+    note = wrapped(
         f'float32, {torch.get_num_threads()} thread. "{EAGER}": the paper as written, under autograd. '
-        "Errors: the largest, against float64, over the largest value.\n"
+        "Errors: the largest, against float64, over the largest value.",
         "Times: medians of interleaved runs. Peak: what is allocated on top of the inputs, results included; "
-        "1 map is the bytes of x.\n"
-        "Stack of two: Visual Transformers with the paper's 1x1 projections in groups of 64 channels."
+        "1 map is the bytes of x.",
+        f"Stack of two: Visual Transformers with the paper's 1x1 projections in groups of {group} channels.",
+        *_verdicts(lines),
     )
     return f"{table(head, rows)}\n{note}"
+
+
+def _verdicts(lines: list[Line]) -> Iterator[str]:
+    """A sentence for each backend: its times and memory, forward and backward, in multiples of eager's."""
+    eager = {(line.op, line.shape): line for line in lines if line.code == EAGER}
+    for code in dict.fromkeys(line.code for line in lines if line.code != EAGER):
+        parts = []
+        for where, stack in (("single ops", False), ("the stack", True)):
+            own = [line for line in lines if line.code == code and (line.op == _STACK) is stack]
+            others = [eager[line.op, line.shape] for line in own]
+            times = [line.both / other.both for line, other in zip(own, others, strict=True)]
+            peaks = [line.both_peak / other.both_peak for line, other in zip(own, others, strict=True)]
+            time_range, peak_range = (f"{min(v):.2f} to {max(v):.2f} times" for v in (times, peaks))
+            parts.append(f"on {where} {time_range} eager's time and {peak_range} its memory")
+        yield f'Forward + backward, "{code}" takes {parts[0]}, and {parts[1]}.'
 
 
 def _cases(shape: tuple[int, int, int, int]) -> Iterator[Case]:
@@ -152,7 +174,7 @@ def _stack(x: Tensor, count: int, generator: torch.Generator, usable: list[str])
 
         return run
 
-    return Case("stack of two", [x, *weights], {EAGER: code("reference"), **{b: code(b) for b in usable}})
+    return Case(_STACK, [x, *weights], {EAGER: code("reference"), **{b: code(b) for b in usable}})
 
 
 def _compare(case: Case, shape: tuple[int, int, int, int], *, seconds: float) -> Iterator[Line]:

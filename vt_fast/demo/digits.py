@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vt_fast.demo.nets import ConvolutionNet, TokenNet, macs, parameters
-from vt_fast.demo.tables import table, winner
+from vt_fast.demo.tables import table, winner, wrapped
 from vt_fast.measure import interleaved_medians
 
 _SEED = 0
@@ -70,7 +70,7 @@ def train(net: nn.Module, digits: Digits, name: str, *, epochs: int) -> None:
     steps = epochs * (count // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.2)
     net.train()
-    with tqdm(total=steps, desc=f"training {name}", unit="step", ncols=88, mininterval=0.5) as bar:
+    with tqdm(total=steps, desc=f"training {name}", unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         for _ in range(epochs):
             order = torch.randperm(count)[: count // _BATCH * _BATCH].split(_BATCH)
             for batch in order:
@@ -131,12 +131,31 @@ def report(results: dict[str, Result]) -> str:
         best.append(winner(values, more_is_better=field == "correct"))
     counts = [result.correct for result in results.values()]
     held_out = next(iter(results.values())).held_out
-    note = (
+    note = wrapped(
         f"{held_out} pictures are held out, so the accuracies differ by {max(counts) - min(counts)} of them. "
-        '"As written": MACs of the paper\'s equations with every projection on the pixels.\n'
-        f"Step: batch of {_BATCH}, forward, backward and update, medians of interleaved steps on one thread."
+        '"As written": MACs of the paper\'s equations with every projection on the pixels.',
+        f"Step: batch of {_BATCH}, forward, backward and update, medians of interleaved steps on one thread.",
+        _verdict(*results.items()),
     )
     return f"{table(head, [*rows, best])}\n{note}"
+
+
+def _verdict(first: tuple[str, Result], second: tuple[str, Result]) -> str:
+    """Who reads more digits and whose step is faster, in words."""
+    (more, most), (less, least) = sorted((first, second), key=lambda item: -item[1].correct)
+    gap = most.correct - least.correct
+    read = (
+        f"{more} reads {gap} of {most.held_out} digits more than {less}"
+        if gap
+        else "Both read as many digits"
+    )
+    (fast, quicker), (slow, slower) = sorted((first, second), key=lambda item: item[1].step)
+    times, macs = slower.step / quicker.step, quicker.macs / slower.macs
+    link = "although it has" if macs > 1 else "and it has"
+    return (
+        f"{read} (one seed). {fast}'s step is {times:.1f} times as fast as {slow}'s, "
+        f"{link} {macs:.2f} times the MACs."
+    )
 
 
 def _optimizer(net: nn.Module) -> torch.optim.Optimizer:

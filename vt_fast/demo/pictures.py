@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Nothing is gained by clustering more pixels than a sheet shows.
 _LONGEST_SIDE = 640
+# What is longer than this many times its width is a line on a sheet.
+_LONGEST_FORM = 40
 
 
 class Picture(NamedTuple):
@@ -21,6 +23,8 @@ class Picture(NamedTuple):
 
     name: str
     pixels: Tensor
+    title: str = ""
+    """What tells it from another picture of the same name; empty where its name does."""
 
 
 class PictureError(Exception):
@@ -35,16 +39,25 @@ def load(path: Path) -> Picture:
     Raises:
         PictureError: the file is missing, unreadable or no picture.
     """
-    if not path.exists():
-        raise PictureError(f"there is no file {path}")
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder, not a picture")
     try:
+        if not path.exists():
+            raise PictureError(f"there is no file {path}")
+        if path.is_dir():
+            raise PictureError(f"{path} is a folder, not a picture")
+        if not path.is_file():
+            raise PictureError(f"{path} is no regular file")  # a pipe, say, on which reading would wait
         with warnings.catch_warnings():
             # A huge picture is scaled down at once; Pillow still refuses one that is a bomb.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if max(image.size) > _LONGEST_FORM * min(image.size):
+                    size = "{} x {}".format(*image.size)
+                    raise PictureError(
+                        f"{path} has {size} pixels; a side may be at most {_LONGEST_FORM} times the other"
+                    )
                 return Picture(path.stem, _to_tensor(_upright(image)))
+    except PictureError:
+        raise
     except UnidentifiedImageError:
         raise PictureError(f"{path} is no picture of a kind that Pillow can read") from None
     except Image.DecompressionBombError:
@@ -61,7 +74,14 @@ def load_all(paths: Sequence[Path]) -> list[Picture]:
     Raises:
         PictureError: for the first file that is missing or no picture.
     """
-    return [load(path) for path in paths] if paths else samples()
+    if not paths:
+        return samples()
+    loaded = [load(path) for path in paths]
+    names = [picture.name for picture in loaded]
+    return [
+        picture._replace(title=str(path)) if names.count(picture.name) > 1 else picture
+        for path, picture in zip(paths, loaded, strict=True)
+    ]
 
 
 def samples() -> list[Picture]:
@@ -80,7 +100,7 @@ def scaled(picture: Picture, longest: int) -> Picture:
     if max(height, width) <= longest:
         return picture
     array = (picture.pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return Picture(picture.name, _to_tensor(Image.fromarray(array), longest))
+    return picture._replace(pixels=_to_tensor(Image.fromarray(array), longest))
 
 
 def _upright(image: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,12 @@ _RED = "#b00020"
 
 
 def digit_sheet(
-    path: Path, pictures: Tensor, labels: Sequence[int], guesses: Sequence[int], maps: Sequence[Tensor]
+    path: Path,
+    pictures: Tensor,
+    labels: Sequence[int],
+    guesses: Sequence[int],
+    maps: Sequence[Tensor],
+    captions: Sequence[str],
 ) -> None:
     """What each token looks at on test digits, as figure 5 of the paper: rows are digits, columns tokens.
 
@@ -36,25 +43,26 @@ def digit_sheet(
         labels: what was written.
         guesses: what the net says it is.
         maps: attention of the filter and of the recurrent tokenizer, each (n, L, 8, 8), each map of sum 1.
+        captions: a few lines for each of the two.
     """
     count, tokens = maps[0].shape[:2]
-    even = 1 / maps[0][0, 0].numel()
-    # One scale for both, or they could not be compared; cut at 20 and under a square root, or a filter's wide
-    # attention would vanish beside the narrow one of a recurrent tokenizer.
-    scale = PowerNorm(0.5, 0, 20, clip=True)
-    height, width = 1.75 + 0.78 * count, 2.6 + 0.78 * (2 * tokens + 1)
+    height, width = 2.6 + 0.78 * count, 1.2 + 0.78 * (2 * tokens + 1.7)
     figure = Figure(figsize=(width, height), facecolor="white")
     grid = figure.add_gridspec(
         count,
         2 * tokens + 3,
         width_ratios=[1, 0.35, *[1] * tokens, 0.35, *[1] * tokens],  # the narrow columns stay empty
-        left=0.6 / width,
-        right=1 - 1.15 / width,
-        top=1 - 1.25 / height,
-        bottom=0.25 / height,
+        left=0.9 / width,
+        right=1 - 0.3 / width,
+        top=1 - 1.7 / height,
+        bottom=0.85 / height,
         wspace=0.06,
         hspace=0.06,
     )
+    # A scale each, since a filter's wide attention would vanish beside the narrow one of a recurrent
+    # tokenizer; the strongest 2 % share the last colour.
+    even = 1 / maps[0][0, 0].numel()
+    scales = [Normalize(0, max(_quantile(each, 0.98) / even, 1.0), clip=True) for each in maps]
     for row in range(count):
         paper = 1 - pictures[row].numpy()
         axes = figure.add_subplot(grid[row, 0])
@@ -72,20 +80,21 @@ def digit_sheet(
         for side, attention in enumerate(maps):
             for token in range(tokens):
                 axes = figure.add_subplot(grid[row, 2 + side * (tokens + 1) + token])
-                _overlay(axes, np.repeat(paper[..., None], 3, 2), scale(attention[row, token].numpy() / even))
+                heat = scales[side](attention[row, token].numpy() / even)
+                _show(axes, _on_paper(heat) * (1 - 0.6 * (1 - paper[..., None])))
                 if row == 0:
                     axes.set_title(f"token {token + 1}", fontsize=9, color=_GREY, pad=4)
     _title(figure, "What each token looks at on held-out digits", 0.6)
-    kinds = (
-        "filter tokenizer, same filters for all",
-        "recurrent tokenizer, filters from the digit's own tokens",
-    )
-    for side, (kind, attention) in enumerate(zip(kinds, maps, strict=True)):
-        corner = grid[0, 2 + side * (tokens + 1)].get_position(figure)
-        text = f"{kind}: {pixels_looked_at(attention):.0f} of {round(1 / even)} pixels looked at"
-        figure.text(corner.x0, 1 - 0.85 / height, text, fontsize=11, color=_INK)
-    _scale_bar(figure, scale, "attention, times its even share (20 or more)")
-    figure.savefig(path, dpi=110)
+    for side, (caption, scale) in enumerate(zip(captions, scales, strict=True)):
+        column = 2 + side * (tokens + 1)
+        first, last = (grid[0, column + token].get_position(figure) for token in (0, tokens - 1))
+        figure.text(first.x0, 1 - 0.72 / height, caption, fontsize=10.5, color=_INK, va="top")
+        box = (first.x0, 0.55 / height, last.x1 - first.x0, 0.13 / height)
+        bar = _scale_bar(figure, scale, "attention, times its even share", box, "horizontal")
+        top = scale.vmax or 1.0
+        inner = [tick for tick in (0, 1, 2, 5, 10, 20) if tick < 0.8 * top]
+        bar.set_ticks([*inner, top], labels=[*map(str, inner), f"≥ {top:.1f}"])
+    _save(figure, path, 110)
 
 
 def pixels_looked_at(attention: Tensor) -> float:
@@ -97,6 +106,18 @@ def pixels_looked_at(attention: Tensor) -> float:
     return round(float(torch.special.entr(attention.double()).sum((-2, -1)).exp().mean()), 6)
 
 
+def places_looked_at(attention: Tensor) -> float:
+    """On how many different pixels the tokens of a picture have their peaks, averaged over the pictures.
+
+    >>> maps = torch.zeros(1, 3, 8, 8)
+    >>> maps[0, :2, 1, 1] = maps[0, 2, 4, 4] = 1
+    >>> places_looked_at(maps)
+    2.0
+    """
+    peaks = attention.flatten(2).argmax(2).sort(1).values
+    return 1 + float((peaks.diff(dim=1) != 0).sum(1).double().mean())
+
+
 def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
     """A picture, the segments that its clustering tokens cut, and what each token looks at.
 
@@ -106,50 +127,81 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
         clusters: its tokens, with maps of the picture's size.
     """
     pixels = picture.pixels.permute(1, 2, 0).numpy()
-    tokens, rows, columns = len(clusters.attention), 2, 5
+    segments, tokens, columns = clusters.segments.numpy(), len(clusters.attention), 4
     # Cells have the picture's form, within reason, and about the same area for all pictures.
-    form = float(np.clip(pixels.shape[1] / pixels.shape[0], 0.4, 2.5))
-    cell_width, cell_height = 2.7 * form**0.5, 2.7 / form**0.5
-    width, height = columns * cell_width * 1.03 + 1.4, rows * cell_height + 0.36 + 1.2
+    true_form = pixels.shape[1] / pixels.shape[0]
+    form = float(np.clip(true_form, 1 / 3, 4))
+    aspect = "equal" if form == true_form else "auto"
+    cell_width, cell_height = 2.5 * form**0.5, 2.5 / form**0.5
+    width = columns * cell_width * 1.03 + 1.5
+    caption = (
+        f"{CAPTION}. Per cent: pixels nearest to the token. Segments: in the mean colour their token pools. "
+        "Colours: each token by its own scale, which ends where its strongest 1 % of the pixels begin."
+    ) + (" The picture is stretched." if aspect == "auto" else "")
+    lines = textwrap.wrap(caption, max(30, int((width - 0.4) * 12.5)))
+    head = 1.0 + 0.19 * len(lines)
+    height = 4 * cell_height + 3 * 0.36 + head + 0.15
     figure = Figure(figsize=(width, height), facecolor="white")
     grid = figure.add_gridspec(
-        rows,
+        4,
         columns,
         left=0.2 / width,
-        right=1 - 1.2 / width,
-        top=1 - 1.05 / height,
-        bottom=0.12 / height,
+        right=1 - 1.3 / width,
+        top=1 - head / height,
+        bottom=0.15 / height,
         wspace=0.05,
         hspace=0.36 / cell_height,
     )
-    even = 1 / clusters.segments.numel()
-    strongest = float(np.quantile(clusters.attention.numpy(), 0.999)) / even
-    scale = PowerNorm(0.5, 0, max(strongest, 1.0), clip=True)
-    panels = [("the picture", pixels), ("pixels by nearest token", _segments(clusters))]
-    for row, (title, image) in enumerate(panels):
-        axes = figure.add_subplot(grid[row, 0])
-        _show(axes, image)
-        axes.set_title(title, fontsize=11, color=_INK, loc="left")
-    _number(axes, clusters.segments.numpy())
-    grey = np.repeat(pixels.mean(2, keepdims=True), 3, 2)
-    shares = np.bincount(clusters.segments.flatten().numpy(), minlength=tokens) * even
-    for token in range(tokens):
-        axes = figure.add_subplot(grid[divmod(token, columns - 1)[0], 1 + token % (columns - 1)])
-        _overlay(axes, grey, scale(clusters.attention[token].numpy() / even))
-        axes.set_title(f"token {token + 1}: {100 * shares[token]:.0f} %", fontsize=11, color=_INK, loc="left")
-    _title(figure, f"What clustering tokens look at: {picture.name}", 0.2)
-    caption = (
-        f"{CAPTION}. Per cent: pixels nearest to the token. Segments: in the mean colour their token pools"
-    )
-    figure.text(0.2 / width, 1 - 0.68 / height, caption, fontsize=10, color=_GREY)
-    _scale_bar(figure, scale, "attention, times its even share")
-    figure.savefig(path, dpi=100)
+    # A few pixels would be nothing but borders.
+    zoom = -(-160 // max(segments.shape))
+    large = segments.repeat(zoom, 0).repeat(zoom, 1)
+    axes = figure.add_subplot(grid[:2, :2])
+    _show(axes, _segments(large, clusters.colours.numpy()), aspect=aspect)
+    _number(axes, large)
+    axes.set_title("pixels by nearest token", fontsize=11, color=_INK, loc="left")
+    axes = figure.add_subplot(grid[:2, 2:])
+    _show(axes, pixels, aspect=aspect)
+    axes.set_title("the picture", fontsize=11, color=_INK, loc="left")
+    pale = 1 - 0.45 * (1 - np.repeat(pixels.mean(2, keepdims=True), 3, 2))
+    counts = np.bincount(segments.flatten(), minlength=tokens)
+    for token, attention in enumerate(clusters.attention):
+        axes = figure.add_subplot(grid[2 + token // columns, token % columns])
+        scale = PowerNorm(0.5, 0, _quantile(attention, 0.99) or float(attention.max()) or 1.0, clip=True)
+        heat = np.asarray(scale(attention.numpy()))
+        strength = heat[..., None]
+        _show(axes, pale * (1 - strength) + _heat(heat) * strength, aspect=aspect)
+        share = f"{100 * counts[token] / segments.size:.0f} %" if counts[token] else "no pixel"
+        axes.set_title(f"token {token + 1}: {share}", fontsize=11, color=_INK, loc="left")
+    name = elided(picture.title or picture.name, max(12, int((width - 0.4) * 7.5) - 31))
+    _title(figure, f"What clustering tokens look at: {name}", 0.2)
+    text = "\n".join(lines)
+    figure.text(0.2 / width, 1 - 0.6 / height, text, fontsize=10, color=_GREY, va="top", linespacing=1.3)
+    box = (1 - 1.0 / width, 0.15, 0.16 / width, 0.4)
+    bar = _scale_bar(figure, PowerNorm(0.5, 0, 1), "attention, share of the token's own top", box, "vertical")
+    bar.set_ticks([0, 0.1, 0.25, 0.5, 1], labels=["0", "0.1", "0.25", "0.5", "top"])
+    _save(figure, path, 100)
 
 
-def _segments(clusters: Clusters) -> Any:
+def elided(name: str, longest: int) -> str:
+    """The name without its middle where it is too long, and its unprintable characters as escapes.
+
+    >>> elided("a_rather_long_name.jpg", 12), elided("a\\nb", 12)
+    ('a_rat…me.jpg', 'a\\\\nb')
+    """
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    if len(name) <= longest:
+        return name
+    tail = (longest + 1) // 2
+    return f"{name[: longest - tail - 1]}…{name[-tail:]}"
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    return float(np.quantile(values.numpy(), share))
+
+
+def _segments(segments: Any, colours: Any) -> Any:
     """Each pixel in its token's colour, with white borders between segments."""
-    segments = clusters.segments.numpy()
-    image = clusters.colours.numpy()[segments]
+    image = colours[segments]
     border = np.zeros(segments.shape, dtype=bool)
     border[1:] |= segments[1:] != segments[:-1]
     border[:, 1:] |= segments[:, 1:] != segments[:, :-1]
@@ -165,7 +217,7 @@ def _number(axes: Any, segments: Any) -> None:
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         edge = [Stroke(linewidth=2, foreground="white"), Normal()]
         axes.text(
-            column, row, f"{token + 1}", ha="center", va="center", fontsize=10, color=_INK, path_effects=edge
+            column, row, f"{token + 1}", ha="center", va="center", fontsize=11, color=_INK, path_effects=edge
         )
 
 
@@ -177,16 +229,15 @@ def _show(axes: Any, image: Any, **options: Any) -> None:
         spine.set_visible(False)
 
 
-def _overlay(axes: Any, picture: Any, heat: Any) -> None:
-    """Heat over a pale picture: the weaker the heat, the more of the picture shows through."""
-    strength = np.asarray(heat)[..., None]
-    pale = 1 - 0.4 * (1 - picture)
-    _show(axes, pale * (1 - strength) + _heat(heat) * strength)
-
-
 def _heat(values: Any) -> Any:
     """Opaque heat colours, from yellow to dark red."""
     return colormaps["YlOrRd"](0.25 + 0.75 * np.asarray(values))[..., :3]
+
+
+def _on_paper(heat: Any) -> Any:
+    """The colours of heat on white: the weaker the heat, the more of the paper shows through."""
+    strength = np.asarray(heat)[..., None]
+    return 1 - strength + _heat(heat) * strength
 
 
 def _title(figure: Any, text: str, left: float) -> None:
@@ -195,14 +246,20 @@ def _title(figure: Any, text: str, left: float) -> None:
     figure.text(left / width, 1 - 0.42 / height, text, fontsize=16, color=_INK, parse_math=False)
 
 
-def _scale_bar(figure: Any, scale: Normalize, label: str) -> None:
-    """The colours of `_overlay` on white paper."""
-    strength = np.linspace(0, 1, 256)[:, None]
-    on_paper = ListedColormap(1 - strength + _heat(strength[:, 0]) * strength)
-    width = figure.get_figwidth()
-    axes = figure.add_axes((1 - 0.95 / width, 0.25, 0.16 / width, 0.5))
-    bar = figure.colorbar(ScalarMappable(scale, on_paper), cax=axes)
-    bar.set_ticks([tick for tick in (0, 1, 2, 5, 10, 20, 50) if tick <= (scale.vmax or 0)])
+def _scale_bar(
+    figure: Any, scale: Normalize, label: str, box: tuple[float, float, float, float], orientation: str
+) -> Any:
+    colours = ListedColormap(_on_paper(np.linspace(0, 1, 256)))
+    axes = figure.add_axes(box)
+    bar = figure.colorbar(ScalarMappable(scale, colours), cax=axes, orientation=orientation)
     bar.ax.minorticks_off()
     bar.set_label(label, color=_GREY)
     bar.outline.set_visible(False)
+    return bar
+
+
+def _save(figure: Any, path: Path, dpi: int) -> None:
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; that is no news for a terminal.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path, dpi=dpi)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from vt_fast.demo import backends, digits
 from vt_fast.demo.clusters import cluster
 from vt_fast.demo.nets import TokenNet
 from vt_fast.demo.pictures import Picture, scaled
-from vt_fast.demo.sheets import cluster_sheet, digit_sheet
+from vt_fast.demo.sheets import cluster_sheet, digit_sheet, pixels_looked_at, places_looked_at
 from vt_fast.demo.threads import one_thread
+
+# File systems take names of 255 bytes; this leaves room, and a terminal can show it.
+_LONGEST_NAME = 80
 
 
 def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> None:
@@ -36,8 +40,9 @@ def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> N
 
         report.say("2. What tokens look at")
         path = output / "digits_attention.png"
-        _draw_digits(path, net, data)
-        report.say(f"wrote {path}")
+        captions, report.data["attention"] = _look(net, data)
+        _draw_digits(path, net, data, captions)
+        report.say(f"wrote {path}\n" + "\n".join(captions))
         for path, picture in zip(_sheet_paths(pictures, output), pictures, strict=True):
             shown = scaled(picture, 96) if quick else picture
             cluster_sheet(path, shown, cluster(shown.pixels))
@@ -49,7 +54,7 @@ def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> N
         report.data["backends"] = [line._asdict() for line in lines]
     report.data["quick"] = quick
     report.data["machine"] = info.collect()
-    (output / "report.txt").write_text("\n".join(report.text), encoding="utf-8")
+    (output / "report.txt").write_text("\n".join(report.text), "utf-8", "backslashreplace")
     (output / "report.json").write_text(json.dumps(report.data, indent=2), encoding="utf-8")
     print(f"all of this is in {output / 'report.txt'} and {output / 'report.json'}")
 
@@ -66,13 +71,29 @@ class _Report:
         self.text.append(text + "\n")
 
 
-def _draw_digits(path: Path, net: TokenNet, data: digits.Digits) -> None:
+def _look(net: TokenNet, data: digits.Digits) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """How the tokens share the held-out digits: a caption for each tokenizer, and its figures."""
+    captions, figures = [], {}
+    kinds = {"filter": "same filters for all", "recurrent": "filters from the digit's tokens too"}
+    for (kind, what), maps in zip(kinds.items(), net.attention_maps(data.test), strict=True):
+        tokens, pixels = maps.shape[1], maps[0, 0].numel()
+        places, spread = places_looked_at(maps), pixels_looked_at(maps)
+        captions.append(
+            f"{kind} tokenizer, {what}\n{tokens} tokens peak on {places:.1f} distinct places, "
+            f"each looks at {spread:.0f} of {pixels} pixels\n(effective number; means of {len(maps)} "
+            "held-out digits)"
+        )
+        figures[kind] = {"tokens": tokens, "distinct_places": places, "effective_pixels": spread}
+    return captions, figures
+
+
+def _draw_digits(path: Path, net: TokenNet, data: digits.Digits, captions: Sequence[str]) -> None:
     """The first held-out picture of each class."""
     first = [int((data.test_labels == label).nonzero()[0]) for label in range(10)]
     pictures: Tensor = data.test[first]
     guesses = _guess(net, pictures)
     maps = net.attention_maps(pictures)
-    digit_sheet(path, digits.ink(pictures)[:, 0], list(range(10)), guesses, maps)
+    digit_sheet(path, digits.ink(pictures)[:, 0], list(range(10)), guesses, maps, captions)
 
 
 def _guess(net: nn.Module, pictures: Tensor) -> list[int]:
@@ -83,9 +104,16 @@ def _guess(net: nn.Module, pictures: Tensor) -> list[int]:
 
 
 def _sheet_paths(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """A name for each sheet; pictures of the same name from two folders must not overwrite each other."""
-    names = [picture.name for picture in pictures]
-    return [
-        output / (f"clusters_{name}.png" if names.count(name) == 1 else f"clusters_{index + 1}_{name}.png")
-        for index, name in enumerate(names)
-    ]
+    """A name for each sheet that any file system takes, and no two the same, whatever their case."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for picture in pictures:
+        plain = re.sub(r"[^\w.-]+", "_", picture.name.encode(errors="replace").decode())
+        plain = plain.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        name, number = plain, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return [output / f"clusters_{name}.png" for name in names]
