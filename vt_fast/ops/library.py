@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -68,9 +69,9 @@ class DifferentiableOp:
         """The forward op's results."""
         if torch.compiler.is_compiling() or is_tracing():
             return self.raw(*args)
-        if not torch.is_grad_enabled() and not _forward_mode():
-            return self.raw(*args)
-        return self._function.apply(*args)
+        if _forward_mode() or (torch.is_grad_enabled() and _requires_grad(args)):
+            return self._function.apply(*args)
+        return self.raw(*args)
 
     def call_backward(self, *args: Any) -> Any:
         """The backward op's results, for use in the derivative."""
@@ -157,8 +158,13 @@ def _function(
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
 ) -> type[torch.autograd.Function]:
+    def run(*args: Any) -> Any:
+        return forward(*args)
+
+    # Function.apply asks for the signature in each call; working it out anew costs more than the call.
+    run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
     methods = {
-        "forward": forward,
+        "forward": run,
         "setup_context": setup_context,
         "backward": backward,
         "jvp": _refusal(name, "forward mode"),
@@ -166,6 +172,10 @@ def _function(
     # vmap runs the op once for each entry: slow, but right, and what per-sample gradients need.
     members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
     return type(f"vt_fast_{name}", (torch.autograd.Function,), members | {"generate_vmap_rule": True})
+
+
+def _requires_grad(args: tuple[Any, ...]) -> bool:
+    return any(arg.requires_grad for arg in args if isinstance(arg, Tensor))
 
 
 def _forward_mode() -> bool:
