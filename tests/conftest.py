@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# --doctest-modules would import them a second time, as modules that all have the same name.
+collect_ignore_glob = ["*/conftest.py"]
+
 
 @pytest.fixture(autouse=True)
 def nan_in_uninitialised_memory():

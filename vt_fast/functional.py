@@ -83,7 +83,7 @@ def tokenize(
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device, or an unknown backend.
+        ValueError: an argument of another shape or device, or a backend that is unknown or refuses the call.
         RuntimeError: the backend asked for cannot run here.
 
     Example:
@@ -131,7 +131,7 @@ def project(
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device, or an unknown backend.
+        ValueError: an argument of another shape or device, or a backend that is unknown or refuses the call.
         RuntimeError: the backend asked for cannot run here.
 
     Example:
@@ -178,7 +178,7 @@ def project_tokenize(
         residual: see above.
         mask: as in :func:`tokenize`, of the pixels of Y; and so are ``log_weights`` and ``position``.
             With ``return_map=False`` a masked pixel of x is not used at all; otherwise the map is
-            computed there too.
+            computed there too, and the pixel counts in the backward only if a gradient arrives at it.
         log_weights: see above.
         position: see above.
         return_map: whether Y is wanted. If not, it is never written.
@@ -189,7 +189,7 @@ def project_tokenize(
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device, or an unknown backend.
+        ValueError: an argument of another shape or device, or a backend that is unknown or refuses the call.
         RuntimeError: the backend asked for cannot run here.
 
     Example:

@@ -256,3 +256,9 @@ def test_group_width_that_does_not_fit_both_widths():
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         nn.VisualTransformer.build(64, out_channels=96, group_width=32)
+
+
+@pytest.mark.parametrize("base", [lambda: nn.PositionCode(4, 3), lambda: nn.TokenRelation(8)])
+def test_abstract_bases_cannot_be_made(base):
+    with pytest.raises(TypeError, match="abstract"):
+        base()

@@ -366,10 +366,9 @@ def test_the_backward_starts_from_unrounded_tokens(op):
     for name in {"queries", "keys", "values"} & set(problem.operands):
         problem.operands[name] = (problem.operands[name] / 30).bfloat16().double()
     exact = problem.solve(plain=True)
-    ours, plain = problem.solve(torch.bfloat16), problem.solve(torch.bfloat16, plain=True)
-    assert_as_accurate(ours["dqueries"], exact["dqueries"], plain["dqueries"], "dqueries")
-    error = (ours["dqueries"] - exact["dqueries"]).abs().max() / exact["dqueries"].abs().max()
-    assert error < 4 * torch.finfo(torch.bfloat16).eps
+    ours = problem.solve(torch.bfloat16)
+    # as near to the truth as its own rounding: plain PyTorch in bfloat16 is far from that here
+    assert_as_accurate(ours["dqueries"], exact["dqueries"], exact["dqueries"].bfloat16(), "dqueries")
 
 
 def test_the_map_is_tokenized_before_it_is_rounded():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from vt_fast.nn.init import lecun_normal_
 from vt_fast.reference.position import conv_position_code, linear_position_code, resize_matrix
 
 
-class PositionCode(nn.Module):
+class PositionCode(nn.Module, ABC):
     """Base class: a linear map from a token's attention over the pixels to `features` numbers.
 
     A code is A^T E for a table E of (N, P) that depends on the parameters and the size of the map alone:
@@ -34,13 +36,13 @@ class PositionCode(nn.Module):
         columns = resize_matrix(width, self.grid, *self._like())
         return torch.einsum("sh,tw,stp->hwp", rows, columns, self._cells()).flatten(0, 1)
 
+    @abstractmethod
     def code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
         """The code as the paper writes it: attention (B, N, L) over a map of `size` (H, W) -> (B, L, P)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _cells(self) -> Tensor:
         """The code of each cell of the S x S grid: (S, S, P)."""
-        raise NotImplementedError
 
     def _like(self) -> tuple[torch.dtype, torch.device]:
         parameter = next(self.parameters())

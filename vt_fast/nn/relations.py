@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from vt_fast.reference.transformer import graph_convolution, no_relation
 _SMALL = 0.1
 
 
-class TokenRelation(Module):
+class TokenRelation(Module, ABC):
     """Base class of what happens between tokens: (B, L, CT) -> (B, L, CT).
 
     There are few tokens and nothing to fold: every backend computes `vt_fast.reference`'s formula.
@@ -43,9 +45,9 @@ class TokenRelation(Module):
         tokens = check_tokens(tokens, self.token_channels)
         return tokens if self.norm is None else self.norm(tokens)
 
+    @abstractmethod
     def _relate(self, tokens: Tensor) -> Tensor:
         """The relation of tokens that are checked and normalised."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Width, for printing."""

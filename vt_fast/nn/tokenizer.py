@@ -167,7 +167,7 @@ class Tokenizer(Module):
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The attention (B, N, L) as the paper writes it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is no softmax over the pixels")
 
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
