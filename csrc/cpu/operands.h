@@ -1,0 +1,214 @@
+// Small operands, packed for products, and the sums that become tokens or their gradients.
+
+// A bank: `count` matrices (one for each head) of `rows` x `depth`, in x's elements, and packed in the two
+// forms that products take: by columns for scores, by rows for expand.
+template <class N, bool pixels_innermost>
+struct Bank {
+  using Elem = typename N::Elem;
+  using Lane = typename N::Lane;
+
+  int64_t count = 0, rows = 0, depth = 0;
+  int64_t ld = 0, columns_ld = 0;
+  Elem* staged = nullptr;
+  Lane* columns = nullptr;
+  Lane* pairs = nullptr;
+
+  Bank() = default;
+  Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena)
+      : count(count), rows(rows), depth(depth) {
+    constexpr int64_t W = 64;
+    ld = rounded_up(depth, W) + 64 / (int64_t)sizeof(Elem);
+    columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(rows);
+    staged = arena.take<Elem>(count * staged_size());
+    if (scores) columns = arena.take<Lane>(count * columns_size());
+    if (expands && N::group > 1) pairs = arena.take<Lane>(count * divided_up(rows, 2) * ld);
+  }
+  int64_t staged_size() const { return rounded_up(rows, 16) * ld; }
+  // Folded lanes are twice as long and half as many.
+  int64_t columns_size() const { return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16); }
+
+  Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
+
+  // A row from memory, or of zeros where it must not be looked at.
+  void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample, int64_t from_row,
+               int64_t first_column, bool zero = false) const {
+    Elem* to = row(matrix, index);
+    if (zero)
+      for (int64_t c = 0; c < depth; c++) to[c] = Elem{};
+    else
+      gather(from.data, dtype, sample * from.batch + from_row * from.row + first_column * from.column, from.column, to, depth);
+    for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
+  }
+
+  // After all rows are set.
+  void pack() const {
+    for (int64_t matrix = 0; matrix < count; matrix++) {
+      Elem* from = row(matrix, 0);
+      if (columns) {
+        Lane* to = columns + matrix * columns_size();
+        if (!pixels_innermost && folds<N>(rows))
+          transpose((const double*)from, ld * (int64_t)sizeof(Elem) / 8, rows, divided_up(depth, 2 * N::group), (double*)to, 8);
+        else
+          transpose((const typename N::Acc*)from, ld / N::group, rows, divided_up(depth, N::group), (typename N::Acc*)to, columns_ld);
+      }
+      if (pairs)
+        if constexpr (N::group == 2) {
+          Lane* to = pairs + matrix * divided_up(rows, 2) * ld;
+          for (int64_t r = 0; r < rows; r += 2)
+            for (int64_t c = 0; c < ld; c++)
+              to[r / 2 * ld + c] = from[r * ld + c].bits | (r + 1 < rows ? (Lane)from[(r + 1) * ld + c].bits << 16 : 0);
+        }
+    }
+  }
+  const Lane* by_columns(int64_t matrix) const { return columns + matrix * columns_size(); }
+  const Lane* by_rows(int64_t matrix) const {
+    if constexpr (N::group > 1) return pairs + matrix * divided_up(rows, 2) * ld;
+    else return (const Lane*)row(matrix, 0);
+  }
+};
+
+// Weights of a tile's pixels, rows [l][pixel] of score_ld, in the forms that products take.
+template <class N, bool pixels_innermost>
+struct Weights {
+  using Acc = typename N::Acc;
+  using Elem = typename N::Elem;
+  using Lane = typename N::Lane;
+
+  Acc* data = nullptr;
+  int64_t rows = 0;
+  Elem* rounded = nullptr;   // rows in x's elements, where those are not sums
+  Lane* pairs = nullptr;     // the same by pairs of rows
+  Lane* columns = nullptr;   // by columns, to pool channels of pixels
+
+  Weights() = default;
+  // `matrices` of `rows` each; all pool, and expand together.
+  Weights(int64_t matrices, int64_t rows, bool expands, Arena& arena) : rows(rows) {
+    const int64_t room = matrices * rows + 16;
+    data = arena.take<Acc>(room * score_ld);
+    if (N::group > 1) rounded = arena.take<Elem>(room * score_ld);
+    if (N::group > 1 && expands) pairs = arena.take<Lane>((matrices * divided_up(rows, 2) + 1) * score_ld);
+    if (pixels_innermost) columns = arena.take<Lane>(score_ld * larger<int64_t>(16, rounded_up(rows, 16)));
+  }
+  Acc* row(int64_t index) const { return data + index * score_ld; }
+
+  // Rounds rows [first, first + count) to x's elements.
+  void round(int64_t first, int64_t count, int64_t pixels) const {
+    if constexpr (N::group > 1)
+      for (int64_t l = first; l < first + count; l++)
+        for (int64_t i = 0; i < pixels; i += 2 * lanes<Acc>) {
+          const Vec<Acc> both[2] = {load<Acc>(row(l) + i), load<Acc>(row(l) + i + lanes<Acc>)};
+          N::template store2<false>(rounded + l * score_ld + i, 0, both, false);
+        }
+  }
+  // Rows [first, first + count), rounded already, for expand.
+  const Lane* for_expand(int64_t matrix, int64_t first, int64_t count, int64_t pixels) const {
+    if constexpr (N::group == 1) {
+      return (const Lane*)row(first);
+    } else {
+      Lane* to = pairs + matrix * divided_up(count, 2) * score_ld;
+      for (int64_t l = 0; l < count; l += 2) {
+        const Elem* from = rounded + (first + l) * score_ld;
+        for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
+          Vec<uint32_t> low = (Vec<uint32_t>)widen(from + i) >> 16;
+          if (l + 1 < count) low |= (Vec<uint32_t>)widen(from + score_ld + i);
+          store<uint32_t>(to + l / 2 * score_ld + i, low);
+        }
+      }
+      return to;
+    }
+  }
+  // Rows [first, first + count), rounded already, to pool with.
+  const Lane* for_pool(int64_t first, int64_t count, int64_t pixels) const {
+    const Lane* from;
+    if constexpr (N::group == 1) from = (const Lane*)row(first);
+    else from = (const Lane*)(rounded + first * score_ld);
+    if (!pixels_innermost) return from;
+    if (folds<N>(count))
+      transpose((const double*)from, score_ld * (int64_t)sizeof(Elem) / 8, count, divided_up(pixels, 2 * N::group), (double*)columns, 8);
+    else
+      transpose((const Acc*)from, score_ld / N::group, count, divided_up(pixels, N::group), (Acc*)columns, padded<N>(count));
+    return columns;
+  }
+};
+
+// Sums over pixels, `count` matrices of rows x columns: tokens, or gradients of queries, keys and values.
+template <class N, bool pixels_innermost>
+struct Sums {
+  using Acc = typename N::Acc;
+  int64_t count = 0, rows = 0, columns = 0, ld = 0, size = 0;
+  Acc* data = nullptr;
+  Acc* turned = nullptr;
+  bool fresh = true;  // nothing has been added yet, and data holds anything
+
+  Sums() = default;
+  Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : count(count), rows(rows), columns(columns) {
+    const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
+    ld = pixels_innermost ? padded<N>(rows) : columns_room;
+    size = pixels_innermost ? columns_room * ld + 16 : rows_room * ld;
+    data = arena.take<Acc>(count * size);
+    if (pixels_innermost) turned = arena.take<Acc>(rows_room * columns_room);
+  }
+
+  // += weights^T times a tile. `scale`: what each row's earlier sum is multiplied with, with padding.
+  void add(int64_t matrix, View<const typename N::Elem> x, int64_t pixels, const typename N::Lane* weights,
+           const Acc* scale, int64_t ahead = 0) const {
+    const Onto onto = fresh ? Onto::nothing : scale ? Onto::scaled : Onto::sum;
+    Acc* out = data + matrix * size;
+    if (pixels_innermost)
+      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
+    else
+      accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels, out, ld, onto, scale, ahead);
+  }
+
+  // to[row][column] = factor[row] * sum, or the sum; to is dense but for the distance of rows.
+  void emit(int64_t matrix, Acc* to, int64_t to_ld, const Acc* factor) const {
+    if (fresh) {
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) to[r * to_ld + c] = 0;
+      return;
+    }
+    const Acc* from = data + matrix * size;
+    int64_t from_ld = ld;
+    if (pixels_innermost) {
+      from_ld = rounded_up(columns, 32) + 16;
+      transpose(from, ld, columns, rows, turned, from_ld);
+      from = turned;
+    }
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t c = 0; c < columns; c += lanes<Acc>) {
+        Vec<Acc> v = load<Acc>(from + r * from_ld + c);
+        if (factor) v *= factor[r];
+        const int64_t left = columns - c;
+        if (left >= lanes<Acc>) store<Acc>(to + r * to_ld + c, v); else store_part(to + r * to_ld + c, v, left);
+      }
+  }
+};
+
+// scores[l][pixel] of a tile with the rows of a bank's matrix, to rows of score_ld. `scratch` has room for
+// score_ld rows of padded columns.
+template <class N, bool pixels_innermost>
+void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank, int64_t matrix,
+           typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
+  if (pixels_innermost) {
+    accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth, pixels, 64,
+                             scores, score_ld, Onto::nothing, (const typename N::Acc*)nullptr, ahead);
+  } else {
+    const int64_t ld = padded<N>(bank.rows);
+    broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld, Onto::nothing,
+                         (const typename N::Acc*)nullptr, ahead);
+    transpose(scratch, ld, pixels, bank.rows, scores, score_ld);
+  }
+}
+
+// out = base + weights^T times a bank's matrix: a tile of a map.
+template <class N, bool pixels_innermost>
+void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix, int64_t pixels,
+            View<const typename N::Elem> base, View<typename N::Elem> out, bool streaming, int64_t ahead = 0) {
+  const int64_t groups = divided_up(bank.rows, N::group);
+  if (pixels_innermost)
+    expand_product<N, true>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
+                            bank.depth, pixels);
+  else
+    expand_product<N, false>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
+                             pixels, bank.depth);
+}

@@ -1,0 +1,306 @@
+// The three matrix products that everything is made of, blocked for registers and the first cache.
+//
+// Each multiplies a tile of a map with a few rows. A map's tile is rows of unit stride: pixels of C
+// channels where channels lie innermost, channels of n pixels where pixels do. One is the other's mirror,
+// so a product takes its tile either way, and no tile is ever transposed.
+//
+//   broadcast    out[r][l] = sum_k x[r][k] w[k][l]   an element of the map times a vector of few
+//   accumulate   out[m][c] = sum_k a[m][k] x[k][c]   one of few times a vector of the map
+//   expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]   results are a map's
+
+// What becomes of what `out` held.
+enum class Onto { nothing, sum, scaled };
+
+template <class N>
+constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sums
+
+template <class Lane, class Packed>
+VT_INLINE Packed splat_lane(const void* x) {
+  if constexpr (sizeof(Lane) == 8) {
+    int64_t bits;
+    __builtin_memcpy(&bits, x, 8);
+    return (Packed)splat(bits);
+  } else {
+    // As a float, compilers make it an operand of the instruction that uses it.
+    float value;
+    __builtin_memcpy(&value, x, 4);
+    return (Packed)splat(value);
+  }
+}
+
+// The same for a lane whose elements are not all there: the others are 0.
+template <class N, class Lane, class Packed>
+VT_INLINE Packed splat_part(const typename N::Elem* x, int64_t count) {
+  typename N::Elem group[sizeof(Lane) / sizeof(typename N::Elem)] = {};
+  for (int64_t i = 0; i < count; i++) group[i] = x[i];
+  return splat_lane<Lane, Packed>(group);
+}
+
+// Where few columns fill only half a vector, a lane takes two groups of the map's elements, and the
+// sums of its two halves are added at the end: no part of a vector is idle.
+template <class N>
+constexpr bool can_fold = VT_BYTES == 64 && sizeof(typename N::Acc) == 4;
+template <class N>
+VT_INLINE bool folds(int64_t columns) { return can_fold<N> && columns <= lanes<typename N::Acc> / 2; }
+
+// How many sums a row of `columns` sums takes with the padding.
+template <class N>
+VT_INLINE int64_t padded(int64_t columns) {
+  constexpr int64_t W = lanes<typename N::Acc>;
+  return folds<N>(columns) ? W / 2 : rounded_up(columns, W);
+}
+
+// `scale`, where Onto::scaled wants it, from element `offset` on.
+template <class T>
+VT_INLINE const T* from_offset(const T* scale, int64_t offset) { return scale ? scale + offset : nullptr; }
+
+template <class N, class Lane, int rows, int vectors>
+void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, const Lane* w, int64_t ldw,
+                     typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale) {
+  using Acc = typename N::Acc;
+  using Packed = typename N::Packed;
+  constexpr int64_t W = lanes<Acc>, group = sizeof(Lane) / sizeof(typename N::Elem);
+  constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
+  Vec<Acc> sums[rows][vectors] = {};
+  const int64_t groups = depth / group;
+  for (int64_t k = 0; k < groups; k++) {
+    Packed b[vectors];
+    VT_UNROLL for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
+    VT_UNROLL for (int r = 0; r < rows; r++) {
+      const Packed a = splat_lane<Lane, Packed>(x + r * ldx + k * group);
+      VT_UNROLL for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
+    }
+  }
+  if (group > 1 && groups * group < depth) {
+    VT_UNROLL for (int r = 0; r < rows; r++) {
+      const Packed a = splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group);
+      VT_UNROLL for (int v = 0; v < vectors; v++)
+        N::madd(sums[r][v], a, load<typename N::Lane>(w + groups * ldw + v * step));
+    }
+  }
+  if constexpr (can_fold<N> && sizeof(Lane) > sizeof(Acc)) {
+    // Adds neighbouring lanes: the lower half of the result is the sums.
+    VT_UNROLL for (int r = 0; r < rows; r++) {
+      const Vec<Acc> a = sums[r][0];
+      const Vec<Acc> both = __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
+                            __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+      typedef Acc Half __attribute__((vector_size(VT_BYTES / 2)));
+      Half sum = __builtin_shufflevector(both, both, 0, 1, 2, 3, 4, 5, 6, 7), held, factor;
+      Acc* o = out + r * ldo;
+      if (onto != Onto::nothing) {
+        __builtin_memcpy(&held, o, sizeof held);
+        if (onto == Onto::scaled) {
+          __builtin_memcpy(&factor, scale, sizeof factor);
+          held *= factor;
+        }
+        sum += held;
+      }
+      __builtin_memcpy(o, &sum, sizeof sum);
+    }
+  } else {
+    VT_UNROLL for (int r = 0; r < rows; r++)
+      VT_UNROLL for (int v = 0; v < vectors; v++) {
+        Acc* o = out + r * ldo + v * W;
+        if (onto == Onto::sum) sums[r][v] += load<Acc>(o);
+        if (onto == Onto::scaled) sums[r][v] += load<Acc>(o) * load<Acc>(scale + v * W);
+        store<Acc>(o, sums[r][v]);
+      }
+  }
+}
+
+template <class N, class Lane, int vectors>
+void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,
+                    int64_t ldw, typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
+                    int64_t ahead) {
+  // As many rows as leave registers for the vectors; with 32 registers enough to hide the latency.
+  constexpr int most = VT_BYTES == 64 ? (vectors == 1 ? 12 : vectors == 4 ? 6 : 8) : (vectors == 1 ? 8 : vectors == 2 ? 4 : 2);
+  int64_t r = 0;
+  const auto fetch = [&](int64_t count) {
+    if (ahead)
+      for (int64_t i = r; i < r + count; i++)
+        for (int64_t k = 0; k < depth; k += 64 / (int64_t)sizeof(*x)) prefetch(x + i * ldx + k + ahead);
+  };
+  for (; r + most <= rows; r += most) {
+    fetch(most);
+    broadcast_block<N, Lane, most, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
+  }
+  if (most > 4)
+    for (; r + 4 <= rows; r += 4) {
+      fetch(4);
+      broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
+    }
+  for (; r < rows; r++) {
+    fetch(1);
+    broadcast_block<N, Lane, 1, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
+  }
+}
+
+// out[r][l] = sum_k x[r][k] w[k][l]: rows of a map (ldx) times `columns` columns packed as lanes
+// [depth / group][padded columns]. `ahead`: prefetch what lies so many elements further.
+template <class N>
+void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const void* packed,
+                       int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
+                       const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
+  using Acc = typename N::Acc;
+  using Lane = typename N::Lane;
+  constexpr int64_t W = lanes<Acc>, group = N::group;
+  if constexpr (can_fold<N>)
+    if (folds<N>(columns))
+      return broadcast_rows<N, uint64_t, 1>(x, ldx, rows, depth, (const uint64_t*)packed, W / 2, out, ldo,
+                                            onto, scale, ahead);
+  const int64_t ldw = padded<N>(columns);
+  // A slice of w that stays in the first cache while all rows pass over it.
+  const int64_t slice = larger<int64_t>(64, 20480 / (ldw * (int64_t)sizeof(Lane)) / 64 * 64 * group);
+  for (int64_t k = 0; k < depth; k += slice) {
+    const int64_t count = smaller(slice, depth - k);
+    const Onto so_far = k ? Onto::sum : onto;
+    for (int64_t l = 0; l < ldw; l += 4 * W) {
+      const Lane* w = (const Lane*)packed + k / group * ldw + l;
+      const Acc* s = from_offset(scale, l);
+      const int64_t fetch = l ? 0 : ahead;
+      switch (smaller<int64_t>(4, (ldw - l) / W)) {
+        case 1: broadcast_rows<N, Lane, 1>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
+        case 2: broadcast_rows<N, Lane, 2>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
+        case 3: broadcast_rows<N, Lane, 3>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
+        default: broadcast_rows<N, Lane, 4>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+      }
+    }
+  }
+}
+
+template <class N, int rows, int a_row, bool part>
+void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename N::Elem* x, int64_t ldx,
+                      int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
+                      const typename N::Acc* scale, int64_t ahead) {
+  using Acc = typename N::Acc;
+  using Packed = typename N::Packed;
+  constexpr int64_t W = lanes<Acc>, group = N::group;
+  Vec<Acc> sums[rows][2] = {};
+  for (int64_t k = 0; k < depth; k += group) {
+    Packed b[2];
+    N::template rows<part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
+    if (ahead)
+      VT_UNROLL for (int g = 0; g < group; g++)
+        VT_UNROLL for (int64_t c = 0; c < block_columns<N>; c += 64 / (int64_t)sizeof(*x))
+          prefetch(x + (k + g) * ldx + c + ahead);
+    const typename N::Lane* ak = a + k / group * a_depth;
+    VT_UNROLL for (int m = 0; m < rows; m++) {
+      const Packed am = splat_lane<typename N::Lane, Packed>(ak + m * a_row);
+      N::madd(sums[m][0], am, b[0]);
+      N::madd(sums[m][1], am, b[1]);
+    }
+  }
+  VT_UNROLL for (int m = 0; m < rows; m++) {
+    N::in_order(sums[m]);
+    VT_UNROLL for (int v = 0; v < 2; v++) {
+      Acc* o = out + m * ldo + v * W;
+      if (onto == Onto::sum) sums[m][v] += load<Acc>(o);
+      if (onto == Onto::scaled) sums[m][v] += load<Acc>(o) * scale[m];
+      store<Acc>(o, sums[m][v]);
+    }
+  }
+}
+
+template <class N, int a_row, bool part>
+void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
+                     int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
+                     const typename N::Acc* scale, int64_t ahead) {
+  constexpr int most = VT_BYTES == 64 ? 8 : 4;
+  int64_t m = 0;
+  for (; m + most <= rows; m += most, ahead = 0)
+    accumulate_block<N, most, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+  if (most > 4 && m + 4 <= rows) {
+    accumulate_block<N, 4, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+    m += 4, ahead = 0;
+  }
+  for (; m < rows; m++, ahead = 0)
+    accumulate_block<N, 1, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+}
+
+// out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
+// lanes, `a_row` and `a_depth` apart; `out` has room for columns rounded up to block_columns. The depth is
+// taken in slices, so that the map's rows in one slice stay in the first cache and its page table.
+template <class N, int a_row>
+void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
+                        int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
+                        int64_t ldo, Onto onto, const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
+  constexpr int64_t step = block_columns<N>;
+  for (int64_t k = 0; k < depth; k += slice) {
+    const int64_t count = smaller(slice, depth - k);
+    const typename N::Lane* ak = a + k / N::group * a_depth;
+    const Onto so_far = k ? Onto::sum : onto;
+    int64_t c = 0;
+    for (; c + step <= columns; c += step)
+      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step, out + c, ldo, so_far, scale, ahead);
+    if (c < columns)
+      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c, out + c, ldo, so_far, scale, ahead);
+  }
+}
+
+template <class N>
+struct Expand {  // operands of a block, see expand_product
+  const typename N::Lane *a, *b;
+  int64_t a_depth, b_depth, groups;
+  const typename N::Elem* base;
+  int64_t ld_base;
+  typename N::Elem* out;
+  int64_t ldo;
+  bool streaming;
+  int64_t ahead;
+};
+
+template <class N, int rows, bool part>
+void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
+  using Acc = typename N::Acc;
+  using Packed = typename N::Packed;
+  constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
+  Vec<Acc> sums[rows][2] = {};
+  if (e.base) {
+    VT_UNROLL for (int m = 0; m < rows; m++) {
+      const typename N::Elem* base = e.base + (r + m) * e.ld_base + c;
+      N::template load2<part>(base, columns, sums[m]);
+      if (e.ahead)
+        VT_UNROLL for (int64_t i = 0; i < block_columns<N>; i += 64 / (int64_t)sizeof(*base))
+          prefetch(base + i + e.ahead);
+    }
+  }
+  const typename N::Lane *a = e.a + r, *b = e.b + c;
+  for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
+    const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
+    VT_UNROLL for (int m = 0; m < rows; m++) {
+      const Packed am = splat_lane<typename N::Lane, Packed>(a + m);
+      N::madd(sums[m][0], am, b0);
+      N::madd(sums[m][1], am, b1);
+    }
+  }
+  VT_UNROLL for (int m = 0; m < rows; m++)
+    N::template store2<part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
+}
+
+template <class N, bool part>
+VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+  constexpr int most = VT_BYTES == 64 ? 8 : 4;
+  const int64_t end = r + rows;
+  for (; r + most <= end; r += most) expand_block<N, most, part>(e, r, c, columns);
+  if (most > 4 && r + 4 <= end) expand_block<N, 4, part>(e, r, c, columns), r += 4;
+  for (; r < end; r++) expand_block<N, 1, part>(e, r, c, columns);
+}
+
+// out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a map; no base: 0.
+// a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. Where b is
+// the smaller one, by_rows keeps a block of rows while all columns pass; else a block of columns stays.
+template <class N, bool by_rows>
+void expand_product(const Expand<N>& e, int64_t rows, int64_t columns) {
+  constexpr int64_t step = block_columns<N>, height = VT_BYTES == 64 ? 8 : 4;
+  const int64_t whole = columns / step * step;
+  if (by_rows) {
+    for (int64_t r = 0; r < rows; r += height) {
+      const int64_t count = smaller(height, rows - r);
+      for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
+      if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
+    }
+  } else {
+    for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, 0, rows, c, step);
+    if (whole < columns) expand_rows<N, true>(e, 0, rows, whole, columns - whole);
+  }
+}

@@ -1,0 +1,72 @@
+// How an op's worker is driven: measured for its memory, then given units until none is left.
+
+// Pixels of a tile, so that what is read and written of it (`width` elements a pixel) stays in the second
+// cache while `products` pass over it, and the rows of few are worth loading.
+template <class N, bool pixels_innermost>
+int64_t tile_pixels(int64_t width) {
+  const int64_t fitting = (384 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 16 * 16;
+  return smaller<int64_t>(larger<int64_t>(fitting, 32), pixels_innermost ? most_pixels : 128);
+}
+
+// Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
+// (call, split, arena), holds what the workers share; finish(host, threads) after them.
+template <class Plan, class Worker>
+void run(const Call& call, const Split& split, int64_t work, const Host& host) {
+  int64_t threads = work < least_shared_work ? 1 : larger<int64_t>(1, host.threads);
+  Arena measured;
+  const Plan unused(call, split, measured);
+  const size_t shared = measured.used;
+  Arena one;
+  { const Worker unused_worker(call, split, unused, one); }
+  const int64_t workers = smaller(threads, split.units);
+  const uintptr_t memory = (uintptr_t)host.allocate(host.self, shared + workers * one.used + 64);
+  const uintptr_t base = (memory + 63) / 64 * 64;
+  Arena arena{base, 0};
+  const Plan plan(call, split, arena);
+  for_each(host, split.units, workers, [&](int64_t index, auto claim) {
+    Arena own{base + shared + (size_t)index * one.used, 0};
+    Worker worker(call, split, plan, own);
+    for (int64_t unit; (unit = claim()) >= 0;) worker.unit(unit);
+    fence_streaming();
+  });
+  plan.finish(host, threads);
+}
+
+// Calls body(range, pixels left in the chunk) for each tile of a chunk.
+template <class Body>
+VT_INLINE void for_each_tile(const Split& split, int64_t sample, int64_t chunk, Body body) {
+  const int64_t begin = chunk * split.chunk, end = smaller(begin + split.chunk, split.pixels);
+  for (int64_t first = begin; first < end; first += split.tile) {
+    const PixelRange range = {sample, first, smaller(split.tile, end - first)};
+    body(range, end - first);
+  }
+}
+// Calls body(sample, chunk) for what a unit consists of.
+template <class Body>
+VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
+  if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);
+  const int64_t first = unit * split.samples;
+  for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++) body(sample, (int64_t)0);
+}
+
+// A bank's matrices are packed anew for each sample, but only once where all share them.
+struct Current {
+  int64_t sample = -1;
+  bool is(int64_t wanted, bool shared) {
+    if (sample >= 0 && (shared || sample == wanted)) return true;
+    sample = wanted;
+    return false;
+  }
+};
+
+// Results larger than this are not read again before they leave the caches, so they are not put there.
+constexpr int64_t streamed_bytes = 24 << 20;
+
+template <class N, bool pixels_innermost>
+bool streams(const TiledMap<N, pixels_innermost>& map, const Call& call) {
+  return map.aligned() && call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem) > streamed_bytes / 2;
+}
+
+VT_INLINE Map table_map(const Rows& position, const Call& call) {
+  return {position.data, 0, call.width * position.row, position.row, position.column};
+}

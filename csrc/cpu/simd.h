@@ -1,0 +1,179 @@
+// Vectors of the width that the including file was compiled for (VT_BYTES), in GCC's and clang's vector
+// extensions. Included inside an instruction set's own namespace, so that no two sets share a symbol.
+
+#define VT_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define VT_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define VT_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(VT_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+constexpr int lanes = VT_BYTES / sizeof(T);
+
+template <class T>
+VT_INLINE T smaller(T a, T b) { return b < a ? b : a; }
+template <class T>
+VT_INLINE T larger(T a, T b) { return a < b ? b : a; }
+VT_INLINE int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+VT_INLINE int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
+
+template <class T>
+VT_INLINE Vec<T> load(const void* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+VT_INLINE void store(void* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// x in every lane. Subtracting 0 changes no bit, and compilers see a broadcast.
+template <class T>
+VT_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }
+
+// The first n elements, and zeros.
+template <class T>
+VT_INLINE Vec<T> load_part(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_epi32((__mmask16)((1u << n) - 1), p);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_epi64((__mmask8)((1u << n) - 1), p);
+#endif
+  T part[lanes<T>] = {};
+  for (int64_t i = 0; i < n; i++) part[i] = p[i];
+  return load<T>(part);
+}
+
+template <class T>
+VT_INLINE void store_part(T* p, Vec<T> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_epi32(p, (__mmask16)((1u << n) - 1), (__m512i)v);
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_epi64(p, (__mmask8)((1u << n) - 1), (__m512i)v);
+#endif
+  T part[lanes<T>];
+  store<T>(part, v);
+  for (int64_t i = 0; i < n; i++) p[i] = part[i];
+}
+
+// Past the caches, for results too large to stay there. p is aligned to the vector.
+template <class T>
+VT_INLINE void store_streaming(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128((__m128i*)p, (__m128i)v);
+#else
+  store<T>(p, v);
+#endif
+}
+VT_INLINE void fence_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+VT_INLINE void prefetch(const T* p) { __builtin_prefetch(p, 0, 2); }
+
+// NaN in a lane of `b` is lost here: callers that must not lose one look for it themselves.
+template <class T>
+VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
+
+template <class T>
+VT_INLINE T highest(Vec<T> v) {
+  T part[lanes<T>];
+  store<T>(part, v);
+  T found = part[0];
+  for (int i = 1; i < lanes<T>; i++) found = part[i] > found ? part[i] : found;
+  return found;
+}
+
+// In a fixed order, halves first.
+template <class T>
+VT_INLINE T total(Vec<T> v) {
+  T part[lanes<T>];
+  store<T>(part, v);
+  for (int width = lanes<T> / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) part[i] += part[i + width];
+  return part[0];
+}
+
+// e^x to about one unit in the last place. Below the smallest normal result: 0. NaN stays NaN.
+VT_INLINE Vec<float> exponential(Vec<float> x) {
+  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float> shifted = x * 1.44269504088896341f + magic;
+  const Vec<float> k = shifted - magic;
+  Vec<float> r = x - k * 0.693359375f;
+  r = r - k * -2.12194440e-4f;
+  Vec<float> p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const Vec<int32_t> bits = (Vec<int32_t>)p + ((Vec<int32_t>)shifted << 23);
+  const Vec<float> scaled = x <= splat(88.0f) ? (Vec<float>)bits : x + __builtin_inff();
+  return x < splat(-87.3f) ? Vec<float>{} : scaled;
+}
+
+VT_INLINE Vec<double> exponential(Vec<double> x) {
+  constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  const Vec<double> shifted = x * 1.4426950408889634 + magic;
+  const Vec<double> k = shifted - magic;
+  Vec<double> r = x - k * 6.93145751953125e-1;
+  r = r - k * 1.42860682030941723212e-6;
+  const Vec<double> s = r * r;
+  Vec<double> p = splat(1.26177193074810590878e-4);
+  p = p * s + 3.02994407707441961300e-2;
+  p = (p * s + 9.99999999999999999910e-1) * r;
+  Vec<double> q = splat(3.00198505138664455042e-6);
+  q = q * s + 2.52448340349684104192e-3;
+  q = q * s + 2.27265548208155028766e-1;
+  q = q * s + 2.0;
+  p = 1.0 + 2.0 * (p / (q - p));
+  const Vec<int64_t> bits = (Vec<int64_t>)p + ((Vec<int64_t>)shifted << 52);
+  const Vec<double> scaled = x <= splat(709.0) ? (Vec<double>)bits : x + __builtin_inf();
+  return x < splat(-708.0) ? Vec<double>{} : scaled;
+}
+
+// Exchanges the lanes of a and b so that, over all pairs of a stage, bit `stage` of the vector's number and
+// of the lane's number change places.
+template <int stage, class V, int... lane>
+VT_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
+  constexpr int width = sizeof...(lane);
+  const V low = __builtin_shufflevector(a, b, ((lane & stage) ? width + lane - stage : lane)...);
+  const V high = __builtin_shufflevector(a, b, ((lane & stage) ? width + lane : lane + stage)...);
+  a = low, b = high;
+}
+
+// Transposes count x count blocks of lanes, for count vectors: all of them, or the blocks' halves.
+template <class T, int count, int stage = 1>
+VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
+  if constexpr (stage < count) {
+    VT_UNROLL for (int i = 0; i < count; i++)
+      if (!(i & stage)) exchange<stage>(v[i], v[i | stage], std::make_integer_sequence<int, lanes<T>>());
+    transpose_lanes<T, count, 2 * stage>(v);
+  }
+}
+
+// to[j][i] = from[i][j] for i < rows, j < columns. Reads and writes whole vectors: both matrices have
+// room for rows and columns rounded up to the vector's lanes.
+template <class T>
+void transpose(const T* from, int64_t from_ld, int64_t rows, int64_t columns, T* to, int64_t to_ld) {
+  constexpr int W = lanes<T>;
+  for (int64_t i = 0; i < rows; i += W)
+    for (int64_t j = 0; j < columns; j += W) {
+      Vec<T> v[W];
+      VT_UNROLL for (int k = 0; k < W; k++) v[k] = load<T>(from + (i + k) * from_ld + j);
+      transpose_lanes<T, W>(v);
+      VT_UNROLL for (int k = 0; k < W; k++) store<T>(to + (j + k) * to_ld + i, v[k]);
+    }
+}

@@ -1,0 +1,190 @@
+// What happens to scores between the products. Scores are rows [l][pixel], score_ld apart.
+
+// Which pixels of a tile take part, and with which weights.
+template <class N>
+struct PixelOptions {
+  using Acc = typename N::Acc;
+  const Call& call;
+  uint8_t* valid = nullptr;
+  Acc* weights = nullptr;
+  int64_t valid_count = 0;
+
+  PixelOptions(const Call& call, Arena& arena) : call(call) {
+    if (call.mask.data || call.log_weights.data) valid = arena.take<uint8_t>(most_pixels);
+    if (call.log_weights.data) weights = arena.take<Acc>(score_ld);
+  }
+
+  // Reads a tile's; returns its valid bytes, or none where all pixels are.
+  const uint8_t* read(PixelRange range) {
+    valid_count = range.count;
+    if (!call.mask.data && !call.log_weights.data) return nullptr;
+    const auto run = [&](const Pixels& p, auto body) {
+      for_each_run(call.width, p.batch, p.row, p.column, range, [&](int64_t first, int64_t offset, int64_t count) {
+        for (int64_t i = 0; i < count; i++) body(first + i, offset + i * p.column);
+      });
+    };
+    for (int64_t i = 0; i < range.count; i++) valid[i] = 1;
+    if (call.mask.data) run(call.mask, [&](int64_t i, int64_t offset) { valid[i] = ((const uint8_t*)call.mask.data)[offset] != 0; });
+    if (call.log_weights.data) {
+      run(call.log_weights, [&](int64_t i, int64_t offset) {
+        gather(call.log_weights.data, call.dtype, offset, 1, weights + i, 1);
+        if (weights[i] == -(Acc)__builtin_inff()) valid[i] = 0, weights[i] = 0;
+      });
+      for (int64_t i = range.count; i < rounded_up(range.count, lanes<Acc>); i++) weights[i] = 0;
+    }
+    valid_count = 0;
+    for (int64_t i = 0; i < range.count; i++) valid_count += valid[i];
+    return valid_count == range.count ? nullptr : valid;
+  }
+};
+
+template <class Acc>
+void fill_padding(Acc* scores, int64_t rows, int64_t pixels, Acc value) {
+  const int64_t end = rounded_up(pixels, 32);
+  for (int64_t l = 0; l < rows; l++)
+    for (int64_t i = pixels; i < end; i++) scores[l * score_ld + i] = value;
+}
+template <class Acc>
+void fill_invalid(Acc* scores, int64_t rows, int64_t pixels, const uint8_t* valid, Acc value) {
+  for (int64_t i = 0; i < pixels; i++)
+    if (!valid[i])
+      for (int64_t l = 0; l < rows; l++) scores[l * score_ld + i] = value;
+}
+// scores[l] += row, for all rows.
+template <class Acc>
+void add_to_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* row) {
+  for (int64_t l = 0; l < rows; l++)
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>)
+      store<Acc>(scores + l * score_ld + i, load<Acc>(scores + l * score_ld + i) + load<Acc>(row + i));
+}
+template <class Acc>
+void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others) {
+  for (int64_t l = 0; l < rows; l++)
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>)
+      store<Acc>(scores + l * score_ld + i, load<Acc>(scores + l * score_ld + i) + load<Acc>(others + l * score_ld + i));
+}
+
+// The running softmax over pixels of some rows.
+template <class Acc>
+struct Running {
+  Acc* highest = nullptr;  // the highest score so far; NaN once there was one
+  Acc* sum = nullptr;      // of exp(score - highest)
+  Acc* pooled = nullptr;   // the same sum of the weights as they were rounded to pool with
+  Acc* scale = nullptr;    // what the sums before the last tile were multiplied with
+  int64_t rows = 0;
+
+  Running() = default;
+  Running(int64_t rows, Arena& arena) : rows(rows) {
+    const int64_t room = rounded_up(rows, 16) + 16;
+    highest = arena.take<Acc>(room), sum = arena.take<Acc>(room);
+    pooled = arena.take<Acc>(room), scale = arena.take<Acc>(room);
+  }
+  void clear() const {
+    for (int64_t l = 0; l < rounded_up(rows, 16) + 16; l++)
+      highest[l] = -(Acc)__builtin_inff(), sum[l] = 0, pooled[l] = 0, scale[l] = 0;
+  }
+};
+
+// scores -> exp(scores - highest so far), whose padding is 0; and what that makes of the sums.
+template <class Acc>
+void run_softmax(const Running<Acc>& running, Acc* scores, int64_t rows_from, int64_t rows, int64_t pixels) {
+  constexpr int64_t W = lanes<Acc>;
+  const Acc infinity = (Acc)__builtin_inff();
+  fill_padding(scores, rows, pixels, -infinity);
+  for (int64_t l = 0; l < rows; l++) {
+    Acc* s = scores + l * score_ld;
+    Vec<Acc> top = splat(-infinity), unordered{};
+    for (int64_t i = 0; i < pixels; i += W) {
+      const Vec<Acc> v = load<Acc>(s + i);
+      top = max_of<Acc>(v, top);
+      unordered = v == v ? unordered : v;
+    }
+    const Acc before = running.highest[rows_from + l];
+    Acc now = highest<Acc>(top);
+    now = now > before ? now : before;
+    const Acc nan = total<Acc>(unordered);  // NaN if any was, else 0
+    if (nan != nan) now = nan;
+    if (before != before) now = before;
+    // Where nothing valid has come yet, -inf - -inf would be NaN.
+    const Acc base = now == -infinity ? 0 : now;
+    Vec<Acc> sum{};
+    for (int64_t i = 0; i < pixels; i += W) {
+      const Vec<Acc> e = exponential(load<Acc>(s + i) - base);
+      store<Acc>(s + i, e);
+      sum += e;
+    }
+    const Acc scale = exponential(splat<Acc>(before - base))[0];
+    running.highest[rows_from + l] = now;
+    running.scale[rows_from + l] = scale;
+    running.sum[rows_from + l] = running.sum[rows_from + l] * scale + total<Acc>(sum);
+  }
+}
+
+// The sum of the weights as a product will take them: then they sum to 1 exactly, whatever their rounding.
+template <class N, bool pixels_innermost>
+void sum_pooled(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights, int64_t first,
+                int64_t rows_from, int64_t rows, int64_t pixels) {
+  using Acc = typename N::Acc;
+  for (int64_t l = 0; l < rows; l++) {
+    Acc& sum = running.pooled[rows_from + l];
+    if constexpr (N::group == 1) {
+      sum = running.sum[rows_from + l];
+    } else {
+      Vec<Acc> added{};
+      for (int64_t i = 0; i < pixels; i += lanes<Acc>) added += widen(weights.rounded + (first + l) * score_ld + i);
+      sum = sum * running.scale[rows_from + l] + total<Acc>(added);
+    }
+  }
+}
+
+template <class Acc>
+VT_INLINE Acc log_sum(Acc highest, Acc sum) {
+  // inf - inf is NaN in the sum, but the sum itself is infinite.
+  return highest == (Acc)__builtin_inff() ? highest : __builtin_log(sum) + highest;
+}
+
+// The softmax over the rows of each pixel, in place.
+template <class Acc>
+void softmax_over_rows(Acc* scores, int64_t rows, int64_t pixels) {
+  for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
+    Acc* s = scores + i;
+    Vec<Acc> top = load<Acc>(s);
+    for (int64_t l = 1; l < rows; l++) top = max_of<Acc>(load<Acc>(s + l * score_ld), top);
+    Vec<Acc> sum{};
+    for (int64_t l = 0; l < rows; l++) {
+      const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld) - top);
+      store<Acc>(s + l * score_ld, e);
+      sum += e;
+    }
+    const Vec<Acc> inverse = (Acc)1 / sum;
+    for (int64_t l = 0; l < rows; l++) store<Acc>(s + l * score_ld, load<Acc>(s + l * score_ld) * inverse);
+  }
+}
+
+// grad: dP -> dS = P * (dP - sum of P * dP over the rows), in place.
+template <class Acc>
+void softmax_over_rows_backward(const Acc* weights, Acc* grad, int64_t rows, int64_t pixels) {
+  for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
+    Vec<Acc> inner{};
+    for (int64_t l = 0; l < rows; l++) inner += load<Acc>(weights + l * score_ld + i) * load<Acc>(grad + l * score_ld + i);
+    for (int64_t l = 0; l < rows; l++) {
+      Acc* g = grad + l * score_ld + i;
+      store<Acc>(g, load<Acc>(weights + l * score_ld + i) * (load<Acc>(g) - inner));
+    }
+  }
+}
+
+// scores -> dS, grad: dA -> A, of a softmax over pixels: A = exp(score - lse), dS = A * (dA - delta). In
+// this order dS and A lie beside the queries and the tokens' gradients that they are multiplied with.
+template <class Acc>
+void pool_backward(Acc* scores, Acc* grad, int64_t rows, int64_t pixels, const Acc* lse, const Acc* delta) {
+  for (int64_t l = 0; l < rows; l++)
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
+      Acc *s = scores + l * score_ld + i, *g = grad + l * score_ld + i;
+      const Vec<Acc> a = exponential(load<Acc>(s) - lse[l]);
+      store<Acc>(s, a * (load<Acc>(g) - delta[l]));
+      store<Acc>(g, a);
+    }
+  fill_padding(scores, rows, pixels, (Acc)0);
+  fill_padding(grad, rows, pixels, (Acc)0);
+}

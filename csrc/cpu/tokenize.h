@@ -1,0 +1,180 @@
+// tokenize: pixels into tokens, one read of the map.
+
+// Tokens of chunks of pixels, and the statistics they are put together with.
+template <class N, bool pixels_innermost>
+struct TokenizePlan {
+  using Acc = typename N::Acc;
+  const Call& call;
+  const Split& split;
+  int64_t width, rows;  // of a token; of scores: heads * L
+  Acc *tokens = nullptr, *highest = nullptr, *sums = nullptr, *pooled = nullptr;
+  int64_t* valid = nullptr;
+
+  TokenizePlan(const Call& call, const Split& split, Arena& arena)
+      : call(call), split(split), width(call.out_channels + call.table), rows(call.heads * call.queries_per_head) {
+    if (split.chunks == 1) return;
+    tokens = arena.take<Acc>(split.units * call.queries_per_head * width);
+    highest = arena.take<Acc>(split.units * rows), sums = arena.take<Acc>(split.units * rows);
+    pooled = arena.take<Acc>(split.units * rows), valid = arena.take<int64_t>(split.units);
+  }
+
+  // Puts the chunks of each sample together, in their order.
+  void finish(const Host& host, int64_t threads) const {
+    if (split.chunks == 1) return;
+    const int64_t L = call.queries_per_head, part = call.out_channels / call.heads;
+    for_each(host, split.batch * L, threads, [&](int64_t, auto claim) {
+      for (int64_t item; (item = claim()) >= 0;) {
+        const int64_t sample = item / L, l = item % L, unit = sample * split.chunks;
+        Acc* out = (Acc*)call.tokens_out + item * width;
+        int64_t seen = 0;
+        for (int64_t j = 0; j < split.chunks; j++) seen += valid[unit + j];
+        for (int64_t head = 0; head < call.heads; head++) {
+          const int64_t row = head * L + l;
+          const int64_t first = head * part, count = call.heads == 1 ? width : part;
+          Acc top = highest[unit * rows + row];
+          for (int64_t j = 1; j < split.chunks; j++) {
+            const Acc other = highest[(unit + j) * rows + row];
+            top = other > top || other != other ? other : top;
+          }
+          const Acc base = top == -(Acc)__builtin_inff() ? 0 : top;
+          Acc sum = 0, weight = 0;
+          for (int64_t j = 0; j < split.chunks; j++) {
+            const int64_t at = (unit + j) * rows + row;
+            const Acc factor = exponential(splat(highest[at] - base))[0];
+            sum += factor * sums[at], weight += factor * pooled[at];
+          }
+          ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(top, sum) : -(Acc)__builtin_inff();
+          for (int64_t c = 0; c < count; c += lanes<Acc>) {
+            const int64_t columns = smaller<int64_t>(lanes<Acc>, count - c);
+            Vec<Acc> token{};
+            for (int64_t j = 0; j < split.chunks; j++) {
+              const Acc factor = exponential(splat(highest[(unit + j) * rows + row] - base))[0] / weight;
+              token += factor * load_part(tokens + ((unit + j) * L + l) * width + first + c, columns);
+            }
+            store_part(out + first + c, seen ? token : Vec<Acc>{}, columns);
+          }
+        }
+      }
+    });
+  }
+};
+
+// The tokenizing half of a worker: what it keeps of a chunk, and how a tile is added.
+template <class N, bool pixels_innermost>
+struct Tokenizer {
+  using Acc = typename N::Acc;
+  using Elem = typename N::Elem;
+  const Call& call;
+  const Split& split;
+  const TokenizePlan<N, pixels_innermost>& plan;
+  int64_t heads, L, part;  // channels of a head's block
+  Bank<N, pixels_innermost> queries;
+  Weights<N, pixels_innermost> weights;
+  Sums<N, pixels_innermost> tokens, pooled_table;
+  Running<Acc> running;
+  PixelOptions<N> options;
+  TiledMap<N, pixels_innermost> table;
+  Acc *scratch, *factors;
+  Current current;
+  int64_t seen = 0;
+
+  Tokenizer(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, int64_t heads, Arena& arena)
+      : call(call), split(split), plan(plan), heads(heads), L(call.queries_per_head), part(call.out_channels / heads),
+        queries(heads, L, part, true, false, arena),
+        weights(heads, L, false, arena),
+        tokens(heads, L, part, arena),
+        running(heads * L, arena), options(call, arena),
+        table(table_map(call.position, call), call, call.table) {
+    if (call.table) {
+      pooled_table = Sums<N, pixels_innermost>(1, L, call.table, arena);
+      table.use(arena.take<Elem>(table.buffer_size(call.table, split.tile)), split.tile);
+    }
+    scratch = arena.take<Acc>(score_ld * rounded_up(L, 16));
+    factors = arena.take<Acc>(rounded_up(L, 16));
+  }
+
+  void begin(int64_t sample) {
+    if (!current.is(sample, call.queries.shared)) {
+      for (int64_t h = 0; h < heads; h++)
+        for (int64_t l = 0; l < L; l++) queries.set_row(h, l, call.queries, call.dtype, sample, h * L + l, 0);
+      queries.pack();
+    }
+    running.clear();
+    tokens.fresh = pooled_table.fresh = true;
+    seen = 0;
+  }
+
+  // A tile of the map to be tokenized, whose invalid pixels are 0.
+  void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
+    seen += options.valid_count;
+    for (int64_t h = 0; h < heads; h++) {
+      const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
+      Acc* s = weights.row(h * L);
+      score<N, pixels_innermost>(block, range.count, queries, h, s, scratch);
+      if (options.weights) add_to_rows(s, L, range.count, options.weights);
+      if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
+      run_softmax(running, s, h * L, L, range.count);
+      weights.round(h * L, L, range.count);
+      sum_pooled(running, weights, h * L, h * L, L, range.count);
+      const typename N::Lane* a = weights.for_pool(h * L, L, range.count);
+      tokens.add(h, block, range.count, a, running.scale + h * L, ahead);
+      if (call.table) {
+        pooled_table.add(0, table.read(range, valid), range.count, a, running.scale);
+      }
+    }
+    tokens.fresh = pooled_table.fresh = false;
+  }
+
+  void end(int64_t sample, int64_t chunk) {
+    const int64_t rows = heads * L, width = plan.width, unit = sample * split.chunks + chunk;
+    const bool whole = split.chunks == 1;
+    Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : plan.tokens + unit * L * width;
+    for (int64_t h = 0; h < heads; h++) {
+      // A sample without a valid pixel has tokens of 0.
+      for (int64_t l = 0; l < L; l++) factors[l] = whole ? 1 / running.pooled[h * L + l] : 1;
+      if (whole && !seen) tokens.fresh = pooled_table.fresh = true;
+      tokens.emit(h, out + h * part, width, whole ? factors : nullptr);
+      if (call.table) pooled_table.emit(0, out + call.out_channels, width, whole ? factors : nullptr);
+    }
+    if (!whole) plan.valid[unit] = seen;
+    for (int64_t row = 0; row < rows; row++)
+      if (whole) {
+        ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(running.highest[row], running.sum[row]) : -(Acc)__builtin_inff();
+      } else {
+        plan.highest[unit * rows + row] = running.highest[row];
+        plan.sums[unit * rows + row] = running.sum[row];
+        plan.pooled[unit * rows + row] = running.pooled[row];
+      }
+  }
+};
+
+template <class N, bool pixels_innermost>
+struct TokenizeWorker {
+  const Split& split;
+  TiledMap<N, pixels_innermost> x;
+  Tokenizer<N, pixels_innermost> tokenizer;
+
+  TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
+      : split(split), x(call.x, call, call.channels), tokenizer(call, split, plan, call.heads, arena) {
+    if (!x.in_place || tokenizer.options.valid)
+      x.use(arena.take<typename N::Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
+  }
+  void unit(int64_t unit) {
+    for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
+      tokenizer.begin(sample);
+      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+        const uint8_t* valid = tokenizer.options.read(range);
+        tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, left));
+      });
+      tokenizer.end(sample, chunk);
+    });
+  }
+};
+
+template <class N, bool pixels_innermost>
+void tokenize(const Call& call, const Host& host) {
+  const int64_t pixels = call.height * call.width;
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels), 16 * call.queries_per_head);
+  run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
+      call, split, call.batch * pixels * call.queries_per_head * call.channels, host);
+}
