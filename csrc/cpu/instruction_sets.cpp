@@ -1,0 +1,120 @@
+// The table of instruction sets, and the choice among them. Compiled for the plainest processor.
+#include "instruction_sets.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#if defined(__x86_64__)
+#include "processor.h"
+#endif
+
+namespace vt {
+
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_bf16;
+#endif
+
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+const Processor& processor() {
+  static const Processor found;
+  return found;
+}
+
+bool has_avx2() { return processor().avx2; }
+bool has_avx512() { return processor().avx512; }
+bool has_avx512_bf16() { return processor().avx512_bf16; }
+#endif
+
+}  // namespace
+
+const InstructionSet instruction_sets[] = {
+    {"baseline", &kernels_baseline, always},
+#if defined(__x86_64__)
+    {"avx2", &kernels_avx2, has_avx2},
+    {"avx512", &kernels_avx512, has_avx512},
+    {"avx512_bf16", &kernels_avx512_bf16, has_avx512_bf16},
+#endif
+};
+
+const int instruction_set_count = sizeof(instruction_sets) / sizeof(instruction_sets[0]);
+
+namespace {
+
+constexpr char variable[] = "VT_FAST_CPU_ISA";
+
+const InstructionSet* find(const char* name) {
+  for (const InstructionSet& set : instruction_sets) {
+    if (std::strcmp(set.name, name) == 0) return &set;
+  }
+  return nullptr;
+}
+
+std::string names(bool supported_only) {
+  std::string text;
+  for (const InstructionSet& set : instruction_sets) {
+    if (supported_only && !set.supported()) continue;
+    text += (text.empty() ? "" : ", ") + std::string(set.name);
+  }
+  return text;
+}
+
+// What runs unless a test says otherwise.
+struct Default {
+  Default() {
+    const char* name = std::getenv(variable);
+    if (name == nullptr || *name == '\0') {
+      for (const InstructionSet& candidate : instruction_sets) {
+        if (candidate.supported()) set = &candidate;
+      }
+      return;
+    }
+    set = find(name);
+    const std::string given = std::string(variable) + "=" + name;
+    if (set == nullptr) {
+      error = given + " is none of the instruction sets that the kernels are compiled for, which are " +
+              names(false) + "; leave it unset to run the best that this processor has";
+    } else if (!set->supported()) {
+      set = nullptr;
+      error = given + " is not supported by this processor and its operating system, which have " +
+              names(true) + "; leave it unset to run the best of these";
+    }
+  }
+
+  const InstructionSet* set = nullptr;
+  std::string error;
+};
+
+const Default& standard() {
+  static const Default chosen;
+  return chosen;
+}
+
+// What a test chose, or nullptr.
+std::atomic<const InstructionSet*> overruling{nullptr};
+
+}  // namespace
+
+const InstructionSet* chosen_instruction_set(const char** error) {
+  const InstructionSet* set = overruling.load(std::memory_order_acquire);
+  if (set == nullptr) set = standard().set;
+  if (set == nullptr) *error = standard().error.c_str();
+  return set;
+}
+
+bool choose_instruction_set(const char* name) {
+  const InstructionSet* set = name == nullptr ? nullptr : find(name);
+  if (name != nullptr && (set == nullptr || !set->supported())) return false;
+  overruling.store(set, std::memory_order_release);
+  return true;
+}
+
+}  // namespace vt

@@ -1,0 +1,62 @@
+// vt_fast._native.build_facts: what the kernel library was built with and what of it can run here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../torch/torch_facts.h"
+
+namespace {
+
+std::vector<std::string> instruction_sets(bool supported_only) {
+  std::vector<std::string> names;
+  for (int index = 0; index < vt::instruction_set_count; ++index) {
+    const vt::InstructionSet& set = vt::instruction_sets[index];
+    if (!supported_only || set.supported()) names.emplace_back(set.name);
+  }
+  return names;
+}
+
+std::string chosen() {
+  const char* error = nullptr;
+  const vt::InstructionSet* set = vt::chosen_instruction_set(&error);
+  if (set == nullptr) throw std::runtime_error(error);
+  return set->name;
+}
+
+bool choose(const std::optional<std::string>& name) {
+  return vt::choose_instruction_set(name ? name->c_str() : nullptr);
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return std::string("Clang ") + __clang_version__;
+#elif defined(__GNUC__)
+  return std::string("GCC ") + __VERSION__;
+#else
+  return "not known";
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(build_facts, module) {
+  module.doc() = "What the kernel library was built with, and what of it can run here.";
+  module.def("compiled", [] { return instruction_sets(false); },
+             "The instruction sets that the kernels are compiled for, the plainest first.");
+  module.def("supported", [] { return instruction_sets(true); },
+             "Those of them that this processor and its operating system support.");
+  module.def("chosen", &chosen,
+             "The one that runs. RuntimeError if VT_FAST_CPU_ISA names none that can, saying why.");
+  module.def("choose", &choose, pybind11::arg("name"),
+             "Run another one from now on; None: the one that ran at first. False if it cannot run here.");
+  module.def("compiler", &compiler, "The compiler and its version.");
+  module.def("threads", [] { return "torch's pool"; }, "Whose threads the kernels run on.");
+  module.def("torch_of_headers", [] { return vt::torch_of_headers; },
+             "The version of torch that the library was compiled with.");
+  module.def("oldest_torch", [] { return vt::oldest_torch; },
+             "The oldest version of torch that can load the library.");
+}

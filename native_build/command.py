@@ -1,0 +1,122 @@
+"""The part of setuptools: `build_ext` builds the kernels or says why not, and names wheels accordingly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+from native_build import rules, toolchain
+from native_build.toolchain import RETRY, CannotBuildError
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path("vt_fast") / "_native"
+RECORD = "build.json"
+# Objects stay here, so that the next build in this tree compiles what has changed and no more.
+OBJECTS = Path("build") / "native"
+
+_MODES = ("", "require", "skip")
+
+
+class BuildNative(build_ext):
+    """Builds libvt_fast_cpu and build_facts with ninja, and leaves a record of that next to them.
+
+    The environment variable VT_FAST_BUILD says what happens where they cannot be built: unset, the
+    package works without them and the record says why; "require": an error; "skip": they are not tried.
+    """
+
+    built = False
+
+    def run(self) -> None:
+        """Put the libraries and the record, or the record alone, into the package."""
+        target = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / PACKAGE
+        remove(target)
+        mode = os.environ.get("VT_FAST_BUILD", "")
+        if mode not in _MODES:
+            raise SystemExit(f'error: VT_FAST_BUILD must be unset, "require" or "skip", got "{mode}"')
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            if mode == "skip":
+                raise CannotBuildError(
+                    f"the package was built with VT_FAST_BUILD=skip; unset it, then {RETRY}"
+                )
+            record = build(target)
+        except CannotBuildError as error:
+            if mode == "require":
+                raise SystemExit(f"error: the kernels cannot be built: {error}") from error
+            print(f"warning: the package is built without its kernels: {error}", file=sys.stderr)
+            record = {"reason": str(error)}
+        self.built = "reason" not in record
+        (target / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+    def get_outputs(self) -> list[str]:
+        """What a build leaves in its folder."""
+        return [str(Path(self.build_lib) / PACKAGE / name) for name in self._names()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """The same, and where it lies in the source tree if it was built there."""
+        if not self.inplace:
+            return {}
+        return {str(Path(self.build_lib) / PACKAGE / name): str(PACKAGE / name) for name in self._names()}
+
+    def get_source_files(self) -> list[str]:
+        """None of its own: MANIFEST.in has them."""
+        return []
+
+    def _names(self) -> list[str]:
+        return [rules.LIBRARY, rules.FACTS, RECORD] if self.built else [RECORD]
+
+
+class NativeWheel(bdist_wheel):
+    """A wheel for this platform and Python if there are kernels in it, otherwise one for all of them."""
+
+    def run(self) -> None:
+        """Build the kernels first: the wheel's name depends on them."""
+        if not self.skip_build:
+            self.run_command("build_ext")
+            if not self.get_finalized_command("build_ext").built:
+                self.distribution.ext_modules = []
+                self.root_is_pure = True
+        super().run()
+
+
+def remove(target: Path) -> None:
+    """Remove what an earlier build left in ``target``: stale kernels are worse than none."""
+    for path in [*target.glob("*.so"), target / RECORD]:
+        path.unlink(missing_ok=True)
+
+
+def build(target: Path) -> dict[str, Any]:
+    """Build the libraries into ``target`` and say with what.
+
+    Raises:
+        CannotBuildError: something is missing, or does not compile.
+    """
+    tools = toolchain.find()
+    (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
+    (ROOT / OBJECTS / "build.ninja").write_text(rules.ninja_file(tools, OBJECTS))
+    command = [tools.ninja, "-f", str(OBJECTS / "build.ninja"), *_jobs()]
+    if subprocess.run(command, cwd=ROOT).returncode != 0:
+        raise CannotBuildError(
+            f"the kernels did not compile with {tools.compiler_name}; run `VT_FAST_BUILD=require pip install "
+            "-v --no-build-isolation .` in the source tree to see why"
+        )
+    for name in (rules.LIBRARY, rules.FACTS):
+        shutil.copy2(ROOT / OBJECTS / name, target / name)
+    return {"compiler": tools.compiler_name, "torch": tools.torch_version, "oldest_torch": _oldest_torch()}
+
+
+def _jobs() -> list[str]:
+    jobs = os.environ.get("MAX_JOBS", "")
+    return ["-j", jobs] if jobs else []
+
+
+def _oldest_torch() -> str:
+    return ".".join(map(str, toolchain.OLDEST_TORCH))

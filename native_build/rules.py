@@ -1,0 +1,105 @@
+"""Which source is compiled with which flags, as a file for ninja."""
+
+from __future__ import annotations
+
+import shlex
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from native_build.toolchain import Toolchain
+
+LIBRARY = "libvt_fast_cpu.so"
+FACTS = "build_facts" + str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+# Nothing that depends on the machine it runs on, and nothing that changes what arithmetic means.
+_COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+
+# The kernels are compiled once for each; only they get these flags, so that all else runs anywhere.
+_INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
+    "x86_64": {
+        "baseline": [],
+        "avx2": _AVX2,
+        "avx512": _AVX512,
+        "avx512_bf16": [*_AVX512, "-mavx512bf16"],
+    },
+    "other": {"baseline": []},
+}
+
+
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    source: str
+    flags: list[str]
+
+
+def ninja_file(tools: Toolchain, directory: Path) -> str:
+    """What ninja is to do in the root of the source tree, where ``directory`` is for what it makes.
+
+    Commands name sources relative to that root, so that no path of this machine gets into the libraries.
+    """
+    torch = [f"-isystem{tools.torch_include}"]
+    python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
+    kernels = [
+        _Object(f"isa_{name}.o", f"csrc/cpu/isa/{name}.cpp", flags)
+        for name, flags in _INSTRUCTION_SETS[tools.machine].items()
+    ]
+    library = [
+        *kernels,
+        _Object("instruction_sets.o", "csrc/cpu/instruction_sets.cpp", []),
+        _Object("cpu_ops.o", "csrc/torch/cpu_ops.cpp", torch),
+    ]
+    facts = [_Object("build_facts.o", "csrc/python/build_facts.cpp", python)]
+    lines = [
+        "ninja_required_version = 1.5",
+        f"builddir = {_path(directory)}",
+        "rule compile",
+        f"  command = {_command(tools.compiler)} -MD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+        "rule link",
+        f"  command = {_command(tools.compiler)} -shared -o $out $in $flags",
+        "  description = link $out",
+    ]
+    for item in [*library, *facts]:
+        target = _path(directory / item.name)
+        lines += [f"build {target}: compile {item.source}", f"  flags = {_command([*_COMMON, *item.flags])}"]
+    lines += _link(
+        directory,
+        LIBRARY,
+        library,
+        # torch's libraries are found by their names among those that torch has loaded.
+        [f"-L{tools.torch_lib}", "-ltorch_cpu", "-Wl,--version-script=csrc/exports.map"],
+        needs="csrc/exports.map",
+    )
+    # $ORIGIN is the loader's: the folder that build_facts lies in.
+    origin = ["-Wl,-rpath,$ORIGIN", str(directory / LIBRARY)]
+    # Torch's symbols that the library wants are torch's to provide when it runs.
+    lines += _link(
+        directory, FACTS, facts, [*origin, "-Wl,--allow-shlib-undefined"], needs=_path(directory / LIBRARY)
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _link(directory: Path, name: str, objects: list[_Object], flags: list[str], needs: str) -> list[str]:
+    inputs = " ".join(_path(directory / item.name) for item in objects)
+    flags = [*flags, f"-Wl,-soname,{name}"]
+    return [
+        f"build {_path(directory / name)}: link {inputs} | {needs}",
+        f"  flags = {_command(flags)}",
+    ]
+
+
+def _path(path: Path) -> str:
+    """A path for ninja's build lines."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _command(words: list[str]) -> str:
+    """Words for a shell that ninja starts."""
+    return shlex.join(words).replace("$", "$$")
