@@ -21,7 +21,11 @@ namespace {
 #include "softmax.h"
 #include "run.h"
 #include "tokenize.h"
+#include "tokenize_backward.h"
 #include "project.h"
+#include "project_backward.h"
+#include "project_tokenize.h"
+#include "project_tokenize_backward.h"
 
 // Products walk along channels or along pixels, whichever lie closer together in memory.
 bool pixels_lie_innermost(const Call& call) {
@@ -48,7 +52,14 @@ bool pixels_lie_innermost(const Call& call) {
 #endif
 
 VT_ENTRY(tokenize)
+VT_ENTRY(tokenize_backward)
 VT_ENTRY(project)
+VT_ENTRY(project_backward)
+VT_ENTRY(project_tokenize)
+VT_ENTRY(project_tokenize_backward)
+
+constexpr Kernels kernels = {tokenize_entry, tokenize_backward_entry, project_entry,
+                             project_backward_entry, project_tokenize_entry, project_tokenize_backward_entry};
 
 }  // namespace
 }  // namespace VT_NAMESPACE

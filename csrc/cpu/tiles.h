@@ -138,14 +138,17 @@ struct TiledMap {
     return {buffer, buffer_ld};
   }
   void write(PixelRange range) const {
-    if (in_place) return;
+    if (!in_place) put(range, {buffer, buffer_ld});
+  }
+  // A tile from elsewhere to its place in the map.
+  void put(PixelRange range, View<const Elem> tile) const {
     for_each_run(width, map.batch, map.row, map.column, range, [&](int64_t first, int64_t offset, int64_t count) {
       if (pixels_innermost)
         for (int64_t c = 0; c < channels; c++)
-          scatter(buffer + c * buffer_ld + first, count, map.data, dtype, offset + c * map.channel, map.column);
+          scatter(tile.data + c * tile.ld + first, count, map.data, dtype, offset + c * map.channel, map.column);
       else
         for (int64_t i = 0; i < count; i++)
-          scatter(buffer + (first + i) * buffer_ld, channels, map.data, dtype, offset + i * map.column, map.channel);
+          scatter(tile.data + (first + i) * tile.ld, channels, map.data, dtype, offset + i * map.column, map.channel);
     });
   }
 
