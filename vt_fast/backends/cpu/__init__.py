@@ -1,0 +1,40 @@
+"""Backend ``"cpu"``: compiled kernels for CPUs, from csrc/, for whatever instruction set the machine has.
+
+One pass over the map forward and one backward, on torch's threads, in memory that torch accounts for.
+Sums and statistics are in float32 (float64 for float64). The result does not depend on the number of
+threads.
+"""
+
+from vt_fast.backends.contract import Call
+from vt_fast.backends.cpu.calls import (
+    project,
+    project_backward,
+    project_tokenize,
+    project_tokenize_backward,
+    tokenize,
+    tokenize_backward,
+)
+from vt_fast.backends.cpu.library import unavailable
+from vt_fast.checks import FLOATING
+
+__all__ = [
+    "project",
+    "project_backward",
+    "project_tokenize",
+    "project_tokenize_backward",
+    "refuses",
+    "tokenize",
+    "tokenize_backward",
+    "unavailable",
+]
+
+
+def refuses(call: Call) -> str | None:
+    """Another device, or another dtype; any shape and any strides will do."""
+    x = call.x
+    # Nothing is computed for meta tensors, so that any backend will do for them.
+    if x.device.type not in ("cpu", "meta"):
+        return f"the tensors are on {x.device}; this backend is for the CPU"
+    if x.dtype not in FLOATING:
+        return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
+    return None

@@ -1,0 +1,139 @@
+"""The backend's functions: each allocates its results and hands all addresses to one kernel.
+
+The kernels are reached as torch.ops.vt_fast_cpu.*, which csrc/torch/cpu_ops.cpp registers. They take
+operands in x's dtype with any strides, and what the forward saved dense in the compute dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vt_fast.backends.contract import (
+    Project,
+    ProjectBackward,
+    ProjectGradients,
+    ProjectTokenize,
+    ProjectTokenizeBackward,
+    ProjectTokenizeGradients,
+    Tokenize,
+    TokenizeBackward,
+    TokenizeGradients,
+)
+from vt_fast.checks import channel_count
+from vt_fast.layout import empty_map_like
+from vt_fast.precision import compute_dtype
+
+_OPS = torch.ops.vt_fast_cpu
+
+
+def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C + P) and lse (B, heads * L), in the compute dtype."""
+    x, queries, mask, log_weights, position, heads, _, _ = call
+    rows = queries.shape[-2]
+    tokens, lse = _pooled(x, rows // heads, rows, channel_count(x), position)
+    _OPS.tokenize.default(x, queries, mask, log_weights, position, heads, tokens, lse)
+    return tokens, lse
+
+
+def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
+    """The gradients that are needed."""
+    x, needs = call.x, call.needs
+    dtype = compute_dtype(x.dtype)
+    found = TokenizeGradients(
+        x=torch.empty_like(x) if needs[0] else None,
+        queries=_gradient(call.queries, needs[1], dtype),
+        log_weights=_gradient(call.log_weights, needs[2], dtype),
+        position=_gradient(call.position, needs[3], dtype),
+    )
+    _OPS.tokenize_backward.default(
+        _as(call.grad_tokens, x.dtype),
+        None if call.grad_lse is None else _as(call.grad_lse, dtype),
+        x,
+        call.queries,
+        call.mask,
+        call.log_weights,
+        call.position,
+        _as(call.tokens, dtype).contiguous(),
+        call.lse.contiguous(),
+        call.heads,
+        *found,
+    )
+    return found
+
+
+def project(call: Project) -> Tensor:
+    """The map."""
+    y = empty_map_like(call.x, call.values.shape[-1])
+    _OPS.project.default(*call[:-1], y)
+    return y
+
+
+def project_backward(call: ProjectBackward) -> ProjectGradients:
+    """The gradients that are needed."""
+    x, needs = call.x, call.needs
+    dtype = compute_dtype(x.dtype)
+    found = ProjectGradients(
+        x=torch.empty_like(x) if needs[0] else None,
+        keys=_gradient(call.keys, needs[1], dtype),
+        values=_gradient(call.values, needs[2], dtype),
+        bias=_gradient(call.bias, needs[3], dtype),
+    )
+    _OPS.project_backward.default(_as(call.grad_map, x.dtype), *call[1:7], *found)
+    return found
+
+
+def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The map (None unless wanted), its tokens (B, Lq, D + P) and lse (B, Lq) in the compute dtype."""
+    channels, rows = call.values.shape[-1], call.queries.shape[-2]
+    y = empty_map_like(call.x, channels) if call.return_map else None
+    tokens, lse = _pooled(call.x, rows, rows, channels, call.position)
+    _OPS.project_tokenize.default(*call[:11], y, tokens, lse)
+    return y, tokens, lse
+
+
+def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
+    """The gradients that are needed."""
+    x, residual, needs = call.x, call.residual, call.needs
+    dtype = compute_dtype(x.dtype)
+    found = ProjectTokenizeGradients(
+        x=torch.empty_like(x) if needs[0] else None,
+        keys=_gradient(call.keys, needs[1], dtype),
+        values=_gradient(call.values, needs[2], dtype),
+        queries=_gradient(call.queries, needs[3], dtype),
+        bias=_gradient(call.bias, needs[4], dtype),
+        residual=torch.empty_like(residual) if residual is not None and needs[5] else None,
+        log_weights=_gradient(call.log_weights, needs[6], dtype),
+        position=_gradient(call.position, needs[7], dtype),
+    )
+    _OPS.project_tokenize_backward.default(
+        None if call.grad_map is None else _as(call.grad_map, x.dtype),
+        _as(call.grad_tokens, x.dtype),
+        None if call.grad_lse is None else _as(call.grad_lse, dtype),
+        *call[3:12],
+        _as(call.tokens, dtype).contiguous(),
+        call.lse.contiguous(),
+        call.residual_input,
+        call.heads,
+        *found,
+    )
+    return found
+
+
+def _pooled(
+    x: Tensor, tokens: int, rows: int, channels: int, position: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Uninitialised tokens (B, tokens, channels + P) and lse (B, rows) in the compute dtype."""
+    width = channels if position is None else channels + position.shape[1]
+    dtype, batch = compute_dtype(x.dtype), x.shape[0]
+    return x.new_empty((batch, tokens, width), dtype=dtype), x.new_empty((batch, rows), dtype=dtype)
+
+
+def _gradient(operand: Tensor | None, needed: bool, dtype: torch.dtype) -> Tensor | None:
+    """Uninitialised memory, dense and in the compute dtype, for the gradient of a small operand."""
+    return operand.new_empty(operand.shape, dtype=dtype) if needed and operand is not None else None
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    # Tensor.to costs half a microsecond even where it changes nothing.
+    return value if value.dtype == dtype else value.to(dtype)

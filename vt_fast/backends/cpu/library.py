@@ -1,0 +1,95 @@
+"""The compiled library: loaded once, and if it cannot be, the reason, with what to do about it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parents[2] / "_native"
+_LIBRARY = "libvt_fast_cpu.so"
+_RECORD = "build.json"
+
+_AGAIN = "run `pip install --no-build-isolation .` in vt_fast's source tree"
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why the kernels cannot run here, or None. The first call loads them."""
+    reason = load(_FOLDER)
+    if reason is not None:
+        return reason
+    try:
+        _build_facts().chosen()
+    except ImportError:
+        return None  # built for another Python, but the kernels do not depend on it
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def load(folder: Path) -> str | None:
+    """Load the library in ``folder``, or say why that cannot be done.
+
+    The libraries and the record are what native_build/command.py leaves there.
+    """
+    record = _record(folder)
+    if "reason" in record:
+        return f"the kernels are not built: {record['reason']}"
+    path = folder / _LIBRARY
+    if not path.exists():
+        if record:
+            return f"the kernels were built, but {path} is missing; {_AGAIN}"
+        return "the kernels are not built; run `make native` in vt_fast's source tree"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        built = {"torch": "unknown", "oldest_torch": "unknown", "compiler": "an unknown compiler"} | record
+        return (
+            f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']} for "
+            f"torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({error}); with a "
+            f"torch that fits, {_AGAIN}"
+        )
+    return None
+
+
+def facts() -> dict[str, str]:
+    """What the library says about itself, by name; one line with the reason where it is not loaded.
+
+    Raises:
+        ImportError: it is loaded, but the module that speaks for it does not fit this Python.
+    """
+    reason = load(_FOLDER)
+    if reason is not None:
+        return {"library": f"none: {reason}"}
+    report = _build_facts()
+    try:
+        runs = report.chosen()
+    except RuntimeError as error:
+        runs = f"none: {error}"
+    return {
+        "library": str(_FOLDER / _LIBRARY),
+        "compiled for": ", ".join(report.compiled()),
+        "supported": ", ".join(report.supported()),
+        "runs": runs,
+        "compiler": report.compiler(),
+        "built with": f"torch {report.torch_of_headers()}, for {report.oldest_torch()} and later",
+        "threads": report.threads(),
+    }
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """What the build wrote down, or nothing if there was none."""
+    try:
+        found = json.loads((folder / _RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _build_facts() -> Any:
+    return importlib.import_module("vt_fast._native.build_facts")
