@@ -13,9 +13,9 @@ struct ProjectTokenizeWorker {
   ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
       : call(call), split(split), x(call.x, call, call.channels), residual(call.residual, call, call.out_channels),
         map(call.map, call, call.out_channels), projector(call, false, arena), tokenizer(call, split, plan, 1, arena) {
-    const bool options = tokenizer.options.valid;
+    const bool options = tokenizer.options.any;
     for (auto* each : {&x, &residual, &map})
-      if (!each->in_place || options) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if ((each->map.data || each == &map) && (!each->in_place || options)) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {

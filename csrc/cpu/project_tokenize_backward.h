@@ -32,7 +32,7 @@ struct ProjectTokenizeBackwardWorker {
         grad(call.grad_map, call, call.out_channels), dx(call.dx, call, call.channels),
         dresidual(call.dresidual, call, call.out_channels), projecting(call, plan.projecting, arena),
         tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, call, call.out_channels), streaming(streams(dx, call)) {
-    const bool options = tokenizing.options.valid;
+    const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx})
       if (each->map.data && (!each->in_place || options)) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);

@@ -8,16 +8,17 @@ struct PixelOptions {
   uint8_t* valid = nullptr;
   Acc* weights = nullptr;
   int64_t valid_count = 0;
+  bool any;  // whether there are options at all
 
-  PixelOptions(const Call& call, Arena& arena) : call(call) {
-    if (call.mask.data || call.log_weights.data) valid = arena.take<uint8_t>(most_pixels);
+  PixelOptions(const Call& call, Arena& arena) : call(call), any(call.mask.data || call.log_weights.data) {
+    if (any) valid = arena.take<uint8_t>(most_pixels);
     if (call.log_weights.data) weights = arena.take<Acc>(score_ld);
   }
 
   // Reads a tile's; returns its valid bytes, or none where all pixels are.
   const uint8_t* read(PixelRange range) {
     valid_count = range.count;
-    if (!call.mask.data && !call.log_weights.data) return nullptr;
+    if (!any) return nullptr;
     const auto run = [&](const Pixels& p, auto body) {
       for_each_run(call.width, p.batch, p.row, p.column, range, [&](int64_t first, int64_t offset, int64_t count) {
         for (int64_t i = 0; i < count; i++) body(first + i, offset + i * p.column);

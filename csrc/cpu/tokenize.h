@@ -156,7 +156,7 @@ struct TokenizeWorker {
 
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
       : split(split), x(call.x, call, call.channels), tokenizer(call, split, plan, call.heads, arena) {
-    if (!x.in_place || tokenizer.options.valid)
+    if (!x.in_place || tokenizer.options.any)
       x.use(arena.take<typename N::Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {

@@ -164,7 +164,7 @@ struct TokenizeBackwardWorker {
   TokenizeBackwardWorker(const Call& call, const Split& split, const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : call(call), split(split), x(call.x, call, call.channels), dx(call.dx, call, call.channels),
         tokenizer(call, split, plan, call.heads, arena), streaming(streams(dx, call)) {
-    if (!x.in_place || tokenizer.options.valid) x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
+    if (!x.in_place || tokenizer.options.any) x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
     if (call.dx.data && !dx.in_place) dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
