@@ -1,6 +1,7 @@
 // The entry points of one instruction set: which numbers and which orientation a call is computed in.
 // Included once per instruction set, with VT_BYTES (a vector's) and VT_NAMESPACE defined.
 
+#include <type_traits>
 #include <utility>
 
 #include "call.h"

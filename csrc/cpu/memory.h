@@ -25,11 +25,11 @@ struct Split {
   // least: pixels that a unit should have, so that its own overhead does not count.
   Split(int64_t batch, int64_t pixels, int64_t most, int64_t least) : batch(batch), pixels(pixels) {
     const int64_t wanted = smaller<int64_t>(64, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
-    most = rounded_up(smaller(most, most_pixels), 16);
+    most = rounded_up(smaller(most, most_pixels), 32);
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
-    chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), 16);
+    chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), 32);
     chunks = divided_up(pixels, chunk);
-    tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), 16);
+    tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), 32);
     samples = chunks == 1 ? divided_up(batch, smaller(wanted, batch)) : 1;
     units = chunks == 1 ? divided_up(batch, samples) : batch * chunks;
   }

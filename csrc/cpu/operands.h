@@ -1,5 +1,11 @@
 // Small operands, packed for products, and the sums that become tokens or their gradients.
 
+// Elements of two rows as lanes; without a second row, with zeros.
+VT_INLINE Vec<uint32_t> paired(const Bfloat16* first, const Bfloat16* second) {
+  const Vec<uint32_t> low = (Vec<uint32_t>)widen(first) >> 16;
+  return second ? low | (Vec<uint32_t>)widen(second) : low;
+}
+
 // A bank: `count` matrices (one for each head) of `rows` x `depth`, in x's elements, and packed in the two
 // forms that products take: by columns for scores, by rows for expand.
 template <class N, bool pixels_innermost>
@@ -55,8 +61,8 @@ struct Bank {
         if constexpr (N::group == 2) {
           Lane* to = pairs + matrix * divided_up(rows, 2) * ld;
           for (int64_t r = 0; r < rows; r += 2)
-            for (int64_t c = 0; c < ld; c++)
-              to[r / 2 * ld + c] = from[r * ld + c].bits | (r + 1 < rows ? (Lane)from[(r + 1) * ld + c].bits << 16 : 0);
+            for (int64_t c = 0; c < ld; c += lanes<Lane>)
+              store<Lane>(to + r / 2 * ld + c, paired(from + r * ld + c, r + 1 < rows ? from + (r + 1) * ld + c : nullptr));
         }
     }
   }
@@ -108,11 +114,8 @@ struct Weights {
       Lane* to = pairs + matrix * divided_up(count, 2) * score_ld;
       for (int64_t l = 0; l < count; l += 2) {
         const Elem* from = rounded + (first + l) * score_ld;
-        for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
-          Vec<uint32_t> low = (Vec<uint32_t>)widen(from + i) >> 16;
-          if (l + 1 < count) low |= (Vec<uint32_t>)widen(from + score_ld + i);
-          store<uint32_t>(to + l / 2 * score_ld + i, low);
-        }
+        for (int64_t i = 0; i < pixels; i += lanes<Acc>)
+          store<Lane>(to + l / 2 * score_ld + i, paired(from + i, l + 1 < count ? from + score_ld + i : nullptr));
       }
       return to;
     }
@@ -143,8 +146,9 @@ struct Sums {
   Sums() = default;
   Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : count(count), rows(rows), columns(columns) {
     const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
-    ld = pixels_innermost ? padded<N>(rows) : columns_room;
-    size = pixels_innermost ? columns_room * ld + 16 : rows_room * ld;
+    // Channels innermost: blocks of columns, which an addition walks through in order.
+    ld = pixels_innermost ? padded<N>(rows) : block_columns<N>;
+    size = pixels_innermost ? columns_room * ld + 16 : rounded_up(columns, ld) * rows;
     data = arena.take<Acc>(count * size);
     if (pixels_innermost) turned = arena.take<Acc>(rows_room * columns_room);
   }
@@ -157,7 +161,7 @@ struct Sums {
     if (pixels_innermost)
       broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
     else
-      accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels, out, ld, onto, scale, ahead);
+      accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels, out, ld, rows * ld, onto, scale, ahead);
   }
 
   // to[row][column] = factor[row] * sum, or the sum; to is dense but for the distance of rows.
@@ -174,9 +178,10 @@ struct Sums {
       transpose(from, ld, columns, rows, turned, from_ld);
       from = turned;
     }
+    const int64_t block = pixels_innermost ? columns : ld, next = pixels_innermost ? 0 : rows * ld;
     for (int64_t r = 0; r < rows; r++)
       for (int64_t c = 0; c < columns; c += lanes<Acc>) {
-        Vec<Acc> v = load<Acc>(from + r * from_ld + c);
+        Vec<Acc> v = load<Acc>(from + r * from_ld + c / block * next + c % block);
         if (factor) v *= factor[r];
         const int64_t left = columns - c;
         if (left >= lanes<Acc>) store<Acc>(to + r * to_ld + c, v); else store_part(to + r * to_ld + c, v, left);
@@ -191,7 +196,7 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
            typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
   if (pixels_innermost) {
     accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth, pixels, 64,
-                             scores, score_ld, Onto::nothing, (const typename N::Acc*)nullptr, ahead);
+                             scores, score_ld, block_columns<N>, Onto::nothing, (const typename N::Acc*)nullptr, ahead);
   } else {
     const int64_t ld = padded<N>(bank.rows);
     broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld, Onto::nothing,
@@ -206,9 +211,9 @@ void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& ba
             View<const typename N::Elem> base, View<typename N::Elem> out, bool streaming, int64_t ahead = 0) {
   const int64_t groups = divided_up(bank.rows, N::group);
   if (pixels_innermost)
-    expand_product<N, true>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
+    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
                             bank.depth, pixels);
   else
-    expand_product<N, false>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
+    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
                              pixels, bank.depth);
 }

@@ -14,6 +14,13 @@ enum class Onto { nothing, sum, scaled };
 template <class N>
 constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sums
 
+// Prefetching: while a tile is worked on, the next one comes in, `ahead` elements further. A processor
+// drops prefetches that come faster than memory answers, so they are spread over the two products that
+// every tile goes through: of each pair of cache lines (side by side in a row, or in two rows where a
+// block's row is one line), broadcast fetches one and accumulate or expand the other.
+template <class N>
+constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
+
 template <class Lane, class Packed>
 VT_INLINE Packed splat_lane(const void* x) {
   if constexpr (sizeof(Lane) == 8) {
@@ -56,19 +63,24 @@ VT_INLINE const T* from_offset(const T* scale, int64_t offset) { return scale ? 
 
 template <class N, class Lane, int rows, int vectors>
 void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, const Lane* w, int64_t ldw,
-                     typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale) {
+                     typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale, int64_t ahead) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t W = lanes<Acc>, group = sizeof(Lane) / sizeof(typename N::Elem);
   constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
   Vec<Acc> sums[rows][vectors] = {};
   const int64_t groups = depth / group;
-  for (int64_t k = 0; k < groups; k++) {
-    Packed b[vectors];
-    VT_UNROLL for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
-    VT_UNROLL for (int r = 0; r < rows; r++) {
-      const Packed a = splat_lane<Lane, Packed>(x + r * ldx + k * group);
-      VT_UNROLL for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
+  constexpr int64_t stretch = block_columns<N> / group;  // lanes between two prefetches
+  for (int64_t k = 0; k < groups;) {
+    if (ahead)
+      VT_UNROLL for (int r = lines<N> == 1; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
+    for (const int64_t end = smaller(k + stretch, groups); k < end; k++) {
+      Packed b[vectors];
+      VT_UNROLL for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
+      VT_UNROLL for (int r = 0; r < rows; r++) {
+        const Packed a = splat_lane<Lane, Packed>(x + r * ldx + k * group);
+        VT_UNROLL for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
+      }
     }
   }
   if (group > 1 && groups * group < depth) {
@@ -115,24 +127,13 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
   // As many rows as leave registers for the vectors; with 32 registers enough to hide the latency.
   constexpr int most = VT_BYTES == 64 ? (vectors == 1 ? 12 : vectors == 4 ? 6 : 8) : (vectors == 1 ? 8 : vectors == 2 ? 4 : 2);
   int64_t r = 0;
-  const auto fetch = [&](int64_t count) {
-    if (ahead)
-      for (int64_t i = r; i < r + count; i++)
-        for (int64_t k = 0; k < depth; k += 64 / (int64_t)sizeof(*x)) prefetch(x + i * ldx + k + ahead);
-  };
-  for (; r + most <= rows; r += most) {
-    fetch(most);
-    broadcast_block<N, Lane, most, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
-  }
+  for (; r + most <= rows; r += most)
+    broadcast_block<N, Lane, most, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
   if (most > 4)
-    for (; r + 4 <= rows; r += 4) {
-      fetch(4);
-      broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
-    }
-  for (; r < rows; r++) {
-    fetch(1);
-    broadcast_block<N, Lane, 1, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale);
-  }
+    for (; r + 4 <= rows; r += 4)
+      broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
+  for (; r < rows; r++)
+    broadcast_block<N, Lane, 1, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
 }
 
 // out[r][l] = sum_k x[r][k] w[k][l]: rows of a map (ldx) times `columns` columns packed as lanes
@@ -179,10 +180,7 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   for (int64_t k = 0; k < depth; k += group) {
     Packed b[2];
     N::template rows<part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
-    if (ahead)
-      VT_UNROLL for (int g = 0; g < group; g++)
-        VT_UNROLL for (int64_t c = 0; c < block_columns<N>; c += 64 / (int64_t)sizeof(*x))
-          prefetch(x + (k + g) * ldx + c + ahead);
+    if (ahead) prefetch(x + k * ldx + (lines<N> - 1) * (64 / (int64_t)sizeof(*x)) + ahead);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(ak + m * a_row);
@@ -218,22 +216,36 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
 }
 
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
-// lanes, `a_row` and `a_depth` apart; `out` has room for columns rounded up to block_columns. The depth is
-// taken in slices, so that the map's rows in one slice stay in the first cache and its page table.
+// lanes, `a_row` and `a_depth` apart; `out` is blocks of block_columns columns, out_block apart, the last one
+// with room for all. The depth is taken in slices, so that the map's rows in one slice stay in the first cache and its page table.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
-                        int64_t ldo, Onto onto, const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
+                        int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
   constexpr int64_t step = block_columns<N>;
+  // Many rows of few pass over a block of columns: it is copied together, out of rows that may share a
+  // cache set.
+  constexpr int64_t many = 32, most_packed = 128;
+  typename N::Elem packed[most_packed * step];
+  if (rows >= many) slice = smaller(slice, most_packed);
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
     const typename N::Lane* ak = a + k / N::group * a_depth;
     const Onto so_far = k ? Onto::sum : onto;
     int64_t c = 0;
+    if (rows >= many)
+      for (; c + step <= columns; c += step) {
+        for (int64_t i = 0; i < count; i++) {
+          const typename N::Elem* from = x + (k + i) * ldx + c;
+          __builtin_memcpy(packed + i * step, from, step * sizeof(*from));
+          if (ahead) prefetch(from + ahead);
+        }
+        accumulate_rows<N, a_row, false>(ak, a_depth, rows, packed, step, count, step, out + c / step * out_block, ldo, so_far, scale, 0);
+      }
     for (; c + step <= columns; c += step)
-      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step, out + c, ldo, so_far, scale, ahead);
+      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step, out + c / step * out_block, ldo, so_far, scale, ahead);
     if (c < columns)
-      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c, out + c, ldo, so_far, scale, ahead);
+      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c, out + c / step * out_block, ldo, so_far, scale, ahead);
   }
 }
 
@@ -259,9 +271,8 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
     VT_UNROLL for (int m = 0; m < rows; m++) {
       const typename N::Elem* base = e.base + (r + m) * e.ld_base + c;
       N::template load2<part>(base, columns, sums[m]);
-      if (e.ahead)
-        VT_UNROLL for (int64_t i = 0; i < block_columns<N>; i += 64 / (int64_t)sizeof(*base))
-          prefetch(base + i + e.ahead);
+      if (e.ahead && (lines<N> == 2 || m % 2 == 0))
+         prefetch(base + (lines<N> - 1) * (64 / (int64_t)sizeof(*base)) + e.ahead);
     }
   }
   const typename N::Lane *a = e.a + r, *b = e.b + c;
@@ -287,20 +298,15 @@ VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t 
 }
 
 // out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a map; no base: 0.
-// a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. Where b is
-// the smaller one, by_rows keeps a block of rows while all columns pass; else a block of columns stays.
-template <class N, bool by_rows>
+// a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. A block of rows
+// stays while all columns pass: what is read and written is then walked through in order.
+template <class N>
 void expand_product(const Expand<N>& e, int64_t rows, int64_t columns) {
   constexpr int64_t step = block_columns<N>, height = VT_BYTES == 64 ? 8 : 4;
   const int64_t whole = columns / step * step;
-  if (by_rows) {
-    for (int64_t r = 0; r < rows; r += height) {
-      const int64_t count = smaller(height, rows - r);
-      for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
-      if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
-    }
-  } else {
-    for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, 0, rows, c, step);
-    if (whole < columns) expand_rows<N, true>(e, 0, rows, whole, columns - whole);
+  for (int64_t r = 0; r < rows; r += height) {
+    const int64_t count = smaller(height, rows - r);
+    for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
+    if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
   }
 }

@@ -44,9 +44,9 @@ struct Projector {
   }
 
   // The weights P of a tile.
-  void attend(PixelRange range, View<const Elem> x) {
+  void attend(PixelRange range, View<const Elem> x, int64_t ahead) {
     const int64_t n = range.count;
-    score<N, pixels_innermost>(x, n, keys, 0, weights.row(0), scratch);
+    score<N, pixels_innermost>(x, n, keys, 0, weights.row(0), scratch, ahead);
     fill_padding(weights.row(0), heads * L, n, (Acc)0);
     for (int64_t h = 0; h < heads; h++) {
       Acc* s = weights.row(h * L);
@@ -87,8 +87,8 @@ struct ProjectWorker {
   bool streaming;
 
   ProjectWorker(const Call& call, const Split& split, const NoPlan&, Arena& arena)
-      : call(call), split(split), x(call.x, call, call.channels), residual(call.residual, call, call.out_channels),
-        map(call.map, call, call.out_channels), projector(call, false, arena), streaming(streams(map, call)) {
+      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
+        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), streaming(streams(map, projector.part, call)) {
     for (auto* each : {&x, &residual, &map})
       if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
@@ -97,7 +97,7 @@ struct ProjectWorker {
       projector.begin(sample);
       for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
         const View<const Elem> tile = x.read(range, nullptr);
-        projector.attend(range, tile);
+        projector.attend(range, tile, x.ahead(range, left));
         View<const Elem> base = {nullptr, 0};
         if (call.residual_input) base = tile;
         else if (call.residual.data) base = residual.read(range, nullptr);

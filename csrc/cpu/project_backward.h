@@ -50,7 +50,7 @@ struct ProjectorBackward {
     for (int64_t h = 0; h < heads; h++) {
       const View<const Elem> block = {grad.data + h * part * (pixels_innermost ? grad.ld : 1), grad.ld};
       Acc* g = grads.row(h * L);
-      score<N, pixels_innermost>(block, n, projector.values, h, g, projector.scratch);
+      score<N, pixels_innermost>(block, n, projector.values, h, g, projector.scratch, grad_ahead);
       fill_padding(g, L, n, (Acc)0);
       softmax_over_rows_backward(projector.weights.row(h * L), g, L, n);
       if (call.dvalues) dvalues.add(h, block, n, projector.weights.for_pool(h * L, L, n), nullptr, grad_ahead);
@@ -98,8 +98,8 @@ struct ProjectBackwardWorker {
   bool streaming;
 
   ProjectBackwardWorker(const Call& call, const Split& split, const ProjectBackwardPlan<N>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, call, call.channels), grad(call.grad_map, call, call.out_channels),
-        dx(call.dx, call, call.channels), backward(call, plan, arena), streaming(streams(dx, call)) {
+      : call(call), split(split), x(call.x, Use::read, call, call.channels), grad(call.grad_map, Use::read, call, call.out_channels),
+        dx(call.dx, Use::write, call, call.channels), backward(call, plan, arena), streaming(streams(dx, call.channels, call)) {
     for (auto* each : {&x, &grad, &dx})
       if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
@@ -108,7 +108,7 @@ struct ProjectBackwardWorker {
       backward.projector.begin(sample);
       for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
         const View<const Elem> tile = x.read(range, nullptr), grads = grad.read(range, nullptr);
-        backward.projector.attend(range, tile);
+        backward.projector.attend(range, tile, x.ahead(range, left));
         backward.add(range, tile, grads, x.ahead(range, left), grad.ahead(range, left));
         if (call.dx.data) {
           backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range), streaming);

@@ -11,8 +11,8 @@ struct ProjectTokenizeWorker {
   bool streaming;
 
   ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, call, call.channels), residual(call.residual, call, call.out_channels),
-        map(call.map, call, call.out_channels), projector(call, false, arena), tokenizer(call, split, plan, 1, arena) {
+      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
+        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), tokenizer(call, split, plan, 1, arena) {
     const bool options = tokenizer.options.any;
     for (auto* each : {&x, &residual, &map})
       if ((each->map.data || each == &map) && (!each->in_place || options)) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
@@ -26,7 +26,7 @@ struct ProjectTokenizeWorker {
         // Where nobody sees the map, a masked pixel is not used at all.
         const uint8_t* read = call.map.data ? nullptr : valid;
         const View<const Elem> tile = x.read(range, read);
-        projector.attend(range, tile);
+        projector.attend(range, tile, x.ahead(range, left));
         View<const Elem> base = {nullptr, 0};
         if (call.residual_input) base = tile;
         else if (call.residual.data) base = residual.read(range, read);

@@ -28,10 +28,10 @@ struct ProjectTokenizeBackwardWorker {
   bool streaming;
 
   ProjectTokenizeBackwardWorker(const Call& call, const Split& split, const ProjectTokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, call, call.channels), residual(call.residual, call, call.out_channels),
-        grad(call.grad_map, call, call.out_channels), dx(call.dx, call, call.channels),
-        dresidual(call.dresidual, call, call.out_channels), projecting(call, plan.projecting, arena),
-        tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, call, call.out_channels), streaming(streams(dx, call)) {
+      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
+        grad(call.grad_map, Use::read, call, call.out_channels), dx(call.dx, Use::write, call, call.channels),
+        dresidual(call.dresidual, Use::write, call, call.out_channels), projecting(call, plan.projecting, arena),
+        tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, Use::write, call, call.out_channels), streaming(streams(dx, call.channels, call)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx})
@@ -70,7 +70,7 @@ struct ProjectTokenizeBackwardWorker {
     const View<const Elem> grads = call.grad_map.data ? grad.read(range, nullptr) : none;
     const uint8_t* read = find_used(range, valid, grads);
     const View<const Elem> pixels = x.read(range, read);
-    projecting.projector.attend(range, pixels);
+    projecting.projector.attend(range, pixels, x.ahead(range, left));
     const View<const Elem> base = call.residual_input ? pixels : call.residual.data ? residual.read(range, read) : none;
     const View<Elem> map = {y.buffer, y.buffer_ld};
     projecting.projector.spread(range, base, map, false, 0);

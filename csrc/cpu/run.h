@@ -4,7 +4,7 @@
 // cache while `products` pass over it, and the rows of few are worth loading.
 template <class N, bool pixels_innermost>
 int64_t tile_pixels(int64_t width) {
-  const int64_t fitting = (384 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 16 * 16;
+  const int64_t fitting = (384 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
   return smaller<int64_t>(larger<int64_t>(fitting, 32), pixels_innermost ? most_pixels : 128);
 }
 
@@ -62,9 +62,10 @@ struct Current {
 // Results larger than this are not read again before they leave the caches, so they are not put there.
 constexpr int64_t streamed_bytes = 24 << 20;
 
+// `part`: channels that a product writes at once.
 template <class N, bool pixels_innermost>
-bool streams(const TiledMap<N, pixels_innermost>& map, const Call& call) {
-  return map.aligned() && call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem) > streamed_bytes / 2;
+bool streams(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call) {
+  return map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0) && call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem) > streamed_bytes / 2;
 }
 
 VT_INLINE Map table_map(const Rows& position, const Call& call) {

@@ -18,9 +18,9 @@ template <class T>
 constexpr int lanes = VT_BYTES / sizeof(T);
 
 template <class T>
-VT_INLINE T smaller(T a, T b) { return b < a ? b : a; }
+constexpr VT_INLINE T smaller(T a, T b) { return b < a ? b : a; }
 template <class T>
-VT_INLINE T larger(T a, T b) { return a < b ? b : a; }
+constexpr VT_INLINE T larger(T a, T b) { return a < b ? b : a; }
 VT_INLINE int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 VT_INLINE int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
 
@@ -86,23 +86,21 @@ VT_INLINE void prefetch(const T* p) { __builtin_prefetch(p, 0, 2); }
 template <class T>
 VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
 
-template <class T>
-VT_INLINE T highest(Vec<T> v) {
-  T part[lanes<T>];
-  store<T>(part, v);
-  T found = part[0];
-  for (int i = 1; i < lanes<T>; i++) found = part[i] > found ? part[i] : found;
-  return found;
+// Lane i of the result is lane i + half of v, for the lower lanes.
+template <int half, class V, int... lane>
+VT_INLINE V upper_half(V v, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(v, v, (lane < half ? lane + half : lane)...);
 }
-
-// In a fixed order, halves first.
-template <class T>
+template <class T, int half = lanes<T> / 2>
+VT_INLINE T highest(Vec<T> v) {
+  if constexpr (half == 0) return v[0];
+  else return highest<T, half / 2>(max_of<T>(v, upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>())));
+}
+// In a fixed order.
+template <class T, int half = lanes<T> / 2>
 VT_INLINE T total(Vec<T> v) {
-  T part[lanes<T>];
-  store<T>(part, v);
-  for (int width = lanes<T> / 2; width; width /= 2)
-    for (int i = 0; i < width; i++) part[i] += part[i + width];
-  return part[0];
+  if constexpr (half == 0) return v[0];
+  else return total<T, half / 2>(v + upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>()));
 }
 
 // e^x to about one unit in the last place. Below the smallest normal result: 0. NaN stays NaN.

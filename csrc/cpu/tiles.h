@@ -24,6 +24,11 @@ VT_INLINE bool even_pixels(int64_t height, int64_t width, int64_t row, int64_t c
 
 template <class From, class To>
 void copy_run(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t count) {
+  if constexpr (std::is_same_v<From, To>)
+    if (from_stride == 1 && to_stride == 1) {
+      __builtin_memcpy(to, from, count * sizeof(To));
+      return;
+    }
   for (int64_t i = 0; i < count; i++) to[i * to_stride] = Rounded<To>::from(from[i * from_stride]);
 }
 template <class Half>
@@ -83,6 +88,8 @@ VT_INLINE void for_each_run(int64_t width, int64_t batch, int64_t row, int64_t c
   }
 }
 
+enum class Use { read, write };
+
 // One map of a call, as tiles.
 template <class N, bool pixels_innermost>
 struct TiledMap {
@@ -96,12 +103,14 @@ struct TiledMap {
   Elem* buffer = nullptr;
   int64_t buffer_ld = 0;
 
-  TiledMap(const Map& map, const Call& call, int64_t channels)
+  TiledMap(const Map& map, Use use, const Call& call, int64_t channels)
       : map(map), dtype(call.dtype), width(call.width), channels(channels) {
     const bool even = even_pixels(call.height, call.width, map.row, map.column, distance);
     const bool unit = pixels_innermost ? distance == 1 || call.height * call.width == 1 : map.channel == 1 || channels == 1;
     in_place = map.data && even && unit && dtype == N::dtype;
     ld = pixels_innermost ? map.channel : distance;
+    // Rows that share a cache set would throw each other out between the products that read them.
+    if (use == Use::read && pixels_innermost && channels > 8 && ld * (int64_t)sizeof(Elem) % 4096 == 0) in_place = false;
   }
 
   // Elements of a buffer for tiles of `pixels`, none of whose rows share a cache set.
@@ -159,9 +168,11 @@ struct TiledMap {
           tile.data[pixels_innermost ? c * tile.ld + i : i * tile.ld + c] = Elem{};
   }
 
-  // How far ahead of a tile in place the next one lies, to prefetch it; 0 if it is not.
+  // How far the next tile in place lies ahead, to prefetch it: the sample's next, or the next sample's first.
   int64_t ahead(PixelRange range, int64_t pixels_left) const {
-    return in_place && pixels_left >= 2 * range.count ? range.count * distance : 0;
+    if (!map.data) return 0;
+    if (!in_place) return 0;
+    return pixels_left > range.count ? range.count * distance : map.batch - range.first * distance;
   }
   // Whether whole vectors written in place are aligned.
   bool aligned() const {

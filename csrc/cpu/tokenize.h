@@ -84,7 +84,7 @@ struct Tokenizer {
         weights(heads, L, false, arena),
         tokens(heads, L, part, arena),
         running(heads * L, arena), options(call, arena),
-        table(table_map(call.position, call), call, call.table) {
+        table(table_map(call.position, call), Use::read, call, call.table) {
     if (call.table) {
       pooled_table = Sums<N, pixels_innermost>(1, L, call.table, arena);
       table.use(arena.take<Elem>(table.buffer_size(call.table, split.tile)), split.tile);
@@ -110,7 +110,7 @@ struct Tokenizer {
     for (int64_t h = 0; h < heads; h++) {
       const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
       Acc* s = weights.row(h * L);
-      score<N, pixels_innermost>(block, range.count, queries, h, s, scratch);
+      score<N, pixels_innermost>(block, range.count, queries, h, s, scratch, ahead);
       if (options.weights) add_to_rows(s, L, range.count, options.weights);
       if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
       run_softmax(running, s, h * L, L, range.count);
@@ -155,7 +155,7 @@ struct TokenizeWorker {
   Tokenizer<N, pixels_innermost> tokenizer;
 
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
-      : split(split), x(call.x, call, call.channels), tokenizer(call, split, plan, call.heads, arena) {
+      : split(split), x(call.x, Use::read, call, call.channels), tokenizer(call, split, plan, call.heads, arena) {
     if (!x.in_place || tokenizer.options.any)
       x.use(arena.take<typename N::Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
   }

@@ -68,7 +68,7 @@ struct TokenizerBackward {
                     int64_t heads, Arena& arena)
       : call(call), split(split), plan(plan), heads(heads), L(call.queries_per_head), part(call.out_channels / heads),
         rows(heads, 2 * L, part, true, true, arena), weights(heads, 2 * L, true, arena), options(call, arena),
-        table(table_map(call.position, call), call, call.table) {
+        table(table_map(call.position, call), Use::read, call, call.table) {
     if (call.dqueries) dqueries = Sums<N, pixels_innermost>(heads, L, part, arena);
     if (call.table) {
       table_rows = Bank<N, pixels_innermost>(1, L, call.table, true, false, arena);
@@ -110,7 +110,7 @@ struct TokenizerBackward {
     for (int64_t h = 0; h < heads; h++) {
       const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
       Acc *s = weights.row(2 * h * L), *g = s + L * score_ld;
-      score<N, pixels_innermost>(block, n, rows, h, s, scratch);
+      score<N, pixels_innermost>(block, n, rows, h, s, scratch, ahead);
       if (options.weights) add_to_rows(s, L, n, options.weights);
       if (call.table) add_rows(g, L, n, table_scores);
       pool_backward(s, g, L, n, lse + h * L, delta + h * L);
@@ -162,8 +162,8 @@ struct TokenizeBackwardWorker {
   bool streaming;
 
   TokenizeBackwardWorker(const Call& call, const Split& split, const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, call, call.channels), dx(call.dx, call, call.channels),
-        tokenizer(call, split, plan, call.heads, arena), streaming(streams(dx, call)) {
+      : call(call), split(split), x(call.x, Use::read, call, call.channels), dx(call.dx, Use::write, call, call.channels),
+        tokenizer(call, split, plan, call.heads, arena), streaming(streams(dx, tokenizer.part, call)) {
     if (!x.in_place || tokenizer.options.any) x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
     if (call.dx.data && !dx.in_place) dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
   }
