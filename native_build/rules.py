@@ -73,8 +73,8 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         directory,
         LIBRARY,
         library,
-        # torch's libraries are found by their names among those that torch has loaded.
-        [f"-L{tools.torch_lib}", "-ltorch_cpu", "-Wl,--version-script=csrc/exports.map"],
+        # When it is loaded, torch's library is found by its name: torch has loaded it before.
+        [str(tools.torch_lib / "libtorch_cpu.so"), "-Wl,--version-script=csrc/exports.map"],
         needs="csrc/exports.map",
     )
     # $ORIGIN is the loader's: the folder that build_facts lies in.
