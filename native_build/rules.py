@@ -26,8 +26,8 @@ _INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
         "avx512": _AVX512,
         "avx512_bf16": [*_AVX512, "-mavx512bf16"],
     },
-    "other": {"baseline": []},
 }
+_PLAIN: dict[str, list[str]] = {"baseline": []}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
     kernels = [
         _Object(f"isa_{name}.o", f"csrc/cpu/isa/{name}.cpp", flags)
-        for name, flags in _INSTRUCTION_SETS[tools.machine].items()
+        for name, flags in _INSTRUCTION_SETS.get(tools.machine, _PLAIN).items()
     ]
     library = [
         *kernels,
@@ -68,7 +68,10 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     ]
     for item in [*library, *facts]:
         target = _path(directory / item.name)
-        lines += [f"build {target}: compile {item.source}", f"  flags = {_command([*_COMMON, *item.flags])}"]
+        lines += [
+            f"build {target}: compile {item.source}",
+            f"  flags = {_command([*_COMMON, *tools.plainest, *item.flags])}",
+        ]
     lines += _link(
         directory,
         LIBRARY,
