@@ -10,10 +10,13 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 # Tests run side by side, one worker per core, so each worker gets one thread: more would only fight.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
+# What the kernels are built from and by. Where they cannot be built, make says so instead of going on without.
+NATIVE_SOURCES := setup.py $(shell find csrc native_build -name '*.cpp' -o -name '*.h' -o -name '*.map' -o -name '*.py')
+BUILD_ENV := VT_FAST_BUILD=require
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format info clean
+.PHONY: help demo test lint format info native clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -22,13 +25,14 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
+	@echo 'make native  build the C++ kernels anew, as far as they have changed (demo and test do so too)'
 	@echo 'make clean   remove .venv, caches and outputs'
 	@echo 'PYTHON=...   which Python builds .venv (3.10 or later; now: $(PYTHON))'
 
-demo: $(VENV)/demo.stamp
+demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast $(TEST_FLAGS)
 
 lint: $(VENV)/dev.stamp
@@ -40,10 +44,15 @@ format: $(VENV)/dev.stamp
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-info: $(VENV)/demo.stamp
+info: $(VENV)/demo.stamp $(VENV)/native.stamp
 	@$(PY) -m vt_fast info
 
+native: $(VENV)/build.stamp
+	$(BUILD_ENV) $(PY) setup.py -q build_ext --inplace
+	@touch $(VENV)/native.stamp
+
 clean:
+	rm -f vt_fast/_native/*.so vt_fast/_native/build.json
 	rm -rf $(VENV) build dist vt_fast.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -55,15 +64,19 @@ $(VENV)/created.stamp:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'error: $(PYTHON) cannot make a virtual environment; it lacks its venv module (on Debian and Ubuntu: the package python3-venv)' >&2; exit 1; }
 	@touch $@
 
-# No build isolation: the build uses the pinned setuptools, and nothing is fetched twice.
+# No build isolation: the build uses the torch that the package will run with, and nothing is fetched twice.
 $(VENV)/build.stamp: constraints.txt $(VENV)/created.stamp
-	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt setuptools torch ninja pybind11
 	@touch $@
 
-$(VENV)/demo.stamp: pyproject.toml setup.py constraints.txt $(VENV)/build.stamp
-	$(PIP) install --no-build-isolation -c constraints.txt -e '.[demo]'
+$(VENV)/native.stamp: $(NATIVE_SOURCES) $(VENV)/build.stamp
+	$(BUILD_ENV) $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml setup.py constraints.txt $(VENV)/build.stamp
-	$(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
+$(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
+	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
+	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/demo.stamp $@

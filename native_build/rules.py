@@ -26,8 +26,8 @@ _INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
         "avx512": _AVX512,
         "avx512_bf16": [*_AVX512, "-mavx512bf16"],
     },
-    "other": {"baseline": []},
 }
+_PLAIN: dict[str, list[str]] = {"baseline": []}
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     torch = [f"-isystem{tools.torch_include}"]
     python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
     kernels = [
-        _Object(f"isa_{name}.o", f"csrc/cpu/isa/{name}.cpp", flags)
-        for name, flags in _INSTRUCTION_SETS[tools.machine].items()
+        _Object(f"isa_{name}.o", f"csrc/cpu/isa/{name}.cpp", [*flags, *_quiet(tools)])
+        for name, flags in _INSTRUCTION_SETS.get(tools.machine, _PLAIN).items()
     ]
     library = [
         *kernels,
@@ -68,13 +68,16 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     ]
     for item in [*library, *facts]:
         target = _path(directory / item.name)
-        lines += [f"build {target}: compile {item.source}", f"  flags = {_command([*_COMMON, *item.flags])}"]
+        lines += [
+            f"build {target}: compile {item.source}",
+            f"  flags = {_command([*_COMMON, *tools.plainest, *item.flags])}",
+        ]
     lines += _link(
         directory,
         LIBRARY,
         library,
-        # torch's libraries are found by their names among those that torch has loaded.
-        [f"-L{tools.torch_lib}", "-ltorch_cpu", "-Wl,--version-script=csrc/exports.map"],
+        # When it is loaded, torch's library is found by its name: torch has loaded it before.
+        [str(tools.torch_lib / "libtorch_cpu.so"), "-Wl,--version-script=csrc/exports.map"],
         needs="csrc/exports.map",
     )
     # $ORIGIN is the loader's: the folder that build_facts lies in.
@@ -84,6 +87,11 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         directory, FACTS, facts, [*origin, "-Wl,--allow-shlib-undefined"], needs=_path(directory / LIBRARY)
     )
     return "\n".join(lines) + "\n"
+
+
+def _quiet(tools: Toolchain) -> list[str]:
+    """No warnings about GCC's own intrinsics, which leave values undefined on purpose (its bug 105593)."""
+    return ["-Wno-maybe-uninitialized"] if tools.compiler_name.startswith("GCC") else []
 
 
 def _link(directory: Path, name: str, objects: list[_Object], flags: list[str], needs: str) -> list[str]:

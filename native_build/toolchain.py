@@ -16,6 +16,10 @@ from pathlib import Path
 
 # Its stable ABI is what csrc/torch/cpu_ops.cpp is written for.
 OLDEST_TORCH = (2, 11)
+# Flags for the plainest processor of a kind. Compilers differ in how they spell it, and some of them take
+# the processor that they run on unless told otherwise: `zig c++` does, and so do some distributions' GCC.
+_PLAINEST = {"x86_64": ("-march=x86-64", "-march=x86_64"), "aarch64": ("-mcpu=generic",)}
+
 RETRY = "run `pip install --no-build-isolation .` in the source tree again"
 
 
@@ -29,7 +33,8 @@ class Toolchain:
 
     compiler: list[str]
     compiler_name: str
-    machine: str  # what the compiler compiles for: "x86_64", or "other"
+    machine: str  # what the compiler compiles for: "x86_64", "aarch64" or "other"
+    plainest: list[str]  # the flags that make it compile for the plainest of these
     ninja: str
     torch_version: str
     torch_include: Path
@@ -49,11 +54,13 @@ def find() -> Toolchain:
     torch = _torch()
     torch_version = _torch_version(torch)
     compiler = _compiler()
-    name, machine = _probe(compiler)
+    macros = _macros(compiler)
+    machine = next((name for name in _PLAINEST if f"__{name}__" in macros), "other")
     return Toolchain(
         compiler=compiler,
-        compiler_name=name,
+        compiler_name=_compiler_name(macros),
         machine=machine,
+        plainest=_plainest(compiler, machine),
         ninja=_ninja(),
         torch_version=torch_version,
         torch_include=torch / "include",
@@ -106,27 +113,36 @@ def _compiler() -> list[str]:
     )
 
 
-def _probe(compiler: list[str]) -> tuple[str, str]:
-    """The compiler's name and version, and the processor it compiles for: it says so in its macros."""
-    command = [*compiler, "-std=c++17", "-dM", "-E", "-x", "c++", os.devnull]
+def _macros(compiler: list[str]) -> dict[str, str]:
+    """What the compiler says about itself and the processor that it compiles for."""
     shown = " ".join(compiler)
+    advice = f"install g++ or name another compiler in the environment variable CXX, then {RETRY}"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = _preprocess(compiler)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotBuildError(
-            f"the C++ compiler `{shown}` does not run ({error}); install g++ or name another compiler in the "
-            f"environment variable CXX, then {RETRY}"
-        ) from error
+        raise CannotBuildError(f"the C++ compiler `{shown}` does not run ({error}); {advice}") from error
     if done.returncode != 0:
         first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
-        raise CannotBuildError(
-            f"the C++ compiler `{shown}` does not compile C++17 ({first}); install g++ or name another "
-            f"compiler in the environment variable CXX, then {RETRY}"
-        )
-    macros = dict(re.findall(r"^#define (\w+) (.*)$", done.stdout, flags=re.MULTILINE))
-    version = macros.get("__VERSION__", '"of unknown version"').strip('"')
-    name = version if "__clang__" in macros else f"GCC {version}"
-    return name, "x86_64" if "__x86_64__" in macros else "other"
+        raise CannotBuildError(f"the C++ compiler `{shown}` does not compile C++17 ({first}); {advice}")
+    return dict(re.findall(r"^#define (\w+) (.*)$", done.stdout, flags=re.MULTILINE))
+
+
+def _preprocess(compiler: list[str], *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [*compiler, "-std=c++17", *flags, "-dM", "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def _compiler_name(macros: dict[str, str]) -> str:
+    version = macros.get("__VERSION__", '"of unknown version"').strip('" ')
+    return version if "__clang__" in macros else f"GCC {version}"
+
+
+def _plainest(compiler: list[str], machine: str) -> list[str]:
+    """The first spelling that the compiler takes; none where there is no choice to make."""
+    for flag in _PLAINEST.get(machine, ()):
+        if _preprocess(compiler, flag).returncode == 0:
+            return [flag]
+    return []
 
 
 def _ninja() -> str:

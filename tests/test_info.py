@@ -17,6 +17,7 @@ def test_report_names_versions_devices_and_backends(capsys):
     for word in (
         "versions",
         "devices",
+        "kernels",
         "backends",
         "vt_fast",
         "torch",
@@ -68,22 +69,23 @@ def test_failing_probe_does_not_hide_the_rest(monkeypatch, capsys):
         raise RuntimeError("driver too old")
 
     monkeypatch.setattr(info, "_gpus", fail)
+    monkeypatch.setattr(info, "_kernels", fail)
     monkeypatch.setattr(info, "_backends", fail)
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert out.count("not known (RuntimeError: driver too old)") == 2
+    assert out.count("not known (RuntimeError: driver too old)") == 3
     assert __version__ in out
 
 
 def test_each_gpu_gets_a_line():
-    report = {"versions": {}, "devices": {"gpu": ["first", "second"]}, "backends": []}
+    report = {"versions": {}, "devices": {"gpu": ["first", "second"]}, "kernels": {}, "backends": []}
     assert "  gpu 0  first\n  gpu 1  second" in info.render(report)
 
 
 def test_reason_of_a_backend_is_shown():
     backends = [{"name": "cpu", "available": False, "reason": "the library is not built"}]
     assert "cpu  no: the library is not built" in info.render(
-        {"versions": {}, "devices": {}, "backends": backends}
+        {"versions": {}, "devices": {}, "kernels": {}, "backends": backends}
     )
 
 

@@ -107,14 +107,21 @@ def _backends() -> list[dict[str, Any]]:
     ]
 
 
+def _kernels() -> dict[str, str]:
+    from vt_fast.backends.cpu import library
+
+    return library.facts()
+
+
 def collect() -> dict[str, Any]:
     """Gather the report as plain data, ready for JSON; never raises.
 
-    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value) and ``backends``: a
-    list of ``{"name", "available", "reason"}``, or one text with its cause if the list could not be had.
+    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value), ``kernels`` (name ->
+    text, about the compiled library) and ``backends``: a list of ``{"name", "available", "reason"}``. The
+    last two are one text with its cause if they could not be had.
 
     >>> sorted(collect())
-    ['backends', 'devices', 'versions']
+    ['backends', 'devices', 'kernels', 'versions']
     """
     versions: dict[str, Any] = {
         "vt_fast": _guarded(_own_version),
@@ -130,7 +137,12 @@ def collect() -> dict[str, Any]:
         "instructions": _guarded(_instruction_set),
         "gpu": _guarded(_gpus),
     }
-    return {"versions": versions, "devices": devices, "backends": _guarded(_backends)}
+    return {
+        "versions": versions,
+        "devices": devices,
+        "kernels": _guarded(_kernels),
+        "backends": _guarded(_backends),
+    }
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> list[str]:
@@ -141,12 +153,15 @@ def _section(title: str, rows: list[tuple[str, str]]) -> list[str]:
 def render(report: dict[str, Any]) -> str:
     """Lay the report out for a terminal.
 
-    >>> print(render({"versions": {"torch": "2"}, "devices": {}, "backends": [
+    >>> print(render({"versions": {"torch": "2"}, "devices": {}, "kernels": {"runs": "avx2"}, "backends": [
     ...     {"name": "cpu", "available": False, "reason": "not built"}]}))
     versions
       torch  2
     <BLANKLINE>
     devices
+    <BLANKLINE>
+    kernels
+      runs  avx2
     <BLANKLINE>
     backends
       cpu  no: not built
@@ -162,8 +177,13 @@ def render(report: dict[str, Any]) -> str:
         rows = [(b["name"], "yes" if b["available"] else f"no: {b['reason']}") for b in backends]
     else:
         rows = [("all", str(backends))]
+    kernels = report["kernels"]
+    if not isinstance(kernels, dict):
+        kernels = {"library": kernels}
     lines = _section("versions", [(name, str(value)) for name, value in report["versions"].items()])
-    lines += _section("devices", devices) + _section("backends", rows)
+    lines += _section("devices", devices)
+    lines += _section("kernels", [(name, str(value)) for name, value in kernels.items()])
+    lines += _section("backends", rows)
     return "\n".join(lines).rstrip()
 
 

@@ -9,7 +9,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdio>
+#include <exception>
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 #include "torch_facts.h"
 
@@ -146,8 +150,10 @@ class TorchHost {
     // torch aligns to 64 bytes unless somebody has replaced its allocator.
     const int64_t size = static_cast<int64_t>(bytes + alignment - 1), stride = 1;
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(),
-                                                    aoti_torch_device_type_cpu(), 0, &handle));
+    if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0,
+                                 &handle) != TORCH_SUCCESS) {
+      throw std::runtime_error("a kernel's " + std::to_string(bytes) + " bytes of working memory are not to be had");
+    }
     Optional& memory = static_cast<TorchHost*>(self)->memory_;
     memory.emplace(handle);
     const auto address = reinterpret_cast<uintptr_t>(memory->mutable_data_ptr());
@@ -258,6 +264,35 @@ void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_toke
   run(&Kernels::project_tokenize_backward, call);
 }
 
+// ---- errors ----
+
+using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
+
+thread_local char failure[1024];
+
+// Never inlined, so that no handler of exceptions is left in the function below.
+template <Boxed op>
+__attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, uint64_t outputs) noexcept {
+  try {
+    op(stack, inputs, outputs);
+    return true;
+  } catch (const std::exception& error) {
+    std::snprintf(failure, sizeof(failure), "%s", error.what());
+  } catch (...) {
+    std::snprintf(failure, sizeof(failure), "an exception of an unknown type");
+  }
+  return false;
+}
+
+// What torch calls. An exception of ours would be a stranger to torch if this library brought a C++
+// library of its own, as it does when `zig c++` has built it. So torch is asked to throw one of its.
+template <Boxed op>
+void guarded(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  if (!succeeds<op>(stack, inputs, outputs)) {
+    aoti_torch_check(false, "vt_fast_cpu", __FILE__, __LINE__, failure);
+  }
+}
+
 }  // namespace
 }  // namespace vt
 
@@ -289,10 +324,10 @@ STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CPU, library) {
-  library.impl("tokenize", TORCH_BOX(&vt::tokenize));
-  library.impl("tokenize_backward", TORCH_BOX(&vt::tokenize_backward));
-  library.impl("project", TORCH_BOX(&vt::project));
-  library.impl("project_backward", TORCH_BOX(&vt::project_backward));
-  library.impl("project_tokenize", TORCH_BOX(&vt::project_tokenize));
-  library.impl("project_tokenize_backward", TORCH_BOX(&vt::project_tokenize_backward));
+  library.impl("tokenize", vt::guarded<TORCH_BOX(&vt::tokenize)>);
+  library.impl("tokenize_backward", vt::guarded<TORCH_BOX(&vt::tokenize_backward)>);
+  library.impl("project", vt::guarded<TORCH_BOX(&vt::project)>);
+  library.impl("project_backward", vt::guarded<TORCH_BOX(&vt::project_backward)>);
+  library.impl("project_tokenize", vt::guarded<TORCH_BOX(&vt::project_tokenize)>);
+  library.impl("project_tokenize_backward", vt::guarded<TORCH_BOX(&vt::project_tokenize_backward)>);
 }

@@ -48,11 +48,11 @@ def load(folder: Path) -> str | None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        built = {"torch": "unknown", "oldest_torch": "unknown", "compiler": "an unknown compiler"} | record
+        built = {"torch": "?", "oldest_torch": "?", "compiler": "an unknown compiler"} | record
         return (
-            f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']} for "
-            f"torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({error}); with a "
-            f"torch that fits, {_AGAIN}"
+            f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']}, "
+            f"for torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({error}); "
+            f"with a torch that fits, {_AGAIN}"
         )
     return None
 
