@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,19 @@ def test_any_supported_instruction_set_can_be_chosen_and_computes_the_same(facts
     assert facts.chosen() == facts.supported()[-1]
     assert facts.choose(None)
     assert facts.chosen() == first
+
+
+@built
+def test_calls_from_many_threads_do_not_meet():
+    problems = [(torch.randn(2, 500, 16), torch.randn(3, 16)) for _ in range(8)]
+
+    def solve(problem):
+        return [vt_fast.tokenize(*problem, backend="cpu") for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for problem, results in zip(problems, pool.map(solve, problems), strict=True):
+            expected = vt_fast.tokenize(*problem, backend="cpu")
+            assert all(torch.equal(result, expected) for result in results)
 
 
 CHOSEN = """
