@@ -25,6 +25,13 @@ def hide_packages(*names): hide(lambda spec: spec.name.partition(".")[0] in name
 def hide_compiled():
     hide(lambda spec: spec.name.startswith("vt_fast.")
          and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader))
+def hide_kernels():
+    import ctypes
+    class Hiding(ctypes.CDLL):
+        def __init__(self, name, *args, **kwargs):
+            if "libvt_fast_cpu" in str(name): raise OSError("hidden")
+            super().__init__(name, *args, **kwargs)
+    ctypes.CDLL = Hiding
 """
 
 USE_ALL_OPS = """
@@ -99,7 +106,8 @@ def test_every_public_name_resolves():
         pytest.param("hide_packages('triton')", id="triton"),
         pytest.param("hide_packages('fvcore', 'iopath')", id="fvcore"),
         pytest.param("hide_packages('matplotlib', 'sklearn', 'PIL', 'tqdm')", id="demo-extra"),
-        pytest.param("hide_compiled()", id="compiled-library"),
+        pytest.param("hide_compiled()", id="compiled-module"),
+        pytest.param("hide_compiled(); hide_kernels()", id="compiled-library"),
         pytest.param("pass", id="gpu"),
     ],
 )
@@ -114,6 +122,10 @@ def test_the_blocker_itself_hides():
     done = run(f"{BLOCKER}\nhide_packages('sqlite3')\nimport sqlite3")
     assert done.returncode == 1
     assert "No module named 'sqlite3'" in done.stderr
+    done = check(
+        f"{BLOCKER}\nhide_kernels()\nfrom vt_fast import backends; print(dict(backends.report())['cpu'])"
+    )
+    assert done.stdout.startswith("the kernels ")
     probe = "import importlib.util, vt_fast; print(importlib.util.find_spec('vt_fast.fake_library'))"
     place = "import vt_fast; suffix = importlib.machinery.EXTENSION_SUFFIXES[0]"
     fake = "import pathlib, tempfile; folder = tempfile.mkdtemp(); vt_fast.__path__.append(folder)"

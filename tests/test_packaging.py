@@ -1,12 +1,14 @@
-"""What is built is what the source says: all subpackages, the type marker, one version and no pins."""
+"""What is built is what the source says: all subpackages, the kernels or why not, one version and no pins."""
 
 import email
 import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -25,7 +27,9 @@ SOURCES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-SOURCES += ["Makefile", "constraints.txt", "csrc", "benchmarks", ".ci", "tests", "vt_fast"]
+SOURCES += ["Makefile", "constraints.txt", "csrc", "native_build", "benchmarks", ".ci", "tests", "vt_fast"]
+# What a build needs, for kernels and without: a compiler is looked for by the build itself.
+PACKAGES = ("setuptools", "torch", "ninja", "pybind11")
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="runs in a source tree only"),
@@ -33,21 +37,30 @@ pytestmark = [
 ]
 
 
-def build(directory, hook):
-    """Build in a copy: a build writes into the tree it runs in."""
-    tree, out = directory / "tree", directory / "out"
+def copy_tree(directory):
+    """A copy to build in: a build writes into its tree. With the objects, which take long to compile."""
+    tree = directory / "tree"
     tree.mkdir()
-    out.mkdir()
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # Libraries in the tree are left out; what is in a wheel must have been built for it.
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy2(source, tree / name)
+    objects = ROOT / "build" / "native"
+    if objects.exists():
+        shutil.copytree(objects, tree / "build" / "native")
+    return tree
+
+
+def build(tree, hook, **environment):
+    out = tree.parent / "out"
+    out.mkdir()
     code = f"import sys; from setuptools import build_meta; build_meta.{hook}(sys.argv[1])"
     command = [sys.executable, "-c", code, str(out)]
     done = subprocess.run(
-        command, cwd=tree, capture_output=True, text=True, timeout=120, env=dict(os.environ)
+        command, cwd=tree, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     (built,) = out.iterdir()
@@ -56,8 +69,24 @@ def build(directory, hook):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    with zipfile.ZipFile(build(tmp_path_factory.mktemp("wheel"), "build_wheel")) as archive:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing or not sys.platform.startswith("linux"):
+        pytest.skip(f"kernels cannot be built here, without {missing} or on {sys.platform}")
+    tree = copy_tree(tmp_path_factory.mktemp("wheel"))
+    with zipfile.ZipFile(build(tree, "build_wheel", VT_FAST_BUILD="require")) as archive:
         yield archive
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory):
+    """Built where the compiler is missing, in a tree with what earlier builds have left there."""
+    tree = copy_tree(tmp_path_factory.mktemp("pure"))
+    library = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    for folder in (tree, library):
+        stale = folder / "vt_fast" / "_native" / "libvt_fast_cpu.so"
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.write_bytes(b"stale")
+    return build(tree, "build_wheel", VT_FAST_BUILD="", CXX="/nowhere/c++")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +105,64 @@ def test_wheel_has_every_module_and_the_type_marker(wheel):
 def test_wheel_has_nothing_else(wheel):
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert tops == {"vt_fast", f"vt_fast-{vt_fast.__version__}.dist-info"}
+
+
+def test_wheel_has_the_kernels_and_is_for_this_python_alone(wheel):
+    inside = {name.removeprefix("vt_fast/_native/") for name in wheel.namelist() if "/_native/" in name}
+    facts = f"build_facts{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert inside == {"__init__.py", "build.json", "libvt_fast_cpu.so", facts}
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert re.fullmatch(rf"vt_fast-.*-{python}-{python}t?-linux_\w+\.whl", Path(wheel.filename).name)
+    (about,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/WHEEL"))
+    assert "Root-Is-Purelib: false" in about
+
+
+def test_wheel_works(wheel, tmp_path):
+    wheel.extractall(tmp_path)
+    rows = info(tmp_path)
+    assert rows["backends"]["cpu"] == "yes"
+    assert Path(rows["kernels"]["library"]) == tmp_path / "vt_fast" / "_native" / "libvt_fast_cpu.so"
+
+
+def test_wheel_without_a_compiler_is_for_all_pythons_and_says_why(pure_wheel, tmp_path):
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(pure_wheel) as archive:
+        names = {name for name in archive.namelist() if "/_native/" in name}
+        archive.extractall(tmp_path)
+    assert names == {"vt_fast/_native/__init__.py", "vt_fast/_native/build.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "vt_fast",
+        f"vt_fast-{vt_fast.__version__}.dist-info",
+    }
+    rows = info(tmp_path)
+    assert rows["backends"]["torch"] == "yes"
+    assert rows["backends"]["cpu"].startswith(
+        "no: the kernels are not built: the C++ compiler `/nowhere/c++` does not run"
+    )
+    assert "pip install --no-build-isolation ." in rows["backends"]["cpu"]
+
+
+def info(folder):
+    """What `python -m vt_fast info` says of the package in ``folder``: section -> name -> text."""
+    code = """
+import json, torch, vt_fast
+from vt_fast.info import collect
+x = torch.randn(1, 4, 3)
+assert vt_fast.tokenize(x, x).shape == (1, 4, 3)
+found = collect()
+rows = {b["name"]: "yes" if b["available"] else "no: " + b["reason"] for b in found["backends"]}
+print(json.dumps({"kernels": found["kernels"], "backends": rows}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(folder), "VT_FAST_CPU_ISA": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_version_agrees(metadata):
@@ -98,10 +185,26 @@ def test_torch_is_no_build_requirement():
     assert "torch" not in requires
 
 
+def test_what_make_installs_for_the_build_is_what_the_build_needs():
+    text = (ROOT / "Makefile").read_text()
+    (installed,) = re.findall(r"install -c constraints.txt (.*)$", text, flags=re.MULTILINE)
+    assert set(installed.split()) == set(PACKAGES)
+
+
 def test_source_archive_can_build_and_test(tmp_path):
-    with tarfile.open(build(tmp_path, "build_sdist")) as archive:
+    tree = copy_tree(tmp_path)
+    # What a build has left in the tree is of this machine, and no source.
+    (tree / "vt_fast" / "_native" / "libvt_fast_cpu.so").write_bytes(b"")
+    (tree / "vt_fast" / "_native" / "build.json").write_text("{}")
+    with tarfile.open(build(tree, "build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "csrc/README.md", "constraints.txt", "Makefile", "vt_fast/py.typed"} <= names
+    for folder in ("csrc", "native_build"):
+        paths = (path for path in (tree / folder).rglob("*") if path.is_file())
+        assert {
+            path.relative_to(tree).as_posix() for path in paths if "__pycache__" not in path.parts
+        } <= names
+    assert not any(name.endswith((".so", ".o", "build.json")) for name in names)
     assert {"benchmarks/README.md", ".ci/run"} <= names
     assert "tests/test_packaging.py" in names
 

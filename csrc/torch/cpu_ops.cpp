@@ -1,5 +1,5 @@
 // torch.ops.vt_fast_cpu.*: the CPU kernels for tensors, on torch's stable ABI, which any torch from
-// TORCH_TARGET_VERSION on can load. This is the only file that knows torch.
+// TORCH_TARGET_VERSION on can load. No file but this and its host.h knows torch.
 //
 // Results are allocated by the caller and passed as mutable arguments, None where not wanted. Nothing is
 // checked here: shapes, dtypes and devices are what vt_fast/backends/cpu makes of a checked call.
@@ -9,12 +9,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdio>
-#include <exception>
 #include <optional>
 #include <stdexcept>
-#include <string>
 
+#include "host.h"
 #include "torch_facts.h"
 
 namespace vt {
@@ -134,40 +132,7 @@ void add_pooled(Call& call, const Tensor& grad_tokens, const Optional& grad_lse,
   call.saved_lse = read(lse);
 }
 
-// ---- memory and threads from torch ----
-
-// Kernels are handed this by address. Its memory is torch's, so that torch's accounting sees it.
-class TorchHost {
- public:
-  Host host() {
-    return {this, allocate, static_cast<int64_t>(torch::stable::get_num_threads()), parallel};
-  }
-
- private:
-  static constexpr size_t alignment = 64;
-
-  static void* allocate(void* self, size_t bytes) {
-    // torch aligns to 64 bytes unless somebody has replaced its allocator.
-    const int64_t size = static_cast<int64_t>(bytes + alignment - 1), stride = 1;
-    AtenTensorHandle handle = nullptr;
-    if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0,
-                                 &handle) != TORCH_SUCCESS) {
-      throw std::runtime_error("a kernel's " + std::to_string(bytes) + " bytes of working memory are not to be had");
-    }
-    Optional& memory = static_cast<TorchHost*>(self)->memory_;
-    memory.emplace(handle);
-    const auto address = reinterpret_cast<uintptr_t>(memory->mutable_data_ptr());
-    return reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
-  }
-
-  static void parallel(void*, int64_t count, void (*body)(void*, int64_t), void* argument) {
-    torch::stable::parallel_for(0, count, 1, [body, argument](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) body(argument, index);
-    });
-  }
-
-  Optional memory_;
-};
+// ---- the ops ----
 
 void run(Kernel Kernels::*kernel, const Call& call) {
   const char* error = nullptr;
@@ -176,8 +141,6 @@ void run(Kernel Kernels::*kernel, const Call& call) {
   TorchHost torch;
   (set->kernels->*kernel)(call, torch.host());
 }
-
-// ---- the ops ----
 
 void tokenize(const Tensor& x, const Tensor& queries, const Optional& mask, const Optional& log_weights,
               const Optional& position, int64_t heads, const Tensor& tokens, const Tensor& lse) {
@@ -262,35 +225,6 @@ void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_toke
   call.dlog_weights = write(dlog_weights);
   call.dposition = write(dposition);
   run(&Kernels::project_tokenize_backward, call);
-}
-
-// ---- errors ----
-
-using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
-
-thread_local char failure[1024];
-
-// Never inlined, so that no handler of exceptions is left in the function below.
-template <Boxed op>
-__attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, uint64_t outputs) noexcept {
-  try {
-    op(stack, inputs, outputs);
-    return true;
-  } catch (const std::exception& error) {
-    std::snprintf(failure, sizeof(failure), "%s", error.what());
-  } catch (...) {
-    std::snprintf(failure, sizeof(failure), "an exception of an unknown type");
-  }
-  return false;
-}
-
-// What torch calls. An exception of ours would be a stranger to torch if this library brought a C++
-// library of its own, as it does when `zig c++` has built it. So torch is asked to throw one of its.
-template <Boxed op>
-void guarded(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  if (!succeeds<op>(stack, inputs, outputs)) {
-    aoti_torch_check(false, "vt_fast_cpu", __FILE__, __LINE__, failure);
-  }
 }
 
 }  // namespace

@@ -141,10 +141,11 @@ def test_round_trip_copy_and_pickle(name):
     file.seek(0)
     loaded = CASES[name]().double()
     loaded.load_state_dict(torch.load(file))
-    nn.set_backend(module, "torch")
     for other in (loaded, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         for one, two in zip(run(other, x, tokens), expected, strict=True):
             assert torch.equal(one, two)
+    nn.set_backend(module, "torch")
+    assert copy.deepcopy(module).backend == "torch"
     assert pickle.loads(pickle.dumps(module)).backend == "torch"
 
 

@@ -48,10 +48,11 @@ def load(folder: Path) -> str | None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
+        cause = error.__cause__ or error  # newer versions of torch keep the loader's message there
         built = {"torch": "?", "oldest_torch": "?", "compiler": "an unknown compiler"} | record
         return (
             f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']}, "
-            f"for torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({error}); "
+            f"for torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({cause}); "
             f"with a torch that fits, {_AGAIN}"
         )
     return None

@@ -1,0 +1,272 @@
+"""The compiled library: what it needs, which instruction set runs, and what is said where it is missing."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import vt_fast
+from vt_fast.backends.cpu import library
+from vt_fast.reference import ops as reference
+
+ROOT = Path(__file__).resolve().parents[1]
+OBJECTS = ROOT / "build" / "native"
+
+not_built = library.load(library._FOLDER)
+built = pytest.mark.skipif(not_built is not None, reason=str(not_built))
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
+
+# The parts of torch that are promised to stay, as of torch 2.11: a longer list is a decision.
+TORCH_SYMBOLS = {
+    "aoti_torch_abi_version",
+    "aoti_torch_check",
+    "aoti_torch_delete_library_object",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_device_type_cpu",
+    "aoti_torch_empty_strided",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_dtype",
+    "aoti_torch_get_size",
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_library_def",
+    "aoti_torch_library_init_def",
+    "aoti_torch_library_init_impl",
+    "torch_get_const_data_ptr",
+    "torch_get_mutable_data_ptr",
+    "torch_get_num_threads",
+    "torch_library_impl",
+    "torch_parallel_for",
+}
+DTYPE_SYMBOL = re.compile(r"(aoti_)?torch_dtype_\w+")
+# Provided by the C library, the compiler's libraries and the C++ library, which version their symbols.
+SYSTEM_SYMBOL = re.compile(r"\w+@+(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+")
+# Wanted only where somebody provides them.
+OPTIONAL_SYMBOLS = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+
+
+def symbols(path, *options):
+    done = subprocess.run(["nm", *options, str(path)], capture_output=True, text=True, check=True)
+    # "0000000000000000 T name(arguments)", the address missing where it is not defined
+    return [line[17:].strip().partition(" ")[2].partition("(")[0] for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def facts():
+    """vt_fast._native.build_facts, whose choice is undone afterwards."""
+    from vt_fast._native import build_facts
+
+    yield build_facts
+    build_facts.choose(None)
+
+
+def run(code, **environment):
+    environment = {**os.environ, **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_it_is_built_where_that_is_required():
+    # `make test` and so .ci/run require it: there, a skipped test below would be a test that is missing.
+    if os.environ.get("VT_FAST_BUILD") == "require":
+        assert not_built is None
+
+
+@built
+@needs_nm
+def test_the_library_needs_of_torch_what_is_promised_to_stay():
+    needed = symbols(library._FOLDER / library._LIBRARY, "-D", "--undefined-only")
+    rest = {name for name in needed if not SYSTEM_SYMBOL.fullmatch(name)} - OPTIONAL_SYMBOLS
+    assert {name for name in rest if not DTYPE_SYMBOL.fullmatch(name)} <= TORCH_SYMBOLS
+
+
+@built
+@needs_nm
+def test_the_library_shows_no_more_than_build_facts_uses():
+    shown = symbols(library._FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
+    assert set(shown) == {
+        "vt::instruction_sets",
+        "vt::instruction_set_count",
+        "vt::chosen_instruction_set",
+        "vt::choose_instruction_set",
+        "vt::torch_of_headers",
+        "vt::oldest_torch",
+    }
+
+
+@needs_nm
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16"])
+def test_nothing_of_one_instruction_set_can_stand_in_for_another(name):
+    """Of equal weak functions the linker keeps one, perhaps the one that this processor cannot run."""
+    path = OBJECTS / f"isa_{name}.o"
+    if not path.exists():
+        pytest.skip("not built in this source tree, or not for this processor")
+    seen = set(symbols(path, "--defined-only", "--extern-only", "-C"))
+    assert seen - {"DW.ref.__gxx_personality_v0"} == {f"vt::kernels_{name}"}
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
+def test_what_always_runs_runs_anywhere():
+    paths = [OBJECTS / f"{name}.o" for name in ("isa_baseline", "instruction_sets", "cpu_ops", "build_facts")]
+    if not all(path.exists() for path in paths):
+        pytest.skip("not built in this source tree")
+    code = subprocess.run(["objdump", "-d", *map(str, paths)], capture_output=True, text=True, check=True)
+    assert not re.search(r"%[yz]mm|\bv[a-z0-9]+ +.*%xmm", code.stdout)
+
+
+@built
+def test_build_facts(facts):
+    assert facts.compiled()[0] == "baseline"
+    assert set(facts.supported()) <= set(facts.compiled())
+    assert facts.supported()[0] == "baseline"
+    assert re.search(r"(GCC|Clang) \d+", facts.compiler())
+    assert facts.threads() == "torch's pool"
+    assert re.fullmatch(r"2\.\d+\.\d+", facts.torch_of_headers())
+    assert facts.oldest_torch() == "2.11"
+
+
+@built
+def test_any_supported_instruction_set_can_be_chosen_and_computes_the_same(facts):
+    x, queries = torch.randn(2, 12, 5, 7, dtype=torch.float64), torch.randn(3, 12, dtype=torch.float64)
+    expected = reference.tokenize(x, queries)
+    first = facts.chosen()
+    for name in facts.supported():
+        assert facts.choose(name)
+        assert facts.chosen() == name
+        torch.testing.assert_close(
+            vt_fast.tokenize(x, queries, backend="cpu"), expected, rtol=1e-10, atol=1e-10
+        )
+    assert not facts.choose("pdp11")
+    assert facts.chosen() == facts.supported()[-1]
+    assert facts.choose(None)
+    assert facts.chosen() == first
+
+
+@built
+def test_calls_from_many_threads_do_not_meet():
+    problems = [(torch.randn(2, 500, 16), torch.randn(3, 16)) for _ in range(8)]
+
+    def solve(problem):
+        return [vt_fast.tokenize(*problem, backend="cpu") for _ in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for problem, results in zip(problems, pool.map(solve, problems), strict=True):
+            expected = vt_fast.tokenize(*problem, backend="cpu")
+            assert all(torch.equal(result, expected) for result in results)
+
+
+CHOSEN = """
+from vt_fast import backends
+from vt_fast._native import build_facts
+assert dict(backends.report())["cpu"] is None
+print(build_facts.chosen())
+"""
+
+
+@built
+def test_the_environment_names_the_instruction_set(facts):
+    for name in facts.supported():
+        done = run(CHOSEN, VT_FAST_CPU_ISA=name)
+        assert done.stdout.strip() == name, done.stderr
+
+
+@built
+def test_without_a_name_the_best_runs(facts):
+    done = run(CHOSEN, VT_FAST_CPU_ISA="")
+    assert done.stdout.strip() == facts.supported()[-1], done.stderr
+
+
+USE_WRONG_NAME = """
+import torch, vt_fast
+from vt_fast.info import main
+x = torch.randn(1, 4, 3)
+assert main() == 0
+assert torch.equal(vt_fast.tokenize(x, x), vt_fast.tokenize(x, x, backend="torch"))
+for use in (lambda: vt_fast.tokenize(x, x, backend="cpu"),
+            lambda: torch.ops.vt_fast_cpu.tokenize(x, x, None, None, None, 1, x.clone(), x[..., 0].clone())):
+    try:
+        use()
+    except RuntimeError as error:
+        print("RAISED", error)
+"""
+
+
+@built
+def test_a_wrong_name_in_the_environment_is_explained(facts):
+    done = run(USE_WRONG_NAME, VT_FAST_CPU_ISA="pdp11")
+    assert done.returncode == 0, done.stderr
+    reason = (
+        "VT_FAST_CPU_ISA=pdp11 is none of the instruction sets that the kernels are compiled for, which are "
+        + ", ".join(facts.compiled())
+    )
+    (report, *raised) = done.stdout.split("RAISED ")
+    assert f"cpu    no: {reason}" in report
+    assert raised[0].startswith(f'`backend="cpu"` is not available here: {reason}')
+    assert raised[1].startswith(reason)
+
+
+@built
+def test_it_is_the_first_choice_on_a_cpu():
+    from vt_fast import backends
+    from vt_fast.backends.contract import Tokenize
+
+    x = torch.randn(2, 5, 8)
+    assert backends.choose(None, Tokenize(x, x, None, None, None, 1, False, "")) == "cpu"
+
+
+def test_other_devices_are_refused():
+    from types import SimpleNamespace
+
+    from vt_fast.backends import cpu
+    from vt_fast.backends.contract import Tokenize
+
+    def refusal(x):
+        return cpu.refuses(Tokenize(x, x, None, None, None, 1, False, ""))
+
+    elsewhere = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    assert refusal(elsewhere) == "the tensors are on cuda:0; this backend is for the CPU"
+    assert "not in torch.int32" in refusal(torch.zeros(1, 1, 1, dtype=torch.int32))
+    assert refusal(torch.zeros(1, 1, 1, device="meta")) is None
+
+
+def test_missing_libraries_are_explained(tmp_path):
+    assert library.load(tmp_path) == "the kernels are not built; run `make native` in vt_fast's source tree"
+    record = tmp_path / library._RECORD
+    record.write_text(json.dumps({"reason": "no compiler; buy one"}))
+    assert library.load(tmp_path) == "the kernels are not built: no compiler; buy one"
+    record.write_text(json.dumps({"compiler": "GCC 12", "torch": "2.99.0", "oldest_torch": "2.98"}))
+    assert "libvt_fast_cpu.so is missing" in library.load(tmp_path)
+    record.write_text("{")
+    assert "the kernels are not built" in library.load(tmp_path)
+
+
+def test_a_library_that_does_not_load_is_explained_by_what_it_was_built_for(tmp_path):
+    record = {"compiler": "GCC 12", "torch": "2.99.0", "oldest_torch": "2.98"}
+    (tmp_path / library._RECORD).write_text(json.dumps(record))
+    (tmp_path / library._LIBRARY).write_bytes(b"not a library")
+    reason = library.load(tmp_path)
+    assert "they were built with torch 2.99.0 and GCC 12, for torch 2.98 or later" in reason
+    assert f"this is torch {torch.__version__}" in reason
+    assert f"{library._LIBRARY}: file too short" in reason
+    assert "pip install --no-build-isolation" in reason
+
+
+def test_info_says_what_is_known_of_the_library(monkeypatch, tmp_path):
+    if not_built is None:
+        shown = library.facts()
+        assert {"library", "compiled for", "supported", "runs", "compiler", "built with", "threads"} == set(
+            shown
+        )
+        assert shown["runs"] in shown["supported"]
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert library.facts() == {
+        "library": "none: the kernels are not built; run `make native` in vt_fast's source tree"
+    }
