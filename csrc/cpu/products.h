@@ -267,14 +267,9 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
   using Packed = typename N::Packed;
   constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
   Vec<Acc> sums[rows][2] = {};
-  if (e.base) {
-    VT_UNROLL for (int m = 0; m < rows; m++) {
-      const typename N::Elem* base = e.base + (r + m) * e.ld_base + c;
-      N::template load2<part>(base, columns, sums[m]);
-      if (e.ahead && (lines<N> == 2 || m % 2 == 0))
-         prefetch(base + (lines<N> - 1) * (64 / (int64_t)sizeof(*base)) + e.ahead);
-    }
-  }
+  if (e.ahead)
+    VT_UNROLL for (int m = 0; m < rows; m += 3 - lines<N>)
+      prefetch(e.base + (r + m) * e.ld_base + c + (lines<N> - 1) * (64 / (int64_t)sizeof(*e.base)) + e.ahead);
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
     const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
@@ -284,8 +279,15 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
       N::madd(sums[m][1], am, b1);
     }
   }
-  VT_UNROLL for (int m = 0; m < rows; m++)
+  // The base comes last: a sum that starts from something large loses what is small.
+  VT_UNROLL for (int m = 0; m < rows; m++) {
+    if (e.base) {
+      Vec<Acc> base[2];
+      N::template load2<part>(e.base + (r + m) * e.ld_base + c, columns, base);
+      sums[m][0] += base[0], sums[m][1] += base[1];
+    }
     N::template store2<part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
+  }
 }
 
 template <class N, bool part>

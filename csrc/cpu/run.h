@@ -4,8 +4,8 @@
 // cache while `products` pass over it, and the rows of few are worth loading.
 template <class N, bool pixels_innermost>
 int64_t tile_pixels(int64_t width) {
-  const int64_t fitting = (384 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
-  return smaller<int64_t>(larger<int64_t>(fitting, 32), pixels_innermost ? most_pixels : 128);
+  const int64_t fitting = (512 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
+  return smaller<int64_t>(larger<int64_t>(fitting, 64), pixels_innermost ? most_pixels : 128);
 }
 
 // Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
