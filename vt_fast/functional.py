@@ -166,7 +166,7 @@ def project_tokenize(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)`` in one pass over the map.
 
-    The map is tokenized before it is rounded to x's dtype.
+    A backend may tokenize the map before or after it is rounded to x's dtype.
 
     Args:
         x: as in :func:`project`, and so are ``keys``, ``values``, ``heads``, ``bias``, ``residual``.

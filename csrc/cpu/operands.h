@@ -46,6 +46,23 @@ struct Bank {
     for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
   }
 
+  // A row times `count` numbers.
+  typename N::Acc dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
+    using Acc = typename N::Acc;
+    constexpr int64_t W = lanes<Acc>;
+    const Elem* from = row(matrix, index);
+    Vec<Acc> sums[2] = {};
+    for (int64_t c = 0; c < depth; c += 2 * W) {  // the row's end is padded with zeros
+      Vec<Acc> x[2];
+      N::template load2<false>(from + c, 0, x);
+      VT_UNROLL for (int v = 0; v < 2; v++) {
+        const int64_t left = depth - c - v * W;
+        if (left > 0) sums[v] += x[v] * (left >= W ? load<Acc>(numbers + c + v * W) : load_part(numbers + c + v * W, left));
+      }
+    }
+    return total<Acc>(sums[0] + sums[1]);
+  }
+
   // After all rows are set.
   void pack() const {
     for (int64_t matrix = 0; matrix < count; matrix++) {
@@ -97,6 +114,13 @@ struct Weights {
   }
   Acc* row(int64_t index) const { return data + index * score_ld; }
 
+  // Two vectors of a row, in x's elements; returns what they became.
+  VT_INLINE void round_to(int64_t index, int64_t pixel, Vec<Acc> (&both)[2]) const {
+    if constexpr (N::group > 1) {
+      N::template store2<false>(rounded + index * score_ld + pixel, 0, both, false);
+      N::template load2<false>(rounded + index * score_ld + pixel, 0, both);
+    }
+  }
   // Rounds rows [first, first + count) to x's elements.
   void round(int64_t first, int64_t count, int64_t pixels) const {
     if constexpr (N::group > 1)

@@ -129,9 +129,14 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
   int64_t r = 0;
   for (; r + most <= rows; r += most)
     broadcast_block<N, Lane, most, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
-  if (most > 4)
-    for (; r + 4 <= rows; r += 4)
-      broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
+  if (most > 8 && r + 8 <= rows) {
+    broadcast_block<N, Lane, 8, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
+    r += 8;
+  }
+  if (most > 4 && r + 4 <= rows) {
+    broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
+    r += 4;
+  }
   for (; r < rows; r++)
     broadcast_block<N, Lane, 1, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
 }

@@ -53,12 +53,12 @@ struct Projector {
       if (bias)
         for (int64_t l = 0; l < L; l++)
           for (int64_t i = 0; i < n; i += lanes<Acc>) store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + bias[h * L + l]);
-      softmax_over_rows(s, L, n);
+      softmax_over_rows(weights, h * L, L, n);
       if (bias && empty[h])
         for (int64_t l = 0; l < L; l++)
           for (int64_t i = 0; i < rounded_up(n, 32); i++) s[l * score_ld + i] = 0;
+      if (bias && empty[h]) weights.round(h * L, L, n);
     }
-    weights.round(0, heads * L, n);
   }
 
   // out = base + P values.

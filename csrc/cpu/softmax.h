@@ -86,21 +86,24 @@ struct Running {
   }
 };
 
-// scores -> exp(scores - highest so far), whose padding is 0; and what that makes of the sums.
-template <class Acc>
-void run_softmax(const Running<Acc>& running, Acc* scores, int64_t rows_from, int64_t rows, int64_t pixels) {
+// Rows [first, ..) of weights, which hold scores -> exp(scores - highest so far), whose padding is 0; and
+// what that makes of the sums. Where products take them rounded, the rounded ones alone are kept.
+template <class N, bool pixels_innermost>
+void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights, int64_t first,
+                 int64_t rows, int64_t pixels) {
+  using Acc = typename N::Acc;
   constexpr int64_t W = lanes<Acc>;
   const Acc infinity = (Acc)__builtin_inff();
-  fill_padding(scores, rows, pixels, -infinity);
-  for (int64_t l = 0; l < rows; l++) {
-    Acc* s = scores + l * score_ld;
+  fill_padding(weights.row(first), rows, pixels, -infinity);
+  for (int64_t l = first; l < first + rows; l++) {
+    Acc* s = weights.row(l);
     Vec<Acc> top = splat(-infinity), unordered{};
     for (int64_t i = 0; i < pixels; i += W) {
       const Vec<Acc> v = load<Acc>(s + i);
       top = max_of<Acc>(v, top);
       unordered = v == v ? unordered : v;
     }
-    const Acc before = running.highest[rows_from + l];
+    const Acc before = running.highest[l];
     Acc now = highest<Acc>(top);
     now = now > before ? now : before;
     const Acc nan = total<Acc>(unordered);  // NaN if any was, else 0
@@ -108,33 +111,25 @@ void run_softmax(const Running<Acc>& running, Acc* scores, int64_t rows_from, in
     if (before != before) now = before;
     // Where nothing valid has come yet, -inf - -inf would be NaN.
     const Acc base = now == -infinity ? 0 : now;
-    Vec<Acc> sum{};
-    for (int64_t i = 0; i < pixels; i += W) {
-      const Vec<Acc> e = exponential(load<Acc>(s + i) - base);
-      store<Acc>(s + i, e);
-      sum += e;
+    Vec<Acc> sum[2] = {}, pooled[2] = {};
+    for (int64_t i = 0; i < pixels; i += 2 * W) {
+      Vec<Acc> e[2];
+      VT_UNROLL for (int v = 0; v < 2; v++) {
+        e[v] = exponential(load<Acc>(s + i + v * W) - base);
+        sum[v] += e[v];
+        if (N::group == 1) store<Acc>(s + i + v * W, e[v]);
+      }
+      if (N::group > 1) {
+        weights.round_to(l, i, e);
+        pooled[0] += e[0], pooled[1] += e[1];
+      }
     }
     const Acc scale = exponential(splat<Acc>(before - base))[0];
-    running.highest[rows_from + l] = now;
-    running.scale[rows_from + l] = scale;
-    running.sum[rows_from + l] = running.sum[rows_from + l] * scale + total<Acc>(sum);
-  }
-}
-
-// The sum of the weights as a product will take them: then they sum to 1 exactly, whatever their rounding.
-template <class N, bool pixels_innermost>
-void sum_pooled(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights, int64_t first,
-                int64_t rows_from, int64_t rows, int64_t pixels) {
-  using Acc = typename N::Acc;
-  for (int64_t l = 0; l < rows; l++) {
-    Acc& sum = running.pooled[rows_from + l];
-    if constexpr (N::group == 1) {
-      sum = running.sum[rows_from + l];
-    } else {
-      Vec<Acc> added{};
-      for (int64_t i = 0; i < pixels; i += lanes<Acc>) added += widen(weights.rounded + (first + l) * score_ld + i);
-      sum = sum * running.scale[rows_from + l] + total<Acc>(added);
-    }
+    running.highest[l] = now;
+    running.scale[l] = scale;
+    running.sum[l] = running.sum[l] * scale + total<Acc>(sum[0] + sum[1]);
+    // So that the weights sum to 1 exactly, whatever their rounding.
+    running.pooled[l] = N::group == 1 ? running.sum[l] : running.pooled[l] * scale + total<Acc>(pooled[0] + pooled[1]);
   }
 }
 
@@ -144,21 +139,31 @@ VT_INLINE Acc log_sum(Acc highest, Acc sum) {
   return highest == (Acc)__builtin_inff() ? highest : __builtin_log(sum) + highest;
 }
 
-// The softmax over the rows of each pixel, in place.
-template <class Acc>
-void softmax_over_rows(Acc* scores, int64_t rows, int64_t pixels) {
-  for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
-    Acc* s = scores + i;
-    Vec<Acc> top = load<Acc>(s);
-    for (int64_t l = 1; l < rows; l++) top = max_of<Acc>(load<Acc>(s + l * score_ld), top);
-    Vec<Acc> sum{};
+// The softmax over rows [first, first + rows) of each pixel, in place, and rounded for products.
+template <class N, bool pixels_innermost>
+void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows, int64_t pixels) {
+  using Acc = typename N::Acc;
+  constexpr int64_t W = lanes<Acc>;
+  for (int64_t i = 0; i < pixels; i += 2 * W) {
+    Acc* s = weights.row(first) + i;
+    Vec<Acc> top[2] = {load<Acc>(s), load<Acc>(s + W)}, sum[2] = {};
+    for (int64_t l = 1; l < rows; l++)
+      VT_UNROLL for (int v = 0; v < 2; v++) top[v] = max_of<Acc>(load<Acc>(s + l * score_ld + v * W), top[v]);
+    for (int64_t l = 0; l < rows; l++)
+      VT_UNROLL for (int v = 0; v < 2; v++) {
+        const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld + v * W) - top[v]);
+        store<Acc>(s + l * score_ld + v * W, e);
+        sum[v] += e;
+      }
+    const Vec<Acc> inverse[2] = {(Acc)1 / sum[0], (Acc)1 / sum[1]};
     for (int64_t l = 0; l < rows; l++) {
-      const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld) - top);
-      store<Acc>(s + l * score_ld, e);
-      sum += e;
+      Vec<Acc> p[2];
+      VT_UNROLL for (int v = 0; v < 2; v++) {
+        p[v] = load<Acc>(s + l * score_ld + v * W) * inverse[v];
+        store<Acc>(s + l * score_ld + v * W, p[v]);
+      }
+      weights.round_to(first + l, i, p);
     }
-    const Vec<Acc> inverse = (Acc)1 / sum;
-    for (int64_t l = 0; l < rows; l++) store<Acc>(s + l * score_ld, load<Acc>(s + l * score_ld) * inverse);
   }
 }
 

@@ -115,9 +115,7 @@ struct Tokenizer {
       score<N, pixels_innermost>(block, range.count, queries, h, s, scratch, ahead);
       if (options.weights) add_to_rows(s, L, range.count, options.weights);
       if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
-      run_softmax(running, s, h * L, L, range.count);
-      weights.round(h * L, L, range.count);
-      sum_pooled(running, weights, h * L, h * L, L, range.count);
+      run_softmax(running, weights, h * L, L, range.count);
       const typename N::Lane* a = weights.for_pool(h * L, L, range.count);
       tokens.add(h, block, range.count, a, running.scale + h * L, ahead);
       if (call.table) {

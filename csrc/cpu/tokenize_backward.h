@@ -90,9 +90,8 @@ struct TokenizerBackward {
         if (call.table) table_rows.set_row(0, l, call.grad_tokens, call.dtype, sample, l, call.out_channels);
         const int64_t row = h * L + l;
         const Acc* token = (const Acc*)call.exact_tokens + (sample * L + l) * width + h * part;
-        Acc sum = 0;
-        for (int64_t c = 0; c < part; c++) sum += (Acc)to_float(rows.row(h, L + l)[c]) * token[c];
-        for (int64_t c = 0; c < call.table; c++) sum += (Acc)to_float(table_rows.row(0, l)[c]) * token[part + c];
+        Acc sum = rows.dot(h, L + l, token);
+        if (call.table) sum += table_rows.dot(0, l, token + part);
         if (call.grad_lse.data)
           sum -= ((const Acc*)call.grad_lse.data)[sample * call.grad_lse.batch + row * call.grad_lse.column];
         delta[row] = sum;

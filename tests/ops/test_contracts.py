@@ -371,7 +371,9 @@ def test_the_backward_starts_from_unrounded_tokens(op):
     assert_as_accurate(ours["dqueries"], exact["dqueries"], exact["dqueries"].bfloat16(), "dqueries")
 
 
-def test_the_map_is_tokenized_before_it_is_rounded():
+def test_the_map_is_tokenized_before_it_is_rounded(backend):
+    if backend != "torch":
+        pytest.skip("may take products of the rounded map, as plain PyTorch does")
     problem = make("project_tokenize", ("shared",), channels=64, height=20, width=20, queries=16)
     problem.operands["queries"] *= 16
     problem.operands = {name: value.bfloat16().double() for name, value in problem.operands.items()}

