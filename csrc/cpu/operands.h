@@ -234,6 +234,8 @@ template <class N, bool pixels_innermost>
 void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix, int64_t pixels,
             View<const typename N::Elem> base, View<typename N::Elem> out, bool streaming, int64_t ahead = 0) {
   const int64_t groups = divided_up(bank.rows, N::group);
+  // Scores came from accumulate where pixels are innermost, else from broadcast.
+  if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
   if (pixels_innermost)
     expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
                             bank.depth, pixels);

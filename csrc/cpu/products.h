@@ -17,9 +17,12 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // Prefetching: while a tile is worked on, the next one comes in, `ahead` elements further. A processor
 // drops prefetches that come faster than memory answers, so they are spread over the two products that
 // every tile goes through: of each pair of cache lines (side by side in a row, or in two rows where a
-// block's row is one line), broadcast fetches one and accumulate or expand the other.
+// block's row is one line), broadcast fetches the first and accumulate the second; expand the one that the
+// product before it has left out.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
+template <class N>
+VT_INLINE int64_t second_line(int64_t ld) { return lines<N> == 2 ? 64 / sizeof(typename N::Elem) : ld; }
 
 template <class Lane, class Packed>
 VT_INLINE Packed splat_lane(const void* x) {
@@ -73,7 +76,7 @@ void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, cons
   constexpr int64_t stretch = block_columns<N> / group;  // lanes between two prefetches
   for (int64_t k = 0; k < groups;) {
     if (ahead)
-      VT_UNROLL for (int r = lines<N> == 1; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
+      VT_UNROLL for (int r = 0; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
     for (const int64_t end = smaller(k + stretch, groups); k < end; k++) {
       Packed b[vectors];
       VT_UNROLL for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
@@ -185,7 +188,7 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   for (int64_t k = 0; k < depth; k += group) {
     Packed b[2];
     N::template rows<part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
-    if (ahead) prefetch(x + k * ldx + (lines<N> - 1) * (64 / (int64_t)sizeof(*x)) + ahead);
+    if (ahead) prefetch(x + k * ldx + second_line<N>(ldx) + ahead);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(ak + m * a_row);
@@ -274,7 +277,7 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
   Vec<Acc> sums[rows][2] = {};
   if (e.ahead)
     VT_UNROLL for (int m = 0; m < rows; m += 3 - lines<N>)
-      prefetch(e.base + (r + m) * e.ld_base + c + (lines<N> - 1) * (64 / (int64_t)sizeof(*e.base)) + e.ahead);
+      prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
     const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
