@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PICTURES ?=
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 TEST_FLAGS ?=
 
 PY := $(VENV)/bin/python
@@ -13,12 +14,14 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format info clean
+.PHONY: help demo test bench lint format info clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
+	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
+	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
@@ -29,7 +32,10 @@ demo: $(VENV)/demo.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
 test: $(VENV)/dev.stamp
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast $(TEST_FLAGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks $(TEST_FLAGS)
+
+bench: $(VENV)/demo.stamp
+	$(PY) -m benchmarks cpu $(BENCH_FLAGS)
 
 lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .

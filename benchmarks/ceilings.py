@@ -11,7 +11,7 @@ from benchmarks.operands import TORCH_DTYPES
 from benchmarks.timing import Clock, wall_clock
 
 _COPY_BYTES = 1 << 27
-_MATRIX_SIZES = (512, 1024, 1536)
+_MATRIX_SIZES = (512, 768, 1024)
 _QUICK_COPY_BYTES = 1 << 22
 _QUICK_MATRIX_SIZES = (64, 128)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,14 +19,18 @@ from benchmarks.floors import compulsory_maps, count_flops, floor
 from benchmarks.gate import OURS, PEERS, Gate, complaint
 from benchmarks.peers import YARDSTICKS
 from benchmarks.records import PEER, Cell, Entry
-from benchmarks.timing import Budget, interleaved
+from benchmarks.timing import Budget, interleaved, wall_clock
 from benchmarks.truth import RESULTS, Truth, solve, solve_plainly
 from vt_fast.measure import peak_bytes
 
 # A peer is left out, and its line says so, where its products alone would take this long ...
 _TOO_LONG_SECONDS = 1.0
 # ... and as many times the floor.
-_TOO_MANY_FLOORS = 20.0
+_TOO_MANY_FLOORS = 8.0
+
+
+Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
+_Admitted: TypeAlias = tuple[Entry, Call | None]
 
 
 class Problem(NamedTuple):
@@ -63,7 +69,13 @@ class Trial:
     def _lay_out(self, value: Tensor, is_map: bool) -> Tensor:
         return operands.lay_out(value, self.case.shape, self.case.layout) if is_map else value
 
-    def call(self, contender: Contender, which: str) -> Callable[[], tuple[Tensor, ...]]:
+    @property
+    def yardstick(self) -> Contender:
+        """Whose error everybody's is measured by."""
+        name = YARDSTICKS[self.case.op]
+        return next(c for c in self.contenders if c.name == name and c.kind == PEER)
+
+    def call(self, contender: Contender, which: str) -> Call:
         """The contender's function of no arguments; with gradients, they come after the results."""
         inputs = [self.operands[name] for name in contender.operands]
         if which == FORWARD:
@@ -98,14 +110,16 @@ def measure(
     """The cells of a case, one for each pass."""
     rates = ceilings.measure()
     for which in passes:
+        _give_back_memory()
         least = None
         if trial.case.op != STACK:
             flops = trial.flops(trial.contenders[0], which)
             maps = compulsory_maps(trial.case.op, which)
             least = floor(maps * trial.map_bytes, flops, rates.bandwidth, rates.matrix_rate)[0]
-        entries = _admit(trial, which, rates, least)
+        entries, before = _admit(trial, which, rates, least)
         running = {entry.name: call for entry, call in entries if call is not None}
-        times = interleaved(running, budget)
+        ours = {entry.name for entry, _ in entries if entry.kind == records.OURS}
+        times = interleaved(running, budget, before=before, stay=ours)
         for entry, _ in entries:
             entry.seconds = times.get(entry.name, [])
         after = ceilings.measure()
@@ -115,45 +129,59 @@ def measure(
             threads=threads,
             which=which,
             map_bytes=trial.map_bytes,
-            floor=None if least is None else records.Floor(maps, flops, **_fields(around)),
+            floor=None if least is None else records.Floor(maps, flops, **around._asdict()),
             entries=[entry for entry, _ in entries],
         )
 
 
-def _fields(rates: Rates) -> dict[str, Any]:
-    return rates._asdict()
-
-
 def _admit(
     trial: Trial, which: str, rates: Rates, least: float | None
-) -> list[tuple[Entry, Callable[[], Any] | None]]:
-    """An entry for everybody, and for those who may be timed the function to time, called once already."""
-    yardstick = next(c for c in trial.contenders if c.name == YARDSTICKS[trial.case.op] and c.kind == PEER)
-    values = trial.call(yardstick, which)()
-    gate = Gate.make(trial.case, trial.truth, trial.named(yardstick, values))
-    del values
-    admitted: list[tuple[Entry, Callable[[], Any] | None]] = []
-    fastest: dict[str, float] = {}
-    for contender in trial.contenders:
-        if not contender.timed:
-            continue
-        entry = Entry(contender.name, contender.kind)
-        call = None
-        reason = _hopeless(trial, contender, which, rates, least, fastest)
-        if reason is not None:
-            entry.status, entry.reason = records.SKIPPED, reason
+) -> tuple[list[_Admitted], dict[str, float]]:
+    """An entry for everybody, and for those who may be timed the function to time, called once already.
+
+    With the seconds of that one call of each peer.
+    """
+    first = trial.yardstick
+    admitted: dict[str, _Admitted] = {}
+    before: dict[str, float] = {}
+    gate: Gate | None = None
+    for contender in [first, *(other for other in trial.contenders if other is not first)]:
+        entry, call = Entry(contender.name, contender.kind), trial.call(contender, which)
+        entry.reason = _hopeless(trial, contender, which, rates, least, before)
+        if entry.reason is not None:
+            entry.status = records.SKIPPED
         else:
             try:
-                call = trial.call(contender, which)
-                start = time.perf_counter()
-                _judge(entry, trial, contender, call, gate)
-                if contender.kind == PEER:
-                    fastest[contender.name] = time.perf_counter() - start
+                values, seconds = _run(entry, contender, call)
+                if gate is None:
+                    gate = Gate.make(trial.case, trial.truth, trial.named(contender, values))
+                    entry.errors = gate.yardstick
+                else:
+                    entry.errors = gate.reached(trial.named(contender, values))
+                del values
+                multiple = PEERS if contender.kind == PEER or trial.case.op == STACK else OURS
+                entry.allowed = gate.allowed(entry.errors, multiple)
+                entry.reason = complaint(entry.errors, entry.allowed)
+                if entry.reason is not None:
+                    entry.status = records.WRONG
+                elif contender.kind == PEER:
+                    before[contender.name] = seconds
             except Exception as error:  # one that fails must not end the run, nor go unnamed
+                if contender is first:
+                    raise
                 entry.status = records.UNAVAILABLE if contender.compiled else records.FAILED
                 entry.reason = _cause(error)
-        admitted.append((entry, call if entry.status == records.OK else None))
-    return admitted
+        admitted[contender.name] = (entry, call if entry.status == records.OK else None)
+    entries = [admitted[contender.name] for contender in trial.contenders if contender.timed]
+    return entries, before
+
+
+def _give_back_memory() -> None:
+    """Return what is free to the system, on glibc: holes of an earlier case's sizes help nobody."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _cause(error: Exception) -> str:
@@ -161,21 +189,18 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def _judge(
-    entry: Entry, trial: Trial, contender: Contender, call: Callable[[], tuple[Tensor, ...]], gate: Gate
-) -> None:
-    """Compare what a contender computes with the truth, and see how much memory it takes for it."""
+def _run(entry: Entry, contender: Contender, call: Call) -> tuple[tuple[Tensor, ...], float]:
+    """What a contender computes, and about how long it takes; its extra memory goes into the entry."""
     if contender.compiled:
         call()  # compiles, which is neither its time nor its memory
     kept: list[tuple[Tensor, ...]] = []
+    start = time.perf_counter()
     peak = peak_bytes(lambda: kept.append(call()))
+    seconds = time.perf_counter() - start
     (values,) = kept
     entry.extra_bytes = peak - sum(value.numel() * value.element_size() for value in values)
-    multiple = PEERS if contender.kind == PEER or trial.case.op == STACK else OURS
-    entry.errors, entry.allowed = gate.check(trial.named(contender, values), multiple)
-    entry.reason = complaint(entry.errors, entry.allowed)
-    if entry.reason is not None:
-        entry.status = records.WRONG
+    # Watching memory takes time of its own, which does not matter in a long call.
+    return values, seconds if seconds > 0.1 else wall_clock(call)
 
 
 def _hopeless(
@@ -184,7 +209,7 @@ def _hopeless(
     which: str,
     rates: Rates,
     least: float | None,
-    fastest: Mapping[str, float],
+    before: Mapping[str, float],
 ) -> str | None:
     """Why a peer is not run: its matrix products alone say that it cannot be the best."""
     if contender.folded or least is None:
@@ -193,7 +218,7 @@ def _hopeless(
     alone = f"its matrix products alone take {seconds:.3g} s at the measured rate"
     if seconds > max(_TOO_LONG_SECONDS, _TOO_MANY_FLOORS * least):
         return f"{alone}, {seconds / least:.0f} times the floor"
-    if contender.compiled and fastest and seconds > min(fastest.values()):
-        name = min(fastest, key=lambda name: fastest[name])
-        return f"not compiled: {alone}, {name} {fastest[name]:.3g} s in all"
+    if contender.compiled and before and seconds > min(before.values()):
+        name = min(before, key=lambda name: before[name])
+        return f"not compiled: {alone}, {name} {before[name]:.3g} s in all"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from benchmarks.cases import STACK
 from vt_fast.reference.projector import pixel_attention
-from vt_fast.reference.tokenizers import filter_tokenizer
 
 RESULTS = {
     "tokenize": ("tokens",),
@@ -19,19 +18,31 @@ RESULTS = {
     STACK: ("map", "tokens"),
 }
 
+# Elements of a piece of the map. A graph over a whole map of 2 GB would hold ten of its size.
+_PIECE = 1 << 19
+
+# Of maps with more elements than this, only every so manieth pixel is kept, and compared: a prime number, so
+# that all places in a kernel's tiles come up. Tokens and gradients of small operands depend on all pixels.
+_LARGE, _STRIDE = 1 << 27, 5
+
 
 class Truth(NamedTuple):
     """Results by name and gradients as "d" and the operand's name, in float64, maps as (B, N, C).
 
-    ``lse`` is the largest magnitude of a token's log-sum-exp, from which a backward starts.
+    ``lse`` is the largest magnitude of a token's log-sum-exp, from which a backward starts; ``stride``: maps
+    hold the pixels 0, stride, 2 stride ... alone.
     """
 
     values: dict[str, Tensor]
     lse: float
+    stride: int = 1
 
 
 def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor]) -> Truth:
-    """The truth of an op for operands of any dtype, by :mod:`vt_fast.reference`.
+    """The truth of an op for operands of any dtype, in pieces of the map; a test holds it to the reference.
+
+    A first pass finds each token's lse and value. With these as constants, the gradients of a piece are
+    those of sum_nl exp(logit_nl - lse_l) (y_n dT_l - T_l dT_l), for which autograd is asked.
 
     Example:
         >>> operands = {"x": torch.ones(1, 3, 2), "queries": torch.ones(1, 2)}
@@ -39,22 +50,84 @@ def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor])
         >>> truth.values["tokens"].tolist(), truth.values["dx"][0, :, 0].sum().item()
         ([[[1.0, 1.0]]], 1.0)
     """
-    exact = {name: value.double().requires_grad_() for name, value in operands.items()}
+    x = operands["x"]
+    small = {name: value.double().requires_grad_() for name, value in operands.items() if name != "x"}
+    arriving = dict(zip(RESULTS[op], cotangents, strict=True))
+    values: dict[str, Tensor] = {}
+    stride = _STRIDE if x.numel() > _LARGE else 1
     if op != "tokenize":
-        # The operand itself is not a leaf here: its gradient goes on to the weight and the tokens' keys.
-        exact["keys"] = exact["token_keys"] @ exact["query_weight"].T
-    results = []
-    source = exact["x"]
-    if op != "tokenize":
-        source = source + pixel_attention(source, exact["keys"], None, None)[:, 0] @ exact["values"]
-        results.append(source)
-    lse = 0.0
+        values["map"] = torch.empty_like(x[:, ::stride], dtype=torch.float64)
+        # A leaf for the pieces; what it depends on gets its gradient at the end.
+        keys = small["token_keys"] @ small["query_weight"].T
+        folded = {**small, "keys": keys.detach().requires_grad_()}
+    else:
+        folded = small
+    lse = delta = None
     if op != "project":
-        results.append(filter_tokenizer(source, exact["queries"]))
-        with torch.no_grad():
-            logits = source @ exact["queries"].transpose(-2, -1)
-            lse = float(torch.logsumexp(logits, 1).abs().max())
-    return Truth(_named(op, results, exact, cotangents), lse)
+        values["tokens"], lse = _tokens(op, x, folded)
+        grad_tokens = arriving["tokens"].double()
+        delta = (values["tokens"] * grad_tokens).sum(-1)[:, None]
+    gradients = {"x": torch.empty_like(x[:, ::stride], dtype=torch.float64)}
+    names = [name for name in folded if name not in ("query_weight", "token_keys")]
+    gradients |= {name: torch.zeros_like(folded[name]) for name in names}
+    for piece in _pieces(x, stride):
+        leaf = x[:, piece].double().requires_grad_()
+        kept = slice(piece.start // stride, -(-piece.stop // stride))
+        y = _projected(op, leaf, folded)
+        loss = leaf.new_zeros(())
+        if op != "tokenize":
+            values["map"][:, kept] = y.detach()[:, ::stride]
+            loss = loss + (y * arriving["map"][:, piece].double()).sum()
+        if lse is not None and delta is not None:
+            weights = torch.exp(_logits(y, folded) - lse[:, None])
+            loss = loss + (weights * (y @ grad_tokens.transpose(1, 2) - delta)).sum()
+        found = torch.autograd.grad(loss, [leaf, *(folded[name] for name in names)])
+        gradients["x"][:, kept] = found[0][:, ::stride]
+        for name, part in zip(names, found[1:], strict=True):
+            gradients[name] += part
+    if op != "tokenize":
+        dense = ["query_weight", "token_keys"]
+        found = torch.autograd.grad(keys, [small[name] for name in dense], gradients["keys"])
+        gradients |= zip(dense, found, strict=True)
+    values |= {f"d{name}": value for name, value in gradients.items()}
+    return Truth(values, 0.0 if lse is None else float(lse.abs().max()), stride)
+
+
+def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
+    if op == "tokenize":
+        return pixels
+    return pixels + pixel_attention(pixels, small["keys"], None, None)[:, 0] @ small["values"]
+
+
+def _logits(pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
+    return pixels @ small["queries"].transpose(-2, -1)
+
+
+def _pieces(x: Tensor, stride: int) -> Iterator[slice]:
+    """Pixels of each piece, which starts at a multiple of the stride."""
+    step = stride * max(1, _PIECE // (x.shape[0] * x.shape[2] * stride))
+    for start in range(0, x.shape[1], step):
+        yield slice(start, min(start + step, x.shape[1]))
+
+
+@torch.no_grad()
+def _tokens(op: str, x: Tensor, small: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C) and lse (B, L): each piece's, merged with the weight it has."""
+    tokens = lse = None
+    for piece in _pieces(x, 1):
+        pixels = _projected(op, x[:, piece].double(), small)
+        logits = _logits(pixels, small)
+        part_lse = torch.logsumexp(logits, 1)
+        part = torch.softmax(logits, 1).transpose(1, 2) @ pixels
+        if tokens is None or lse is None:
+            tokens, lse = part, part_lse
+            continue
+        merged = torch.logaddexp(lse, part_lse)
+        tokens = tokens * torch.exp(lse - merged)[..., None] + part * torch.exp(part_lse - merged)[..., None]
+        lse = merged
+    if tokens is None or lse is None:
+        raise ValueError("the map has no pixels")
+    return tokens, lse
 
 
 def solve_plainly(
@@ -65,14 +138,9 @@ def solve_plainly(
 ) -> Truth:
     """The truth as a reference function in float64 has it, for what is no single op."""
     exact = {name: value.double().requires_grad_() for name, value in operands.items()}
-    return Truth(_named(op, function(*exact.values()), exact, cotangents), 0.0)
-
-
-def _named(
-    op: str, results: Sequence[Tensor], operands: Mapping[str, Tensor], cotangents: Sequence[Tensor]
-) -> dict[str, Tensor]:
+    results = function(*exact.values())
     given = [cotangent.double() for cotangent in cotangents]
-    gradients = torch.autograd.grad(results, list(operands.values()), given)
+    gradients = torch.autograd.grad(results, list(exact.values()), given)
     values = {name: result.detach() for name, result in zip(RESULTS[op], results, strict=True)}
-    names = (f"d{name}" for name in operands)
-    return values | dict(zip(names, gradients, strict=True))
+    values |= {f"d{name}": gradient for name, gradient in zip(exact, gradients, strict=True)}
+    return Truth(values, 0.0)

@@ -102,7 +102,7 @@ def test_source_archive_can_build_and_test(tmp_path):
     with tarfile.open(build(tmp_path, "build_sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "csrc/README.md", "constraints.txt", "Makefile", "vt_fast/py.typed"} <= names
-    assert {"benchmarks/README.md", ".ci/run"} <= names
+    assert {"benchmarks/README.md", "benchmarks/peers.py", ".ci/run"} <= names
     assert "tests/test_packaging.py" in names
 
 
