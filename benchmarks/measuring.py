@@ -28,6 +28,9 @@ _TOO_LONG_SECONDS = 1.0
 # ... and as many times the floor.
 _TOO_MANY_FLOORS = 8.0
 
+# Bytes of a map from which on it matters what memory an earlier case has left behind.
+_LARGE_MAP = 1 << 26
+
 
 Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
 _Admitted: TypeAlias = tuple[Entry, Call | None]
@@ -110,7 +113,8 @@ def measure(
     """The cells of a case, one for each pass."""
     rates = ceilings.measure()
     for which in passes:
-        _give_back_memory()
+        if trial.map_bytes >= _LARGE_MAP:
+            _give_back_memory()
         least = None
         if trial.case.op != STACK:
             flops = trial.flops(trial.contenders[0], which)

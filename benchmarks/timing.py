@@ -21,7 +21,7 @@ class Budget(NamedTuple):
     times as long.
     """
 
-    seconds: float = 0.7
+    seconds: float = 0.5
     least: int = 7
     most: int = 200
     few: int = 3
