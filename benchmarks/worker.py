@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import sys
 import warnings
 from collections.abc import Iterator
@@ -30,6 +29,8 @@ def main(arguments: list[str]) -> int:
 
 def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A message for each case: its cells, or the reason why there are none; then one about the process."""
+    import resource
+
     import torch
 
     from benchmarks.cases import Case, Shape
