@@ -40,7 +40,7 @@ def plot(run: Run, path: Path) -> Path:
         right.set_xscale("log")
         right.set_yticks(rows, [])
         right.set_title("peer's time / ours (right of the line: slower than ours)")
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for panel in (left, right):
             panel.set_ylim(len(part) - 0.5, -0.5)
             panel.grid(axis="x", alpha=0.3)
