@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PICTURES ?=
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 TEST_FLAGS ?=
 
 PY := $(VENV)/bin/python
@@ -16,12 +17,14 @@ BUILD_ENV := VT_FAST_BUILD=require
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format info native clean
+.PHONY: help demo test bench lint format info native clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
+	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
+	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make format  let ruff rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
@@ -33,7 +36,10 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast $(TEST_FLAGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks $(TEST_FLAGS)
+
+bench: $(VENV)/demo.stamp $(VENV)/native.stamp
+	$(PY) -m benchmarks cpu $(BENCH_FLAGS)
 
 lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .

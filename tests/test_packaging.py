@@ -205,7 +205,7 @@ def test_source_archive_can_build_and_test(tmp_path):
             path.relative_to(tree).as_posix() for path in paths if "__pycache__" not in path.parts
         } <= names
     assert not any(name.endswith((".so", ".o", "build.json")) for name in names)
-    assert {"benchmarks/README.md", ".ci/run"} <= names
+    assert {"benchmarks/README.md", "benchmarks/peers.py", ".ci/run"} <= names
     assert "tests/test_packaging.py" in names
 
 

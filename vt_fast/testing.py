@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vt_fast.precision import compute_dtype
 
-__all__ = ["assert_as_accurate"]
+__all__ = ["allowed_error", "assert_as_accurate"]
 
 
 def assert_as_accurate(
@@ -63,10 +63,38 @@ def assert_as_accurate(
         return
     truth, found, other = truth[finite], found[finite], other[finite]
     error, reached = (found - truth).abs().max(), (other - truth).abs().max()
-    statistic = compute_dtype(actual.dtype)
-    roundings = torch.finfo(actual.dtype).eps + (lse + terms**0.5) * torch.finfo(statistic).eps
-    allowed = 2 * reached.nan_to_num() + roundings / 2 * truth.abs().max()
+    allowed = allowed_error(
+        float(reached.nan_to_num()), float(truth.abs().max()), actual.dtype, lse=lse, terms=terms
+    )
     if error > allowed:
         raise AssertionError(
             f"{name}: largest error {error:.3g}, allowed {allowed:.3g} (plain PyTorch: {reached:.3g})"
         )
+
+
+def allowed_error(
+    plain: float,
+    largest: float,
+    dtype: torch.dtype,
+    *,
+    lse: float = 0.0,
+    terms: int = 0,
+    multiple: float = 2.0,
+) -> float:
+    """The largest error that :func:`assert_as_accurate` lets pass.
+
+    Args:
+        plain: the largest error of plain PyTorch in the same dtype.
+        largest: the largest exact magnitude.
+        dtype: of what is tested.
+        lse: as there, and so is ``terms``.
+        terms: see above.
+        multiple: how many times the plain error is allowed.
+
+    Example:
+        >>> allowed_error(0.25, 1.0, torch.float32) == 0.5 + torch.finfo(torch.float32).eps / 2
+        True
+    """
+    statistic = compute_dtype(dtype)
+    roundings = torch.finfo(dtype).eps + (lse + terms**0.5) * torch.finfo(statistic).eps
+    return float(multiple * plain + roundings / 2 * largest)

@@ -232,14 +232,14 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
 // out = base + weights^T times a bank's matrix: a tile of a map.
 template <class N, bool pixels_innermost>
 void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix, int64_t pixels,
-            View<const typename N::Elem> base, View<typename N::Elem> out, bool streaming, int64_t ahead = 0) {
+            View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing, int64_t ahead = 0) {
   const int64_t groups = divided_up(bank.rows, N::group);
   // Scores came from accumulate where pixels are innermost, else from broadcast.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
   if (pixels_innermost)
-    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
-                            bank.depth, pixels);
+    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, false, ahead},
+                            bank.depth, pixels, storing);
   else
-    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, streaming, ahead},
-                             pixels, bank.depth);
+    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, false, ahead},
+                             pixels, bank.depth, storing);
 }

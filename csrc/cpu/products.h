@@ -8,6 +8,11 @@
 //   accumulate   out[m][c] = sum_k a[m][k] x[k][c]   one of few times a vector of the map
 //   expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]   results are a map's
 
+// Pixels of a tile at most, and how far rows of scores are apart: not a power of two, so that the rows
+// do not share cache sets.
+constexpr int64_t most_pixels = 256;
+constexpr int64_t score_ld = most_pixels + 16;
+
 // What becomes of what `out` held.
 enum class Onto { nothing, sum, scaled };
 
@@ -307,16 +312,44 @@ VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t 
   for (; r < end; r++) expand_block<N, 1, part>(e, r, c, columns);
 }
 
+// Past the caches, to wherever it lies: whole cache lines but for the first and the last.
+template <class Elem>
+void stream_run(const Elem* from, Elem* to, int64_t count) {
+  const int64_t bytes = count * sizeof(Elem), head = smaller<int64_t>(-(uintptr_t)to % 64, bytes);
+  __builtin_memcpy(to, from, head);
+  const char* p = (const char*)from;
+  char* q = (char*)to;
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64)
+    VT_UNROLL for (int64_t j = 0; j < 64; j += VT_BYTES) store_streaming<int32_t>((int32_t*)(q + i + j), load<int32_t>(p + i + j));
+  __builtin_memcpy(q + i, p + i, bytes - i);
+}
+
+// How a result is stored: in place, or past the caches. There aligned vectors can go directly; other rows
+// are put together first, a block of them in one piece where they touch.
+enum class Storing { cached, streamed, assembled };
+
 // out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a map; no base: 0.
 // a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. A block of rows
 // stays while all columns pass: what is read and written is then walked through in order.
 template <class N>
-void expand_product(const Expand<N>& e, int64_t rows, int64_t columns) {
+void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing) {
+  using Elem = typename N::Elem;
   constexpr int64_t step = block_columns<N>, height = VT_BYTES == 64 ? 8 : 4;
   const int64_t whole = columns / step * step;
+  Elem assembled[height * most_pixels];
+  Elem* const out = e.out;
+  const int64_t ldo = e.ldo;
+  e.streaming = storing == Storing::streamed;
   for (int64_t r = 0; r < rows; r += height) {
     const int64_t count = smaller(height, rows - r);
+    if (storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
     for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
     if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
+    if (storing != Storing::assembled) continue;
+    if (ldo == columns)
+      stream_run(assembled, out + r * ldo, count * columns);
+    else
+      for (int64_t i = 0; i < count; i++) stream_run(assembled + i * columns, out + (r + i) * ldo, columns);
   }
 }

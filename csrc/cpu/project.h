@@ -62,12 +62,12 @@ struct Projector {
   }
 
   // out = base + P values.
-  void spread(PixelRange range, View<const Elem> base, View<Elem> out, bool streaming, int64_t ahead) const {
+  void spread(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
       const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr, base.ld};
       const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
-      expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o, streaming, ahead);
+      expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o, storing, ahead);
     }
   }
 };
@@ -84,11 +84,11 @@ struct ProjectWorker {
   const Split& split;
   TiledMap<N, pixels_innermost> x, residual, map;
   Projector<N, pixels_innermost> projector;
-  bool streaming;
+  Storing storing;
 
   ProjectWorker(const Call& call, const Split& split, const NoPlan&, Arena& arena)
       : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
-        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), streaming(streams(map, projector.part, call)) {
+        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), storing(storing_of(map, projector.part, call)) {
     for (auto* each : {&x, &residual, &map})
       if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
@@ -101,7 +101,7 @@ struct ProjectWorker {
         View<const Elem> base = {nullptr, 0};
         if (call.residual_input) base = tile;
         else if (call.residual.data) base = residual.read(range, nullptr);
-        projector.spread(range, base, map.target(range), streaming, call.residual_input ? x.ahead(range, left) : 0);
+        projector.spread(range, base, map.target(range), storing, call.residual_input ? x.ahead(range, left) : 0);
         map.write(range);
       });
     });

@@ -67,8 +67,8 @@ struct ProjectorBackward {
   }
 
   // out = base + dS keys: the gradient of x in a tile.
-  void grad_x(PixelRange range, View<const Elem> base, View<Elem> out, bool streaming) const {
-    expand<N, pixels_innermost>(grads.for_expand(0, 0, heads * L, range.count), projector.keys, 0, range.count, base, out, streaming, 0);
+  void grad_x(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing) const {
+    expand<N, pixels_innermost>(grads.for_expand(0, 0, heads * L, range.count), projector.keys, 0, range.count, base, out, storing, 0);
   }
 
   // What belongs to one sample's chunk (shared = false), or to a whole unit.
@@ -95,11 +95,11 @@ struct ProjectBackwardWorker {
   const Split& split;
   TiledMap<N, pixels_innermost> x, grad, dx;
   ProjectorBackward<N, pixels_innermost> backward;
-  bool streaming;
+  Storing storing;
 
   ProjectBackwardWorker(const Call& call, const Split& split, const ProjectBackwardPlan<N>& plan, Arena& arena)
       : call(call), split(split), x(call.x, Use::read, call, call.channels), grad(call.grad_map, Use::read, call, call.out_channels),
-        dx(call.dx, Use::write, call, call.channels), backward(call, plan, arena), streaming(streams(dx, call.channels, call)) {
+        dx(call.dx, Use::write, call, call.channels), backward(call, plan, arena), storing(storing_of(dx, call.channels, call)) {
     for (auto* each : {&x, &grad, &dx})
       if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
@@ -111,7 +111,7 @@ struct ProjectBackwardWorker {
         backward.projector.attend(range, tile, x.ahead(range, left));
         backward.add(range, tile, grads, x.ahead(range, left), grad.ahead(range, left));
         if (call.dx.data) {
-          backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range), streaming);
+          backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range), storing);
           dx.write(range);
         }
       });

@@ -8,7 +8,7 @@ struct ProjectTokenizeWorker {
   TiledMap<N, pixels_innermost> x, residual, map;
   Projector<N, pixels_innermost> projector;
   Tokenizer<N, pixels_innermost> tokenizer;
-  bool streaming;
+  Storing storing;
 
   ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
       : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
@@ -33,7 +33,7 @@ struct ProjectTokenizeWorker {
         // The tile itself is the map's place, unless pixels of it are to be taken out after it was written.
         const bool direct = map.in_place && !valid;
         const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};
-        projector.spread(range, base, y, false, call.residual_input ? x.ahead(range, left) : 0);
+        projector.spread(range, base, y, Storing::cached, call.residual_input ? x.ahead(range, left) : 0);
         if (!direct && call.map.data) map.put(range, {y.data, y.ld});
         if (valid) map.clear_invalid(y, range.count, valid);
         tokenizer.add(range, {y.data, y.ld}, valid, 0);

@@ -25,13 +25,13 @@ struct ProjectTokenizeBackwardWorker {
   TokenizerBackward<N, pixels_innermost> tokenizing;
   TiledMap<N, pixels_innermost> y;  // a buffer alone
   uint8_t* used = nullptr;
-  bool streaming;
+  Storing storing;
 
   ProjectTokenizeBackwardWorker(const Call& call, const Split& split, const ProjectTokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
         grad(call.grad_map, Use::read, call, call.out_channels), dx(call.dx, Use::write, call, call.channels),
         dresidual(call.dresidual, Use::write, call, call.out_channels), projecting(call, plan.projecting, arena),
-        tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, Use::write, call, call.out_channels), streaming(streams(dx, call.channels, call)) {
+        tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, Use::write, call, call.out_channels), storing(storing_of(dx, call.channels, call)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx})
@@ -73,16 +73,16 @@ struct ProjectTokenizeBackwardWorker {
     projecting.projector.attend(range, pixels, x.ahead(range, left));
     const View<const Elem> base = call.residual_input ? pixels : call.residual.data ? residual.read(range, read) : none;
     const View<Elem> map = {y.buffer, y.buffer_ld};
-    projecting.projector.spread(range, base, map, false, 0);
+    projecting.projector.spread(range, base, map, Storing::cached, 0);
     if (valid) y.clear_invalid(map, range.count, valid);
     tokenizing.add(range, {map.data, map.ld}, valid, 0);
 
     const View<Elem> h = dresidual.target(range);
-    tokenizing.grad_map(range, grads, h, false, call.grad_map.data ? grad.ahead(range, left) : 0);
+    tokenizing.grad_map(range, grads, h, Storing::cached, call.grad_map.data ? grad.ahead(range, left) : 0);
     if (valid) restore_invalid(range, valid, grads, h);
     projecting.add(range, pixels, {h.data, h.ld}, x.ahead(range, left), 0);
     if (call.dx.data) {
-      projecting.grad_x(range, call.residual_input ? View<const Elem>{h.data, h.ld} : none, dx.target(range), streaming);
+      projecting.grad_x(range, call.residual_input ? View<const Elem>{h.data, h.ld} : none, dx.target(range), storing);
       dx.write(range);
     }
     if (call.dresidual.data) dresidual.write(range);

@@ -60,12 +60,15 @@ struct Current {
 };
 
 // Results larger than this are not read again before they leave the caches, so they are not put there.
-constexpr int64_t streamed_bytes = 24 << 20;
+constexpr int64_t streamed_bytes = 12 << 20;
 
 // `part`: channels that a product writes at once.
 template <class N, bool pixels_innermost>
-bool streams(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call) {
-  return map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0) && call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem) > streamed_bytes / 2;
+Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call) {
+  const int64_t bytes = call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem);
+  if (!map.in_place || bytes < streamed_bytes) return Storing::cached;
+  if (map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0)) return Storing::streamed;
+  return pixels_innermost ? Storing::assembled : Storing::cached;
 }
 
 VT_INLINE Map table_map(const Rows& position, const Call& call) {

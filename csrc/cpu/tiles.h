@@ -1,11 +1,6 @@
 // Tiles of a map: in place where a product can take them so, else gathered into a buffer that stays in
 // cache. A tile is rows of unit stride: pixels of C channels (channels innermost), or channels of n pixels.
 
-// Pixels of a tile at most, and how far rows of scores are apart: not a power of two, so that the rows
-// do not share cache sets.
-constexpr int64_t most_pixels = 256;
-constexpr int64_t score_ld = most_pixels + 16;
-
 template <class Elem>
 struct View {
   Elem* data;

@@ -133,12 +133,12 @@ struct TokenizerBackward {
   }
 
   // out = base + A dT + dS queries: the map's gradient in a tile.
-  void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, bool streaming, int64_t ahead) const {
+  void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
       const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr, base.ld};
       const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
-      expand<N, pixels_innermost>(weights.for_expand(h, 2 * h * L, 2 * L, range.count), rows, h, range.count, b, o, streaming, ahead);
+      expand<N, pixels_innermost>(weights.for_expand(h, 2 * h * L, 2 * L, range.count), rows, h, range.count, b, o, storing, ahead);
     }
   }
 
@@ -158,11 +158,11 @@ struct TokenizeBackwardWorker {
   const Split& split;
   TiledMap<N, pixels_innermost> x, dx;
   TokenizerBackward<N, pixels_innermost> tokenizer;
-  bool streaming;
+  Storing storing;
 
   TokenizeBackwardWorker(const Call& call, const Split& split, const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : call(call), split(split), x(call.x, Use::read, call, call.channels), dx(call.dx, Use::write, call, call.channels),
-        tokenizer(call, split, plan, call.heads, arena), streaming(streams(dx, tokenizer.part, call)) {
+        tokenizer(call, split, plan, call.heads, arena), storing(storing_of(dx, tokenizer.part, call)) {
     if (!x.in_place || tokenizer.options.any) x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
     if (call.dx.data && !dx.in_place) dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
   }
@@ -175,7 +175,7 @@ struct TokenizeBackwardWorker {
         const View<const Elem> tile = x.read(range, valid);
         tokenizer.add(range, tile, valid, x.ahead(range, left));
         if (call.dx.data) {
-          tokenizer.grad_map(range, {nullptr, 0}, dx.target(range), streaming, 0);
+          tokenizer.grad_map(range, {nullptr, 0}, dx.target(range), storing, 0);
           if (valid) dx.clear_invalid(dx.target(range), range.count, valid);
           dx.write(range);
         }

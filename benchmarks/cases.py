@@ -1,0 +1,92 @@
+"""The registry of cases: which op, on how large a map, in which dtype and layout.
+
+Names only, no torch: the parent process reads this too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+OPS = ("tokenize", "project", "project_tokenize")
+STACK = "stack"
+DTYPES = ("fp32", "bf16")
+LAYOUTS = ("channels_last", "nchw")
+FORWARD, BOTH = "forward", "forward+backward"
+PASSES = (FORWARD, BOTH)
+
+
+class Shape(NamedTuple):
+    """A map of ``batch`` samples, ``height`` x ``width`` pixels and ``channels``, and a number of tokens.
+
+    Example:
+        >>> Shape(32, 14, 14, 256, 16).label
+        '32x196x256x16'
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    tokens: int
+
+    @property
+    def pixels(self) -> int:
+        """N."""
+        return self.height * self.width
+
+    @property
+    def label(self) -> str:
+        """B, N, C and L, as tables and the command line have them."""
+        return f"{self.batch}x{self.pixels}x{self.channels}x{self.tokens}"
+
+
+SHAPES = (
+    Shape(32, 14, 14, 256, 16),  # the paper's stage of a ResNet-18 or 34
+    Shape(32, 14, 14, 1024, 16),  # and of a ResNet-50 or 101
+    Shape(1, 200, 304, 256, 8),  # its FPN's finest level at 800 x 1216
+    Shape(8, 56, 56, 512, 16),
+    Shape(1, 512, 512, 1024, 16),  # far larger than any cache
+    Shape(8, 28, 28, 2048, 64),  # many tokens: bound by arithmetic
+)
+QUICK_SHAPES = (Shape(2, 6, 8, 32, 8), Shape(1, 12, 16, 64, 16))
+
+# Three modules on the output of a ResNet-50's fourth stage.
+STACK_SHAPE = Shape(32, 14, 14, 1024, 16)
+QUICK_STACK_SHAPE = Shape(2, 6, 8, 64, 8)
+STACK_DEPTH = 3
+
+
+class Case(NamedTuple):
+    """One job, measured in each pass."""
+
+    op: str
+    shape: Shape
+    dtype: str
+    layout: str
+
+    @property
+    def label(self) -> str:
+        """For a progress bar."""
+        return f"{self.op} {self.shape.label} {self.dtype} {self.layout}"
+
+
+def select(
+    shapes: Sequence[Shape],
+    stack: Shape,
+    ops: Sequence[str] = (*OPS, STACK),
+    dtypes: Sequence[str] = DTYPES,
+    layouts: Sequence[str] = LAYOUTS,
+) -> Iterator[Case]:
+    """All combinations, the layouts innermost: they share one float64 truth.
+
+    Example:
+        >>> len(list(select(SHAPES, STACK_SHAPE)))
+        76
+    """
+    jobs = [(op, shape) for shape in shapes for op in OPS if op in ops]
+    jobs += [(STACK, stack)] if STACK in ops else []
+    for op, shape in jobs:
+        for dtype in dtypes:
+            for layout in layouts:
+                yield Case(op, shape, dtype, layout)

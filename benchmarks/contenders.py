@@ -1,0 +1,84 @@
+"""Who takes part in a case: each usable backend of vt_fast, and the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import vt_fast
+from benchmarks.cases import STACK, Case
+from benchmarks.peers import PEERS, YARDSTICKS, Code, Results, operand_names
+from benchmarks.records import BACKEND, OURS, PEER
+from vt_fast import backends
+
+
+class Contender(NamedTuple):
+    """A function of some of a case's operands that does the case's job."""
+
+    name: str
+    kind: str
+    function: Code
+    operands: tuple[str, ...]
+    compiled: bool = False
+    timed: bool = True
+
+    @property
+    def folded(self) -> bool:
+        """Whether the dense products of the paper's query projection are folded away."""
+        return "query_weight" not in self.operands
+
+
+def usable_backends() -> list[str]:
+    """The backends that can run here, ours first."""
+    return [name for name, reason in backends.report() if reason is None]
+
+
+def contenders(case: Case, wanted: Collection[str] | None = None) -> list[Contender]:
+    """Ours, vt_fast's other backends, and the wanted peers (all by default) of an op.
+
+    The yardstick is always there, because nobody passes the gate without it; unwanted, it is not timed.
+    """
+    found: list[Contender] = []
+    for backend in usable_backends():
+        function = _ours(case.op, backend)
+        kind = BACKEND if found else OURS
+        found.append(Contender(f"vt_fast {backend}", kind, function, tuple(operand_names(function))))
+    for peer in PEERS[case.op]:
+        listed = wanted is None or peer.name in wanted
+        if case.layout in peer.layouts and (listed or peer.name == YARDSTICKS[case.op]):
+            function = peer.function
+            names = tuple(operand_names(function))
+            if peer.compiled:
+                function = torch.compile(function, fullgraph=True, dynamic=False)
+            found.append(Contender(peer.name, PEER, function, names, peer.compiled, listed))
+    return found
+
+
+def _ours(op: str, backend: str) -> Code:
+    def tokenize(x: Tensor, queries: Tensor) -> Results:
+        return (vt_fast.tokenize(x, queries, backend=backend),)
+
+    def project(x: Tensor, keys: Tensor, values: Tensor) -> Results:
+        return (vt_fast.project(x, keys, values, residual="input", backend=backend),)
+
+    def project_tokenize(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Results:
+        # The third result is the log of the softmax's sum, which no peer gives.
+        y, tokens, _ = vt_fast.project_tokenize(x, keys, values, queries, return_map=True, backend=backend)
+        return (tokens,) if y is None else (y, tokens)
+
+    codes: dict[str, Code] = {
+        "tokenize": tokenize,
+        "project": project,
+        "project_tokenize": project_tokenize,
+    }
+    return codes[op]
+
+
+def plain_function(contender: Contender, op: str) -> Code:
+    """A peer's function as it was before it was compiled, which is what FLOPs are counted of."""
+    if not contender.compiled or op == STACK:
+        return contender.function
+    return next(peer.function for peer in PEERS[op] if peer.name == contender.name)

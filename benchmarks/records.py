@@ -1,0 +1,167 @@
+"""What a run leaves behind: plain data, all raw times included, to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Shape
+
+SCHEMA = 1
+
+# Kinds of contenders: ours is the first usable backend, "backend" any other of vt_fast's.
+OURS, BACKEND, PEER = "ours", "backend", "peer"
+# What became of one: only "ok" has a figure.
+OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
+
+
+@dataclass
+class Entry:
+    """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients."""
+
+    name: str
+    kind: str
+    status: str = OK
+    reason: str | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    allowed: dict[str, float] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    extra_bytes: int | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def timed(self) -> bool:
+        """Whether it has a figure."""
+        return self.status == OK and bool(self.seconds)
+
+
+@dataclass
+class Floor:
+    """The terms of a cell's floor, and every repetition of the two ceilings that were measured around it."""
+
+    maps: int
+    flops: int
+    copy_bytes: int
+    copy_seconds: list[float]
+    matrix_flops: int
+    matrix_seconds: list[float]
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second, reads and writes both counted."""
+        return self.copy_bytes / statistics.median(self.copy_seconds)
+
+    @property
+    def matrix_rate(self) -> float:
+        """FLOPs per second."""
+        return self.matrix_flops / statistics.median(self.matrix_seconds)
+
+    def terms(self, map_bytes: int) -> dict[str, float]:
+        """Seconds by each term.
+
+        Example:
+            >>> Floor(2, 30, 10, [1.0], 10, [1.0]).terms(map_bytes=50)
+            {'bytes': 10.0, 'flops': 3.0}
+        """
+        return {"bytes": self.maps * map_bytes / self.bandwidth, "flops": self.flops / self.matrix_rate}
+
+
+@dataclass
+class Cell:
+    """One case in one pass on so many threads, with everybody who took part."""
+
+    op: str
+    shape: Shape
+    dtype: str
+    layout: str
+    threads: int
+    which: str
+    map_bytes: int
+    floor: Floor | None
+    entries: list[Entry]
+
+    @property
+    def ours(self) -> Entry | None:
+        """Our entry, if it was measured at all."""
+        return next((entry for entry in self.entries if entry.kind == OURS), None)
+
+    @property
+    def best_peer(self) -> Entry | None:
+        """The fastest of all peers."""
+        peers = [entry for entry in self.entries if entry.kind == PEER and entry.timed]
+        return min(peers, key=lambda entry: entry.median, default=None)
+
+    @property
+    def floor_seconds(self) -> float | None:
+        """The larger term."""
+        return None if self.floor is None else max(self.floor.terms(self.map_bytes).values())
+
+    @property
+    def bound(self) -> str | None:
+        """Which term that is."""
+        if self.floor is None:
+            return None
+        found = self.floor.terms(self.map_bytes)
+        return max(found, key=lambda name: found[name])
+
+    @property
+    def over_floor(self) -> float | None:
+        """Our time in multiples of the floor."""
+        ours, least = self.ours, self.floor_seconds
+        return None if ours is None or not ours.timed or least is None else ours.median / least
+
+    @property
+    def best_ratio(self) -> float | None:
+        """The best peer's time in multiples of ours."""
+        ours, peer = self.ours, self.best_peer
+        return None if ours is None or not ours.timed or peer is None else peer.median / ours.median
+
+
+@dataclass
+class Run:
+    """One run of ``python -m benchmarks cpu``.
+
+    ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    cells: list[Cell]
+    problems: list[str] = field(default_factory=list)
+    complete: bool = True
+    schema: int = SCHEMA
+
+
+def cell_from(data: dict[str, Any]) -> Cell:
+    """A cell again, from :func:`dataclasses.asdict`."""
+    floor = None if data["floor"] is None else Floor(**data["floor"])
+    entries = [Entry(**entry) for entry in data["entries"]]
+    return Cell(**{**data, "shape": Shape(*data["shape"]), "floor": floor, "entries": entries})
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a run as JSON; whoever reads the file meanwhile sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+    draft.replace(path)
+
+
+def load(path: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        ValueError: the file is of another schema.
+    """
+    data = json.loads(path.read_text())
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must have schema {SCHEMA}, got {data.get('schema')}")
+    return Run(**{**data, "cells": [cell_from(cell) for cell in data["cells"]]})

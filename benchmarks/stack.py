@@ -1,0 +1,70 @@
+"""The stack case: three modules with the paper's value and key convolutions, which our code folds away."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from benchmarks.cases import STACK_DEPTH, Shape
+from benchmarks.contenders import Contender, usable_backends
+from benchmarks.operands import TORCH_DTYPES
+from benchmarks.peers import Code, Results
+from benchmarks.records import BACKEND, OURS, PEER
+from vt_fast.nn import VisualTransformerStack, set_backend
+
+
+def build(shape: Shape) -> VisualTransformerStack:
+    """The stack: tokens as wide as the map, 1x1 convolutions in groups of 64 channels."""
+    channels = shape.channels
+    return VisualTransformerStack.build(
+        STACK_DEPTH, channels, num_tokens=shape.tokens, group_width=min(64, channels)
+    )
+
+
+def draw(shape: Shape, dtype: str, seed: int = 0) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """The map (B, N, C) and all parameters, and the gradients that arrive at the map and the tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    target = TORCH_DTYPES[dtype]
+    sizes = (shape.batch, shape.pixels, shape.channels)
+    operands = {"x": torch.randn(sizes, generator=generator).to(target)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stack = build(shape)
+    for name, parameter in stack.named_parameters():
+        value = parameter.detach()
+        if not value.any():
+            # Residual branches start at zero; here they have to do something.
+            value = torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
+        operands[name] = value.to(target)
+    results = (sizes, (shape.batch, shape.tokens, shape.channels))
+    return operands, tuple(torch.randn(size, generator=generator).to(target) for size in results)
+
+
+def code(shape: Shape, dtype: str, backend: str) -> Code:
+    """The stack as a function of the map and its parameters, in their order."""
+    chosen = build(shape).to(TORCH_DTYPES[dtype])
+    set_backend(chosen, backend)
+    names = [name for name, _ in chosen.named_parameters()]
+
+    def run(x: Tensor, *weights: Tensor) -> Results:
+        y, tokens = functional_call(chosen, dict(zip(names, weights, strict=True)), (x,))
+        return y, tokens
+
+    return run
+
+
+def contenders(
+    shape: Shape, dtype: str, operands: Collection[str], wanted: Collection[str] | None = None
+) -> list[Contender]:
+    """Ours, the other backends, and the paper's equations in eager mode."""
+    kinds = [OURS, *[BACKEND] * len(usable_backends())]
+    found = [
+        Contender(f"vt_fast {name}", kind, code(shape, dtype, name), tuple(operands))
+        for kind, name in zip(kinds, usable_backends(), strict=False)
+    ]
+    listed = wanted is None or "eager" in wanted
+    eager = Contender("eager", PEER, code(shape, dtype, "reference"), tuple(operands), timed=listed)
+    return [*found, eager]

@@ -1,0 +1,68 @@
+"""The child process: measures a plan's cases on its CPUs and reports each as a line of JSON.
+
+Run by :mod:`benchmarks.launch` with the number of a file descriptor to report to, and the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """Measure; the plan is that of :func:`benchmarks.cli.plan`."""
+    descriptor, text = arguments
+    plan = json.loads(text)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, plan["cpus"])  # before torch starts any thread
+    with os.fdopen(int(descriptor), "w") as stream:
+        for message in work(plan):
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+    return 0
+
+
+def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A message for each case: its cells, or the reason why there are none; then one about the process."""
+    import resource
+
+    import torch
+
+    from benchmarks.cases import Case, Shape
+    from benchmarks.ceilings import Ceilings
+    from benchmarks.measuring import Problem, Trial, measure, pose
+    from benchmarks.timing import Budget
+
+    threads = len(plan["cpus"])
+    torch.set_num_threads(threads)
+    # Inductor's advice on how to make a peer faster is for its authors.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
+    ceilings: dict[str, Ceilings] = {}
+    problem: Problem | None = None
+    posed: tuple[Any, ...] = ()
+    for op, shape, dtype, layout in plan["cases"]:
+        case = Case(op, Shape(*shape), dtype, layout)
+        try:
+            if dtype not in ceilings:
+                ceilings[dtype] = Ceilings(dtype, quick=plan["quick"])
+            if problem is None or posed != case[:3]:
+                problem = None  # the old one must go before the new one comes
+                problem, posed = pose(case), case[:3]
+            trial = Trial(case, problem, plan["peers"])
+            cells = list(measure(trial, plan["passes"], ceilings[dtype], Budget(**plan["budget"]), threads))
+            yield {"case": case.label, "cells": [dataclasses.asdict(cell) for cell in cells]}
+            del trial
+        except Exception as error:  # the other cases are still worth their time
+            yield {"case": case.label, "problem": f"{case.label}: {type(error).__name__}: {error}"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    process = {"threads": threads, "cpus": plan["cpus"], "peak_resident_bytes": peak}
+    yield {"process": {**process, "torch_threads": torch.get_num_threads()}}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
