@@ -111,6 +111,6 @@ struct ProjectWorker {
 template <class N, bool pixels_innermost>
 void project(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(larger(call.channels, call.out_channels)), 4 * rows);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(larger(call.channels, call.out_channels), pixels), 4 * rows);
   run<NoPlan, ProjectWorker<N, pixels_innermost>>(call, split, call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

@@ -124,7 +124,7 @@ struct ProjectBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels), 16 * rows);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels), 16 * rows);
   run<ProjectBackwardPlan<N>, ProjectBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

@@ -46,7 +46,7 @@ struct ProjectTokenizeWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels),
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels),
                     larger(16 * call.queries_per_head, 4 * rows));
   run<TokenizePlan<N, pixels_innermost>, ProjectTokenizeWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * (rows * (call.channels + call.out_channels) + 2 * call.queries_per_head * call.out_channels), host);

@@ -101,7 +101,7 @@ struct ProjectTokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + 2 * call.out_channels),
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + 2 * call.out_channels, pixels),
                     16 * larger(call.queries_per_head, rows));
   run<ProjectTokenizeBackwardPlan<N, pixels_innermost>, ProjectTokenizeBackwardWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * (3 * rows * (call.channels + call.out_channels) + 4 * call.queries_per_head * call.out_channels), host);

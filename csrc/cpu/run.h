@@ -3,7 +3,10 @@
 // Pixels of a tile, so that what is read and written of it (`width` elements a pixel) stays in the second
 // cache while `products` pass over it, and the rows of few are worth loading.
 template <class N, bool pixels_innermost>
-int64_t tile_pixels(int64_t width) {
+int64_t tile_pixels(int64_t width, int64_t pixels) {
+  // Whole rows of a small map make the tile one piece of memory, worth more than the second cache.
+  const bool small = pixels <= most_pixels && width * pixels * (int64_t)sizeof(typename N::Elem) <= 4 << 20;
+  if (pixels_innermost && small) return most_pixels;
   const int64_t fitting = (512 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
   return smaller<int64_t>(larger<int64_t>(fitting, 64), pixels_innermost ? most_pixels : 128);
 }

@@ -174,7 +174,7 @@ struct TokenizeWorker {
 template <class N, bool pixels_innermost>
 void tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels), 16 * call.queries_per_head);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels), 16 * call.queries_per_head);
   run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * call.queries_per_head * call.channels, host);
 }

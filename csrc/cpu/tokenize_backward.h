@@ -189,7 +189,7 @@ struct TokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels), 16 * call.queries_per_head);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels), 16 * call.queries_per_head);
   run<TokenizeBackwardPlan<N, pixels_innermost>, TokenizeBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * call.queries_per_head * call.channels, host);
 }
