@@ -8,6 +8,7 @@ BENCH_FLAGS ?=
 TEST_FLAGS ?=
 
 PY := $(VENV)/bin/python
+CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.cpp)
 PIP := $(PY) -m pip --disable-pip-version-check
 # Tests run side by side, one worker per core, so each worker gets one thread: more would only fight.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg VT_FAST_BUILD=require
@@ -25,8 +26,8 @@ help:
 	@echo 'make test    the whole test suite'
 	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
 	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
-	@echo 'make lint    ruff and mypy'
-	@echo 'make format  let ruff rewrite what lint would reject'
+	@echo 'make lint    ruff, mypy and clang-format'
+	@echo 'make format  let ruff and clang-format rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
 	@echo 'make native  build the C++ kernels anew, as far as they have changed (demo and test do so too)'
 	@echo 'make clean   remove .venv, caches and outputs'
@@ -45,10 +46,12 @@ lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(VENV)/dev.stamp
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 info: $(VENV)/demo.stamp $(VENV)/native.stamp
 	@$(PY) -m vt_fast info

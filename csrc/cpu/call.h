@@ -8,9 +8,7 @@ namespace vt {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16 };
 
-inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 // All strides count elements. Absent operands, and results that are not wanted, have data == nullptr.
 
@@ -60,21 +58,21 @@ struct Call {
   Pixels log_weights;
 
   // For the backward: what arrives, and what the forward gave (tokens and lse dense).
-  Rows grad_tokens;  // (L, C + P)
-  Rows grad_lse;     // (1, heads * L), float or double; may be absent
+  Rows grad_tokens;                    // (L, C + P)
+  Rows grad_lse;                       // (1, heads * L), float or double; may be absent
   const void* exact_tokens = nullptr;  // (B, L, C + P)
   const void* saved_lse = nullptr;     // (B, heads * L)
 
   // Results.
   Map map, dx, dresidual;
-  void* tokens_out = nullptr;     // (B, L, C + P), not rounded
-  void* lse_out = nullptr;        // (B, heads * L)
-  void* dkeys = nullptr;          // (.., heads * L, C)
-  void* dvalues = nullptr;        // (.., L, D)
-  void* dbias = nullptr;          // (.., heads * L)
-  void* dqueries = nullptr;       // (.., heads * L, C / heads)
-  void* dlog_weights = nullptr;   // (B, N)
-  void* dposition = nullptr;      // (N, P)
+  void* tokens_out = nullptr;    // (B, L, C + P), not rounded
+  void* lse_out = nullptr;       // (B, heads * L)
+  void* dkeys = nullptr;         // (.., heads * L, C)
+  void* dvalues = nullptr;       // (.., L, D)
+  void* dbias = nullptr;         // (.., heads * L)
+  void* dqueries = nullptr;      // (.., heads * L, C / heads)
+  void* dlog_weights = nullptr;  // (B, N)
+  void* dposition = nullptr;     // (N, P)
 };
 
 // What a kernel asks of its host: memory for the duration of the call, and threads.
@@ -84,7 +82,8 @@ struct Host {
   void* (*allocate)(void* self, size_t bytes) = nullptr;
   int64_t threads = 1;
   // Calls body(argument, i) once for each i in [0, count), on as many threads as there are, and waits.
-  void (*parallel)(void* self, int64_t count, void (*body)(void* argument, int64_t index), void* argument) = nullptr;
+  void (*parallel)(void* self, int64_t count, void (*body)(void* argument, int64_t index),
+                   void* argument) = nullptr;
 };
 
 using Kernel = void (*)(const Call&, const Host&);

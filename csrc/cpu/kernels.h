@@ -16,6 +16,7 @@ namespace {
 #include "simd.h"
 #include "numbers.h"
 #include "products.h"
+#include "expand.h"
 #include "tiles.h"
 #include "memory.h"
 #include "operands.h"
@@ -36,18 +37,19 @@ bool pixels_lie_innermost(const Call& call) {
   return call.x.channel != 1 && call.height * call.width > 1 && distance <= call.x.channel;
 }
 
-#define VT_ENTRY(op)                                                                                   \
-  template <class N>                                                                                   \
-  void op##_in(const Call& call, const Host& host) {                                                   \
-    pixels_lie_innermost(call) ? op<N, true>(call, host) : op<N, false>(call, host);                   \
-  }                                                                                                    \
-  void op##_entry(const Call& call, const Host& host) {                                                \
-    if (call.dtype == Dtype::float64) return op##_in<Double>(call, host);                              \
-    VT_BRAIN(op)                                                                                       \
-    op##_in<Single>(call, host);                                                                       \
+#define VT_ENTRY(op)                                                                 \
+  template <class N>                                                                 \
+  void op##_in(const Call& call, const Host& host) {                                 \
+    pixels_lie_innermost(call) ? op<N, true>(call, host) : op<N, false>(call, host); \
+  }                                                                                  \
+  void op##_entry(const Call& call, const Host& host) {                              \
+    if (call.dtype == Dtype::float64) return op##_in<Double>(call, host);            \
+    VT_BRAIN(op)                                                                     \
+    op##_in<Single>(call, host);                                                     \
   }
 #if defined(__AVX512BF16__)
-#define VT_BRAIN(op) if (call.dtype == Dtype::bfloat16) return op##_in<Brain>(call, host);
+#define VT_BRAIN(op) \
+  if (call.dtype == Dtype::bfloat16) return op##_in<Brain>(call, host);
 #else
 #define VT_BRAIN(op)
 #endif
@@ -59,8 +61,9 @@ VT_ENTRY(project_backward)
 VT_ENTRY(project_tokenize)
 VT_ENTRY(project_tokenize_backward)
 
-constexpr Kernels kernels = {tokenize_entry, tokenize_backward_entry, project_entry,
-                             project_backward_entry, project_tokenize_entry, project_tokenize_backward_entry};
+constexpr Kernels kernels = {tokenize_entry,         tokenize_backward_entry,
+                             project_entry,          project_backward_entry,
+                             project_tokenize_entry, project_tokenize_backward_entry};
 
 }  // namespace
 }  // namespace VT_NAMESPACE

@@ -24,7 +24,8 @@ struct Split {
 
   // least: pixels that a unit should have, so that its own overhead does not count.
   Split(int64_t batch, int64_t pixels, int64_t most, int64_t least) : batch(batch), pixels(pixels) {
-    const int64_t wanted = smaller<int64_t>(64, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
+    const int64_t wanted =
+        smaller<int64_t>(64, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
     chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), 32);
@@ -70,7 +71,10 @@ struct Sink {
 
   Sink() = default;
   Sink(void* out, bool shared, int64_t size, const Split& split, Arena& arena)
-      : out((Acc*)out), size(size), shared(shared), slotted(out && (shared ? split.units : split.chunks) > 1) {
+      : out((Acc*)out),
+        size(size),
+        shared(shared),
+        slotted(out && (shared ? split.units : split.chunks) > 1) {
     if (slotted) slots = arena.take<Acc>(split.units * size);
   }
   // Per sample and chunk, or per unit where shared.

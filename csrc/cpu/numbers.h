@@ -3,8 +3,12 @@
 // A product multiplies `lanes`: a lane is a group of neighbouring elements that one instruction reduces,
 // one element for float and double, two for bfloat16's dot product. Packed operands are arrays of lanes.
 
-struct Bfloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 VT_INLINE float to_float(Bfloat16 x) {
   const uint32_t bits = (uint32_t)x.bits << 16;
@@ -56,18 +60,24 @@ VT_INLINE double to_float(double x) { return x; }
 template <class To>
 struct Rounded {
   template <class From>
-  static VT_INLINE To from(From x) { return (To)to_float(x); }
+  static VT_INLINE To from(From x) {
+    return (To)to_float(x);
+  }
 };
 template <>
 struct Rounded<Bfloat16> {
   static VT_INLINE Bfloat16 from(Bfloat16 x) { return x; }
   template <class From>
-  static VT_INLINE Bfloat16 from(From x) { return to_bfloat16(to_float(x)); }
+  static VT_INLINE Bfloat16 from(From x) {
+    return to_bfloat16(to_float(x));
+  }
 };
 template <>
 struct Rounded<Float16> {
   template <class From>
-  static VT_INLINE Float16 from(From x) { return to_float16(to_float(x)); }
+  static VT_INLINE Float16 from(From x) {
+    return to_float16(to_float(x));
+  }
 };
 
 // Half as many 16-bit numbers as a vector has bytes, for conversions from and to a vector of float.
@@ -143,7 +153,10 @@ struct Plain {
   static VT_INLINE void store2(T* x, int64_t columns, const Vec<T> (&v)[2], bool streaming) {
     constexpr int W = lanes<T>;
     if (part) {
-      if (columns >= W) store<T>(x, v[0]); else store_part(x, v[0], columns);
+      if (columns >= W)
+        store<T>(x, v[0]);
+      else
+        store_part(x, v[0], columns);
       if (columns > W) store_part(x + W, v[1], columns - W);
     } else if (streaming) {
       store_streaming(x, v[0]), store_streaming(x + W, v[1]);

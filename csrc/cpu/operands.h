@@ -31,7 +31,9 @@ struct Bank {
   }
   int64_t staged_size() const { return rounded_up(rows, 16) * ld; }
   // Folded lanes are twice as long and half as many.
-  int64_t columns_size() const { return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16); }
+  int64_t columns_size() const {
+    return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16);
+  }
 
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
@@ -42,7 +44,8 @@ struct Bank {
     if (zero)
       for (int64_t c = 0; c < depth; c++) to[c] = Elem{};
     else
-      gather(from.data, dtype, sample * from.batch + from_row * from.row + first_column * from.column, from.column, to, depth);
+      gather(from.data, dtype, sample * from.batch + from_row * from.row + first_column * from.column,
+             from.column, to, depth);
     for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
   }
 
@@ -55,7 +58,7 @@ struct Bank {
     for (int64_t c = 0; c < depth; c += 2 * W) {  // the row's end is padded with zeros
       Vec<Acc> x[2];
       N::template load2<false>(from + c, 0, x);
-      VT_UNROLL for (int v = 0; v < 2; v++) {
+    VT_UNROLL for (int v = 0; v < 2; v++) {
         const int64_t left = depth - c - v * W;
         if (left > 0) sums[v] += x[v] * (left >= W ? load<Acc>(numbers + c + v * W) : load_part(numbers + c + v * W, left));
       }

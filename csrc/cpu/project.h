@@ -15,7 +15,10 @@ struct Projector {
 
   // `backward`: keys will be expanded, and values scored, too.
   Projector(const Call& call, bool backward, Arena& arena)
-      : call(call), heads(call.heads), L(call.tokens), part(call.out_channels / call.heads),
+      : call(call),
+        heads(call.heads),
+        L(call.tokens),
+        part(call.out_channels / call.heads),
         keys(1, heads * L, call.channels, true, backward, arena),
         values(heads, L, part, backward, true, arena),
         weights(heads, L, true, arena) {
@@ -31,7 +34,8 @@ struct Projector {
         const int64_t row = h * L + l;
         bool removed = false;
         if (bias) {
-          gather(call.bias.data, call.dtype, sample * call.bias.batch + row * call.bias.column, 1, bias + row, 1);
+          gather(call.bias.data, call.dtype, sample * call.bias.batch + row * call.bias.column, 1, bias + row,
+                 1);
           removed = bias[row] == -(Acc)__builtin_inff();
           if (!removed) empty[h] = 0;
         }
@@ -52,7 +56,8 @@ struct Projector {
       Acc* s = weights.row(h * L);
       if (bias)
         for (int64_t l = 0; l < L; l++)
-          for (int64_t i = 0; i < n; i += lanes<Acc>) store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + bias[h * L + l]);
+          for (int64_t i = 0; i < n; i += lanes<Acc>)
+            store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + bias[h * L + l]);
       softmax_over_rows(weights, h * L, L, n);
       if (bias && empty[h])
         for (int64_t l = 0; l < L; l++)
@@ -65,9 +70,11 @@ struct Projector {
   void spread(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
-      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr, base.ld};
+      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr,
+                                  base.ld};
       const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
-      expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o, storing, ahead);
+      expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o,
+                                  storing, ahead);
     }
   }
 };
@@ -87,10 +94,16 @@ struct ProjectWorker {
   Storing storing;
 
   ProjectWorker(const Call& call, const Split& split, const NoPlan&, Arena& arena)
-      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
-        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), storing(storing_of(map, projector.part, call)) {
+      : call(call),
+        split(split),
+        x(call.x, Use::read, call, call.channels),
+        residual(call.residual, Use::read, call, call.out_channels),
+        map(call.map, Use::write, call, call.out_channels),
+        projector(call, false, arena),
+        storing(storing_of(map, projector.part, call)) {
     for (auto* each : {&x, &residual, &map})
-      if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if (each->map.data && !each->in_place)
+        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
@@ -99,9 +112,12 @@ struct ProjectWorker {
         const View<const Elem> tile = x.read(range, nullptr);
         projector.attend(range, tile, x.ahead(range, left));
         View<const Elem> base = {nullptr, 0};
-        if (call.residual_input) base = tile;
-        else if (call.residual.data) base = residual.read(range, nullptr);
-        projector.spread(range, base, map.target(range), storing, call.residual_input ? x.ahead(range, left) : 0);
+        if (call.residual_input)
+          base = tile;
+        else if (call.residual.data)
+          base = residual.read(range, nullptr);
+        projector.spread(range, base, map.target(range), storing,
+                         call.residual_input ? x.ahead(range, left) : 0);
         map.write(range);
       });
     });
@@ -111,6 +127,9 @@ struct ProjectWorker {
 template <class N, bool pixels_innermost>
 void project(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(larger(call.channels, call.out_channels), pixels), 4 * rows);
-  run<NoPlan, ProjectWorker<N, pixels_innermost>>(call, split, call.batch * pixels * rows * (call.channels + call.out_channels), host);
+  const Split split(call.batch, pixels,
+                    tile_pixels<N, pixels_innermost>(larger(call.channels, call.out_channels), pixels),
+                    4 * rows);
+  run<NoPlan, ProjectWorker<N, pixels_innermost>>(
+      call, split, call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

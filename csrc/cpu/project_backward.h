@@ -37,14 +37,20 @@ struct ProjectorBackward {
   bool fresh_bias = true;
 
   ProjectorBackward(const Call& call, const ProjectBackwardPlan<N>& plan, Arena& arena)
-      : call(call), plan(plan), projector(call, true, arena), heads(call.heads), L(call.tokens), part(projector.part),
+      : call(call),
+        plan(plan),
+        projector(call, true, arena),
+        heads(call.heads),
+        L(call.tokens),
+        part(projector.part),
         grads(1, heads * L, true, arena) {
     if (call.dkeys) dkeys = Sums<N, pixels_innermost>(1, heads * L, call.channels, arena);
     if (call.dvalues) dvalues = Sums<N, pixels_innermost>(heads, L, part, arena);
     if (call.dbias) dbias = arena.take<Acc>(heads * L);
   }
 
-  // dS of a tile, from its P, its pixels x and the gradient G of its results; adds to the operands' gradients.
+  // dS of a tile, from its P, its pixels x and the gradient G of its results; adds to the operands'
+  // gradients.
   void add(PixelRange range, View<const Elem> x, View<const Elem> grad, int64_t ahead, int64_t grad_ahead) {
     const int64_t n = range.count;
     for (int64_t h = 0; h < heads; h++) {
@@ -53,7 +59,8 @@ struct ProjectorBackward {
       score<N, pixels_innermost>(block, n, projector.values, h, g, projector.scratch, grad_ahead);
       fill_padding(g, L, n, (Acc)0);
       softmax_over_rows_backward(projector.weights.row(h * L), g, L, n);
-      if (call.dvalues) dvalues.add(h, block, n, projector.weights.for_pool(h * L, L, n), nullptr, grad_ahead);
+      if (call.dvalues)
+        dvalues.add(h, block, n, projector.weights.for_pool(h * L, L, n), nullptr, grad_ahead);
     }
     grads.round(0, heads * L, n);
     if (call.dkeys) dkeys.add(0, x, n, grads.for_pool(0, heads * L, n), nullptr, ahead);
@@ -68,7 +75,8 @@ struct ProjectorBackward {
 
   // out = base + dS keys: the gradient of x in a tile.
   void grad_x(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing) const {
-    expand<N, pixels_innermost>(grads.for_expand(0, 0, heads * L, range.count), projector.keys, 0, range.count, base, out, storing, 0);
+    expand<N, pixels_innermost>(grads.for_expand(0, 0, heads * L, range.count), projector.keys, 0,
+                                range.count, base, out, storing, 0);
   }
 
   // What belongs to one sample's chunk (shared = false), or to a whole unit.
@@ -78,7 +86,8 @@ struct ProjectorBackward {
       dkeys.fresh = true;
     }
     if (call.dvalues && plan.dvalues.shared == shared) {
-      for (int64_t h = 0; h < heads; h++) dvalues.emit(h, plan.dvalues.place(unit, sample) + h * part, call.out_channels, nullptr);
+      for (int64_t h = 0; h < heads; h++)
+        dvalues.emit(h, plan.dvalues.place(unit, sample) + h * part, call.out_channels, nullptr);
       dvalues.fresh = true;
     }
     if (dbias && plan.dbias.shared == shared) {
@@ -97,11 +106,18 @@ struct ProjectBackwardWorker {
   ProjectorBackward<N, pixels_innermost> backward;
   Storing storing;
 
-  ProjectBackwardWorker(const Call& call, const Split& split, const ProjectBackwardPlan<N>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, Use::read, call, call.channels), grad(call.grad_map, Use::read, call, call.out_channels),
-        dx(call.dx, Use::write, call, call.channels), backward(call, plan, arena), storing(storing_of(dx, call.channels, call)) {
+  ProjectBackwardWorker(const Call& call, const Split& split, const ProjectBackwardPlan<N>& plan,
+                        Arena& arena)
+      : call(call),
+        split(split),
+        x(call.x, Use::read, call, call.channels),
+        grad(call.grad_map, Use::read, call, call.out_channels),
+        dx(call.dx, Use::write, call, call.channels),
+        backward(call, plan, arena),
+        storing(storing_of(dx, call.channels, call)) {
     for (auto* each : {&x, &grad, &dx})
-      if (each->map.data && !each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if (each->map.data && !each->in_place)
+        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
@@ -111,7 +127,8 @@ struct ProjectBackwardWorker {
         backward.projector.attend(range, tile, x.ahead(range, left));
         backward.add(range, tile, grads, x.ahead(range, left), grad.ahead(range, left));
         if (call.dx.data) {
-          backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range), storing);
+          backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range),
+                          storing);
           dx.write(range);
         }
       });
@@ -124,7 +141,8 @@ struct ProjectBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels), 16 * rows);
+  const Split split(call.batch, pixels,
+                    tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels), 16 * rows);
   run<ProjectBackwardPlan<N>, ProjectBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

@@ -10,12 +10,19 @@ struct ProjectTokenizeWorker {
   Tokenizer<N, pixels_innermost> tokenizer;
   Storing storing;
 
-  ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
-        map(call.map, Use::write, call, call.out_channels), projector(call, false, arena), tokenizer(call, split, plan, 1, arena) {
+  ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
+                        Arena& arena)
+      : call(call),
+        split(split),
+        x(call.x, Use::read, call, call.channels),
+        residual(call.residual, Use::read, call, call.out_channels),
+        map(call.map, Use::write, call, call.out_channels),
+        projector(call, false, arena),
+        tokenizer(call, split, plan, 1, arena) {
     const bool options = tokenizer.options.any;
     for (auto* each : {&x, &residual, &map})
-      if ((each->map.data || each == &map) && (!each->in_place || options)) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if ((each->map.data || each == &map) && (!each->in_place || options))
+        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
@@ -28,8 +35,10 @@ struct ProjectTokenizeWorker {
         const View<const Elem> tile = x.read(range, read);
         projector.attend(range, tile, x.ahead(range, left));
         View<const Elem> base = {nullptr, 0};
-        if (call.residual_input) base = tile;
-        else if (call.residual.data) base = residual.read(range, read);
+        if (call.residual_input)
+          base = tile;
+        else if (call.residual.data)
+          base = residual.read(range, read);
         // The tile itself is the map's place, unless pixels of it are to be taken out after it was written.
         const bool direct = map.in_place && !valid;
         const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};
@@ -46,8 +55,12 @@ struct ProjectTokenizeWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels),
+  const Split split(call.batch, pixels,
+                    tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels),
                     larger(16 * call.queries_per_head, 4 * rows));
   run<TokenizePlan<N, pixels_innermost>, ProjectTokenizeWorker<N, pixels_innermost>>(
-      call, split, call.batch * pixels * (rows * (call.channels + call.out_channels) + 2 * call.queries_per_head * call.out_channels), host);
+      call, split,
+      call.batch * pixels *
+          (rows * (call.channels + call.out_channels) + 2 * call.queries_per_head * call.out_channels),
+      host);
 }

@@ -27,17 +27,27 @@ struct ProjectTokenizeBackwardWorker {
   uint8_t* used = nullptr;
   Storing storing;
 
-  ProjectTokenizeBackwardWorker(const Call& call, const Split& split, const ProjectTokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, Use::read, call, call.channels), residual(call.residual, Use::read, call, call.out_channels),
-        grad(call.grad_map, Use::read, call, call.out_channels), dx(call.dx, Use::write, call, call.channels),
-        dresidual(call.dresidual, Use::write, call, call.out_channels), projecting(call, plan.projecting, arena),
-        tokenizing(call, split, plan.tokenizing, 1, arena), y(Map{}, Use::write, call, call.out_channels), storing(storing_of(dx, call.channels, call)) {
+  ProjectTokenizeBackwardWorker(const Call& call, const Split& split,
+                                const ProjectTokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
+      : call(call),
+        split(split),
+        x(call.x, Use::read, call, call.channels),
+        residual(call.residual, Use::read, call, call.out_channels),
+        grad(call.grad_map, Use::read, call, call.out_channels),
+        dx(call.dx, Use::write, call, call.channels),
+        dresidual(call.dresidual, Use::write, call, call.out_channels),
+        projecting(call, plan.projecting, arena),
+        tokenizing(call, split, plan.tokenizing, 1, arena),
+        y(Map{}, Use::write, call, call.out_channels),
+        storing(storing_of(dx, call.channels, call)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx})
-      if (each->map.data && (!each->in_place || options)) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if (each->map.data && (!each->in_place || options))
+        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
     for (auto* each : {&dresidual, &y})  // the gradient H and the map Y are needed in any case
-      if (!each->in_place) each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if (!each->in_place)
+        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
   }
 
   // The pixels of a tile that the result depended on: those that are tokenized, and those of the map
@@ -71,7 +81,9 @@ struct ProjectTokenizeBackwardWorker {
     const uint8_t* read = find_used(range, valid, grads);
     const View<const Elem> pixels = x.read(range, read);
     projecting.projector.attend(range, pixels, x.ahead(range, left));
-    const View<const Elem> base = call.residual_input ? pixels : call.residual.data ? residual.read(range, read) : none;
+    const View<const Elem> base = call.residual_input  ? pixels
+                                  : call.residual.data ? residual.read(range, read)
+                                                       : none;
     const View<Elem> map = {y.buffer, y.buffer_ld};
     projecting.projector.spread(range, base, map, Storing::cached, 0);
     if (valid) y.clear_invalid(map, range.count, valid);
@@ -82,7 +94,8 @@ struct ProjectTokenizeBackwardWorker {
     if (valid) restore_invalid(range, valid, grads, h);
     projecting.add(range, pixels, {h.data, h.ld}, x.ahead(range, left), 0);
     if (call.dx.data) {
-      projecting.grad_x(range, call.residual_input ? View<const Elem>{h.data, h.ld} : none, dx.target(range), storing);
+      projecting.grad_x(range, call.residual_input ? View<const Elem>{h.data, h.ld} : none, dx.target(range),
+                        storing);
       dx.write(range);
     }
     if (call.dresidual.data) dresidual.write(range);
@@ -101,8 +114,12 @@ struct ProjectTokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels + 2 * call.out_channels, pixels),
+  const Split split(call.batch, pixels,
+                    tile_pixels<N, pixels_innermost>(call.channels + 2 * call.out_channels, pixels),
                     16 * larger(call.queries_per_head, rows));
   run<ProjectTokenizeBackwardPlan<N, pixels_innermost>, ProjectTokenizeBackwardWorker<N, pixels_innermost>>(
-      call, split, call.batch * pixels * (3 * rows * (call.channels + call.out_channels) + 4 * call.queries_per_head * call.out_channels), host);
+      call, split,
+      call.batch * pixels *
+          (3 * rows * (call.channels + call.out_channels) + 4 * call.queries_per_head * call.out_channels),
+      host);
 }

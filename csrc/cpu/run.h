@@ -20,7 +20,9 @@ void run(const Call& call, const Split& split, int64_t work, const Host& host) {
   const Plan unused(call, split, measured);
   const size_t shared = measured.used;
   Arena one;
-  { const Worker unused_worker(call, split, unused, one); }
+  {
+    const Worker unused_worker(call, split, unused, one);
+  }
   const int64_t workers = smaller(threads, split.units);
   const uintptr_t memory = (uintptr_t)host.allocate(host.self, shared + workers * one.used + 64);
   const uintptr_t base = (memory + 63) / 64 * 64;
@@ -49,7 +51,8 @@ template <class Body>
 VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
   if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);
   const int64_t first = unit * split.samples;
-  for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++) body(sample, (int64_t)0);
+  for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++)
+    body(sample, (int64_t)0);
 }
 
 // A bank's matrices are packed anew for each sample, but only once where all share them.
@@ -68,9 +71,11 @@ constexpr int64_t streamed_bytes = 12 << 20;
 // `part`: channels that a product writes at once.
 template <class N, bool pixels_innermost>
 Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call) {
-  const int64_t bytes = call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem);
+  const int64_t bytes =
+      call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem);
   if (!map.in_place || bytes < streamed_bytes) return Storing::cached;
-  if (map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0)) return Storing::streamed;
+  if (map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0))
+    return Storing::streamed;
   return pixels_innermost ? Storing::assembled : Storing::cached;
 }
 

@@ -18,9 +18,13 @@ template <class T>
 constexpr int lanes = VT_BYTES / sizeof(T);
 
 template <class T>
-constexpr VT_INLINE T smaller(T a, T b) { return b < a ? b : a; }
+constexpr VT_INLINE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
 template <class T>
-constexpr VT_INLINE T larger(T a, T b) { return a < b ? b : a; }
+constexpr VT_INLINE T larger(T a, T b) {
+  return a < b ? b : a;
+}
 VT_INLINE int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 VT_INLINE int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
 
@@ -31,11 +35,15 @@ VT_INLINE Vec<T> load(const void* p) {
   return v;
 }
 template <class T>
-VT_INLINE void store(void* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
+VT_INLINE void store(void* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 
 // x in every lane. Subtracting 0 changes no bit, and compilers see a broadcast.
 template <class T>
-VT_INLINE Vec<T> splat(T x) { return x - Vec<T>{}; }
+VT_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
 
 // The first n elements, and zeros.
 template <class T>
@@ -80,11 +88,15 @@ VT_INLINE void fence_streaming() {
 }
 
 template <class T>
-VT_INLINE void prefetch(const T* p) { __builtin_prefetch(p, 0, 2); }
+VT_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
 
 // NaN in a lane of `b` is lost here: callers that must not lose one look for it themselves.
 template <class T>
-VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
+VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
 
 // Lane i of the result is lane i + half of v, for the lower lanes.
 template <int half, class V, int... lane>
@@ -93,14 +105,19 @@ VT_INLINE V upper_half(V v, std::integer_sequence<int, lane...>) {
 }
 template <class T, int half = lanes<T> / 2>
 VT_INLINE T highest(Vec<T> v) {
-  if constexpr (half == 0) return v[0];
-  else return highest<T, half / 2>(max_of<T>(v, upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>())));
+  if constexpr (half == 0)
+    return v[0];
+  else
+    return highest<T, half / 2>(
+        max_of<T>(v, upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>())));
 }
 // In a fixed order.
 template <class T, int half = lanes<T> / 2>
 VT_INLINE T total(Vec<T> v) {
-  if constexpr (half == 0) return v[0];
-  else return total<T, half / 2>(v + upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>()));
+  if constexpr (half == 0)
+    return v[0];
+  else
+    return total<T, half / 2>(v + upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>()));
 }
 
 // e^x to about one unit in the last place. Below the smallest normal result: 0. NaN stays NaN.
@@ -156,7 +173,7 @@ VT_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
 template <class T, int count, int stage = 1>
 VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   if constexpr (stage < count) {
-    VT_UNROLL for (int i = 0; i < count; i++)
+  VT_UNROLL for (int i = 0; i < count; i++)
       if (!(i & stage)) exchange<stage>(v[i], v[i | stage], std::make_integer_sequence<int, lanes<T>>());
     transpose_lanes<T, count, 2 * stage>(v);
   }

@@ -20,12 +20,15 @@ struct PixelOptions {
     valid_count = range.count;
     if (!any) return nullptr;
     const auto run = [&](const Pixels& p, auto body) {
-      for_each_run(call.width, p.batch, p.row, p.column, range, [&](int64_t first, int64_t offset, int64_t count) {
-        for (int64_t i = 0; i < count; i++) body(first + i, offset + i * p.column);
-      });
+      for_each_run(call.width, p.batch, p.row, p.column, range,
+                   [&](int64_t first, int64_t offset, int64_t count) {
+                     for (int64_t i = 0; i < count; i++) body(first + i, offset + i * p.column);
+                   });
     };
     for (int64_t i = 0; i < range.count; i++) valid[i] = 1;
-    if (call.mask.data) run(call.mask, [&](int64_t i, int64_t offset) { valid[i] = ((const uint8_t*)call.mask.data)[offset] != 0; });
+    if (call.mask.data)
+      run(call.mask,
+          [&](int64_t i, int64_t offset) { valid[i] = ((const uint8_t*)call.mask.data)[offset] != 0; });
     if (call.log_weights.data) {
       run(call.log_weights, [&](int64_t i, int64_t offset) {
         gather(call.log_weights.data, call.dtype, offset, 1, weights + i, 1);
@@ -62,7 +65,8 @@ template <class Acc>
 void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others) {
   for (int64_t l = 0; l < rows; l++)
     for (int64_t i = 0; i < pixels; i += lanes<Acc>)
-      store<Acc>(scores + l * score_ld + i, load<Acc>(scores + l * score_ld + i) + load<Acc>(others + l * score_ld + i));
+      store<Acc>(scores + l * score_ld + i,
+                 load<Acc>(scores + l * score_ld + i) + load<Acc>(others + l * score_ld + i));
 }
 
 // The running softmax over pixels of some rows.
@@ -89,8 +93,8 @@ struct Running {
 // Rows [first, ..) of weights, which hold scores -> exp(scores - highest so far), whose padding is 0; and
 // what that makes of the sums. Where products take them rounded, the rounded ones alone are kept.
 template <class N, bool pixels_innermost>
-void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights, int64_t first,
-                 int64_t rows, int64_t pixels) {
+void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights,
+                 int64_t first, int64_t rows, int64_t pixels) {
   using Acc = typename N::Acc;
   constexpr int64_t W = lanes<Acc>;
   const Acc infinity = (Acc)__builtin_inff();
@@ -114,7 +118,7 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     Vec<Acc> sum[2] = {}, pooled[2] = {};
     for (int64_t i = 0; i < pixels; i += 2 * W) {
       Vec<Acc> e[2];
-      VT_UNROLL for (int v = 0; v < 2; v++) {
+  VT_UNROLL for (int v = 0; v < 2; v++) {
         e[v] = exponential(load<Acc>(s + i + v * W) - base);
         sum[v] += e[v];
         if (N::group == 1) store<Acc>(s + i + v * W, e[v]);

@@ -74,7 +74,8 @@ void scatter(const Elem* from, int64_t count, void* to, Dtype dtype, int64_t off
 // Calls body(first pixel of the run within the tile, its offset, pixels) for each run of pixels that are
 // `column` apart.
 template <class Body>
-VT_INLINE void for_each_run(int64_t width, int64_t batch, int64_t row, int64_t column, PixelRange range, Body body) {
+VT_INLINE void for_each_run(int64_t width, int64_t batch, int64_t row, int64_t column, PixelRange range,
+                            Body body) {
   for (int64_t done = 0; done < range.count;) {
     const int64_t pixel = range.first + done, y = pixel / width, x = pixel % width;
     const int64_t run = smaller(width - x, range.count - done);
@@ -101,11 +102,13 @@ struct TiledMap {
   TiledMap(const Map& map, Use use, const Call& call, int64_t channels)
       : map(map), dtype(call.dtype), width(call.width), channels(channels) {
     const bool even = even_pixels(call.height, call.width, map.row, map.column, distance);
-    const bool unit = pixels_innermost ? distance == 1 || call.height * call.width == 1 : map.channel == 1 || channels == 1;
+    const bool unit =
+        pixels_innermost ? distance == 1 || call.height * call.width == 1 : map.channel == 1 || channels == 1;
     in_place = map.data && even && unit && dtype == N::dtype;
     ld = pixels_innermost ? map.channel : distance;
     // Rows that share a cache set would throw each other out between the products that read them.
-    if (use == Use::read && pixels_innermost && channels > 8 && ld * (int64_t)sizeof(Elem) % 4096 == 0) in_place = false;
+    if (use == Use::read && pixels_innermost && channels > 8 && ld * (int64_t)sizeof(Elem) % 4096 == 0)
+      in_place = false;
   }
 
   // Elements of a buffer for tiles of `pixels`, none of whose rows share a cache set.
@@ -124,14 +127,17 @@ struct TiledMap {
   // A tile to read. Pixels that `valid` (one byte each; none: all are) says are not become 0.
   View<const Elem> read(PixelRange range, const uint8_t* valid) const {
     if (in_place && !valid) return {at(range), ld};
-    for_each_run(width, map.batch, map.row, map.column, range, [&](int64_t first, int64_t offset, int64_t count) {
-      if (pixels_innermost)
-        for (int64_t c = 0; c < channels; c++)
-          gather(map.data, dtype, offset + c * map.channel, map.column, buffer + c * buffer_ld + first, count);
-      else
-        for (int64_t i = 0; i < count; i++)
-          gather(map.data, dtype, offset + i * map.column, map.channel, buffer + (first + i) * buffer_ld, channels);
-    });
+    for_each_run(width, map.batch, map.row, map.column, range,
+                 [&](int64_t first, int64_t offset, int64_t count) {
+                   if (pixels_innermost)
+                     for (int64_t c = 0; c < channels; c++)
+                       gather(map.data, dtype, offset + c * map.channel, map.column,
+                              buffer + c * buffer_ld + first, count);
+                   else
+                     for (int64_t i = 0; i < count; i++)
+                       gather(map.data, dtype, offset + i * map.column, map.channel,
+                              buffer + (first + i) * buffer_ld, channels);
+                 });
     if (valid) clear_invalid({buffer, buffer_ld}, range.count, valid);
     return {buffer, buffer_ld};
   }
@@ -146,14 +152,17 @@ struct TiledMap {
   }
   // A tile from elsewhere to its place in the map.
   void put(PixelRange range, View<const Elem> tile) const {
-    for_each_run(width, map.batch, map.row, map.column, range, [&](int64_t first, int64_t offset, int64_t count) {
-      if (pixels_innermost)
-        for (int64_t c = 0; c < channels; c++)
-          scatter(tile.data + c * tile.ld + first, count, map.data, dtype, offset + c * map.channel, map.column);
-      else
-        for (int64_t i = 0; i < count; i++)
-          scatter(tile.data + (first + i) * tile.ld, channels, map.data, dtype, offset + i * map.column, map.channel);
-    });
+    for_each_run(width, map.batch, map.row, map.column, range,
+                 [&](int64_t first, int64_t offset, int64_t count) {
+                   if (pixels_innermost)
+                     for (int64_t c = 0; c < channels; c++)
+                       scatter(tile.data + c * tile.ld + first, count, map.data, dtype,
+                               offset + c * map.channel, map.column);
+                   else
+                     for (int64_t i = 0; i < count; i++)
+                       scatter(tile.data + (first + i) * tile.ld, channels, map.data, dtype,
+                               offset + i * map.column, map.channel);
+                 });
   }
 
   void clear_invalid(View<Elem> tile, int64_t count, const uint8_t* valid) const {

@@ -12,7 +12,10 @@ struct TokenizePlan {
   int64_t* valid = nullptr;
 
   TokenizePlan(const Call& call, const Split& split, Arena& arena)
-      : call(call), split(split), heads(call.values.data ? 1 : call.heads), width(call.out_channels + call.table),
+      : call(call),
+        split(split),
+        heads(call.values.data ? 1 : call.heads),
+        width(call.out_channels + call.table),
         rows(heads * call.queries_per_head) {
     if (split.chunks == 1) return;
     tokens = arena.take<Acc>(split.units * call.queries_per_head * width);
@@ -80,12 +83,19 @@ struct Tokenizer {
   Current current;
   int64_t seen = 0;
 
-  Tokenizer(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, int64_t heads, Arena& arena)
-      : call(call), split(split), plan(plan), heads(heads), L(call.queries_per_head), part(call.out_channels / heads),
+  Tokenizer(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
+            int64_t heads, Arena& arena)
+      : call(call),
+        split(split),
+        plan(plan),
+        heads(heads),
+        L(call.queries_per_head),
+        part(call.out_channels / heads),
         queries(heads, L, part, true, false, arena),
         weights(heads, L, false, arena),
         tokens(heads, L, part, arena),
-        running(heads * L, arena), options(call, arena),
+        running(heads * L, arena),
+        options(call, arena),
         table(table_map(call.position, call), Use::read, call, call.table) {
     if (call.table) {
       pooled_table = Sums<N, pixels_innermost>(1, L, call.table, arena);
@@ -139,7 +149,8 @@ struct Tokenizer {
     if (!whole) plan.valid[unit] = seen;
     for (int64_t row = 0; row < rows; row++)
       if (whole) {
-        ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(running.highest[row], running.sum[row]) : -(Acc)__builtin_inff();
+        ((Acc*)call.lse_out)[sample * rows + row] =
+            seen ? log_sum(running.highest[row], running.sum[row]) : -(Acc)__builtin_inff();
       } else {
         plan.highest[unit * rows + row] = running.highest[row];
         plan.sums[unit * rows + row] = running.sum[row];
@@ -154,8 +165,11 @@ struct TokenizeWorker {
   TiledMap<N, pixels_innermost> x;
   Tokenizer<N, pixels_innermost> tokenizer;
 
-  TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan, Arena& arena)
-      : split(split), x(call.x, Use::read, call, call.channels), tokenizer(call, split, plan, call.heads, arena) {
+  TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
+                 Arena& arena)
+      : split(split),
+        x(call.x, Use::read, call, call.channels),
+        tokenizer(call, split, plan, call.heads, arena) {
     if (!x.in_place || tokenizer.options.any)
       x.use(arena.take<typename N::Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
   }
@@ -174,7 +188,8 @@ struct TokenizeWorker {
 template <class N, bool pixels_innermost>
 void tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels), 16 * call.queries_per_head);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels),
+                    16 * call.queries_per_head);
   run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * call.queries_per_head * call.channels, host);
 }

@@ -13,8 +13,10 @@ struct TokenizeBackwardPlan {
   Acc* attention = nullptr;  // A of all pixels, (B, L, N), only where dposition wants it
 
   TokenizeBackwardPlan(const Call& call, const Split& split, Arena& arena)
-      : call(call), split(split),
-        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * call.out_channels, split, arena) {
+      : call(call),
+        split(split),
+        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * call.out_channels, split,
+                 arena) {
     if (call.dposition) attention = arena.take<Acc>(split.batch * call.queries_per_head * split.pixels);
   }
 
@@ -35,7 +37,9 @@ struct TokenizeBackwardPlan {
             for (int64_t p = 0; p < P; p++) {
               Acc grad;
               gather(call.grad_tokens.data, call.dtype,
-                     b * call.grad_tokens.batch + l * call.grad_tokens.row + (call.out_channels + p) * call.grad_tokens.column, 1, &grad, 1);
+                     b * call.grad_tokens.batch + l * call.grad_tokens.row +
+                         (call.out_channels + p) * call.grad_tokens.column,
+                     1, &grad, 1);
               // Pixels that take no part have A = 0, and what arrives must not make that NaN.
               for (int64_t i = first; i < end; i++)
                 if (a[i] != 0) out[i * P + p] += a[i] * grad;
@@ -55,19 +59,26 @@ struct TokenizerBackward {
   const Split& split;
   const TokenizeBackwardPlan<N, pixels_innermost>& plan;
   int64_t heads, L, part;
-  Bank<N, pixels_innermost> rows;         // of each head: queries, then the tokens' gradients
-  Bank<N, pixels_innermost> table_rows;   // the gradients of the table's part of the tokens
-  Weights<N, pixels_innermost> weights;   // of each head: dS, then A
+  Bank<N, pixels_innermost> rows;        // of each head: queries, then the tokens' gradients
+  Bank<N, pixels_innermost> table_rows;  // the gradients of the table's part of the tokens
+  Weights<N, pixels_innermost> weights;  // of each head: dS, then A
   Sums<N, pixels_innermost> dqueries;
   PixelOptions<N> options;
   TiledMap<N, pixels_innermost> table;
   Acc *delta, *scratch, *table_scores = nullptr;
   int64_t sample = -1;
 
-  TokenizerBackward(const Call& call, const Split& split, const TokenizeBackwardPlan<N, pixels_innermost>& plan,
-                    int64_t heads, Arena& arena)
-      : call(call), split(split), plan(plan), heads(heads), L(call.queries_per_head), part(call.out_channels / heads),
-        rows(heads, 2 * L, part, true, true, arena), weights(heads, 2 * L, true, arena), options(call, arena),
+  TokenizerBackward(const Call& call, const Split& split,
+                    const TokenizeBackwardPlan<N, pixels_innermost>& plan, int64_t heads, Arena& arena)
+      : call(call),
+        split(split),
+        plan(plan),
+        heads(heads),
+        L(call.queries_per_head),
+        part(call.out_channels / heads),
+        rows(heads, 2 * L, part, true, true, arena),
+        weights(heads, 2 * L, true, arena),
+        options(call, arena),
         table(table_map(call.position, call), Use::read, call, call.table) {
     if (call.dqueries) dqueries = Sums<N, pixels_innermost>(heads, L, part, arena);
     if (call.table) {
@@ -105,7 +116,8 @@ struct TokenizerBackward {
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
     const int64_t n = range.count;
     const Acc* lse = (const Acc*)call.saved_lse + range.sample * heads * L;
-    if (call.table) score<N, pixels_innermost>(table.read(range, valid), n, table_rows, 0, table_scores, scratch);
+    if (call.table)
+      score<N, pixels_innermost>(table.read(range, valid), n, table_rows, 0, table_scores, scratch);
     for (int64_t h = 0; h < heads; h++) {
       const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
       Acc *s = weights.row(2 * h * L), *g = s + L * score_ld;
@@ -129,16 +141,20 @@ struct TokenizerBackward {
     }
     if (plan.attention)
       for (int64_t l = 0; l < L; l++)
-        __builtin_memcpy(plan.attention + (range.sample * L + l) * split.pixels + range.first, weights.row(L + l), n * sizeof(Acc));
+        __builtin_memcpy(plan.attention + (range.sample * L + l) * split.pixels + range.first,
+                         weights.row(L + l), n * sizeof(Acc));
   }
 
   // out = base + A dT + dS queries: the map's gradient in a tile.
-  void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
+  void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing,
+                int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
-      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr, base.ld};
+      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr,
+                                  base.ld};
       const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
-      expand<N, pixels_innermost>(weights.for_expand(h, 2 * h * L, 2 * L, range.count), rows, h, range.count, b, o, storing, ahead);
+      expand<N, pixels_innermost>(weights.for_expand(h, 2 * h * L, 2 * L, range.count), rows, h, range.count,
+                                  b, o, storing, ahead);
     }
   }
 
@@ -160,11 +176,18 @@ struct TokenizeBackwardWorker {
   TokenizerBackward<N, pixels_innermost> tokenizer;
   Storing storing;
 
-  TokenizeBackwardWorker(const Call& call, const Split& split, const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
-      : call(call), split(split), x(call.x, Use::read, call, call.channels), dx(call.dx, Use::write, call, call.channels),
-        tokenizer(call, split, plan, call.heads, arena), storing(storing_of(dx, tokenizer.part, call)) {
-    if (!x.in_place || tokenizer.options.any) x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
-    if (call.dx.data && !dx.in_place) dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
+  TokenizeBackwardWorker(const Call& call, const Split& split,
+                         const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
+      : call(call),
+        split(split),
+        x(call.x, Use::read, call, call.channels),
+        dx(call.dx, Use::write, call, call.channels),
+        tokenizer(call, split, plan, call.heads, arena),
+        storing(storing_of(dx, tokenizer.part, call)) {
+    if (!x.in_place || tokenizer.options.any)
+      x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
+    if (call.dx.data && !dx.in_place)
+      dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
   }
   void unit(int64_t unit) {
     const bool shared = call.queries.shared;
@@ -189,7 +212,8 @@ struct TokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels), 16 * call.queries_per_head);
+  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels),
+                    16 * call.queries_per_head);
   run<TokenizeBackwardPlan<N, pixels_innermost>, TokenizeBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * call.queries_per_head * call.channels, host);
 }

@@ -45,18 +45,22 @@ std::string compiler() {
 
 PYBIND11_MODULE(build_facts, module) {
   module.doc() = "What the kernel library was built with, and what of it can run here.";
-  module.def("compiled", [] { return instruction_sets(false); },
-             "The instruction sets that the kernels are compiled for, the plainest first.");
-  module.def("supported", [] { return instruction_sets(true); },
-             "Those of them that this processor and its operating system support.");
+  module.def(
+      "compiled", [] { return instruction_sets(false); },
+      "The instruction sets that the kernels are compiled for, the plainest first.");
+  module.def(
+      "supported", [] { return instruction_sets(true); },
+      "Those of them that this processor and its operating system support.");
   module.def("chosen", &chosen,
              "The one that runs. RuntimeError if VT_FAST_CPU_ISA names none that can, saying why.");
   module.def("choose", &choose, pybind11::arg("name"),
              "Run another one from now on; None: the one that ran at first. False if it cannot run here.");
   module.def("compiler", &compiler, "The compiler and its version.");
   module.def("threads", [] { return "torch's pool"; }, "Whose threads the kernels run on.");
-  module.def("torch_of_headers", [] { return vt::torch_of_headers; },
-             "The version of torch that the library was compiled with.");
-  module.def("oldest_torch", [] { return vt::oldest_torch; },
-             "The oldest version of torch that can load the library.");
+  module.def(
+      "torch_of_headers", [] { return vt::torch_of_headers; },
+      "The version of torch that the library was compiled with.");
+  module.def(
+      "oldest_torch", [] { return vt::oldest_torch; },
+      "The oldest version of torch that can load the library.");
 }

@@ -134,7 +134,7 @@ void add_pooled(Call& call, const Tensor& grad_tokens, const Optional& grad_lse,
 
 // ---- the ops ----
 
-void run(Kernel Kernels::*kernel, const Call& call) {
+void run(Kernel Kernels::* kernel, const Call& call) {
   const char* error = nullptr;
   const InstructionSet* set = chosen_instruction_set(&error);
   if (set == nullptr) throw std::runtime_error(error);

@@ -1,4 +1,5 @@
-// What kernels ask of torch, and what torch asks of ops: memory and threads for the ones, errors for the other.
+// What kernels ask of torch, and what torch asks of ops: memory and threads for the ones, errors for the
+// other.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -20,9 +21,7 @@ namespace {
 // Kernels are handed this by address. Its memory is torch's, so that torch's accounting sees it.
 class TorchHost {
  public:
-  Host host() {
-    return {this, allocate, static_cast<int64_t>(torch::stable::get_num_threads()), parallel};
-  }
+  Host host() { return {this, allocate, static_cast<int64_t>(torch::stable::get_num_threads()), parallel}; }
 
  private:
   static constexpr size_t alignment = 64;
@@ -33,7 +32,8 @@ class TorchHost {
     AtenTensorHandle handle = nullptr;
     if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0,
                                  &handle) != TORCH_SUCCESS) {
-      throw std::runtime_error("a kernel's " + std::to_string(bytes) + " bytes of working memory are not to be had");
+      throw std::runtime_error("a kernel's " + std::to_string(bytes) +
+                               " bytes of working memory are not to be had");
     }
     std::optional<torch::stable::Tensor>& memory = static_cast<TorchHost*>(self)->memory_;
     memory.emplace(handle);

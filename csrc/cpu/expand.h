@@ -1,0 +1,96 @@
+// The product whose results are a map's.
+//
+//   expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]
+
+template <class N>
+struct Expand {  // operands of a block, see expand_product
+  const typename N::Lane *a, *b;
+  int64_t a_depth, b_depth, groups;
+  const typename N::Elem* base;
+  int64_t ld_base;
+  typename N::Elem* out;
+  int64_t ldo;
+  bool streaming;
+  int64_t ahead;
+};
+
+template <class N, int rows, bool part>
+void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
+  using Acc = typename N::Acc;
+  using Packed = typename N::Packed;
+  constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
+  Vec<Acc> sums[rows][2] = {};
+  if (e.ahead) {
+  VT_UNROLL for (int m = 0; m < rows; m += 3 - lines<N>)
+      prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
+  }
+  const typename N::Lane *a = e.a + r, *b = e.b + c;
+  for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
+    const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
+    VT_UNROLL for (int m = 0; m < rows; m++) {
+      const Packed am = splat_lane<typename N::Lane, Packed>(a + m);
+      N::madd(sums[m][0], am, b0);
+      N::madd(sums[m][1], am, b1);
+    }
+  }
+  // The base comes last: a sum that starts from something large loses what is small.
+  VT_UNROLL for (int m = 0; m < rows; m++) {
+    if (e.base) {
+      Vec<Acc> base[2];
+      N::template load2<part>(e.base + (r + m) * e.ld_base + c, columns, base);
+      sums[m][0] += base[0], sums[m][1] += base[1];
+    }
+    N::template store2<part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
+  }
+}
+
+template <class N, bool part>
+VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns) {
+  constexpr int most = VT_BYTES == 64 ? 8 : 4;
+  const int64_t end = r + rows;
+  for (; r + most <= end; r += most) expand_block<N, most, part>(e, r, c, columns);
+  if (most > 4 && r + 4 <= end) expand_block<N, 4, part>(e, r, c, columns), r += 4;
+  for (; r < end; r++) expand_block<N, 1, part>(e, r, c, columns);
+}
+
+// Past the caches, to wherever it lies: whole cache lines but for the first and the last.
+template <class Elem>
+void stream_run(const Elem* from, Elem* to, int64_t count) {
+  const int64_t bytes = count * sizeof(Elem), head = smaller<int64_t>(-(uintptr_t)to % 64, bytes);
+  __builtin_memcpy(to, from, head);
+  const char* p = (const char*)from;
+  char* q = (char*)to;
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64)
+    VT_UNROLL for (int64_t j = 0; j < 64; j += VT_BYTES) store_streaming<int32_t>((int32_t*)(q + i + j), load<int32_t>(p + i + j));
+  __builtin_memcpy(q + i, p + i, bytes - i);
+}
+
+// How a result is stored: in place, or past the caches. There aligned vectors can go directly; other rows
+// are put together first, a block of them in one piece where they touch.
+enum class Storing { cached, streamed, assembled };
+
+// out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a map; no base: 0.
+// a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. A block of rows
+// stays while all columns pass: what is read and written is then walked through in order.
+template <class N>
+void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing) {
+  using Elem = typename N::Elem;
+  constexpr int64_t step = block_columns<N>, height = VT_BYTES == 64 ? 8 : 4;
+  const int64_t whole = columns / step * step;
+  Elem assembled[height * most_pixels];
+  Elem* const out = e.out;
+  const int64_t ldo = e.ldo;
+  e.streaming = storing == Storing::streamed;
+  for (int64_t r = 0; r < rows; r += height) {
+    const int64_t count = smaller(height, rows - r);
+    if (storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
+    for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
+    if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
+    if (storing != Storing::assembled) continue;
+    if (ldo == columns)
+      stream_run(assembled, out + r * ldo, count * columns);
+    else
+      for (int64_t i = 0; i < count; i++) stream_run(assembled + i * columns, out + (r + i) * ldo, columns);
+  }
+}
