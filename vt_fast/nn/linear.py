@@ -99,6 +99,9 @@ class GroupedLinear(nn.Module):
         folded = torch.einsum(
             "...lbpo,bpoc->...bplc", torch.unflatten(rows, -1, (blocks, pieces, weight.shape[2])), weight
         )
+        if inside == 1:
+            # One head has all pieces, which are the groups, side by side.
+            return folded.transpose(-3, -2).flatten(-2).unsqueeze(-3)
         if groups > 1:
             # A piece fills only the channels of its group.
             place = torch.eye(groups, dtype=rows.dtype, device=rows.device)
