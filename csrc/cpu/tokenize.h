@@ -6,12 +6,14 @@ struct TokenizePlan {
   using Acc = typename N::Acc;
   const Call& call;
   const Split& split;
+  int64_t heads;        // of the tokens; those of project_tokenize are its projecting half's
   int64_t width, rows;  // of a token; of scores: heads * L
   Acc *tokens = nullptr, *highest = nullptr, *sums = nullptr, *pooled = nullptr;
   int64_t* valid = nullptr;
 
   TokenizePlan(const Call& call, const Split& split, Arena& arena)
-      : call(call), split(split), width(call.out_channels + call.table), rows(call.heads * call.queries_per_head) {
+      : call(call), split(split), heads(call.values.data ? 1 : call.heads), width(call.out_channels + call.table),
+        rows(heads * call.queries_per_head) {
     if (split.chunks == 1) return;
     tokens = arena.take<Acc>(split.units * call.queries_per_head * width);
     highest = arena.take<Acc>(split.units * rows), sums = arena.take<Acc>(split.units * rows);
@@ -21,16 +23,16 @@ struct TokenizePlan {
   // Puts the chunks of each sample together, in their order.
   void finish(const Host& host, int64_t threads) const {
     if (split.chunks == 1) return;
-    const int64_t L = call.queries_per_head, part = call.out_channels / call.heads;
+    const int64_t L = call.queries_per_head, part = call.out_channels / heads;
     for_each(host, split.batch * L, threads, [&](int64_t, auto claim) {
       for (int64_t item; (item = claim()) >= 0;) {
         const int64_t sample = item / L, l = item % L, unit = sample * split.chunks;
         Acc* out = (Acc*)call.tokens_out + item * width;
         int64_t seen = 0;
         for (int64_t j = 0; j < split.chunks; j++) seen += valid[unit + j];
-        for (int64_t head = 0; head < call.heads; head++) {
+        for (int64_t head = 0; head < heads; head++) {
           const int64_t row = head * L + l;
-          const int64_t first = head * part, count = call.heads == 1 ? width : part;
+          const int64_t first = head * part, count = heads == 1 ? width : part;
           Acc top = highest[unit * rows + row];
           for (int64_t j = 1; j < split.chunks; j++) {
             const Acc other = highest[(unit + j) * rows + row];
