@@ -134,7 +134,7 @@ VT_INLINE Vec<float> exponential(Vec<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const Vec<int32_t> bits = (Vec<int32_t>)p + ((Vec<int32_t>)shifted << 23);
+  const Vec<uint32_t> bits = (Vec<uint32_t>)p + ((Vec<uint32_t>)shifted << 23);
   const Vec<float> scaled = x <= splat(88.0f) ? (Vec<float>)bits : x + __builtin_inff();
   return x < splat(-87.3f) ? Vec<float>{} : scaled;
 }
@@ -154,7 +154,7 @@ VT_INLINE Vec<double> exponential(Vec<double> x) {
   q = q * s + 2.27265548208155028766e-1;
   q = q * s + 2.0;
   p = 1.0 + 2.0 * (p / (q - p));
-  const Vec<int64_t> bits = (Vec<int64_t>)p + ((Vec<int64_t>)shifted << 52);
+  const Vec<uint64_t> bits = (Vec<uint64_t>)p + ((Vec<uint64_t>)shifted << 52);
   const Vec<double> scaled = x <= splat(709.0) ? (Vec<double>)bits : x + __builtin_inf();
   return x < splat(-708.0) ? Vec<double>{} : scaled;
 }
