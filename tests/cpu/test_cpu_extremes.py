@@ -16,7 +16,8 @@ LARGE = 1 << 31
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("op", OPS)
 def test_a_map_far_from_zero(op, dtype, layout):
-    problem = make(op, ("shared",), layout, channels=34, height=12, width=25)
+    # Many tokens: here each one's error is a single number, and the largest of few is chance.
+    problem = make(op, ("shared",), layout, channels=34, height=12, width=25, tokens=33, queries=33)
     problem.operands["x"] = problem.operands["x"] + 100
     for name in {"queries", "keys"} & set(problem.operands):
         problem.operands[name] = problem.operands[name] / 30
