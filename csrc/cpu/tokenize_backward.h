@@ -90,12 +90,13 @@ struct TokenizerBackward {
         if (call.table) table_rows.set_row(0, l, call.grad_tokens, call.dtype, sample, l, call.out_channels);
         const int64_t row = h * L + l;
         const Acc* token = (const Acc*)call.exact_tokens + (sample * L + l) * width + h * part;
-        Acc sum = 0;
-        for (int64_t c = 0; c < part; c++) sum += (Acc)to_float(rows.row(h, L + l)[c]) * token[c];
-        for (int64_t c = 0; c < call.table; c++) sum += (Acc)to_float(table_rows.row(0, l)[c]) * token[part + c];
+        // All pixels share delta, so that its error does not average out in a sum over them.
+        double sum = 0;
+        for (int64_t c = 0; c < part; c++) sum += (double)to_float(rows.row(h, L + l)[c]) * token[c];
+        for (int64_t c = 0; c < call.table; c++) sum += (double)to_float(table_rows.row(0, l)[c]) * token[part + c];
         if (call.grad_lse.data)
           sum -= ((const Acc*)call.grad_lse.data)[sample * call.grad_lse.batch + row * call.grad_lse.column];
-        delta[row] = sum;
+        delta[row] = (Acc)sum;
       }
     rows.pack();
     if (call.table) table_rows.pack();
