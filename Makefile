@@ -16,9 +16,23 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg VT_FAST_BUILD=req
 NATIVE_SOURCES := setup.py $(shell find csrc native_build -name '*.cpp' -o -name '*.h' -o -name '*.map' -o -name '*.py')
 BUILD_ENV := VT_FAST_BUILD=require
 
+FUZZ ?= 1000
+# Preloaded, since Python itself is not built with them.
+SANITIZE := build/sanitize
+SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tests vt_fast
+SANITIZE_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1 VT_FAST_SANITIZE=address,undefined
+SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py \
+	-m "not slow" -k "cpu and not gradcheck and not compiled and not exported"
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+<<<<<<< HEAD
 .PHONY: help demo test bench lint format info native clean
+=======
+.PHONY: help demo test lint format info native fuzz sanitize compilers clean
+>>>>>>> refs/heads/ctests
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -30,6 +44,9 @@ help:
 	@echo 'make format  let ruff and clang-format rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
 	@echo 'make native  build the C++ kernels anew, as far as they have changed (demo and test do so too)'
+	@echo 'make fuzz    random calls of the kernels, other ones in each run (FUZZ=1000 for each part of the test)'
+	@echo 'make sanitize  the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, which GCC brings'
+	@echo 'make compilers  compile the kernels with clang, for x86-64 and for ARM'
 	@echo 'make clean   remove .venv, caches and outputs'
 	@echo 'PYTHON=...   which Python builds .venv (3.10 or later; now: $(PYTHON))'
 
@@ -59,6 +76,23 @@ info: $(VENV)/demo.stamp $(VENV)/native.stamp
 native: $(VENV)/build.stamp
 	$(BUILD_ENV) $(PY) setup.py -q build_ext --inplace
 	@touch $(VENV)/native.stamp
+
+# Unlike the suite's, not the same calls in each run.
+fuzz: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_cpu_fuzz.py $(TEST_FLAGS)
+
+# In a copy of the tree, so that the kernels that everything else runs on stay as they are.
+sanitize: $(VENV)/dev.stamp
+	mkdir -p $(SANITIZE) && rm -rf $(SANITIZE)/tests $(SANITIZE)/vt_fast
+	cp -pr $(SANITIZE_COPY) $(SANITIZE)/
+	cd $(SANITIZE) && VT_FAST_SANITIZE=address,undefined $(BUILD_ENV) $(abspath $(PY)) setup.py -q build_ext --inplace
+	cd $(SANITIZE) && $(TEST_ENV) $(SANITIZE_ENV) $(abspath $(PY)) -m pytest -n auto --maxprocesses=8 --capture=no \
+		-p no:cacheprovider $(SANITIZE_TESTS) $(TEST_FLAGS)
+
+# The compiler is a package that nothing else needs.
+compilers: $(VENV)/dev.stamp
+	$(PIP) install -q -c constraints.txt ziglang
+	$(PY) -m pytest tests/cpu/test_cpu_compilers.py $(TEST_FLAGS)
 
 clean:
 	rm -f vt_fast/_native/*.so vt_fast/_native/build.json

@@ -49,21 +49,31 @@ struct Bank {
     for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
   }
 
-  // A row times `count` numbers.
-  typename N::Acc dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
+  // A row times as many numbers, summed in double.
+  double dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
     using Acc = typename N::Acc;
-    constexpr int64_t W = lanes<Acc>;
+    constexpr int64_t W = lanes<double>;
+    typedef Acc Some __attribute__((vector_size(W * sizeof(Acc))));
     const Elem* from = row(matrix, index);
-    Vec<Acc> sums[2] = {};
-    for (int64_t c = 0; c < depth; c += 2 * W) {  // the row's end is padded with zeros
-      Vec<Acc> x[2];
-      N::template load2<false>(from + c, 0, x);
-    VT_UNROLL for (int v = 0; v < 2; v++) {
-        const int64_t left = depth - c - v * W;
-        if (left > 0) sums[v] += x[v] * (left >= W ? load<Acc>(numbers + c + v * W) : load_part(numbers + c + v * W, left));
+    Vec<double> sum{};
+    for (int64_t c = 0; c < depth; c += W) {
+      Some x, y{};
+      if constexpr (N::group == 1) {
+        __builtin_memcpy(&x, from + c, sizeof x);  // the row is padded with zeros
+      } else {
+        typedef uint16_t Halves __attribute__((vector_size(W * 2)));
+        typedef uint32_t Bits __attribute__((vector_size(W * 4)));
+        Halves halves;
+        __builtin_memcpy(&halves, from + c, sizeof halves);
+        x = (Some)(__builtin_convertvector(halves, Bits) << 16);
       }
+      if (depth - c >= W)
+        __builtin_memcpy(&y, numbers + c, sizeof y);
+      else
+        for (int64_t i = 0; i < depth - c; i++) y[i] = numbers[c + i];
+      sum += __builtin_convertvector(x, Vec<double>) * __builtin_convertvector(y, Vec<double>);
     }
-    return total<Acc>(sums[0] + sums[1]);
+    return total<double>(sum);
   }
 
   // After all rows are set.
@@ -73,23 +83,28 @@ struct Bank {
       if (columns) {
         Lane* to = columns + matrix * columns_size();
         if (!pixels_innermost && folds<N>(rows))
-          transpose((const double*)from, ld * (int64_t)sizeof(Elem) / 8, rows, divided_up(depth, 2 * N::group), (double*)to, 8);
+          transpose((const double*)from, ld * (int64_t)sizeof(Elem) / 8, rows,
+                    divided_up(depth, 2 * N::group), (double*)to, 8);
         else
-          transpose((const typename N::Acc*)from, ld / N::group, rows, divided_up(depth, N::group), (typename N::Acc*)to, columns_ld);
+          transpose((const typename N::Acc*)from, ld / N::group, rows, divided_up(depth, N::group),
+                    (typename N::Acc*)to, columns_ld);
       }
       if (pairs)
         if constexpr (N::group == 2) {
           Lane* to = pairs + matrix * divided_up(rows, 2) * ld;
           for (int64_t r = 0; r < rows; r += 2)
             for (int64_t c = 0; c < ld; c += lanes<Lane>)
-              store<Lane>(to + r / 2 * ld + c, paired(from + r * ld + c, r + 1 < rows ? from + (r + 1) * ld + c : nullptr));
+              store<Lane>(to + r / 2 * ld + c,
+                          paired(from + r * ld + c, r + 1 < rows ? from + (r + 1) * ld + c : nullptr));
         }
     }
   }
   const Lane* by_columns(int64_t matrix) const { return columns + matrix * columns_size(); }
   const Lane* by_rows(int64_t matrix) const {
-    if constexpr (N::group > 1) return pairs + matrix * divided_up(rows, 2) * ld;
-    else return (const Lane*)row(matrix, 0);
+    if constexpr (N::group > 1)
+      return pairs + matrix * divided_up(rows, 2) * ld;
+    else
+      return (const Lane*)row(matrix, 0);
   }
 };
 
@@ -102,9 +117,9 @@ struct Weights {
 
   Acc* data = nullptr;
   int64_t rows = 0;
-  Elem* rounded = nullptr;   // rows in x's elements, where those are not sums
-  Lane* pairs = nullptr;     // the same by pairs of rows
-  Lane* columns = nullptr;   // by columns, to pool channels of pixels
+  Elem* rounded = nullptr;  // rows in x's elements, where those are not sums
+  Lane* pairs = nullptr;    // the same by pairs of rows
+  Lane* columns = nullptr;  // by columns, to pool channels of pixels
 
   Weights() = default;
   // `matrices` of `rows` each; all pool, and expand together.
@@ -142,7 +157,8 @@ struct Weights {
       for (int64_t l = 0; l < count; l += 2) {
         const Elem* from = rounded + (first + l) * score_ld;
         for (int64_t i = 0; i < pixels; i += lanes<Acc>)
-          store<Lane>(to + l / 2 * score_ld + i, paired(from + i, l + 1 < count ? from + score_ld + i : nullptr));
+          store<Lane>(to + l / 2 * score_ld + i,
+                      paired(from + i, l + 1 < count ? from + score_ld + i : nullptr));
       }
       return to;
     }
@@ -150,13 +166,17 @@ struct Weights {
   // Rows [first, first + count), rounded already, to pool with.
   const Lane* for_pool(int64_t first, int64_t count, int64_t pixels) const {
     const Lane* from;
-    if constexpr (N::group == 1) from = (const Lane*)row(first);
-    else from = (const Lane*)(rounded + first * score_ld);
+    if constexpr (N::group == 1)
+      from = (const Lane*)row(first);
+    else
+      from = (const Lane*)(rounded + first * score_ld);
     if (!pixels_innermost) return from;
     if (folds<N>(count))
-      transpose((const double*)from, score_ld * (int64_t)sizeof(Elem) / 8, count, divided_up(pixels, 2 * N::group), (double*)columns, 8);
+      transpose((const double*)from, score_ld * (int64_t)sizeof(Elem) / 8, count,
+                divided_up(pixels, 2 * N::group), (double*)columns, 8);
     else
-      transpose((const Acc*)from, score_ld / N::group, count, divided_up(pixels, N::group), (Acc*)columns, padded<N>(count));
+      transpose((const Acc*)from, score_ld / N::group, count, divided_up(pixels, N::group), (Acc*)columns,
+                padded<N>(count));
     return columns;
   }
 };
@@ -171,7 +191,8 @@ struct Sums {
   bool fresh = true;  // nothing has been added yet, and data holds anything
 
   Sums() = default;
-  Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : count(count), rows(rows), columns(columns) {
+  Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena)
+      : count(count), rows(rows), columns(columns) {
     const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
     // Channels innermost: blocks of columns, which an addition walks through in order.
     ld = pixels_innermost ? padded<N>(rows) : block_columns<N>;
@@ -188,7 +209,8 @@ struct Sums {
     if (pixels_innermost)
       broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
     else
-      accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels, out, ld, rows * ld, onto, scale, ahead);
+      accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels,
+                                                 out, ld, rows * ld, onto, scale, ahead);
   }
 
   // to[row][column] = factor[row] * sum, or the sum; to is dense but for the distance of rows.
@@ -211,7 +233,10 @@ struct Sums {
         Vec<Acc> v = load<Acc>(from + r * from_ld + c / block * next + c % block);
         if (factor) v *= factor[r];
         const int64_t left = columns - c;
-        if (left >= lanes<Acc>) store<Acc>(to + r * to_ld + c, v); else store_part(to + r * to_ld + c, v, left);
+        if (left >= lanes<Acc>)
+          store<Acc>(to + r * to_ld + c, v);
+        else
+          store_part(to + r * to_ld + c, v, left);
       }
   }
 };
@@ -219,30 +244,34 @@ struct Sums {
 // scores[l][pixel] of a tile with the rows of a bank's matrix, to rows of score_ld. `scratch` has room for
 // score_ld rows of padded columns.
 template <class N, bool pixels_innermost>
-void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank, int64_t matrix,
-           typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
+void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank,
+           int64_t matrix, typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
   if (pixels_innermost) {
-    accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth, pixels, 64,
-                             scores, score_ld, block_columns<N>, Onto::nothing, (const typename N::Acc*)nullptr, ahead);
+    accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
+                             pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
+                             (const typename N::Acc*)nullptr, ahead);
   } else {
     const int64_t ld = padded<N>(bank.rows);
-    broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld, Onto::nothing,
-                         (const typename N::Acc*)nullptr, ahead);
+    broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld,
+                         Onto::nothing, (const typename N::Acc*)nullptr, ahead);
     transpose(scratch, ld, pixels, bank.rows, scores, score_ld);
   }
 }
 
 // out = base + weights^T times a bank's matrix: a tile of a map.
 template <class N, bool pixels_innermost>
-void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix, int64_t pixels,
-            View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing, int64_t ahead = 0) {
+void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix,
+            int64_t pixels, View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing,
+            int64_t ahead = 0) {
   const int64_t groups = divided_up(bank.rows, N::group);
   // Scores came from accumulate where pixels are innermost, else from broadcast.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
   if (pixels_innermost)
-    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data, out.ld, false, ahead},
-                            bank.depth, pixels, storing);
+    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data,
+                       out.ld, false, ahead},
+                      bank.depth, pixels, storing);
   else
-    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data, out.ld, false, ahead},
-                             pixels, bank.depth, storing);
+    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data,
+                       out.ld, false, ahead},
+                      pixels, bank.depth, storing);
 }

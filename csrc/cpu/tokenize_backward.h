@@ -101,11 +101,12 @@ struct TokenizerBackward {
         if (call.table) table_rows.set_row(0, l, call.grad_tokens, call.dtype, sample, l, call.out_channels);
         const int64_t row = h * L + l;
         const Acc* token = (const Acc*)call.exact_tokens + (sample * L + l) * width + h * part;
-        Acc sum = rows.dot(h, L + l, token);
+        // All pixels share delta, so that its error does not average out in a sum over them.
+        double sum = rows.dot(h, L + l, token);
         if (call.table) sum += table_rows.dot(0, l, token + part);
         if (call.grad_lse.data)
           sum -= ((const Acc*)call.grad_lse.data)[sample * call.grad_lse.batch + row * call.grad_lse.column];
-        delta[row] = sum;
+        delta[row] = (Acc)sum;
       }
     rows.pack();
     if (call.table) table_rows.pack();
