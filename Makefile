@@ -28,11 +28,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
-.PHONY: help demo test bench lint format info native clean
-=======
-.PHONY: help demo test lint format info native fuzz sanitize compilers clean
->>>>>>> refs/heads/ctests
+.PHONY: help demo test bench lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'

@@ -53,7 +53,7 @@ struct Bank {
   double dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
     using Acc = typename N::Acc;
     constexpr int64_t W = lanes<double>;
-    typedef Acc Some __attribute__((vector_size(W * sizeof(Acc))));
+    using Some = typename Few<Acc, W>::type;
     const Elem* from = row(matrix, index);
     Vec<double> sum{};
     for (int64_t c = 0; c < depth; c += W) {
@@ -61,9 +61,8 @@ struct Bank {
       if constexpr (N::group == 1) {
         __builtin_memcpy(&x, from + c, sizeof x);  // the row is padded with zeros
       } else {
-        typedef uint16_t Halves __attribute__((vector_size(W * 2)));
-        typedef uint32_t Bits __attribute__((vector_size(W * 4)));
-        Halves halves;
+        using Bits = typename Few<uint32_t, W>::type;
+        typename Few<uint16_t, W>::type halves;
         __builtin_memcpy(&halves, from + c, sizeof halves);
         x = (Some)(__builtin_convertvector(halves, Bits) << 16);
       }

@@ -17,6 +17,12 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = VT_BYTES / sizeof(T);
 
+// A vector of `count` numbers, for conversions from and to vectors of wider ones.
+template <class T, int count>
+struct Few {
+  typedef T type __attribute__((vector_size(count * sizeof(T))));
+};
+
 template <class T>
 constexpr VT_INLINE T smaller(T a, T b) {
   return b < a ? b : a;
