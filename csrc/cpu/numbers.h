@@ -24,14 +24,17 @@ VT_INLINE Bfloat16 to_bfloat16(float x) {
   return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+// Without subnormal numbers on the way, which a thread may have been told to take for 0.
 VT_INLINE float to_float(Float16 x) {
-  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = (uint32_t)(x.bits & 0x7fff) << 13;
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  uint32_t bits = (rest << 13) + (rest < 0x7c00 ? 112u << 23 : 224u << 23);
   float value;
-  __builtin_memcpy(&value, &rest, 4);
-  value *= 0x1p112f;  // moves the exponent, and makes normal what was subnormal
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  if ((x.bits & 0x7c00) == 0x7c00) bits |= 0x7f800000;
+  if (rest < 0x0400) {  // subnormal: 0.5 and so many of its units in the last place
+    bits = 0x3f000000 + rest;
+    __builtin_memcpy(&value, &bits, 4);
+    value -= 0.5f;
+    __builtin_memcpy(&bits, &value, 4);
+  }
   bits |= sign;
   __builtin_memcpy(&value, &bits, 4);
   return value;
