@@ -214,7 +214,7 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
     VT_UNROLL for (int v = 0; v < 2; v++) {
       Acc* o = out + m * ldo + v * W;
       if (onto == Onto::sum) sums[m][v] += load<Acc>(o);
-      if (onto == Onto::scaled) sums[m][v] += load<Acc>(o) * scale[m];
+      if (onto == Onto::scaled && scale) sums[m][v] += load<Acc>(o) * scale[m];
       store<Acc>(o, sums[m][v]);
     }
   }

@@ -10,7 +10,8 @@ struct TokenizeBackwardPlan {
   const Call& call;
   const Split& split;
   Sink<Acc> dqueries;
-  Acc* attention = nullptr;  // A of all pixels, (B, L, N), only where dposition wants it
+  static constexpr int64_t position_block = 128;  // columns whose sums stay in the first cache
+  Acc* attention = nullptr;                       // A of all pixels, (B, L, N), only where dposition wants it
 
   TokenizeBackwardPlan(const Call& call, const Split& split, Arena& arena)
       : call(call),
@@ -25,28 +26,38 @@ struct TokenizeBackwardPlan {
     if (!call.dposition) return;
     // Summed over the batch, so it cannot be done sample by sample.
     constexpr int64_t run = 64;
-    const int64_t L = call.queries_per_head, P = call.table;
     for_each(host, divided_up(split.pixels, run), threads, [&](int64_t, auto claim) {
       for (int64_t item; (item = claim()) >= 0;) {
         const int64_t first = item * run, end = smaller(first + run, split.pixels);
-        Acc* out = (Acc*)call.dposition;
-        for (int64_t i = first * P; i < end * P; i++) out[i] = 0;
-        for (int64_t b = 0; b < split.batch; b++)
-          for (int64_t l = 0; l < L; l++) {
-            const Acc* a = attention + (b * L + l) * split.pixels;
-            for (int64_t p = 0; p < P; p++) {
-              Acc grad;
-              gather(call.grad_tokens.data, call.dtype,
-                     b * call.grad_tokens.batch + l * call.grad_tokens.row +
-                         (call.out_channels + p) * call.grad_tokens.column,
-                     1, &grad, 1);
-              // Pixels that take no part have A = 0, and what arrives must not make that NaN.
-              for (int64_t i = first; i < end; i++)
-                if (a[i] != 0) out[i * P + p] += a[i] * grad;
-            }
-          }
+        for (int64_t p = 0; p < call.table; p += position_block)
+          sum_position(first, end, p, smaller(position_block, call.table - p));
       }
     });
+  }
+
+  // dposition of pixels [first, end) in `count` columns.
+  void sum_position(int64_t first, int64_t end, int64_t column, int64_t count) const {
+    constexpr int64_t W = lanes<Acc>;
+    const int64_t L = call.queries_per_head, P = call.table;
+    const Rows& grads = call.grad_tokens;
+    Acc* out = (Acc*)call.dposition + column;
+    for (int64_t i = first; i < end; i++)
+      for (int64_t p = 0; p < count; p++) out[i * P + p] = 0;
+    for (int64_t row = 0; row < split.batch * L; row++) {
+      Acc grad[position_block];
+      gather(grads.data, call.dtype,
+             row / L * grads.batch + row % L * grads.row + (call.out_channels + column) * grads.column,
+             grads.column, grad, count);
+      const Acc* a = attention + row * split.pixels;
+      // Pixels that take no part have A = 0, and what arrives must not make that NaN.
+      for (int64_t i = first; i < end; i++)
+        if (a[i] != 0)
+          for (int64_t p = 0; p < count; p += W) {
+            const int64_t columns = smaller(W, count - p);
+            Acc* to = out + i * P + p;
+            store_part(to, load_part(to, columns) + a[i] * load<Acc>(grad + p), columns);
+          }
+    }
   }
 };
 

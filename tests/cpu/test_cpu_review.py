@@ -6,9 +6,8 @@ import torch
 import vt_fast
 from vt_fast import backends
 
-pytestmark = pytest.mark.skipif(
-    dict(backends.report())["cpu"] is not None, reason="the kernels do not run here"
-)
+NOT_BUILT = dict(backends.report())["cpu"]
+pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512", "avx512_bf16"])
@@ -37,3 +36,18 @@ def test_float16_is_read_exactly_even_where_subnormal_floats_are_flushed(instruc
     finally:
         torch.set_flush_denormal(False)
     assert torch.equal(same, x)
+
+
+@pytest.mark.parametrize("columns", [1, 128, 129, 300])
+def test_the_gradient_of_a_wide_position_table(instruction_set, columns):
+    torch.manual_seed(0)
+    x, queries, mask = torch.randn(3, 70, 8), torch.randn(5, 8), torch.rand(3, 70) < 0.7
+    grads = []
+    for backend, dtype in (("cpu", torch.float32), ("torch", torch.float64)):
+        torch.manual_seed(1)
+        position = torch.randn(70, columns).to(dtype).requires_grad_()
+        tokens = vt_fast.tokenize(
+            x.to(dtype), queries.to(dtype), mask=mask, position=position, backend=backend
+        )
+        grads += torch.autograd.grad(tokens, position, torch.randn(tokens.shape).to(dtype))
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-5)
