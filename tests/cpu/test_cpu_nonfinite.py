@@ -145,3 +145,20 @@ def test_nan_in_any_lane_of_any_chunk_reaches_lse(layout, lane, monkeypatch):
                 lse = problem.call({key: v.to(dtype) for key, v in problem.operands.items()}, plain=False)[1]
                 assert lse[1].isnan().all(), (dtype, name)
                 assert lse[0].isfinite().all(), (dtype, name)
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("places", [(3, 4), (4, 3), (3, 299), (299, 3), (20, 150), (150, 20)])
+def test_nan_beside_an_infinite_logit_is_not_lost(layout, places):
+    """The lse of an infinite logit is infinite, but not if there is NaN too, in the same chunk or not."""
+    problem = several_chunks("tokenize", ("log_weights",), layout)
+    weights = problem.operands["log_weights"]
+    weights[0, places[0]], weights[:, places[1]] = torch.nan, torch.inf
+    expected = problem.call(problem.operands, plain=True)
+    assert expected[1][0].isnan().all()
+    assert (expected[1][1] == torch.inf).all()
+    for dtype in DTYPES:
+        for name in each():
+            found = problem.call({key: v.to(dtype) for key, v in problem.operands.items()}, plain=False)
+            for value, truth in zip(found, expected, strict=True):
+                assert torch.equal(kinds(value), kinds(truth)), (dtype, name)
