@@ -171,8 +171,9 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
       return broadcast_rows<N, uint64_t, 1>(x, ldx, rows, depth, (const uint64_t*)packed, W / 2, out, ldo,
                                             onto, scale, ahead);
   const int64_t ldw = padded<N>(columns);
-  // A slice of w that stays in the first cache while all rows pass over it.
-  const int64_t slice = larger<int64_t>(64, 20480 / (ldw * (int64_t)sizeof(Lane)) / 64 * 64 * group);
+  // A slice of w that stays in the first cache while all rows pass over it. Whatever the columns: a backward
+  // computes scores among more columns than the forward did, and has to find the very same ones.
+  constexpr int64_t slice = 64 * group;
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
     const Onto so_far = k ? Onto::sum : onto;

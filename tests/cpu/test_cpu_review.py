@@ -51,3 +51,22 @@ def test_the_gradient_of_a_wide_position_table(instruction_set, columns):
         )
         grads += torch.autograd.grad(tokens, position, torch.randn(tokens.shape).to(dtype))
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["channels innermost", "pixels innermost"])
+def test_the_backward_finds_the_scores_of_the_forward(instruction_set, layout):
+    """Pixels with a large mean: a score rounded otherwise no longer fits its log-sum-exp."""
+    torch.manual_seed(0)
+    x, queries = torch.randn(2, 400, 512) + 50, torch.randn(16, 512) * 0.1 + 1
+    if layout == "pixels innermost":
+        x = x.mT.contiguous().mT
+    grads = {}
+    for way in (("torch", torch.float64), ("torch", torch.float32), ("cpu", torch.float32)):
+        leaves = [value.to(way[1]).requires_grad_() for value in (x, queries)]
+        results = vt_fast.tokenize(*leaves, return_lse=True, backend=way[0])
+        torch.manual_seed(5)
+        arriving = [torch.randn(result.shape).to(way[1]) for result in results]
+        grads[way] = torch.autograd.grad(results, leaves, arriving)
+    exact, plain, found = (list(map(torch.Tensor.double, each)) for each in grads.values())
+    for true, eager, grad in zip(exact, plain, found, strict=True):
+        assert (grad - true).norm() < 5 * (eager - true).norm()
