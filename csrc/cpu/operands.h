@@ -14,19 +14,25 @@ struct Bank {
   using Lane = typename N::Lane;
 
   int64_t count = 0, rows = 0, depth = 0;
+  int64_t parts = 1, part_rows = 0;  // scored one after the other
   int64_t ld = 0, columns_ld = 0;
   Elem* staged = nullptr;
   Lane* columns = nullptr;
   Lane* pairs = nullptr;
 
   Bank() = default;
-  Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena)
+  // `scored_by` rows elsewhere: then a backward's scores must be summed in the same order, to the bit, or
+  // exp(score - lse) is off by the scores' own error, which a large score makes large.
+  Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena,
+       int64_t scored_by = 0)
       : count(count), rows(rows), depth(depth) {
     constexpr int64_t W = 64;
+    if (!pixels_innermost && scored_by && folds<N>(scored_by) != folds<N>(rows)) parts = rows / scored_by;
+    part_rows = rows / parts;
     ld = rounded_up(depth, W) + 64 / (int64_t)sizeof(Elem);
-    columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(rows);
+    columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(part_rows);
     staged = arena.take<Elem>(count * staged_size());
-    if (scores) columns = arena.take<Lane>(count * columns_size());
+    if (scores) columns = arena.take<Lane>(count * parts * columns_size());
     if (expands && N::group > 1) pairs = arena.take<Lane>(count * divided_up(rows, 2) * ld);
   }
   int64_t staged_size() const { return rounded_up(rows, 16) * ld; }
@@ -79,13 +85,14 @@ struct Bank {
   void pack() const {
     for (int64_t matrix = 0; matrix < count; matrix++) {
       Elem* from = row(matrix, 0);
-      if (columns) {
-        Lane* to = columns + matrix * columns_size();
-        if (!pixels_innermost && folds<N>(rows))
-          transpose((const double*)from, ld * (int64_t)sizeof(Elem) / 8, rows,
+      for (int64_t part = 0; columns && part < parts; part++) {
+        Lane* to = columns + (matrix * parts + part) * columns_size();
+        const Elem* first = from + part * part_rows * ld;
+        if (!pixels_innermost && folds<N>(part_rows))
+          transpose((const double*)first, ld * (int64_t)sizeof(Elem) / 8, part_rows,
                     divided_up(depth, 2 * N::group), (double*)to, 8);
         else
-          transpose((const typename N::Acc*)from, ld / N::group, rows, divided_up(depth, N::group),
+          transpose((const typename N::Acc*)first, ld / N::group, part_rows, divided_up(depth, N::group),
                     (typename N::Acc*)to, columns_ld);
       }
       if (pairs)
@@ -98,7 +105,9 @@ struct Bank {
         }
     }
   }
-  const Lane* by_columns(int64_t matrix) const { return columns + matrix * columns_size(); }
+  const Lane* by_columns(int64_t matrix, int64_t part) const {
+    return columns + (matrix * parts + part) * columns_size();
+  }
   const Lane* by_rows(int64_t matrix) const {
     if constexpr (N::group > 1)
       return pairs + matrix * divided_up(rows, 2) * ld;
@@ -246,14 +255,17 @@ template <class N, bool pixels_innermost>
 void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank,
            int64_t matrix, typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
   if (pixels_innermost) {
-    accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
+    accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
                              (const typename N::Acc*)nullptr, ahead);
   } else {
-    const int64_t ld = padded<N>(bank.rows);
-    broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld,
-                         Onto::nothing, (const typename N::Acc*)nullptr, ahead);
-    transpose(scratch, ld, pixels, bank.rows, scores, score_ld);
+    const int64_t ld = padded<N>(bank.part_rows);
+    // A part's transposition may write more rows than it has, which the next part then writes.
+    for (int64_t part = 0; part < bank.parts; part++) {
+      broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix, part), bank.part_rows,
+                           scratch, ld, Onto::nothing, (const typename N::Acc*)nullptr, part ? 0 : ahead);
+      transpose(scratch, ld, pixels, bank.part_rows, scores + part * bank.part_rows * score_ld, score_ld);
+    }
   }
 }
 

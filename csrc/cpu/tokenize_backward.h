@@ -87,7 +87,7 @@ struct TokenizerBackward {
         heads(heads),
         L(call.queries_per_head),
         part(call.out_channels / heads),
-        rows(heads, 2 * L, part, true, true, arena),
+        rows(heads, 2 * L, part, true, true, arena, L),
         weights(heads, 2 * L, true, arena),
         options(call, arena),
         table(table_map(call.position, call), Use::read, call, call.table) {
