@@ -18,6 +18,7 @@ def describe() -> dict[str, Any]:
 
     return {
         **info.collect(),
+        "kernels": _without_paths(info.collect()["kernels"]),
         "caches": _caches(),
         "governor": _read(_CPU / "cpu0/cpufreq/scaling_governor"),
         "huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
@@ -33,6 +34,11 @@ def commit() -> dict[str, Any] | None:
     head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
     changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return None if head is None or changes is None else {"hash": head, "dirty": bool(changes)}
+
+
+def _without_paths(kernels: Any) -> Any:
+    """What is said of the compiled kernels, but where they lie."""
+    return {k: v for k, v in kernels.items() if k != "library"} if isinstance(kernels, dict) else None
 
 
 def _output(*command: str) -> str | None:

@@ -27,7 +27,17 @@ SOURCES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-SOURCES += ["Makefile", "constraints.txt", ".clang-format", "csrc", "native_build", "benchmarks", ".ci", "tests", "vt_fast"]
+SOURCES += [
+    "Makefile",
+    "constraints.txt",
+    ".clang-format",
+    "csrc",
+    "native_build",
+    "benchmarks",
+    ".ci",
+    "tests",
+    "vt_fast",
+]
 # What a build needs, for kernels and without: a compiler is looked for by the build itself.
 PACKAGES = ("setuptools", "torch", "ninja", "pybind11")
 

@@ -26,10 +26,10 @@ struct Bank {
   Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena,
        int64_t scored_by = 0)
       : count(count), rows(rows), depth(depth) {
-    constexpr int64_t W = 64;
+    constexpr int64_t padding = 64;
     if (!pixels_innermost && scored_by && folds<N>(scored_by) != folds<N>(rows)) parts = rows / scored_by;
     part_rows = rows / parts;
-    ld = rounded_up(depth, W) + 64 / (int64_t)sizeof(Elem);
+    ld = rounded_up(depth, padding) + 64 / (int64_t)sizeof(Elem);
     columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(part_rows);
     staged = arena.take<Elem>(count * staged_size());
     if (scores) columns = arena.take<Lane>(count * parts * columns_size());
@@ -250,7 +250,7 @@ struct Sums {
 };
 
 // scores[l][pixel] of a tile with the rows of a bank's matrix, to rows of score_ld. `scratch` has room for
-// score_ld rows of padded columns.
+// score_ld rows of padded columns. Up to 15 rows behind are overwritten too, so heads go in their order.
 template <class N, bool pixels_innermost>
 void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank,
            int64_t matrix, typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {

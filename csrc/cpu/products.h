@@ -38,8 +38,10 @@ VT_INLINE Packed splat_lane(const void* x) {
     __builtin_memcpy(&bits, x, 8);
     return (Packed)splat(bits);
   } else {
-    // As a float, compilers make it an operand of the instruction that uses it.
-    float value;
+    // As what it is: a float's compilers make an operand of the instruction that uses it, and two bfloat16
+    // must not pass for a float, which may be a NaN of a kind that arithmetic changes.
+    using Whole = std::conditional_t<std::is_same_v<Packed, Vec<float>>, float, int32_t>;
+    Whole value;
     __builtin_memcpy(&value, x, 4);
     return (Packed)splat(value);
   }

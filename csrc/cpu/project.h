@@ -70,9 +70,8 @@ struct Projector {
   void spread(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
-      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr,
-                                  base.ld};
-      const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
+      const View<const Elem> b = base.template from_channel<pixels_innermost>(step);
+      const View<Elem> o = out.template from_channel<pixels_innermost>(step);
       expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o,
                                   storing, ahead);
     }

@@ -54,7 +54,7 @@ struct ProjectorBackward {
   void add(PixelRange range, View<const Elem> x, View<const Elem> grad, int64_t ahead, int64_t grad_ahead) {
     const int64_t n = range.count;
     for (int64_t h = 0; h < heads; h++) {
-      const View<const Elem> block = {grad.data + h * part * (pixels_innermost ? grad.ld : 1), grad.ld};
+      const View<const Elem> block = grad.template from_channel<pixels_innermost>(h * part);
       Acc* g = grads.row(h * L);
       score<N, pixels_innermost>(block, n, projector.values, h, g, projector.scratch, grad_ahead);
       fill_padding(g, L, n, (Acc)0);

@@ -8,7 +8,6 @@ struct ProjectTokenizeWorker {
   TiledMap<N, pixels_innermost> x, residual, map;
   Projector<N, pixels_innermost> projector;
   Tokenizer<N, pixels_innermost> tokenizer;
-  Storing storing;
 
   ProjectTokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
                         Arena& arena)

@@ -5,6 +5,12 @@ template <class Elem>
 struct View {
   Elem* data;
   int64_t ld;
+
+  // From a channel on.
+  template <bool pixels_innermost>
+  View from_channel(int64_t channel) const {
+    return {data ? data + channel * (pixels_innermost ? ld : 1) : nullptr, ld};
+  }
 };
 
 struct PixelRange {

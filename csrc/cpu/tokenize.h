@@ -120,7 +120,7 @@ struct Tokenizer {
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
     seen += options.valid_count;
     for (int64_t h = 0; h < heads; h++) {
-      const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
+      const View<const Elem> block = x.template from_channel<pixels_innermost>(h * part);
       Acc* s = weights.row(h * L);
       score<N, pixels_innermost>(block, range.count, queries, h, s, scratch, ahead);
       if (options.weights) add_to_rows(s, L, range.count, options.weights);

@@ -131,7 +131,7 @@ struct TokenizerBackward {
     if (call.table)
       score<N, pixels_innermost>(table.read(range, valid), n, table_rows, 0, table_scores, scratch);
     for (int64_t h = 0; h < heads; h++) {
-      const View<const Elem> block = {x.data + h * part * (pixels_innermost ? x.ld : 1), x.ld};
+      const View<const Elem> block = x.template from_channel<pixels_innermost>(h * part);
       Acc *s = weights.row(2 * h * L), *g = s + L * score_ld;
       score<N, pixels_innermost>(block, n, rows, h, s, scratch, ahead);
       if (options.weights) add_to_rows(s, L, n, options.weights);
@@ -162,9 +162,8 @@ struct TokenizerBackward {
                 int64_t ahead) const {
     for (int64_t h = 0; h < heads; h++) {
       const int64_t step = h * part;
-      const View<const Elem> b = {base.data ? base.data + step * (pixels_innermost ? base.ld : 1) : nullptr,
-                                  base.ld};
-      const View<Elem> o = {out.data + step * (pixels_innermost ? out.ld : 1), out.ld};
+      const View<const Elem> b = base.template from_channel<pixels_innermost>(step);
+      const View<Elem> o = out.template from_channel<pixels_innermost>(step);
       expand<N, pixels_innermost>(weights.for_expand(h, 2 * h * L, 2 * L, range.count), rows, h, range.count,
                                   b, o, storing, ahead);
     }
