@@ -27,7 +27,8 @@ SOURCES = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-SOURCES += [
+SOURCES += ["Makefile", "constraints.txt", ".clang-format", ".ci"]
+SOURCES += ["csrc", "native_build", "benchmarks", "tests", "vt_fast"]
     "Makefile",
     "constraints.txt",
     ".clang-format",

@@ -21,20 +21,22 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
   constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
   Vec<Acc> sums[rows][2] = {};
   if (e.ahead) {
-  VT_UNROLL for (int m = 0; m < rows; m += 3 - lines<N>)
-      prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
+    VT_UNROLL
+    for (int m = 0; m < rows; m += 3 - lines<N>) prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
   }
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
     const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
-    VT_UNROLL for (int m = 0; m < rows; m++) {
+    VT_UNROLL
+    for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(a + m);
       N::madd(sums[m][0], am, b0);
       N::madd(sums[m][1], am, b1);
     }
   }
   // The base comes last: a sum that starts from something large loses what is small.
-  VT_UNROLL for (int m = 0; m < rows; m++) {
+  VT_UNROLL
+  for (int m = 0; m < rows; m++) {
     if (e.base) {
       Vec<Acc> base[2];
       N::template load2<part>(e.base + (r + m) * e.ld_base + c, columns, base);
@@ -61,8 +63,9 @@ void stream_run(const Elem* from, Elem* to, int64_t count) {
   const char* p = (const char*)from;
   char* q = (char*)to;
   int64_t i = head;
-  for (; i + 64 <= bytes; i += 64)
-    VT_UNROLL for (int64_t j = 0; j < 64; j += VT_BYTES) store_streaming<int32_t>((int32_t*)(q + i + j), load<int32_t>(p + i + j));
+  for (; i + 64 <= bytes; i += 64) VT_UNROLL
+  for (int64_t j = 0; j < 64; j += VT_BYTES)
+    store_streaming<int32_t>((int32_t*)(q + i + j), load<int32_t>(p + i + j));
   __builtin_memcpy(q + i, p + i, bytes - i);
 }
 

@@ -77,10 +77,11 @@ VT_INLINE const T* from_offset(const T* scale, int64_t offset) {
   return scale ? scale + offset : nullptr;
 }
 
+// Not inlined: among its callers' variables GCC runs out of registers for addresses.
 template <class N, class Lane, int rows, int vectors>
-void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, const Lane* w, int64_t ldw,
-                     typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
-                     int64_t ahead) {
+__attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
+                                               const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
+                                               Onto onto, const typename N::Acc* scale, int64_t ahead) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t W = lanes<Acc>, group = sizeof(Lane) / sizeof(typename N::Elem);
@@ -90,30 +91,38 @@ void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, cons
   constexpr int64_t stretch = block_columns<N> / group;  // lanes between two prefetches
   for (int64_t k = 0; k < groups;) {
     if (ahead) {
-  VT_UNROLL for (int r = 0; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
+      VT_UNROLL
+      for (int r = 0; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
     }
     for (const int64_t end = smaller(k + stretch, groups); k < end; k++) {
       Packed b[vectors];
-      VT_UNROLL for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
-      VT_UNROLL for (int r = 0; r < rows; r++) {
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
+      VT_UNROLL
+      for (int r = 0; r < rows; r++) {
         const Packed a = splat_lane<Lane, Packed>(x + r * ldx + k * group);
-        VT_UNROLL for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
+        VT_UNROLL
+        for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
       }
     }
   }
   if (group > 1 && groups * group < depth) {
-    VT_UNROLL for (int r = 0; r < rows; r++) {
+    VT_UNROLL
+    for (int r = 0; r < rows; r++) {
       const Packed a = splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group);
-      VT_UNROLL for (int v = 0; v < vectors; v++)
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++)
         N::madd(sums[r][v], a, load<typename N::Lane>(w + groups * ldw + v * step));
     }
   }
   if constexpr (can_fold<N> && sizeof(Lane) > sizeof(Acc)) {
     // Adds neighbouring lanes: the lower half of the result is the sums.
-    VT_UNROLL for (int r = 0; r < rows; r++) {
+    VT_UNROLL
+    for (int r = 0; r < rows; r++) {
       const Vec<Acc> a = sums[r][0];
-      const Vec<Acc> both = __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
-                            __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+      const Vec<Acc> both =
+          __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
+          __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
       typedef Acc Half __attribute__((vector_size(VT_BYTES / 2)));
       Half sum = __builtin_shufflevector(both, both, 0, 1, 2, 3, 4, 5, 6, 7), held, factor;
       Acc* o = out + r * ldo;
@@ -128,42 +137,57 @@ void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth, cons
       __builtin_memcpy(o, &sum, sizeof sum);
     }
   } else {
-    VT_UNROLL for (int r = 0; r < rows; r++)
-      VT_UNROLL for (int v = 0; v < vectors; v++) {
-        Acc* o = out + r * ldo + v * W;
-        if (onto == Onto::sum) sums[r][v] += load<Acc>(o);
-        if (onto == Onto::scaled) sums[r][v] += load<Acc>(o) * load<Acc>(scale + v * W);
-        store<Acc>(o, sums[r][v]);
-      }
+    VT_UNROLL
+    for (int r = 0; r < rows; r++) VT_UNROLL
+    for (int v = 0; v < vectors; v++) {
+      Acc* o = out + r * ldo + v * W;
+      if (onto == Onto::sum) sums[r][v] += load<Acc>(o);
+      if (onto == Onto::scaled) sums[r][v] += load<Acc>(o) * load<Acc>(scale + v * W);
+      store<Acc>(o, sums[r][v]);
+    }
   }
 }
+
+constexpr int64_t sum_depth = 64;  // lanes that are summed in a register at a time
 
 template <class N, class Lane, int vectors>
 void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,
                     int64_t ldw, typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
                     int64_t ahead) {
   // As many rows as leave registers for the vectors; with 32 registers enough to hide the latency.
-  constexpr int most = VT_BYTES == 64 ? (vectors == 1 ? 12 : vectors == 4 ? 6 : 8) : (vectors == 1 ? 8 : vectors == 2 ? 4 : 2);
+  constexpr int most = VT_BYTES == 64 ? (vectors == 1   ? 12
+                                         : vectors == 4 ? 6
+                                                        : 8)
+                                      : (vectors == 1   ? 8
+                                         : vectors == 2 ? 4
+                                                        : 2);
+  // Sums are taken over slices of the same depth whatever the columns: a backward computes scores among more
+  // columns than the forward did, and has to find the very same ones. Folded lanes are never cut.
+  constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
+  constexpr int64_t slice = folded ? INT64_MAX : sum_depth * N::group;
   int64_t r = 0;
-  for (; r + most <= rows; r += most)
-    broadcast_block<N, Lane, most, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
-  if (most > 8 && r + 8 <= rows) {
-    broadcast_block<N, Lane, 8, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
-    r += 8;
-  }
-  if (most > 4 && r + 4 <= rows) {
-    broadcast_block<N, Lane, 4, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
-    r += 4;
-  }
-  for (; r < rows; r++)
-    broadcast_block<N, Lane, 1, vectors>(x + r * ldx, ldx, depth, w, ldw, out + r * ldo, ldo, onto, scale, ahead);
+  const auto block = [&](auto count) {
+    for (int64_t k = 0; k < depth;) {
+      const int64_t here = smaller(slice, depth - k);
+      broadcast_block<N, Lane, count(), vectors>(x + r * ldx + k, ldx, here, w + k / N::group * ldw, ldw,
+                                                 out + r * ldo, ldo, k ? Onto::sum : onto, scale, ahead);
+      k += here;
+    }
+    r += count();
+  };
+  while (r + most <= rows) block(std::integral_constant<int, most>());
+  if constexpr (most > 8)
+    if (r + 8 <= rows) block(std::integral_constant<int, 8>());
+  if constexpr (most > 4)
+    if (r + 4 <= rows) block(std::integral_constant<int, 4>());
+  while (r < rows) block(std::integral_constant<int, 1>());
 }
 
 // out[r][l] = sum_k x[r][k] w[k][l]: rows of a map (ldx) times `columns` columns packed as lanes
 // [depth / group][padded columns]. `ahead`: prefetch what lies so many elements further.
 template <class N>
-void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const void* packed,
-                       int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
+void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth,
+                       const void* packed, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
                        const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
   using Acc = typename N::Acc;
   using Lane = typename N::Lane;
@@ -173,9 +197,9 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
       return broadcast_rows<N, uint64_t, 1>(x, ldx, rows, depth, (const uint64_t*)packed, W / 2, out, ldo,
                                             onto, scale, ahead);
   const int64_t ldw = padded<N>(columns);
-  // A slice of w that stays in the first cache while all rows pass over it. Whatever the columns: a backward
-  // computes scores among more columns than the forward did, and has to find the very same ones.
-  constexpr int64_t slice = 64 * group;
+  // A slice of w that stays in the first cache while all rows pass over it.
+  constexpr int64_t unit = sum_depth * group;
+  const int64_t slice = larger<int64_t>(1, 20480 / (ldw * (int64_t)sizeof(Lane)) / sum_depth) * unit;
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
     const Onto so_far = k ? Onto::sum : onto;
@@ -184,10 +208,17 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
       const Acc* s = from_offset(scale, l);
       const int64_t fetch = l ? 0 : ahead;
       switch (smaller<int64_t>(4, (ldw - l) / W)) {
-        case 1: broadcast_rows<N, Lane, 1>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
-        case 2: broadcast_rows<N, Lane, 2>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
-        case 3: broadcast_rows<N, Lane, 3>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch); break;
-        default: broadcast_rows<N, Lane, 4>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+        case 1:
+          broadcast_rows<N, Lane, 1>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          break;
+        case 2:
+          broadcast_rows<N, Lane, 2>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          break;
+        case 3:
+          broadcast_rows<N, Lane, 3>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          break;
+        default:
+          broadcast_rows<N, Lane, 4>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
       }
     }
   }
@@ -206,15 +237,18 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
     N::template rows<part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
     if (ahead) prefetch(x + k * ldx + second_line<N>(ldx) + ahead);
     const typename N::Lane* ak = a + k / group * a_depth;
-    VT_UNROLL for (int m = 0; m < rows; m++) {
+    VT_UNROLL
+    for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(ak + m * a_row);
       N::madd(sums[m][0], am, b[0]);
       N::madd(sums[m][1], am, b[1]);
     }
   }
-  VT_UNROLL for (int m = 0; m < rows; m++) {
+  VT_UNROLL
+  for (int m = 0; m < rows; m++) {
     N::in_order(sums[m]);
-    VT_UNROLL for (int v = 0; v < 2; v++) {
+    VT_UNROLL
+    for (int v = 0; v < 2; v++) {
       Acc* o = out + m * ldo + v * W;
       if (onto == Onto::sum) sums[m][v] += load<Acc>(o);
       if (onto == Onto::scaled && scale) sums[m][v] += load<Acc>(o) * scale[m];
@@ -225,27 +259,32 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
 
 template <class N, int a_row, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
-                     int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
-                     const typename N::Acc* scale, int64_t ahead) {
+                     int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
+                     Onto onto, const typename N::Acc* scale, int64_t ahead) {
   constexpr int most = VT_BYTES == 64 ? 8 : 4;
   int64_t m = 0;
   for (; m + most <= rows; m += most, ahead = 0)
-    accumulate_block<N, most, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+    accumulate_block<N, most, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
+                                           onto, from_offset(scale, m), ahead);
   if (most > 4 && m + 4 <= rows) {
-    accumulate_block<N, 4, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+    accumulate_block<N, 4, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
+                                        onto, from_offset(scale, m), ahead);
     m += 4, ahead = 0;
   }
   for (; m < rows; m++, ahead = 0)
-    accumulate_block<N, 1, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+    accumulate_block<N, 1, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
+                                        onto, from_offset(scale, m), ahead);
 }
 
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
 // lanes, `a_row` and `a_depth` apart; `out` is blocks of block_columns columns, out_block apart, the last one
-// with room for all. The depth is taken in slices, so that the map's rows in one slice stay in the first cache and its page table.
+// with room for all. The depth is taken in slices, so that the map's rows in one slice stay in the first
+// cache and its page table.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
-                        int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
+                        int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr,
+                        int64_t ahead = 0) {
   constexpr int64_t step = block_columns<N>;
   // Many rows of few pass over a block of columns: it is copied together, out of rows that may share a
   // cache set.
@@ -264,11 +303,14 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
           __builtin_memcpy(packed + i * step, from, step * sizeof(*from));
           if (ahead) prefetch(from + ahead);
         }
-        accumulate_rows<N, a_row, false>(ak, a_depth, rows, packed, step, count, step, out + c / step * out_block, ldo, so_far, scale, 0);
+        accumulate_rows<N, a_row, false>(ak, a_depth, rows, packed, step, count, step,
+                                         out + c / step * out_block, ldo, so_far, scale, 0);
       }
     for (; c + step <= columns; c += step)
-      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step, out + c / step * out_block, ldo, so_far, scale, ahead);
+      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step,
+                                       out + c / step * out_block, ldo, so_far, scale, ahead);
     if (c < columns)
-      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c, out + c / step * out_block, ldo, so_far, scale, ahead);
+      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c,
+                                      out + c / step * out_block, ldo, so_far, scale, ahead);
   }
 }

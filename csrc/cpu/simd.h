@@ -179,7 +179,8 @@ VT_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
 template <class T, int count, int stage = 1>
 VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   if constexpr (stage < count) {
-  VT_UNROLL for (int i = 0; i < count; i++)
+    VT_UNROLL
+    for (int i = 0; i < count; i++)
       if (!(i & stage)) exchange<stage>(v[i], v[i | stage], std::make_integer_sequence<int, lanes<T>>());
     transpose_lanes<T, count, 2 * stage>(v);
   }
@@ -193,8 +194,10 @@ void transpose(const T* from, int64_t from_ld, int64_t rows, int64_t columns, T*
   for (int64_t i = 0; i < rows; i += W)
     for (int64_t j = 0; j < columns; j += W) {
       Vec<T> v[W];
-      VT_UNROLL for (int k = 0; k < W; k++) v[k] = load<T>(from + (i + k) * from_ld + j);
+      VT_UNROLL
+      for (int k = 0; k < W; k++) v[k] = load<T>(from + (i + k) * from_ld + j);
       transpose_lanes<T, W>(v);
-      VT_UNROLL for (int k = 0; k < W; k++) store<T>(to + (j + k) * to_ld + i, v[k]);
+      VT_UNROLL
+      for (int k = 0; k < W; k++) store<T>(to + (j + k) * to_ld + i, v[k]);
     }
 }

@@ -118,7 +118,8 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     Vec<Acc> sum[2] = {}, pooled[2] = {};
     for (int64_t i = 0; i < pixels; i += 2 * W) {
       Vec<Acc> e[2];
-  VT_UNROLL for (int v = 0; v < 2; v++) {
+      VT_UNROLL
+      for (int v = 0; v < 2; v++) {
         e[v] = exponential(load<Acc>(s + i + v * W) - base);
         sum[v] += e[v];
         if (N::group == 1) store<Acc>(s + i + v * W, e[v]);
@@ -133,7 +134,8 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     running.scale[l] = scale;
     running.sum[l] = running.sum[l] * scale + total<Acc>(sum[0] + sum[1]);
     // So that the weights sum to 1 exactly, whatever their rounding.
-    running.pooled[l] = N::group == 1 ? running.sum[l] : running.pooled[l] * scale + total<Acc>(pooled[0] + pooled[1]);
+    running.pooled[l] =
+        N::group == 1 ? running.sum[l] : running.pooled[l] * scale + total<Acc>(pooled[0] + pooled[1]);
   }
 }
 
@@ -145,24 +147,26 @@ VT_INLINE Acc log_sum(Acc highest, Acc sum) {
 
 // The softmax over rows [first, first + rows) of each pixel, in place, and rounded for products.
 template <class N, bool pixels_innermost>
-void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows, int64_t pixels) {
+void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows,
+                       int64_t pixels) {
   using Acc = typename N::Acc;
   constexpr int64_t W = lanes<Acc>;
   for (int64_t i = 0; i < pixels; i += 2 * W) {
     Acc* s = weights.row(first) + i;
     Vec<Acc> top[2] = {load<Acc>(s), load<Acc>(s + W)}, sum[2] = {};
-    for (int64_t l = 1; l < rows; l++)
-      VT_UNROLL for (int v = 0; v < 2; v++) top[v] = max_of<Acc>(load<Acc>(s + l * score_ld + v * W), top[v]);
-    for (int64_t l = 0; l < rows; l++)
-      VT_UNROLL for (int v = 0; v < 2; v++) {
-        const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld + v * W) - top[v]);
-        store<Acc>(s + l * score_ld + v * W, e);
-        sum[v] += e;
-      }
+    for (int64_t l = 1; l < rows; l++) VT_UNROLL
+    for (int v = 0; v < 2; v++) top[v] = max_of<Acc>(load<Acc>(s + l * score_ld + v * W), top[v]);
+    for (int64_t l = 0; l < rows; l++) VT_UNROLL
+    for (int v = 0; v < 2; v++) {
+      const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld + v * W) - top[v]);
+      store<Acc>(s + l * score_ld + v * W, e);
+      sum[v] += e;
+    }
     const Vec<Acc> inverse[2] = {(Acc)1 / sum[0], (Acc)1 / sum[1]};
     for (int64_t l = 0; l < rows; l++) {
       Vec<Acc> p[2];
-      VT_UNROLL for (int v = 0; v < 2; v++) {
+      VT_UNROLL
+      for (int v = 0; v < 2; v++) {
         p[v] = load<Acc>(s + l * score_ld + v * W) * inverse[v];
         store<Acc>(s + l * score_ld + v * W, p[v]);
       }
@@ -176,7 +180,8 @@ template <class Acc>
 void softmax_over_rows_backward(const Acc* weights, Acc* grad, int64_t rows, int64_t pixels) {
   for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
     Vec<Acc> inner{};
-    for (int64_t l = 0; l < rows; l++) inner += load<Acc>(weights + l * score_ld + i) * load<Acc>(grad + l * score_ld + i);
+    for (int64_t l = 0; l < rows; l++)
+      inner += load<Acc>(weights + l * score_ld + i) * load<Acc>(grad + l * score_ld + i);
     for (int64_t l = 0; l < rows; l++) {
       Acc* g = grad + l * score_ld + i;
       store<Acc>(g, load<Acc>(weights + l * score_ld + i) * (load<Acc>(g) - inner));
