@@ -29,16 +29,6 @@ SOURCES = [
 ]
 SOURCES += ["Makefile", "constraints.txt", ".clang-format", ".ci"]
 SOURCES += ["csrc", "native_build", "benchmarks", "tests", "vt_fast"]
-    "Makefile",
-    "constraints.txt",
-    ".clang-format",
-    "csrc",
-    "native_build",
-    "benchmarks",
-    ".ci",
-    "tests",
-    "vt_fast",
-]
 # What a build needs, for kernels and without: a compiler is looked for by the build itself.
 PACKAGES = ("setuptools", "torch", "ninja", "pybind11")
 
