@@ -12,6 +12,8 @@ struct Arena {
   }
 };
 
+constexpr int64_t most_units = 64;  // about; never more chunks of a sample
+
 // How the pixels of a batch are cut into units, each for one thread: several whole samples, or a chunk of
 // one. By shape alone, so that results do not depend on the number of threads.
 struct Split {
@@ -25,7 +27,7 @@ struct Split {
   // least: pixels that a unit should have, so that its own overhead does not count.
   Split(int64_t batch, int64_t pixels, int64_t most, int64_t least) : batch(batch), pixels(pixels) {
     const int64_t wanted =
-        smaller<int64_t>(64, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
+        smaller<int64_t>(most_units, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
     chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), 32);

@@ -26,41 +26,39 @@ struct TokenizePlan {
   // Puts the chunks of each sample together, in their order.
   void finish(const Host& host, int64_t threads) const {
     if (split.chunks == 1) return;
-    const int64_t L = call.queries_per_head, part = call.out_channels / heads;
-    for_each(host, split.batch * L, threads, [&](int64_t, auto claim) {
-      for (int64_t item; (item = claim()) >= 0;) {
-        const int64_t sample = item / L, l = item % L, unit = sample * split.chunks;
-        Acc* out = (Acc*)call.tokens_out + item * width;
-        int64_t seen = 0;
-        for (int64_t j = 0; j < split.chunks; j++) seen += valid[unit + j];
-        for (int64_t head = 0; head < heads; head++) {
-          const int64_t row = head * L + l;
-          const int64_t first = head * part, count = heads == 1 ? width : part;
-          Acc top = highest[unit * rows + row];
-          for (int64_t j = 1; j < split.chunks; j++) {
-            const Acc other = highest[(unit + j) * rows + row];
-            top = other > top || other != other ? other : top;
-          }
-          const Acc base = top == -(Acc)__builtin_inff() ? 0 : top;
-          Acc sum = 0, weight = 0;
-          for (int64_t j = 0; j < split.chunks; j++) {
-            const int64_t at = (unit + j) * rows + row;
-            const Acc factor = exponential(splat(highest[at] - base))[0];
-            sum += factor * sums[at], weight += factor * pooled[at];
-          }
-          ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(top, sum) : -(Acc)__builtin_inff();
-          for (int64_t c = 0; c < count; c += lanes<Acc>) {
-            const int64_t columns = smaller<int64_t>(lanes<Acc>, count - c);
-            Vec<Acc> token{};
-            for (int64_t j = 0; j < split.chunks; j++) {
-              const Acc factor = exponential(splat(highest[(unit + j) * rows + row] - base))[0] / weight;
-              token += factor * load_part(tokens + ((unit + j) * L + l) * width + first + c, columns);
-            }
-            store_part(out + first + c, seen ? token : Vec<Acc>{}, columns);
-          }
-        }
-      }
+    for_each(host, split.batch * rows, threads, [&](int64_t, auto claim) {
+      for (int64_t item; (item = claim()) >= 0;) merge(item / rows, item % rows);
     });
+  }
+
+  // One head's part of a token.
+  void merge(int64_t sample, int64_t row) const {
+    const int64_t L = call.queries_per_head, head = row / L, l = row % L, unit = sample * split.chunks;
+    const int64_t part = call.out_channels / heads, count = heads == 1 ? width : part;
+    Acc top = highest[unit * rows + row];
+    int64_t seen = valid[unit];
+    for (int64_t j = 1; j < split.chunks; j++) {
+      const Acc other = highest[(unit + j) * rows + row];
+      top = other > top || other != other ? other : top;
+      seen += valid[unit + j];
+    }
+    const Acc base = top == -(Acc)__builtin_inff() ? 0 : top;
+    Acc factors[most_units], sum = 0, weight = 0;
+    for (int64_t j = 0; j < split.chunks; j++) {
+      const int64_t at = (unit + j) * rows + row;
+      factors[j] = exponential(splat<Acc>(highest[at] - base))[0];
+      sum += factors[j] * sums[at], weight += factors[j] * pooled[at];
+    }
+    ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(top, sum) : -(Acc)__builtin_inff();
+    const Acc* from = tokens + (unit * L + l) * width + head * part;
+    Acc* to = (Acc*)call.tokens_out + (sample * L + l) * width + head * part;
+    for (int64_t c = 0; c < count; c += lanes<Acc>) {
+      const int64_t columns = smaller<int64_t>(lanes<Acc>, count - c);
+      Vec<Acc> token{};
+      for (int64_t j = 0; j < split.chunks; j++)
+        token += factors[j] / weight * load_part(from + j * L * width + c, columns);
+      store_part(to + c, seen ? token : Vec<Acc>{}, columns);
+    }
   }
 };
 
