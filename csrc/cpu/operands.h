@@ -6,6 +6,18 @@ VT_INLINE Vec<uint32_t> paired(const Bfloat16* first, const Bfloat16* second) {
   return second ? low | (Vec<uint32_t>)widen(second) : low;
 }
 
+// Rows of elements, `ld` apart, by columns: lanes [depth / group][`to_ld` columns], folded or not.
+template <class N>
+void pack_columns(const typename N::Elem* from, int64_t ld, int64_t rows, int64_t depth, bool fold,
+                  typename N::Lane* to, int64_t to_ld) {
+  using Acc = typename N::Acc;
+  if (fold)
+    transpose((const double*)from, ld * (int64_t)sizeof(*from) / 8, rows, divided_up(depth, 2 * N::group),
+              (double*)to, 8);
+  else
+    transpose((const Acc*)from, ld / N::group, rows, divided_up(depth, N::group), (Acc*)to, to_ld);
+}
+
 // A bank: `count` matrices (one for each head) of `rows` x `depth`, in x's elements, and packed in the two
 // forms that products take: by columns for scores, by rows for expand.
 template <class N, bool pixels_innermost>
@@ -86,14 +98,9 @@ struct Bank {
     for (int64_t matrix = 0; matrix < count; matrix++) {
       Elem* from = row(matrix, 0);
       for (int64_t part = 0; columns && part < parts; part++) {
-        Lane* to = columns + (matrix * parts + part) * columns_size();
-        const Elem* first = from + part * part_rows * ld;
-        if (!pixels_innermost && folds<N>(part_rows))
-          transpose((const double*)first, ld * (int64_t)sizeof(Elem) / 8, part_rows,
-                    divided_up(depth, 2 * N::group), (double*)to, 8);
-        else
-          transpose((const typename N::Acc*)first, ld / N::group, part_rows, divided_up(depth, N::group),
-                    (typename N::Acc*)to, columns_ld);
+        const bool fold = !pixels_innermost && folds<N>(part_rows);
+        pack_columns<N>(from + part * part_rows * ld, ld, part_rows, depth, fold,
+                        columns + (matrix * parts + part) * columns_size(), columns_ld);
       }
       if (pairs)
         if constexpr (N::group == 2) {
@@ -124,14 +131,13 @@ struct Weights {
   using Lane = typename N::Lane;
 
   Acc* data = nullptr;
-  int64_t rows = 0;
   Elem* rounded = nullptr;  // rows in x's elements, where those are not sums
   Lane* pairs = nullptr;    // the same by pairs of rows
   Lane* columns = nullptr;  // by columns, to pool channels of pixels
 
   Weights() = default;
   // `matrices` of `rows` each; all pool, and expand together.
-  Weights(int64_t matrices, int64_t rows, bool expands, Arena& arena) : rows(rows) {
+  Weights(int64_t matrices, int64_t rows, bool expands, Arena& arena) {
     const int64_t room = matrices * rows + 16;
     data = arena.take<Acc>(room * score_ld);
     if (N::group > 1) rounded = arena.take<Elem>(room * score_ld);
@@ -173,18 +179,13 @@ struct Weights {
   }
   // Rows [first, first + count), rounded already, to pool with.
   const Lane* for_pool(int64_t first, int64_t count, int64_t pixels) const {
-    const Lane* from;
+    const Elem* from;
     if constexpr (N::group == 1)
-      from = (const Lane*)row(first);
+      from = row(first);
     else
-      from = (const Lane*)(rounded + first * score_ld);
-    if (!pixels_innermost) return from;
-    if (folds<N>(count))
-      transpose((const double*)from, score_ld * (int64_t)sizeof(Elem) / 8, count,
-                divided_up(pixels, 2 * N::group), (double*)columns, 8);
-    else
-      transpose((const Acc*)from, score_ld / N::group, count, divided_up(pixels, N::group), (Acc*)columns,
-                padded<N>(count));
+      from = rounded + first * score_ld;
+    if (!pixels_innermost) return (const Lane*)from;
+    pack_columns<N>(from, score_ld, count, pixels, folds<N>(count), columns, padded<N>(count));
     return columns;
   }
 };
@@ -193,14 +194,13 @@ struct Weights {
 template <class N, bool pixels_innermost>
 struct Sums {
   using Acc = typename N::Acc;
-  int64_t count = 0, rows = 0, columns = 0, ld = 0, size = 0;
+  int64_t rows = 0, columns = 0, ld = 0, size = 0;
   Acc* data = nullptr;
   Acc* turned = nullptr;
   bool fresh = true;  // nothing has been added yet, and data holds anything
 
   Sums() = default;
-  Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena)
-      : count(count), rows(rows), columns(columns) {
+  Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : rows(rows), columns(columns) {
     const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
     // Channels innermost: blocks of columns, which an addition walks through in order.
     ld = pixels_innermost ? padded<N>(rows) : block_columns<N>;

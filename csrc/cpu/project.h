@@ -78,6 +78,14 @@ struct Projector {
   }
 };
 
+// What the projected tokens are added to: the tile itself, another map's, or nothing.
+template <class N, bool pixels_innermost, class Tile>
+Tile residual_of(const Call& call, const TiledMap<N, pixels_innermost>& residual, Tile tile, PixelRange range,
+                 const uint8_t* valid) {
+  if (call.residual_input) return tile;
+  return call.residual.data ? residual.read(range, valid) : Tile{nullptr, 0};
+}
+
 struct NoPlan {
   NoPlan(const Call&, const Split&, Arena&) {}
   void finish(const Host&, int64_t) const {}
@@ -100,9 +108,7 @@ struct ProjectWorker {
         map(call.map, Use::write, call, call.out_channels),
         projector(call, false, arena),
         storing(storing_of(map, projector.part, call)) {
-    for (auto* each : {&x, &residual, &map})
-      if (each->map.data && !each->in_place)
-        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+    for (auto* each : {&x, &residual, &map}) each->take_buffer_if_needed(arena, split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
@@ -110,11 +116,7 @@ struct ProjectWorker {
       for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
         const View<const Elem> tile = x.read(range, nullptr);
         projector.attend(range, tile, x.ahead(range, left));
-        View<const Elem> base = {nullptr, 0};
-        if (call.residual_input)
-          base = tile;
-        else if (call.residual.data)
-          base = residual.read(range, nullptr);
+        const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
         projector.spread(range, base, map.target(range), storing,
                          call.residual_input ? x.ahead(range, left) : 0);
         map.write(range);

@@ -115,9 +115,7 @@ struct ProjectBackwardWorker {
         dx(call.dx, Use::write, call, call.channels),
         backward(call, plan, arena),
         storing(storing_of(dx, call.channels, call)) {
-    for (auto* each : {&x, &grad, &dx})
-      if (each->map.data && !each->in_place)
-        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+    for (auto* each : {&x, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {

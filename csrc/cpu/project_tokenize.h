@@ -19,9 +19,9 @@ struct ProjectTokenizeWorker {
         projector(call, false, arena),
         tokenizer(call, split, plan, 1, arena) {
     const bool options = tokenizer.options.any;
-    for (auto* each : {&x, &residual, &map})
-      if ((each->map.data || each == &map) && (!each->in_place || options))
-        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+    x.take_buffer_if_needed(arena, split.tile, options);
+    residual.take_buffer_if_needed(arena, split.tile, options);
+    if (!map.in_place || options) map.take_buffer(arena, split.tile);  // the map is tokenized in any case
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
@@ -33,11 +33,7 @@ struct ProjectTokenizeWorker {
         const uint8_t* read = call.map.data ? nullptr : valid;
         const View<const Elem> tile = x.read(range, read);
         projector.attend(range, tile, x.ahead(range, left));
-        View<const Elem> base = {nullptr, 0};
-        if (call.residual_input)
-          base = tile;
-        else if (call.residual.data)
-          base = residual.read(range, read);
+        const View<const Elem> base = residual_of(call, residual, tile, range, read);
         // The tile itself is the map's place, unless pixels of it are to be taken out after it was written.
         const bool direct = map.in_place && !valid;
         const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};

@@ -42,12 +42,9 @@ struct ProjectTokenizeBackwardWorker {
         storing(storing_of(dx, call.channels, call)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
-    for (auto* each : {&x, &residual, &grad, &dx})
-      if (each->map.data && (!each->in_place || options))
-        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+    for (auto* each : {&x, &residual, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile, options);
     for (auto* each : {&dresidual, &y})  // the gradient H and the map Y are needed in any case
-      if (!each->in_place)
-        each->use(arena.take<Elem>(each->buffer_size(each->channels, split.tile)), split.tile);
+      if (!each->in_place) each->take_buffer(arena, split.tile);
   }
 
   // The pixels of a tile that the result depended on: those that are tokenized, and those of the map
@@ -81,9 +78,7 @@ struct ProjectTokenizeBackwardWorker {
     const uint8_t* read = find_used(range, valid, grads);
     const View<const Elem> pixels = x.read(range, read);
     projecting.projector.attend(range, pixels, x.ahead(range, left));
-    const View<const Elem> base = call.residual_input  ? pixels
-                                  : call.residual.data ? residual.read(range, read)
-                                                       : none;
+    const View<const Elem> base = residual_of(call, residual, pixels, range, read);
     const View<Elem> map = {y.buffer, y.buffer_ld};
     projecting.projector.spread(range, base, map, Storing::cached, 0);
     if (valid) y.clear_invalid(map, range.count, valid);

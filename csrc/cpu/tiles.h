@@ -124,7 +124,13 @@ struct TiledMap {
   static int64_t buffer_size(int64_t channels, int64_t pixels) {
     return buffer_row(channels, pixels) * (pixels_innermost ? channels : pixels);
   }
-  void use(Elem* memory, int64_t pixels) { buffer = memory, buffer_ld = buffer_row(channels, pixels); }
+  void take_buffer(Arena& arena, int64_t pixels) {
+    buffer = arena.take<Elem>(buffer_size(channels, pixels)), buffer_ld = buffer_row(channels, pixels);
+  }
+  // A buffer for tiles that are not taken in place: some (`sometimes`, with masked pixels) or all.
+  void take_buffer_if_needed(Arena& arena, int64_t pixels, bool sometimes = false) {
+    if (map.data && (!in_place || sometimes)) take_buffer(arena, pixels);
+  }
 
   Elem* at(PixelRange range) const {
     return (Elem*)map.data + range.sample * map.batch + range.first * distance;
@@ -180,7 +186,6 @@ struct TiledMap {
 
   // How far the next tile in place lies ahead, to prefetch it: the sample's next, or the next sample's first.
   int64_t ahead(PixelRange range, int64_t pixels_left) const {
-    if (!map.data) return 0;
     if (!in_place) return 0;
     return pixels_left > range.count ? range.count * distance : map.batch - range.first * distance;
   }

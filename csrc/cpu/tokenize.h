@@ -97,7 +97,7 @@ struct Tokenizer {
         table(table_map(call.position, call), Use::read, call, call.table) {
     if (call.table) {
       pooled_table = Sums<N, pixels_innermost>(1, L, call.table, arena);
-      table.use(arena.take<Elem>(table.buffer_size(call.table, split.tile)), split.tile);
+      table.take_buffer(arena, split.tile);
     }
     scratch = arena.take<Acc>(score_ld * rounded_up(L, 16));
     factors = arena.take<Acc>(rounded_up(L, 16));
@@ -168,8 +168,7 @@ struct TokenizeWorker {
       : split(split),
         x(call.x, Use::read, call, call.channels),
         tokenizer(call, split, plan, call.heads, arena) {
-    if (!x.in_place || tokenizer.options.any)
-      x.use(arena.take<typename N::Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
+    x.take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
   }
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {

@@ -94,7 +94,7 @@ struct TokenizerBackward {
     if (call.dqueries) dqueries = Sums<N, pixels_innermost>(heads, L, part, arena);
     if (call.table) {
       table_rows = Bank<N, pixels_innermost>(1, L, call.table, true, false, arena);
-      table.use(arena.take<Elem>(table.buffer_size(call.table, split.tile)), split.tile);
+      table.take_buffer(arena, split.tile);
       table_scores = arena.take<Acc>(rounded_up(L, 16) * score_ld);
     }
     delta = arena.take<Acc>(heads * L);
@@ -195,10 +195,8 @@ struct TokenizeBackwardWorker {
         dx(call.dx, Use::write, call, call.channels),
         tokenizer(call, split, plan, call.heads, arena),
         storing(storing_of(dx, tokenizer.part, call)) {
-    if (!x.in_place || tokenizer.options.any)
-      x.use(arena.take<Elem>(x.buffer_size(call.channels, split.tile)), split.tile);
-    if (call.dx.data && !dx.in_place)
-      dx.use(arena.take<Elem>(dx.buffer_size(call.channels, split.tile)), split.tile);
+    x.take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
+    dx.take_buffer_if_needed(arena, split.tile);
   }
   void unit(int64_t unit) {
     const bool shared = call.queries.shared;

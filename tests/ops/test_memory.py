@@ -16,6 +16,15 @@ def plain_allocation(nan_in_uninitialised_memory):
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The cpu backend has tiles of its own in each thread, which would count once for each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
