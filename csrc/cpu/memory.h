@@ -23,16 +23,19 @@ struct Split {
   int64_t chunks;   // of a sample
   int64_t samples;  // of a unit
   int64_t units;
+  int64_t workers = 1;  // that share the units: only says what a worker will probably do next
 
-  // least: pixels that a unit should have, so that its own overhead does not count.
-  Split(int64_t batch, int64_t pixels, int64_t most, int64_t least) : batch(batch), pixels(pixels) {
+  // most: pixels of a tile; all have a multiple of `step`, about as many each. least: pixels that a unit
+  // should have, so that its own overhead does not count.
+  Split(int64_t batch, int64_t pixels, int64_t most, int64_t least, int64_t step)
+      : batch(batch), pixels(pixels) {
     const int64_t wanted =
         smaller<int64_t>(most_units, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
-    chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), 32);
+    chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), step);
     chunks = divided_up(pixels, chunk);
-    tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), 32);
+    tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
     samples = chunks == 1 ? divided_up(batch, smaller(wanted, batch)) : 1;
     units = chunks == 1 ? divided_up(batch, samples) : batch * chunks;
   }

@@ -235,17 +235,21 @@ struct Sums {
       transpose(from, ld, columns, rows, turned, from_ld);
       from = turned;
     }
+    // Blocks of columns, `next` apart.
     const int64_t block = pixels_innermost ? columns : ld, next = pixels_innermost ? 0 : rows * ld;
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t c = 0; c < columns; c += lanes<Acc>) {
-        Vec<Acc> v = load<Acc>(from + r * from_ld + c / block * next + c % block);
-        if (factor) v *= factor[r];
-        const int64_t left = columns - c;
-        if (left >= lanes<Acc>)
-          store<Acc>(to + r * to_ld + c, v);
-        else
-          store_part(to + r * to_ld + c, v, left);
-      }
+    for (int64_t first = 0; first < columns; first += block, from += next)
+      for (int64_t r = 0; r < rows; r++)
+        emit_row(from + r * from_ld, to + r * to_ld + first, smaller(block, columns - first),
+                 factor ? factor[r] : (Acc)1);
+  }
+  static VT_INLINE void emit_row(const Acc* from, Acc* to, int64_t count, Acc factor) {
+    for (int64_t c = 0; c < count; c += lanes<Acc>) {
+      const Vec<Acc> v = load<Acc>(from + c) * factor;
+      if (count - c >= lanes<Acc>)
+        store<Acc>(to + c, v);
+      else
+        store_part(to + c, v, count - c);
+    }
   }
 };
 

@@ -113,12 +113,12 @@ struct ProjectWorker {
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       projector.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
         const View<const Elem> tile = x.read(range, nullptr);
-        projector.attend(range, tile, x.ahead(range, left));
+        projector.attend(range, tile, x.ahead(range, next));
         const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
         projector.spread(range, base, map.target(range), storing,
-                         call.residual_input ? x.ahead(range, left) : 0);
+                         call.residual_input ? x.ahead(range, next) : 0);
         map.write(range);
       });
     });
@@ -128,9 +128,7 @@ struct ProjectWorker {
 template <class N, bool pixels_innermost>
 void project(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels,
-                    tile_pixels<N, pixels_innermost>(larger(call.channels, call.out_channels), pixels),
-                    4 * rows);
+  const Split split = split_of<N, pixels_innermost>(call, larger(call.channels, call.out_channels), 4 * rows);
   run<NoPlan, ProjectWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

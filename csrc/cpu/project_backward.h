@@ -120,10 +120,10 @@ struct ProjectBackwardWorker {
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       backward.projector.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
         const View<const Elem> tile = x.read(range, nullptr), grads = grad.read(range, nullptr);
-        backward.projector.attend(range, tile, x.ahead(range, left));
-        backward.add(range, tile, grads, x.ahead(range, left), grad.ahead(range, left));
+        backward.projector.attend(range, tile, x.ahead(range, next));
+        backward.add(range, tile, grads, x.ahead(range, next), grad.ahead(range, next));
         if (call.dx.data) {
           backward.grad_x(range, call.residual_input ? grads : View<const Elem>{nullptr, 0}, dx.target(range),
                           storing);
@@ -139,8 +139,7 @@ struct ProjectBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels,
-                    tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels), 16 * rows);
+  const Split split = split_of<N, pixels_innermost>(call, call.channels + call.out_channels, 16 * rows);
   run<ProjectBackwardPlan<N>, ProjectBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

@@ -27,17 +27,17 @@ struct ProjectTokenizeWorker {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       projector.begin(sample);
       tokenizer.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
         const uint8_t* valid = tokenizer.options.read(range);
         // Where nobody sees the map, a masked pixel is not used at all.
         const uint8_t* read = call.map.data ? nullptr : valid;
         const View<const Elem> tile = x.read(range, read);
-        projector.attend(range, tile, x.ahead(range, left));
+        projector.attend(range, tile, x.ahead(range, next));
         const View<const Elem> base = residual_of(call, residual, tile, range, read);
         // The tile itself is the map's place, unless pixels of it are to be taken out after it was written.
         const bool direct = map.in_place && !valid;
         const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};
-        projector.spread(range, base, y, Storing::cached, call.residual_input ? x.ahead(range, left) : 0);
+        projector.spread(range, base, y, Storing::cached, call.residual_input ? x.ahead(range, next) : 0);
         if (!direct && call.map.data) map.put(range, {y.data, y.ld});
         if (valid) map.clear_invalid(y, range.count, valid);
         tokenizer.add(range, {y.data, y.ld}, valid, 0);
@@ -50,9 +50,8 @@ struct ProjectTokenizeWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels,
-                    tile_pixels<N, pixels_innermost>(call.channels + call.out_channels, pixels),
-                    larger(16 * call.queries_per_head, 4 * rows));
+  const Split split = split_of<N, pixels_innermost>(call, call.channels + call.out_channels,
+                                                    larger(16 * call.queries_per_head, 4 * rows));
   run<TokenizePlan<N, pixels_innermost>, ProjectTokenizeWorker<N, pixels_innermost>>(
       call, split,
       call.batch * pixels *

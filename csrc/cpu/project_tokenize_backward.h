@@ -63,7 +63,7 @@ struct ProjectTokenizeBackwardWorker {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       projecting.projector.begin(sample);
       tokenizing.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) { tile(range, left); });
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) { tile(range, next); });
       projecting.emit(false, unit, sample);
       if (!call.queries.shared) tokenizing.emit(unit, sample);
     });
@@ -71,13 +71,13 @@ struct ProjectTokenizeBackwardWorker {
     if (call.queries.shared) tokenizing.emit(unit, 0);
   }
 
-  void tile(PixelRange range, int64_t left) {
+  void tile(PixelRange range, Place next) {
     const View<const Elem> none = {nullptr, 0};
     const uint8_t* valid = tokenizing.options.read(range);
     const View<const Elem> grads = call.grad_map.data ? grad.read(range, nullptr) : none;
     const uint8_t* read = find_used(range, valid, grads);
     const View<const Elem> pixels = x.read(range, read);
-    projecting.projector.attend(range, pixels, x.ahead(range, left));
+    projecting.projector.attend(range, pixels, x.ahead(range, next));
     const View<const Elem> base = residual_of(call, residual, pixels, range, read);
     const View<Elem> map = {y.buffer, y.buffer_ld};
     projecting.projector.spread(range, base, map, Storing::cached, 0);
@@ -85,9 +85,9 @@ struct ProjectTokenizeBackwardWorker {
     tokenizing.add(range, {map.data, map.ld}, valid, 0);
 
     const View<Elem> h = dresidual.target(range);
-    tokenizing.grad_map(range, grads, h, Storing::cached, call.grad_map.data ? grad.ahead(range, left) : 0);
+    tokenizing.grad_map(range, grads, h, Storing::cached, call.grad_map.data ? grad.ahead(range, next) : 0);
     if (valid) restore_invalid(range, valid, grads, h);
-    projecting.add(range, pixels, {h.data, h.ld}, x.ahead(range, left), 0);
+    projecting.add(range, pixels, {h.data, h.ld}, x.ahead(range, next), 0);
     if (call.dx.data) {
       projecting.grad_x(range, call.residual_input ? View<const Elem>{h.data, h.ld} : none, dx.target(range),
                         storing);
@@ -109,9 +109,8 @@ struct ProjectTokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split(call.batch, pixels,
-                    tile_pixels<N, pixels_innermost>(call.channels + 2 * call.out_channels, pixels),
-                    16 * larger(call.queries_per_head, rows));
+  const Split split = split_of<N, pixels_innermost>(call, call.channels + 2 * call.out_channels,
+                                                    16 * larger(call.queries_per_head, rows));
   run<ProjectTokenizeBackwardPlan<N, pixels_innermost>, ProjectTokenizeBackwardWorker<N, pixels_innermost>>(
       call, split,
       call.batch * pixels *

@@ -11,10 +11,17 @@ int64_t tile_pixels(int64_t width, int64_t pixels) {
   return smaller<int64_t>(larger<int64_t>(fitting, 64), pixels_innermost ? most_pixels : 128);
 }
 
+template <class N, bool pixels_innermost>
+Split split_of(const Call& call, int64_t width, int64_t least) {
+  const int64_t pixels = call.height * call.width;
+  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels), least,
+          pixels_innermost ? 32 : 4};
+}
+
 // Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
 // (call, split, arena), holds what the workers share; finish(host, threads) after them.
 template <class Plan, class Worker>
-void run(const Call& call, const Split& split, int64_t work, const Host& host) {
+void run(const Call& call, Split split, int64_t work, const Host& host) {
   int64_t threads = work < least_shared_work ? 1 : larger<int64_t>(1, host.threads);
   Arena measured;
   const Plan unused(call, split, measured);
@@ -23,7 +30,7 @@ void run(const Call& call, const Split& split, int64_t work, const Host& host) {
   {
     const Worker unused_worker(call, split, unused, one);
   }
-  const int64_t workers = smaller(threads, split.units);
+  const int64_t workers = split.workers = smaller(threads, split.units);
   const uintptr_t memory = (uintptr_t)host.allocate(host.self, shared + workers * one.used + 64);
   const uintptr_t base = (memory + 63) / 64 * 64;
   Arena arena{base, 0};
@@ -37,13 +44,25 @@ void run(const Call& call, const Split& split, int64_t work, const Host& host) {
   plan.finish(host, threads);
 }
 
-// Calls body(range, pixels left in the chunk) for each tile of a chunk.
+// Where the chunk begins that a worker will go on with after the last tile of one.
+VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
+  const int64_t next = unit + split.workers;
+  if (split.chunks == 1 && last.sample + 1 < smaller((unit + 1) * split.samples, split.batch))
+    return {last.sample + 1, 0};
+  if (next >= split.units) return {last.sample, last.first};
+  if (split.chunks == 1) return {next * split.samples, 0};
+  return {next / split.chunks, next % split.chunks * split.chunk};
+}
+
+// Calls body(range, next) for each tile of a chunk; next: where the worker's next tile begins, or this one
+// again where there is none.
 template <class Body>
-VT_INLINE void for_each_tile(const Split& split, int64_t sample, int64_t chunk, Body body) {
+VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, int64_t chunk, Body body) {
   const int64_t begin = chunk * split.chunk, end = smaller(begin + split.chunk, split.pixels);
   for (int64_t first = begin; first < end; first += split.tile) {
     const PixelRange range = {sample, first, smaller(split.tile, end - first)};
-    body(range, end - first);
+    body(range,
+         first + split.tile < end ? Place{sample, first + split.tile} : next_chunk(split, unit, range));
   }
 }
 // Calls body(sample, chunk) for what a unit consists of.

@@ -16,6 +16,9 @@ struct View {
 struct PixelRange {
   int64_t sample, first, count;
 };
+struct Place {
+  int64_t sample, first;
+};
 
 // The distance between neighbouring pixels, if it is the same everywhere.
 VT_INLINE bool even_pixels(int64_t height, int64_t width, int64_t row, int64_t column, int64_t& distance) {
@@ -184,10 +187,10 @@ struct TiledMap {
           tile.data[pixels_innermost ? c * tile.ld + i : i * tile.ld + c] = Elem{};
   }
 
-  // How far the next tile in place lies ahead, to prefetch it: the sample's next, or the next sample's first.
-  int64_t ahead(PixelRange range, int64_t pixels_left) const {
+  // How far the next tile in place lies ahead, to prefetch it.
+  int64_t ahead(PixelRange range, Place next) const {
     if (!in_place) return 0;
-    return pixels_left > range.count ? range.count * distance : map.batch - range.first * distance;
+    return (next.sample - range.sample) * map.batch + (next.first - range.first) * distance;
   }
   // Whether whole vectors written in place are aligned.
   bool aligned() const {

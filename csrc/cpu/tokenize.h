@@ -173,9 +173,9 @@ struct TokenizeWorker {
   void unit(int64_t unit) {
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       tokenizer.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
         const uint8_t* valid = tokenizer.options.read(range);
-        tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, left));
+        tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
       });
       tokenizer.end(sample, chunk);
     });
@@ -185,8 +185,7 @@ struct TokenizeWorker {
 template <class N, bool pixels_innermost>
 void tokenize(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels),
-                    16 * call.queries_per_head);
+  const Split split = split_of<N, pixels_innermost>(call, call.channels, 16 * call.queries_per_head);
   run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
       call, split, call.batch * pixels * call.queries_per_head * call.channels, host);
 }

@@ -202,10 +202,10 @@ struct TokenizeBackwardWorker {
     const bool shared = call.queries.shared;
     for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
       tokenizer.begin(sample);
-      for_each_tile(split, sample, chunk, [&](PixelRange range, int64_t left) {
+      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
         const uint8_t* valid = tokenizer.options.read(range);
         const View<const Elem> tile = x.read(range, valid);
-        tokenizer.add(range, tile, valid, x.ahead(range, left));
+        tokenizer.add(range, tile, valid, x.ahead(range, next));
         if (call.dx.data) {
           tokenizer.grad_map(range, {nullptr, 0}, dx.target(range), storing, 0);
           if (valid) dx.clear_invalid(dx.target(range), range.count, valid);
@@ -221,8 +221,7 @@ struct TokenizeBackwardWorker {
 template <class N, bool pixels_innermost>
 void tokenize_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width;
-  const Split split(call.batch, pixels, tile_pixels<N, pixels_innermost>(call.channels, pixels),
-                    16 * call.queries_per_head);
+  const Split split = split_of<N, pixels_innermost>(call, call.channels, 16 * call.queries_per_head);
   run<TokenizeBackwardPlan<N, pixels_innermost>, TokenizeBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * call.queries_per_head * call.channels, host);
 }
