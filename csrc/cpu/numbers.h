@@ -173,6 +173,11 @@ using Single = Plain<float, Dtype::float32>;
 using Double = Plain<double, Dtype::float64>;
 
 #if defined(__AVX512BF16__)
+VT_INLINE Vec<double> doubles(const Bfloat16* p) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+  return (Vec<double>)_mm512_cvtps_pd(_mm256_castsi256_ps(bits));
+}
+
 // bfloat16 pairs, reduced two at a time into float.
 struct Brain {
   using Elem = Bfloat16;

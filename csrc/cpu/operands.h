@@ -69,28 +69,18 @@ struct Bank {
 
   // A row times as many numbers, summed in double.
   double dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
-    using Acc = typename N::Acc;
     constexpr int64_t W = lanes<double>;
-    using Some = typename Few<Acc, W>::type;
-    const Elem* from = row(matrix, index);
-    Vec<double> sum{};
-    for (int64_t c = 0; c < depth; c += W) {
-      Some x, y{};
-      if constexpr (N::group == 1) {
-        __builtin_memcpy(&x, from + c, sizeof x);  // the row is padded with zeros
-      } else {
-        using Bits = typename Few<uint32_t, W>::type;
-        typename Few<uint16_t, W>::type halves;
-        __builtin_memcpy(&halves, from + c, sizeof halves);
-        x = (Some)(__builtin_convertvector(halves, Bits) << 16);
-      }
-      if (depth - c >= W)
-        __builtin_memcpy(&y, numbers + c, sizeof y);
-      else
-        for (int64_t i = 0; i < depth - c; i++) y[i] = numbers[c + i];
-      sum += __builtin_convertvector(x, Vec<double>) * __builtin_convertvector(y, Vec<double>);
+    const Elem* from = row(matrix, index);  // padded with zeros
+    Vec<double> sums[4] = {};               // that do not wait for each other
+    int64_t c = 0;
+    for (; c + 4 * W <= depth; c += 4 * W) VT_UNROLL
+    for (int64_t i = 0; i < 4; i++) sums[i] += doubles(from + c + i * W) * doubles(numbers + c + i * W);
+    for (; c < depth; c += W) {
+      typename N::Acc some[W] = {};
+      for (int64_t i = 0; i < smaller(W, depth - c); i++) some[i] = numbers[c + i];
+      sums[0] += doubles(from + c) * doubles(some);
     }
-    return total<double>(sum);
+    return total<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
   // After all rows are set.
@@ -237,12 +227,13 @@ struct Sums {
     }
     // Blocks of columns, `next` apart.
     const int64_t block = pixels_innermost ? columns : ld, next = pixels_innermost ? 0 : rows * ld;
-    for (int64_t first = 0; first < columns; first += block, from += next)
-      for (int64_t r = 0; r < rows; r++)
-        emit_row(from + r * from_ld, to + r * to_ld + first, smaller(block, columns - first),
-                 factor ? factor[r] : (Acc)1);
+    for (int64_t r = 0; r < rows; r++, from += from_ld) {
+      const Acc* at = from;
+      for (int64_t first = 0; first < columns; first += block, at += next)
+        emit_run(at, to + r * to_ld + first, smaller(block, columns - first), factor ? factor[r] : (Acc)1);
+    }
   }
-  static VT_INLINE void emit_row(const Acc* from, Acc* to, int64_t count, Acc factor) {
+  static VT_INLINE void emit_run(const Acc* from, Acc* to, int64_t count, Acc factor) {
     for (int64_t c = 0; c < count; c += lanes<Acc>) {
       const Vec<Acc> v = load<Acc>(from + c) * factor;
       if (count - c >= lanes<Acc>)

@@ -98,6 +98,18 @@ VT_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 2);
 }
 
+// As many numbers as a vector has doubles.
+VT_INLINE Vec<double> doubles(const double* p) { return load<double>(p); }
+VT_INLINE Vec<double> doubles(const float* p) {
+#if defined(__AVX512F__)  // GCC makes two conversions and an insertion of it
+  return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#else
+  typename Few<float, lanes<double>>::type v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vec<double>);
+#endif
+}
+
 // NaN in a lane of `b` is lost here: callers that must not lose one look for it themselves.
 template <class T>
 VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) {
