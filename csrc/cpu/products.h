@@ -77,45 +77,13 @@ VT_INLINE const T* from_offset(const T* scale, int64_t offset) {
   return scale ? scale + offset : nullptr;
 }
 
-// Not inlined: among its callers' variables GCC runs out of registers for addresses.
-template <class N, class Lane, int rows, int vectors>
-__attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
-                                               const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
-                                               Onto onto, const typename N::Acc* scale, int64_t ahead) {
+// What a block's sums become of.
+template <class N, bool folded, int rows, int vectors>
+VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typename N::Acc* out, int64_t ldo,
+                             Onto onto, const typename N::Acc* scale) {
   using Acc = typename N::Acc;
-  using Packed = typename N::Packed;
-  constexpr int64_t W = lanes<Acc>, group = sizeof(Lane) / sizeof(typename N::Elem);
-  constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
-  Vec<Acc> sums[rows][vectors] = {};
-  const int64_t groups = depth / group;
-  constexpr int64_t stretch = block_columns<N> / group;  // lanes between two prefetches
-  for (int64_t k = 0; k < groups;) {
-    if (ahead) {
-      VT_UNROLL
-      for (int r = 0; r < rows; r += 3 - lines<N>) prefetch(x + r * ldx + k * group + ahead);
-    }
-    for (const int64_t end = smaller(k + stretch, groups); k < end; k++) {
-      Packed b[vectors];
-      VT_UNROLL
-      for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
-      VT_UNROLL
-      for (int r = 0; r < rows; r++) {
-        const Packed a = splat_lane<Lane, Packed>(x + r * ldx + k * group);
-        VT_UNROLL
-        for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
-      }
-    }
-  }
-  if (group > 1 && groups * group < depth) {
-    VT_UNROLL
-    for (int r = 0; r < rows; r++) {
-      const Packed a = splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group);
-      VT_UNROLL
-      for (int v = 0; v < vectors; v++)
-        N::madd(sums[r][v], a, load<typename N::Lane>(w + groups * ldw + v * step));
-    }
-  }
-  if constexpr (can_fold<N> && sizeof(Lane) > sizeof(Acc)) {
+  constexpr int64_t W = lanes<Acc>;
+  if constexpr (folded) {
     // Adds neighbouring lanes: the lower half of the result is the sums.
     VT_UNROLL
     for (int r = 0; r < rows; r++) {
@@ -149,6 +117,58 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
 }
 
 constexpr int64_t sum_depth = 64;  // lanes that are summed in a register at a time
+
+// Not inlined: among its callers' variables GCC runs out of registers for addresses.
+template <class N, class Lane, int rows, int vectors>
+__attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
+                                               const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
+                                               Onto onto, const typename N::Acc* scale, int64_t ahead) {
+  using Acc = typename N::Acc;
+  using Elem = typename N::Elem;
+  using Packed = typename N::Packed;
+  constexpr int64_t group = sizeof(Lane) / sizeof(Elem);
+  constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
+  constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
+  // Lines to prefetch come one by one with these lanes, of each row or of every second; where a lane takes
+  // long, all at once.
+  constexpr int64_t stretch = block_columns<N> / group, row_step = 3 - lines<N>, fetched = rows / row_step;
+  constexpr int64_t at_once = larger<int64_t>(1, vectors > 2 ? fetched : divided_up(fetched, stretch));
+  const int64_t fetching = ahead ? fetched / at_once : 0;
+  const Elem* at[(rows + 2) / 3];  // each for three rows, whose distances addresses can express
+  VT_UNROLL
+  for (int i = 0; i < (rows + 2) / 3; i++) at[i] = x + 3 * i * ldx;
+  const int64_t groups = depth / group;
+  Vec<Acc> sums[rows][vectors] = {};
+  const Elem* next = x;
+  for (int64_t k = 0; k < groups; k++) {
+    const int64_t phase = k % stretch;
+    if (phase < fetching) {
+      if (phase == 0) next = x + k * group + ahead;
+      VT_UNROLL
+      for (int i = 0; i < at_once; i++) prefetch(next + i * row_step * ldx);
+      next += at_once * row_step * ldx;
+    }
+    Packed b[vectors];
+    VT_UNROLL
+    for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
+    VT_UNROLL
+    for (int r = 0; r < rows; r++) {
+      const Packed a = splat_lane<Lane, Packed>(at[r / 3] + r % 3 * ldx + k * group);
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
+    }
+  }
+  if (group > 1 && groups * group < depth) {
+    VT_UNROLL
+    for (int r = 0; r < rows; r++) {
+      const Packed a = splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group);
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++)
+        N::madd(sums[r][v], a, load<typename N::Lane>(w + groups * ldw + v * step));
+    }
+  }
+  put_broadcast<N, folded>(sums, out, ldo, onto, scale);
+}
 
 template <class N, class Lane, int vectors>
 void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,

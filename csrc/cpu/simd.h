@@ -31,8 +31,8 @@ template <class T>
 constexpr VT_INLINE T larger(T a, T b) {
   return a < b ? b : a;
 }
-VT_INLINE int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-VT_INLINE int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
+constexpr VT_INLINE int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr VT_INLINE int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
 
 template <class T>
 VT_INLINE Vec<T> load(const void* p) {
