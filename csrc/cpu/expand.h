@@ -14,45 +14,48 @@ struct Expand {  // operands of a block, see expand_product
   int64_t ahead;
 };
 
-template <class N, int rows, bool part>
+template <class N, int rows, int vectors, bool part>
 void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
-  Vec<Acc> sums[rows][2] = {};
+  Vec<Acc> sums[rows][vectors] = {};
   if (e.ahead) {
     VT_UNROLL
     for (int m = 0; m < rows; m += 3 - lines<N>) prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
   }
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
-    const Packed b0 = load<typename N::Lane>(b), b1 = load<typename N::Lane>(b + step);
+    Packed bk[vectors];
+    VT_UNROLL
+    for (int v = 0; v < vectors; v++) bk[v] = load<typename N::Lane>(b + v * step);
     VT_UNROLL
     for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(a + m);
-      N::madd(sums[m][0], am, b0);
-      N::madd(sums[m][1], am, b1);
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) N::madd(sums[m][v], am, bk[v]);
     }
   }
   // The base comes last: a sum that starts from something large loses what is small.
   VT_UNROLL
   for (int m = 0; m < rows; m++) {
     if (e.base) {
-      Vec<Acc> base[2];
-      N::template load2<part>(e.base + (r + m) * e.ld_base + c, columns, base);
-      sums[m][0] += base[0], sums[m][1] += base[1];
+      Vec<Acc> base[vectors];
+      N::template base<vectors, part>(e.base + (r + m) * e.ld_base + c, columns, base);
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) sums[m][v] += base[v];
     }
-    N::template store2<part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
+    N::template put<vectors, part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
   }
 }
 
-template <class N, bool part>
+template <class N, int vectors, bool part>
 VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns) {
   constexpr int most = VT_BYTES == 64 ? 8 : 4;
   const int64_t end = r + rows;
-  for (; r + most <= end; r += most) expand_block<N, most, part>(e, r, c, columns);
-  if (most > 4 && r + 4 <= end) expand_block<N, 4, part>(e, r, c, columns), r += 4;
-  for (; r < end; r++) expand_block<N, 1, part>(e, r, c, columns);
+  for (; r + most <= end; r += most) expand_block<N, most, vectors, part>(e, r, c, columns);
+  if (most > 4 && r + 4 <= end) expand_block<N, 4, vectors, part>(e, r, c, columns), r += 4;
+  for (; r < end; r++) expand_block<N, 1, vectors, part>(e, r, c, columns);
 }
 
 // Past the caches, to wherever it lies: whole cache lines but for the first and the last.
@@ -88,8 +91,11 @@ void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing)
   for (int64_t r = 0; r < rows; r += height) {
     const int64_t count = smaller(height, rows - r);
     if (storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
-    for (int64_t c = 0; c < whole; c += step) expand_rows<N, false>(e, r, count, c, step);
-    if (whole < columns) expand_rows<N, true>(e, r, count, whole, columns - whole);
+    for (int64_t c = 0; c < whole; c += step) expand_rows<N, 2, false>(e, r, count, c, step);
+    if (columns - whole > step / 2)
+      expand_rows<N, 2, true>(e, r, count, whole, columns - whole);
+    else if (whole < columns)
+      expand_rows<N, 1, true>(e, r, count, whole, columns - whole);
     if (storing != Storing::assembled) continue;
     if (ldo == columns)
       stream_run(assembled, out + r * ldo, count * columns);

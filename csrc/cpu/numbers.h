@@ -134,37 +134,37 @@ struct Plain {
 
   static VT_INLINE void madd(Vec<T>& acc, Packed a, Packed b) { acc += a * b; }
 
-  // Two vectors of columns from one row of a map, the first `columns` of them where not all.
-  template <bool part>
-  static VT_INLINE void rows(const T* x, int64_t, bool, int64_t columns, Packed (&b)[2]) {
-    load2<part>(x, columns, b);
+  // Vectors of columns from one row of a map, the first `columns` of them where not all.
+  template <int vectors, bool part>
+  static VT_INLINE void rows(const T* x, int64_t, bool, int64_t columns, Packed (&b)[vectors]) {
+    base<vectors, part>(x, columns, b);
   }
   // Sums over `rows` come out in the order of the columns.
-  static VT_INLINE void in_order(Vec<T> (&)[2]) {}
+  template <int vectors>
+  static VT_INLINE void in_order(Vec<T> (&)[vectors]) {}
 
-  template <bool part>
-  static VT_INLINE void load2(const T* x, int64_t columns, Vec<T> (&v)[2]) {
+  // Columns of a map's row that expand adds to, and its results.
+  template <int vectors, bool part>
+  static VT_INLINE void base(const T* x, int64_t columns, Vec<T> (&v)[vectors]) {
     constexpr int W = lanes<T>;
-    if (part) {
-      v[0] = columns >= W ? load<T>(x) : load_part(x, columns);
-      v[1] = columns > W ? load_part(x + W, columns - W) : Vec<T>{};
-    } else {
-      v[0] = load<T>(x), v[1] = load<T>(x + W);
+    VT_UNROLL
+    for (int i = 0; i < vectors; i++) {
+      const bool whole = !part || columns >= (i + 1) * W;
+      v[i] = whole ? load<T>(x + i * W) : columns > i * W ? load_part(x + i * W, columns - i * W) : Vec<T>{};
     }
   }
-  template <bool part>
-  static VT_INLINE void store2(T* x, int64_t columns, const Vec<T> (&v)[2], bool streaming) {
+  template <int vectors, bool part>
+  static VT_INLINE void put(T* x, int64_t columns, const Vec<T> (&v)[vectors], bool streaming) {
     constexpr int W = lanes<T>;
-    if (part) {
-      if (columns >= W)
-        store<T>(x, v[0]);
-      else
-        store_part(x, v[0], columns);
-      if (columns > W) store_part(x + W, v[1], columns - W);
-    } else if (streaming) {
-      store_streaming(x, v[0]), store_streaming(x + W, v[1]);
-    } else {
-      store<T>(x, v[0]), store<T>(x + W, v[1]);
+    VT_UNROLL
+    for (int i = 0; i < vectors; i++) {
+      if (part && columns < (i + 1) * W) {
+        if (columns > i * W) store_part(x + i * W, v[i], columns - i * W);
+      } else if (!part && streaming) {
+        store_streaming(x + i * W, v[i]);
+      } else {
+        store<T>(x + i * W, v[i]);
+      }
     }
   }
 };
@@ -194,37 +194,73 @@ struct Brain {
   static VT_INLINE __m512i load32(const Bfloat16* x, bool part, int64_t columns) {
     return part ? _mm512_maskz_loadu_epi16((__mmask32)((1ull << columns) - 1), x) : _mm512_loadu_si512(x);
   }
-  // Two rows, interleaved: within each 128 bits, the low halves in b[0] and the high ones in b[1].
-  template <bool part>
-  static VT_INLINE void rows(const Bfloat16* x, int64_t ld, bool second, int64_t columns, Packed (&b)[2]) {
-    const __m512i first = load32(x, part, columns);
-    const __m512i other = second ? load32(x + ld, part, columns) : _mm512_setzero_si512();
-    b[0] = (Packed)_mm512_unpacklo_epi16(first, other);
-    b[1] = (Packed)_mm512_unpackhi_epi16(first, other);
+  static VT_INLINE __m512i widen16(const Bfloat16* x, int64_t columns) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << columns) - 1), x));
   }
-  static VT_INLINE void in_order(Vec<float> (&v)[2]) {
-    const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-    const __m512i back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    const __m512d low = (__m512d)v[0], high = (__m512d)v[1];
-    v[0] = (Vec<float>)_mm512_permutex2var_pd(low, front, high);
-    v[1] = (Vec<float>)_mm512_permutex2var_pd(low, back, high);
+  // Two rows, interleaved: within each 128 bits, the low halves in b[0] and the high ones in b[1]. Up to 16
+  // columns, all that is left of a row, are one vector, in order.
+  template <int vectors, bool part>
+  static VT_INLINE void rows(const Bfloat16* x, int64_t ld, bool second, int64_t columns,
+                             Packed (&b)[vectors]) {
+    if constexpr (vectors == 2) {
+      const __m512i first = load32(x, part, columns);
+      const __m512i other = second ? load32(x + ld, part, columns) : _mm512_setzero_si512();
+      b[0] = (Packed)_mm512_unpacklo_epi16(first, other);
+      b[1] = (Packed)_mm512_unpackhi_epi16(first, other);
+    } else {
+      const __m512i other = second ? widen16(x + ld, columns) : _mm512_setzero_si512();
+      b[0] = (Packed)_mm512_or_si512(widen16(x, columns), _mm512_slli_epi32(other, 16));
+    }
+  }
+  template <int vectors>
+  static VT_INLINE void in_order(Vec<float> (&v)[vectors]) {
+    if constexpr (vectors == 2) {
+      const __m512i front = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+      const __m512i back = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+      const __m512d low = (__m512d)v[0], high = (__m512d)v[1];
+      v[0] = (Vec<float>)_mm512_permutex2var_pd(low, front, high);
+      v[1] = (Vec<float>)_mm512_permutex2var_pd(low, back, high);
+    }
   }
 
-  template <bool part>
-  static VT_INLINE void load2(const Bfloat16* x, int64_t columns, Vec<float> (&v)[2]) {
-    const __m512i all = load32(x, part, columns);
+  // Of 32 columns the even ones in v[0] and the odd ones in v[1], which takes no shuffle; up to 16 columns
+  // in order.
+  template <int vectors, bool part>
+  static VT_INLINE void base(const Bfloat16* x, int64_t columns, Vec<float> (&v)[vectors]) {
+    if constexpr (vectors == 2) {
+      const Vec<uint32_t> all = (Vec<uint32_t>)load32(x, part, columns);
+      v[0] = (Vec<float>)(all << 16), v[1] = (Vec<float>)(all & 0xffff0000u);
+    } else {
+      v[0] = (Vec<float>)_mm512_slli_epi32(widen16(x, columns), 16);
+    }
+  }
+  template <int vectors, bool part>
+  static VT_INLINE void put(Bfloat16* x, int64_t columns, const Vec<float> (&v)[vectors], bool streaming) {
+    if constexpr (vectors == 2) {
+      const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                                  8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+      const __m512i all = _mm512_permutexvar_epi16(interleave, rounded(v[0], v[1]));
+      if (part)
+        _mm512_mask_storeu_epi16(x, (__mmask32)((1ull << columns) - 1), all);
+      else if (streaming)
+        _mm512_stream_si512((__m512i*)x, all);
+      else
+        _mm512_storeu_si512(x, all);
+    } else {
+      const __m256i all = (__m256i)_mm512_cvtneps_pbh((__m512)v[0]);
+      _mm256_mask_storeu_epi16(x, (__mmask16)((1u << columns) - 1), all);
+    }
+  }
+
+  // Two vectors in order, rounded, and what they became.
+  static VT_INLINE __m512i rounded(Vec<float> low, Vec<float> high) {
+    return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
+  static VT_INLINE void round(Bfloat16* x, Vec<float> (&v)[2]) {
+    const __m512i all = rounded(v[0], v[1]);
+    _mm512_storeu_si512(x, all);
     v[0] = (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(all)), 16);
     v[1] = (Vec<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(all, 1)), 16);
-  }
-  template <bool part>
-  static VT_INLINE void store2(Bfloat16* x, int64_t columns, const Vec<float> (&v)[2], bool streaming) {
-    const __m512i all = (__m512i)_mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
-    if (part)
-      _mm512_mask_storeu_epi16(x, (__mmask32)((1ull << columns) - 1), all);
-    else if (streaming)
-      _mm512_stream_si512((__m512i*)x, all);
-    else
-      _mm512_storeu_si512(x, all);
   }
 };
 #endif

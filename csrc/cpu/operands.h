@@ -1,9 +1,22 @@
 // Small operands, packed for products, and the sums that become tokens or their gradients.
 
-// Elements of two rows as lanes; without a second row, with zeros.
-VT_INLINE Vec<uint32_t> paired(const Bfloat16* first, const Bfloat16* second) {
-  const Vec<uint32_t> low = (Vec<uint32_t>)widen(first) >> 16;
-  return second ? low | (Vec<uint32_t>)widen(second) : low;
+// Elements of two rows as lanes; without a second row, with zeros. `split`: as the columns that expand
+// writes, see Brain::base.
+template <bool split>
+void pair_rows(const Bfloat16* first, const Bfloat16* second, int64_t columns, uint32_t* to) {
+  constexpr int64_t W = lanes<uint32_t>;
+  for (int64_t c = 0; c < columns; c += W) {
+    if (split && columns - c > W) {
+      const Vec<uint32_t> a = load<uint32_t>(first + c);
+      const Vec<uint32_t> b = second ? load<uint32_t>(second + c) : Vec<uint32_t>{};
+      store<uint32_t>(to + c, (a & 0xffff) | (b << 16));
+      c += W;
+      store<uint32_t>(to + c, (a >> 16) | (b & 0xffff0000u));
+    } else {
+      const Vec<uint32_t> low = (Vec<uint32_t>)widen(first + c) >> 16;
+      store<uint32_t>(to + c, second ? low | (Vec<uint32_t>)widen(second + c) : low);
+    }
+  }
 }
 
 // Rows of elements, `ld` apart, by columns: lanes [depth / group][`to_ld` columns], folded or not.
@@ -96,9 +109,8 @@ struct Bank {
         if constexpr (N::group == 2) {
           Lane* to = pairs + matrix * divided_up(rows, 2) * ld;
           for (int64_t r = 0; r < rows; r += 2)
-            for (int64_t c = 0; c < ld; c += lanes<Lane>)
-              store<Lane>(to + r / 2 * ld + c,
-                          paired(from + r * ld + c, r + 1 < rows ? from + (r + 1) * ld + c : nullptr));
+            pair_rows<!pixels_innermost>(from + r * ld, r + 1 < rows ? from + (r + 1) * ld : nullptr, depth,
+                                         to + r / 2 * ld);
         }
     }
   }
@@ -138,18 +150,15 @@ struct Weights {
 
   // Two vectors of a row, in x's elements; returns what they became.
   VT_INLINE void round_to(int64_t index, int64_t pixel, Vec<Acc> (&both)[2]) const {
-    if constexpr (N::group > 1) {
-      N::template store2<false>(rounded + index * score_ld + pixel, 0, both, false);
-      N::template load2<false>(rounded + index * score_ld + pixel, 0, both);
-    }
+    if constexpr (N::group > 1) N::round(rounded + index * score_ld + pixel, both);
   }
   // Rounds rows [first, first + count) to x's elements.
   void round(int64_t first, int64_t count, int64_t pixels) const {
     if constexpr (N::group > 1)
       for (int64_t l = first; l < first + count; l++)
         for (int64_t i = 0; i < pixels; i += 2 * lanes<Acc>) {
-          const Vec<Acc> both[2] = {load<Acc>(row(l) + i), load<Acc>(row(l) + i + lanes<Acc>)};
-          N::template store2<false>(rounded + l * score_ld + i, 0, both, false);
+          Vec<Acc> both[2] = {load<Acc>(row(l) + i), load<Acc>(row(l) + i + lanes<Acc>)};
+          round_to(l, i, both);
         }
   }
   // Rows [first, first + count), rounded already, for expand.
@@ -160,9 +169,8 @@ struct Weights {
       Lane* to = pairs + matrix * divided_up(count, 2) * score_ld;
       for (int64_t l = 0; l < count; l += 2) {
         const Elem* from = rounded + (first + l) * score_ld;
-        for (int64_t i = 0; i < pixels; i += lanes<Acc>)
-          store<Lane>(to + l / 2 * score_ld + i,
-                      paired(from + i, l + 1 < count ? from + score_ld + i : nullptr));
+        pair_rows<pixels_innermost>(from, l + 1 < count ? from + score_ld : nullptr, pixels,
+                                    to + l / 2 * score_ld);
       }
       return to;
     }

@@ -244,31 +244,31 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
   }
 }
 
-template <class N, int rows, int a_row, bool part>
+template <class N, int rows, int a_row, int vectors, bool part>
 void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename N::Elem* x, int64_t ldx,
                       int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
                       const typename N::Acc* scale, int64_t ahead) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t W = lanes<Acc>, group = N::group;
-  Vec<Acc> sums[rows][2] = {};
+  Vec<Acc> sums[rows][vectors] = {};
   for (int64_t k = 0; k < depth; k += group) {
-    Packed b[2];
-    N::template rows<part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
+    Packed b[vectors];
+    N::template rows<vectors, part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
     if (ahead) prefetch(x + k * ldx + second_line<N>(ldx) + ahead);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL
     for (int m = 0; m < rows; m++) {
       const Packed am = splat_lane<typename N::Lane, Packed>(ak + m * a_row);
-      N::madd(sums[m][0], am, b[0]);
-      N::madd(sums[m][1], am, b[1]);
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) N::madd(sums[m][v], am, b[v]);
     }
   }
   VT_UNROLL
   for (int m = 0; m < rows; m++) {
     N::in_order(sums[m]);
     VT_UNROLL
-    for (int v = 0; v < 2; v++) {
+    for (int v = 0; v < vectors; v++) {
       Acc* o = out + m * ldo + v * W;
       if (onto == Onto::sum) sums[m][v] += load<Acc>(o);
       if (onto == Onto::scaled && scale) sums[m][v] += load<Acc>(o) * scale[m];
@@ -277,23 +277,23 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   }
 }
 
-template <class N, int a_row, bool part>
+template <class N, int a_row, int vectors, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                      int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
                      Onto onto, const typename N::Acc* scale, int64_t ahead) {
   constexpr int most = VT_BYTES == 64 ? 8 : 4;
   int64_t m = 0;
   for (; m + most <= rows; m += most, ahead = 0)
-    accumulate_block<N, most, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
-                                           onto, from_offset(scale, m), ahead);
+    accumulate_block<N, most, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
+                                                    out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
   if (most > 4 && m + 4 <= rows) {
-    accumulate_block<N, 4, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
-                                        onto, from_offset(scale, m), ahead);
+    accumulate_block<N, 4, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
+                                                 out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
     m += 4, ahead = 0;
   }
   for (; m < rows; m++, ahead = 0)
-    accumulate_block<N, 1, a_row, part>(a + m * a_row, a_depth, x, ldx, depth, columns, out + m * ldo, ldo,
-                                        onto, from_offset(scale, m), ahead);
+    accumulate_block<N, 1, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
+                                                 out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
 }
 
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
@@ -323,14 +323,19 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
           __builtin_memcpy(packed + i * step, from, step * sizeof(*from));
           if (ahead) prefetch(from + ahead);
         }
-        accumulate_rows<N, a_row, false>(ak, a_depth, rows, packed, step, count, step,
-                                         out + c / step * out_block, ldo, so_far, scale, 0);
+        accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, packed, step, count, step,
+                                            out + c / step * out_block, ldo, so_far, scale, 0);
       }
     for (; c + step <= columns; c += step)
-      accumulate_rows<N, a_row, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step,
-                                       out + c / step * out_block, ldo, so_far, scale, ahead);
-    if (c < columns)
-      accumulate_rows<N, a_row, true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c,
-                                      out + c / step * out_block, ldo, so_far, scale, ahead);
+      accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step,
+                                          out + c / step * out_block, ldo, so_far, scale, ahead);
+    const auto rest = [&](auto vectors) {
+      accumulate_rows<N, a_row, vectors(), true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c,
+                                                 out + c / step * out_block, ldo, so_far, scale, ahead);
+    };
+    if (columns - c > step / 2)
+      rest(std::integral_constant<int, 2>());
+    else if (c < columns)
+      rest(std::integral_constant<int, 1>());
   }
 }
