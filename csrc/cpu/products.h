@@ -247,7 +247,7 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
 template <class N, int rows, int a_row, int vectors, bool part>
 void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename N::Elem* x, int64_t ldx,
                       int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
-                      const typename N::Acc* scale, int64_t ahead) {
+                      const typename N::Acc* scale, const typename N::Elem* next, int64_t next_ld) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t W = lanes<Acc>, group = N::group;
@@ -255,7 +255,7 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   for (int64_t k = 0; k < depth; k += group) {
     Packed b[vectors];
     N::template rows<vectors, part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
-    if (ahead) prefetch(x + k * ldx + second_line<N>(ldx) + ahead);
+    if (next) prefetch(next + k * next_ld);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL
     for (int m = 0; m < rows; m++) {
@@ -277,23 +277,29 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   }
 }
 
+// What accumulate prefetches while rows [0, ..) pass over a block: lines from `first` on, and with the block
+// of rows after that from `second` on; none: nothing.
+template <class Elem>
+struct Fetch {
+  const Elem *first = nullptr, *second = nullptr;
+  int64_t ld = 0;
+};
+
 template <class N, int a_row, int vectors, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                      int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
-                     Onto onto, const typename N::Acc* scale, int64_t ahead) {
+                     Onto onto, const typename N::Acc* scale, Fetch<typename N::Elem> fetch) {
   constexpr int most = VT_BYTES == 64 ? 8 : 4;
   int64_t m = 0;
-  for (; m + most <= rows; m += most, ahead = 0)
-    accumulate_block<N, most, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
-                                                    out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
-  if (most > 4 && m + 4 <= rows) {
-    accumulate_block<N, 4, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
-                                                 out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
-    m += 4, ahead = 0;
-  }
-  for (; m < rows; m++, ahead = 0)
-    accumulate_block<N, 1, a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
-                                                 out + m * ldo, ldo, onto, from_offset(scale, m), ahead);
+  const auto block = [&](auto count) {
+    accumulate_block<N, count(), a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
+                                                       out + m * ldo, ldo, onto, from_offset(scale, m),
+                                                       fetch.first, fetch.ld);
+    m += count(), fetch.first = fetch.second, fetch.second = nullptr;
+  };
+  while (m + most <= rows) block(std::integral_constant<int, most>());
+  if (most > 4 && m + 4 <= rows) block(std::integral_constant<int, 4>());
+  while (m < rows) block(std::integral_constant<int, 1>());
 }
 
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
@@ -311,6 +317,11 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
   constexpr int64_t many = 32, most_packed = 128;
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
+  // The second lines; broadcast fetches the first ones.
+  const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
+    if (!ahead) return {};
+    return {x + k * ldx + c + ahead + second_line<N>(ldx), nullptr, ldx};
+  };
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
     const typename N::Lane* ak = a + k / N::group * a_depth;
@@ -321,17 +332,18 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
         for (int64_t i = 0; i < count; i++) {
           const typename N::Elem* from = x + (k + i) * ldx + c;
           __builtin_memcpy(packed + i * step, from, step * sizeof(*from));
-          if (ahead) prefetch(from + ahead);
         }
+        Fetch<typename N::Elem> lines = fetch(k, c);  // both, as there is time
+        if (ahead) lines.second = x + k * ldx + c + ahead;
         accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, packed, step, count, step,
-                                            out + c / step * out_block, ldo, so_far, scale, 0);
+                                            out + c / step * out_block, ldo, so_far, scale, lines);
       }
     for (; c + step <= columns; c += step)
       accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step,
-                                          out + c / step * out_block, ldo, so_far, scale, ahead);
+                                          out + c / step * out_block, ldo, so_far, scale, fetch(k, c));
     const auto rest = [&](auto vectors) {
       accumulate_rows<N, a_row, vectors(), true>(ak, a_depth, rows, x + k * ldx + c, ldx, count, columns - c,
-                                                 out + c / step * out_block, ldo, so_far, scale, ahead);
+                                                 out + c / step * out_block, ldo, so_far, scale, fetch(k, c));
     };
     if (columns - c > step / 2)
       rest(std::integral_constant<int, 2>());

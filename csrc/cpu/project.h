@@ -107,7 +107,7 @@ struct ProjectWorker {
         residual(call.residual, Use::read, call, call.out_channels),
         map(call.map, Use::write, call, call.out_channels),
         projector(call, false, arena),
-        storing(storing_of(map, projector.part, call)) {
+        storing(storing_of(map, projector.part, call, split)) {
     for (auto* each : {&x, &residual, &map}) each->take_buffer_if_needed(arena, split.tile);
   }
   void unit(int64_t unit) {

@@ -114,7 +114,7 @@ struct ProjectBackwardWorker {
         grad(call.grad_map, Use::read, call, call.out_channels),
         dx(call.dx, Use::write, call, call.channels),
         backward(call, plan, arena),
-        storing(storing_of(dx, call.channels, call)) {
+        storing(storing_of(dx, call.channels, call, split)) {
     for (auto* each : {&x, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile);
   }
   void unit(int64_t unit) {

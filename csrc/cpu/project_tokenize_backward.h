@@ -39,7 +39,7 @@ struct ProjectTokenizeBackwardWorker {
         projecting(call, plan.projecting, arena),
         tokenizing(call, split, plan.tokenizing, 1, arena),
         y(Map{}, Use::write, call, call.out_channels),
-        storing(storing_of(dx, call.channels, call)) {
+        storing(storing_of(dx, call.channels, call, split)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile, options);

@@ -14,8 +14,10 @@ int64_t tile_pixels(int64_t width, int64_t pixels) {
 template <class N, bool pixels_innermost>
 Split split_of(const Call& call, int64_t width, int64_t least) {
   const int64_t pixels = call.height * call.width;
-  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels), least,
-          pixels_innermost ? 32 : 4};
+  // Where pixels lie innermost, half a block of a product's columns, or whole cache lines where rows have
+  // such.
+  const int64_t step = pixels_innermost ? (pixels % 32 ? 16 : 32) : 4;
+  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels), least, step};
 }
 
 // Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
@@ -89,11 +91,13 @@ constexpr int64_t streamed_bytes = 12 << 20;
 
 // `part`: channels that a product writes at once.
 template <class N, bool pixels_innermost>
-Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call) {
+Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call,
+                   const Split& split) {
   const int64_t bytes =
       call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem);
   if (!map.in_place || bytes < streamed_bytes) return Storing::cached;
-  if (map.aligned() && (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0))
+  if (map.aligned(split.tile) && map.aligned(split.chunk) &&
+      (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0))
     return Storing::streamed;
   return pixels_innermost ? Storing::assembled : Storing::cached;
 }

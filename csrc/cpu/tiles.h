@@ -192,10 +192,10 @@ struct TiledMap {
     if (!in_place) return 0;
     return (next.sample - range.sample) * map.batch + (next.first - range.first) * distance;
   }
-  // Whether whole vectors written in place are aligned.
-  bool aligned() const {
+  // Whether whole vectors written in place are aligned, from every multiple of `pixels` on.
+  bool aligned(int64_t pixels) const {
     constexpr int64_t unit = VT_BYTES / sizeof(Elem);
     return in_place && (uintptr_t)map.data % VT_BYTES == 0 && ld % unit == 0 && map.batch % unit == 0 &&
-           (!pixels_innermost || distance == 1);
+           (!pixels_innermost || (distance == 1 && pixels % unit == 0));
   }
 };

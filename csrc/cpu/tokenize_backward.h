@@ -194,7 +194,7 @@ struct TokenizeBackwardWorker {
         x(call.x, Use::read, call, call.channels),
         dx(call.dx, Use::write, call, call.channels),
         tokenizer(call, split, plan, call.heads, arena),
-        storing(storing_of(dx, tokenizer.part, call)) {
+        storing(storing_of(dx, tokenizer.part, call, split)) {
     x.take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
     dx.take_buffer_if_needed(arena, split.tile);
   }
