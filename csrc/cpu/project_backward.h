@@ -139,7 +139,10 @@ struct ProjectBackwardWorker {
 template <class N, bool pixels_innermost>
 void project_backward(const Call& call, const Host& host) {
   const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split = split_of<N, pixels_innermost>(call, call.channels + call.out_channels, 16 * rows);
+  // With many rows and channels, sums of them pass through the cache with each tile: few tiles then.
+  const int64_t fewest = pixels_innermost ? 128 : 64;
+  const Split split =
+      split_of<N, pixels_innermost>(call, call.channels + call.out_channels, 16 * rows, fewest);
   run<ProjectBackwardPlan<N>, ProjectBackwardWorker<N, pixels_innermost>>(
       call, split, 3 * call.batch * pixels * rows * (call.channels + call.out_channels), host);
 }

@@ -3,21 +3,22 @@
 // Pixels of a tile, so that what is read and written of it (`width` elements a pixel) stays in the second
 // cache while `products` pass over it, and the rows of few are worth loading.
 template <class N, bool pixels_innermost>
-int64_t tile_pixels(int64_t width, int64_t pixels) {
+int64_t tile_pixels(int64_t width, int64_t pixels, int64_t fewest) {
   // Whole rows of a small map make the tile one piece of memory, worth more than the second cache.
   const bool small = pixels <= most_pixels && width * pixels * (int64_t)sizeof(typename N::Elem) <= 4 << 20;
   if (pixels_innermost && small) return most_pixels;
   const int64_t fitting = (512 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
-  return smaller<int64_t>(larger<int64_t>(fitting, 64), pixels_innermost ? most_pixels : 128);
+  return smaller<int64_t>(larger<int64_t>(fitting, fewest), pixels_innermost ? most_pixels : 128);
 }
 
+// `least`: pixels of a unit; `fewest`: of a tile.
 template <class N, bool pixels_innermost>
-Split split_of(const Call& call, int64_t width, int64_t least) {
+Split split_of(const Call& call, int64_t width, int64_t least, int64_t fewest = 64) {
   const int64_t pixels = call.height * call.width;
   // Where pixels lie innermost, half a block of a product's columns, or whole cache lines where rows have
   // such.
   const int64_t step = pixels_innermost ? (pixels % 32 ? 16 : 32) : 4;
-  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels), least, step};
+  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels, fewest), least, step};
 }
 
 // Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
