@@ -13,7 +13,11 @@ from typing import cast
 from vt_fast.backends.contract import Backend, Call
 
 # In the order in which backend=None tries them. The last one takes every call.
-_MODULES = {"cpu": "vt_fast.backends.cpu", "torch": "vt_fast.backends.eager"}
+_MODULES = {
+    "cpu": "vt_fast.backends.cpu",
+    "triton": "vt_fast.backends.triton",
+    "torch": "vt_fast.backends.eager",
+}
 
 NAMES = tuple(_MODULES)
 

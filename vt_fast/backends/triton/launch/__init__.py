@@ -1,0 +1,1 @@
+"""One module for each op: what its kernels are launched with."""

@@ -1,0 +1,81 @@
+"""How a call is cut into programs: by shapes, dtype and the number of multiprocessors alone."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vt_fast.backends.triton.library import INTERPRETED
+
+# Programs that should be there for each multiprocessor, so that loads of one overlap products of another.
+_PROGRAMS_EACH = 4
+# Multiprocessors that the interpreter pretends to have.
+_INTERPRETED_PROCESSORS = 4
+# Numbers of float32 that a program can add up in registers.
+_FORWARD_SUMS, _BACKWARD_SUMS = 32 << 10, 16 << 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Pixels of a tile, channels of a chunk, chunks of a program, and what Triton is told."""
+
+    tile: int
+    chunk: int
+    own: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """As keyword arguments of a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+    def blocks(self, channels: int) -> int:
+        """Programs that share the channels."""
+        return -(-(-(-channels // self.chunk)) // self.own)
+
+
+def power_of_two(number: int, least: int = 1) -> int:
+    """The next one from ``number`` on, and from ``least``."""
+    return max(least, 1 << max(number - 1, 0).bit_length())
+
+
+def setting(channels: int, sums: int, dtype: torch.dtype, *, backward: bool) -> Setting:
+    """For maps of ``channels`` and ``sums`` numbers added up for each channel."""
+    chunk = min(256, power_of_two(channels, 16))
+    while chunk > 64 and channels % chunk:
+        chunk //= 2
+    budget = _BACKWARD_SUMS if backward else _FORWARD_SUMS
+    while chunk > 16 and chunk * sums > budget:
+        chunk //= 2
+    chunks = -(-channels // chunk)
+    own = max(1, min(chunks, budget // (chunk * sums)))
+    if own < chunks:  # about as many for each program
+        own = -(-chunks // -(-chunks // own))
+    tile = 32 if dtype.itemsize <= 2 else 16
+    return Setting(tile, chunk, own, 8 if own * chunk * sums > budget // 2 else 4, 2)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors (compute units) of a device."""
+    if INTERPRETED:
+        return _INTERPRETED_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def splits(x: Tensor, pixels: int, items: int, tile: int, part_bytes: int) -> tuple[int, int]:
+    """Parts that the pixels of a sample are cut into, and pixels of each, a multiple of the tile.
+
+    So many that the device is busy, but not so many that what the parts leave behind, ``part_bytes`` for each, is
+    over 5 % of the map.
+    """
+    wanted = -(-processors(x.device) * _PROGRAMS_EACH // items)
+    affordable = max(1, int(0.05 * x.numel() * x.element_size() // max(part_bytes, 1)))
+    count = max(1, min(wanted, affordable, -(-pixels // tile)))
+    each = -(-(-(-pixels // count)) // tile) * tile
+    return -(-pixels // each), each

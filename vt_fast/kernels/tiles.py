@@ -1,0 +1,77 @@
+"""What all kernels are made of: where pixels and channels lie, products, and softmaxes."""
+
+import triton
+import triton.language as tl
+
+# How a map lies in memory.
+CHANNELS_UNIT = tl.constexpr(0)  # channels side by side: (B, N, C) and channels_last
+PIXELS_UNIT = tl.constexpr(1)  # pixels side by side: NCHW
+ANY = tl.constexpr(2)  # neither, or rows of pixels that do not follow each other evenly
+
+
+@triton.jit
+def pixel_offsets(pixels, width, row, column, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Offsets of pixels in a sample. Strides of 1 are known to the compiler, others are in units of ALIGN."""
+    if LAYOUT == PIXELS_UNIT:
+        return pixels
+    elif LAYOUT == CHANNELS_UNIT:
+        return pixels * (column * ALIGN)
+    else:
+        return (pixels // width) * row + (pixels % width) * column
+
+
+@triton.jit
+def channel_offsets(channels, stride, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Offsets of channels."""
+    if LAYOUT == CHANNELS_UNIT:
+        return channels
+    elif LAYOUT == PIXELS_UNIT:
+        return channels * (stride * ALIGN)
+    else:
+        return channels * stride
+
+
+@triton.jit
+def load_tile(base, pixel_offset, channel_offset, pixel_ok, channel_ok, MASK_CHANNELS: tl.constexpr):
+    """[pixels, channels] of a map; 0 where there is none."""
+    at = base + pixel_offset[:, None] + channel_offset[None, :]
+    if MASK_CHANNELS:
+        return tl.load(at, mask=pixel_ok[:, None] & channel_ok[None, :], other=0.0)
+    else:
+        return tl.load(at, mask=pixel_ok[:, None], other=0.0)
+
+
+@triton.jit
+def store_tile(base, pixel_offset, channel_offset, pixel_ok, channel_ok, value, MASK_CHANNELS: tl.constexpr):
+    """The same, stored in the map's dtype."""
+    at = base + pixel_offset[:, None] + channel_offset[None, :]
+    value = value.to(base.dtype.element_ty)
+    if MASK_CHANNELS:
+        tl.store(at, value, mask=pixel_ok[:, None] & channel_ok[None, :])
+    else:
+        tl.store(at, value, mask=pixel_ok[:, None])
+
+
+@triton.jit
+def load_rows(base, rows, row_stride, channels, row_ok, channel_ok, MASK_CHANNELS: tl.constexpr):
+    """[channels, rows] of a small operand, rows of channels side by side; 0 where there is none."""
+    at = base + channels[:, None] + rows[None, :] * row_stride
+    if MASK_CHANNELS:
+        return tl.load(at, mask=channel_ok[:, None] & row_ok[None, :], other=0.0)
+    else:
+        return tl.load(at, mask=row_ok[None, :], other=0.0)
+
+
+@triton.jit
+def product(a, b, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """onto + a b. WIDEN: the interpreter multiplies bfloat16 as if it were integers."""
+    if WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, onto, input_precision=PRECISION, out_dtype=onto.dtype)
+
+
+@triton.jit
+def finite(highest, LIMIT: tl.constexpr):
+    """What exponents are taken relative to: an infinite one would make NaN of what is 0 or infinite."""
+    return tl.minimum(tl.maximum(highest, -LIMIT), LIMIT)
