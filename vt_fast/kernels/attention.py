@@ -68,9 +68,7 @@ def empty_heads(removed, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr
 
 
 @triton.jit
-def softmax_over_tokens_backward(
-    weights, grads, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr
-):
+def softmax_over_tokens_backward(weights, grads, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr):
     """dS = P * (dP - sum of P * dP over a head's tokens)."""
     TILE: tl.constexpr = weights.shape[0]
     if HEADS_PADDED == 1:

@@ -90,8 +90,8 @@ def project_tokenize_forward(
     """Grid: (splits, B, blocks of OWN chunks of the result's channels).
 
     mixed (B, HEADS * TOKENS, QUERIES) is V W^T. part_tokens (B, splits, QUERIES,
-    OUT_CHANNELS + COLUMNS + HEADS * TOKENS): A^T R, A^T table and A^T P, not yet divided; the other parts as in
-    tokenize_forward. STORE: the map is written too.
+    OUT_CHANNELS + COLUMNS + HEADS * TOKENS): A^T R, A^T table and A^T P, not yet divided; the other parts as
+    in tokenize_forward. STORE: the map is written too.
     """
     CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
     OUT_CHUNKS: tl.constexpr = (OUT_CHANNELS + CHUNK - 1) // CHUNK

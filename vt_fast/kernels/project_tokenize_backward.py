@@ -257,7 +257,9 @@ def project_tokenize_backward(
                 of_tokenized, weights, pooled_rows, input_precision=SMALL_PRECISION, out_dtype=ACC
             )
         if NEEDS_VALUES or NEEDS_QUERIES:
-            inner_rows = tl.dot(of_tokenized, inner, inner_rows, input_precision=SMALL_PRECISION, out_dtype=ACC)
+            inner_rows = tl.dot(
+                of_tokenized, inner, inner_rows, input_precision=SMALL_PRECISION, out_dtype=ACC
+            )
         projected = projected.to(x.dtype.element_ty)
         dscores = dscores.to(x.dtype.element_ty)
         weights = weights.to(x.dtype.element_ty)

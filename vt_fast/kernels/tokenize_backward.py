@@ -188,4 +188,3 @@ def tokenize_backward(
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
             tl.store(part_dqueries + k[:, None], sums[i], mask=(k < CHANNELS)[:, None] & token_ok[None, :])
-

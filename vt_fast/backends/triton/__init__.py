@@ -44,25 +44,19 @@ def refuses(call: Call) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
-    for name, rows in _rows(call):
-        if rows > _MOST_ROWS:
-            return f"it takes at most {_MOST_ROWS} {name}, each number rounded up to a power of two, got {rows}"
-    return None
-
-
-def _rows(call: Call) -> list[tuple[str, int]]:
-    def padded(number: int) -> int:
-        return max(16, 1 << (number - 1).bit_length())
-
-    found = []
-    if isinstance(call, Tokenize):
-        found.append(("queries for each head", padded(call.queries.shape[-2] // call.heads)))
+    # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
+    if isinstance(call, Tokenize) and call.queries.shape[-2] // call.heads > _MOST_ROWS:
+        return f"it takes at most {_MOST_ROWS} queries for each head"
     if isinstance(call, Project | ProjectTokenize):
-        heads = 1 << (call.heads - 1).bit_length()
-        found.append(("heads * tokens", heads * padded(call.values.shape[-2])))
-    if isinstance(call, ProjectTokenize):
-        found.append(("queries", padded(call.queries.shape[-2])))
-    return found
+        most = _MOST_ROWS >> (call.heads - 1).bit_length()
+        if most < 16 or call.values.shape[-2] > most:
+            return (
+                f"it takes at most {_MOST_ROWS} heads * tokens, both rounded up to powers of two and "
+                "the tokens to at least 16"
+            )
+    if isinstance(call, ProjectTokenize) and call.queries.shape[-2] > _MOST_ROWS:
+        return f"it takes at most {_MOST_ROWS} queries"
+    return None
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@ def unavailable() -> str | None:
         return "Triton is not installed: pip install triton"
     if not INTERPRETED and not torch.cuda.is_available():
         return (
-            "torch finds no CUDA or ROCm device (TRITON_INTERPRET=1 in the environment runs the kernels on CPU "
-            "tensors, slowly, to check them)"
+            "torch finds no CUDA or ROCm device (TRITON_INTERPRET=1 in the environment runs the kernels on "
+            "CPU tensors, slowly, to check them)"
         )
     return None
 

@@ -82,10 +82,6 @@ def alignment(*maps: Placed) -> int:
     whether an argument is a multiple of 16.
     """
     for align in (16, 8, 4, 2):
-        if all(
-            stride % align == 0
-            for each in maps
-            for stride in (each.strides_between() or [each.batch])
-        ):
+        if all(stride % align == 0 for each in maps for stride in (each.strides_between() or [each.batch])):
             return align
     return 1

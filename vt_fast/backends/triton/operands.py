@@ -34,7 +34,8 @@ def pixels(value: Tensor | None, like: Tensor) -> Tensor:
 
 def head_blocks(rows: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """(B?, L, D) as (B?, heads, L, D / heads): what each head sees."""
-    return rows.to(dtype).unflatten(-1, (heads, -1)).transpose(-3, -2)
+    blocks: Tensor = rows.to(dtype).unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return blocks
 
 
 def value_blocks(values: Tensor, bias: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor:
@@ -56,10 +57,11 @@ def mix(blocks: Tensor, others: Tensor, batch: int) -> Tensor:
 def unmix(weights: Tensor, blocks: Tensor) -> Tensor:
     """Sums (B, n, D) of head_blocks' rows with weights (B, n, heads * L)."""
     parts = weights.unflatten(-1, (blocks.shape[-3], -1)).transpose(-3, -2)  # (B, heads, n, L)
-    return (parts @ blocks).transpose(-3, -2).flatten(-2)
+    sums: Tensor = (parts @ blocks).transpose(-3, -2).flatten(-2)
+    return sums
 
 
 def gather_rows(weights: Tensor, rows: Tensor, heads: int) -> Tensor:
     """(B, L, D) whose block h is the sum of block h of rows (B, n, D) with weights (B, heads * L, n)."""
-    parts = weights.unflatten(1, (heads, -1)) @ head_blocks(rows, heads, weights.dtype)
+    parts: Tensor = weights.unflatten(1, (heads, -1)) @ head_blocks(rows, heads, weights.dtype)
     return parts.transpose(1, 2).flatten(2)

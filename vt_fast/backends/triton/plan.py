@@ -33,10 +33,14 @@ class Setting:
         """As keyword arguments of a launch."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
-
     def blocks(self, channels: int) -> int:
         """Programs that share the channels."""
-        return -(-(-(-channels // self.chunk)) // self.own)
+        return ceil_div(ceil_div(channels, self.chunk), self.own)
+
+
+def ceil_div(number: int, by: int) -> int:
+    """Rounded up."""
+    return -(-number // by)
 
 
 def power_of_two(number: int, least: int = 1) -> int:
@@ -52,10 +56,10 @@ def setting(channels: int, sums: int, dtype: torch.dtype, *, backward: bool) -> 
     budget = _BACKWARD_SUMS if backward else _FORWARD_SUMS
     while chunk > 16 and chunk * sums > budget:
         chunk //= 2
-    chunks = -(-channels // chunk)
+    chunks = ceil_div(channels, chunk)
     own = max(1, min(chunks, budget // (chunk * sums)))
     if own < chunks:  # about as many for each program
-        own = -(-chunks // -(-chunks // own))
+        own = ceil_div(chunks, ceil_div(chunks, own))
     tile = 32 if dtype.itemsize <= 2 else 16
     return Setting(tile, chunk, own, 8 if own * chunk * sums > budget // 2 else 4, 2)
 
@@ -71,11 +75,11 @@ def processors(device: torch.device) -> int:
 def splits(x: Tensor, pixels: int, items: int, tile: int, part_bytes: int) -> tuple[int, int]:
     """Parts that the pixels of a sample are cut into, and pixels of each, a multiple of the tile.
 
-    So many that the device is busy, but not so many that what the parts leave behind, ``part_bytes`` for each, is
-    over 5 % of the map.
+    So many that the device is busy, but not so many that what the parts leave behind, ``part_bytes`` for
+    each, is over 5 % of the map.
     """
-    wanted = -(-processors(x.device) * _PROGRAMS_EACH // items)
+    wanted = ceil_div(processors(x.device) * _PROGRAMS_EACH, items)
     affordable = max(1, int(0.05 * x.numel() * x.element_size() // max(part_bytes, 1)))
-    count = max(1, min(wanted, affordable, -(-pixels // tile)))
-    each = -(-(-(-pixels // count)) // tile) * tile
-    return -(-pixels // each), each
+    count = max(1, min(wanted, affordable, ceil_div(pixels, tile)))
+    each = ceil_div(ceil_div(pixels, count), tile) * tile
+    return ceil_div(pixels, each), each

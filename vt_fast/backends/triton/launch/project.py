@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.triton import library, operands
-from vt_fast.backends.triton.maps import PIXELS_UNIT, Placed, alignment
-from vt_fast.backends.triton.plan import power_of_two, setting, splits
 from vt_fast.backends.triton.launch.tokenize import common, pixel_align, shape_arguments, summed
+from vt_fast.backends.triton.launcher import launch
+from vt_fast.backends.triton.maps import Placed, alignment
+from vt_fast.backends.triton.plan import ceil_div, power_of_two, setting, splits
 from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.project import project_forward
 from vt_fast.kernels.project_backward import project_backward as backward_kernel
@@ -52,9 +53,11 @@ def project(call: Project) -> Tensor:
     align = alignment(place, base, out)
     keys, keys_batch = operands.rows(call.keys)
     values, values_batch = operands.rows(call.values)
-    chunks = -(-channels // plan.chunk)
+    chunks = ceil_div(channels, plan.chunk)
     with torch.cuda.device_of(x):
-        project_forward[(-(-pixels // plan.tile), x.shape[0])](
+        launch(
+            project_forward,
+            (ceil_div(pixels, plan.tile), x.shape[0]),
             *place.arguments(align),
             keys,
             keys_batch,
@@ -108,7 +111,9 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
     keys, keys_batch = operands.rows(call.keys)
     values, values_batch = operands.rows(call.values)
     with torch.cuda.device_of(x):
-        backward_kernel[(count, batch, blocks)](
+        launch(
+            backward_kernel,
+            (count, batch, blocks),
             *arriving.arguments(align),
             *place.arguments(align),
             keys,

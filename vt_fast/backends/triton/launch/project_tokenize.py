@@ -11,8 +11,6 @@ from vt_fast.backends.contract import (
     ProjectTokenizeGradients,
 )
 from vt_fast.backends.triton import library, operands
-from vt_fast.backends.triton.maps import Placed, alignment
-from vt_fast.backends.triton.plan import power_of_two, setting, splits
 from vt_fast.backends.triton.launch.project import bias_gradient, row_shape
 from vt_fast.backends.triton.launch.tokenize import (
     Parts,
@@ -23,6 +21,9 @@ from vt_fast.backends.triton.launch.tokenize import (
     shape_arguments,
     summed,
 )
+from vt_fast.backends.triton.launcher import launch
+from vt_fast.backends.triton.maps import Placed, alignment
+from vt_fast.backends.triton.plan import power_of_two, setting, splits
 from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.project_tokenize import project_tokenize_forward
 from vt_fast.kernels.project_tokenize_backward import project_tokenize_backward as backward_kernel
@@ -56,7 +57,9 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
     values, values_batch = operands.rows(call.values)
     queries, queries_batch = operands.rows(call.queries)
     with torch.cuda.device_of(x):
-        project_tokenize_forward[(count, batch, blocks)](
+        launch(
+            project_tokenize_forward,
+            (count, batch, blocks),
             *place.arguments(align),
             keys,
             keys_batch,
@@ -154,7 +157,9 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     values, values_batch = operands.rows(call.values)
     queries, queries_batch = operands.rows(call.queries)
     with torch.cuda.device_of(x):
-        backward_kernel[(count, batch, blocks)](
+        launch(
+            backward_kernel,
+            (count, batch, blocks),
             *arriving.arguments(align),
             grad_tokens,
             *place.arguments(align),
@@ -243,4 +248,3 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         if needs_position
         else None,
     )
-

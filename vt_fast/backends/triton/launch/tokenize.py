@@ -7,8 +7,9 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
 from vt_fast.backends.triton import library, operands
+from vt_fast.backends.triton.launcher import launch
 from vt_fast.backends.triton.maps import PIXELS_UNIT, Placed, alignment
-from vt_fast.backends.triton.plan import Setting, power_of_two, setting, splits
+from vt_fast.backends.triton.plan import Setting, ceil_div, power_of_two, setting, splits
 from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.combine import combine
 from vt_fast.kernels.tokenize import tokenize_forward
@@ -35,7 +36,9 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     align = alignment(place)
     with torch.cuda.device_of(x):
         queries, queries_batch = operands.rows(call.queries)
-        tokenize_forward[(count, items, blocks)](
+        launch(
+            tokenize_forward,
+            (count, items, blocks),
             *place.arguments(align),
             queries,
             queries_batch,
@@ -85,7 +88,9 @@ class Parts:
         tokens = like.new_empty((batch, self.rows, heads * channels + columns))
         lse = like.new_empty((batch, heads * self.rows))
         block = min(256, power_of_two(self.width, 16))
-        combine[(self.items, self.rows, -(-self.width // block))](
+        launch(
+            combine,
+            (self.items, self.rows, ceil_div(self.width, block)),
             *self.tensors,
             tokens,
             lse,
@@ -124,7 +129,9 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     align = alignment(place, out)
     with torch.cuda.device_of(x):
         queries, queries_batch = operands.rows(call.queries)
-        backward_kernel[(count, items, blocks)](
+        launch(
+            backward_kernel,
+            (count, items, blocks),
             *place.arguments(align),
             queries,
             queries_batch,
@@ -188,7 +195,8 @@ def summed(parts: Tensor, batch: int, operand: Tensor) -> Tensor:
     whole = parts.sum(0).unflatten(0, (batch, -1))
     if operand.dim() == 2:
         whole = whole.sum(0)
-    return whole.reshape(operand.shape)
+    result: Tensor = whole.reshape(operand.shape)
+    return result
 
 
 def position_gradient(attention: Tensor, grad_entries: Tensor) -> Tensor:
