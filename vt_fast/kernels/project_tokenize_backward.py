@@ -338,7 +338,7 @@ def project_tokenize_backward(
         if NEEDS_BIAS:
             tl.store(part_dbias + part * (HEADS * TOKENS) + row, dbias, mask=is_row)
         if NEEDS_VALUES or NEEDS_QUERIES:
-            rows_at = part_rows + part * (2 * HEADS * TOKENS * QUERIES) + row[:, None] * QUERIES + q[None, :]
-            tl.store(rows_at, pooled_rows, mask=is_row[:, None] & query_ok[None, :])
-            rows_at += HEADS * TOKENS * QUERIES
-            tl.store(rows_at, inner_rows, mask=is_row[:, None] & query_ok[None, :])
+            few_at = part_rows + part * (2 * HEADS * TOKENS * QUERIES) + row[:, None] * QUERIES + q[None, :]
+            tl.store(few_at, pooled_rows, mask=is_row[:, None] & query_ok[None, :])
+            few_at += HEADS * TOKENS * QUERIES
+            tl.store(few_at, inner_rows, mask=is_row[:, None] & query_ok[None, :])
