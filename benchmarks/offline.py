@@ -130,9 +130,7 @@ class Row:
     error: str | None = None
 
 
-def _call(
-    op: str, dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int]
-) -> Callable[[], Any]:
+def _call(op: str, dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int]) -> Callable[[], Any]:
     """An op's call, or its backward's, on meta tensors of shape (B, N, C, L)."""
     batch, pixels, channels, tokens = shape
 
@@ -194,7 +192,9 @@ SHAPES = (
 COVER = ((256, 196, 256, 16), (256, 196, 1024, 16))
 
 
-def launches(shapes: tuple[tuple[int, int, int, int], ...], dtypes: tuple[torch.dtype, ...]) -> Iterator[Launch]:
+def launches(
+    shapes: tuple[tuple[int, int, int, int], ...], dtypes: tuple[torch.dtype, ...]
+) -> Iterator[Launch]:
     """Every kernel of every op's call, each once."""
     for op, dtype, layout, shape in itertools.product(OPS, dtypes, ("channels_last", "nchw"), shapes):
         label = f"{op} {'x'.join(map(str, shape))} {_TYPES[dtype]} {layout}"
@@ -214,7 +214,9 @@ def launches(shapes: tuple[tuple[int, int, int, int], ...], dtypes: tuple[torch.
 def examined(launch: Launch, target: str) -> Row:
     """Compile it and look at what came out."""
     constants = launch.constants
-    setting = " ".join(f"{key.lower()}={constants[key]}" for key in ("TILE", "CHUNK", "OWN") if key in constants)
+    setting = " ".join(
+        f"{key.lower()}={constants[key]}" for key in ("TILE", "CHUNK", "OWN") if key in constants
+    )
     setting += " " + " ".join(f"{key.removeprefix('num_')}={value}" for key, value in launch.options.items())
     row = Row(launch.name, launch.kernel.__name__, target, setting.strip(), shared_most=SHARED[target][0])
     try:
@@ -236,7 +238,10 @@ def _examine_nvidia(row: Row, result: Any) -> None:
         file.write(result.asm["cubin"])
         file.flush()
         usage = subprocess.run(
-            [tools / "cuobjdump", "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+            [tools / "cuobjdump", "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         code = subprocess.run(
             [tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
@@ -246,7 +251,9 @@ def _examine_nvidia(row: Row, result: Any) -> None:
     row.registers = int(found[1])
     row.spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
     ptx = result.asm["ptx"]
-    widths = [int(size, 16) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, 0x([0-9a-f]+)", ptx)]
+    widths = [
+        int(size, 16) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?, 0x([0-9a-f]+)", ptx)
+    ]
     row.asynchronous = len(widths)
     for vector, bits in re.findall(r"ld\.global\S*?(?:\.v(\d))?\.b(\d+)", ptx):
         widths.append(int(vector or 1) * int(bits) // 8)
@@ -293,7 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=TABLE)
     options = parser.parse_args(arguments)
     targets = options.target or (["sm_90", "gfx942"] if options.check else list(TARGETS))
-    dtypes = (torch.bfloat16, torch.float32) if options.check else (torch.bfloat16, torch.float16, torch.float32)
+    dtypes = (
+        (torch.bfloat16, torch.float32) if options.check else (torch.bfloat16, torch.float16, torch.float32)
+    )
     with _processors(132):
         todo = [
             (launch, target)

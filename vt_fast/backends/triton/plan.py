@@ -14,8 +14,9 @@ from vt_fast.backends.triton.library import INTERPRETED
 _PROGRAMS_EACH = 4
 # Multiprocessors that the interpreter pretends to have.
 _INTERPRETED_PROCESSORS = 4
-# Numbers of float32 that a program can add up in registers.
-_FORWARD_SUMS, _BACKWARD_SUMS = 32 << 10, 16 << 10
+# Numbers of float32 that a program can add up in registers, beside all else: found by compiling, see
+# benchmarks/offline.py. Products that are not taken by matrix instructions need more registers themselves.
+_FORWARD_SUMS, _BACKWARD_SUMS = 16 << 10, 8 << 10
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,16 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 def setting(channels: int, sums: int, dtype: torch.dtype, *, backward: bool) -> Setting:
     """For maps of ``channels`` and ``sums`` numbers added up for each channel."""
-    chunk = min(256, power_of_two(channels, 16))
-    while chunk > 64 and channels % chunk:
-        chunk //= 2
     budget = _BACKWARD_SUMS if backward else _FORWARD_SUMS
+    if dtype.itemsize > 2:
+        budget //= 4
+    chunk = min(64 if dtype.itemsize <= 2 else 32, power_of_two(channels, 16))
     while chunk > 16 and chunk * sums > budget:
         chunk //= 2
     chunks = ceil_div(channels, chunk)
     own = max(1, min(chunks, budget // (chunk * sums)))
-    if own < chunks:  # about as many for each program
-        own = ceil_div(chunks, ceil_div(chunks, own))
-    tile = 32 if dtype.itemsize <= 2 else 16
-    return Setting(tile, chunk, own, 8 if own * chunk * sums > budget // 2 else 4, 2)
+    own = ceil_div(chunks, ceil_div(chunks, own))  # about as many for each program
+    return Setting(tile=32, chunk=chunk, own=own, warps=8, stages=2)
 
 
 @functools.cache

@@ -1,0 +1,22 @@
+"""Every test here is about the backend "triton": on a GPU, or with TRITON_INTERPRET=1 on the CPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Problems and comparisons are those of the ops' own tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
+
+import problems
+
+from vt_fast.backends import triton
+
+
+@pytest.fixture(autouse=True)
+def triton_backend(monkeypatch):
+    """Public functions run the kernels."""
+    reason = triton.unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(problems, "BACKEND", "triton")
