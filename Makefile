@@ -6,6 +6,7 @@ PICTURES ?=
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 TEST_FLAGS ?=
+OFFLINE_FLAGS ?=
 
 PY := $(VENV)/bin/python
 CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.cpp)
@@ -15,6 +16,10 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg VT_FAST_BUILD=req
 # What the kernels are built from and by. Where they cannot be built, make says so instead of going on without.
 NATIVE_SOURCES := setup.py $(shell find csrc native_build -name '*.cpp' -o -name '*.h' -o -name '*.map' -o -name '*.py')
 BUILD_ENV := VT_FAST_BUILD=require
+
+# The Triton kernels on the CPU, in Triton's interpreter.
+INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --maxprocesses=8 -p no:cacheprovider \
+	tests/triton tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py -k triton
 
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.
@@ -28,12 +33,14 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test interpreted offline bench lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
+	@echo 'make interpreted  the part of it that runs the Triton kernels, in Triton'"'"'s interpreter'
+	@echo 'make offline  compile the Triton kernels for GPUs that are not there (OFFLINE_FLAGS=--check: a few of them)'
 	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
 	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
 	@echo 'make lint    ruff, mypy and clang-format'
@@ -51,6 +58,15 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks $(TEST_FLAGS)
+	$(INTERPRETED_TESTS) $(TEST_FLAGS)
+
+# In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
+interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(INTERPRETED_TESTS) $(TEST_FLAGS)
+
+# What the Triton kernels compile to for GPUs that are not there; takes an hour and refreshes a table.
+offline: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(PY) -m benchmarks.offline $(OFFLINE_FLAGS)
 
 bench: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks cpu $(BENCH_FLAGS)
