@@ -83,7 +83,8 @@ class Launch:
     @classmethod
     def of(cls, name: str, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Launch:
         """As Triton would specialize it: 1 is a constant, multiples of 16 are known to be such."""
-        options: dict[str, int] = {key: constants[key] for key in ("num_warps", "num_stages") if key in constants}
+        named = ("num_warps", "num_stages")
+        options: dict[str, int] = {name: constants[name] for name in named if name in constants}
         given = {key: value for key, value in constants.items() if key not in options}
         signature: dict[str, str] = {}
         divisible = []
