@@ -64,7 +64,7 @@ test: $(VENV)/dev.stamp $(VENV)/native.stamp
 interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
-# What the Triton kernels compile to for GPUs that are not there; takes an hour and refreshes a table.
+# What the Triton kernels compile to for GPUs that are not there; refreshes a table, which takes long.
 offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks.offline $(OFFLINE_FLAGS)
 
