@@ -38,7 +38,7 @@ from vt_fast.backends.contract import (
     Tokenize,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import calls, plan
+from vt_fast.backends.triton import calls, device
 from vt_fast.backends.triton.launcher import observed
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
@@ -223,7 +223,7 @@ def examined(launch: Launch, target: str) -> Row:
     try:
         result = launch.compiled(target)
     except Exception as error:  # a compiler's errors are of any kind, and are what is to be reported
-        row.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        row.error = f"{type(error).__name__}: {' '.join(str(error).split())[:900]}"
         return row
     row.shared = result.metadata.shared
     if "cubin" in result.asm:
@@ -284,12 +284,12 @@ def _examine_amd(row: Row, result: Any) -> None:
 @contextlib.contextmanager
 def _processors(count: int) -> Iterator[None]:
     """As many multiprocessors as if there were a GPU."""
-    before = plan.processors
-    plan.processors = lambda device: count  # type: ignore[assignment]
+    before = device.processors
+    device.processors = lambda _: count  # type: ignore[assignment]
     try:
         yield
     finally:
-        plan.processors = before
+        device.processors = before
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,13 +29,59 @@ def load_bias(bias, head, token, row_ok, HAS_BIAS: tl.constexpr, TOKENS: tl.cons
 
 @triton.jit
 def load_values(
-    values, head, token, row_ok, channels, CHANNELS: tl.constexpr, HEADS: tl.constexpr, ROW: tl.constexpr
+    values,
+    head,
+    token,
+    row_ok,
+    channels,
+    CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
 ):
     """[channels, rows]: a head's rows where the channels are its own, else 0."""
-    ok = (channels < CHANNELS)[:, None] & row_ok[None, :]
+    at = values + channels[:, None] + token[None, :] * CHANNELS
     if HEADS > 1:
-        ok = ok & ((channels // (CHANNELS // HEADS))[:, None] == head[None, :])
-    return tl.load(values + channels[:, None] + token[None, :] * ROW, mask=ok, other=0.0)
+        own = own_channels(channels, head, CHANNELS, HEADS) & row_ok[None, :]
+        return tl.load(at, mask=own & (channels < CHANNELS)[:, None], other=0.0)
+    elif MASK_CHANNELS:
+        return tl.load(at, mask=(channels < CHANNELS)[:, None] & row_ok[None, :], other=0.0)
+    else:
+        return tl.load(at, mask=row_ok[None, :], other=0.0)
+
+
+@triton.jit
+def own_channels(channels, head, CHANNELS: tl.constexpr, HEADS: tl.constexpr):
+    """[channels, rows]: whether a channel is of a row's head."""
+    return (channels // (CHANNELS // HEADS))[:, None] == head[None, :]
+
+
+@triton.jit
+def store_dkeys(part_dkeys, part, channel, row, row_ok, sums, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    """Sums [channels, rows] of a part; part_dkeys (parts, ROWS, CHANNELS)."""
+    to = part_dkeys + part * (ROWS * CHANNELS) + row[None, :] * CHANNELS + channel[:, None]
+    there = (channel < CHANNELS)[:, None] & row_ok[None, :]
+    tl.store(to, sums.to(part_dkeys.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def store_dvalues(
+    part_dvalues,
+    part,
+    channel,
+    head,
+    token,
+    row_ok,
+    sums,
+    CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Sums [channels, rows] of a part; part_dvalues (parts, TOKENS, CHANNELS)."""
+    to = part_dvalues + part * (TOKENS * CHANNELS) + token[None, :] * CHANNELS + channel[:, None]
+    there = (channel < CHANNELS)[:, None] & row_ok[None, :]
+    if HEADS > 1:
+        there = there & own_channels(channel, head, CHANNELS, HEADS)
+    tl.store(to, sums.to(part_dvalues.dtype.element_ty), mask=there)
 
 
 @triton.jit

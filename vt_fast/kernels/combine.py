@@ -24,15 +24,17 @@ def combine(
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (B * heads, TOKENS, blocks of columns). See tokenize_forward for the parts.
+    """Grid: blocks of columns x TOKENS x (B * heads). See tokenize_forward for the parts.
 
-    tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS), lse (B, HEADS * TOKENS).
+    tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS) in any dtype, lse (B, HEADS * TOKENS).
     """
     WIDTH: tl.constexpr = CHANNELS + COLUMNS
-    ACC: tl.constexpr = tokens.dtype.element_ty
-    item = tl.program_id(0).to(tl.int64)
-    token = tl.program_id(1)
-    block = tl.program_id(2)
+    ACC: tl.constexpr = part_tokens.dtype.element_ty
+    BLOCKS: tl.constexpr = (CHANNELS + COLUMNS + BLOCK - 1) // BLOCK
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    token = program // BLOCKS % TOKENS
+    item = (program // (BLOCKS * TOKENS)).to(tl.int64)
     sample = item // HEADS
     head = item % HEADS
     column = block * BLOCK + tl.arange(0, BLOCK)
@@ -68,6 +70,6 @@ def combine(
     mean = tl.where(seen > 0, sums / pooled, 0.0)
     # The columns of the table come after the channels of all heads, and there is one head then.
     to = tokens + (sample * TOKENS + token) * (HEADS * CHANNELS + COLUMNS) + head * CHANNELS
-    tl.store(to + column, mean, mask=column < WIDTH)
+    tl.store(to + column, mean.to(to.dtype.element_ty), mask=column < WIDTH)
     if block == 0:
         tl.store(lse + (sample * HEADS + head) * TOKENS + token, tl.log(total) + base)

@@ -4,14 +4,7 @@ import triton
 import triton.language as tl
 
 from vt_fast.kernels.attention import load_bias, load_values, padded_rows, softmax_over_tokens
-from vt_fast.kernels.tiles import (
-    channel_offsets,
-    load_rows,
-    load_tile,
-    pixel_offsets,
-    product,
-    store_tile,
-)
+from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
 @triton.jit
@@ -62,17 +55,20 @@ def project_forward(
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (tiles of pixels, B).
+    """Grid: tiles of pixels x B.
 
     keys (B?, HEADS * TOKENS, CHANNELS), values (B?, TOKENS, OUT_CHANNELS), bias (B?, HEADS * TOKENS).
-    KEEP: the map's tile stays on the chip until it is added as the residual.
+    KEEP: the map's tile stays on the chip until it is added as the residual, which it must be.
     """
     CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
     OUT_CHUNKS: tl.constexpr = (OUT_CHANNELS + CHUNK - 1) // CHUNK
     RAGGED: tl.constexpr = CHANNELS % CHUNK != 0
     OUT_RAGGED: tl.constexpr = OUT_CHANNELS % CHUNK != 0
-    sample = tl.program_id(1).to(tl.int64)
-    c = tl.arange(0, CHUNK)
+    pixels *= PIXEL_ALIGN
+    tiles_each = (pixels + TILE - 1) // TILE
+    program = tl.program_id(0)
+    sample = (program // tiles_each).to(tl.int64)
+    c = indices(CHUNK, WIDE)
     head, token, row_ok = padded_rows(HEADS, HEADS_PADDED, TOKENS, TOKENS_PADDED)
     row = head * TOKENS + token
     x += sample * x_batch * ALIGN
@@ -82,11 +78,8 @@ def project_forward(
     values += sample * values_batch
     row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
-    pixels *= PIXEL_ALIGN
-    n = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    n = program % tiles_each * TILE + indices(TILE, WIDE)
     ok = n < pixels
-    if WIDE:
-        n = n.to(tl.int64)
     at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
 
     scores = tl.zeros((TILE, HEADS_PADDED * TOKENS_PADDED), ACC)
@@ -94,18 +87,16 @@ def project_forward(
     if KEEP:
         for i in tl.static_range(CHUNKS):
             k = i * CHUNK + c
-            rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-            scores = product(tile, rows, scores, PRECISION, WIDEN)
+            tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+            key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+            scores = product(tile, key, scores, PRECISION, WIDEN)
             tiles = tiles + (tile,)
     else:
-        for i in tl.range(CHUNKS):
-            k = i * CHUNK + c
-            rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-            scores = product(tile, rows, scores, PRECISION, WIDEN)
+        for m in tl.range(CHUNKS):
+            k = m * CHUNK + c
+            tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+            key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+            scores = product(tile, key, scores, PRECISION, WIDEN)
     weights = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
     weights = weights.to(x.dtype.element_ty)
 
@@ -114,23 +105,21 @@ def project_forward(
     if KEEP:
         for i in tl.static_range(CHUNKS):
             k = i * CHUNK + c
-            rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_CHANNELS)
+            value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
             out = tl.zeros((TILE, CHUNK), ACC)
-            out = product(weights, tl.trans(rows), out, PRECISION, WIDEN) + tiles[i].to(ACC)
-            across = channel_offsets(k, y_channel, Y_LAYOUT, ALIGN)
-            store_tile(y, to, across, ok, k < CHANNELS, out, RAGGED)
+            out = product(weights, tl.trans(value), out, PRECISION, WIDEN) + tiles[i].to(ACC)
+            store_chunk(y, to, k, y_channel, ok, out, OUT_CHANNELS, Y_LAYOUT, ALIGN, OUT_RAGGED)
     else:
         # Backwards: what was read last is in the cache.
         for j in tl.range(OUT_CHUNKS):
             k = (OUT_CHUNKS - 1 - j) * CHUNK + c
-            rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_CHANNELS)
+            value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
             out = tl.zeros((TILE, CHUNK), ACC)
-            out = product(weights, tl.trans(rows), out, PRECISION, WIDEN)
+            out = product(weights, tl.trans(value), out, PRECISION, WIDEN)
             if RESIDUAL_INPUT:
-                across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-                out += load_tile(x, at, across, ok, k < OUT_CHANNELS, OUT_RAGGED).to(ACC)
+                out += load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED).to(ACC)
             if HAS_RESIDUAL:
-                across = channel_offsets(k, r_channel, R_LAYOUT, ALIGN)
-                out += load_tile(residual, from_residual, across, ok, k < OUT_CHANNELS, OUT_RAGGED).to(ACC)
-            across = channel_offsets(k, y_channel, Y_LAYOUT, ALIGN)
-            store_tile(y, to, across, ok, k < OUT_CHANNELS, out, OUT_RAGGED)
+                out += load_chunk(
+                    residual, from_residual, k, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+                ).to(ACC)
+            store_chunk(y, to, k, y_channel, ok, out, OUT_CHANNELS, Y_LAYOUT, ALIGN, OUT_RAGGED)

@@ -9,15 +9,10 @@ from vt_fast.kernels.attention import (
     padded_rows,
     softmax_over_tokens,
     softmax_over_tokens_backward,
+    store_dkeys,
+    store_dvalues,
 )
-from vt_fast.kernels.tiles import (
-    channel_offsets,
-    load_rows,
-    load_tile,
-    pixel_offsets,
-    product,
-    store_tile,
-)
+from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
 @triton.jit
@@ -48,6 +43,7 @@ def project_backward(
     part_dbias,
     pixels,
     width,
+    splits,
     per_split,
     G_LAYOUT: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -71,22 +67,31 @@ def project_backward(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     OWN: tl.constexpr,
+    LOOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (splits, B, blocks of OWN chunks of the channels of x and of the result).
+    """Grid: BLOCKS of the channels of x and of the result x splits x B.
 
-    part_dkeys (splits, B, HEADS * TOKENS, CHANNELS), part_dvalues (splits, B, TOKENS, OUT_CHANNELS),
-    part_dbias (splits, B, HEADS * TOKENS).
+    part_dkeys (B, splits, HEADS * TOKENS, CHANNELS), part_dvalues (B, splits, TOKENS, OUT_CHANNELS),
+    part_dbias (B, splits, HEADS * TOKENS).
     """
-    CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
-    OUT_CHUNKS: tl.constexpr = (OUT_CHANNELS + CHUNK - 1) // CHUNK
+    MOST: tl.constexpr = max(CHANNELS, OUT_CHANNELS)
+    CHUNKS: tl.constexpr = (MOST + CHUNK - 1) // CHUNK
+    RAGGED: tl.constexpr = CHANNELS % CHUNK != 0 or CHANNELS != MOST
+    OUT_RAGGED: tl.constexpr = OUT_CHANNELS % CHUNK != 0 or OUT_CHANNELS != MOST
+    OWN_RAGGED: tl.constexpr = RAGGED or CHANNELS % (CHUNK * OWN * LOOPS) != 0
+    OUT_OWN_RAGGED: tl.constexpr = OUT_RAGGED or OUT_CHANNELS % (CHUNK * OWN * LOOPS) != 0
     ROWS: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
-    split = tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(2)
-    c = tl.arange(0, CHUNK)
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    split = program // BLOCKS % splits
+    sample = (program // (BLOCKS * splits)).to(tl.int64)
+    part = sample * splits + split
+    c = indices(CHUNK, WIDE)
     head, token, row_ok = padded_rows(HEADS, HEADS_PADDED, TOKENS, TOKENS_PADDED)
     row = head * TOKENS + token
     is_row = row_ok
@@ -108,26 +113,39 @@ def project_backward(
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n = start + tl.arange(0, TILE)
+        n = start + indices(TILE, WIDE)
         ok = n < end
-        if WIDE:
-            n = n.to(tl.int64)
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         from_grad = pixel_offsets(n, width, g_row, g_column, G_LAYOUT, ALIGN)
+        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
         scores = tl.zeros((TILE, ROWS), ACC)
-        for i in tl.range(CHUNKS):
-            k = i * CHUNK + c
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            tile = load_tile(x, at, across, ok, k < CHANNELS, True)
-            rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, True)
-            scores = product(tile, rows, scores, PRECISION, WIDEN)
         grads = tl.zeros((TILE, ROWS), ACC)
-        for i in tl.range(OUT_CHUNKS):
-            k = i * CHUNK + c
-            across = channel_offsets(k, g_channel, G_LAYOUT, ALIGN)
-            tile = load_tile(grad, from_grad, across, ok, k < OUT_CHANNELS, True)
-            rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_CHANNELS)
-            grads = product(tile, rows, grads, PRECISION, WIDEN)
+        tiles = ()
+        arriving = ()
+        if KEEP:
+            for i in tl.static_range(CHUNKS):
+                k = i * CHUNK + c
+                tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                tiles = tiles + (tile,)
+                tile = load_chunk(
+                    grad, from_grad, k, g_channel, ok, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
+                )
+                value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
+                grads = product(tile, value, grads, PRECISION, WIDEN)
+                arriving = arriving + (tile,)
+        else:
+            for m in tl.range(CHUNKS):
+                k = m * CHUNK + c
+                tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                tile = load_chunk(
+                    grad, from_grad, k, g_channel, ok, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
+                )
+                value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
+                grads = product(tile, value, grads, PRECISION, WIDEN)
         weights = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
         inner = softmax_over_tokens_backward(weights, grads, HEADS_PADDED, TOKENS_PADDED)
         weights = tl.where(ok[:, None], weights, 0.0)
@@ -137,48 +155,61 @@ def project_backward(
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
-        more_keys = ()
-        more_values = ()
+        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        for j in tl.range(LOOPS):
+            group = (block * LOOPS + LOOPS - 1 - j) * OWN
+            more_keys = ()
+            more_values = ()
+            for i in tl.static_range(OWN):
+                k = (group + i) * CHUNK + c
+                if NEEDS_VALUES or RESIDUAL_INPUT:
+                    if KEEP:
+                        arrived = arriving[i]
+                    else:
+                        arrived = load_chunk(
+                            grad, from_grad, k, g_channel, ok, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_OWN_RAGGED
+                        )
+                if NEEDS_X:
+                    key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, OWN_RAGGED)
+                    out = tl.zeros((TILE, CHUNK), ACC)
+                    out = product(inner, tl.trans(key), out, PRECISION, WIDEN)
+                    if RESIDUAL_INPUT:
+                        out += arrived.to(ACC)
+                    store_chunk(dx, to, k, dx_channel, ok, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
+                if NEEDS_KEYS:
+                    if KEEP:
+                        tile = tiles[i]
+                    else:
+                        tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                    added = product(tl.trans(tile), inner, dkeys[i], PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
+                    else:
+                        more_keys = more_keys + (added,)
+                if NEEDS_VALUES:
+                    added = product(tl.trans(arrived), weights, dvalues[i], PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        store_dvalues(
+                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
+                        )
+                    else:
+                        more_values = more_values + (added,)
+            if LOOPS == 1:
+                if NEEDS_KEYS:
+                    dkeys = more_keys
+                if NEEDS_VALUES:
+                    dvalues = more_values
+
+    if LOOPS == 1:
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            from_across = channel_offsets(k, g_channel, G_LAYOUT, ALIGN)
-            if NEEDS_VALUES or RESIDUAL_INPUT:
-                arriving = load_tile(grad, from_grad, from_across, ok, k < OUT_CHANNELS, True)
-            if NEEDS_X:
-                rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, True)
-                out = tl.zeros((TILE, CHUNK), ACC)
-                out = product(inner, tl.trans(rows), out, PRECISION, WIDEN)
-                if RESIDUAL_INPUT:
-                    out += arriving.to(ACC)
-                to_across = channel_offsets(k, dx_channel, DX_LAYOUT, ALIGN)
-                store_tile(dx, to, to_across, ok, k < CHANNELS, out, True)
             if NEEDS_KEYS:
-                tile = load_tile(x, at, across, ok, k < CHANNELS, True)
-                more_keys = more_keys + (product(tl.trans(tile), inner, dkeys[i], PRECISION, WIDEN),)
+                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], CHANNELS, HEADS * TOKENS)
             if NEEDS_VALUES:
-                more_values = more_values + (
-                    product(tl.trans(arriving), weights, dvalues[i], PRECISION, WIDEN),
+                store_dvalues(
+                    part_dvalues, part, k, head, token, is_row, dvalues[i], OUT_CHANNELS, HEADS, TOKENS
                 )
-        if NEEDS_KEYS:
-            dkeys = more_keys
-        if NEEDS_VALUES:
-            dvalues = more_values
-
-    part = split.to(tl.int64) * tl.num_programs(1) + sample
-    for i in tl.static_range(OWN):
-        k = (block * OWN + i) * CHUNK + c
-        if NEEDS_KEYS:
-            to_rows = part_dkeys + part * (HEADS * TOKENS * CHANNELS) + row[None, :] * CHANNELS + k[:, None]
-            tl.store(to_rows, dkeys[i], mask=(k < CHANNELS)[:, None] & is_row[None, :])
-        if NEEDS_VALUES:
-            own = (k < OUT_CHANNELS)[:, None] & is_row[None, :]
-            if HEADS > 1:
-                own = own & ((k // (OUT_CHANNELS // HEADS))[:, None] == head[None, :])
-            to_rows = part_dvalues + part * (TOKENS * OUT_CHANNELS)
-            to_rows += token[None, :] * OUT_CHANNELS + k[:, None]
-            tl.store(to_rows, dvalues[i], mask=own)
     if NEEDS_BIAS:
         if block == 0:
-            tl.store(part_dbias + part * (HEADS * TOKENS) + row, dbias, mask=is_row)
+            to_bias = part_dbias + part * (HEADS * TOKENS) + row
+            tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)

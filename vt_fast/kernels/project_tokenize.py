@@ -1,23 +1,13 @@
-"""project_tokenize forward: a tile is projected and tokenized while it is on the chip.
-
-The map Y = R + P V (R: the residual) is not needed for its tokens. Its scores are R W^T + P (V W^T), and
-pooled with the weights A it is A^T R + (A^T P) V: the products of V with the few queries W are made
-beforehand, and those with the few A^T P afterwards.
-"""
+"""project_tokenize forward: a tile is projected and tokenized while it is on the chip."""
 
 import triton
 import triton.language as tl
 
 from vt_fast.kernels.attention import load_bias, load_values, padded_rows, softmax_over_tokens
-from vt_fast.kernels.tiles import (
-    channel_offsets,
-    finite,
-    load_rows,
-    load_tile,
-    pixel_offsets,
-    product,
-    store_tile,
-)
+from vt_fast.kernels.mixing import add_mixed, add_outer, mix
+from vt_fast.kernels.pixels import load_entries, taking_part
+from vt_fast.kernels.pooling import softmax_over_pixels, store_pooled, store_statistics
+from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
 @triton.jit
@@ -40,7 +30,6 @@ def project_tokenize_forward(
     r_channel,
     queries,
     queries_batch,
-    mixed,
     mask,
     log_weights,
     table,
@@ -49,13 +38,15 @@ def project_tokenize_forward(
     y_row,
     y_column,
     y_channel,
-    part_tokens,
+    tokens,
+    lse,
     part_highest,
     part_sum,
     part_pooled,
     part_seen,
     pixels,
     width,
+    splits,
     per_split,
     LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -79,55 +70,62 @@ def project_tokenize_forward(
     HAS_MASK: tl.constexpr,
     HAS_LOG_WEIGHTS: tl.constexpr,
     STORE: tl.constexpr,
+    DIRECT: tl.constexpr,
+    ACC: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     OWN: tl.constexpr,
+    LOOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
     SMALL_PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (splits, B, blocks of OWN chunks of the result's channels).
+    """Grid: BLOCKS of the result's channels x splits x B.
 
-    mixed (B, HEADS * TOKENS, QUERIES) is V W^T. part_tokens (B, splits, QUERIES,
-    OUT_CHANNELS + COLUMNS + HEADS * TOKENS): A^T R, A^T table and A^T P, not yet divided; the other parts as
-    in tokenize_forward. STORE: the map is written too.
+    The map Y = R + P V is pooled as vt_fast.kernels.mixing says. DIRECT (one split): tokens
+    (B, QUERIES, OUT_CHANNELS + COLUMNS) and lse (B, QUERIES); otherwise parts as in tokenize_forward.
+    STORE: the map is written too. KEEP: the residual's tile stays on the chip until it is pooled.
     """
-    CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
-    OUT_CHUNKS: tl.constexpr = (OUT_CHANNELS + CHUNK - 1) // CHUNK
+    MOST: tl.constexpr = max(CHANNELS, OUT_CHANNELS)
+    CHUNKS: tl.constexpr = (MOST + CHUNK - 1) // CHUNK
+    RAGGED: tl.constexpr = CHANNELS % CHUNK != 0 or CHANNELS != MOST
+    OUT_RAGGED: tl.constexpr = OUT_CHANNELS % CHUNK != 0 or OUT_CHANNELS != MOST
+    OWN_RAGGED: tl.constexpr = OUT_RAGGED or OUT_CHANNELS % (CHUNK * OWN * LOOPS) != 0
     ROWS: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
-    WIDTH: tl.constexpr = OUT_CHANNELS + COLUMNS + HEADS * TOKENS
-    ACC: tl.constexpr = part_tokens.dtype.element_ty
+    WIDTH: tl.constexpr = OUT_CHANNELS + COLUMNS
     HAS_BASE: tl.constexpr = HAS_RESIDUAL or RESIDUAL_INPUT
-    split = tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(2)
-    c = tl.arange(0, CHUNK)
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    split = program // BLOCKS % splits
+    sample = (program // (BLOCKS * splits)).to(tl.int64)
+    part = sample * splits + split
+    c = indices(CHUNK, WIDE)
     q = tl.arange(0, QUERIES_PADDED)
     query_ok = q < QUERIES
     head, token, row_ok = padded_rows(HEADS, HEADS_PADDED, TOKENS, TOKENS_PADDED)
     row = head * TOKENS + token
-    is_row = row_ok
     x += sample * x_batch * ALIGN
     residual += sample * r_batch * ALIGN
     y += sample * y_batch * ALIGN
     keys += sample * keys_batch
     values += sample * values_batch
     queries += sample * queries_batch
+    to_tokens = tokens + part * (QUERIES * WIDTH) + q[None, :] * WIDTH
     row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
-    mix = tl.load(
-        mixed + sample * (HEADS * TOKENS * QUERIES) + row[:, None] * QUERIES + q[None, :],
-        mask=row_ok[:, None] & query_ok[None, :],
-        other=0.0,
-    )
+    mixed = mix(
+        values, head, token, row_ok, queries, q, query_ok, c, OUT_CHANNELS, HEADS, OUT_CHANNELS,
+        ROWS, QUERIES_PADDED, CHUNK, ACC, PRECISION, WIDEN,
+    )  # fmt: skip
     pixels *= PIXEL_ALIGN
 
     sums = ()
     for i in tl.static_range(OWN):
         sums = sums + (tl.zeros((CHUNK, QUERIES_PADDED), ACC),)
     if COLUMNS > 0:
-        p = tl.arange(0, COLUMNS_PADDED)
         table_sums = tl.zeros((COLUMNS_PADDED, QUERIES_PADDED), ACC)
     row_sums = tl.zeros((ROWS, QUERIES_PADDED), ACC)
     highest = tl.full((QUERIES_PADDED,), -float("inf"), ACC)
@@ -137,108 +135,109 @@ def project_tokenize_forward(
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n = start + tl.arange(0, TILE)
-        inside = n < end
-        ok = inside
-        if HAS_MASK:
-            ok = ok & (tl.load(mask + sample * pixels + n, mask=ok, other=0) != 0)
-        if HAS_LOG_WEIGHTS:
-            weight = tl.load(log_weights + sample * pixels + n, mask=ok, other=-float("inf")).to(ACC)
-            ok = ok & (weight != -float("inf"))
+        n, inside, ok, weight = taking_part(
+            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+        )
         # Where the map is written, masked pixels of it are too.
         wanted = inside if STORE else ok
-        if WIDE:
-            n = n.to(tl.int64)
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         from_residual = pixel_offsets(n, width, r_row, r_column, R_LAYOUT, ALIGN)
-
-        scores = tl.zeros((TILE, ROWS), ACC)
-        for i in tl.range(CHUNKS):
-            k = i * CHUNK + c
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            tile = load_tile(x, at, across, wanted, k < CHANNELS, True)
-            rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, True)
-            scores = product(tile, rows, scores, PRECISION, WIDEN)
-        projected = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
-        logits = tl.dot(projected, mix, input_precision=SMALL_PRECISION, out_dtype=ACC)
-        if HAS_BASE:
-            for i in tl.range(OUT_CHUNKS):
-                k = i * CHUNK + c
-                if RESIDUAL_INPUT:
-                    across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-                    tile = load_tile(x, at, across, wanted, k < OUT_CHANNELS, True)
-                else:
-                    across = channel_offsets(k, r_channel, R_LAYOUT, ALIGN)
-                    tile = load_tile(residual, from_residual, across, wanted, k < OUT_CHANNELS, True)
-                rows = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, True)
-                logits = product(tile, rows, logits, PRECISION, WIDEN)
-        if HAS_LOG_WEIGHTS:
-            logits += tl.where(ok, weight, 0.0)[:, None]
-        logits = tl.where(ok[:, None], logits, -float("inf"))
-
-        above = tl.maximum(highest, tl.max(logits, 0))
-        base = finite(above, LIMIT)
-        scale = tl.exp(highest - base)
-        weights = tl.exp(logits - base[None, :])
-        rounded = weights.to(x.dtype.element_ty)
-        total = total * scale + tl.sum(weights, 0)
-        pooled = pooled * scale + tl.sum(rounded.to(ACC), 0)
-        seen += tl.sum(ok.to(tl.int32), 0)
-        highest = above
-        row_sums = tl.dot(
-            tl.trans(tl.where(ok[:, None], projected, 0.0)),
-            rounded.to(ACC),
-            row_sums * scale[None, :],
-            input_precision=SMALL_PRECISION,
-            out_dtype=ACC,
-        )
-        if COLUMNS > 0:
-            entries = tl.load(
-                table + n[:, None] * COLUMNS + p[None, :],
-                mask=ok[:, None] & (p < COLUMNS)[None, :],
-                other=0.0,
-            )
-            table_sums = product(tl.trans(entries), rounded, table_sums * scale[None, :], PRECISION, WIDEN)
-
-        projected = projected.to(x.dtype.element_ty)
         to = pixel_offsets(n, width, y_row, y_column, Y_LAYOUT, ALIGN)
-        more = ()
+        scores = tl.zeros((TILE, ROWS), ACC)
+        logits = tl.zeros((TILE, QUERIES_PADDED), ACC)
+        tiles = ()
+        if KEEP:
+            for i in tl.static_range(CHUNKS):
+                k = i * CHUNK + c
+                tile = load_chunk(x, at, k, x_channel, wanted, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                if HAS_RESIDUAL:
+                    tile = load_chunk(
+                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+                    )  # fmt: skip
+                if HAS_BASE:
+                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    logits = product(tile, query, logits, PRECISION, WIDEN)
+                tiles = tiles + (tile,)
+        else:
+            for m in tl.range(CHUNKS):
+                k = m * CHUNK + c
+                tile = load_chunk(x, at, k, x_channel, wanted, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                if HAS_RESIDUAL:
+                    tile = load_chunk(
+                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+                    )  # fmt: skip
+                if HAS_BASE:
+                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    logits = product(tile, query, logits, PRECISION, WIDEN)
+        projected = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
+        logits = tl.dot(projected, mixed, logits, input_precision=SMALL_PRECISION, out_dtype=ACC)
+        if HAS_LOG_WEIGHTS:
+            logits += weight[:, None]
+        weights, scale, highest, total, pooled, seen = softmax_over_pixels(
+            logits, ok, highest, total, pooled, seen, LIMIT, x.dtype.element_ty
+        )
+        projected = projected.to(x.dtype.element_ty)
+        of_tokenized = projected
+        if HAS_MASK or HAS_LOG_WEIGHTS:
+            of_tokenized = tl.where(ok[:, None], projected, 0.0)
+        row_sums = add_outer(of_tokenized, weights, row_sums * scale[None, :], PRECISION, WIDEN)
+        if COLUMNS > 0:
+            entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
+            table_sums = product(tl.trans(entries), weights, table_sums * scale[None, :], PRECISION, WIDEN)
+        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        for j in tl.range(LOOPS):
+            group = (block * LOOPS + LOOPS - 1 - j) * OWN
+            more = ()
+            for i in tl.static_range(OWN):
+                k = (group + i) * CHUNK + c
+                if HAS_BASE:
+                    if KEEP:
+                        tile = tiles[i]
+                    elif RESIDUAL_INPUT:
+                        tile = load_chunk(x, at, k, x_channel, wanted, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                    else:
+                        tile = load_chunk(
+                            residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OWN_RAGGED
+                        )  # fmt: skip
+                if STORE:
+                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
+                    out = tl.zeros((TILE, CHUNK), ACC)
+                    out = product(projected, tl.trans(value), out, PRECISION, WIDEN)
+                    if HAS_BASE:
+                        out += tile.to(ACC)
+                    store_chunk(y, to, k, y_channel, inside, out, OUT_CHANNELS, Y_LAYOUT, ALIGN, OWN_RAGGED)
+                added = sums[i] * scale[None, :]
+                if HAS_BASE:
+                    if STORE and (HAS_MASK or HAS_LOG_WEIGHTS):
+                        tile = tl.where(ok[:, None], tile, 0.0)
+                    added = product(tl.trans(tile), weights, added, PRECISION, WIDEN)
+                if LOOPS > 1:
+                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
+                    added = add_mixed(value, row_sums, added, SMALL_PRECISION)
+                    there = (k < OUT_CHANNELS)[:, None] & query_ok[None, :]
+                    store_pooled(to_tokens + k[:, None], added, there, pooled, seen, DIRECT)
+                else:
+                    more = more + (added,)
+            if LOOPS == 1:
+                sums = more
+
+    if LOOPS == 1:
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
-            if HAS_BASE:
-                if RESIDUAL_INPUT:
-                    across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-                    tile = load_tile(x, at, across, wanted, k < OUT_CHANNELS, True)
-                else:
-                    across = channel_offsets(k, r_channel, R_LAYOUT, ALIGN)
-                    tile = load_tile(residual, from_residual, across, wanted, k < OUT_CHANNELS, True)
-            if STORE:
-                rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_CHANNELS)
-                out = tl.zeros((TILE, CHUNK), ACC)
-                out = product(projected, tl.trans(rows), out, PRECISION, WIDEN)
-                if HAS_BASE:
-                    out += tile.to(ACC)
-                across = channel_offsets(k, y_channel, Y_LAYOUT, ALIGN)
-                store_tile(y, to, across, inside, k < OUT_CHANNELS, out, True)
-            if HAS_BASE:
-                if STORE:
-                    tile = tl.where(ok[:, None], tile, 0.0)
-                more = more + (product(tl.trans(tile), rounded, sums[i] * scale[None, :], PRECISION, WIDEN),)
-        if HAS_BASE:
-            sums = more
-
-    at_part = sample * tl.num_programs(0) + split
-    part_tokens += at_part * (QUERIES * WIDTH) + q[None, :] * WIDTH
-    for i in tl.static_range(OWN):
-        k = (block * OWN + i) * CHUNK + c
-        tl.store(part_tokens + k[:, None], sums[i], mask=(k < OUT_CHANNELS)[:, None] & query_ok[None, :])
+            value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
+            added = add_mixed(value, row_sums, sums[i], SMALL_PRECISION)
+            there = (k < OUT_CHANNELS)[:, None] & query_ok[None, :]
+            store_pooled(to_tokens + k[:, None], added, there, pooled, seen, DIRECT)
     if block == 0:
-        part_tokens += OUT_CHANNELS
         if COLUMNS > 0:
-            tl.store(part_tokens + p[:, None], table_sums, mask=(p < COLUMNS)[:, None] & query_ok[None, :])
-            part_tokens += COLUMNS
-        tl.store(part_tokens + row[:, None], row_sums, mask=is_row[:, None] & query_ok[None, :])
-        tl.store(part_highest + at_part * QUERIES + q, highest, mask=query_ok)
-        tl.store(part_sum + at_part * QUERIES + q, total, mask=query_ok)
-        tl.store(part_pooled + at_part * QUERIES + q, pooled, mask=query_ok)
-        tl.store(part_seen + at_part, seen)
+            p = tl.arange(0, COLUMNS_PADDED)
+            there = (p < COLUMNS)[:, None] & query_ok[None, :]
+            store_pooled(to_tokens + OUT_CHANNELS + p[:, None], table_sums, there, pooled, seen, DIRECT)
+        store_statistics(
+            lse, part_highest, part_sum, part_pooled, part_seen, sample, part,
+            highest, total, pooled, seen, q, QUERIES, DIRECT, LIMIT,
+        )  # fmt: skip

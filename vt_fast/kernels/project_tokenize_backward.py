@@ -9,15 +9,12 @@ from vt_fast.kernels.attention import (
     padded_rows,
     softmax_over_tokens,
     softmax_over_tokens_backward,
+    store_dkeys,
+    store_dvalues,
 )
-from vt_fast.kernels.tiles import (
-    channel_offsets,
-    load_rows,
-    load_tile,
-    pixel_offsets,
-    product,
-    store_tile,
-)
+from vt_fast.kernels.mixing import add_mixed, add_outer, mix
+from vt_fast.kernels.pixels import load_entries, taking_part
+from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
 @triton.jit
@@ -46,8 +43,6 @@ def project_tokenize_backward(
     r_channel,
     queries,
     queries_batch,
-    mixed,
-    mixed_grads,
     mask,
     log_weights,
     table,
@@ -67,11 +62,11 @@ def project_tokenize_backward(
     part_dvalues,
     part_dbias,
     part_dqueries,
-    part_rows,
     dlog_weights,
     attention,
     pixels,
     width,
+    splits,
     per_split,
     G_LAYOUT: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -108,29 +103,40 @@ def project_tokenize_backward(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     OWN: tl.constexpr,
+    LOOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
     SMALL_PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (splits, B, blocks of OWN chunks of the channels of x and of the result).
+    """Grid: BLOCKS of the channels of x and of the result x splits x B.
 
-    mixed and mixed_grads (B, HEADS * TOKENS, QUERIES) are V W^T and V dT^T. With the map's whole gradient
-    H = G + A dT + dS W, a part of each sum over pixels of H or of the map goes through the few rows
-    P^T A and P^T dS: part_rows (splits, B, 2, HEADS * TOKENS, QUERIES). part_dvalues is then G^T P alone, and
-    part_dqueries (splits, B, QUERIES, OUT_CHANNELS) dS^T R alone; the rest as in the two backwards.
+    With the map's whole gradient H = G + A dT + dS W, sums over pixels of H or of the map are G^T P or dS^T R
+    and what goes through the few rows P^T A and P^T dS, see vt_fast.kernels.mixing. part_dkeys
+    (B, splits, HEADS * TOKENS, CHANNELS), part_dvalues (B, splits, TOKENS, OUT_CHANNELS), part_dbias
+    (B, splits, HEADS * TOKENS), part_dqueries (B, splits, QUERIES, OUT_CHANNELS); the rest as in the backwards
+    of the two. KEEP: tiles of the map, of the residual and of the gradient stay on the chip.
     """
-    CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
-    OUT_CHUNKS: tl.constexpr = (OUT_CHANNELS + CHUNK - 1) // CHUNK
+    MOST: tl.constexpr = max(CHANNELS, OUT_CHANNELS)
+    CHUNKS: tl.constexpr = (MOST + CHUNK - 1) // CHUNK
+    RAGGED: tl.constexpr = CHANNELS % CHUNK != 0 or CHANNELS != MOST
+    OUT_RAGGED: tl.constexpr = OUT_CHANNELS % CHUNK != 0 or OUT_CHANNELS != MOST
+    OWN_RAGGED: tl.constexpr = RAGGED or CHANNELS % (CHUNK * OWN * LOOPS) != 0
+    OUT_OWN_RAGGED: tl.constexpr = OUT_RAGGED or OUT_CHANNELS % (CHUNK * OWN * LOOPS) != 0
     ROWS: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
     WIDTH: tl.constexpr = OUT_CHANNELS + COLUMNS
     ACC: tl.constexpr = lse.dtype.element_ty
     HAS_BASE: tl.constexpr = HAS_RESIDUAL or RESIDUAL_INPUT
+    MASKED: tl.constexpr = HAS_MASK or HAS_LOG_WEIGHTS
     NEEDS_MAP: tl.constexpr = NEEDS_RESIDUAL or (RESIDUAL_INPUT and NEEDS_X)
-    split = tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(2)
-    c = tl.arange(0, CHUNK)
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    split = program // BLOCKS % splits
+    sample = (program // (BLOCKS * splits)).to(tl.int64)
+    part = sample * splits + split
+    c = indices(CHUNK, WIDE)
     q = tl.arange(0, QUERIES_PADDED)
     query_ok = q < QUERIES
     head, token, row_ok = padded_rows(HEADS, HEADS_PADDED, TOKENS, TOKENS_PADDED)
@@ -147,12 +153,16 @@ def project_tokenize_backward(
     grad_tokens += sample * (QUERIES * WIDTH)
     row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
-    of_mix = sample * (HEADS * TOKENS * QUERIES) + row[:, None] * QUERIES + q[None, :]
-    mix_ok = row_ok[:, None] & query_ok[None, :]
-    mix = tl.load(mixed + of_mix, mask=mix_ok, other=0.0)
-    mix_grads = tl.load(mixed_grads + of_mix, mask=mix_ok, other=0.0)
+    mixed = mix(
+        values, head, token, row_ok, queries, q, query_ok, c, OUT_CHANNELS, HEADS, OUT_CHANNELS,
+        ROWS, QUERIES_PADDED, CHUNK, ACC, PRECISION, WIDEN,
+    )  # fmt: skip
+    mixed_grads = mix(
+        values, head, token, row_ok, grad_tokens, q, query_ok, c, OUT_CHANNELS, HEADS, WIDTH,
+        ROWS, QUERIES_PADDED, CHUNK, ACC, PRECISION, WIDEN,
+    )  # fmt: skip
     log_sums = tl.load(lse + sample * QUERIES + q, mask=query_ok, other=0.0)
-    deltas = tl.load(delta + sample * QUERIES + q, mask=query_ok, other=0.0)
+    means = tl.load(delta + sample * QUERIES + q, mask=query_ok, other=0.0)
     pixels *= PIXEL_ALIGN
 
     dkeys = ()
@@ -168,177 +178,259 @@ def project_tokenize_backward(
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n = start + tl.arange(0, TILE)
-        inside = n < end
-        ok = inside
-        if HAS_MASK:
-            ok = ok & (tl.load(mask + sample * pixels + n, mask=ok, other=0) != 0)
-        if HAS_LOG_WEIGHTS:
-            weight = tl.load(log_weights + sample * pixels + n, mask=ok, other=-float("inf")).to(ACC)
-            ok = ok & (weight != -float("inf"))
-        if WIDE:
-            n = n.to(tl.int64)
+        n, inside, ok, weight = taking_part(
+            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+        )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         from_grad = pixel_offsets(n, width, g_row, g_column, G_LAYOUT, ALIGN)
         from_residual = pixel_offsets(n, width, r_row, r_column, R_LAYOUT, ALIGN)
+        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
+        to_residual = pixel_offsets(n, width, dr_row, dr_column, DR_LAYOUT, ALIGN)
 
+        dprojected = tl.zeros((TILE, ROWS), ACC)
+        scores = tl.zeros((TILE, ROWS), ACC)
+        logits = tl.zeros((TILE, QUERIES_PADDED), ACC)
+        grads = tl.zeros((TILE, QUERIES_PADDED), ACC)
+        arriving = tl.zeros((TILE,), tl.int32)
+        tiles = ()
+        bases = ()
+        arrived_tiles = ()
+        if KEEP:
+            for i in tl.static_range(CHUNKS):
+                k = i * CHUNK + c
+                arrived = 0
+                base = 0
+                if HAS_GRAD:
+                    arrived = load_chunk(
+                        grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
+                    )
+                    if MASKED:
+                        arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
+                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
+                    dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
+                tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                if HAS_BASE:
+                    if RESIDUAL_INPUT:
+                        base = tile
+                    else:
+                        base = load_chunk(
+                            residual,
+                            from_residual,
+                            k,
+                            r_channel,
+                            ok,
+                            OUT_CHANNELS,
+                            R_LAYOUT,
+                            ALIGN,
+                            OUT_RAGGED,
+                        )
+                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    logits = product(base, query, logits, PRECISION, WIDEN)
+                    token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    grads = product(base, token_grad, grads, PRECISION, WIDEN)
+                tiles = tiles + (tile,)
+                bases = bases + (base,)
+                arrived_tiles = arrived_tiles + (arrived,)
+        else:
+            for m in tl.range(CHUNKS):
+                k = m * CHUNK + c
+                if HAS_GRAD:
+                    arrived = load_chunk(
+                        grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
+                    )
+                    if MASKED:
+                        arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
+                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
+                    dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
+                tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
+                scores = product(tile, key, scores, PRECISION, WIDEN)
+                if HAS_BASE:
+                    if RESIDUAL_INPUT:
+                        base = tile
+                    else:
+                        base = load_chunk(
+                            residual,
+                            from_residual,
+                            k,
+                            r_channel,
+                            ok,
+                            OUT_CHANNELS,
+                            R_LAYOUT,
+                            ALIGN,
+                            OUT_RAGGED,
+                        )
+                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    logits = product(base, query, logits, PRECISION, WIDEN)
+                    token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
+                    grads = product(base, token_grad, grads, PRECISION, WIDEN)
         # A pixel that is not tokenized counts only where a gradient of the map arrives.
         used = ok
-        dprojected = tl.zeros((TILE, ROWS), ACC)
-        if HAS_GRAD:
-            arriving = tl.zeros((TILE,), tl.int32)
-            for i in tl.range(OUT_CHUNKS):
-                k = i * CHUNK + c
-                across = channel_offsets(k, g_channel, G_LAYOUT, ALIGN)
-                tile = load_tile(grad, from_grad, across, inside, k < OUT_CHANNELS, True)
-                arriving = tl.maximum(arriving, tl.max((tile != 0.0).to(tl.int32), 1))
-                rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_CHANNELS)
-                dprojected = product(tile, rows, dprojected, PRECISION, WIDEN)
-            used = used | (arriving > 0)
-        scores = tl.zeros((TILE, ROWS), ACC)
-        for i in tl.range(CHUNKS):
-            k = i * CHUNK + c
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-            tile = load_tile(x, at, across, used, k < CHANNELS, True)
-            rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, True)
-            scores = product(tile, rows, scores, PRECISION, WIDEN)
+        if MASKED and HAS_GRAD:
+            used = ok | (arriving > 0)
         projected = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
         projected = tl.where(used[:, None], projected, 0.0)
-        logits = tl.dot(projected, mix, input_precision=SMALL_PRECISION, out_dtype=ACC)
-        grads = tl.dot(projected, mix_grads, input_precision=SMALL_PRECISION, out_dtype=ACC)
-        if HAS_BASE:
-            for i in tl.range(OUT_CHUNKS):
-                k = i * CHUNK + c
-                if RESIDUAL_INPUT:
-                    across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
-                    tile = load_tile(x, at, across, ok, k < OUT_CHANNELS, True)
-                else:
-                    across = channel_offsets(k, r_channel, R_LAYOUT, ALIGN)
-                    tile = load_tile(residual, from_residual, across, ok, k < OUT_CHANNELS, True)
-                rows = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, True)
-                logits = product(tile, rows, logits, PRECISION, WIDEN)
-                rows = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, True)
-                grads = product(tile, rows, grads, PRECISION, WIDEN)
+        logits = tl.dot(projected, mixed, logits, input_precision=SMALL_PRECISION, out_dtype=ACC)
+        grads = tl.dot(projected, mixed_grads, grads, input_precision=SMALL_PRECISION, out_dtype=ACC)
         if COLUMNS > 0:
             p = tl.arange(0, COLUMNS_PADDED)
-            entries = tl.load(
-                table + n[:, None] * COLUMNS + p[None, :],
-                mask=ok[:, None] & (p < COLUMNS)[None, :],
-                other=0.0,
-            )
-            rows = load_rows(grad_tokens + OUT_CHANNELS, q, WIDTH, p, query_ok, p < COLUMNS, True)
-            grads = product(entries, rows, grads, PRECISION, WIDEN)
+            entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
+            token_grad = load_rows(grad_tokens + OUT_CHANNELS, q, WIDTH, p, query_ok, p < COLUMNS, True)
+            grads = product(entries, token_grad, grads, PRECISION, WIDEN)
         if HAS_LOG_WEIGHTS:
-            logits += tl.where(ok, weight, 0.0)[:, None]
+            logits += weight[:, None]
         weights = tl.exp(logits - log_sums[None, :])
-        inner = weights * (grads - deltas[None, :])
+        inner = weights * (grads - means[None, :])
         use = ok[:, None] & query_ok[None, :]
         weights = tl.where(use, weights, 0.0)
         inner = tl.where(use, inner, 0.0)
-        if NEEDS_LOG_WEIGHTS:
-            if block == 0:
+        if block == 0:
+            if NEEDS_LOG_WEIGHTS:
                 tl.store(dlog_weights + sample * pixels + n, tl.sum(inner, 1), mask=inside)
-        if NEEDS_ATTENTION:
-            if block == 0:
-                to = attention + (sample * pixels + n)[:, None] * QUERIES + q[None, :]
-                tl.store(to, weights, mask=inside[:, None] & query_ok[None, :])
+            if NEEDS_ATTENTION:
+                to_attention = attention + (sample * pixels + n)[:, None] * QUERIES + q[None, :]
+                tl.store(to_attention, weights, mask=inside[:, None] & query_ok[None, :])
 
         # H V^T, of which G V^T is there already.
-        through = tl.dot(weights, tl.trans(mix_grads), input_precision=SMALL_PRECISION, out_dtype=ACC)
-        through = tl.dot(inner, tl.trans(mix), through, input_precision=SMALL_PRECISION, out_dtype=ACC)
+        through = tl.dot(weights, tl.trans(mixed_grads), input_precision=SMALL_PRECISION, out_dtype=ACC)
+        through = tl.dot(inner, tl.trans(mixed), through, input_precision=SMALL_PRECISION, out_dtype=ACC)
         dprojected += tl.where(ok[:, None], through, 0.0)
         dscores = softmax_over_tokens_backward(projected, dprojected, HEADS_PADDED, TOKENS_PADDED)
         dscores = tl.where(used[:, None], dscores, 0.0)
         if NEEDS_BIAS:
             dbias += tl.sum(dscores, 0)
-        of_tokenized = tl.trans(tl.where(ok[:, None], projected, 0.0))
-        if NEEDS_VALUES:
-            pooled_rows = tl.dot(
-                of_tokenized, weights, pooled_rows, input_precision=SMALL_PRECISION, out_dtype=ACC
-            )
-        if NEEDS_VALUES or NEEDS_QUERIES:
-            inner_rows = tl.dot(
-                of_tokenized, inner, inner_rows, input_precision=SMALL_PRECISION, out_dtype=ACC
-            )
         projected = projected.to(x.dtype.element_ty)
         dscores = dscores.to(x.dtype.element_ty)
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
+        of_tokenized = projected
+        if MASKED:
+            of_tokenized = tl.where(ok[:, None], projected, 0.0)
+        if NEEDS_VALUES:
+            pooled_rows = add_outer(of_tokenized, weights, pooled_rows, PRECISION, WIDEN)
+        if NEEDS_VALUES or NEEDS_QUERIES:
+            inner_rows = add_outer(of_tokenized, inner, inner_rows, PRECISION, WIDEN)
 
-        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
-        to_residual = pixel_offsets(n, width, dr_row, dr_column, DR_LAYOUT, ALIGN)
-        more_keys = ()
-        more_values = ()
-        more_queries = ()
+        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        for j in tl.range(LOOPS):
+            group = (block * LOOPS + LOOPS - 1 - j) * OWN
+            more_keys = ()
+            more_values = ()
+            more_queries = ()
+            for i in tl.static_range(OWN):
+                k = (group + i) * CHUNK + c
+                if HAS_GRAD:
+                    if KEEP:
+                        arrived = arrived_tiles[i]
+                    else:
+                        arrived = load_chunk(
+                            grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_OWN_RAGGED
+                        )  # fmt: skip
+                if NEEDS_MAP:
+                    token_grad = load_rows(
+                        grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
+                    )
+                    whole = tl.zeros((TILE, CHUNK), ACC)
+                    whole = product(weights, tl.trans(token_grad), whole, PRECISION, WIDEN)
+                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
+                    whole = product(inner, tl.trans(query), whole, PRECISION, WIDEN)
+                    if MASKED:
+                        whole = tl.where(ok[:, None], whole, 0.0)  # whatever 0 times infinity is
+                    if HAS_GRAD:
+                        whole += arrived.to(ACC)
+                    if NEEDS_RESIDUAL:
+                        store_chunk(
+                            dresidual, to_residual, k, dr_channel, inside, whole, OUT_CHANNELS, DR_LAYOUT, ALIGN,
+                            OUT_OWN_RAGGED,
+                        )  # fmt: skip
+                if NEEDS_X:
+                    key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, OWN_RAGGED)
+                    out = tl.zeros((TILE, CHUNK), ACC)
+                    out = product(dscores, tl.trans(key), out, PRECISION, WIDEN)
+                    if MASKED:
+                        out = tl.where(used[:, None], out, 0.0)
+                    if RESIDUAL_INPUT:
+                        out += whole
+                    store_chunk(dx, to, k, dx_channel, inside, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
+                if NEEDS_KEYS or (NEEDS_QUERIES and RESIDUAL_INPUT):
+                    if KEEP:
+                        tile = tiles[i]
+                    else:
+                        tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                if NEEDS_KEYS:
+                    if MASKED:
+                        tile = tl.where(used[:, None], tile, 0.0)
+                    added = product(tl.trans(tile), dscores, dkeys[i], PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
+                    else:
+                        more_keys = more_keys + (added,)
+                if NEEDS_VALUES:
+                    added = dvalues[i]
+                    if HAS_GRAD:
+                        added = product(tl.trans(arrived), projected, added, PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        token_grad = load_rows(
+                            grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
+                        )
+                        added = add_mixed(token_grad, tl.trans(pooled_rows), added, SMALL_PRECISION)
+                        query = load_rows(
+                            queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
+                        )
+                        added = add_mixed(query, tl.trans(inner_rows), added, SMALL_PRECISION)
+                        store_dvalues(
+                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
+                        )
+                    else:
+                        more_values = more_values + (added,)
+                if NEEDS_QUERIES:
+                    added = dqueries[i]
+                    if HAS_BASE:
+                        if KEEP:
+                            base = bases[i]
+                        elif RESIDUAL_INPUT:
+                            base = tile
+                        else:
+                            base = load_chunk(
+                                residual, from_residual, k, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_OWN_RAGGED
+                            )  # fmt: skip
+                        if MASKED and RESIDUAL_INPUT:
+                            base = tl.where(ok[:, None], base, 0.0)
+                        added = product(tl.trans(base), inner, added, PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        value = load_values(
+                            values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED
+                        )
+                        added = add_mixed(value, inner_rows, added, SMALL_PRECISION)
+                        store_dkeys(part_dqueries, part, k, q, query_ok, added, OUT_CHANNELS, QUERIES)
+                    else:
+                        more_queries = more_queries + (added,)
+            if LOOPS == 1:
+                if NEEDS_KEYS:
+                    dkeys = more_keys
+                if NEEDS_VALUES:
+                    dvalues = more_values
+                if NEEDS_QUERIES:
+                    dqueries = more_queries
+
+    if LOOPS == 1:
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
-            if HAS_GRAD:
-                across = channel_offsets(k, g_channel, G_LAYOUT, ALIGN)
-                arrived = load_tile(grad, from_grad, across, inside, k < OUT_CHANNELS, True)
-            if NEEDS_MAP:
-                rows = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, True)
-                whole = tl.zeros((TILE, CHUNK), ACC)
-                whole = product(weights, tl.trans(rows), whole, PRECISION, WIDEN)
-                rows = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, True)
-                whole = product(inner, tl.trans(rows), whole, PRECISION, WIDEN)
-                whole = tl.where(ok[:, None], whole, 0.0)  # whatever 0 times infinity is
-                if HAS_GRAD:
-                    whole += arrived.to(ACC)
-                if NEEDS_RESIDUAL:
-                    across = channel_offsets(k, dr_channel, DR_LAYOUT, ALIGN)
-                    store_tile(dresidual, to_residual, across, inside, k < OUT_CHANNELS, whole, True)
-            if NEEDS_X:
-                rows = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, True)
-                out = tl.zeros((TILE, CHUNK), ACC)
-                out = product(dscores, tl.trans(rows), out, PRECISION, WIDEN)
-                out = tl.where(used[:, None], out, 0.0)
-                if RESIDUAL_INPUT:
-                    out += whole
-                across = channel_offsets(k, dx_channel, DX_LAYOUT, ALIGN)
-                store_tile(dx, to, across, inside, k < CHANNELS, out, True)
-            across = channel_offsets(k, x_channel, LAYOUT, ALIGN)
             if NEEDS_KEYS:
-                tile = load_tile(x, at, across, used, k < CHANNELS, True)
-                more_keys = more_keys + (product(tl.trans(tile), dscores, dkeys[i], PRECISION, WIDEN),)
-            if NEEDS_VALUES and HAS_GRAD:
-                more_values = more_values + (
-                    product(tl.trans(arrived), projected, dvalues[i], PRECISION, WIDEN),
-                )
-            if NEEDS_QUERIES and HAS_BASE:
-                if RESIDUAL_INPUT:
-                    tile = load_tile(x, at, across, ok, k < OUT_CHANNELS, True)
-                else:
-                    across = channel_offsets(k, r_channel, R_LAYOUT, ALIGN)
-                    tile = load_tile(residual, from_residual, across, ok, k < OUT_CHANNELS, True)
-                more_queries = more_queries + (product(tl.trans(tile), inner, dqueries[i], PRECISION, WIDEN),)
-        if NEEDS_KEYS:
-            dkeys = more_keys
-        if NEEDS_VALUES and HAS_GRAD:
-            dvalues = more_values
-        if NEEDS_QUERIES and HAS_BASE:
-            dqueries = more_queries
-
-    part = split.to(tl.int64) * tl.num_programs(1) + sample
-    for i in tl.static_range(OWN):
-        k = (block * OWN + i) * CHUNK + c
-        if NEEDS_KEYS:
-            rows_at = part_dkeys + part * (HEADS * TOKENS * CHANNELS) + row[None, :] * CHANNELS + k[:, None]
-            tl.store(rows_at, dkeys[i], mask=(k < CHANNELS)[:, None] & is_row[None, :])
-        if NEEDS_VALUES:
-            own = (k < OUT_CHANNELS)[:, None] & is_row[None, :]
-            if HEADS > 1:
-                own = own & ((k // (OUT_CHANNELS // HEADS))[:, None] == head[None, :])
-            rows_at = part_dvalues + part * (TOKENS * OUT_CHANNELS)
-            rows_at += token[None, :] * OUT_CHANNELS + k[:, None]
-            tl.store(rows_at, dvalues[i], mask=own)
-        if NEEDS_QUERIES:
-            rows_at = part_dqueries + part * (QUERIES * OUT_CHANNELS) + q[None, :] * OUT_CHANNELS + k[:, None]
-            tl.store(rows_at, dqueries[i], mask=(k < OUT_CHANNELS)[:, None] & query_ok[None, :])
+                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], CHANNELS, HEADS * TOKENS)
+            if NEEDS_VALUES:
+                token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
+                added = add_mixed(token_grad, tl.trans(pooled_rows), dvalues[i], SMALL_PRECISION)
+                query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
+                added = add_mixed(query, tl.trans(inner_rows), added, SMALL_PRECISION)
+                store_dvalues(part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS)
+            if NEEDS_QUERIES:
+                value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED)
+                added = add_mixed(value, inner_rows, dqueries[i], SMALL_PRECISION)
+                store_dkeys(part_dqueries, part, k, q, query_ok, added, OUT_CHANNELS, QUERIES)
     if block == 0:
         if NEEDS_BIAS:
-            tl.store(part_dbias + part * (HEADS * TOKENS) + row, dbias, mask=is_row)
-        if NEEDS_VALUES or NEEDS_QUERIES:
-            few_at = part_rows + part * (2 * HEADS * TOKENS * QUERIES) + row[:, None] * QUERIES + q[None, :]
-            tl.store(few_at, pooled_rows, mask=is_row[:, None] & query_ok[None, :])
-            few_at += HEADS * TOKENS * QUERIES
-            tl.store(few_at, inner_rows, mask=is_row[:, None] & query_ok[None, :])
+            to_bias = part_dbias + part * (HEADS * TOKENS) + row
+            tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)

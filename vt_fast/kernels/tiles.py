@@ -10,6 +10,15 @@ ANY = tl.constexpr(2)  # neither, or rows of pixels that do not follow each othe
 
 
 @triton.jit
+def indices(COUNT: tl.constexpr, WIDE: tl.constexpr):
+    """0, 1, ...; WIDE: what is made of them may exceed 32 bits."""
+    if WIDE:
+        return tl.arange(0, COUNT).to(tl.int64)
+    else:
+        return tl.arange(0, COUNT)
+
+
+@triton.jit
 def pixel_offsets(pixels, width, row, column, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
     """Offsets of pixels in a sample. Strides of 1 are known to the compiler, others are in units of ALIGN."""
     if LAYOUT == PIXELS_UNIT:
@@ -32,6 +41,12 @@ def channel_offsets(channels, stride, LAYOUT: tl.constexpr, ALIGN: tl.constexpr)
 
 
 @triton.jit
+def channel_base(head, stride, CHANNELS: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Offset of the first of a head's CHANNELS channels."""
+    return channel_offsets(head * CHANNELS, stride, LAYOUT, ALIGN)
+
+
+@triton.jit
 def load_tile(base, pixel_offset, channel_offset, pixel_ok, channel_ok, MASK_CHANNELS: tl.constexpr):
     """[pixels, channels] of a map; 0 where there is none."""
     at = base + pixel_offset[:, None] + channel_offset[None, :]
@@ -50,6 +65,41 @@ def store_tile(base, pixel_offset, channel_offset, pixel_ok, channel_ok, value, 
         tl.store(at, value, mask=pixel_ok[:, None] & channel_ok[None, :])
     else:
         tl.store(at, value, mask=pixel_ok[:, None])
+
+
+@triton.jit
+def load_chunk(
+    base,
+    pixel_offset,
+    channels,
+    stride,
+    pixel_ok,
+    CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+):
+    """load_tile of some channels of a map that has CHANNELS."""
+    across = channel_offsets(channels, stride, LAYOUT, ALIGN)
+    return load_tile(base, pixel_offset, across, pixel_ok, channels < CHANNELS, MASK_CHANNELS)
+
+
+@triton.jit
+def store_chunk(
+    base,
+    pixel_offset,
+    channels,
+    stride,
+    pixel_ok,
+    value,
+    CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+):
+    """store_tile of some channels of a map that has CHANNELS."""
+    across = channel_offsets(channels, stride, LAYOUT, ALIGN)
+    store_tile(base, pixel_offset, across, pixel_ok, channels < CHANNELS, value, MASK_CHANNELS)
 
 
 @triton.jit

@@ -1,16 +1,11 @@
-"""tokenize forward: tokens of parts of the pixels, and how they are put together."""
+"""tokenize forward: tokens, or what parts of the pixels contribute to them."""
 
 import triton
 import triton.language as tl
 
-from vt_fast.kernels.tiles import (
-    channel_offsets,
-    finite,
-    load_rows,
-    load_tile,
-    pixel_offsets,
-    product,
-)
+from vt_fast.kernels.pixels import load_entries, taking_part
+from vt_fast.kernels.pooling import softmax_over_pixels, store_pooled, store_statistics
+from vt_fast.kernels.tiles import channel_base, indices, load_chunk, load_rows, pixel_offsets, product
 
 
 @triton.jit
@@ -25,13 +20,15 @@ def tokenize_forward(
     mask,
     log_weights,
     table,
-    part_tokens,
+    tokens,
+    lse,
     part_highest,
     part_sum,
     part_pooled,
     part_seen,
     pixels,
     width,
+    splits,
     per_split,
     LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -45,40 +42,58 @@ def tokenize_forward(
     COLUMNS_PADDED: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_LOG_WEIGHTS: tl.constexpr,
+    DIRECT: tl.constexpr,
+    ACC: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     OWN: tl.constexpr,
+    LOOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Grid: (splits, B * heads, blocks of OWN chunks of channels).
+    """Grid: BLOCKS of channels x splits x (B * heads).
 
     A head is a problem of its own, of CHANNELS channels and TOKENS tokens. COLUMNS: of the position table.
-    part_tokens (B * heads, splits, TOKENS, CHANNELS + COLUMNS) are sums of exp(score - highest) x, not yet
-    divided; the others are (B * heads, splits, TOKENS), part_seen (B * heads, splits).
+    DIRECT (one split): tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS) and lse (B, HEADS * TOKENS). Otherwise
+    tokens (B * heads, splits, TOKENS, CHANNELS + COLUMNS) get sums of exp(logit - highest) x, not yet
+    divided, the other parts are (B * heads, splits, TOKENS), and part_seen (B * heads, splits).
     """
     CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
     RAGGED: tl.constexpr = CHANNELS % CHUNK != 0
-    ACC: tl.constexpr = part_tokens.dtype.element_ty
-    split = tl.program_id(0)
-    item = tl.program_id(1)
-    block = tl.program_id(2)
-    sample = (item // HEADS).to(tl.int64)
+    OWN_RAGGED: tl.constexpr = CHANNELS % (CHUNK * OWN * LOOPS) != 0
+    ROW: tl.constexpr = CHANNELS * (HEADS if DIRECT else 1) + COLUMNS
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    split = program // BLOCKS % splits
+    item = (program // (BLOCKS * splits)).to(tl.int64)
+    sample = item // HEADS
     head = item % HEADS
-    c = tl.arange(0, CHUNK)
+    part = item * splits + split
+    c = indices(CHUNK, WIDE)
     l = tl.arange(0, TOKENS_PADDED)
     token_ok = l < TOKENS
-    first_channel = head * CHANNELS
     x += sample * x_batch * ALIGN
+    x += channel_base(head, x_channel, CHANNELS, LAYOUT, ALIGN)
     queries += sample * queries_batch + head * (TOKENS * CHANNELS)
+    if DIRECT:
+        tokens += sample * (TOKENS * ROW) + head * CHANNELS
+    else:
+        tokens += part * (TOKENS * ROW)
+    to = tokens + l[None, :] * ROW
     pixels *= PIXEL_ALIGN
 
+    rows = ()
+    if KEEP:
+        for i in tl.static_range(CHUNKS):
+            k = i * CHUNK + c
+            rows = rows + (load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED),)
     sums = ()
     for i in tl.static_range(OWN):
         sums = sums + (tl.zeros((CHUNK, TOKENS_PADDED), ACC),)
     if COLUMNS > 0:
-        p = tl.arange(0, COLUMNS_PADDED)
         table_sums = tl.zeros((COLUMNS_PADDED, TOKENS_PADDED), ACC)
     highest = tl.full((TOKENS_PADDED,), -float("inf"), ACC)
     total = tl.zeros((TOKENS_PADDED,), ACC)
@@ -87,79 +102,62 @@ def tokenize_forward(
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n = start + tl.arange(0, TILE)
-        ok = n < end
-        if HAS_MASK:
-            ok = ok & (tl.load(mask + sample * pixels + n, mask=ok, other=0) != 0)
-        if HAS_LOG_WEIGHTS:
-            weight = tl.load(log_weights + sample * pixels + n, mask=ok, other=-float("inf")).to(ACC)
-            ok = ok & (weight != -float("inf"))
-        if WIDE:
-            n = n.to(tl.int64)
+        n, inside, ok, weight = taking_part(
+            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+        )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
-
-        scores = tl.zeros((TILE, TOKENS_PADDED), ACC)
+        logits = tl.zeros((TILE, TOKENS_PADDED), ACC)
         tiles = ()
-        if OWN == CHUNKS:
+        if KEEP:
             for i in tl.static_range(CHUNKS):
                 k = i * CHUNK + c
-                rows = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
-                across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-                scores = product(tile, rows, scores, PRECISION, WIDEN)
+                tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                logits = product(tile, rows[i], logits, PRECISION, WIDEN)
                 tiles = tiles + (tile,)
         else:
-            for i in tl.range(CHUNKS):
-                k = i * CHUNK + c
-                rows = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
-                across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-                scores = product(tile, rows, scores, PRECISION, WIDEN)
+            for m in tl.range(CHUNKS):
+                k = m * CHUNK + c
+                tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                row = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
+                logits = product(tile, row, logits, PRECISION, WIDEN)
         if HAS_LOG_WEIGHTS:
-            scores += tl.where(ok, weight, 0.0)[:, None]
-        scores = tl.where(ok[:, None], scores, -float("inf"))
-
-        above = tl.maximum(highest, tl.max(scores, 0))
-        base = finite(above, LIMIT)
-        scale = tl.exp(highest - base)
-        weights = tl.exp(scores - base[None, :])
-        rounded = weights.to(x.dtype.element_ty)
-        total = total * scale + tl.sum(weights, 0)
-        pooled = pooled * scale + tl.sum(rounded.to(ACC), 0)
-        seen += tl.sum(ok.to(tl.int32), 0)
-        highest = above
-
-        more = ()
-        for i in tl.static_range(OWN):
-            if OWN == CHUNKS:
-                tile = tiles[i]
-            else:
-                k = (block * OWN + i) * CHUNK + c
-                across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                tile = load_tile(x, at, across, ok, k < CHANNELS, True)
-            more = more + (product(tl.trans(tile), rounded, sums[i] * scale[None, :], PRECISION, WIDEN),)
-        sums = more
+            logits += weight[:, None]
+        weights, scale, highest, total, pooled, seen = softmax_over_pixels(
+            logits, ok, highest, total, pooled, seen, LIMIT, x.dtype.element_ty
+        )
+        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        for j in tl.range(LOOPS):
+            group = (block * LOOPS + LOOPS - 1 - j) * OWN
+            more = ()
+            for i in tl.static_range(OWN):
+                k = (group + i) * CHUNK + c
+                if KEEP:
+                    tile = tiles[i]
+                else:
+                    tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                scaled = product(tl.trans(tile), weights, sums[i] * scale[None, :], PRECISION, WIDEN)
+                if LOOPS > 1:
+                    there = (k < CHANNELS)[:, None] & token_ok[None, :]
+                    store_pooled(to + k[:, None], scaled, there, pooled, seen, DIRECT)
+                else:
+                    more = more + (scaled,)
+            if LOOPS == 1:
+                sums = more
         if COLUMNS > 0:
-            entries = tl.load(
-                table + n[:, None] * COLUMNS + p[None, :],
-                mask=ok[:, None] & (p < COLUMNS)[None, :],
-                other=0.0,
-            )
-            table_sums = product(tl.trans(entries), rounded, table_sums * scale[None, :], PRECISION, WIDEN)
+            entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
+            table_sums = product(tl.trans(entries), weights, table_sums * scale[None, :], PRECISION, WIDEN)
 
-    at_part = item.to(tl.int64) * tl.num_programs(0) + split
-    part_tokens += at_part * (TOKENS * (CHANNELS + COLUMNS)) + l[None, :] * (CHANNELS + COLUMNS)
-    for i in tl.static_range(OWN):
-        k = (block * OWN + i) * CHUNK + c
-        tl.store(part_tokens + k[:, None], sums[i], mask=(k < CHANNELS)[:, None] & token_ok[None, :])
+    if LOOPS == 1:
+        for i in tl.static_range(OWN):
+            k = (block * OWN + i) * CHUNK + c
+            there = (k < CHANNELS)[:, None] & token_ok[None, :]
+            store_pooled(to + k[:, None], sums[i], there, pooled, seen, DIRECT)
     if block == 0:
         if COLUMNS > 0:
-            tl.store(
-                part_tokens + CHANNELS + p[:, None],
-                table_sums,
-                mask=(p < COLUMNS)[:, None] & token_ok[None, :],
-            )
-        tl.store(part_highest + at_part * TOKENS + l, highest, mask=token_ok)
-        tl.store(part_sum + at_part * TOKENS + l, total, mask=token_ok)
-        tl.store(part_pooled + at_part * TOKENS + l, pooled, mask=token_ok)
-        tl.store(part_seen + at_part, seen)
+            p = tl.arange(0, COLUMNS_PADDED)
+            there = (p < COLUMNS)[:, None] & token_ok[None, :]
+            store_pooled(to + CHANNELS + p[:, None], table_sums, there, pooled, seen, DIRECT)
+        store_statistics(
+            lse, part_highest, part_sum, part_pooled, part_seen, item, part,
+            highest, total, pooled, seen, l, TOKENS, DIRECT, LIMIT,
+        )  # fmt: skip

@@ -3,13 +3,15 @@
 import triton
 import triton.language as tl
 
+from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.tiles import (
-    channel_offsets,
+    channel_base,
+    indices,
+    load_chunk,
     load_rows,
-    load_tile,
     pixel_offsets,
     product,
-    store_tile,
+    store_chunk,
 )
 
 
@@ -38,7 +40,10 @@ def tokenize_backward(
     attention,
     pixels,
     width,
-    per_split,
+    batch,
+    tiles_each,
+    parts,
+    per_part,
     LAYOUT: tl.constexpr,
     ALIGN: tl.constexpr,
     PIXEL_ALIGN: tl.constexpr,
@@ -56,135 +61,160 @@ def tokenize_backward(
     NEEDS_QUERIES: tl.constexpr,
     NEEDS_LOG_WEIGHTS: tl.constexpr,
     NEEDS_ATTENTION: tl.constexpr,
+    ACROSS: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
     OWN: tl.constexpr,
+    LOOPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Grid: (splits, B * heads, blocks of OWN chunks of channels).
+    """Grid: BLOCKS of channels x HEADS x parts (of each sample, unless ACROSS).
 
-    grad_tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS) in x's dtype; lse and delta (B, HEADS * TOKENS);
-    part_dqueries (splits, B * heads, TOKENS, CHANNELS); dlog_weights (heads, B, pixels); attention
-    (B, pixels, TOKENS), the weights, where a gradient is wanted to which all samples contribute.
+    Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
+    them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
+    samples. grad_tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS) in x's dtype; lse and delta
+    (B, HEADS * TOKENS); part_dqueries (B, parts, HEADS, TOKENS, CHANNELS), ACROSS without B; dlog_weights
+    (HEADS, B, pixels); attention (B, pixels, TOKENS), the weights, where a gradient is wanted to which all
+    samples contribute.
     """
     CHUNKS: tl.constexpr = (CHANNELS + CHUNK - 1) // CHUNK
     RAGGED: tl.constexpr = CHANNELS % CHUNK != 0
+    OWN_RAGGED: tl.constexpr = CHANNELS % (CHUNK * OWN * LOOPS) != 0
     WIDTH: tl.constexpr = HEADS * CHANNELS + COLUMNS
     ACC: tl.constexpr = lse.dtype.element_ty
-    split = tl.program_id(0)
-    item = tl.program_id(1)
-    block = tl.program_id(2)
-    sample = (item // HEADS).to(tl.int64)
-    head = item % HEADS
-    c = tl.arange(0, CHUNK)
+    program = tl.program_id(0)
+    block = program % BLOCKS
+    head = program // BLOCKS % HEADS
+    part = program // (BLOCKS * HEADS)
+    c = indices(CHUNK, WIDE)
     l = tl.arange(0, TOKENS_PADDED)
     token_ok = l < TOKENS
-    first_channel = head * CHANNELS
-    x += sample * x_batch * ALIGN
-    dx += sample * dx_batch * ALIGN
-    queries += sample * queries_batch + head * (TOKENS * CHANNELS)
-    grad_tokens += sample * (TOKENS * WIDTH)
+    x += channel_base(head.to(tl.int64), x_channel, CHANNELS, LAYOUT, ALIGN)
+    dx += channel_base(head.to(tl.int64), dx_channel, CHANNELS, DX_LAYOUT, ALIGN)
+    queries += head * (TOKENS * CHANNELS)
+    grad_tokens += head * CHANNELS
     pixels *= PIXEL_ALIGN
-    statistics = item.to(tl.int64) * TOKENS + l
-    log_sums = tl.load(lse + statistics, mask=token_ok, other=0.0)
-    deltas = tl.load(delta + statistics, mask=token_ok, other=0.0)
+    if ACROSS:
+        only = tl.zeros((), tl.int64)
+        begin = part * per_part
+        end = tl.minimum(begin + per_part, batch * tiles_each)
+    else:
+        only = (part // parts).to(tl.int64)
+        begin = part % parts * per_part
+        end = tl.minimum(begin + per_part, tiles_each)
 
+    sums = ()
     if NEEDS_QUERIES:
-        sums = ()
         for i in tl.static_range(OWN):
             sums = sums + (tl.zeros((CHUNK, TOKENS_PADDED), ACC),)
-    begin = split * per_split
-    end = tl.minimum(pixels, begin + per_split)
-    for start in tl.range(begin, end, TILE):
-        n = start + tl.arange(0, TILE)
-        inside = n < end
-        ok = inside
-        if HAS_MASK:
-            ok = ok & (tl.load(mask + sample * pixels + n, mask=ok, other=0) != 0)
-        if HAS_LOG_WEIGHTS:
-            weight = tl.load(log_weights + sample * pixels + n, mask=ok, other=-float("inf")).to(ACC)
-            ok = ok & (weight != -float("inf"))
-        if WIDE:
-            n = n.to(tl.int64)
+    for tile_index in tl.range(begin, end):
+        if ACROSS:
+            sample = (tile_index // tiles_each).to(tl.int64)
+            start = tile_index % tiles_each * TILE
+        else:
+            sample = only
+            start = tile_index * TILE
+        n, inside, ok, weight = taking_part(
+            start, pixels, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+        )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
+        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
+        x_sample = x + sample * x_batch * ALIGN
+        dx_sample = dx + sample * dx_batch * ALIGN
+        query = queries + sample * queries_batch
+        grad = grad_tokens + sample * (TOKENS * WIDTH)
+        statistics = (sample * HEADS + head) * TOKENS + l
+        log_sums = tl.load(lse + statistics, mask=token_ok, other=0.0)
+        means = tl.load(delta + statistics, mask=token_ok, other=0.0)
 
-        scores = tl.zeros((TILE, TOKENS_PADDED), ACC)
+        logits = tl.zeros((TILE, TOKENS_PADDED), ACC)
         grads = tl.zeros((TILE, TOKENS_PADDED), ACC)
         tiles = ()
-        if OWN == CHUNKS:
+        if KEEP:
             for i in tl.static_range(CHUNKS):
                 k = i * CHUNK + c
-                across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-                rows = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
-                scores = product(tile, rows, scores, PRECISION, WIDEN)
-                rows = load_rows(grad_tokens + first_channel, l, WIDTH, k, token_ok, k < CHANNELS, RAGGED)
-                grads = product(tile, rows, grads, PRECISION, WIDEN)
+                tile = load_chunk(x_sample, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                query_row = load_rows(query, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
+                logits = product(tile, query_row, logits, PRECISION, WIDEN)
+                token_grad = load_rows(grad, l, WIDTH, k, token_ok, k < CHANNELS, RAGGED)
+                grads = product(tile, token_grad, grads, PRECISION, WIDEN)
                 tiles = tiles + (tile,)
         else:
-            for i in tl.range(CHUNKS):
-                k = i * CHUNK + c
-                across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                tile = load_tile(x, at, across, ok, k < CHANNELS, RAGGED)
-                rows = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
-                scores = product(tile, rows, scores, PRECISION, WIDEN)
-                rows = load_rows(grad_tokens + first_channel, l, WIDTH, k, token_ok, k < CHANNELS, RAGGED)
-                grads = product(tile, rows, grads, PRECISION, WIDEN)
+            for m in tl.range(CHUNKS):
+                k = m * CHUNK + c
+                tile = load_chunk(x_sample, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
+                query_row = load_rows(query, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
+                logits = product(tile, query_row, logits, PRECISION, WIDEN)
+                token_grad = load_rows(grad, l, WIDTH, k, token_ok, k < CHANNELS, RAGGED)
+                grads = product(tile, token_grad, grads, PRECISION, WIDEN)
         if COLUMNS > 0:
             p = tl.arange(0, COLUMNS_PADDED)
-            entries = tl.load(
-                table + n[:, None] * COLUMNS + p[None, :],
-                mask=ok[:, None] & (p < COLUMNS)[None, :],
-                other=0.0,
-            )
-            rows = load_rows(grad_tokens + CHANNELS, l, WIDTH, p, token_ok, p < COLUMNS, True)
-            grads = product(entries, rows, grads, PRECISION, WIDEN)
+            entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
+            token_grad = load_rows(grad + CHANNELS, l, WIDTH, p, token_ok, p < COLUMNS, True)
+            grads = product(entries, token_grad, grads, PRECISION, WIDEN)
         if HAS_LOG_WEIGHTS:
-            scores += tl.where(ok, weight, 0.0)[:, None]
-        weights = tl.exp(scores - log_sums[None, :])
-        inner = weights * (grads - deltas[None, :])
+            logits += weight[:, None]
+        weights = tl.exp(logits - log_sums[None, :])
+        inner = weights * (grads - means[None, :])
         use = ok[:, None] & token_ok[None, :]
         weights = tl.where(use, weights, 0.0)
         inner = tl.where(use, inner, 0.0)
-        if NEEDS_LOG_WEIGHTS:
-            if block == 0:
-                to = dlog_weights + (head * (tl.num_programs(1) // HEADS) + sample) * pixels + n
-                tl.store(to, tl.sum(inner, 1), mask=inside)
-        if NEEDS_ATTENTION:
-            if block == 0:
-                to = attention + (sample * pixels + n)[:, None] * TOKENS + l[None, :]
-                tl.store(to, weights, mask=inside[:, None] & token_ok[None, :])
+        if block == 0:
+            if NEEDS_LOG_WEIGHTS:
+                to_weights = dlog_weights + (head * batch + sample) * pixels + n
+                tl.store(to_weights, tl.sum(inner, 1), mask=inside)
+            if NEEDS_ATTENTION:
+                to_attention = attention + (sample * pixels + n)[:, None] * TOKENS + l[None, :]
+                tl.store(to_attention, weights, mask=inside[:, None] & token_ok[None, :])
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
-        more = ()
-        for i in tl.static_range(OWN):
-            k = (block * OWN + i) * CHUNK + c
-            if NEEDS_X:
-                rows = load_rows(grad_tokens + first_channel, l, WIDTH, k, token_ok, k < CHANNELS, True)
-                out = tl.zeros((TILE, CHUNK), ACC)
-                out = product(weights, tl.trans(rows), out, PRECISION, WIDEN)
-                rows = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, True)
-                out = product(inner, tl.trans(rows), out, PRECISION, WIDEN)
-                # A pixel that takes no part has a gradient of 0, whatever the others are.
-                out = tl.where(ok[:, None], out, 0.0)
-                across = channel_offsets(first_channel + k, dx_channel, DX_LAYOUT, ALIGN)
-                store_tile(dx, to, across, inside, k < CHANNELS, out, True)
+        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        for j in tl.range(LOOPS):
+            group = (block * LOOPS + LOOPS - 1 - j) * OWN
+            more = ()
+            for i in tl.static_range(OWN):
+                k = (group + i) * CHUNK + c
+                if NEEDS_X:
+                    token_grad = load_rows(grad, l, WIDTH, k, token_ok, k < CHANNELS, OWN_RAGGED)
+                    out = tl.zeros((TILE, CHUNK), ACC)
+                    out = product(weights, tl.trans(token_grad), out, PRECISION, WIDEN)
+                    query_row = load_rows(query, l, CHANNELS, k, token_ok, k < CHANNELS, OWN_RAGGED)
+                    out = product(inner, tl.trans(query_row), out, PRECISION, WIDEN)
+                    if HAS_MASK or HAS_LOG_WEIGHTS:
+                        # A pixel that takes no part has a gradient of 0, whatever the others are.
+                        out = tl.where(ok[:, None], out, 0.0)
+                    store_chunk(
+                        dx_sample, to, k, dx_channel, inside, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED
+                    )
+                if NEEDS_QUERIES:
+                    if KEEP:
+                        tile = tiles[i]
+                    else:
+                        tile = load_chunk(x_sample, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                    added = product(tl.trans(tile), inner, sums[i], PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        store_dqueries(part_dqueries, part * HEADS + head, k, l, added, CHANNELS, TOKENS)
+                    else:
+                        more = more + (added,)
             if NEEDS_QUERIES:
-                if OWN == CHUNKS:
-                    tile = tiles[i]
-                else:
-                    across = channel_offsets(first_channel + k, x_channel, LAYOUT, ALIGN)
-                    tile = load_tile(x, at, across, ok, k < CHANNELS, True)
-                more = more + (product(tl.trans(tile), inner, sums[i], PRECISION, WIDEN),)
-        if NEEDS_QUERIES:
-            sums = more
+                if LOOPS == 1:
+                    sums = more
 
     if NEEDS_QUERIES:
-        at_part = split.to(tl.int64) * tl.num_programs(1) + item
-        part_dqueries += at_part * (TOKENS * CHANNELS) + l[None, :] * CHANNELS
-        for i in tl.static_range(OWN):
-            k = (block * OWN + i) * CHUNK + c
-            tl.store(part_dqueries + k[:, None], sums[i], mask=(k < CHANNELS)[:, None] & token_ok[None, :])
+        if LOOPS == 1:
+            for i in tl.static_range(OWN):
+                k = (block * OWN + i) * CHUNK + c
+                store_dqueries(part_dqueries, part * HEADS + head, k, l, sums[i], CHANNELS, TOKENS)
+
+
+@triton.jit
+def store_dqueries(part_dqueries, index, channel, token, sums, CHANNELS: tl.constexpr, TOKENS: tl.constexpr):
+    """Sums [channels, tokens] of a part and a head."""
+    to = part_dqueries + index.to(tl.int64) * (TOKENS * CHANNELS)
+    to += token[None, :] * CHANNELS + channel[:, None]
+    there = (channel < CHANNELS)[:, None] & (token < TOKENS)[None, :]
+    tl.store(to, sums.to(part_dqueries.dtype.element_ty), mask=there)

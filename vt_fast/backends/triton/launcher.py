@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+from triton.runtime.errors import OutOfResources
+
+__all__ = ["Observer", "OutOfResources", "launch", "observed"]
+
 # (kernel, grid, positional arguments, constants and options)
 Observer: TypeAlias = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 
@@ -13,7 +17,11 @@ _observer: Observer | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel on the current stream."""
+    """Launch a kernel on the current stream.
+
+    Raises:
+        OutOfResources: the device has too little shared memory for it; nothing was launched.
+    """
     if _observer is not None:
         _observer(kernel, grid, arguments, constants)
         return

@@ -35,6 +35,11 @@ def small_precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype.itemsize == 2 else precision(dtype)
 
 
+def kind(dtype: torch.dtype) -> str:
+    """The class of settings by how products are taken: "16" bits, "tf32" or "ieee"."""
+    return "16" if dtype.itemsize == 2 else precision(dtype)
+
+
 def limit(dtype: torch.dtype) -> float:
     """The largest finite number of the dtype that is computed in."""
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max

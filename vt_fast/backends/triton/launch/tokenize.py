@@ -7,51 +7,51 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
 from vt_fast.backends.triton import library, operands
+from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
+from vt_fast.backends.triton.launch import common
+from vt_fast.backends.triton.launch.parts import Tokens
 from vt_fast.backends.triton.launcher import launch
-from vt_fast.backends.triton.maps import PIXELS_UNIT, Placed, alignment
-from vt_fast.backends.triton.plan import Setting, ceil_div, power_of_two, setting, splits
+from vt_fast.backends.triton.maps import Placed, alignment
+from vt_fast.backends.triton.plan import cut, cut_across
+from vt_fast.backends.triton.settings import WHOLE, Problem, Setting
 from vt_fast.checks import channel_count, pixel_count
-from vt_fast.kernels.combine import combine
 from vt_fast.kernels.tokenize import tokenize_forward
 from vt_fast.kernels.tokenize_backward import tokenize_backward as backward_kernel
 from vt_fast.precision import compute_dtype
 
-_INT32 = 2**31 - 1
-
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P) and lse (B, heads * L), in the compute dtype."""
+    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse (B, heads * L)."""
     x, heads = call.x, call.heads
     rows, pixels = call.queries.shape[-2] // heads, pixel_count(x)
     channels = channel_count(x) // heads
     columns = 0 if call.position is None else call.position.shape[1]
     padded = power_of_two(rows, 16)
-    plan = setting(channels, padded, x.dtype, backward=False)
-    items = x.shape[0] * heads
-    blocks = plan.blocks(channels)
-    part = 4 * items * rows * (channels + columns)
-    count, each = splits(x, pixels, items * blocks, plan.tile, part)
-    parts = Parts(x, items, count, rows, channels + columns)
     place = Placed.of(x)
     align = alignment(place)
-    with torch.cuda.device_of(x):
-        queries, queries_batch = operands.rows(call.queries)
+    queries, queries_batch = operands.rows(call.queries)
+
+    def run(setting: Setting) -> tuple[Tensor, Tensor]:
+        items = x.shape[0] * heads
+        plan = cut(setting, x, pixels, channels, items, 4 * items * rows * (channels + columns))
+        made = Tokens(x, heads, rows, channels, columns, plan.parts, exact=call.keep_exact)
         launch(
             tokenize_forward,
-            (count, items, blocks),
+            (plan.blocks * plan.parts * items,),
             *place.arguments(align),
             queries,
             queries_batch,
             operands.pixels(call.mask, x),
             operands.pixels(call.log_weights, x),
             x if call.position is None else call.position.contiguous(),
-            *parts.tensors,
-            *shape_arguments(place, pixels, align),
-            each,
+            *made.arguments,
+            *common.shape_arguments(place, pixels, align),
+            plan.parts,
+            plan.each,
             LAYOUT=place.layout,
             ALIGN=align,
-            PIXEL_ALIGN=pixel_align(place, pixels, align),
-            WIDE=place.extent(pixels, channel_count(x)) > _INT32,
+            PIXEL_ALIGN=common.pixel_align(place, pixels, align),
+            WIDE=common.wide(pixels, channel_count(x), place),
             HEADS=heads,
             TOKENS=rows,
             TOKENS_PADDED=padded,
@@ -60,50 +60,16 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
             COLUMNS_PADDED=power_of_two(columns, 16),
             HAS_MASK=call.mask is not None,
             HAS_LOG_WEIGHTS=call.log_weights is not None,
-            **common(plan, x.dtype),
+            DIRECT=plan.parts == 1,
+            ACC=common.acc(x.dtype),
+            **common.cut_options(plan),
+            **common.options(setting, x.dtype),
             LIMIT=library.limit(x.dtype),
         )
-        return parts.combined(heads, channels, columns)
+        return made.combined()
 
-
-class Parts:
-    """What the programs of a sample's parts leave behind, see vt_fast.kernels.tokenize."""
-
-    def __init__(self, x: Tensor, items: int, count: int, rows: int, width: int) -> None:
-        dtype = compute_dtype(x.dtype)
-        self.items, self.count, self.rows, self.width = items, count, rows, width
-        self.tensors = (
-            x.new_empty((items, count, rows, width), dtype=dtype),
-            x.new_empty((items, count, rows), dtype=dtype),
-            x.new_empty((items, count, rows), dtype=dtype),
-            x.new_empty((items, count, rows), dtype=dtype),
-            x.new_empty((items, count), dtype=torch.int32),
-        )
-        self.limit = library.limit(x.dtype)
-
-    def combined(self, heads: int, channels: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Tokens (B, rows, heads * channels + columns) and lse (B, heads * rows)."""
-        like = self.tensors[0]
-        batch = self.items // heads
-        tokens = like.new_empty((batch, self.rows, heads * channels + columns))
-        lse = like.new_empty((batch, heads * self.rows))
-        block = min(256, power_of_two(self.width, 16))
-        launch(
-            combine,
-            (self.items, self.rows, ceil_div(self.width, block)),
-            *self.tensors,
-            tokens,
-            lse,
-            self.count,
-            HEADS=heads,
-            TOKENS=self.rows,
-            CHANNELS=channels,
-            COLUMNS=columns,
-            AT_ONCE=min(16, power_of_two(self.count)),
-            BLOCK=block,
-            LIMIT=self.limit,
-        )
-        return tokens, lse
+    kind, layout = library.kind(x.dtype), common.layout_name(place)
+    return common.attempt(Problem("tokenize_forward", kind, layout, channels, padded, pixels), x, run)
 
 
 def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
@@ -113,45 +79,56 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     batch, pixels = x.shape[0], pixel_count(x)
     rows, channels = call.queries.shape[-2] // heads, channel_count(x) // heads
     columns = 0 if call.position is None else call.position.shape[1]
-    dtype = compute_dtype(x.dtype)
+    sums = compute_dtype(x.dtype)
     padded = power_of_two(rows, 16)
-    plan = setting(channels, padded, x.dtype, backward=True)
-    items = batch * heads
-    blocks = plan.blocks(channels)
-    count, each = splits(x, pixels, items * blocks, plan.tile, 4 * items * rows * channels)
-    grad_tokens = call.grad_tokens.to(x.dtype).contiguous()
-    delta = deltas(call.grad_tokens.to(dtype), call.tokens.to(dtype), call.grad_lse, heads)
     dx = torch.empty_like(x) if needs_x else None
-    part_dqueries = x.new_empty((count, items, rows, channels) if needs_queries else 0, dtype=dtype)
-    dlog_weights = x.new_empty((heads, batch, pixels) if needs_log_weights else 0, dtype=dtype)
-    attention = x.new_empty((batch, pixels, rows) if needs_position else 0, dtype=dtype)
+    dlog_weights = x.new_empty((heads, batch, pixels) if needs_log_weights else 0, dtype=sums)
+    attention = x.new_empty((batch, pixels, rows) if needs_position else 0, dtype=sums)
     place, out = Placed.of(x), Placed.of(x if dx is None else dx)
     align = alignment(place, out)
-    with torch.cuda.device_of(x):
-        queries, queries_batch = operands.rows(call.queries)
+    queries, queries_batch = operands.rows(call.queries)
+    shared = call.queries.dim() == 2
+    lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
+
+    def run(setting: Setting) -> Tensor | None:
+        items, part = batch * heads, 4 * heads * rows * channels
+        plan = cut(setting, x, pixels, channels, items, batch * part)
+        # Each sample leaves a part of its own, and all of them may be too much.
+        across = needs_queries and shared and batch > 1 and setting.form != WHOLE
+        if across:
+            fewer = cut_across(setting, x, pixels, channels, heads, part)
+            across = fewer.parts < batch * plan.parts
+            plan = fewer if across else plan
+        samples = 1 if across else batch
+        dtype = common.part_dtype(plan.parts, call.queries, shared=shared, sums=sums)
+        shape = (samples, plan.parts, heads, rows, channels)
+        part_dqueries = x.new_empty(shape if needs_queries else 0, dtype=dtype)
         launch(
             backward_kernel,
-            (count, items, blocks),
+            (plan.blocks * heads * samples * plan.parts,),
             *place.arguments(align),
             queries,
             queries_batch,
-            grad_tokens,
+            grad_tokens.to(x.dtype),
             operands.pixels(call.mask, x),
             operands.pixels(call.log_weights, x),
             x if call.position is None else call.position.contiguous(),
-            call.lse.contiguous(),
-            delta,
+            lse,
+            common.deltas(grad_tokens, call.tokens, call.grad_lse, lse, heads),
             *out.arguments(align),
             part_dqueries,
             dlog_weights,
             attention,
-            *shape_arguments(place, pixels, align),
-            each,
+            *common.shape_arguments(place, pixels, align),
+            batch,
+            ceil_div(pixels, setting.tile),
+            plan.parts,
+            plan.each if across else ceil_div(plan.each, setting.tile),
             LAYOUT=place.layout,
             ALIGN=align,
-            PIXEL_ALIGN=pixel_align(place, pixels, align),
+            PIXEL_ALIGN=common.pixel_align(place, pixels, align),
             DX_LAYOUT=out.layout,
-            WIDE=max(each.extent(pixels, channel_count(x)) for each in (place, out)) > _INT32,
+            WIDE=common.wide(pixels, channel_count(x), place, out),
             HEADS=heads,
             TOKENS=rows,
             TOKENS_PADDED=padded,
@@ -164,65 +141,20 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
             NEEDS_QUERIES=needs_queries,
             NEEDS_LOG_WEIGHTS=needs_log_weights,
             NEEDS_ATTENTION=needs_position,
-            **common(plan, x.dtype),
+            ACROSS=across,
+            **common.cut_options(plan),
+            **common.options(setting, x.dtype),
         )
+        return common.summed(part_dqueries, call.queries, shared=shared) if needs_queries else None
+
+    kind, layout = library.kind(x.dtype), common.layout_name(place, out)
+    problem = Problem("tokenize_backward", kind, layout, channels, padded, pixels)
+    dqueries = common.attempt(problem, x, run)
+    weights = call.log_weights
+    dlog = None
+    if needs_log_weights and weights is not None:
+        dlog = (dlog_weights[0] if heads == 1 else dlog_weights.sum(0)).view(weights.shape)
     dposition = None
     if needs_position:
-        dposition = position_gradient(attention, call.grad_tokens[..., channels:].to(dtype))
-    return TokenizeGradients(
-        x=dx,
-        queries=summed(part_dqueries, batch, call.queries) if needs_queries else None,
-        log_weights=dlog_weights.sum(0).view(call.log_weights.shape)
-        if needs_log_weights and call.log_weights is not None
-        else None,
-        position=dposition,
-    )
-
-
-def deltas(grad_tokens: Tensor, tokens: Tensor, grad_lse: Tensor | None, heads: int) -> Tensor:
-    """delta (B, heads * L): what the mean of A * dA over the pixels is, less the gradient of lse."""
-    products = grad_tokens.double() * tokens.double()
-    if heads > 1:
-        products = products.unflatten(-1, (heads, -1)).transpose(1, 2)
-    delta = products.sum(-1).flatten(1)
-    if grad_lse is not None:
-        delta = delta - grad_lse
-    return delta.to(tokens.dtype).contiguous()
-
-
-def summed(parts: Tensor, batch: int, operand: Tensor) -> Tensor:
-    """Parts (splits, B * ..., ...) summed up, over the batch too where it shares the operand."""
-    whole = parts.sum(0).unflatten(0, (batch, -1))
-    if operand.dim() == 2:
-        whole = whole.sum(0)
-    result: Tensor = whole.reshape(operand.shape)
-    return result
-
-
-def position_gradient(attention: Tensor, grad_entries: Tensor) -> Tensor:
-    """(N, P) from weights (B, N, L) and the gradients (B, L, P) of the tokens' columns."""
-    return torch.einsum("bnl,blp->np", attention, grad_entries)
-
-
-def shape_arguments(place: Placed, pixels: int, align: int) -> tuple[int, int]:
-    """Pixels, and pixels in a row."""
-    return pixels // pixel_align(place, pixels, align), place.width
-
-
-def pixel_align(place: Placed, pixels: int, align: int) -> int:
-    """What a kernel multiplies the number of pixels with, so that it knows how wide masks may be."""
-    while pixels % align:
-        align //= 2
-    return align if place.layout == PIXELS_UNIT else 1
-
-
-def common(plan: Setting, dtype: torch.dtype) -> dict[str, object]:
-    """What the kernels with sums over pixels are all told."""
-    return {
-        "TILE": plan.tile,
-        "CHUNK": plan.chunk,
-        "OWN": plan.own,
-        "PRECISION": library.precision(dtype),
-        "WIDEN": library.widens(dtype),
-        **plan.options,
-    }
+        dposition = common.position_gradient(attention, grad_tokens[..., channels:].to(sums))
+    return TokenizeGradients(x=dx, queries=dqueries, log_weights=dlog, position=dposition)

@@ -1,0 +1,155 @@
+"""Which settings a kernel is launched with: from tables of data, best first, and what to do beyond them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
+from vt_fast.backends.triton.device import architecture
+
+SCHEMA = 1
+
+# How a kernel goes through a tile's channels a second time.
+KEEP = "keep"  # tiles stay on the chip
+STREAM = "stream"  # they are read again; sums over tiles in registers
+WHOLE = "whole"  # the same, but a program's tile is its only one: sums are written at once
+
+TABLES = Path(__file__).resolve().parents[2] / "kernels" / "settings"
+# A file like those, whose entries come first: what ``python -m vt_fast tune`` has written.
+VARIABLE = "VT_FAST_SETTINGS"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Pixels of a tile, channels of a chunk, chunks of a program (0: all), form, and what Triton is told."""
+
+    tile: int
+    chunk: int
+    own: int
+    form: str
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a setting is chosen by: the class of a launch.
+
+    ``kind``: how products are taken ("16", "tf32" or "ieee"). ``layout``: which unit strides the maps have
+    ("channels", "pixels" or "any"). ``channels``, ``rows``: numbers that a program's sums are made of, rows
+    padded. ``pixels``: of a sample.
+    """
+
+    kernel: str
+    kind: str
+    layout: str
+    channels: int
+    rows: int
+    pixels: int
+
+
+# Pixels of a sample up to which one tile can hold them all.
+FEW = 256
+
+
+@functools.cache
+def table(architecture: str, extra: str | None) -> dict[tuple[str, str, str, bool], list[dict[str, Any]]]:
+    """A table's entries by kernel, kind, layout, and whether pixels are few; those of ``extra`` first."""
+    found: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
+    for path in ([Path(extra)] if extra else []) + [TABLES / f"{architecture}.json"]:
+        for entry in read(path, required=path == Path(extra or "")):
+            key = (entry["kernel"], entry["kind"], entry["layout"], entry["few"])
+            found.setdefault(key, []).append(entry)
+    return found
+
+
+def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
+    """A table's entries.
+
+    Raises:
+        ValueError: it is not such a table.
+    """
+    if not path.exists() and not required:
+        return []
+    try:
+        data = json.loads(path.read_text())
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']}, not {SCHEMA}")
+        names = {field.name for field in fields(Setting)}
+        for entry in data["entries"]:
+            if set(entry["setting"]) != names:
+                raise ValueError(f"a setting must have {sorted(names)}, got {sorted(entry['setting'])}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} (see {VARIABLE}) must be a table of launch settings: {error}") from error
+    entries: list[dict[str, Any]] = data["entries"]
+    return entries
+
+
+def choices(problem: Problem, device: torch.device) -> list[Setting]:
+    """Settings to try, best first; the last ones are slow, and fit everywhere."""
+    return _choices(problem, architecture(device), os.environ.get(VARIABLE))
+
+
+@functools.lru_cache(maxsize=4096)
+def _choices(problem: Problem, architecture: str, extra: str | None) -> list[Setting]:
+    few = problem.pixels <= FEW
+    entries = table(architecture, extra).get((problem.kernel, problem.kind, problem.layout, few), [])
+    covering = [
+        entry
+        for entry in entries
+        if entry["channels"] >= problem.channels
+        and entry["rows"] >= problem.rows
+        # A setting for far more channels is not a good one, only one that works.
+        and entry["channels"] < 4 * problem.channels
+    ]
+    covering.sort(key=lambda entry: (entry["channels"], entry["rows"], entry.get("rank", 0)))
+    found = [fitted(Setting(**entry["setting"]), problem) for entry in covering[:2]]
+    return list(dict.fromkeys([*found, *fallbacks(problem)]))
+
+
+def fitted(setting: Setting, problem: Problem) -> Setting:
+    """The setting for this many channels and pixels: no wider chunk than there are, no taller tile."""
+    values = asdict(setting)
+    values["chunk"] = min(setting.chunk, power_of_two(problem.channels, 16))
+    if setting.form == WHOLE:
+        values["tile"] = power_of_two(problem.pixels, 16)
+    else:
+        values["tile"] = min(setting.tile, power_of_two(problem.pixels, 16))
+    return Setting(**values)
+
+
+# Numbers of float32 that a program can add up in registers, beside all else.
+_FORWARD_SUMS, _BACKWARD_SUMS = 16 << 10, 8 << 10
+
+
+def fallbacks(problem: Problem) -> list[Setting]:
+    """Settings by rules alone, ever smaller ones."""
+    found = []
+    budget = _BACKWARD_SUMS if problem.kernel.endswith("backward") else _FORWARD_SUMS
+    widest = 64
+    if problem.kind != "16":
+        budget, widest = budget // 4, 32
+    for tile, chunk, warps, stages in ((32, widest, 8, 2), (16, 32, 4, 2), (16, 16, 4, 1)):
+        chunk = min(chunk, power_of_two(problem.channels, 16))
+        while chunk > 16 and chunk * problem.rows > budget:
+            chunk //= 2
+        own = max(1, min(ceil_div(problem.channels, chunk), budget // (chunk * problem.rows)))
+        found.append(Setting(tile, chunk, own, STREAM, warps, stages))
+        budget //= 4
+    return found
+
+
+# By vt_fast.backends.triton.maps' numbers.
+LAYOUTS = ("channels", "pixels", "any")
+
+
+def shared_bytes(problem: Problem, setting: Setting, item_bytes: int) -> int:
+    """Shared memory that a program needs at most; benchmarks/offline.py checks it against the compiler."""
+    return 0

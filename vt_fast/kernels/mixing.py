@@ -1,0 +1,66 @@
+"""Small products of the projector's values with the tokenizer's operands, [rows, queries].
+
+The map Y = R + P V (R: the residual) is not needed for its tokens: its logits are R W^T + P (V W^T), and pooled
+with the weights A it is A^T R + (A^T P) V. So V meets the few queries before the pixels, and the few A^T P after.
+"""
+
+import triton
+import triton.language as tl
+
+from vt_fast.kernels.attention import load_values
+from vt_fast.kernels.tiles import load_rows, product
+
+
+@triton.jit
+def mix(
+    values,
+    head,
+    token,
+    row_ok,
+    others,
+    query,
+    query_ok,
+    channels,
+    OUT_CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    QUERIES_PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ACC: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """V times the transpose of others (QUERIES, WIDTH), of which the first OUT_CHANNELS columns count."""
+    RAGGED: tl.constexpr = OUT_CHANNELS % CHUNK != 0
+    sums = tl.zeros((ROWS, QUERIES_PADDED), ACC)
+    for m in tl.range((OUT_CHANNELS + CHUNK - 1) // CHUNK):
+        k = m * CHUNK + channels
+        rows = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, RAGGED)
+        other = load_rows(others, query, WIDTH, k, query_ok, k < OUT_CHANNELS, RAGGED)
+        sums = product(tl.trans(rows), other, sums, PRECISION, WIDEN)
+    return sums
+
+
+@triton.jit
+def add_mixed(operand, few, onto, SMALL_PRECISION: tl.constexpr):
+    """onto [channels, columns] + operand [channels, rows] times the few [rows, columns]."""
+    return tl.dot(operand.to(onto.dtype), few, onto, input_precision=SMALL_PRECISION, out_dtype=onto.dtype)
+
+
+@triton.jit
+def add_outer(left, right, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """onto [rows, queries] + left [pixels, rows] transposed times right [pixels, queries].
+
+    A product of few rows and columns over many pixels would have every warp take all pixels: here each
+    takes some, and their sums are added up.
+    """
+    TILE: tl.constexpr = left.shape[0]
+    EACH: tl.constexpr = 32
+    if TILE <= EACH:
+        return product(tl.trans(left), right, onto, PRECISION, WIDEN)
+    else:
+        groups = tl.permute(tl.reshape(left, (TILE // EACH, EACH, left.shape[1])), (0, 2, 1))
+        others = tl.reshape(right, (TILE // EACH, EACH, right.shape[1]))
+        sums = tl.zeros((TILE // EACH, left.shape[1], right.shape[1]), onto.dtype)
+        return onto + tl.sum(product(groups, others, sums, PRECISION, WIDEN), 0)
