@@ -43,9 +43,22 @@ def mix(
 
 
 @triton.jit
-def add_mixed(operand, few, onto, SMALL_PRECISION: tl.constexpr):
-    """onto [channels, columns] + operand [channels, rows] times the few [rows, columns]."""
-    return tl.dot(operand.to(onto.dtype), few, onto, input_precision=SMALL_PRECISION, out_dtype=onto.dtype)
+def add_mixed(operand, few, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """onto [channels, columns] + operand [channels, rows] times the few [rows, columns], which are sums.
+
+    An operand of 16 bits takes them as two numbers of its dtype, relative to each column's largest: what is
+    left of the first one's rounding is the second.
+    """
+    if operand.dtype.primitive_bitwidth > 16:
+        return product(operand, few, onto, PRECISION, WIDEN)
+    else:
+        top = tl.max(tl.abs(few), 0)
+        few = tl.where(top[None, :] > 0, few / top[None, :], 0.0)
+        first = few.to(operand.dtype)
+        second = (few - first.to(few.dtype)).to(operand.dtype)
+        sums = tl.zeros((operand.shape[0], few.shape[1]), onto.dtype)
+        sums = product(operand, second, sums, PRECISION, WIDEN)
+        return onto + product(operand, first, sums, PRECISION, WIDEN) * top[None, :]
 
 
 @triton.jit

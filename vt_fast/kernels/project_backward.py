@@ -158,8 +158,7 @@ def project_backward(
         # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
-            more_keys = ()
-            more_values = ()
+            more = ()
             for i in tl.static_range(OWN):
                 k = (group + i) * CHUNK + c
                 if NEEDS_VALUES or RESIDUAL_INPUT:
@@ -176,7 +175,23 @@ def project_backward(
                     if RESIDUAL_INPUT:
                         out += arrived.to(ACC)
                     store_chunk(dx, to, k, dx_channel, ok, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
-                if NEEDS_KEYS:
+                if NEEDS_VALUES:
+                    added = product(tl.trans(arrived), weights, dvalues[i], PRECISION, WIDEN)
+                    if LOOPS > 1:
+                        store_dvalues(
+                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
+                        )
+                    else:
+                        more = more + (added,)
+            if NEEDS_VALUES and LOOPS == 1:
+                dvalues = more
+        if NEEDS_KEYS:
+            # In a loop of its own, which needs fewer registers.
+            for j in tl.range(LOOPS):
+                group = (block * LOOPS + LOOPS - 1 - j) * OWN
+                more = ()
+                for i in tl.static_range(OWN):
+                    k = (group + i) * CHUNK + c
                     if KEEP:
                         tile = tiles[i]
                     else:
@@ -185,20 +200,9 @@ def project_backward(
                     if LOOPS > 1:
                         store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
                     else:
-                        more_keys = more_keys + (added,)
-                if NEEDS_VALUES:
-                    added = product(tl.trans(arrived), weights, dvalues[i], PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        store_dvalues(
-                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
-                        )
-                    else:
-                        more_values = more_values + (added,)
-            if LOOPS == 1:
-                if NEEDS_KEYS:
-                    dkeys = more_keys
-                if NEEDS_VALUES:
-                    dvalues = more_values
+                        more = more + (added,)
+                if LOOPS == 1:
+                    dkeys = more
 
     if LOOPS == 1:
         for i in tl.static_range(OWN):

@@ -217,7 +217,7 @@ def project_tokenize_forward(
                     added = product(tl.trans(tile), weights, added, PRECISION, WIDEN)
                 if LOOPS > 1:
                     value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
-                    added = add_mixed(value, row_sums, added, SMALL_PRECISION)
+                    added = add_mixed(value, row_sums, added, PRECISION, WIDEN)
                     there = (k < OUT_CHANNELS)[:, None] & query_ok[None, :]
                     store_pooled(to_tokens + k[:, None], added, there, pooled, seen, DIRECT)
                 else:
@@ -229,7 +229,7 @@ def project_tokenize_forward(
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
             value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
-            added = add_mixed(value, row_sums, sums[i], SMALL_PRECISION)
+            added = add_mixed(value, row_sums, sums[i], PRECISION, WIDEN)
             there = (k < OUT_CHANNELS)[:, None] & query_ok[None, :]
             store_pooled(to_tokens + k[:, None], added, there, pooled, seen, DIRECT)
     if block == 0:

@@ -316,9 +316,7 @@ def project_tokenize_backward(
         # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
-            more_keys = ()
-            more_values = ()
-            more_queries = ()
+            more = ()
             for i in tl.static_range(OWN):
                 k = (group + i) * CHUNK + c
                 if HAS_GRAD:
@@ -328,13 +326,11 @@ def project_tokenize_backward(
                         arrived = load_chunk(
                             grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_OWN_RAGGED
                         )  # fmt: skip
+                query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
+                token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 if NEEDS_MAP:
-                    token_grad = load_rows(
-                        grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
-                    )
                     whole = tl.zeros((TILE, CHUNK), ACC)
                     whole = product(weights, tl.trans(token_grad), whole, PRECISION, WIDEN)
-                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                     whole = product(inner, tl.trans(query), whole, PRECISION, WIDEN)
                     if MASKED:
                         whole = tl.where(ok[:, None], whole, 0.0)  # whatever 0 times infinity is
@@ -342,78 +338,86 @@ def project_tokenize_backward(
                         whole += arrived.to(ACC)
                     if NEEDS_RESIDUAL:
                         store_chunk(
-                            dresidual, to_residual, k, dr_channel, inside, whole, OUT_CHANNELS, DR_LAYOUT, ALIGN,
-                            OUT_OWN_RAGGED,
+                            dresidual, to_residual, k, dr_channel, inside, whole, OUT_CHANNELS, DR_LAYOUT,
+                            ALIGN, OUT_OWN_RAGGED,
                         )  # fmt: skip
                 if NEEDS_X:
                     key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, OWN_RAGGED)
                     out = tl.zeros((TILE, CHUNK), ACC)
+                    if RESIDUAL_INPUT and not MASKED:
+                        out = whole
                     out = product(dscores, tl.trans(key), out, PRECISION, WIDEN)
                     if MASKED:
                         out = tl.where(used[:, None], out, 0.0)
-                    if RESIDUAL_INPUT:
-                        out += whole
+                        if RESIDUAL_INPUT:
+                            out += whole
                     store_chunk(dx, to, k, dx_channel, inside, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
-                if NEEDS_KEYS or (NEEDS_QUERIES and RESIDUAL_INPUT):
-                    if KEEP:
-                        tile = tiles[i]
-                    else:
-                        tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
-                if NEEDS_KEYS:
-                    if MASKED:
-                        tile = tl.where(used[:, None], tile, 0.0)
-                    added = product(tl.trans(tile), dscores, dkeys[i], PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
-                    else:
-                        more_keys = more_keys + (added,)
                 if NEEDS_VALUES:
                     added = dvalues[i]
                     if HAS_GRAD:
                         added = product(tl.trans(arrived), projected, added, PRECISION, WIDEN)
                     if LOOPS > 1:
-                        token_grad = load_rows(
-                            grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
-                        )
-                        added = add_mixed(token_grad, tl.trans(pooled_rows), added, SMALL_PRECISION)
-                        query = load_rows(
-                            queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED
-                        )
-                        added = add_mixed(query, tl.trans(inner_rows), added, SMALL_PRECISION)
+                        added = add_mixed(token_grad, tl.trans(pooled_rows), added, PRECISION, WIDEN)
+                        added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
                         store_dvalues(
                             part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
                         )
                     else:
-                        more_values = more_values + (added,)
-                if NEEDS_QUERIES:
-                    added = dqueries[i]
-                    if HAS_BASE:
+                        more = more + (added,)
+            if NEEDS_VALUES and LOOPS == 1:
+                dvalues = more
+        if NEEDS_KEYS or NEEDS_QUERIES:
+            # In a loop of its own, which needs fewer registers.
+            for j in tl.range(LOOPS):
+                group = (block * LOOPS + LOOPS - 1 - j) * OWN
+                more_keys = ()
+                more_queries = ()
+                for i in tl.static_range(OWN):
+                    k = (group + i) * CHUNK + c
+                    if NEEDS_KEYS or RESIDUAL_INPUT:
                         if KEEP:
-                            base = bases[i]
-                        elif RESIDUAL_INPUT:
-                            base = tile
+                            tile = tiles[i]
                         else:
-                            base = load_chunk(
-                                residual, from_residual, k, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_OWN_RAGGED
-                            )  # fmt: skip
-                        if MASKED and RESIDUAL_INPUT:
-                            base = tl.where(ok[:, None], base, 0.0)
-                        added = product(tl.trans(base), inner, added, PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        value = load_values(
-                            values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED
-                        )
-                        added = add_mixed(value, inner_rows, added, SMALL_PRECISION)
-                        store_dkeys(part_dqueries, part, k, q, query_ok, added, OUT_CHANNELS, QUERIES)
-                    else:
-                        more_queries = more_queries + (added,)
-            if LOOPS == 1:
-                if NEEDS_KEYS:
-                    dkeys = more_keys
-                if NEEDS_VALUES:
-                    dvalues = more_values
-                if NEEDS_QUERIES:
-                    dqueries = more_queries
+                            tile = load_chunk(
+                                x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED
+                            )
+                    if NEEDS_KEYS:
+                        taken = tile
+                        if MASKED:
+                            taken = tl.where(used[:, None], tile, 0.0)
+                        added = product(tl.trans(taken), dscores, dkeys[i], PRECISION, WIDEN)
+                        if LOOPS > 1:
+                            store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
+                        else:
+                            more_keys = more_keys + (added,)
+                    if NEEDS_QUERIES:
+                        more_added = dqueries[i]
+                        if HAS_BASE:
+                            if RESIDUAL_INPUT:
+                                base = tile
+                                if MASKED:
+                                    base = tl.where(ok[:, None], tile, 0.0)
+                            elif KEEP:
+                                base = bases[i]
+                            else:
+                                base = load_chunk(
+                                    residual, from_residual, k, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN,
+                                    OUT_OWN_RAGGED,
+                                )  # fmt: skip
+                            more_added = product(tl.trans(base), inner, more_added, PRECISION, WIDEN)
+                        if LOOPS > 1:
+                            value = load_values(
+                                values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED
+                            )
+                            more_added = add_mixed(value, inner_rows, more_added, PRECISION, WIDEN)
+                            store_dkeys(part_dqueries, part, k, q, query_ok, more_added, OUT_CHANNELS, QUERIES)
+                        else:
+                            more_queries = more_queries + (more_added,)
+                if LOOPS == 1:
+                    if NEEDS_KEYS:
+                        dkeys = more_keys
+                    if NEEDS_QUERIES:
+                        dqueries = more_queries
 
     if LOOPS == 1:
         for i in tl.static_range(OWN):
@@ -422,13 +426,13 @@ def project_tokenize_backward(
                 store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], CHANNELS, HEADS * TOKENS)
             if NEEDS_VALUES:
                 token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
-                added = add_mixed(token_grad, tl.trans(pooled_rows), dvalues[i], SMALL_PRECISION)
+                added = add_mixed(token_grad, tl.trans(pooled_rows), dvalues[i], PRECISION, WIDEN)
                 query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
-                added = add_mixed(query, tl.trans(inner_rows), added, SMALL_PRECISION)
+                added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
                 store_dvalues(part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS)
             if NEEDS_QUERIES:
                 value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED)
-                added = add_mixed(value, inner_rows, dqueries[i], SMALL_PRECISION)
+                added = add_mixed(value, inner_rows, dqueries[i], PRECISION, WIDEN)
                 store_dkeys(part_dqueries, part, k, q, query_ok, added, OUT_CHANNELS, QUERIES)
     if block == 0:
         if NEEDS_BIAS:
