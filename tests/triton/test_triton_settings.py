@@ -1,25 +1,54 @@
 """Results do not depend on how a call is cut into programs, tiles and chunks."""
 
-import importlib
+import json
 
 import pytest
 import torch
 from problems import OPS, make
 
-from vt_fast.backends.triton import plan
+from vt_fast.backends.triton import device, plan, settings
+from vt_fast.backends.triton.arithmetic import ceil_div
+from vt_fast.backends.triton.launch import common
+from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Problem, Setting
 
 OPTIONS = {
     "tokenize": ("mask", "log_weights", "position", "shared"),
     "project": ("residual", "wide", "heads", "bias", "shared"),
     "project_tokenize": ("heads", "bias"),
 }
+# With what the residual is x itself, keys have other lengths than queries, and nothing is shared.
+PLAIN = {"tokenize": ("mask", "heads"), "project": (), "project_tokenize": ("mask", "log_weights")}
+
+SETTINGS = [
+    Setting(16, 16, 1, STREAM, 4, 2),
+    Setting(16, 16, 2, STREAM, 4, 2),
+    Setting(32, 16, 9, STREAM, 4, 2),
+    Setting(64, 128, 1, STREAM, 4, 2),
+    Setting(16, 16, 0, KEEP, 4, 2),
+    Setting(64, 32, 0, KEEP, 4, 2),
+    Setting(64, 16, 1, WHOLE, 4, 2),
+    Setting(128, 32, 1, WHOLE, 4, 2),
+]
 
 
 @pytest.fixture
-def launches():
-    """The modules that choose settings."""
-    names = ("tokenize", "project", "project_tokenize")
-    return [importlib.import_module(f"vt_fast.backends.triton.launch.{name}") for name in names]
+def use(monkeypatch):
+    """Every kernel is launched with this setting."""
+
+    def always(setting):
+        monkeypatch.setattr(settings, "choices", lambda problem, device: [setting])
+
+    return always
+
+
+@pytest.fixture
+def pretend_processors(monkeypatch):
+    """As many multiprocessors as one wants."""
+
+    def count(number):
+        monkeypatch.setattr(device, "processors", lambda device: number)
+
+    return count
 
 
 def check(problem):
@@ -29,27 +58,37 @@ def check(problem):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "nchw, sliced"])
-@pytest.mark.parametrize(("tile", "chunk", "own"), [(16, 16, 1), (16, 16, 2), (32, 16, 9), (64, 128, 1)])
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_settings_change_nothing(op, tile, chunk, own, layout, launches, monkeypatch):
-    def setting(channels, sums, dtype, *, backward):
-        return plan.Setting(tile, chunk, min(own, plan.ceil_div(channels, chunk)), 4, 2)
-
-    for module in launches:
-        monkeypatch.setattr(module, "setting", setting)
+def test_settings_change_nothing(op, setting, layout, use, pretend_processors):
+    pretend_processors(2)  # enough programs, so that each takes all channels where it can
+    use(setting)
     check(make(op, OPTIONS[op], layout, channels=48, height=9, width=7))
 
 
-@pytest.mark.parametrize("splits", [1, 2, 63])
+@pytest.mark.parametrize("setting", SETTINGS[4:7], ids=str)
 @pytest.mark.parametrize("op", OPS)
-def test_splits_change_nothing(op, splits, launches, monkeypatch):
-    def cut(x, pixels, items, tile, part_bytes):
-        each = plan.ceil_div(plan.ceil_div(pixels, splits), tile) * tile
-        return plan.ceil_div(pixels, each), each
+def test_settings_change_nothing_where_nothing_is_shared(op, setting, use, pretend_processors):
+    pretend_processors(2)
+    use(setting)
+    check(make(op, PLAIN[op], "channels_last", channels=48, height=9, width=7))
 
-    for module in launches:
-        if hasattr(module, "splits"):
-            monkeypatch.setattr(module, "splits", cut)
+
+@pytest.mark.parametrize("processors", [1, 16, 1000])
+@pytest.mark.parametrize("form", [KEEP, STREAM, WHOLE])
+@pytest.mark.parametrize("op", OPS)
+def test_multiprocessors_change_nothing(op, form, processors, use, pretend_processors):
+    pretend_processors(processors)
+    use(Setting(64 if form == WHOLE else 16, 16, 0, form, 4, 2))
+    check(make(op, OPTIONS[op], "nchw", channels=48, height=9, width=7))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 63])
+@pytest.mark.parametrize("op", OPS)
+def test_parts_change_nothing(op, parts, use, pretend_processors, monkeypatch):
+    monkeypatch.setattr(plan, "_affordable", lambda x, part_bytes: parts)
+    pretend_processors(4 * parts)
+    use(Setting(16, 16, 2, STREAM, 4, 2))
     options = OPTIONS[op]
     problem = make(op, options, "nchw", height=37, width=29, batch=2)
     if "mask" in options:
@@ -57,10 +96,18 @@ def test_splits_change_nothing(op, splits, launches, monkeypatch):
     check(problem)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+@pytest.mark.parametrize("form", [KEEP, STREAM])
+def test_parts_across_samples_change_nothing(form, parts, use, pretend_processors, monkeypatch):
+    monkeypatch.setattr(plan, "_affordable", lambda x, part_bytes: parts)
+    pretend_processors(1)
+    use(Setting(16, 16, 2, form, 4, 2))
+    check(make("tokenize", ("shared", "heads", "mask"), "channels_last", height=7, width=5, batch=7))
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_offsets_of_64_bits_change_nothing(op, launches, monkeypatch):
-    for module in launches:
-        monkeypatch.setattr(module, "_INT32", 0)
+def test_offsets_of_64_bits_change_nothing(op, monkeypatch):
+    monkeypatch.setattr(common, "_INT32", 0)
     check(make(op, OPTIONS[op], "nchw"))
 
 
@@ -72,23 +119,101 @@ def test_the_same_bits_each_time(op):
         assert torch.equal(value, first[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("sums", [16, 48, 256])
+KERNELS = [f"{op}_{which}" for op in OPS for which in ("forward", "backward")]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", ["16", "tf32", "ieee"])
+@pytest.mark.parametrize("rows", [16, 48, 256])
 @pytest.mark.parametrize("channels", [16, 64, 192, 320, 768, 1536, 2048])
-@pytest.mark.parametrize("backward", [False, True])
-def test_a_setting_covers_all_channels(channels, sums, dtype, backward):
-    chosen = plan.setting(channels, sums, dtype, backward=backward)
-    blocks = chosen.blocks(channels)
-    assert blocks * chosen.own * chosen.chunk >= channels
-    assert (blocks - 1) * chosen.own * chosen.chunk < channels
-    assert chosen.chunk & (chosen.chunk - 1) == 0
-    assert chosen.chunk >= 16
+@pytest.mark.parametrize("pixels", [49, 196, 60800])
+def test_every_call_has_settings_that_cover_it(kernel, kind, rows, channels, pixels):
+    for architecture in ("none", "sm_80", "sm_86", "sm_90", "sm_100", "gfx942"):
+        for layout in settings.LAYOUTS:
+            problem = Problem(kernel, kind, layout, channels, rows, pixels)
+            found = settings._choices(problem, architecture, None)
+            assert settings.shared_bytes(problem, found[-1]) <= 48 << 10, "the last one must fit anywhere"
+            for setting in found:
+                assert setting.chunk >= 16
+                assert setting.tile >= 16
+                assert setting.tile & (setting.tile - 1) == setting.chunk & (setting.chunk - 1) == 0
+                assert setting.form != WHOLE or setting.tile >= pixels
 
 
-def test_parts_stay_small(monkeypatch):
-    monkeypatch.setattr(plan, "processors", lambda device: 132)
-    x = torch.empty(1, 1 << 20, 64, dtype=torch.bfloat16, device="meta")
-    count, each = plan.splits(x, 1 << 20, 1, 32, 4 * 16 * 64)
-    assert count * each >= 1 << 20
-    assert each % 32 == 0
-    assert count * 4 * 16 * 64 <= 0.05 * x.numel() * 2
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("channels", [16, 48, 320, 2048])
+@pytest.mark.parametrize("items", [1, 8, 256])
+@pytest.mark.parametrize("pixels", [49, 3136])
+def test_programs_cover_all_channels_and_pixels(setting, channels, items, pixels, pretend_processors):
+    if setting.form == WHOLE and setting.tile < pixels:
+        pytest.skip("for a sample of one tile")
+    pretend_processors(132)
+    x = torch.empty(items, pixels, channels, dtype=torch.bfloat16, device="meta")
+    part = 4 * 16 * channels
+    cut = plan.cut(setting, x, pixels, channels, items, items * part)
+    assert cut.blocks * cut.loops * cut.own * setting.chunk >= channels
+    assert (cut.blocks - 1) * cut.loops * cut.own * setting.chunk < channels
+    assert cut.parts * cut.each >= pixels > (cut.parts - 1) * cut.each
+    assert cut.parts == 1 or cut.each % setting.tile == 0
+    assert cut.parts == 1 or cut.parts * items * part <= max(0.05 * 2 * x.numel(), 1 << 20)
+    if setting.form != WHOLE:
+        tiles = items * ceil_div(pixels, setting.tile)
+        cut = plan.cut_across(setting, x, pixels, channels, 1, part)
+        assert cut.blocks * cut.own * setting.chunk >= channels
+        assert cut.parts * cut.each >= tiles > (cut.parts - 1) * cut.each
+        assert cut.parts == 1 or cut.parts * part <= max(0.05 * 2 * x.numel(), 1 << 20)
+
+
+def test_a_table_of_ones_own_comes_first(tmp_path, monkeypatch):
+    problem = Problem("tokenize_forward", "16", "channels", 256, 16, 196)
+    mine = Setting(16, 32, 3, STREAM, 2, 5)
+    entry = {"kernel": problem.kernel, "kind": "16", "layout": "channels", "few": True}
+    entry |= {"channels": 256, "rows": 16, "setting": vars(mine)}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"schema": settings.SCHEMA, "entries": [entry]}))
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+    assert settings.choices(problem, torch.device("cpu"))[0] == mine
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 99, "entries": []}', "{}"])
+def test_a_broken_table_is_an_error(text, tmp_path, monkeypatch):
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+    with pytest.raises(ValueError, match=r"broken.json .* must be a table of launch settings"):
+        settings.choices(Problem("project_forward", "16", "any", 17, 16, 9), torch.device("cpu"))
+
+
+def test_a_missing_table_is_an_error(monkeypatch):
+    monkeypatch.setenv(settings.VARIABLE, "/nowhere/to/be/found.json")
+    with pytest.raises(ValueError, match=r"found.json .* must be a table of launch settings"):
+        settings.choices(Problem("project_forward", "16", "any", 18, 16, 9), torch.device("cpu"))
+
+
+def test_what_does_not_fit_is_replaced_by_what_does(monkeypatch):
+    monkeypatch.setattr(device, "shared_bytes", lambda device: 40 << 10)
+    problem = Problem("tokenize_forward", "16", "channels", 256, 16, 196)
+    large, small = Setting(64, 64, 0, KEEP, 4, 3), Setting(16, 16, 1, STREAM, 4, 1)
+    monkeypatch.setattr(settings, "choices", lambda problem, device: [large, small])
+    assert common.attempt(problem, torch.empty(1), lambda setting: setting) == small
+    monkeypatch.setattr(settings, "choices", lambda problem, device: [large])
+    with pytest.raises(RuntimeError, match=r"no launch setting .* fits on cpu: .* bytes of shared memory"):
+        common.attempt(problem, torch.empty(1), lambda setting: setting)
+
+
+def test_a_setting_too_large_for_the_device_is_tried_once(monkeypatch, caplog):
+    problem = Problem("tokenize_forward", "16", "channels", 255, 16, 196)
+    first, second = Setting(32, 16, 1, STREAM, 4, 1), Setting(16, 16, 1, STREAM, 4, 1)
+    monkeypatch.setattr(settings, "choices", lambda problem, device: [first, second])
+    tried = []
+
+    def run(setting):
+        tried.append(setting)
+        if setting == first:
+            raise common.OutOfResources(300_000, 200_000, "shared memory")
+        return setting
+
+    assert common.attempt(problem, torch.empty(1), run) == second
+    assert common.attempt(problem, torch.empty(1), run) == second
+    assert tried == [first, second, second]
+    assert "does not fit" in caplog.text

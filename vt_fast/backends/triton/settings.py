@@ -150,6 +150,6 @@ def fallbacks(problem: Problem) -> list[Setting]:
 LAYOUTS = ("channels", "pixels", "any")
 
 
-def shared_bytes(problem: Problem, setting: Setting, item_bytes: int) -> int:
+def shared_bytes(problem: Problem, setting: Setting) -> int:
     """Shared memory that a program needs at most; benchmarks/offline.py checks it against the compiler."""
     return 0

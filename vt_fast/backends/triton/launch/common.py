@@ -34,7 +34,7 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
     limit = device.shared_bytes(x.device)
     reasons = []
     for setting in settings.choices(problem, x.device):
-        needed = settings.shared_bytes(problem, setting, x.element_size())
+        needed = settings.shared_bytes(problem, setting)
         if needed > limit:
             reasons.append(f"{setting}: {needed} bytes of shared memory of {limit}")
             continue
