@@ -55,16 +55,17 @@ def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, par
 
 
 def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: int, part_bytes: int) -> Cut:
-    """Parts of the whole batch, counted in tiles; ``part_bytes``: what one of them leaves."""
+    """Parts of the whole batch, counted in tiles; ``part_bytes``: what one of them leaves.
+
+    There are enough to keep the device busy, also where these leave more than is affordable: a part of each
+    sample would leave yet more.
+    """
     processors = device.processors(x.device)
     chunks = ceil_div(channels, setting.chunk)
     keep = setting.form == KEEP
     own = chunks if keep else min(setting.own or chunks, chunks)
     tiles = x.shape[0] * ceil_div(pixels, setting.tile)
-    most = max(1, min(_affordable(x, part_bytes), tiles))
-    if most * heads < processors:
-        # All multiprocessors, though then several of them read the same pixels.
-        keep, own = False, max(1, min(own, chunks * most * heads // processors))
+    most = min(max(_affordable(x, part_bytes), ceil_div(processors, heads)), tiles)
     blocks = 1 if keep else ceil_div(chunks, own)
     own = ceil_div(chunks, blocks)
     wanted = ceil_div(processors * _PROGRAMS_EACH, heads * blocks)

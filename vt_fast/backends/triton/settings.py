@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from vt_fast.backends.triton import device as hardware
 from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
-from vt_fast.backends.triton.device import architecture
 
 SCHEMA = 1
 
@@ -28,7 +28,10 @@ VARIABLE = "VT_FAST_SETTINGS"
 
 @dataclass(frozen=True)
 class Setting:
-    """Pixels of a tile, channels of a chunk, chunks of a program (0: all), form, and what Triton is told."""
+    """Pixels of a tile, channels of a chunk, chunks of a program (0: all), form, and what Triton is told.
+
+    ``shared``: bytes of shared memory that a program was found to need, 0 if nobody has looked.
+    """
 
     tile: int
     chunk: int
@@ -36,6 +39,7 @@ class Setting:
     form: str
     warps: int
     stages: int
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
             raise ValueError(f"schema {data['schema']}, not {SCHEMA}")
         names = {field.name for field in fields(Setting)}
         for entry in data["entries"]:
-            if set(entry["setting"]) != names:
-                raise ValueError(f"a setting must have {sorted(names)}, got {sorted(entry['setting'])}")
+            if not set(entry["setting"]) <= names:
+                raise ValueError(f"a setting must be of {sorted(names)}, got {sorted(entry['setting'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} (see {VARIABLE}) must be a table of launch settings: {error}") from error
     entries: list[dict[str, Any]] = data["entries"]
@@ -94,7 +98,7 @@ def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
 
 def choices(problem: Problem, device: torch.device) -> list[Setting]:
     """Settings to try, best first; the last ones are slow, and fit everywhere."""
-    return _choices(problem, architecture(device), os.environ.get(VARIABLE))
+    return _choices(problem, hardware.architecture(device), os.environ.get(VARIABLE))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -151,5 +155,27 @@ LAYOUTS = ("channels", "pixels", "any")
 
 
 def shared_bytes(problem: Problem, setting: Setting) -> int:
-    """Shared memory that a program needs at most; benchmarks/offline.py checks it against the compiler."""
-    return 0
+    """Shared memory that a program needs, at most: as found by compiling, else by what can lie there at once.
+
+    These are the tiles and rows of operands that are under way, and a tile or sums on their way from one
+    arrangement in registers to another.
+    """
+    if setting.shared:
+        return setting.shared
+    item = 2 if problem.kind == "16" else 4
+    maps, banks = _UNDER_WAY[problem.kernel]
+    wide = problem.channels if setting.form == KEEP else setting.chunk
+    under_way = setting.stages * wide * item * (maps * setting.tile + banks * problem.rows)
+    sums = 4 * max(setting.tile, setting.chunk, problem.rows) * max(problem.rows, setting.chunk)
+    return under_way + sums
+
+
+# Maps of which tiles, and operands of which rows, are loaded in the innermost loop.
+_UNDER_WAY = {
+    "tokenize_forward": (1, 1),
+    "tokenize_backward": (1, 2),
+    "project_forward": (1, 1),
+    "project_backward": (2, 2),
+    "project_tokenize_forward": (1, 2),
+    "project_tokenize_backward": (2, 4),
+}
