@@ -106,6 +106,8 @@ class Gpu(Device):
         What a graph computes is checked like the call itself. A call that cannot be captured takes its turn
         as a plain call, and its note says why.
         """
+        # What is left of an earlier call's autograd graph would tie a capture to that call's stream.
+        gc.collect()
         captures = Captures(self.cuda)
         functions: dict[str, Callable[[], Any]] = {}
         notes: dict[str, str] = {}
