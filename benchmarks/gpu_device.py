@@ -115,8 +115,7 @@ class Gpu(Device):
         for name, call in calls.items():
             try:
                 replay, results = captures.capture(call)
-            except Exception as error:  # whatever it is, the call itself works
-                functions[name] = call
+            except Exception as error:  # whatever it is, the call itself has worked
                 notes[name] = f"timed as a plain call, as it cannot be captured: {_causes(error)}"
                 continue
             replay()
@@ -127,13 +126,18 @@ class Gpu(Device):
                 functions[name] = replay
             else:
                 found[name] = Times([], timed_as=GRAPH, wrong=f"replayed: {wrong}")
+        for name in list(notes):
+            trouble = _trouble(calls[name])  # beside the graphs there may be too little memory for it
+            if trouble is None:
+                functions[name] = calls[name]
+            else:
+                found[name] = Times([], timed_as=EAGER, note=f"{notes[name]}; nor be called: {trouble}")
         self.warm_up()
         seconds = interleaved(functions, budget, before=before, stay=stay, clock=self.clock)
         functions.clear()
         captures.close()
-        plain = {name: calls[name] for name in seconds}
-        for call in plain.values():
-            call()  # memory is asked for again, once
+        # The first call asks for memory again.
+        plain = {name: calls[name] for name in seconds if _trouble(calls[name]) is None}
         rounds = min(_PLAIN_ROUNDS, budget.least)
         eager = interleaved(
             plain,
@@ -144,8 +148,17 @@ class Gpu(Device):
         )
         for name in seconds:
             kind = EAGER if name in notes else GRAPH
-            found[name] = Times(seconds[name], eager[name], kind, notes.get(name))
+            found[name] = Times(seconds[name], eager.get(name, []), kind, notes.get(name))
         return found
+
+
+def _trouble(call: Call) -> str | None:
+    """Why a call fails, if it does."""
+    try:
+        call()
+    except Exception as error:
+        return _causes(error)
+    return None
 
 
 def _causes(error: BaseException) -> str:

@@ -132,6 +132,22 @@ def test_who_cannot_be_captured_is_timed_as_a_plain_call(monkeypatch):
     assert "could not be captured" in report.render(run)
 
 
+def test_who_can_neither_be_captured_nor_called_beside_the_graphs_ends_no_cell(monkeypatch):
+    device, _ = standin.gpu(monkeypatch, lambda number: number == 1)
+    poor = itertools.count(1)
+
+    def call():
+        if next(poor) > 3:  # two warm-ups and the capture
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (torch.zeros(1),)
+
+    calls = {"poor": call, "other": lambda: (torch.ones(1),)}
+    found = device.times(calls, lambda name, values: None, timing.QUICK, {}, ())
+    assert (found["poor"].seconds, found["poor"].wrong) == ([], None)
+    assert "nor be called: OutOfMemoryError: CUDA out of memory" in found["poor"].note
+    assert (len(found["other"].seconds), len(found["other"].eager_seconds)) == (3, 3)
+
+
 def test_a_call_that_fails_under_capture_leaves_the_stream_as_it_was():
     stand_in = standin.StandIn()
     captures = graphs.Captures(stand_in)
