@@ -33,7 +33,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test interpreted offline bench lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test interpreted offline bench gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -43,6 +43,8 @@ help:
 	@echo 'make offline  compile the Triton kernels for GPUs that are not there (OFFLINE_FLAGS=--check: a few of them)'
 	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
 	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
+	@echo 'make gpu     the tests that need a GPU and the benchmark on it, with the torch that $(PYTHON) has'
+	@echo '             (VT_FAST_GPU_BUDGET=60: minutes; VT_FAST_GPU_QUICK=1: a smoke test; installs nothing)'
 	@echo 'make lint    ruff, mypy and clang-format'
 	@echo 'make format  let ruff and clang-format rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
@@ -70,6 +72,10 @@ offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 bench: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks cpu $(BENCH_FLAGS)
+
+# Not in .venv: who has a GPU has a torch for it.
+gpu:
+	PYTHON='$(PYTHON)' benchmarks/gpu.sh
 
 lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .

@@ -11,6 +11,8 @@ from typing import NamedTuple
 OPS = ("tokenize", "project", "project_tokenize")
 STACK = "stack"
 DTYPES = ("fp32", "bf16")
+# The most important first: a run on a GPU may be given less time than it would take.
+GPU_DTYPES = ("bf16", "fp32", "fp16")
 LAYOUTS = ("channels_last", "nchw")
 FORWARD, BOTH = "forward", "forward+backward"
 PASSES = (FORWARD, BOTH)
@@ -56,6 +58,22 @@ STACK_SHAPE = Shape(32, 14, 14, 1024, 16)
 QUICK_STACK_SHAPE = Shape(2, 6, 8, 64, 8)
 STACK_DEPTH = 3
 
+# On a GPU, the most important first.
+GPU_SHAPES = (
+    Shape(256, 14, 14, 1024, 16),  # the paper's stage of a ResNet-50 or 101
+    Shape(8, 200, 304, 256, 8),  # its FPN's finest level at 800 x 1216
+    Shape(256, 14, 14, 256, 16),  # and of a ResNet-18 or 34
+    Shape(64, 28, 28, 512, 16),
+    Shape(2, 1024, 1024, 256, 8),
+    Shape(1, 1024, 1024, 1024, 16),
+    Shape(32, 56, 56, 256, 32),
+    Shape(64, 14, 14, 768, 64),  # channels that are no power of two
+    Shape(64, 7, 7, 2048, 64),  # rows of pixels that are aligned to nothing
+)
+GPU_STACK_SHAPE = Shape(256, 14, 14, 1024, 16)
+# How many shapes come before the stack.
+_BEFORE_STACK = 3
+
 
 class Case(NamedTuple):
     """One job, measured in each pass."""
@@ -88,5 +106,28 @@ def select(
     jobs += [(STACK, stack)] if STACK in ops else []
     for op, shape in jobs:
         for dtype in dtypes:
+            for layout in layouts:
+                yield Case(op, shape, dtype, layout)
+
+
+def by_importance(
+    shapes: Sequence[Shape],
+    stack: Shape,
+    ops: Sequence[str] = (*OPS, STACK),
+    dtypes: Sequence[str] = GPU_DTYPES,
+    layouts: Sequence[str] = LAYOUTS,
+) -> Iterator[Case]:
+    """All combinations, those first that should be measured if there is not time for all.
+
+    Example:
+        >>> cases = list(by_importance(GPU_SHAPES, GPU_STACK_SHAPE))
+        >>> len(cases), cases[0].label
+        (168, 'tokenize 256x196x1024x16 bf16 channels_last')
+    """
+    jobs = [(op, shape) for shape in shapes for op in OPS if op in ops]
+    if STACK in ops:
+        jobs.insert(_BEFORE_STACK * sum(op in ops for op in OPS), (STACK, stack))
+    for dtype in sorted(dtypes, key=GPU_DTYPES.index):
+        for op, shape in jobs:
             for layout in layouts:
                 yield Case(op, shape, dtype, layout)

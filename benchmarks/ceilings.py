@@ -7,22 +7,19 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.device import Device
 from benchmarks.operands import TORCH_DTYPES
-from benchmarks.timing import Clock, wall_clock
-
-_COPY_BYTES = 1 << 27
-_MATRIX_SIZES = (512, 768, 1024)
-_QUICK_COPY_BYTES = 1 << 22
-_QUICK_MATRIX_SIZES = (64, 128)
 
 
 class Rates(NamedTuple):
-    """Seconds of each repetition, and what one does: bytes read and written, or FLOPs."""
+    """Seconds of each repetition, and what one does: bytes read and written, FLOPs, or bytes read alone."""
 
     copy_seconds: list[float]
     copy_bytes: int
     matrix_seconds: list[float]
     matrix_flops: int
+    read_seconds: list[float]
+    read_bytes: int
 
     @property
     def bandwidth(self) -> float:
@@ -39,39 +36,50 @@ class Rates(NamedTuple):
         return self._replace(
             copy_seconds=self.copy_seconds + other.copy_seconds,
             matrix_seconds=self.matrix_seconds + other.matrix_seconds,
+            read_seconds=self.read_seconds + other.read_seconds,
         )
 
 
 class Ceilings:
     """The two ceilings of one dtype: the copy of a large tensor, and the best of a few square products.
 
-    Measured again before and after every case: the machine of the first minute is not that of the last.
+    Measured again before and after every case: the machine of the first minute is not that of the last. Where
+    a device says so, reading alone is measured too, for information.
     """
 
-    def __init__(self, dtype: str, *, quick: bool = False, clock: Clock = wall_clock) -> None:
-        self._clock = clock
-        size = _QUICK_COPY_BYTES if quick else _COPY_BYTES
-        self._source = torch.ones(size // 4)
+    def __init__(self, dtype: str, *, quick: bool = False, device: Device | None = None) -> None:
+        self._device = Device() if device is None else device
+        sizes = self._device.quick_sizes if quick else self._device.sizes
+        where = self._device.torch_device
+        self._source = torch.ones(sizes.copy_bytes // 4, device=where)
         self._target = torch.empty_like(self._source)
         found = {}
-        for side in _QUICK_MATRIX_SIZES if quick else _MATRIX_SIZES:
-            self._matrix = torch.randn(side, side).to(TORCH_DTYPES[dtype])
+        self._device.warm_up()
+        for side in sizes.matrix_sides:
+            self._matrix = torch.randn(side, side, device=where).to(TORCH_DTYPES[dtype])
             self._product()
-            found[2 * side**3 / min(clock(self._product) for _ in range(3))] = self._matrix
+            found[2 * side**3 / min(self._device.clock(self._product) for _ in range(3))] = self._matrix
         self._matrix = found[max(found)]
         self._copy()
+        self._read()
 
     def _copy(self) -> torch.Tensor:
         return self._target.copy_(self._source)
+
+    def _read(self) -> torch.Tensor:
+        return self._source.sum()
 
     def _product(self) -> torch.Tensor:
         return torch.mm(self._matrix, self._matrix)
 
     def measure(self, repetitions: int = 3) -> Rates:
         """Both ceilings now."""
+        clock, reads = self._device.clock, self._device.reads
         return Rates(
-            [self._clock(self._copy) for _ in range(repetitions)],
+            [clock(self._copy) for _ in range(repetitions)],
             2 * self._source.nbytes,
-            [self._clock(self._product) for _ in range(repetitions)],
+            [clock(self._product) for _ in range(repetitions)],
             2 * self._matrix.shape[0] ** 3,
+            [clock(self._read) for _ in range(repetitions)] if reads else [],
+            self._source.nbytes if reads else 0,
         )

@@ -1,15 +1,13 @@
-"""The command line: ``python -m benchmarks cpu``, ``show`` and ``plot``."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``show`` and ``plot``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks import cases, launch, machine, records
 from benchmarks.timing import QUICK, Budget
@@ -26,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "cpu":
         return _cpu(options)
+    if options.command == "gpu":
+        return _gpu(options)
     if options.command == "plot":
         from benchmarks.plot import plot
 
@@ -40,27 +40,52 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     cpu = commands.add_parser("cpu", help="measure on this machine's CPU")
-    labels = [shape.label for shape in cases.SHAPES]
-    cpu.add_argument(
-        "--quick", action="store_true", help="tiny shapes, few rounds, nothing compiled: a smoke test"
-    )
+    _add_selection(cpu, cases.SHAPES, cases.DTYPES)
     cpu.add_argument("--threads", type=int, nargs="+", metavar="T", help="default: 1 and 2")
-    cpu.add_argument("--dtype", nargs="+", choices=cases.DTYPES, default=list(cases.DTYPES))
-    cpu.add_argument("--op", nargs="+", choices=[*cases.OPS, cases.STACK], default=[*cases.OPS, cases.STACK])
-    cpu.add_argument("--shape", nargs="+", choices=labels, metavar="BxNxCxL", help=f"of {', '.join(labels)}")
-    cpu.add_argument("--layout", nargs="+", choices=cases.LAYOUTS, default=list(cases.LAYOUTS))
-    cpu.add_argument("--pass", nargs="+", choices=cases.PASSES, default=list(cases.PASSES), dest="passes")
-    cpu.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="by name, see benchmarks/peers.py; default: all"
-    )
-    cpu.add_argument(
-        "--seconds", type=float, help="for each cell; the default is that of benchmarks/timing.py"
-    )
-    cpu.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
+    gpu = commands.add_parser("gpu", help="measure on a GPU")
+    _add_selection(gpu, cases.GPU_SHAPES, cases.GPU_DTYPES)
+    gpu.add_argument("--device", type=int, default=0, metavar="N", help="which GPU, default: 0")
+    gpu.add_argument("--budget", type=_positive, metavar="MINUTES", help="stop then; default: no limit")
+    gpu.add_argument("--tf32", action="store_true", help="let all sides multiply fp32 in TF32")
+    gpu.add_argument("--max-autotune", action="store_true", help="also peers compiled with tuned kernels")
+    gpu.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where that file goes")
     for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
         command = commands.add_parser(name, help=text)
         command.add_argument("file", type=Path, metavar="FILE")
     return parser
+
+
+def _add_selection(
+    parser: argparse.ArgumentParser, shapes: Sequence[cases.Shape], dtypes: Sequence[str]
+) -> None:
+    labels = [shape.label for shape in shapes]
+    ops = [*cases.OPS, cases.STACK]
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes, few rounds, nothing compiled: a smoke test"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=list(dtypes))
+    parser.add_argument("--op", nargs="+", choices=ops, default=ops)
+    parser.add_argument(
+        "--shape", nargs="+", choices=labels, metavar="BxNxCxL", help=f"of {', '.join(labels)}"
+    )
+    parser.add_argument("--layout", nargs="+", choices=cases.LAYOUTS, default=list(cases.LAYOUTS))
+    parser.add_argument("--pass", nargs="+", choices=cases.PASSES, default=list(cases.PASSES), dest="passes")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help='by name, see benchmarks/peers.py; on a GPU also "plain" for all that are not compiled; '
+        "default: all",
+    )
+    parser.add_argument("--seconds", type=float, help="for each cell; the default is in benchmarks/README.md")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
@@ -85,7 +110,22 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _gpu(options: argparse.Namespace) -> int:
+    from benchmarks import gpu
+
+    # How long it may take and where it goes leaves nothing out.
+    aside = {"output": None, "results": RESULTS, "device": 0, "budget": None}
+    status, run, path = gpu.run(options, full=_is_full("gpu", options, aside))
+    if run is None:
+        return status
+    shown = _show(run)
+    print(f"\nwritten to {path} after {run.settings['elapsed_seconds']:.0f} s")
+    return status or shown
+
+
 def _cpu(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
     cpus = launch.available_cpus()
     threads = options.threads or [count for count in (1, 2) if count <= len(cpus)]
     if not all(1 <= count <= len(cpus) for count in threads):
@@ -99,7 +139,8 @@ def _cpu(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    output = options.output or RESULTS / ("cpu.json" if _is_full(options) else "cpu-partial.json")
+    full = _is_full("cpu", options, {"output": None})
+    output = options.output or RESULTS / ("cpu.json" if full else "cpu-partial.json")
     settings = {name: value for name, value in todo.items() if name != "cases"}
     run = records.Run(machine.describe(), {**settings, "threads": threads}, [], complete=False)
     start = time.monotonic()
@@ -134,10 +175,9 @@ def _unknown_peers(names: Sequence[str] | None) -> list[str]:
     return [name for name in names or () if name not in NAMES]
 
 
-def _is_full(options: argparse.Namespace) -> bool:
-    default = _parser().parse_args(["cpu"])
-    given = {**vars(options), "output": None}
-    return given == vars(default)
+def _is_full(command: str, options: argparse.Namespace, aside: Mapping[str, Any]) -> bool:
+    """Whether the options are those of a run of everything, whatever those are that are put aside."""
+    return {**vars(options), **aside} == vars(_parser().parse_args([command]))
 
 
 def _show(run: records.Run) -> int:

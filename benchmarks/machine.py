@@ -30,10 +30,17 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any] | None:
-    """Hash, and whether the tree differs from it (results aside); None outside a git checkout."""
-    head = _output("git", "-C", str(ROOT), "rev-parse", "HEAD")
-    changes = _output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return None if head is None or changes is None else {"hash": head, "dirty": bool(changes)}
+    """Hash, and whether the tree differs from it (results aside).
+
+    Outside a git checkout: the environment's VT_FAST_COMMIT, of which it is not known whether the tree
+    differs, or None where that is not set.
+    """
+    head = output("git", "-C", str(ROOT), "rev-parse", "HEAD")
+    changes = output("git", "-C", str(ROOT), "status", "--porcelain", "--", ".", ":!benchmarks/results")
+    if head is not None and changes is not None:
+        return {"hash": head, "dirty": bool(changes)}
+    told = os.environ.get("VT_FAST_COMMIT")
+    return {"hash": told, "dirty": None} if told else None
 
 
 def _without_paths(kernels: Any) -> Any:
@@ -41,7 +48,8 @@ def _without_paths(kernels: Any) -> Any:
     return {k: v for k, v in kernels.items() if k != "library"} if isinstance(kernels, dict) else None
 
 
-def _output(*command: str) -> str | None:
+def output(*command: str) -> str | None:
+    """What a command prints, or None where it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -52,7 +60,7 @@ def _output(*command: str) -> str | None:
 def _compiler() -> str | None:
     """The first line of the compiler that torch.compile would call."""
     name = os.environ.get("CXX", "g++")
-    found = _output(name, "--version") if shutil.which(name) else None
+    found = output(name, "--version") if shutil.which(name) else None
     return found.splitlines()[0] if found else None
 
 

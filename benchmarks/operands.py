@@ -7,10 +7,17 @@ from torch import Tensor
 
 from benchmarks.cases import Shape
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+TORCH_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 
 
-def draw(op: str, shape: Shape, dtype: str, seed: int = 0) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+def draw(
+    op: str, shape: Shape, dtype: str, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """Operands of an op by name, and the gradients that arrive at its results; maps are (B, N, C).
 
     Logits are of order one, as trained ones are. The folded ``keys`` that our ops take and the paper's
@@ -27,21 +34,21 @@ def draw(op: str, shape: Shape, dtype: str, seed: int = 0) -> tuple[dict[str, Te
         >>> [tuple(value.shape) for value in cotangents]
         [(2, 12, 8)]
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     batch, pixels, channels, count = shape.batch, shape.pixels, shape.channels, shape.tokens
     target = TORCH_DTYPES[dtype]
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*size, generator=generator).mul_(scale).to(target)
+        return torch.randn(*size, generator=generator, device=device).mul_(scale).to(target)
 
     operands = {"x": normal(batch, pixels, channels)}
     results: list[tuple[int, ...]] = []
     if op != "tokenize":
         token_keys = normal(batch, count, channels, scale=channels**-0.5)
-        order = torch.randperm(channels, generator=generator)
-        signs = (torch.randint(2, (channels,), generator=generator) * 2 - 1).to(target)
-        weight = torch.zeros(channels, channels, dtype=target)
-        weight[torch.arange(channels), order] = signs
+        order = torch.randperm(channels, generator=generator, device=device)
+        signs = (torch.randint(2, (channels,), generator=generator, device=device) * 2 - 1).to(target)
+        weight = torch.zeros(channels, channels, dtype=target, device=device)
+        weight[torch.arange(channels, device=device), order] = signs
         operands["keys"] = (token_keys[..., order] * signs).contiguous()
         operands["values"] = normal(batch, count, channels)
         operands |= {"query_weight": weight, "token_keys": token_keys}

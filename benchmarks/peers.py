@@ -30,12 +30,13 @@ Code = Callable[..., Results]
 
 
 class Peer(NamedTuple):
-    """Somebody else's code for one op."""
+    """Somebody else's code for one op. ``mode`` is torch.compile's."""
 
     name: str
     function: Code
     compiled: bool = False
     layouts: tuple[str, ...] = LAYOUTS
+    mode: str | None = None
 
 
 def operand_names(function: Callable[..., Any]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.cases import FORWARD, OPS
 from benchmarks.records import PEER, Cell, Run
-from benchmarks.summary import FLOOR_MARKS
+from benchmarks.summary import FLOOR_MARKS, GPU_GOALS, where
 
 
 def plot(run: Run, path: Path) -> Path:
@@ -29,9 +29,11 @@ def plot(run: Run, path: Path) -> Path:
         rows = range(len(part))
         left.barh(rows, [cell.over_floor or 0.0 for cell in part], color="tab:blue")
         left.axvline(1.0, color="black", linewidth=1)
-        left.axvline(FLOOR_MARKS[dtype], color="tab:red", linewidth=1, linestyle="--")
+        marks = [1 / goal for goal in GPU_GOALS.values()] if run.on_gpu else [FLOOR_MARKS[dtype]]
+        for mark in marks:
+            left.axvline(mark, color="tab:red", linewidth=1, linestyle="--")
         left.set_yticks(rows, [_label(cell) for cell in part], fontsize=7)
-        left.set_title(f"{dtype}, {threads} thread(s): our time / floor (dashed: mark)")
+        left.set_title(f"{where(dtype, threads)}: our time / floor (dashed: mark)")
         for name in dict.fromkeys(
             e.name for cell in part for e in cell.entries if e.kind == PEER and e.timed
         ):

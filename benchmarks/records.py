@@ -15,13 +15,19 @@ SCHEMA = 1
 
 # Kinds of contenders: ours is the first usable backend, "backend" any other of vt_fast's.
 OURS, BACKEND, PEER = "ours", "backend", "peer"
+# What a figure on a GPU is of.
+GRAPH, EAGER = "graph", "eager"
 # What became of one: only "ok" has a figure.
 OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
 
 
 @dataclass
 class Entry:
-    """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients."""
+    """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients.
+
+    On a GPU, ``seconds`` are those of a captured graph, or of plain calls where ``timed_as`` says so, and
+    ``eager_seconds`` always those of plain calls. ``note``: what else is to be said of it.
+    """
 
     name: str
     kind: str
@@ -31,11 +37,21 @@ class Entry:
     allowed: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     extra_bytes: int | None = None
+    eager_seconds: list[float] = field(default_factory=list)
+    timed_as: str | None = None
+    note: str | None = None
 
     @property
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def eager_ratio(self) -> float | None:
+        """The time of a plain call in multiples of the graph's, on a GPU."""
+        if not self.timed or not self.eager_seconds:
+            return None
+        return statistics.median(self.eager_seconds) / self.median
 
     @property
     def timed(self) -> bool:
@@ -45,7 +61,10 @@ class Entry:
 
 @dataclass
 class Floor:
-    """The terms of a cell's floor, and every repetition of the two ceilings that were measured around it."""
+    """The terms of a cell's floor, and every repetition of the two ceilings that were measured around it.
+
+    What reading alone takes is kept for information, where it was measured.
+    """
 
     maps: int
     flops: int
@@ -53,6 +72,8 @@ class Floor:
     copy_seconds: list[float]
     matrix_flops: int
     matrix_seconds: list[float]
+    read_bytes: int = 0
+    read_seconds: list[float] = field(default_factory=list)
 
     @property
     def bandwidth(self) -> float:
@@ -76,13 +97,13 @@ class Floor:
 
 @dataclass
 class Cell:
-    """One case in one pass on so many threads, with everybody who took part."""
+    """One case in one pass on so many threads, with everybody who took part. A GPU has no threads."""
 
     op: str
     shape: Shape
     dtype: str
     layout: str
-    threads: int
+    threads: int | None
     which: str
     map_bytes: int
     floor: Floor | None
@@ -119,6 +140,11 @@ class Cell:
         return None if ours is None or not ours.timed or least is None else ours.median / least
 
     @property
+    def reached(self) -> float | None:
+        """The floor in multiples of our time: 1 is as fast as can be."""
+        return None if self.over_floor is None else 1 / self.over_floor
+
+    @property
     def best_ratio(self) -> float | None:
         """The best peer's time in multiples of ours."""
         ours, peer = self.ours, self.best_peer
@@ -127,7 +153,7 @@ class Cell:
 
 @dataclass
 class Run:
-    """One run of ``python -m benchmarks cpu``.
+    """One run of ``python -m benchmarks cpu`` or ``gpu``.
 
     ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
     """
@@ -138,6 +164,11 @@ class Run:
     problems: list[str] = field(default_factory=list)
     complete: bool = True
     schema: int = SCHEMA
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU was measured."""
+        return "device" in self.settings
 
 
 def cell_from(data: dict[str, Any]) -> Cell:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from benchmarks import summary
 from benchmarks.cases import FORWARD, OPS, STACK
 from benchmarks.peers import NAMES
-from benchmarks.records import BACKEND, PEER, Cell, Entry, Run
+from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
 from vt_fast.demo.tables import table, wrapped
 
 _SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
@@ -20,10 +22,10 @@ def render(run: Run) -> str:
     groups = dict.fromkeys((cell.dtype, cell.threads) for cell in run.cells if cell.op in OPS)
     for dtype, threads in groups:
         cells = [cell for cell in run.cells if (cell.dtype, cell.threads) == (dtype, threads)]
-        parts.append(_ops_table([cell for cell in cells if cell.op in OPS], dtype, threads))
+        parts.append(_ops_table(run, [cell for cell in cells if cell.op in OPS], dtype, threads))
     stacks = [cell for cell in run.cells if cell.op == STACK]
     if stacks:
-        parts.append(_stack_table(stacks))
+        parts.append(_stack_table(run, stacks))
     parts.append("\n".join(_summary(run)))
     return "\n\n".join(parts)
 
@@ -31,42 +33,89 @@ def render(run: Run) -> str:
 def _head(run: Run) -> str:
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
-    state = " with changes" if commit["dirty"] else ""
+    state = {True: " with changes", False: "", None: ", as the environment says"}[commit["dirty"]]
+    versions = "torch {torch}, vt_fast {vt_fast}, ".format(**machine["versions"])
     lines = [
-        "{cpu}, {cores} cores, {instructions}".format(**machine["devices"]),
-        "torch {torch}, vt_fast {vt_fast}, ".format(**machine["versions"])
-        + f"commit {commit['hash'][:12]}{state}",
+        _gpu(run) if run.on_gpu else "{cpu}, {cores} cores, {instructions}".format(**machine["devices"]),
+        f"{versions}commit {commit['hash'][:12]}{state}",
     ]
+    if run.settings.get("launch_seconds"):
+        launch = statistics.median(run.settings["launch_seconds"])
+        lines.append(f"A graph that does next to nothing takes {launch * 1e6:.1f} us: a part of each time.")
+    if run.settings.get("tf32"):
+        lines.append("TF32: all sides may multiply fp32 with the digits of fp16.")
     if run.settings.get("quick"):
         lines.append("A quick run: its shapes are tiny and its figures mean nothing.")
     if not run.complete:
         lines.append("This run was not finished.")
+    left_out = run.settings.get("left_out", [])
+    for why in dict.fromkeys(item["why"] for item in left_out):
+        items = [item for item in left_out if item["why"] == why]
+        first = f"{items[0]['case']}: {items[0]['reason']}"
+        lines.append(f"Left out for want of {why}: {len(items)} cases, first {first}")
     return "\n".join(lines)
 
 
-def _ops_table(cells: list[Cell], dtype: str, threads: int) -> str:
+def _gpu(run: Run) -> str:
+    gpu, versions = run.machine["gpu"], run.machine["versions"]
+    memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
+    driver = f"driver {gpu['driver_version']}, CUDA {gpu['cuda']}" if gpu["cuda"] else f"ROCm {gpu['hip']}"
+    name = f"{gpu['name']}, {memory}, {gpu['processors']} multiprocessors, sm {gpu['capability']}"
+    return f"{name}, {driver}, triton {versions['triton']}"
+
+
+class _Unit(NamedTuple):
+    """In what a table has times."""
+
+    name: str
+    seconds: float
+    form: str
+
+    @classmethod
+    def of(cls, run: Run) -> _Unit:
+        """A GPU's calls are shorter."""
+        return cls("us", 1e-6, ".1f") if run.on_gpu else cls("ms", 1e-3, ".2f")
+
+
+def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> str:
     backends = list(dict.fromkeys(e.name for cell in cells for e in cell.entries if e.kind == BACKEND))
     present = {entry.name for cell in cells for entry in cell.entries}
-    peers = [name for name in NAMES if name in present]
+    known = [name for name in NAMES if name in present]
+    # With those behind them that take part on one kind of device alone.
+    found = [entry.name for cell in cells for entry in cell.entries if entry.kind == PEER]
+    peers = list(dict.fromkeys([*known, *found]))
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
-    head = ["op", "BxNxCxL", "layout", "pass", "ms", "floor\nms", "time /\nfloor", "bound", "best /\nours"]
+    unit = _Unit.of(run)
+    head = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
+    head += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
+    head += ["plain\ncall"] if run.on_gpu else []
+    head += ["best /\nours"]
     head += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
     head += ["extra\nmaps", "best's\nextra"]
-    rows = [_row(cell, [*peers, *backends]) for cell in cells]
-    note = wrapped(
-        f'{dtype}, {threads} thread(s). ms: median of "{ours}". Columns from "best" on: time of the best '
-        "peer, of each peer and of our other backends, in multiples of ours; above 1 it is slower than ours. "
-        "Extra: peak memory above inputs, results and gradients, 1 map being the bytes of x."
-    )
-    return f"{table(head, rows)}\n{note}"
+    rows = [_row(run, cell, [*peers, *backends]) for cell in cells]
+    notes = [
+        f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}". Columns from "best" on: time of '
+        "the best peer, of each peer and of our other backends, in multiples of ours; above 1 it is slower "
+        "than ours. Extra: peak memory above inputs, results and gradients, 1 map being the bytes of x."
+    ]
+    if run.on_gpu:
+        notes.append(
+            "Times are of captured graphs, the cache flushed before. Plain call: an ordinary call of ours, "
+            "with what Python takes to ask for it where that is longer, in multiples of the graph's time. "
+            "* behind a figure: it could not be captured, and is timed as a plain call."
+        )
+    return f"{table(head, rows)}\n{wrapped(*notes)}"
 
 
-def _row(cell: Cell, others: list[str]) -> list[str]:
+def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
+    times = _Unit.of(run)
     entries = {entry.name: entry for entry in cell.entries}
     ours, best = cell.ours, cell.best_peer
     row = [cell.op, cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd")]
-    row.append("-" if ours is None else _figure(ours, 1e-3, ".2f"))
-    row += [_number(cell.floor_seconds, 1e-3, ".2f"), _number(cell.over_floor), cell.bound or "-"]
+    row.append("-" if ours is None else _figure(ours, times.seconds, times.form))
+    row.append(_number(cell.floor_seconds, times.seconds, times.form))
+    row += [_number(cell.reached if run.on_gpu else cell.over_floor), cell.bound or "-"]
+    row += [_number(None if ours is None else ours.eager_ratio)] if run.on_gpu else []
     row.append(_number(cell.best_ratio))
     unit = ours.median if ours is not None and ours.timed else None
     row += [_figure(entries.get(name), unit, ".2f") for name in others]
@@ -78,7 +127,8 @@ def _figure(entry: Entry | None, unit: float | None, form: str) -> str:
         return ""
     if not entry.timed:
         return _SHORT.get(entry.status, "-")
-    return "-" if unit is None else format(entry.median / unit, form)
+    mark = "*" if entry.timed_as == EAGER else ""
+    return "-" if unit is None else format(entry.median / unit, form) + mark
 
 
 def _number(value: float | None, unit: float = 1.0, form: str = ".2f") -> str:
@@ -90,8 +140,10 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
     return "-" if bytes_ is None else f"{bytes_ / cell.map_bytes:.2f}"
 
 
-def _stack_table(cells: list[Cell]) -> str:
-    head = ["stack", "layout", "pass", "dtype", "threads", "code", "ms", "eager /\nthis", "extra\nmaps"]
+def _stack_table(run: Run, cells: list[Cell]) -> str:
+    unit = _Unit.of(run)
+    head = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
+    head += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
     rows = []
     for cell in cells:
         eager = next((entry for entry in cell.entries if entry.kind == PEER), None)
@@ -100,7 +152,8 @@ def _stack_table(cells: list[Cell]) -> str:
             if eager is not None and eager.timed and entry.timed:
                 ratio = eager.median / entry.median
             row = [cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd"), cell.dtype]
-            row += [str(cell.threads), entry.name, _figure(entry, 1e-3, ".2f"), _number(ratio)]
+            row += [] if run.on_gpu else [str(cell.threads)]
+            row += [entry.name, _figure(entry, unit.seconds, unit.form), _number(ratio)]
             rows.append([*row, _extra(entry, cell)])
     return table(head, rows)
 
@@ -108,8 +161,7 @@ def _stack_table(cells: list[Cell]) -> str:
 def _summary(run: Run) -> Iterator[str]:
     yield "Best peer's time in multiples of ours, geometric means of single ops:"
     for dtype, threads, which, mean, count in summary.means(run):
-        where = dtype if threads is None else f"{dtype}, {threads} thread(s)"
-        yield f"  {where}, {which}: {mean:.2f} ({count} cells)"
+        yield f"  {summary.where(dtype, threads)}, {which}: {mean:.2f} ({count} cells)"
     yield "Nearest to their best peer:"
     for cell in summary.worst(run):
         best = cell.best_peer
@@ -121,6 +173,12 @@ def _summary(run: Run) -> Iterator[str]:
             yield f"  {summary.describe(cell)}: {cell.over_floor:.2f} ({cell.bound})"
         if len(late) > 20:
             yield f"  and {len(late) - 20} more"
+    for goal, met, below in summary.gpu_goals(run):
+        share = f"{len(met)} of {len(met) + len(below)} cells"
+        yield f"Floor / time of {goal.text}; {share} reach {goal.least:.2f}:"
+        for word, cells in (("met", met), ("NOT met", below)):
+            for cell in cells:
+                yield f"  {word}: {summary.describe(cell)}: {cell.reached:.2f} ({cell.bound})"
     missing = summary.not_ok(run)
     if missing:
         yield "Without a figure:"

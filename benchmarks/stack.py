@@ -24,12 +24,14 @@ def build(shape: Shape) -> VisualTransformerStack:
     )
 
 
-def draw(shape: Shape, dtype: str, seed: int = 0) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+def draw(
+    shape: Shape, dtype: str, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """The map (B, N, C) and all parameters, and the gradients that arrive at the map and the tokens."""
     generator = torch.Generator().manual_seed(seed)
     target = TORCH_DTYPES[dtype]
     sizes = (shape.batch, shape.pixels, shape.channels)
-    operands = {"x": torch.randn(sizes, generator=generator).to(target)}
+    operands = {"x": torch.randn(sizes, generator=generator).to(device, target)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         stack = build(shape)
@@ -38,14 +40,14 @@ def draw(shape: Shape, dtype: str, seed: int = 0) -> tuple[dict[str, Tensor], tu
         if not value.any():
             # Residual branches start at zero; here they have to do something.
             value = torch.randn(value.shape, generator=generator) / value.shape[-1] ** 0.5
-        operands[name] = value.to(target)
+        operands[name] = value.to(device, target)
     results = (sizes, (shape.batch, shape.tokens, shape.channels))
-    return operands, tuple(torch.randn(size, generator=generator).to(target) for size in results)
+    return operands, tuple(torch.randn(size, generator=generator).to(device, target) for size in results)
 
 
-def code(shape: Shape, dtype: str, backend: str) -> Code:
+def code(shape: Shape, dtype: str, backend: str, device: torch.device | str = "cpu") -> Code:
     """The stack as a function of the map and its parameters, in their order."""
-    chosen = build(shape).to(TORCH_DTYPES[dtype])
+    chosen = build(shape).to(device, TORCH_DTYPES[dtype])
     set_backend(chosen, backend)
     names = [name for name, _ in chosen.named_parameters()]
 
@@ -57,14 +59,18 @@ def code(shape: Shape, dtype: str, backend: str) -> Code:
 
 
 def contenders(
-    shape: Shape, dtype: str, operands: Collection[str], wanted: Collection[str] | None = None
+    shape: Shape,
+    dtype: str,
+    operands: Collection[str],
+    wanted: Collection[str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[Contender]:
     """Ours, the other backends, and the paper's equations in eager mode."""
-    kinds = [OURS, *[BACKEND] * len(usable_backends())]
+    names = usable_backends(device)
     found = [
-        Contender(f"vt_fast {name}", kind, code(shape, dtype, name), tuple(operands))
-        for kind, name in zip(kinds, usable_backends(), strict=False)
+        Contender(f"vt_fast {name}", kind, code(shape, dtype, name, device), tuple(operands))
+        for kind, name in zip([OURS, *[BACKEND] * len(names)], names, strict=False)
     ]
     listed = wanted is None or "eager" in wanted
-    eager = Contender("eager", PEER, code(shape, dtype, "reference"), tuple(operands), timed=listed)
+    eager = Contender("eager", PEER, code(shape, dtype, "reference", device), tuple(operands), timed=listed)
     return [*found, eager]

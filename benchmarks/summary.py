@@ -6,11 +6,15 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from benchmarks.cases import BOTH, PASSES, STACK
+from benchmarks.cases import BOTH, FORWARD, PASSES, STACK
 from benchmarks.records import Cell, Run
 
 # Our time in multiples of the floor, at most.
 FLOOR_MARKS = {"fp32": 1.25, "bf16": 1.6}
+# On a GPU: the floor in multiples of our time at least, by pass; of dtypes and numbers of tokens at most in
+# which memory alone should be the limit.
+GPU_GOALS = {FORWARD: 0.90, BOTH: 0.85}
+GPU_GOAL_DTYPES, GPU_GOAL_TOKENS = ("bf16", "fp16"), 32
 # The stack against the paper's equations in eager mode: times faster at least, share of its memory at most.
 STACK_SPEED, STACK_MEMORY = 3.0, 0.4
 
@@ -36,7 +40,18 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def describe(cell: Cell) -> str:
     """A cell's name."""
-    return f"{cell.op} {cell.shape.label} {cell.dtype} {cell.layout} {cell.which}, {cell.threads} thr."
+    threads = "" if cell.threads is None else f", {cell.threads} thr."
+    return f"{cell.op} {cell.shape.label} {cell.dtype} {cell.layout} {cell.which}{threads}"
+
+
+def where(dtype: str, threads: int | None) -> str:
+    """Dtype and threads, of which a GPU has none.
+
+    Example:
+        >>> where("fp32", 2), where("fp32", None)
+        ('fp32, 2 thread(s)', 'fp32')
+    """
+    return dtype if threads is None else f"{dtype}, {threads} thread(s)"
 
 
 def ratios(cells: Iterable[Cell], which: str | None = None) -> list[float]:
@@ -61,9 +76,38 @@ def means(run: Run) -> Iterator[tuple[str, int | None, str, float, int]]:
 
 
 def over_floor(run: Run) -> list[Cell]:
-    """Cells that miss their dtype's mark, the worst first."""
+    """Cells that miss their dtype's mark, the worst first. On a GPU there are goals instead."""
+    if run.on_gpu:
+        return []
     late = [cell for cell in run.cells if (cell.over_floor or 0.0) > FLOOR_MARKS.get(cell.dtype, math.inf)]
     return sorted(late, key=lambda cell: -(cell.over_floor or 0.0))
+
+
+class Goal(NamedTuple):
+    """A goal for the floor in multiples of our time."""
+
+    text: str
+    least: float
+
+
+def gpu_goals(run: Run) -> Iterator[tuple[Goal, list[Cell], list[Cell]]]:
+    """On a GPU, each goal, the cells that meet it and those that do not, the worst last."""
+    if not run.on_gpu:
+        return
+    for dtype in GPU_GOAL_DTYPES:
+        for which, least in GPU_GOALS.items():
+            known = [
+                cell
+                for cell in run.cells
+                if (cell.dtype, cell.which) == (dtype, which)
+                and cell.reached is not None
+                and cell.shape.tokens <= GPU_GOAL_TOKENS
+            ]
+            known.sort(key=lambda cell: -(cell.reached or 0.0))
+            met = [cell for cell in known if (cell.reached or 0.0) >= least]
+            if known:
+                text = f"{dtype} {which} with at most {GPU_GOAL_TOKENS} tokens"
+                yield Goal(text, least), met, known[len(met) :]
 
 
 def worst(run: Run, count: int = 5) -> list[Cell]:
@@ -99,7 +143,10 @@ def stack_figures(cell: Cell) -> tuple[float, float] | None:
 def marks(run: Run) -> list[Mark]:
     """Every goal, met or not."""
     found = []
-    for dtype, limit in FLOOR_MARKS.items():
+    for goal, reach, below in gpu_goals(run):
+        text = f"{goal.text}: floor / time at least {goal.least:.2f} in every cell"
+        found.append(Mark(text, not below, f"{len(below)} of {len(reach) + len(below)} cells miss it"))
+    for dtype, limit in () if run.on_gpu else FLOOR_MARKS.items():
         known = [cell for cell in run.cells if cell.dtype == dtype and cell.over_floor is not None]
         late = sum((cell.over_floor or 0.0) > limit for cell in known)
         text = f"{dtype}: every cell within {limit} floors"

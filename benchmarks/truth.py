@@ -18,8 +18,9 @@ RESULTS = {
     STACK: ("map", "tokens"),
 }
 
-# Elements of a piece of the map. A graph over a whole map of 2 GB would hold ten of its size.
-_PIECE = 1 << 19
+# Elements of a piece of the map. A graph over a whole map of 2 GB would hold ten of its size. On a GPU small
+# pieces would take longer to launch than to compute.
+_PIECE, _GPU_PIECE = 1 << 19, 1 << 25
 
 # Of maps with more elements than this, only every so manieth pixel is kept, and compared: a prime number, so
 # that all places in a kernel's tiles come up. Tokens and gradients of small operands depend on all pixels.
@@ -105,7 +106,8 @@ def _logits(pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
 
 def _pieces(x: Tensor, stride: int) -> Iterator[slice]:
     """Pixels of each piece, which starts at a multiple of the stride."""
-    step = stride * max(1, _PIECE // (x.shape[0] * x.shape[2] * stride))
+    elements = _PIECE if x.device.type == "cpu" else _GPU_PIECE
+    step = stride * max(1, elements // (x.shape[0] * x.shape[2] * stride))
     for start in range(0, x.shape[1], step):
         yield slice(start, min(start + step, x.shape[1]))
 

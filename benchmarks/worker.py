@@ -35,13 +35,16 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     from benchmarks.cases import Case, Shape
     from benchmarks.ceilings import Ceilings
-    from benchmarks.measuring import Problem, Trial, measure, pose
+    from benchmarks.device import Device
+    from benchmarks.measuring import measure
     from benchmarks.timing import Budget
+    from benchmarks.trial import Problem, Trial, pose
 
     threads = len(plan["cpus"])
     torch.set_num_threads(threads)
     # Inductor's advice on how to make a peer faster is for its authors.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
+    device = Device(threads)
     ceilings: dict[str, Ceilings] = {}
     problem: Problem | None = None
     posed: tuple[Any, ...] = ()
@@ -49,12 +52,12 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         case = Case(op, Shape(*shape), dtype, layout)
         try:
             if dtype not in ceilings:
-                ceilings[dtype] = Ceilings(dtype, quick=plan["quick"])
+                ceilings[dtype] = Ceilings(dtype, quick=plan["quick"], device=device)
             if problem is None or posed != case[:3]:
                 problem = None  # the old one must go before the new one comes
                 problem, posed = pose(case), case[:3]
-            trial = Trial(case, problem, plan["peers"])
-            cells = list(measure(trial, plan["passes"], ceilings[dtype], Budget(**plan["budget"]), threads))
+            trial = Trial(case, problem, plan["peers"], device)
+            cells = list(measure(trial, plan["passes"], ceilings[dtype], Budget(**plan["budget"])))
             yield {"case": case.label, "cells": [dataclasses.asdict(cell) for cell in cells]}
             del trial
         except Exception as error:  # the other cases are still worth their time

@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("tqdm")
 
 from benchmarks import (
+    admission,
     cases,
     ceilings,
     cli,
@@ -26,18 +27,19 @@ from benchmarks import (
     timing,
 )
 from benchmarks.contenders import Contender
+from benchmarks.trial import Trial, pose
 
 SHAPE = cases.Shape(2, 4, 5, 16, 4)
 
 
 def trial(op="project", dtype="fp32", layout="nchw", wanted=("folded",)):
     case = cases.Case(op, SHAPE, dtype, layout)
-    return measuring.Trial(case, measuring.pose(case), wanted)
+    return Trial(case, pose(case), wanted)
 
 
 def cells(some_trial, passes=cases.PASSES):
     tops = ceilings.Ceilings(some_trial.case.dtype, quick=True)
-    return list(measuring.measure(some_trial, passes, tops, timing.QUICK, 1))
+    return list(measuring.measure(some_trial, passes, tops, timing.QUICK))
 
 
 def entry_of(cell, name):
@@ -122,8 +124,8 @@ def test_one_that_fails_or_cannot_be_compiled_says_so():
 
 
 def test_hopeless_products_are_skipped_with_a_reason(monkeypatch):
-    monkeypatch.setattr(measuring, "_TOO_LONG_SECONDS", 0.0)
-    monkeypatch.setattr(measuring, "_TOO_MANY_FLOORS", 1e-6)
+    monkeypatch.setattr(admission, "_TOO_LONG_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "_TOO_MANY_FLOORS", 1e-6)
     (cell,) = cells(trial(wanted=("eager", "folded")), [cases.FORWARD])
     entry = entry_of(cell, "eager")
     assert (entry.status, entry.seconds) == (records.SKIPPED, [])

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The tests that need a GPU, and the GPU benchmark, on the GPU of this machine. Installs nothing.
+#
+#     benchmarks/gpu.sh [FOLDER]
+#
+# Leaves gpu-tests.xml and the benchmark's JSON in FOLDER ($OUT, benchmarks/results). Exits with 0 if both went
+# well, with 1 if one did not (the second runs all the same), with 2 if nothing can run here.
+#
+#     PYTHON                 which Python, with torch and Triton in it (default: python3)
+#     VT_FAST_GPU_BUDGET     minutes that the benchmark may take (default: 60)
+#     VT_FAST_GPU_QUICK=1    tiny shapes: does it run? Its figures mean nothing
+#     VT_FAST_COMMIT         what is measured, where this is no git checkout
+set -euo pipefail
+
+python=${PYTHON:-python3}
+budget=${VT_FAST_GPU_BUDGET:-60}
+quick=${VT_FAST_GPU_QUICK:-0}
+out=${1:-${OUT:-benchmarks/results}}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# A folder that is named is meant from where the script was called.
+case $out in
+benchmarks/results | /*) ;;
+*) out=$PWD/$out ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+[[ $budget =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "VT_FAST_GPU_BUDGET must be a number of minutes, got \"$budget\""
+command -v "$python" >/dev/null || fail "\"$python\" is not on this machine; name a Python: PYTHON=..."
+"$python" -c 'import torch' || fail "torch does not import in $python; install a build of it for your GPU"
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    fail "torch finds no GPU; look at the driver (nvidia-smi, rocm-smi) and at torch.version.cuda and .hip"
+"$python" -c 'import triton' || fail "Triton does not import in $python; pip install triton"
+"$python" -c 'import pytest' || fail "pytest does not import in $python; pip install pytest"
+mkdir -p "$out"
+"$python" -m vt_fast info
+
+# Only where there is a test for a GPU: other tests import packages that may not be here.
+tests=()
+[[ -d tests/gpu ]] && tests+=(tests/gpu)
+while IFS= read -r file; do
+    tests+=("$file")
+done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -v '^tests/gpu/' | sort)
+
+status=0
+report=$out/gpu-tests.xml
+echo "== tests (${tests[*]})"
+"$python" -m pytest -m gpu -p no:cacheprovider --junitxml="$report" "${tests[@]}" || {
+    echo "error: the tests failed, pytest's status is $?" >&2
+    status=1
+}
+
+words=(gpu --results "$out" --budget "$budget")
+[[ $quick == 1 ]] && words+=(--quick)
+# A compiler may hang where nothing can interrupt it; what was measured until then is in the file.
+limit=()
+if command -v timeout >/dev/null; then
+    limit=(timeout --foreground --kill-after=60 "$("$python" -c 'import sys; print(round(90 * float(sys.argv[1]) + 600))' "$budget")")
+fi
+echo "== benchmark (python -m benchmarks ${words[*]})"
+"${limit[@]}" "$python" -m benchmarks "${words[@]}" || {
+    echo "error: the benchmark failed, its status is $?" >&2
+    status=1
+}
+
+echo "== in $out:"
+for file in "$report" "$out"/gpu-*.json; do
+    [[ -e $file ]] && echo "$file"
+done
+exit "$status"
