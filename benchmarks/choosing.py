@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
@@ -19,9 +18,11 @@ from tqdm import tqdm
 
 from benchmarks.compiled import SHARED, examined
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import OPS, Shape, pretending, recorded
-from vt_fast.backends.triton import library, settings
-from vt_fast.backends.triton.settings import KEEP, SCHEMA, STREAM, TABLES, WHOLE, Problem, Setting
+from benchmarks.offline_calls import pretending, recorded
+from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.candidates import candidates
+from vt_fast.backends.triton.samples import KERNELS, LAYOUTS, Shape
+from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting
 
 CHANNELS = (64, 256, 1024, 2048)
 ROWS = (16, 64)
@@ -50,53 +51,34 @@ class Class:
         return (samples, pixels, self.channels, self.rows)
 
     @property
+    def problem(self) -> Problem:
+        """By which settings are found."""
+        kernel = KERNELS[self.op]
+        return Problem(kernel, self.kind, self.layout, self.channels, self.rows, self.shape[1])
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.kind == "16" else torch.float32
 
 
 def classes(ops: Iterable[str]) -> Iterator[Class]:
     """All entries of a table. Float32 has fewer: it is bound by arithmetic from 16 tokens on."""
-    for op, layout, channels, rows, few in itertools.product(
-        ops, ("channels", "pixels"), CHANNELS, ROWS, (True, False)
-    ):
+    for op, layout, channels, rows, few in itertools.product(ops, LAYOUTS, CHANNELS, ROWS, (True, False)):
         yield Class(op, "16", layout, channels, rows, few)
         if rows == 16 and channels in (256, 1024):
             yield Class(op, "ieee", layout, channels, rows, few)
             yield Class(op, "tf32", layout, channels, rows, few)
 
 
-def candidates(each: Class) -> Iterator[Setting]:
-    """What may be good, the likeliest first."""
-    wide = 64 if each.kind == "16" else 32
-    backward = each.op.endswith("backward")
-    if each.op == "project":
-        for tile, chunk, warps, stages in ((64, wide, 4, 3), (128, wide, 8, 3), (128, wide, 4, 2)):
-            yield Setting(tile, chunk, 0, STREAM, warps, stages)
-        if each.channels <= 512:
-            yield Setting(32, min(each.channels, 256), 0, KEEP, 4, 2)
-        return
-    sums = {"tokenize": 1, "project_tokenize": 1, "tokenize_backward": 1, "project_backward": 2}.get(each.op, 3)
-    load = each.channels * each.rows * sums
-    if load <= (16 << 10 if backward else 32 << 10):
-        for tile, warps, stages in ((64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2), (32, 8, 2), (16, 4, 2)):
-            if tile * each.channels * stages * (2 if each.kind == "16" else 4) <= 227 << 10:
-                yield Setting(tile, wide, 0, KEEP, warps, stages)
-    if each.few:
-        for warps, stages in ((8, 3), (8, 2), (16, 2)):
-            yield Setting(256, wide, 0, WHOLE, warps, stages)
-        yield Setting(256, wide // 2, 0, WHOLE, 8, 2)
-    for tile, own, warps in ((64, 4, 8), (64, 2, 4), (64, 1, 4), (32, 4, 8), (32, 2, 4), (32, 1, 4)):
-        if own * wide * each.rows * sums <= 16 << 10:
-            yield Setting(tile, wide, own, STREAM, warps, 2)
-
-
-def choose(target: str, ops: Iterable[str] = OPS) -> Path:
+def choose(target: str, ops: Iterable[str] = tuple(KERNELS)) -> Path:
     """Write the table of an architecture's settings."""
     path = TABLES / f"{target}.json"
     wanted = list(classes(ops))
-    kernels = {_kernel(each.op) for each in wanted}
+    kernels = {KERNELS[each.op] for each in wanted}
     old = [e for e in settings.read(path, required=False) if e["kernel"] not in kernels]
-    entries = old + [entry for entry in (_entry(each, target) for each in tqdm(wanted, unit="class")) if entry]
+    entries = old + [
+        entry for entry in (_entry(each, target) for each in tqdm(wanted, unit="class")) if entry
+    ]
     entries.sort(key=lambda e: (e["kernel"], e["kind"], e["layout"], not e["few"], e["channels"], e["rows"]))
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     source = f"compiled with Triton {triton.__version__}, ranked by benchmarks/model.py; not measured"
@@ -105,17 +87,13 @@ def choose(target: str, ops: Iterable[str] = OPS) -> Path:
     return path
 
 
-def _kernel(op: str) -> str:
-    return op if op.endswith("backward") else f"{op}_forward"
-
-
 def _entry(each: Class, target: str) -> dict[str, Any] | None:
     best: tuple[float, Setting] | None = None
     floor, tried = 0.0, 0
-    for setting in candidates(each):
+    for setting in candidates(each.problem):
         if best is not None and (best[0] < 1.2 * floor or tried >= _ENOUGH):
             break
-        if settings.shared_bytes(_problem(each), replace(setting, stages=1)) > SHARED[target]:
+        if settings.shared_bytes(each.problem, replace(setting, stages=1)) > SHARED[target]:
             continue
         found = _tried(each, setting, target)
         if found is not None:
@@ -126,27 +104,22 @@ def _entry(each: Class, target: str) -> dict[str, Any] | None:
     if best is None:
         return None
     return {
-        "kernel": _kernel(each.op), "kind": each.kind, "layout": each.layout, "few": each.few,
+        "kernel": KERNELS[each.op], "kind": each.kind, "layout": each.layout, "few": each.few,
         "channels": each.channels, "rows": each.rows, "setting": asdict(best[1]),
         "model_us": round(best[0] * 1e6, 1), "floor_us": round(floor * 1e6, 1),
     }  # fmt: skip
 
 
-def _problem(each: Class) -> Problem:
-    return Problem(_kernel(each.op), each.kind, each.layout, each.channels, each.rows, each.shape[1])
-
-
 def _tried(each: Class, setting: Setting, target: str) -> tuple[float, float, int] | None:
     """Seconds by the model, the least that they could be, and shared memory; None where it will not do."""
     device = DEVICES[target]
-    layout = "nchw" if each.layout == "pixels" else "channels_last"
-    precision = "tf32" if each.kind == "tf32" else "ieee"
-    with (
-        pretending(target, device.processors, 1 << 30),
-        mock.patch.object(settings, "choices", lambda problem, where: [settings.fitted(setting, problem)]),
-        mock.patch.object(library, "precision", lambda dtype: precision),
-    ):
-        found = recorded(each.op, each.dtype, layout, each.shape)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = each.kind == "tf32"
+    try:
+        with pretending(target, device.processors, 1 << 30), settings.using(setting):
+            found = recorded(each.op, each.dtype, each.layout, each.shape)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     launch = next(launch for launch in found if launch.kernel.__name__ in WALKS)
     compiled = examined(launch, target)
     if compiled.fault(target) is not None:

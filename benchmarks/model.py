@@ -124,7 +124,9 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
     missed = 0.0 if keep else walk.again * max(0.0, 1 - _CACHED * device.holds / live)
     memory = ((walk.reads + walk.writes + missed) * map_bytes + part_bytes) / device.memory
     moved = (walk.reads * blocks + walk.writes + (0 if keep else walk.again)) * map_bytes
-    banks = walk.second + (0 if keep and launch.kernel.__name__ == "tokenize_forward" else walk.first * blocks)
+    banks = walk.second + (
+        0 if keep and launch.kernel.__name__ == "tokenize_forward" else walk.first * blocks
+    )
     cache = (moved + banks * bank_bytes * tiles) / device.cache
     rate = device.rates[kind] * _REACHED * (1.0 if tile >= 64 or kind == "ieee" else _NARROW)
     padded = max(tokens, 16)

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from benchmarks import choosing
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import OPS, Shape, launches, pretending
+from benchmarks.offline_calls import launches, pretending
+from vt_fast.backends.triton.samples import KERNELS, Shape
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
 # Kernels that may spill, as "kernel target dtype layout BxNxCxL", and why.
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check", action="store_true", help="a cover alone, and no table")
     parser.add_argument("--choose", nargs="+", choices=TARGETS, help="write tables of settings")
     parser.add_argument("--target", nargs="+", choices=TARGETS, help="default: all; with --check two")
-    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--op", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--output", type=Path, default=TABLE)
     return parser
 
@@ -121,7 +122,9 @@ def _estimate(
     found = predicted(device, launch, compiled, shape, "16" if dtype.itemsize == 2 else "ieee")
     walk = WALKS[launch.kernel.__name__]
     map_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
-    terms = {name: round(getattr(found, name) * 1e6, 1) for name in ("memory", "cache", "products", "waiting")}
+    terms = {
+        name: round(getattr(found, name) * 1e6, 1) for name in ("memory", "cache", "products", "waiting")
+    }
     return {
         "model_us": round(found.seconds * 1e6, 1),
         "model_terms_us": terms,

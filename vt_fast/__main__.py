@@ -1,4 +1,4 @@
-"""The command line: ``python -m vt_fast info`` and ``python -m vt_fast demo``."""
+"""The command line: ``python -m vt_fast info``, ``demo`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vt_fast.version import __version__
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vt-fast", description="Visual Transformers for PyTorch.")
     parser.add_argument("--version", action="version", version=f"vt_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,tune}")
 
     info = commands.add_parser("info", help="versions, devices, and each backend with yes, or no and why")
     info.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -34,7 +34,34 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--quick", action="store_true", help="a few seconds of everything; the figures mean nothing"
     )
+
+    tune = commands.add_parser("tune", help="time launch settings of the Triton kernels on this GPU")
+    tune.add_argument("--op", nargs="+", metavar="OP", help="tokenize, project_backward, ...; default: all")
+    tune.add_argument("--dtype", nargs="+", default=["bf16"], metavar="DTYPE", help="bf16, fp16 or fp32")
+    tune.add_argument("--layout", nargs="+", metavar="LAYOUT", help="channels or pixels; default: both")
+    tune.add_argument(
+        "--shape",
+        nargs="+",
+        type=_shape,
+        metavar="BxNxCxL",
+        help="of your own maps; default: some usual ones",
+    )
+    tune.add_argument("--minutes", type=float, help="begin no other case after so long")
+    tune.add_argument(
+        "--output",
+        type=Path,
+        default=Path("vt_fast_settings.json"),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
     return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(word) for word in text.split("x"))
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise ValueError
+    return sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,9 +92,22 @@ def _run(options: argparse.Namespace) -> int:
         from vt_fast import info
 
         return info.main(as_json=options.json)
+    if options.command == "tune":
+        return _tune(options)
     from vt_fast.demo import run
 
     return run(options.pictures, options.output, quick=options.quick)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from vt_fast import tune
+
+    try:
+        todo = tune.cases(options.op, options.dtype, options.layout, options.shape or tune.SHAPES)
+        return tune.main(todo, options.output, options.minutes)
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

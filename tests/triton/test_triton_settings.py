@@ -1,5 +1,6 @@
 """Results do not depend on how a call is cut into programs, tiles and chunks."""
 
+import contextlib
 import json
 
 import pytest
@@ -32,13 +33,10 @@ SETTINGS = [
 
 
 @pytest.fixture
-def use(monkeypatch):
+def use():
     """Every kernel is launched with this setting."""
-
-    def always(setting):
-        monkeypatch.setattr(settings, "choices", lambda problem, device: [setting])
-
-    return always
+    with contextlib.ExitStack() as stack:
+        yield lambda setting: stack.enter_context(settings.using(setting))
 
 
 @pytest.fixture

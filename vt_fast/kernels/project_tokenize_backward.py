@@ -410,7 +410,9 @@ def project_tokenize_backward(
                                 values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED
                             )
                             more_added = add_mixed(value, inner_rows, more_added, PRECISION, WIDEN)
-                            store_dkeys(part_dqueries, part, k, q, query_ok, more_added, OUT_CHANNELS, QUERIES)
+                            store_dkeys(
+                                part_dqueries, part, k, q, query_ok, more_added, OUT_CHANNELS, QUERIES
+                            )
                         else:
                             more_queries = more_queries + (more_added,)
                 if LOOPS == 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,24 @@ def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
     return entries
 
 
+_only: Setting | None = None
+
+
+@contextlib.contextmanager
+def using(setting: Setting) -> Iterator[None]:
+    """Within, every kernel is launched with this setting, or not at all."""
+    global _only
+    before, _only = _only, setting
+    try:
+        yield
+    finally:
+        _only = before
+
+
 def choices(problem: Problem, device: torch.device) -> list[Setting]:
     """Settings to try, best first; the last ones are slow, and fit everywhere."""
+    if _only is not None:
+        return [_only]
     return _choices(problem, hardware.architecture(device), os.environ.get(VARIABLE))
 
 

@@ -1,0 +1,130 @@
+"""Tuning: which setting wins, what is left out, and what the next call is launched with."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from vt_fast import tune
+from vt_fast.__main__ import main
+from vt_fast.backends.triton import candidates, samples, settings
+from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting
+
+FIRST, SECOND, WRONG = (Setting(16, 16, own, STREAM, 4, 1) for own in (1, 2, 3))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two settings to try besides the one that would be used."""
+    monkeypatch.setattr(candidates, "candidates", lambda problem: [FIRST, SECOND])
+
+
+@pytest.mark.parametrize("op", samples.KERNELS)
+def test_the_fastest_wins_and_is_used(op, few, tmp_path, monkeypatch):
+    case = tune.Case(op, "fp32", "channels", (2, 9, 32, 4))
+
+    def clock(function):
+        function()
+        return [2.0, 1.0, 3.0] if settings._only == SECOND else [4.0]
+
+    entry = tune.tune(case, clock, DEVICE)
+    assert Setting(**entry["setting"]) == SECOND
+    assert entry["measured_us"] == 2e6
+    assert len(entry["tried"]) == 3
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"schema": settings.SCHEMA, "entries": [entry]}))
+    monkeypatch.setenv(settings.VARIABLE, str(path))
+    problem = Problem(samples.KERNELS[op], "ieee", "channels", 32, 16, 9)
+    assert settings.choices(problem, torch.device("cpu"))[0].own == SECOND.own
+
+
+def test_a_setting_with_other_results_does_not_win(few, monkeypatch):
+    def clock(function):
+        return [1.0] if settings._only == FIRST else [2.0]
+
+    honest = tune._distance
+    monkeypatch.setattr(
+        tune, "_distance", lambda *both: float("nan") if settings._only == FIRST else honest(*both)
+    )
+    entry = tune.tune(tune.Case("project", "fp32", "pixels", (2, 9, 32, 4)), clock, DEVICE)
+    assert Setting(**entry["setting"]) != FIRST
+    assert any("off by nan" in each.get("left_out", "") for each in entry["tried"])
+
+
+def test_a_setting_that_fails_is_left_out(few):
+    def clock(function):
+        if settings._only == FIRST:
+            raise RuntimeError("out of registers")
+        return [1.0]
+
+    entry = tune.tune(tune.Case("tokenize", "fp32", "channels", (2, 9, 32, 4)), clock, DEVICE)
+    assert Setting(**entry["setting"]) != FIRST
+    assert any("out of registers" in each.get("left_out", "") for each in entry["tried"])
+
+
+def test_all_failing_is_an_error(few):
+    def clock(function):
+        raise RuntimeError("no clock")
+
+    with pytest.raises(RuntimeError, match="no setting of tokenize fp32 channels 2x9x32x4 .* no clock"):
+        tune.tune(tune.Case("tokenize", "fp32", "channels", (2, 9, 32, 4)), clock, DEVICE)
+
+
+def test_a_new_entry_replaces_that_of_its_class():
+    old = {"kernel": "a", "kind": "16", "layout": "any", "few": True, "channels": 1, "rows": 16, "value": 1}
+    new, other = {**old, "value": 2}, {**old, "rows": 32}
+    assert tune.merged([old, other], [new]) == [new, other]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--op", "pool"], r"`ops` must be of tokenize, .*, got 'pool'"),
+        (["--dtype", "fp64"], r"`dtypes` must be of bf16, fp16, fp32, got 'fp64'"),
+        (["--layout", "nhwc"], r"`layouts` must be of channels, pixels, got 'nhwc'"),
+    ],
+)
+def test_unknown_names(arguments, message, capsys):
+    assert main(["tune", *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_shape_has_four_sizes(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--shape", "1x2x3"])
+    assert "BxNxCxL" in capsys.readouterr().err or "--shape" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(tmp_path, capsys):
+    assert main(["tune", "--output", str(tmp_path / "out.json")]) == 2
+    assert "nothing can be tuned here" in capsys.readouterr().out
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(tmp_path):
+    path = tmp_path / "out.json"
+    arguments = ["--op", "tokenize", "--layout", "channels", "--shape", "8x196x256x16"]
+    assert main(["tune", *arguments, "--output", str(path)]) == 0
+    (entry,) = json.loads(path.read_text())["entries"]
+    assert 1 < entry["measured_us"] < 1000
+    assert sum("seconds" in each for each in entry["tried"]) >= 3
+
+
+@pytest.mark.parametrize("op", samples.KERNELS)
+@pytest.mark.parametrize("kind", ["16", "tf32", "ieee"])
+@pytest.mark.parametrize(
+    "shape", [(8, 196, 256, 16), (8, 49, 2048, 64), (8, 3136, 64, 16), (1, 60800, 1024, 128)]
+)
+def test_there_is_something_to_try(op, kind, shape):
+    _, pixels, channels, rows = shape
+    problem = Problem(samples.KERNELS[op], kind, "channels", channels, rows, pixels)
+    found = list(candidates.candidates(problem))
+    assert len(set(found)) == len(found)
+    assert found or channels * rows > 64 << 10
+    if (channels, rows) == (256, 16):
+        assert any(setting.form == KEEP for setting in found)

@@ -1,0 +1,225 @@
+"""``python -m vt_fast tune``: times launch settings of the Triton kernels on this GPU and writes the best."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Case", "cases", "main", "tune"]
+
+# Seconds of each of a function's calls.
+Clock = Callable[[Callable[[], Any]], list[float]]
+
+SHAPES = (
+    (256, 196, 256, 16),
+    (256, 196, 1024, 16),
+    (256, 49, 2048, 16),
+    (8, 60800, 256, 8),
+    (32, 3136, 512, 16),
+    (64, 784, 1024, 16),
+    (64, 196, 1024, 64),
+)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Relative distance from the results of the setting that would be used otherwise, beyond which a setting is
+# taken to compute something else: far above what sums in another order are off by.
+_WRONG = 0.02
+_FLUSH_BYTES = 1 << 28
+_ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op or its backward on maps of a shape (B, N, C, L)."""
+
+    op: str
+    dtype: str
+    layout: str
+    shape: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.dtype} {self.layout} {'x'.join(map(str, self.shape))}"
+
+
+def cases(
+    ops: Iterable[str] | None = None,
+    dtypes: Iterable[str] = ("bf16",),
+    layouts: Iterable[str] | None = None,
+    shapes: Iterable[tuple[int, int, int, int]] = SHAPES,
+) -> list[Case]:
+    """All of them, shape by shape.
+
+    Raises:
+        ValueError: no such op, dtype or layout.
+    """
+    from vt_fast.backends.triton import samples
+
+    wanted = {"ops": list(ops or samples.KERNELS), "dtypes": list(dtypes)}
+    wanted["layouts"] = list(layouts or samples.LAYOUTS)
+    known = {"ops": list(samples.KERNELS), "dtypes": list(DTYPES), "layouts": list(samples.LAYOUTS)}
+    for name, values in wanted.items():
+        for value in values:
+            if value not in known[name]:
+                raise ValueError(f"`{name}` must be of {', '.join(known[name])}, got {value!r}")
+    return [
+        Case(op, dtype, layout, shape)
+        for shape in shapes
+        for op in wanted["ops"]
+        for dtype in wanted["dtypes"]
+        for layout in wanted["layouts"]
+    ]
+
+
+def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
+    """A table's entry for a case's class: the fastest setting whose results are those of all others.
+
+    ``tried`` has the seconds of each setting, or why it has none.
+
+    Raises:
+        RuntimeError: no setting could be timed.
+    """
+    from vt_fast.backends.triton import library, samples, settings
+    from vt_fast.backends.triton.arithmetic import power_of_two
+    from vt_fast.backends.triton.candidates import candidates
+
+    dtype = DTYPES[case.dtype]
+    call = samples.sample(case.op, dtype, case.layout, case.shape, device)
+    _, pixels, channels, tokens = case.shape
+    kind = library.kind(dtype)
+    problem = settings.Problem(
+        samples.KERNELS[case.op], kind, case.layout, channels, power_of_two(tokens, 16), pixels
+    )
+    expected = [value.double() for value in _tensors(call())]
+    tried: list[dict[str, Any]] = []
+    best: tuple[float, settings.Setting] | None = None
+    now = [replace(each, shared=0) for each in settings.choices(problem, torch.device(device, 0))[:1]]
+    for setting in dict.fromkeys([*now, *candidates(problem)]):
+        note: dict[str, Any] = {"setting": asdict(setting)}
+        tried.append(note)
+        try:
+            with settings.using(setting):
+                distance = _distance(_tensors(call()), expected)
+                if not distance <= _WRONG:
+                    note["left_out"] = f"its results are off by {distance:.2g}"
+                    continue
+                note["seconds"] = clock(call)
+        except Exception as error:  # whatever a compiler or a driver has against a setting
+            note["left_out"] = f"{type(error).__name__}: {str(error)[:200]}"
+            continue
+        median = statistics.median(note["seconds"])
+        if best is None or median < best[0]:
+            best = median, setting
+    if best is None:
+        raise RuntimeError(f"no setting of {case} could be timed: {tried[0]['left_out']}")
+    return {
+        "kernel": problem.kernel, "kind": kind, "layout": case.layout, "few": pixels <= settings.FEW,
+        "channels": channels, "rows": problem.rows, "setting": asdict(best[1]),
+        "measured_us": round(best[0] * 1e6, 2), "shape": list(case.shape), "tried": tried,
+    }  # fmt: skip
+
+
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both tables' entries; for a class that both have, the new one's."""
+    names = ("kernel", "kind", "layout", "few", "channels", "rows")
+    found = {tuple(entry[name] for name in names): entry for entry in [*old, *new]}
+    return [found[key] for key in sorted(found)]
+
+
+def cuda_clock(function: Callable[[], Any]) -> list[float]:
+    """Seconds of calls on the device alone: as a CUDA graph, each with a cold cache."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    flush = torch.zeros(_FLUSH_BYTES // 4, device="cuda")
+    seconds = []
+    for _ in range(_ROUNDS):
+        flush.sum()  # read, not written: nothing is left to be written back meanwhile
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) * 1e-3)
+    return seconds
+
+
+def _tensors(results: Any) -> list[Tensor]:
+    if isinstance(results, Tensor):
+        return [results]
+    return [value for value in results if isinstance(value, Tensor)]
+
+
+def _distance(values: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative distance, by the norm of each."""
+    distances = [
+        ((value.double() - other).norm() / other.norm().clamp_min(1e-30)).item()
+        for value, other in zip(values, expected, strict=True)
+    ]
+    return max(distances)
+
+
+def main(todo: list[Case], output: Path, minutes: float | None = None) -> int:
+    """Tune case by case, saving after each. 0, or 2 without a GPU."""
+    from vt_fast.backends import triton
+
+    reason = triton.unavailable()
+    if reason is None and not torch.cuda.is_available():
+        reason = "Triton's interpreter has no times worth measuring"
+    if reason is not None:
+        print(f"error: nothing can be tuned here: {reason}")
+        return 2
+    from vt_fast.backends.triton import settings
+
+    start = time.monotonic()
+    entries = settings.read(output, required=False)
+    for count, case in enumerate(todo, 1):
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            print(f"stopped after {minutes:g} minutes, {len(todo) - count + 1} cases before the end")
+            break
+        try:
+            entry = tune(case, cuda_clock)
+        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            print(f"[{count}/{len(todo)}] {case}: left out: {str(error)[:200]}", flush=True)
+            continue
+        entries = merged(entries, [entry])
+        _save(entries, output)
+        print(f"[{count}/{len(todo)}] {case}: {' '.join(_summary(entry))}", flush=True)
+    print(f"written to {output}; to use it: export {settings.VARIABLE}={output.resolve()}")
+    return 0
+
+
+def _summary(entry: dict[str, Any]) -> Iterator[str]:
+    setting, first = entry["setting"], entry["tried"][0]
+    yield f"{entry['measured_us']} us with " + " ".join(
+        f"{name}={setting[name]}" for name in ("form", "tile", "chunk", "own", "warps", "stages")
+    )
+    if "seconds" in first:
+        yield f"(before: {statistics.median(first['seconds']) * 1e6:.2f} us)"
+
+
+def _save(entries: list[dict[str, Any]], output: Path) -> None:
+    from vt_fast.backends.triton.settings import SCHEMA
+
+    properties = torch.cuda.get_device_properties(0)
+    data = {
+        "schema": SCHEMA,
+        "source": f"measured on {properties.name} with torch {torch.__version__}",
+        "entries": entries,
+    }
+    draft = output.with_name(f"{output.name}.{os.getpid()}")
+    draft.write_text(json.dumps(data, indent=1) + "\n")
+    draft.replace(output)
