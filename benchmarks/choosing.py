@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,10 @@ from benchmarks.offline_calls import pretending, recorded
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.candidates import candidates
 from vt_fast.backends.triton.samples import KERNELS, LAYOUTS, Shape
-from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting
+from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting, merged
 
-CHANNELS = (64, 256, 1024, 2048)
-ROWS = (16, 64)
-
-
-# Candidates that compile without a fault, of which the best will do.
-_ENOUGH = 5
+# Candidates that compile without a fault, of which the best will do, and multiples of the floor that do too.
+_ENOUGH, _GOOD = 4, 1.2
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Class:
     @property
     def shape(self) -> Shape:
         """With maps of about 100 MB."""
-        pixels = 196 if self.few else 1 << 16
+        pixels = 196 if self.few else 1 << 15
         samples = max(8, (1 << 26) // (self.channels * pixels)) if not self.few else 256
         return (samples, pixels, self.channels, self.rows)
 
@@ -58,29 +56,32 @@ class Class:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the maps."""
         return torch.bfloat16 if self.kind == "16" else torch.float32
 
 
 def classes(ops: Iterable[str]) -> Iterator[Class]:
     """All entries of a table. Float32 has fewer: it is bound by arithmetic from 16 tokens on."""
-    for op, layout, channels, rows, few in itertools.product(ops, LAYOUTS, CHANNELS, ROWS, (True, False)):
-        yield Class(op, "16", layout, channels, rows, few)
-        if rows == 16 and channels in (256, 1024):
-            yield Class(op, "ieee", layout, channels, rows, few)
-            yield Class(op, "tf32", layout, channels, rows, few)
+    for op, layout, few, channels, rows in itertools.product(
+        ops, LAYOUTS, (True, False), (256, 1024, 2048), (16, 64)
+    ):
+        if channels < 2048 or rows == 16:
+            yield Class(op, "16", layout, channels, rows, few)
+    for op, layout, few, channels, kind in itertools.product(
+        ops, LAYOUTS, (True, False), (256, 1024), ("ieee", "tf32")
+    ):
+        yield Class(op, kind, layout, channels, 16, few)
 
 
-def choose(target: str, ops: Iterable[str] = tuple(KERNELS)) -> Path:
-    """Write the table of an architecture's settings."""
+def choose(target: str, ops: Iterable[str] = tuple(KERNELS), kinds: Iterable[str] = ("16",)) -> Path:
+    """Write the table of an architecture's settings, all processors at work; other entries stay."""
     path = TABLES / f"{target}.json"
-    wanted = list(classes(ops))
-    kernels = {KERNELS[each.op] for each in wanted}
-    old = [e for e in settings.read(path, required=False) if e["kernel"] not in kernels]
-    entries = old + [
-        entry for entry in (_entry(each, target) for each in tqdm(wanted, unit="class")) if entry
-    ]
-    entries.sort(key=lambda e: (e["kernel"], e["kind"], e["layout"], not e["few"], e["channels"], e["rows"]))
-    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    wanted = [each for each in classes(ops) if each.kind in set(kinds)]
+    old = settings.read(path, required=False)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        jobs = pool.map(_entry, wanted, itertools.repeat(target))
+        new = [entry for entry in tqdm(jobs, total=len(wanted), unit="class") if entry]
+    lines = ",\n".join(json.dumps(entry) for entry in merged(old, new))
     source = f"compiled with Triton {triton.__version__}, ranked by benchmarks/model.py; not measured"
     path.parent.mkdir(exist_ok=True)
     path.write_text(f'{{"schema": {SCHEMA}, "source": "{source}", "entries": [\n{lines}\n]}}\n')
@@ -91,7 +92,7 @@ def _entry(each: Class, target: str) -> dict[str, Any] | None:
     best: tuple[float, Setting] | None = None
     floor, tried = 0.0, 0
     for setting in candidates(each.problem):
-        if best is not None and (best[0] < 1.2 * floor or tried >= _ENOUGH):
+        if best is not None and (best[0] < _GOOD * floor or tried >= _ENOUGH):
             break
         if settings.shared_bytes(each.problem, replace(setting, stages=1)) > SHARED[target]:
             continue

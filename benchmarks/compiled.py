@@ -1,4 +1,4 @@
-"""A launch of a Triton kernel, compiled for a GPU that need not be there, and what the compiler made of it."""
+"""A launch of a Triton kernel, compiled for a GPU that need not be there, and what came of it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,13 @@ class Launch:
 
     @classmethod
     def of(
-        cls, name: str, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
-    ) -> Launch:  # fmt: skip
+        cls,
+        name: str,
+        kernel: Any,
+        grid: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
+    ) -> Launch:
         """As Triton would specialize it: 1 is a constant, multiples of 16 are known to be such."""
         options: dict[str, int] = {each: constants[each] for each in _OPTIONS if each in constants}
         given = {key: value for key, value in constants.items() if key not in options}

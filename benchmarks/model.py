@@ -17,8 +17,8 @@ class Device:
     """A GPU by its data sheet, with what can be had of it.
 
     ``memory`` and ``cache`` in bytes per second, ``holds`` what the cache holds in bytes, ``clock`` in Hz,
-    ``latency`` of memory in seconds, ``shared`` in bytes of a multiprocessor; FLOPs per second of 16-bit, TF32
-    and plain float32 products.
+    ``latency`` of memory in seconds, ``shared`` in bytes of a multiprocessor; FLOPs per second of products in
+    16 bits, in TF32 and in plain float32.
     """
 
     name: str
@@ -58,8 +58,8 @@ _LAUNCH_SECONDS = 2.5e-6
 class Walk(NamedTuple):
     """What a kernel does with a map's elements, in maps, banks of rows, and products.
 
-    ``again``: maps that the second walk through the channels needs. ``first``, ``second``: banks that each walk
-    loads for each tile. ``products``: with one row each, per element.
+    ``again``: maps that the second walk through the channels needs. ``first``, ``second``: banks that each
+    walk loads for each tile. ``products``: with one row each, per element.
     """
 
     reads: int
@@ -124,9 +124,8 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
     missed = 0.0 if keep else walk.again * max(0.0, 1 - _CACHED * device.holds / live)
     memory = ((walk.reads + walk.writes + missed) * map_bytes + part_bytes) / device.memory
     moved = (walk.reads * blocks + walk.writes + (0 if keep else walk.again)) * map_bytes
-    banks = walk.second + (
-        0 if keep and launch.kernel.__name__ == "tokenize_forward" else walk.first * blocks
-    )
+    held = keep and launch.kernel.__name__ == "tokenize_forward"
+    banks = walk.second + (0 if held else walk.first * blocks)
     cache = (moved + banks * bank_bytes * tiles) / device.cache
     rate = device.rates[kind] * _REACHED * (1.0 if tile >= 64 or kind == "ieee" else _NARROW)
     padded = max(tokens, 16)

@@ -5,7 +5,7 @@ target, and what the compiler made of it is a row of a table: registers, spills,
 loads are, whether they are asynchronous, whether matrix instructions are used.
 
     python -m benchmarks.offline                  # all calls, all targets; refreshes the committed table
-    python -m benchmarks.offline --check          # a cover of them, against the table's list of what may spill
+    python -m benchmarks.offline --check          # a cover of them, against the list of what may spill
     python -m benchmarks.offline --choose sm_90   # choose settings anew, by compiling and the model
 """
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.choose:
         for target in options.choose:
-            print(f"written to {choosing.choose(target, options.op)}")
+            print(f"written to {choosing.choose(target, options.op, options.kind)}")
         return 0
     if options.check:
         todo = _todo(options, options.target or ["sm_90", "gfx942"], COVER, (torch.bfloat16, torch.float32))
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--choose", nargs="+", choices=TARGETS, help="write tables of settings")
     parser.add_argument("--target", nargs="+", choices=TARGETS, help="default: all; with --check two")
     parser.add_argument("--op", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument(
+        "--kind", nargs="+", choices=["16", "ieee", "tf32"], default=["16"], help="with --choose; default: 16"
+    )
     parser.add_argument("--output", type=Path, default=TABLE)
     return parser
 

@@ -126,13 +126,6 @@ def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Both tables' entries; for a class that both have, the new one's."""
-    names = ("kernel", "kind", "layout", "few", "channels", "rows")
-    found = {tuple(entry[name] for name in names): entry for entry in [*old, *new]}
-    return [found[key] for key in sorted(found)]
-
-
 def cuda_clock(function: Callable[[], Any]) -> list[float]:
     """Seconds of calls on the device alone: as a CUDA graph, each with a cold cache."""
     stream = torch.cuda.Stream()
@@ -165,7 +158,7 @@ def _tensors(results: Any) -> list[Tensor]:
 
 def _distance(values: list[Tensor], expected: list[Tensor]) -> float:
     """The largest relative distance, by the norm of each."""
-    distances = [
+    distances: list[float] = [
         ((value.double() - other).norm() / other.norm().clamp_min(1e-30)).item()
         for value, other in zip(values, expected, strict=True)
     ]
@@ -195,7 +188,7 @@ def main(todo: list[Case], output: Path, minutes: float | None = None) -> int:
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             print(f"[{count}/{len(todo)}] {case}: left out: {str(error)[:200]}", flush=True)
             continue
-        entries = merged(entries, [entry])
+        entries = settings.merged(entries, [entry])
         _save(entries, output)
         print(f"[{count}/{len(todo)}] {case}: {' '.join(_summary(entry))}", flush=True)
     print(f"written to {output}; to use it: export {settings.VARIABLE}={output.resolve()}")

@@ -68,14 +68,14 @@ def test_all_failing_is_an_error(few):
     def clock(function):
         raise RuntimeError("no clock")
 
-    with pytest.raises(RuntimeError, match="no setting of tokenize fp32 channels 2x9x32x4 .* no clock"):
+    with pytest.raises(RuntimeError, match=r"no setting of tokenize fp32 channels 2x9x32x4 .* no clock"):
         tune.tune(tune.Case("tokenize", "fp32", "channels", (2, 9, 32, 4)), clock, DEVICE)
 
 
 def test_a_new_entry_replaces_that_of_its_class():
     old = {"kernel": "a", "kind": "16", "layout": "any", "few": True, "channels": 1, "rows": 16, "value": 1}
     new, other = {**old, "value": 2}, {**old, "rows": 32}
-    assert tune.merged([old, other], [new]) == [new, other]
+    assert settings.merged([old, other], [new]) == [new, other]
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,12 @@ def test_on_a_gpu(tmp_path):
     assert sum("seconds" in each for each in entry["tried"]) >= 3
 
 
+SHAPES = [(8, 196, 256, 16), (8, 49, 2048, 64), (8, 3136, 64, 16), (1, 60800, 1024, 128)]
+
+
 @pytest.mark.parametrize("op", samples.KERNELS)
 @pytest.mark.parametrize("kind", ["16", "tf32", "ieee"])
-@pytest.mark.parametrize(
-    "shape", [(8, 196, 256, 16), (8, 49, 2048, 64), (8, 3136, 64, 16), (1, 60800, 1024, 128)]
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_there_is_something_to_try(op, kind, shape):
     _, pixels, channels, rows = shape
     problem = Problem(samples.KERNELS[op], kind, "channels", channels, rows, pixels)

@@ -1,7 +1,8 @@
 """Small products of the projector's values with the tokenizer's operands, [rows, queries].
 
-The map Y = R + P V (R: the residual) is not needed for its tokens: its logits are R W^T + P (V W^T), and pooled
-with the weights A it is A^T R + (A^T P) V. So V meets the few queries before the pixels, and the few A^T P after.
+The map Y = R + P V (R: the residual) is not needed for its tokens: its logits are R W^T + P (V W^T), and
+pooled with the weights A it is A^T R + (A^T P) V. So V meets the few queries before the pixels, and the few
+A^T P after them.
 """
 
 import triton

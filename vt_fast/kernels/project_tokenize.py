@@ -154,7 +154,8 @@ def project_tokenize_forward(
                 scores = product(tile, key, scores, PRECISION, WIDEN)
                 if HAS_RESIDUAL:
                     tile = load_chunk(
-                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN,
+                        OUT_RAGGED,
                     )  # fmt: skip
                 if HAS_BASE:
                     query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
@@ -168,7 +169,8 @@ def project_tokenize_forward(
                 scores = product(tile, key, scores, PRECISION, WIDEN)
                 if HAS_RESIDUAL:
                     tile = load_chunk(
-                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+                        residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN,
+                        OUT_RAGGED,
                     )  # fmt: skip
                 if HAS_BASE:
                     query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
@@ -201,7 +203,8 @@ def project_tokenize_forward(
                         tile = load_chunk(x, at, k, x_channel, wanted, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
                     else:
                         tile = load_chunk(
-                            residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN, OWN_RAGGED
+                            residual, from_residual, k, r_channel, wanted, OUT_CHANNELS, R_LAYOUT, ALIGN,
+                            OWN_RAGGED,
                         )  # fmt: skip
                 if STORE:
                     value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)

@@ -116,8 +116,8 @@ def project_tokenize_backward(
     With the map's whole gradient H = G + A dT + dS W, sums over pixels of H or of the map are G^T P or dS^T R
     and what goes through the few rows P^T A and P^T dS, see vt_fast.kernels.mixing. part_dkeys
     (B, splits, HEADS * TOKENS, CHANNELS), part_dvalues (B, splits, TOKENS, OUT_CHANNELS), part_dbias
-    (B, splits, HEADS * TOKENS), part_dqueries (B, splits, QUERIES, OUT_CHANNELS); the rest as in the backwards
-    of the two. KEEP: tiles of the map, of the residual and of the gradient stay on the chip.
+    (B, splits, HEADS * TOKENS), part_dqueries (B, splits, QUERIES, OUT_CHANNELS); the rest as in the
+    backwards of the two. KEEP: tiles of the map, of the residual and of the gradient stay on the chip.
     """
     MOST: tl.constexpr = max(CHANNELS, OUT_CHANNELS)
     CHUNKS: tl.constexpr = (MOST + CHUNK - 1) // CHUNK
@@ -198,74 +198,26 @@ def project_tokenize_backward(
         if KEEP:
             for i in tl.static_range(CHUNKS):
                 k = i * CHUNK + c
-                arrived = 0
-                base = 0
-                if HAS_GRAD:
-                    arrived = load_chunk(
-                        grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
-                    )
-                    if MASKED:
-                        arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
-                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
-                    dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
-                tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
-                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
-                scores = product(tile, key, scores, PRECISION, WIDEN)
-                if HAS_BASE:
-                    if RESIDUAL_INPUT:
-                        base = tile
-                    else:
-                        base = load_chunk(
-                            residual,
-                            from_residual,
-                            k,
-                            r_channel,
-                            ok,
-                            OUT_CHANNELS,
-                            R_LAYOUT,
-                            ALIGN,
-                            OUT_RAGGED,
-                        )
-                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
-                    logits = product(base, query, logits, PRECISION, WIDEN)
-                    token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
-                    grads = product(base, token_grad, grads, PRECISION, WIDEN)
+                dprojected, scores, logits, grads, arriving, tile, base, arrived = first_walk(
+                    dprojected, scores, logits, grads, arriving, k,
+                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
+                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
+                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
+                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
+                )  # fmt: skip
                 tiles = tiles + (tile,)
                 bases = bases + (base,)
                 arrived_tiles = arrived_tiles + (arrived,)
         else:
             for m in tl.range(CHUNKS):
                 k = m * CHUNK + c
-                if HAS_GRAD:
-                    arrived = load_chunk(
-                        grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
-                    )
-                    if MASKED:
-                        arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
-                    value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_RAGGED)
-                    dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
-                tile = load_chunk(x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
-                key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, RAGGED)
-                scores = product(tile, key, scores, PRECISION, WIDEN)
-                if HAS_BASE:
-                    if RESIDUAL_INPUT:
-                        base = tile
-                    else:
-                        base = load_chunk(
-                            residual,
-                            from_residual,
-                            k,
-                            r_channel,
-                            ok,
-                            OUT_CHANNELS,
-                            R_LAYOUT,
-                            ALIGN,
-                            OUT_RAGGED,
-                        )
-                    query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
-                    logits = product(base, query, logits, PRECISION, WIDEN)
-                    token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_RAGGED)
-                    grads = product(base, token_grad, grads, PRECISION, WIDEN)
+                dprojected, scores, logits, grads, arriving, _tile, _base, _arrived = first_walk(
+                    dprojected, scores, logits, grads, arriving, k,
+                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
+                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
+                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
+                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
+                )  # fmt: skip
         # A pixel that is not tokenized counts only where a gradient of the map arrives.
         used = ok
         if MASKED and HAS_GRAD:
@@ -324,7 +276,8 @@ def project_tokenize_backward(
                         arrived = arrived_tiles[i]
                     else:
                         arrived = load_chunk(
-                            grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_OWN_RAGGED
+                            grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN,
+                            OUT_OWN_RAGGED,
                         )  # fmt: skip
                 query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
@@ -440,3 +393,79 @@ def project_tokenize_backward(
         if NEEDS_BIAS:
             to_bias = part_dbias + part * (HEADS * TOKENS) + row
             tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)
+
+
+@triton.jit
+def first_walk(
+    dprojected,
+    scores,
+    logits,
+    grads,
+    arriving,
+    channels,
+    x,
+    at,
+    x_channel,
+    grad,
+    from_grad,
+    g_channel,
+    residual,
+    from_residual,
+    r_channel,
+    inside,
+    ok,
+    keys,
+    row,
+    row_ok,
+    values,
+    head,
+    token,
+    queries,
+    grad_tokens,
+    query,
+    query_ok,
+    LAYOUT: tl.constexpr,
+    G_LAYOUT: tl.constexpr,
+    R_LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEADS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    OUT_RAGGED: tl.constexpr,
+    HAS_GRAD: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RESIDUAL_INPUT: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """One more chunk of channels in what each pixel's scores and gradients are summed from, and its tiles.
+
+    These are of x, of the residual and of the gradient; where there is none of the last two, that of x again.
+    """
+    tile = load_chunk(x, at, channels, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
+    base = tile
+    arrived = tile
+    if HAS_GRAD:
+        arrived = load_chunk(
+            grad, from_grad, channels, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
+        )
+        if MASKED:
+            arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
+        value = load_values(values, head, token, row_ok, channels, OUT_CHANNELS, HEADS, OUT_RAGGED)
+        dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
+    key = load_rows(keys, row, CHANNELS, channels, row_ok, channels < CHANNELS, RAGGED)
+    scores = product(tile, key, scores, PRECISION, WIDEN)
+    if HAS_RESIDUAL:
+        base = load_chunk(
+            residual, from_residual, channels, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
+        )
+    if HAS_RESIDUAL or RESIDUAL_INPUT:
+        there = channels < OUT_CHANNELS
+        of_query = load_rows(queries, query, OUT_CHANNELS, channels, query_ok, there, OUT_RAGGED)
+        logits = product(base, of_query, logits, PRECISION, WIDEN)
+        of_grad = load_rows(grad_tokens, query, WIDTH, channels, query_ok, there, OUT_RAGGED)
+        grads = product(base, of_grad, grads, PRECISION, WIDEN)
+    return dprojected, scores, logits, grads, arriving, tile, base, arrived

@@ -102,7 +102,7 @@ def tokenize_forward(
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n, inside, ok, weight = taking_part(
+        n, _inside, ok, weight = taking_part(
             start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
         )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
         raise ValueError(f"{path} (see {VARIABLE}) must be a table of launch settings: {error}") from error
     entries: list[dict[str, Any]] = data["entries"]
     return entries
+
+
+def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both tables' entries; for a class that both have, the new one's."""
+    names = ("kernel", "kind", "layout", "few", "channels", "rows")
+    found = {tuple(entry[name] for name in names): entry for entry in [*old, *new]}
+    return [found[key] for key in sorted(found)]
 
 
 _only: Setting | None = None

@@ -13,7 +13,7 @@ from vt_fast.precision import compute_dtype
 
 
 class Tokens:
-    """Tokens (B, rows, heads * channels + columns) and lse (B, heads * rows), and the parts they are made of."""
+    """Tokens (B, rows, heads * channels + columns) and lse (B, heads * rows), and the parts of them."""
 
     def __init__(
         self, x: Tensor, heads: int, rows: int, channels: int, columns: int, parts: int, *, exact: bool
@@ -36,7 +36,7 @@ class Tokens:
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """What a kernel writes: tokens, lse, and four statistics of parts, which a single one does not need."""
+        """What a kernel writes: tokens, lse, and four statistics, which a single part does not need."""
         if not self._pieces:
             return (self.tokens, self.lse, self.lse, self.lse, self.lse, self.lse)
         sums, *statistics = self._pieces

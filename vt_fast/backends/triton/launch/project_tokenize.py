@@ -26,7 +26,7 @@ from vt_fast.precision import compute_dtype
 
 
 def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The map (None unless wanted), its tokens (B, Lq, D + P), rounded unless ``keep_exact``, and lse (B, Lq)."""
+    """The map (None unless wanted), its tokens (B, Lq, D + P) as tokenize's, and lse (B, Lq)."""
     x, heads = call.x, call.heads
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
