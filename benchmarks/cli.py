@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``show`` and ``plot``."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``show``, ``plot`` and ``predict``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _cpu(options)
     if options.command == "gpu":
         return _gpu(options)
+    if options.command == "predict":
+        return _predict(options)
     if options.command == "plot":
         from benchmarks.plot import plot
 
@@ -52,7 +54,27 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
         command = commands.add_parser(name, help=text)
         command.add_argument("file", type=Path, metavar="FILE")
+    predict = commands.add_parser(
+        "predict", help="the Triton kernels' times by a model, beside measured ones"
+    )
+    predict.add_argument("--target", default="sm_90", help="the architecture; default: %(default)s")
+    predict.add_argument(
+        "--measured", type=Path, metavar="FILE", help="a result file of python -m benchmarks gpu"
+    )
     return parser
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from benchmarks import predictions
+
+    try:
+        table = predictions.rows(predictions.TABLE, options.target)
+        run = None if options.measured is None else records.load(options.measured)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(predictions.render(table, run))
+    return 0
 
 
 def _add_selection(

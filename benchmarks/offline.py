@@ -30,7 +30,7 @@ from benchmarks.offline_calls import launches, pretending
 from vt_fast.backends.triton.samples import KERNELS, Shape
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
-# Kernels that may spill, as "kernel target dtype layout BxNxCxL", and why.
+# Kernels that may spill, as "op target dtype layout BxNxCxL", and why.
 EXCUSES = Path(__file__).parent / "offline_excuses.json"
 
 SHAPES: tuple[Shape, ...] = (
@@ -43,6 +43,7 @@ SHAPES: tuple[Shape, ...] = (
 )
 COVER: tuple[Shape, ...] = ((256, 196, 1024, 16), (8, 60800, 256, 8))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_NAMES = dict(zip(DTYPES, ("bf16", "fp16", "fp32"), strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,10 +104,16 @@ def _todo(
 def _rows(todo: list[_Job]) -> Iterator[dict[str, Any]]:
     for launch, shape, dtype, layout, target in tqdm(todo, unit="kernel"):
         compiled = examined(launch, target)
-        name = str(dtype).removeprefix("torch.")
+        name = _NAMES[dtype]
         sizes = "x".join(map(str, shape))
+        order = {"channels": "channels_last", "pixels": "nchw"}[layout]
         row: dict[str, Any] = {
-            "label": f"{launch.kernel.__name__} {target} {name} {layout} {sizes}",
+            "label": f"{launch.name} {target} {name} {order} {sizes}",
+            "op": launch.name,
+            "target": target,
+            "dtype": name,
+            "layout": order,
+            "shape": sizes,
             "setting": launch.setting,
             "programs": launch.programs,
             **asdict(compiled),

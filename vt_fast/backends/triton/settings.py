@@ -69,7 +69,11 @@ FEW = 256
 def table(architecture: str, extra: str | None) -> dict[tuple[str, str, str, bool], list[dict[str, Any]]]:
     """A table's entries by kernel, kind, layout, and whether pixels are few; those of ``extra`` first."""
     found: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
-    for path in ([Path(extra)] if extra else []) + [TABLES / f"{architecture}.json"]:
+    own = TABLES / f"{architecture}.json"
+    if not own.exists() and architecture != "none":
+        # What does not fit there is passed over, as its needs are known.
+        own = TABLES / "sm_90.json"
+    for path in ([Path(extra)] if extra else []) + [own]:
         for entry in read(path, required=path == Path(extra or "")):
             key = (entry["kernel"], entry["kind"], entry["layout"], entry["few"])
             found.setdefault(key, []).append(entry)
