@@ -8,6 +8,7 @@ import pytest
 # Problems and comparisons are those of the ops' own tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
 
+import devices
 import problems
 
 from vt_fast.backends import triton
@@ -15,8 +16,10 @@ from vt_fast.backends import triton
 
 @pytest.fixture(autouse=True)
 def triton_backend(monkeypatch):
-    """Public functions run the kernels."""
+    """Public functions run the kernels, on tensors of the device that they are for."""
     reason = triton.unavailable()
     if reason is not None:
         pytest.skip(reason)
     monkeypatch.setattr(problems, "BACKEND", "triton")
+    with devices.factories_on("triton"):
+        yield
