@@ -33,7 +33,7 @@ def raw_arguments(problem, dtype, keep_exact=True):
     return (*tensors, residual_input, heads, options["return_map"], keep_exact, problems.BACKEND)
 
 
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(11)
 @pytest.mark.parametrize("layout", ["bnc", "nchw, sliced"])
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_opcheck(op, options, layout):
