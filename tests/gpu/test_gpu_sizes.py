@@ -1,6 +1,7 @@
 """Results and gradients in every dtype and layout, for the sizes that tiles and chunks divide or do not."""
 
 import itertools
+import random
 
 import devices
 import pytest
@@ -16,20 +17,31 @@ MAPS = ((1, 1), (7, 7), (14, 14), (1, 197), (56, 56))
 if devices.PRETENDED:
     TOKENS, CHANNELS, MAPS = (1, 7, 17), (16, 24, 80), ((1, 1), (7, 7), (1, 37))
 
-# Every value with every other of the next list in turn: a cover, not the product.
-COUNT = 12 if devices.PRETENDED else 96
-CASES = [
-    pytest.param(
-        OPS[i % 3],
-        DTYPES[i // 3 % 3],
-        LAYOUTS[i // 5 % 6],
-        TOKENS[i % len(TOKENS)],
-        CHANNELS[i // 2 % len(CHANNELS)],
-        MAPS[i // 4 % len(MAPS)],
-        id=f"{i}",
-    )
-    for i in range(COUNT)
-]
+ROUNDS, LENGTH = 3, 6 if devices.PRETENDED else 24
+
+
+def a_round(seed):
+    """LENGTH cases in which each value of each factor comes equally often, with any of the others."""
+    order = random.Random(seed)
+
+    def often(values):
+        chosen = [values[i % len(values)] for i in range(LENGTH)]
+        order.shuffle(chosen)
+        return chosen
+
+    return list(zip(*map(often, (OPS, DTYPES, LAYOUTS, TOKENS, CHANNELS, MAPS)), strict=True))
+
+
+# One round is those that a GPU is asked for by default.
+CASES = list(itertools.chain.from_iterable(zip(*map(a_round, range(ROUNDS)), strict=True)))
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_round_covers_all_values(seed):
+    for chosen, values in zip(
+        zip(*a_round(seed), strict=True), (OPS, DTYPES, LAYOUTS, TOKENS, CHANNELS, MAPS), strict=True
+    ):
+        assert set(chosen) == set(values)
 
 
 @pytest.mark.one_in(3)

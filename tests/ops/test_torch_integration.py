@@ -33,7 +33,7 @@ def raw_arguments(problem, dtype, keep_exact=True):
     return (*tensors, residual_input, heads, options["return_map"], keep_exact, problems.BACKEND)
 
 
-@pytest.mark.one_in(11)
+@pytest.mark.one_in(23)
 @pytest.mark.parametrize("layout", ["bnc", "nchw, sliced"])
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_opcheck(op, options, layout):
@@ -178,6 +178,7 @@ def test_func_grad(op):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("op", OPS)
 def test_per_sample_gradients_by_vmap(op):
     problem = make(op, ("shared", *(("bias",) if op == "project" else ("log_weights",))))
