@@ -1,16 +1,68 @@
-"""Settings for every test."""
+"""Settings for every test, and which of them need a GPU."""
 
+import os
+
+import devices
 import pytest
 import torch
 
 # --doctest-modules would import them a second time, as modules that all have the same name.
 collect_ignore_glob = ["*/conftest.py"]
 
+# What cuBLAS wants for the same bits each time; it looks once.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
+def pytest_collection_modifyitems(items):
+    """Mark what runs on a GPU: ``gpu``, or ``gpu_slow`` and ``slow`` where a cover leaves it out."""
+    reason = devices.missing()
+    for item in items:
+        if not needs_gpu(item):
+            continue
+        if in_cover(item):
+            item.add_marker(pytest.mark.gpu)
+        else:
+            item.add_marker(pytest.mark.gpu_slow)
+            item.add_marker(pytest.mark.slow)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def needs_gpu(item):
+    """What lies in tests/gpu, and on a machine with a GPU all that is about the backend "triton"."""
+    parts = item.path.parts
+    if "gpu" in parts[-2:-1]:
+        return True
+    if item.get_closest_marker("on_cpu"):
+        return False
+    about = parts[-2] == "triton" or (
+        hasattr(item, "callspec") and item.callspec.params.get("backend") == "triton"
+    )
+    return about and devices.on_gpu("triton")
+
+
+def in_cover(item):
+    """Of the cases of a test marked one_in(n), those whose indices add up to a multiple of n.
+
+    So each two values of different parameters still meet somewhere, where there are n of each. Nothing of
+    tests/triton, which is about settings that few calls get.
+    """
+    if item.path.parts[-2] == "triton":
+        return False
+    mark = item.get_closest_marker("one_in")
+    if mark is None:
+        return True
+    names = [parameters.args[0] for parameters in item.iter_markers("parametrize")]
+    first = [name.split(",")[0] if isinstance(name, str) else name[0] for name in names]
+    return sum(item.callspec.indices[name] for name in first) % mark.args[0] == 0
+
 
 @pytest.fixture(autouse=True)
 def nan_in_uninitialised_memory():
     """A result that was not written is NaN, not what happened to lie there."""
-    torch.use_deterministic_algorithms(True)  # which also fills new memory
+    # It also fills new memory. On a GPU some of plain PyTorch has no deterministic kernel.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield
     torch.use_deterministic_algorithms(False)
 

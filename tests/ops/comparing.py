@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import devices
+import problems
 import torch
+
+from vt_fast.testing import assert_as_accurate
 
 
 def assert_close(actual, expected, name="result"):
@@ -12,6 +16,63 @@ def assert_close(actual, expected, name="result"):
     torch.testing.assert_close(
         actual, expected, rtol=0, atol=1e-10, equal_nan=True, msg=lambda text: f"{name}: {text}"
     )
+
+
+def assert_solved(problem: problems.Problem, dtype: torch.dtype | None = None) -> None:
+    """Raise unless the op's results and gradients are right, in ``dtype`` or the backend's widest.
+
+    In float64 they equal the reference's to 1e-10. In a narrower dtype they are about as near to the
+    reference in float64, for the operands as they are after rounding, as the reference in that dtype is.
+    """
+    dtype = dtype or problems.widest()
+    if dtype == torch.float64:
+        expected = problem.solve(plain=True)
+        for name, value in problem.solve().items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10, msg=name)
+        return
+    problem.round_operands(dtype)
+    exact, plain = problem.solve(plain=True), problem.solve(dtype, plain=True)
+    lse = largest_finite(exact[problem.lse]) if problem.lse else 0.0
+    terms = summed_terms(problem)
+    for name, value in problem.solve(dtype).items():
+        assert value.dtype == (torch.float32 if name == problem.lse else dtype), name
+        assert_as_accurate(value, exact[name], plain[name], name, lse=lse, terms=terms)
+
+
+def summed_terms(problem: problems.Problem) -> int:
+    """How many terms the sums have, one after the other, that a gradient comes from."""
+    x = problem.operands["x"]
+    channels = x.shape[2 if x.dim() == 3 else 1]
+    rows = [value.shape[-2] for name, value in problem.operands.items() if name in ("keys", "queries")]
+    return 2 * (x[0].numel() // channels + channels + sum(rows))
+
+
+def largest_finite(values: torch.Tensor) -> float:
+    """The largest magnitude that is finite, 0 if none is."""
+    finite = values[values.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def tolerance(float64: float) -> float:
+    """The same number of roundings in the backend's widest dtype, for values of order 1.
+
+    A narrower one is not allowed more than 1e-12 takes in float64, some 5000.
+    """
+    if problems.widest() == torch.float64:
+        return float64
+    roundings = min(float64, 1e-12) / torch.finfo(torch.float64).eps
+    return roundings * torch.finfo(problems.widest()).eps
+
+
+def assert_repeated(actual: torch.Tensor, expected: torch.Tensor, name: str = "result") -> None:
+    """The same bits, from another call that computes the same.
+
+    On a GPU, Triton compiles a kernel anew for other options, and may contract other products into sums.
+    """
+    if devices.on_gpu(problems.BACKEND):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance(1e-12), equal_nan=True, msg=name)
+    else:
+        assert torch.equal(actual, expected), name
 
 
 def assert_same(ours: Callable, theirs: Callable, **operands: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
-"""Every test of the ops runs once for each backend that can run on this machine."""
+"""Every test of the ops runs once for each backend that can run on this machine, on its device."""
 
+import devices
 import problems
 import pytest
 
@@ -8,8 +9,18 @@ from vt_fast import backends
 USABLE = [name for name, reason in backends.report() if reason is None]
 
 
-@pytest.fixture(autouse=True, params=USABLE)
+def pytest_generate_tests(metafunc):
+    """What is about no device, or about float64, is not repeated on a GPU."""
+    only_cpu = metafunc.definition.get_closest_marker("on_cpu") is not None
+    names = [name for name in USABLE if not (only_cpu and devices.on_gpu(name))]
+    metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
 def backend(request, monkeypatch):
-    """The backend that :meth:`problems.Problem.call` asks for."""
+    """The backend that :meth:`problems.Problem.call` asks for; tensors are made on its device."""
     monkeypatch.setattr(problems, "BACKEND", request.param)
-    return request.param
+    if devices.PRETENDED and devices.on_gpu(request.param):
+        monkeypatch.setitem(backends._REASONS, "cpu", "not for the tensors of a GPU")
+    with devices.factories_on(request.param):
+        yield request.param

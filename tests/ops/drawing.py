@@ -1,6 +1,10 @@
 """Random problems for property tests, as hypothesis draws them: small, in float64, with any options."""
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from problems import make

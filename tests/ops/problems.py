@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import devices
 import torch
 
 from vt_fast import functional
@@ -11,6 +12,17 @@ from vt_fast.reference import ops as reference
 
 # What the public functions are asked for; conftest.py sets it to each backend that can run here.
 BACKEND = "torch"
+
+
+def device() -> str:
+    """The type of device that the backend's tests run on."""
+    return devices.of(BACKEND)
+
+
+def widest() -> torch.dtype:
+    """The widest dtype that the backend computes in there."""
+    return devices.dtypes(BACKEND)[0]
+
 
 OPS = ("tokenize", "project", "project_tokenize")
 
@@ -89,16 +101,31 @@ class Problem:
         results = result if isinstance(result, tuple) else (result,)
         return [tensor for tensor in results if tensor is not None]
 
-    def solve(self, dtype: torch.dtype = torch.float64, plain: bool = False) -> dict[str, torch.Tensor]:
-        """Results and gradients by name, computed in ``dtype`` from operands rounded to it."""
-        operands = {name: rounded(value, dtype) for name, value in self.operands.items()}
+    def leaves(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """The operands rounded to ``dtype``, by default to the backend's widest, as leaves."""
+        return {name: rounded(value, dtype or widest()) for name, value in self.operands.items()}
+
+    def round_operands(self, dtype: torch.dtype) -> None:
+        """Give the operands values that ``dtype`` has."""
+        for name, value in self.operands.items():
+            if value.dtype != torch.bool:
+                self.operands[name] = rounded(rounded(value, dtype).detach(), value.dtype).detach()
+
+    def solve(self, dtype: torch.dtype | None = None, plain: bool = False) -> dict[str, torch.Tensor]:
+        """Results and gradients by name, computed in ``dtype`` from operands rounded to it.
+
+        By default in float64, or where the op does not compute in it, in its widest dtype.
+        """
+        if dtype is None:
+            dtype = torch.float64 if plain else widest()
+        operands = self.leaves(dtype)
         results = self.call(operands, plain)
         generator = torch.Generator().manual_seed(1)
         loss = torch.zeros((), dtype=torch.float64)
         for result in results:
             # random cotangents, exactly representable in any dtype, so that all dtypes solve one problem
-            cotangent = torch.randint(-4, 5, result.shape, generator=generator) / 4
-            loss = loss + (result.double() * cotangent).sum()
+            cotangent = torch.randint(-4, 5, result.shape, generator=generator, device="cpu") / 4
+            loss = loss + (result.double() * cotangent.to(result.device)).sum()
         names = [name for name, value in operands.items() if value.requires_grad]
         grads = torch.autograd.grad(loss, [operands[name] for name in names])
         solution = {f"result {index}": result.detach() for index, result in enumerate(results)}
@@ -109,7 +136,7 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A leaf of the same strides in another dtype; bool stays bool."""
     if value.dtype == torch.bool:
         return value
-    leaf = torch.empty_strided(value.shape, value.stride(), dtype=dtype)
+    leaf = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
     base = torch.as_strided(value, (_extent(value),), (1,))
     torch.as_strided(leaf, (_extent(leaf),), (1,)).copy_(base)
     return leaf.requires_grad_()

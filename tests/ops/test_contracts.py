@@ -2,9 +2,11 @@
 
 import itertools
 
+import devices
 import pytest
 import torch
-from problems import LAYOUTS, OPS, make
+from comparing import assert_repeated, tolerance
+from problems import LAYOUTS, OPS, make, widest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
@@ -27,6 +29,7 @@ def like(x, channels):
     return model.permute([order.index(d) for d in range(x.dim())])
 
 
+@pytest.mark.one_in(25)
 # Where a map of another width puts a dimension of stride 0 is not something empty_like can be asked.
 @pytest.mark.parametrize(
     ("layout", "channels"), [case for case in LAYOUT_AND_WIDTH if "expanded" not in case[0] or case[1] == 12]
@@ -45,6 +48,7 @@ def test_maps_have_the_strides_of_empty_like(layout, channels):
         assert dx.stride() == torch.empty_like(x).stride()
 
 
+@pytest.mark.one_in(39)
 @pytest.mark.parametrize(("layout", "channels"), LAYOUT_AND_WIDTH)
 def test_fake_tensors_have_the_true_strides(layout, channels):
     x = LAYOUTS[layout](2, 12, 5, 7)
@@ -65,7 +69,9 @@ def test_fake_tensors_have_the_true_strides(layout, channels):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes(dtype):
+def test_dtypes(dtype, backend):
+    if dtype not in devices.dtypes(backend):
+        pytest.skip("computed in by this backend in Triton's interpreter alone")
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     x, tokens = torch.randn(2, 6, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
     pooled, lse = vt_fast.tokenize(x, tokens, return_lse=True)
@@ -96,7 +102,7 @@ def test_masked_pixels_are_never_used(op, layout, by, junk):
     problem.operands["x"] = x
     dirty = problem.solve()
     for name, value in dirty.items():
-        torch.testing.assert_close(value, clean[name], rtol=0, atol=1e-12, msg=name)
+        torch.testing.assert_close(value, clean[name], rtol=0, atol=tolerance(1e-12), msg=name)
     dpixels = dirty["dx"] if layout == "bnc" else dirty["dx"].permute(0, 2, 3, 1)
     assert (dpixels[hidden] == 0).all()
     assert (dirty["dlog_weights"][~mask] == 0).all()
@@ -105,14 +111,15 @@ def test_masked_pixels_are_never_used(op, layout, by, junk):
 def test_a_map_that_is_wanted_is_computed_in_masked_pixels_too():
     problem = make("project_tokenize", ("mask",), "nchw")
     mask = problem.operands.pop("mask")
-    plain = vt_fast.project(*(problem.operands[name] for name in ("x", "keys", "values")))
-    y, _, _ = vt_fast.project_tokenize(**problem.operands, mask=mask)
-    assert torch.equal(y, plain)
+    operands = problem.leaves()
+    plain = vt_fast.project(*(operands[name] for name in ("x", "keys", "values")))
+    y, _, _ = vt_fast.project_tokenize(**operands, mask=mask)
+    assert_repeated(y, plain)
 
 
 def test_an_unused_map_does_not_bring_masked_pixels_into_gradients():
     problem = make("project_tokenize", ("mask", "shared"))
-    operands = {name: value.clone() for name, value in problem.operands.items()}
+    operands = {name: value.detach() for name, value in problem.leaves().items()}
     operands["x"][~operands["mask"]] = torch.nan
     for name in ("x", "keys", "values", "queries"):
         operands[name].requires_grad_()
@@ -205,10 +212,8 @@ def test_nan_stays_in_its_sample(op):
 def test_nothing_is_changed_in_place(op):
     options = ("bias", "residual") if op == "project" else ("mask", "log_weights", "position")
     problem = make(op, options)
-    before = {name: value.clone() for name, value in problem.operands.items()}
-    operands = {
-        name: value.requires_grad_(value.is_floating_point()) for name, value in problem.operands.items()
-    }
+    operands = problem.leaves()
+    before = {name: value.detach().clone() for name, value in operands.items()}
     results = problem.call(operands, plain=False)
     cotangents = [torch.randn_like(result) for result in results]
     kept = [cotangent.clone() for cotangent in cotangents]
@@ -233,8 +238,8 @@ ALIASED = {
 @pytest.mark.parametrize("how", ["eager", "compiled", "exported"])
 def test_the_same_tensor_may_be_passed_twice(case, how):
     function = ALIASED[case]
-    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
-    t = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, 8, dtype=widest(), requires_grad=True)
+    t = torch.randn(2, 5, 8, dtype=widest(), requires_grad=True)
     copies = {
         "queries are x": lambda: vt_fast.tokenize(x, x.clone()),
         "values are keys": lambda: vt_fast.project(x, t, t.clone()),
@@ -256,11 +261,11 @@ def test_the_same_tensor_may_be_passed_twice(case, how):
 
         function = torch.export.export(Module(), (x, t)).module()
     result = function(x, t)
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result, expected, rtol=0, atol=tolerance(1e-12))
     ours = torch.autograd.grad(result.square().sum(), (x, t), allow_unused=True, materialize_grads=True)
     theirs = torch.autograd.grad(expected.square().sum(), (x, t), allow_unused=True, materialize_grads=True)
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance(1e-12))
 
 
 def test_the_same_tensor_twice_as_two_arguments_of_a_compiled_function():
@@ -297,8 +302,9 @@ def test_merge_of_empty_shards_has_gradients_of_zero():
 @pytest.mark.parametrize("op", OPS)
 def test_meta_tensors_give_shapes_and_strides(op):
     problem = make(op, (), "channels_last")
-    operands = {name: value.to("meta") for name, value in problem.operands.items()}
-    expected = problem.call(problem.operands, plain=False)
+    leaves = problem.leaves()
+    operands = {name: value.to("meta") for name, value in leaves.items()}
+    expected = problem.call(leaves, plain=False)
     for a, b in zip(problem.call(operands, plain=False), expected, strict=True):
         assert (a.device.type, a.shape, a.stride(), a.dtype) == ("meta", b.shape, b.stride(), b.dtype)
 
@@ -320,7 +326,7 @@ def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual
     """The map may be used elsewhere: what counts is that no gradient arrives at those of its pixels."""
     problem = make("project_tokenize", ("mask", "shared", *(("residual",) if residual == "a map" else ())))
     mask = problem.operands.pop("mask")
-    operands = {name: value.clone() for name, value in problem.operands.items()}
+    operands = {name: value.detach() for name, value in problem.leaves().items()}
     for name in {"x", "residual"} & set(operands):
         operands[name][~mask] = torch.nan
     leaves = [value.requires_grad_() for value in operands.values()]
@@ -337,7 +343,7 @@ def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual
         inputs = [value.requires_grad_() for value in clean.values()]
         expected = torch.autograd.grad(loss(used, **clean), inputs)
         for name, a, b in zip(operands, grads, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance(1e-10), msg=name)
 
 
 def test_merge_takes_nothing_from_an_empty_shard():
@@ -351,11 +357,12 @@ def test_merge_takes_nothing_from_an_empty_shard():
 @pytest.mark.parametrize("op", OPS)
 def test_logits_that_overflow_are_not_taken_for_a_mask(op):
     problem = make(op, ("shared",))
-    problem.operands["x"] = problem.operands["x"].abs() * 1e300
+    huge = torch.finfo(widest()).max / 1e8
+    problem.operands["x"] = problem.operands["x"].abs() * huge
     for name in {"queries", "keys"} & set(problem.operands):
-        problem.operands[name] = -problem.operands[name].abs() * 1e300
+        problem.operands[name] = -problem.operands[name].abs() * huge
     for plain in (False, True):
-        assert problem.call(problem.operands, plain)[-1 if op == "project" else 0].isnan().any()
+        assert problem.call(problem.leaves(), plain)[-1 if op == "project" else 0].isnan().any()
 
 
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+
+pytest.importorskip("fvcore")
+
 from fvcore.nn import FlopCountAnalysis
 from problems import OPS, OPTIONS, make, rounded
 from torch.utils.flop_counter import FlopCounterMode
 
 from vt_fast.flops import fvcore_handles
 
+pytestmark = pytest.mark.on_cpu
 CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 
 

@@ -15,6 +15,8 @@ from vt_fast.reference.linear import Projection, linear
 from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import gather, spatial_attention
 
+pytestmark = pytest.mark.on_cpu
+
 
 def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, heads, groups, scale):
     """Keys (B, heads * L, C), values (B, L, D) and bias (B, heads * L) of equation 5 with all its options."""

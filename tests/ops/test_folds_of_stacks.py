@@ -6,6 +6,7 @@ X S + sum of P_j V_j, the weights P_j (B, N, L) of module j's tokens for the pix
 
 import itertools
 
+import pytest
 import torch
 from comparing import assert_same
 from folding import B, N, back, randn, weight
@@ -16,6 +17,7 @@ from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import filter_tokenizer, recurrent_tokenizer
 from vt_fast.reference.transformer import transformer
 
+pytestmark = pytest.mark.on_cpu
 L, CT = 4, 8
 WIDTHS = 6, 10, 10, 10  # of the map, before the first module and after each
 MODULES = 3

@@ -7,6 +7,7 @@ from problems import OPS, make, rounded
 from vt_fast.backends.eager import tiles
 from vt_fast.measure import peak_bytes
 
+pytestmark = pytest.mark.on_cpu
 RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}
 
 

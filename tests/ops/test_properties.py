@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import OPS
 
+pytestmark = pytest.mark.on_cpu
+
 
 @properties
 @given(problem=problems("tokenize"))

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from vt_fast.backends.eager import tiles
 from vt_fast.functional import merge, project, tokenize
 
+pytestmark = pytest.mark.on_cpu
+
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):

@@ -4,64 +4,51 @@ import itertools
 
 import pytest
 import torch
+from comparing import assert_repeated, assert_solved, tolerance
 from problems import LAYOUTS, OPS, OPTIONS, make
-
-from vt_fast.testing import assert_as_accurate
 
 CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 
 
-def check_float64(problem):
-    expected = problem.solve(plain=True)
-    for name, value in problem.solve().items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10, msg=name)
-
-
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_equals_autograd_through_the_reference(op, options):
-    check_float64(make(op, options, "nchw"))
+    assert_solved(make(op, options, "nchw"))
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_layouts(op, layout):
-    check_float64(make(op, ("log_weights",) if op == "tokenize" else ("residual", "wide"), layout))
+    assert_solved(make(op, ("log_weights",) if op == "tokenize" else ("residual", "wide"), layout))
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_as_accurate_as_plain_pytorch(op, options, dtype, layout):
-    problem = make(op, options, layout)
-    # the truth for the operands as they are after rounding to dtype
-    problem.operands = {
-        name: value if value.dtype == torch.bool else value.to(dtype).double()
-        for name, value in problem.operands.items()
-    }
-    exact, plain = problem.solve(plain=True), problem.solve(dtype, plain=True)
-    lse = exact[problem.lse].abs().max().item() if problem.lse else 0.0
-    for name, value in problem.solve(dtype).items():
-        assert value.dtype == (torch.float32 if name == problem.lse else dtype), name
-        what = f"{op} {options} {name}"
-        assert_as_accurate(value, exact[name], plain[name], what, lse=lse, terms=2 * 35)
+    assert_solved(make(op, options, layout), dtype)
 
 
 SIZES = list(itertools.product([1, 7, 8, 16, 17, 64], [(1, 1), (1, 7), (13, 11)]))
 
 
+@pytest.mark.one_in(9)
 @pytest.mark.parametrize(("tokens", "size"), SIZES)
 @pytest.mark.parametrize("op", OPS)
 def test_token_counts_and_map_sizes(op, tokens, size):
     height, width = size
-    check_float64(
+    assert_solved(
         make(op, (), "nchw", channels=17, height=height, width=width, tokens=tokens, queries=tokens)
     )
 
 
+@pytest.mark.one_in(5)
 @pytest.mark.parametrize("channels", [1, 2, 3, 31])
 @pytest.mark.parametrize("op", OPS)
 def test_channel_counts(op, channels):
-    check_float64(make(op, (), "channels_last", channels=channels))
+    assert_solved(make(op, (), "channels_last", channels=channels))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -75,9 +62,10 @@ def test_tiling_changes_nothing(op, elements, monkeypatch):
     if op != "project":
         problem.operands["mask"][0, :20] = False  # whole tiles without a valid pixel
         problem.operands["mask"][1] = False
-    check_float64(problem)
+    assert_solved(problem)
 
 
+@pytest.mark.on_cpu
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_gradcheck(op, options):
     problem = make(op, options, "nchw", channels=4, height=2, width=3, tokens=2, queries=2)
@@ -93,6 +81,7 @@ def test_gradcheck(op, options):
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", OPS)
 def test_bitwise_repeatable(op, dtype):
@@ -103,6 +92,7 @@ def test_bitwise_repeatable(op, dtype):
             assert torch.equal(value, first[name]), name
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("op", OPS)
 def test_only_needed_gradients_are_computed_and_are_the_same(op):
     options = ("log_weights", "position") if op != "project" else ("bias", "residual", "wide")
@@ -110,23 +100,21 @@ def test_only_needed_gradients_are_computed_and_are_the_same(op):
     everything = problem.solve()
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
     for wanted in names:
-        operands = {name: value.detach().clone() for name, value in problem.operands.items()}
+        operands = {name: value.detach() for name, value in problem.leaves().items()}
         operands[wanted].requires_grad_()
         generator = torch.Generator().manual_seed(1)
         results = problem.call(operands, plain=False)
-        loss = sum(
-            (result * (torch.randint(-4, 5, result.shape, generator=generator) / 4)).sum()
-            for result in results
-        )
+        arriving = [torch.randint(-4, 5, r.shape, generator=generator, device="cpu") / 4 for r in results]
+        loss = sum((r * a.to(r.device)).sum() for r, a in zip(results, arriving, strict=True))
         (grad,) = torch.autograd.grad(loss, operands[wanted])
-        assert torch.equal(grad, everything[f"d{wanted}"]), wanted
+        assert_repeated(grad, everything[f"d{wanted}"], wanted)
 
 
 @pytest.mark.parametrize("result", [0, 1, 2])
 def test_a_single_result_of_project_tokenize_can_be_differentiated(result):
     problem = make("project_tokenize", ("residual", "wide"), "nchw")
-    leaves = [value.clone().requires_grad_() for value in problem.operands.values()]
-    operands = dict(zip(problem.operands, leaves, strict=True))
+    operands = problem.leaves()
+    leaves = list(operands.values())
     ours = torch.autograd.grad(
         problem.call(operands, plain=False)[result].square().sum(), leaves, allow_unused=True
     )
@@ -135,4 +123,5 @@ def test_a_single_result_of_project_tokenize_can_be_differentiated(result):
     )
     for name, a, b in zip(operands, ours, plain, strict=True):
         # An operand that the result does not depend on has no gradient in plain autograd, and 0 here.
-        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=0, atol=1e-10, msg=name)
+        b = torch.zeros_like(a) if b is None else b
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance(1e-10), msg=name)

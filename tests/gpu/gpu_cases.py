@@ -1,0 +1,80 @@
+"""Calls for tests of the GPU: one shape for most of them, so that few kernels are compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import devices
+import torch
+from problems import Problem, make
+
+from vt_fast.backends.triton.launcher import observed
+
+# With these, forward and backward of each op take several programs for a sample's pixels.
+SHAPE = (
+    {"batch": 2, "channels": 8, "height": 40, "width": 16, "tokens": 2, "queries": 2}
+    if devices.PRETENDED
+    else {"batch": 2, "channels": 64, "height": 128, "width": 128, "tokens": 16, "queries": 16}
+)
+
+# As many options together as an op has.
+OPTIONS = {
+    "tokenize": ("mask", "log_weights", "position", "shared"),
+    "project": ("residual", "heads", "bias", "shared"),
+    "project_tokenize": ("heads", "bias", "mask", "log_weights"),
+}
+
+
+@dataclass
+class Call:
+    """A call of an op and of its backward, on operands that stay where they are."""
+
+    problem: Problem
+    operands: dict[str, torch.Tensor]
+    arriving: list[torch.Tensor]
+
+    def forward(self) -> list[torch.Tensor]:
+        """The op's results."""
+        return self.problem.call(self.operands, plain=False)
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        """What is differentiated."""
+        return [value for value in self.operands.values() if value.requires_grad]
+
+    def __call__(self) -> list[torch.Tensor]:
+        """Results, and gradients of all operands."""
+        results = self.forward()
+        grads = torch.autograd.grad(results, self.leaves, self.arriving)
+        return [*(result.detach() for result in results), *grads]
+
+
+def prepared(problem: Problem, dtype: torch.dtype) -> Call:
+    """A call in a dtype, with random gradients that arrive."""
+    operands = problem.leaves(dtype)
+    with torch.no_grad():
+        arriving = [torch.randn_like(result) for result in problem.call(operands, plain=False)]
+    return Call(problem, operands, arriving)
+
+
+def standard(op: str, dtype: torch.dtype, layout: str = "nchw", **sizes: int) -> Call:
+    """A call of the shape and the options that most tests share."""
+    return prepared(make(op, OPTIONS[op], layout, **(SHAPE | sizes)), dtype)
+
+
+def parts(call: Call) -> dict[str, int]:
+    """In how many parts the kernels that sum over pixels cut them."""
+    found = {}
+
+    def note(kernel, grid, arguments, constants):
+        if "OWN" in constants:
+            found[kernel.__name__] = grid[0]
+
+    with observed(note):
+        call()
+    return found
+
+
+def same_bits(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    """Whether all are equal and none holds a NaN."""
+    return all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
