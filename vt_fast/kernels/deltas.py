@@ -21,22 +21,22 @@ def deltas(
     """delta (B, HEADS * TOKENS): the sum of dT * T over a head's CHANNELS columns, less dlse.
 
     Grid: blocks of ROWS of the B * HEADS * TOKENS rows. grad_tokens and tokens (B, TOKENS, HEADS * CHANNELS).
+    In float64: what differs from it by little is subtracted of it for each pixel.
     """
-    ACC: tl.constexpr = delta.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     ok = row < rows
     token = row % TOKENS
     head = row // TOKENS % HEADS
     sample = row // (TOKENS * HEADS)
     first = (sample * TOKENS + token) * (HEADS * CHANNELS) + head * CHANNELS
-    sums = tl.zeros((ROWS, BLOCK), ACC)
+    sums = tl.zeros((ROWS, BLOCK), tl.float64)
     for start in tl.range(0, CHANNELS, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = ok[:, None] & (column < CHANNELS)[None, :]
         at = first[:, None] + column[None, :]
-        grads = tl.load(grad_tokens + at, mask=there, other=0.0).to(ACC)
-        sums += grads * tl.load(tokens + at, mask=there, other=0.0).to(ACC)
+        grads = tl.load(grad_tokens + at, mask=there, other=0.0).to(tl.float64)
+        sums += grads * tl.load(tokens + at, mask=there, other=0.0).to(tl.float64)
     total = tl.sum(sums, 1)
     if HAS_GRAD_LSE:
-        total -= tl.load(grad_lse + row, mask=ok, other=0.0).to(ACC)
-    tl.store(delta + row, total, mask=ok)
+        total -= tl.load(grad_lse + row, mask=ok, other=0.0).to(tl.float64)
+    tl.store(delta + row, total.to(delta.dtype.element_ty), mask=ok)

@@ -55,16 +55,36 @@ def add_mixed(operand, few, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     else:
         top = tl.max(tl.abs(few), 0)
         few = tl.where(top[None, :] > 0, few / top[None, :], 0.0)
-        first = few.to(operand.dtype)
-        second = (few - first.to(few.dtype)).to(operand.dtype)
+        first, second = two_of(few, operand.dtype)
         sums = tl.zeros((operand.shape[0], few.shape[1]), onto.dtype)
         sums = product(operand, second, sums, PRECISION, WIDEN)
         return onto + product(operand, first, sums, PRECISION, WIDEN) * top[None, :]
 
 
 @triton.jit
+def two_of(values, NARROW: tl.constexpr):
+    """Values rounded to a narrow dtype, and what is left of them in it."""
+    first = values.to(NARROW)
+    return first, (values - first.to(values.dtype)).to(NARROW)
+
+
+@triton.jit
 def add_outer(left, right, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     """onto [rows, queries] + left [pixels, rows] transposed times right [pixels, queries].
+
+    Where right has more digits than left, it counts as two numbers of left's dtype.
+    """
+    if right.dtype.primitive_bitwidth > left.dtype.primitive_bitwidth:
+        first, second = two_of(right, left.dtype)
+        onto = add_outer_of_same(left, second, onto, PRECISION, WIDEN)
+        return add_outer_of_same(left, first, onto, PRECISION, WIDEN)
+    else:
+        return add_outer_of_same(left, right, onto, PRECISION, WIDEN)
+
+
+@triton.jit
+def add_outer_of_same(left, right, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """The same for operands of one dtype.
 
     A product of few rows and columns over many pixels would have every warp take all pixels: here each
     takes some, and their sums are added up.

@@ -255,8 +255,6 @@ def project_tokenize_backward(
             dbias += tl.sum(dscores, 0)
         projected = projected.to(x.dtype.element_ty)
         dscores = dscores.to(x.dtype.element_ty)
-        weights = weights.to(x.dtype.element_ty)
-        inner = inner.to(x.dtype.element_ty)
         of_tokenized = projected
         if MASKED:
             of_tokenized = tl.where(ok[:, None], projected, 0.0)
@@ -264,6 +262,8 @@ def project_tokenize_backward(
             pooled_rows = add_outer(of_tokenized, weights, pooled_rows, PRECISION, WIDEN)
         if NEEDS_VALUES or NEEDS_QUERIES:
             inner_rows = add_outer(of_tokenized, inner, inner_rows, PRECISION, WIDEN)
+        weights = weights.to(x.dtype.element_ty)
+        inner = inner.to(x.dtype.element_ty)
 
         # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
