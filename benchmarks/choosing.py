@@ -24,10 +24,10 @@ from benchmarks.offline_calls import pretending, recorded
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.candidates import candidates
 from vt_fast.backends.triton.samples import KERNELS, LAYOUTS, Shape
-from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting, merged
+from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting
 
 # Candidates that compile without a fault, of which the best will do, and multiples of the floor that do too.
-_ENOUGH, _GOOD = 4, 1.2
+_ENOUGH, _GOOD = 3, 1.25
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,22 @@ def choose(target: str, ops: Iterable[str] = tuple(KERNELS), kinds: Iterable[str
     """Write the table of an architecture's settings, all processors at work; other entries stay."""
     path = TABLES / f"{target}.json"
     wanted = [each for each in classes(ops) if each.kind in set(kinds)]
-    old = settings.read(path, required=False)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        jobs = pool.map(_entry, wanted, itertools.repeat(target))
-        new = [entry for entry in tqdm(jobs, total=len(wanted), unit="class") if entry]
-    lines = ",\n".join(json.dumps(entry) for entry in merged(old, new))
-    source = f"compiled with Triton {triton.__version__}, ranked by benchmarks/model.py; not measured"
+    entries = settings.read(path, required=False)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f'{{"schema": {SCHEMA}, "source": "{source}", "entries": [\n{lines}\n]}}\n')
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for entry in tqdm(
+            pool.map(_entry, wanted, itertools.repeat(target)), total=len(wanted), unit="class"
+        ):
+            if entry:
+                entries = settings.merged(entries, [entry])
+                path.write_text(_text(entries))
     return path
+
+
+def _text(entries: list[dict[str, Any]]) -> str:
+    lines = ",\n".join(json.dumps(entry) for entry in entries)
+    source = f"compiled with Triton {triton.__version__}, ranked by benchmarks/model.py; not measured"
+    return f'{{"schema": {SCHEMA}, "source": "{source}", "entries": [\n{lines}\n]}}\n'
 
 
 def _entry(each: Class, target: str) -> dict[str, Any] | None:

@@ -12,12 +12,15 @@ loads are, whether they are asynchronous, whether matrix instructions are used.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from fnmatch import fnmatch
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,11 +29,11 @@ from tqdm import tqdm
 from benchmarks import choosing
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import launches, pretending
+from benchmarks.offline_calls import pretending, recorded
 from vt_fast.backends.triton.samples import KERNELS, Shape
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
-# Kernels that may spill, as "op target dtype layout BxNxCxL", and why.
+# Which kernels may spill, as patterns of "op target dtype layout BxNxCxL", and why.
 EXCUSES = Path(__file__).parent / "offline_excuses.json"
 
 SHAPES: tuple[Shape, ...] = (
@@ -42,8 +45,9 @@ SHAPES: tuple[Shape, ...] = (
     (64, 49, 2048, 16),
 )
 COVER: tuple[Shape, ...] = ((256, 196, 1024, 16), (8, 60800, 256, 8))
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_NAMES = dict(zip(DTYPES, ("bf16", "fp16", "fp32"), strict=True))
+# Float16 is to a compiler what bfloat16 is.
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_ORDERS = {"channels_last": "channels", "nchw": "pixels"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,17 +57,22 @@ def main(arguments: list[str] | None = None) -> int:
         for target in options.choose:
             print(f"written to {choosing.choose(target, options.op, options.kind)}")
         return 0
-    if options.check:
-        todo = _todo(options, options.target or ["sm_90", "gfx942"], COVER, (torch.bfloat16, torch.float32))
-    else:
-        todo = _todo(options, options.target or list(TARGETS), SHAPES, DTYPES)
-    rows = list(_rows(todo))
+    targets = options.target or (["sm_90", "gfx942"] if options.check else list(TARGETS))
+    jobs = [
+        Job(op, target, dtype, order, shape)
+        for target, op, dtype, order, shape in itertools.product(
+            targets, options.op, DTYPES, _ORDERS, COVER if options.check else SHAPES
+        )
+    ]
+    # Processes of their own, as Triton compiles one kernel at a time; fresh ones, as torch has threads.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        rows = list(tqdm(pool.map(examine, jobs), total=len(jobs), unit="kernel"))
     excuses: dict[str, str] = json.loads(EXCUSES.read_text())
     bad = [row for row in rows if row["fault"]]
+    unexcused = [row for row in bad if not any(fnmatch(row["label"], pattern) for pattern in excuses)]
     for row in bad:
-        excused = "excused" if row["label"] in excuses else "FAULT"
+        excused = "FAULT" if row in unexcused else "excused"
         print(f"{excused}: {row['label']} [{row['setting']}]: {row['fault']}")
-    unexcused = [row for row in bad if row["label"] not in excuses]
     print(f"{len(rows)} kernels, {len(bad)} with a fault, {len(unexcused)} of them without an excuse")
     if not options.check:
         options.output.write_text(_text(rows))
@@ -83,45 +92,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Job = tuple[Launch, Shape, torch.dtype, str, str]
+class Job(NamedTuple):
+    """A call to be compiled for a target."""
+
+    op: str
+    target: str
+    dtype: str
+    layout: str
+    shape: Shape
+
+    @property
+    def label(self) -> str:
+        """For people, and for excuses."""
+        return " ".join([*self[:4], "x".join(map(str, self.shape))])
 
 
-def _todo(
-    options: argparse.Namespace,
-    targets: Iterable[str],
-    shapes: Iterable[Shape],
-    dtypes: tuple[torch.dtype, ...],
-) -> list[_Job]:
-    todo = []
-    for target in targets:
-        with pretending(target, DEVICES[target].processors, SHARED[target]):
-            for launch, shape, dtype, layout in launches(options.op, shapes, dtypes):
-                if launch.kernel.__name__ in WALKS:
-                    todo.append((launch, shape, dtype, layout, target))
-    return todo
-
-
-def _rows(todo: list[_Job]) -> Iterator[dict[str, Any]]:
-    for launch, shape, dtype, layout, target in tqdm(todo, unit="kernel"):
-        compiled = examined(launch, target)
-        name = _NAMES[dtype]
-        sizes = "x".join(map(str, shape))
-        order = {"channels": "channels_last", "pixels": "nchw"}[layout]
-        row: dict[str, Any] = {
-            "label": f"{launch.name} {target} {name} {order} {sizes}",
-            "op": launch.name,
-            "target": target,
-            "dtype": name,
-            "layout": order,
-            "shape": sizes,
-            "setting": launch.setting,
-            "programs": launch.programs,
-            **asdict(compiled),
-            "fault": compiled.fault(target),
-        }
-        if compiled.error is None:
-            row |= _estimate(launch, compiled, shape, dtype, target)
-        yield row
+def examine(job: Job) -> dict[str, Any]:
+    """A row of the table: the call's main kernel."""
+    dtype = DTYPES[job.dtype]
+    with pretending(job.target, DEVICES[job.target].processors, SHARED[job.target]):
+        found = recorded(job.op, dtype, _ORDERS[job.layout], job.shape)
+    launch = next(each for each in found if each.kernel.__name__ in WALKS)
+    compiled = examined(launch, job.target)
+    row: dict[str, Any] = {
+        "label": job.label,
+        **job._asdict(),
+        "shape": "x".join(map(str, job.shape)),
+        "setting": launch.setting,
+        "programs": launch.programs,
+        **asdict(compiled),
+        "fault": compiled.fault(job.target),
+    }
+    if compiled.error is None:
+        row |= _estimate(launch, compiled, job.shape, dtype, job.target)
+    return row
 
 
 def _estimate(

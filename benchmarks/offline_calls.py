@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from benchmarks.compiled import Launch
 from vt_fast.backends.triton import device
 from vt_fast.backends.triton.launcher import observed
-from vt_fast.backends.triton.samples import LAYOUTS, Shape, sample
+from vt_fast.backends.triton.samples import Shape, sample
 
 
 def recorded(op: str, dtype: torch.dtype, layout: str, shape: Shape) -> list[Launch]:
@@ -29,15 +28,6 @@ def recorded(op: str, dtype: torch.dtype, layout: str, shape: Shape) -> list[Lau
     with observed(observe):
         call()
     return found
-
-
-def launches(
-    ops: Iterable[str], shapes: Iterable[Shape], dtypes: Iterable[torch.dtype]
-) -> Iterator[tuple[Launch, Shape, torch.dtype, str]]:
-    """Every kernel of every op's call."""
-    for op, dtype, layout, shape in itertools.product(ops, dtypes, LAYOUTS, shapes):
-        for launch in recorded(op, dtype, layout, shape):
-            yield launch, shape, dtype, layout
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,18 @@ def _choices(problem: Problem, architecture: str, extra: str | None) -> list[Set
     ]
     covering.sort(key=lambda entry: (entry["channels"], entry["rows"], entry.get("rank", 0)))
     found = [fitted(Setting(**entry["setting"]), problem) for entry in covering[:2]]
-    return list(dict.fromkeys([*found, *fallbacks(problem)]))
+    borrowed = not (TABLES / f"{architecture}.json").exists() and extra is None
+    others = fallbacks(problem)
+    if architecture.startswith("gfx"):
+        # Warps of 64 threads there, and what was found for 32 is for as many threads.
+        others = [halved(each) for each in others]
+        found = [halved(each) for each in found] if borrowed else found
+    return list(dict.fromkeys([*found, *others]))
+
+
+def halved(setting: Setting) -> Setting:
+    """With half as many warps."""
+    return replace(setting, warps=max(1, setting.warps // 2))
 
 
 def fitted(setting: Setting, problem: Problem) -> Setting:
