@@ -27,7 +27,7 @@ from vt_fast.backends.triton.samples import KERNELS, LAYOUTS, Shape
 from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting
 
 # Candidates that compile without a fault, of which the best will do, and multiples of the floor that do too.
-_ENOUGH, _GOOD = 3, 1.25
+_ENOUGH, _GOOD = 2, 1.3
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ SETTINGS = [
     Setting(16, 16, 0, KEEP, 4, 2),
     Setting(64, 32, 0, KEEP, 4, 2),
     Setting(64, 16, 1, WHOLE, 4, 2),
+    Setting(16, 16, 1, WHOLE, 4, 2),
     Setting(128, 32, 1, WHOLE, 4, 2),
 ]
 
@@ -63,7 +64,7 @@ def test_settings_change_nothing(op, setting, layout, use, pretend_processors):
     check(make(op, OPTIONS[op], layout, channels=48, height=9, width=7))
 
 
-@pytest.mark.parametrize("setting", SETTINGS[4:7], ids=str)
+@pytest.mark.parametrize("setting", SETTINGS[4:8], ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_settings_change_nothing_where_nothing_is_shared(op, setting, use, pretend_processors):
     pretend_processors(2)
@@ -80,12 +81,13 @@ def test_multiprocessors_change_nothing(op, form, processors, use, pretend_proce
     check(make(op, OPTIONS[op], "nchw", channels=48, height=9, width=7))
 
 
+@pytest.mark.parametrize("form", [STREAM, WHOLE])
 @pytest.mark.parametrize("parts", [1, 2, 63])
 @pytest.mark.parametrize("op", OPS)
-def test_parts_change_nothing(op, parts, use, pretend_processors, monkeypatch):
+def test_parts_change_nothing(op, parts, form, use, pretend_processors, monkeypatch):
     monkeypatch.setattr(plan, "_affordable", lambda x, part_bytes: parts)
     pretend_processors(4 * parts)
-    use(Setting(16, 16, 2, STREAM, 4, 2))
+    use(Setting(16, 16, 2, form, 4, 2))
     options = OPTIONS[op]
     problem = make(op, options, "nchw", height=37, width=29, batch=2)
     if "mask" in options:
@@ -94,7 +96,7 @@ def test_parts_change_nothing(op, parts, use, pretend_processors, monkeypatch):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5])
-@pytest.mark.parametrize("form", [KEEP, STREAM])
+@pytest.mark.parametrize("form", [KEEP, STREAM, WHOLE])
 def test_parts_across_samples_change_nothing(form, parts, use, pretend_processors, monkeypatch):
     monkeypatch.setattr(plan, "_affordable", lambda x, part_bytes: parts)
     pretend_processors(1)
@@ -134,7 +136,6 @@ def test_every_call_has_settings_that_cover_it(kernel, kind, rows, channels, pix
                 assert setting.chunk >= 16
                 assert setting.tile >= 16
                 assert setting.tile & (setting.tile - 1) == setting.chunk & (setting.chunk - 1) == 0
-                assert setting.form != WHOLE or setting.tile >= pixels
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -142,8 +143,6 @@ def test_every_call_has_settings_that_cover_it(kernel, kind, rows, channels, pix
 @pytest.mark.parametrize("items", [1, 8, 256])
 @pytest.mark.parametrize("pixels", [49, 3136])
 def test_programs_cover_all_channels_and_pixels(setting, channels, items, pixels, pretend_processors):
-    if setting.form == WHOLE and setting.tile < pixels:
-        pytest.skip("for a sample of one tile")
     pretend_processors(132)
     x = torch.empty(items, pixels, channels, dtype=torch.bfloat16, device="meta")
     part = 4 * 16 * channels
@@ -153,12 +152,11 @@ def test_programs_cover_all_channels_and_pixels(setting, channels, items, pixels
     assert cut.parts * cut.each >= pixels > (cut.parts - 1) * cut.each
     assert cut.parts == 1 or cut.each % setting.tile == 0
     assert cut.parts == 1 or cut.parts * items * part <= max(0.05 * 2 * x.numel(), 1 << 20)
-    if setting.form != WHOLE:
-        tiles = items * ceil_div(pixels, setting.tile)
-        cut = plan.cut_across(setting, x, pixels, channels, 1, part)
-        assert cut.blocks * cut.own * setting.chunk >= channels
-        assert cut.parts * cut.each >= tiles > (cut.parts - 1) * cut.each
-        assert cut.parts <= 132 or cut.parts * part <= max(0.05 * 2 * x.numel(), 1 << 20)
+    tiles = items * ceil_div(pixels, setting.tile)
+    cut = plan.cut_across(setting, x, pixels, channels, 1, part)
+    assert cut.blocks * cut.loops * cut.own * setting.chunk >= channels
+    assert cut.parts * cut.each >= tiles > (cut.parts - 1) * cut.each
+    assert cut.parts <= 132 or cut.parts * part <= max(0.05 * 2 * x.numel(), 1 << 20)
 
 
 def test_a_table_of_ones_own_comes_first(tmp_path, monkeypatch):

@@ -62,6 +62,15 @@ def add_mixed(operand, few, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def kept_rows(sums, LOOPS: tl.constexpr):
+    """What sums of a tile are added to: those of the tiles before, unless these are in memory already."""
+    if LOOPS > 1:
+        return tl.zeros_like(sums)
+    else:
+        return sums
+
+
+@triton.jit
 def two_of(values, NARROW: tl.constexpr):
     """Values rounded to a narrow dtype, and what is left of them in it."""
     first = values.to(NARROW)

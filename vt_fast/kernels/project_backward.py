@@ -70,6 +70,7 @@ def project_backward(
     LOOPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -155,7 +156,7 @@ def project_backward(
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        # Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
             more = ()
@@ -179,7 +180,18 @@ def project_backward(
                     added = product(tl.trans(arrived), weights, dvalues[i], PRECISION, WIDEN)
                     if LOOPS > 1:
                         store_dvalues(
-                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
+                            part_dvalues,
+                            part,
+                            k,
+                            head,
+                            token,
+                            is_row,
+                            added,
+                            start > begin,
+                            OUT_CHANNELS,
+                            HEADS,
+                            TOKENS,
+                            ONE_TILE,
                         )
                     else:
                         more = more + (added,)
@@ -198,20 +210,45 @@ def project_backward(
                         tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
                     added = product(tl.trans(tile), inner, dkeys[i], PRECISION, WIDEN)
                     if LOOPS > 1:
-                        store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
+                        store_dkeys(
+                            part_dkeys,
+                            part,
+                            k,
+                            row,
+                            is_row,
+                            added,
+                            start > begin,
+                            CHANNELS,
+                            HEADS * TOKENS,
+                            ONE_TILE,
+                        )
                     else:
                         more = more + (added,)
                 if LOOPS == 1:
                     dkeys = more
 
+        if not ONE_TILE:
+            tl.debug_barrier()
+
     if LOOPS == 1:
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
             if NEEDS_KEYS:
-                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], CHANNELS, HEADS * TOKENS)
+                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], False, CHANNELS, HEADS * TOKENS, True)
             if NEEDS_VALUES:
                 store_dvalues(
-                    part_dvalues, part, k, head, token, is_row, dvalues[i], OUT_CHANNELS, HEADS, TOKENS
+                    part_dvalues,
+                    part,
+                    k,
+                    head,
+                    token,
+                    is_row,
+                    dvalues[i],
+                    False,
+                    OUT_CHANNELS,
+                    HEADS,
+                    TOKENS,
+                    True,
                 )
     if NEEDS_BIAS:
         if block == 0:

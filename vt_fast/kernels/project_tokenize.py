@@ -4,10 +4,18 @@ import triton
 import triton.language as tl
 
 from vt_fast.kernels.attention import load_bias, load_values, padded_rows, softmax_over_tokens
-from vt_fast.kernels.mixing import add_mixed, add_outer, mix
+from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.pooling import softmax_over_pixels, store_pooled, store_statistics
-from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
+from vt_fast.kernels.tiles import (
+    add_to_last,
+    indices,
+    load_chunk,
+    load_rows,
+    pixel_offsets,
+    product,
+    store_chunk,
+)
 
 
 @triton.jit
@@ -78,6 +86,7 @@ def project_tokenize_forward(
     LOOPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     SMALL_PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -186,11 +195,12 @@ def project_tokenize_forward(
         of_tokenized = projected
         if HAS_MASK or HAS_LOG_WEIGHTS:
             of_tokenized = tl.where(ok[:, None], projected, 0.0)
-        row_sums = add_outer(of_tokenized, weights, row_sums * scale[None, :], PRECISION, WIDEN)
+        kept = kept_rows(row_sums, LOOPS) * scale[None, :]
+        row_sums = add_outer(of_tokenized, weights, kept, PRECISION, WIDEN)
         if COLUMNS > 0:
             entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
             table_sums = product(tl.trans(entries), weights, table_sums * scale[None, :], PRECISION, WIDEN)
-        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        # Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
             more = ()
@@ -222,11 +232,15 @@ def project_tokenize_forward(
                     value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OWN_RAGGED)
                     added = add_mixed(value, row_sums, added, PRECISION, WIDEN)
                     there = (k < OUT_CHANNELS)[:, None] & query_ok[None, :]
-                    store_pooled(to_tokens + k[:, None], added, there, pooled, seen, DIRECT)
+                    at_sums = to_tokens + k[:, None]
+                    added = add_to_last(at_sums, there, added, start > begin, scale[None, :], ONE_TILE)
+                    store_pooled(at_sums, added, there, pooled, seen, DIRECT)
                 else:
                     more = more + (added,)
             if LOOPS == 1:
                 sums = more
+        if not ONE_TILE:
+            tl.debug_barrier()
 
     if LOOPS == 1:
         for i in tl.static_range(OWN):

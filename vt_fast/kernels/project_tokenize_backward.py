@@ -12,7 +12,7 @@ from vt_fast.kernels.attention import (
     store_dkeys,
     store_dvalues,
 )
-from vt_fast.kernels.mixing import add_mixed, add_outer, mix
+from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
@@ -106,6 +106,7 @@ def project_tokenize_backward(
     LOOPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     SMALL_PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -259,13 +260,13 @@ def project_tokenize_backward(
         if MASKED:
             of_tokenized = tl.where(ok[:, None], projected, 0.0)
         if NEEDS_VALUES:
-            pooled_rows = add_outer(of_tokenized, weights, pooled_rows, PRECISION, WIDEN)
+            pooled_rows = add_outer(of_tokenized, weights, kept_rows(pooled_rows, LOOPS), PRECISION, WIDEN)
         if NEEDS_VALUES or NEEDS_QUERIES:
-            inner_rows = add_outer(of_tokenized, inner, inner_rows, PRECISION, WIDEN)
+            inner_rows = add_outer(of_tokenized, inner, kept_rows(inner_rows, LOOPS), PRECISION, WIDEN)
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        # Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
             more = ()
@@ -313,7 +314,18 @@ def project_tokenize_backward(
                         added = add_mixed(token_grad, tl.trans(pooled_rows), added, PRECISION, WIDEN)
                         added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
                         store_dvalues(
-                            part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS
+                            part_dvalues,
+                            part,
+                            k,
+                            head,
+                            token,
+                            is_row,
+                            added,
+                            start > begin,
+                            OUT_CHANNELS,
+                            HEADS,
+                            TOKENS,
+                            ONE_TILE,
                         )
                     else:
                         more = more + (added,)
@@ -340,7 +352,18 @@ def project_tokenize_backward(
                             taken = tl.where(used[:, None], tile, 0.0)
                         added = product(tl.trans(taken), dscores, dkeys[i], PRECISION, WIDEN)
                         if LOOPS > 1:
-                            store_dkeys(part_dkeys, part, k, row, is_row, added, CHANNELS, HEADS * TOKENS)
+                            store_dkeys(
+                                part_dkeys,
+                                part,
+                                k,
+                                row,
+                                is_row,
+                                added,
+                                start > begin,
+                                CHANNELS,
+                                HEADS * TOKENS,
+                                ONE_TILE,
+                            )
                         else:
                             more_keys = more_keys + (added,)
                     if NEEDS_QUERIES:
@@ -364,7 +387,16 @@ def project_tokenize_backward(
                             )
                             more_added = add_mixed(value, inner_rows, more_added, PRECISION, WIDEN)
                             store_dkeys(
-                                part_dqueries, part, k, q, query_ok, more_added, OUT_CHANNELS, QUERIES
+                                part_dqueries,
+                                part,
+                                k,
+                                q,
+                                query_ok,
+                                more_added,
+                                start > begin,
+                                OUT_CHANNELS,
+                                QUERIES,
+                                ONE_TILE,
                             )
                         else:
                             more_queries = more_queries + (more_added,)
@@ -374,21 +406,37 @@ def project_tokenize_backward(
                     if NEEDS_QUERIES:
                         dqueries = more_queries
 
+        if not ONE_TILE:
+            tl.debug_barrier()
+
     if LOOPS == 1:
         for i in tl.static_range(OWN):
             k = (block * OWN + i) * CHUNK + c
             if NEEDS_KEYS:
-                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], CHANNELS, HEADS * TOKENS)
+                store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], False, CHANNELS, HEADS * TOKENS, True)
             if NEEDS_VALUES:
                 token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 added = add_mixed(token_grad, tl.trans(pooled_rows), dvalues[i], PRECISION, WIDEN)
                 query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
-                store_dvalues(part_dvalues, part, k, head, token, is_row, added, OUT_CHANNELS, HEADS, TOKENS)
+                store_dvalues(
+                    part_dvalues,
+                    part,
+                    k,
+                    head,
+                    token,
+                    is_row,
+                    added,
+                    False,
+                    OUT_CHANNELS,
+                    HEADS,
+                    TOKENS,
+                    True,
+                )
             if NEEDS_QUERIES:
                 value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED)
                 added = add_mixed(value, inner_rows, dqueries[i], PRECISION, WIDEN)
-                store_dkeys(part_dqueries, part, k, q, query_ok, added, OUT_CHANNELS, QUERIES)
+                store_dkeys(part_dqueries, part, k, q, query_ok, added, False, OUT_CHANNELS, QUERIES, True)
     if block == 0:
         if NEEDS_BIAS:
             to_bias = part_dbias + part * (HEADS * TOKENS) + row

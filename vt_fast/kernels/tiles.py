@@ -113,6 +113,18 @@ def load_rows(base, rows, row_stride, channels, row_ok, channel_ok, MASK_CHANNEL
 
 
 @triton.jit
+def add_to_last(to, there, added, follows, scale, ONE_TILE: tl.constexpr):
+    """added, onto the sums that the program's tile before has left, times scale, if one ``follows``.
+
+    They are in the cache. The program that wrote them has passed a barrier since.
+    """
+    if ONE_TILE:
+        return added
+    else:
+        return added + tl.load(to, mask=there & follows, other=0.0).to(added.dtype) * scale
+
+
+@triton.jit
 def product(a, b, onto, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
     """onto + a b. WIDEN: the interpreter multiplies bfloat16 as if it were integers."""
     if WIDEN:

@@ -5,7 +5,15 @@ import triton.language as tl
 
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.pooling import softmax_over_pixels, store_pooled, store_statistics
-from vt_fast.kernels.tiles import channel_base, indices, load_chunk, load_rows, pixel_offsets, product
+from vt_fast.kernels.tiles import (
+    add_to_last,
+    channel_base,
+    indices,
+    load_chunk,
+    load_rows,
+    pixel_offsets,
+    product,
+)
 
 
 @triton.jit
@@ -50,6 +58,7 @@ def tokenize_forward(
     LOOPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -125,7 +134,7 @@ def tokenize_forward(
         weights, scale, highest, total, pooled, seen = softmax_over_pixels(
             logits, ok, highest, total, pooled, seen, LIMIT, x.dtype.element_ty
         )
-        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        # Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
             more = ()
@@ -135,14 +144,20 @@ def tokenize_forward(
                     tile = tiles[i]
                 else:
                     tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
-                scaled = product(tl.trans(tile), weights, sums[i] * scale[None, :], PRECISION, WIDEN)
                 if LOOPS > 1:
+                    added = tl.zeros((CHUNK, TOKENS_PADDED), ACC)
+                    added = product(tl.trans(tile), weights, added, PRECISION, WIDEN)
                     there = (k < CHANNELS)[:, None] & token_ok[None, :]
-                    store_pooled(to + k[:, None], scaled, there, pooled, seen, DIRECT)
+                    at_sums = to + k[:, None]
+                    added = add_to_last(at_sums, there, added, start > begin, scale[None, :], ONE_TILE)
+                    store_pooled(at_sums, added, there, pooled, seen, DIRECT)
                 else:
-                    more = more + (scaled,)
+                    scaled = sums[i] * scale[None, :]
+                    more = more + (product(tl.trans(tile), weights, scaled, PRECISION, WIDEN),)
             if LOOPS == 1:
                 sums = more
+        if not ONE_TILE:
+            tl.debug_barrier()
         if COLUMNS > 0:
             entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
             table_sums = product(tl.trans(entries), weights, table_sums * scale[None, :], PRECISION, WIDEN)

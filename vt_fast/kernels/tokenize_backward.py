@@ -5,6 +5,7 @@ import triton.language as tl
 
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.tiles import (
+    add_to_last,
     channel_base,
     indices,
     load_chunk,
@@ -68,6 +69,7 @@ def tokenize_backward(
     LOOPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
@@ -172,7 +174,7 @@ def tokenize_backward(
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        # LOOPS > 1 only where this is the only tile. Backwards: what was read last is in the cache.
+        # Backwards: what was read last is in the cache.
         for j in tl.range(LOOPS):
             group = (block * LOOPS + LOOPS - 1 - j) * OWN
             more = ()
@@ -197,24 +199,42 @@ def tokenize_backward(
                         tile = load_chunk(x_sample, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
                     added = product(tl.trans(tile), inner, sums[i], PRECISION, WIDEN)
                     if LOOPS > 1:
-                        store_dqueries(part_dqueries, part * HEADS + head, k, l, added, CHANNELS, TOKENS)
+                        store_dqueries(
+                            part_dqueries, part * HEADS + head, k, l, added, tile_index > begin, CHANNELS,
+                            TOKENS, ONE_TILE,
+                        )  # fmt: skip
                     else:
                         more = more + (added,)
             if NEEDS_QUERIES:
                 if LOOPS == 1:
                     sums = more
+        if not ONE_TILE:
+            tl.debug_barrier()
 
     if NEEDS_QUERIES:
         if LOOPS == 1:
             for i in tl.static_range(OWN):
                 k = (block * OWN + i) * CHUNK + c
-                store_dqueries(part_dqueries, part * HEADS + head, k, l, sums[i], CHANNELS, TOKENS)
+                store_dqueries(
+                    part_dqueries, part * HEADS + head, k, l, sums[i], False, CHANNELS, TOKENS, True
+                )
 
 
 @triton.jit
-def store_dqueries(part_dqueries, index, channel, token, sums, CHANNELS: tl.constexpr, TOKENS: tl.constexpr):
-    """Sums [channels, tokens] of a part and a head."""
+def store_dqueries(
+    part_dqueries,
+    index,
+    channel,
+    token,
+    sums,
+    follows,
+    CHANNELS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+):
+    """Sums [channels, tokens] of a part and a head, onto those of the tile before if one ``follows``."""
     to = part_dqueries + index.to(tl.int64) * (TOKENS * CHANNELS)
     to += token[None, :] * CHANNELS + channel[:, None]
     there = (channel < CHANNELS)[:, None] & (token < TOKENS)[None, :]
+    sums = add_to_last(to, there, sums, follows, 1.0, ONE_TILE)
     tl.store(to, sums.to(part_dqueries.dtype.element_ty), mask=there)

@@ -40,14 +40,17 @@ def _all(problem: Problem) -> Iterator[Setting]:
         return
     rows = problem.rows * _SUMS[problem.kernel]
     held = _BACKWARD_HELD if problem.kernel.endswith("backward") else _FORWARD_HELD
-    narrow = problem.kind == "16"
-    if problem.channels * rows <= held:
-        for tile, warps, stages in _KEPT if narrow else _KEPT[4:]:
+    narrow, both = problem.kind == "16", problem.kernel.startswith("project_tokenize")
+    if problem.channels * rows <= (held // 2 if both else held):
+        for tile, warps, stages in _KEPT[2:] if both else _KEPT if narrow else _KEPT[4:]:
             if tile * problem.channels * (stages - 1) * item <= _SHARED:
                 yield Setting(tile, wide, 0, KEEP, warps, stages)
     if problem.pixels <= FEW:
-        for chunk, warps, stages in ((wide, 8, 3), (wide, 8, 2), (wide, 16, 2), (wide // 2, 8, 2)):
-            yield Setting(256, chunk, 0, WHOLE, warps, stages)
+        for chunk, warps, stages in _WHOLE[2:] if both else _WHOLE:
+            yield Setting(256, min(chunk, wide), 0, WHOLE, warps, stages)
+    else:
+        yield Setting(128, wide, 0, WHOLE, 8, 2)
+        yield Setting(64, wide, 0, WHOLE, 4, 2)
     for tile, own, warps in _STREAMED if narrow else _STREAMED[2:]:
         if own * wide * rows <= held:
             yield Setting(tile, wide, own, STREAM, warps, 2)
@@ -56,6 +59,8 @@ def _all(problem: Problem) -> Iterator[Setting]:
         yield Setting(16, 16, 1, STREAM, 4, 2)
 
 
+# Chunks, warps and stages of whole samples.
+_WHOLE = ((64, 8, 3), (64, 8, 2), (32, 8, 2), (32, 16, 2))
 # Tiles, warps and stages; tiles, own chunks and warps. Float32 takes more registers for the same tile.
 _KEPT = ((64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2), (32, 8, 2), (16, 4, 2), (16, 8, 2))
 _STREAMED = (

@@ -22,6 +22,7 @@ class Cut:
     """``blocks`` programs share the channels; each goes over its own chunks, ``loops`` times ``own`` of them.
 
     The pixels are cut into ``parts``, of a sample or of the whole batch, ``each`` pixels (or tiles) long.
+    ``one_tile``: a part is no more than one.
     """
 
     own: int
@@ -30,18 +31,27 @@ class Cut:
     keep: bool
     parts: int
     each: int
+    one_tile: bool
+
+    @property
+    def direct(self) -> bool:
+        """Whether a program writes a result, and nothing is left to be summed up."""
+        return self.parts == 1 and (self.loops == 1 or self.one_tile)
 
 
 def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, part_bytes: int) -> Cut:
     """Parts of each sample. ``items``: samples times heads; ``part_bytes``: what one part of all leaves."""
     processors = device.processors(x.device)
     chunks = ceil_div(channels, setting.chunk)
-    affordable = _affordable(x, part_bytes)
-    most = 1 if setting.form == WHOLE else max(1, min(affordable, ceil_div(pixels, setting.tile)))
+    tiles = ceil_div(pixels, setting.tile)
+    most = max(1, min(_affordable(x, part_bytes), tiles))
     if setting.form == WHOLE:
-        blocks = max(1, min(chunks, processors // items))
+        blocks = max(1, min(chunks, processors // (items * most)))
         loops = ceil_div(chunks, blocks)
-        return Cut(1, loops, ceil_div(chunks, loops), False, 1, pixels)
+        blocks = ceil_div(chunks, loops)
+        wanted = ceil_div(processors * _PROGRAMS_EACH, items * blocks)
+        each = ceil_div(tiles, min(wanted, most)) * setting.tile
+        return Cut(1, loops, blocks, False, ceil_div(pixels, each), each, each == setting.tile)
     # Few programs cannot keep the device busy, each with all channels.
     keep = setting.form == KEEP and 2 * items * most >= processors
     own = chunks if setting.form == KEEP else min(setting.own or chunks, chunks)
@@ -51,7 +61,7 @@ def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, par
     own = chunks if keep else ceil_div(chunks, blocks)
     wanted = ceil_div(processors * _PROGRAMS_EACH, items * blocks)
     each = ceil_div(ceil_div(pixels, min(wanted, most)), setting.tile) * setting.tile
-    return Cut(own, 1, blocks, keep, ceil_div(pixels, each), each)
+    return Cut(own, 1, blocks, keep, ceil_div(pixels, each), each, each == setting.tile)
 
 
 def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: int, part_bytes: int) -> Cut:
@@ -66,11 +76,11 @@ def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: i
     own = chunks if keep else min(setting.own or chunks, chunks)
     tiles = x.shape[0] * ceil_div(pixels, setting.tile)
     most = min(max(_affordable(x, part_bytes), ceil_div(processors, heads)), tiles)
-    blocks = 1 if keep else ceil_div(chunks, own)
-    own = ceil_div(chunks, blocks)
+    blocks = 1 if setting.form == WHOLE else ceil_div(chunks, own)
     wanted = ceil_div(processors * _PROGRAMS_EACH, heads * blocks)
     each = ceil_div(tiles, min(wanted, most))
-    return Cut(own, 1, blocks, keep, ceil_div(tiles, each), each)
+    own, loops = (1, chunks) if setting.form == WHOLE else (ceil_div(chunks, blocks), 1)
+    return Cut(own, loops, blocks, keep, ceil_div(tiles, each), each, each == 1)
 
 
 def _affordable(x: Tensor, part_bytes: int) -> int:

@@ -21,7 +21,7 @@ SCHEMA = 1
 # How a kernel goes through a tile's channels a second time.
 KEEP = "keep"  # tiles stay on the chip
 STREAM = "stream"  # they are read again; sums over tiles in registers
-WHOLE = "whole"  # the same, but a program's tile is its only one: sums are written at once
+WHOLE = "whole"  # the same; sums go to memory with each tile, best if a program has one tile only
 
 TABLES = Path(__file__).resolve().parents[2] / "kernels" / "settings"
 # A file like those, whose entries come first: what ``python -m vt_fast tune`` has written.
@@ -162,7 +162,7 @@ def fitted(setting: Setting, problem: Problem) -> Setting:
     """The setting for this many channels and pixels: no wider chunk than there are, no taller tile."""
     values = asdict(setting)
     values["chunk"] = min(setting.chunk, power_of_two(problem.channels, 16))
-    if setting.form == WHOLE:
+    if setting.form == WHOLE and problem.pixels <= FEW:
         values["tile"] = power_of_two(problem.pixels, 16)
     else:
         values["tile"] = min(setting.tile, power_of_two(problem.pixels, 16))

@@ -87,7 +87,13 @@ def options(setting: Setting, dtype: torch.dtype) -> dict[str, Any]:
 
 def cut_options(cut: Cut) -> dict[str, Any]:
     """What kernels that sum over pixels are told besides."""
-    return {"OWN": cut.own, "LOOPS": cut.loops, "BLOCKS": cut.blocks, "KEEP": cut.keep}
+    return {
+        "OWN": cut.own,
+        "LOOPS": cut.loops,
+        "BLOCKS": cut.blocks,
+        "KEEP": cut.keep,
+        "ONE_TILE": cut.one_tile,
+    }
 
 
 def row_shape(heads: int, tokens: int) -> dict[str, int]:
@@ -140,9 +146,9 @@ def summed(parts: Tensor, operand: Tensor, *, shared: bool) -> Tensor:
     return whole.reshape(operand.shape)
 
 
-def part_dtype(parts: int, operand: Tensor, *, shared: bool, sums: torch.dtype) -> torch.dtype:
+def part_dtype(cut: Cut, operand: Tensor, *, shared: bool, sums: torch.dtype) -> torch.dtype:
     """The dtype of parts: that of the gradient where there is nothing to be summed up."""
-    return operand.dtype if parts == 1 and not shared else sums
+    return operand.dtype if cut.direct and not shared else sums
 
 
 def position_gradient(attention: Tensor, grad_entries: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from vt_fast.backends.triton import library
 from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
 from vt_fast.backends.triton.launcher import launch
+from vt_fast.backends.triton.plan import Cut
 from vt_fast.kernels.combine import combine
 from vt_fast.precision import compute_dtype
 
@@ -16,18 +17,24 @@ class Tokens:
     """Tokens (B, rows, heads * channels + columns) and lse (B, heads * rows), and the parts of them."""
 
     def __init__(
-        self, x: Tensor, heads: int, rows: int, channels: int, columns: int, parts: int, *, exact: bool
+        self, x: Tensor, heads: int, rows: int, channels: int, columns: int, cut: Cut, *, exact: bool
     ) -> None:
         sums = compute_dtype(x.dtype)
-        self.heads, self.rows, self.channels, self.columns, self.parts = heads, rows, channels, columns, parts
+        self.heads, self.rows, self.channels, self.columns, self.parts = (
+            heads,
+            rows,
+            channels,
+            columns,
+            cut.parts,
+        )
         self.tokens = x.new_empty(
             (x.shape[0], rows, heads * channels + columns), dtype=sums if exact else x.dtype
         )
         self.lse = x.new_empty((x.shape[0], heads * rows), dtype=sums)
         self.limit = library.limit(x.dtype)
         self._pieces: tuple[Tensor, ...] = ()
-        if parts > 1:
-            shape = (x.shape[0] * heads, parts, rows)
+        if not cut.direct:
+            shape = (x.shape[0] * heads, cut.parts, rows)
             self._pieces = (
                 x.new_empty((*shape, channels + columns), dtype=sums),
                 *(x.new_empty(shape, dtype=sums) for _ in range(3)),

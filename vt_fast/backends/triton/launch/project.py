@@ -95,7 +95,7 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
         plan = cut(setting, x, pixels, widest, batch, left)
 
         def parts(operand: Tensor, shared: bool, needed: bool, *sizes: int) -> Tensor:
-            dtype = common.part_dtype(plan.parts, operand, shared=shared, sums=sums)
+            dtype = common.part_dtype(plan, operand, shared=shared, sums=sums)
             return x.new_empty((batch, plan.parts, *sizes) if needed else 0, dtype=dtype)
 
         part_dkeys = parts(keys, share_keys, needs_keys, heads * tokens, channels)

@@ -45,7 +45,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         plan = cut(setting, x, pixels, widest, batch, 4 * batch * count * (out_channels + columns))
-        made = Tokens(x, 1, count, out_channels, columns, plan.parts, exact=call.keep_exact)
+        made = Tokens(x, 1, count, out_channels, columns, plan, exact=call.keep_exact)
         launch(
             project_tokenize_forward,
             (plan.blocks * plan.parts * batch,),
@@ -85,7 +85,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
             HAS_MASK=call.mask is not None,
             HAS_LOG_WEIGHTS=call.log_weights is not None,
             STORE=call.return_map,
-            DIRECT=plan.parts == 1,
+            DIRECT=plan.direct,
             ACC=common.acc(x.dtype),
             **common.cut_options(plan),
             **common.options(setting, x.dtype),
@@ -138,7 +138,7 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         plan = cut(setting, x, pixels, widest, batch, 4 * batch * left)
 
         def parts(operand: Tensor, shared: bool, needed: bool, *sizes: int) -> Tensor:
-            dtype = common.part_dtype(plan.parts, operand, shared=shared, sums=sums)
+            dtype = common.part_dtype(plan, operand, shared=shared, sums=sums)
             return x.new_empty((batch, plan.parts, *sizes) if needed else 0, dtype=dtype)
 
         part_dkeys = parts(keys, share_keys, needs_keys, heads * tokens, channels)

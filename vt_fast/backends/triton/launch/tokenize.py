@@ -13,7 +13,7 @@ from vt_fast.backends.triton.launch.parts import Tokens
 from vt_fast.backends.triton.launcher import launch
 from vt_fast.backends.triton.maps import Placed, alignment
 from vt_fast.backends.triton.plan import cut, cut_across
-from vt_fast.backends.triton.settings import WHOLE, Problem, Setting
+from vt_fast.backends.triton.settings import Problem, Setting
 from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.tokenize import tokenize_forward
 from vt_fast.kernels.tokenize_backward import tokenize_backward as backward_kernel
@@ -34,7 +34,7 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * heads
         plan = cut(setting, x, pixels, channels, items, 4 * items * rows * (channels + columns))
-        made = Tokens(x, heads, rows, channels, columns, plan.parts, exact=call.keep_exact)
+        made = Tokens(x, heads, rows, channels, columns, plan, exact=call.keep_exact)
         launch(
             tokenize_forward,
             (plan.blocks * plan.parts * items,),
@@ -60,7 +60,7 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
             COLUMNS_PADDED=power_of_two(columns, 16),
             HAS_MASK=call.mask is not None,
             HAS_LOG_WEIGHTS=call.log_weights is not None,
-            DIRECT=plan.parts == 1,
+            DIRECT=plan.direct,
             ACC=common.acc(x.dtype),
             **common.cut_options(plan),
             **common.options(setting, x.dtype),
@@ -94,13 +94,13 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
         items, part = batch * heads, 4 * heads * rows * channels
         plan = cut(setting, x, pixels, channels, items, batch * part)
         # Each sample leaves a part of its own, and all of them may be too much.
-        across = needs_queries and shared and batch > 1 and setting.form != WHOLE
+        across = needs_queries and shared and batch > 1
         if across:
             fewer = cut_across(setting, x, pixels, channels, heads, part)
             across = fewer.parts < batch * plan.parts
             plan = fewer if across else plan
         samples = 1 if across else batch
-        dtype = common.part_dtype(plan.parts, call.queries, shared=shared, sums=sums)
+        dtype = common.part_dtype(plan, call.queries, shared=shared, sums=sums)
         shape = (samples, plan.parts, heads, rows, channels)
         part_dqueries = x.new_empty(shape if needs_queries else 0, dtype=dtype)
         launch(
