@@ -53,9 +53,22 @@ def in_cover(item):
     mark = item.get_closest_marker("one_in")
     if mark is None:
         return True
-    names = [parameters.args[0] for parameters in item.iter_markers("parametrize")]
-    first = [name.split(",")[0] if isinstance(name, str) else name[0] for name in names]
-    return sum(item.callspec.indices[name] for name in first) % mark.args[0] == 0
+    given = item.callspec.params
+    return sum(index(*each.args, given) for each in item.iter_markers("parametrize")) % mark.args[0] == 0
+
+
+def index(names, cases, given):
+    """Which case of a parametrize mark a test was given. What pytest counts depends on its version."""
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    wanted = tuple(given[name] for name in names)
+    for number, case in enumerate(cases):
+        if hasattr(case, "marks"):  # a pytest.param
+            case = case.values
+        elif len(names) == 1:
+            case = (case,)
+        if tuple(case) == wanted:
+            return number
+    raise LookupError(f"{wanted} is none of the cases of {names}")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import devices
@@ -62,13 +63,16 @@ def standard(op: str, dtype: torch.dtype, layout: str = "nchw", **sizes: int) ->
     return prepared(make(op, OPTIONS[op], layout, **(SHAPE | sizes)), dtype)
 
 
-def parts(call: Call) -> dict[str, int]:
-    """In how many parts the kernels that sum over pixels cut them."""
+def parts(call: Call) -> dict[str, float]:
+    """In how many parts, at least, each kernel that sums over pixels cuts those of a sample."""
+    x = call.operands["x"]
+    batch, channels = x.shape[:2]
     found = {}
 
     def note(kernel, grid, arguments, constants):
-        if "OWN" in constants:
-            found[kernel.__name__] = grid[0]
+        if "CHUNK" in constants and kernel.__name__ != "project_forward":
+            # Programs that differ in their sample, or in their channels, do not share a sum.
+            found[kernel.__name__] = math.prod(grid) / (batch * math.ceil(channels / constants["CHUNK"]))
 
     with observed(note):
         call()

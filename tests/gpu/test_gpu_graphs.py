@@ -1,5 +1,7 @@
 """Calls can be captured in a CUDA graph, and wait for nothing that the host would have to see."""
 
+import gc
+
 import pytest
 import torch
 from gpu_cases import Call, same_bits, standard
@@ -17,6 +19,7 @@ def captured(function):
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(side)
+    gc.collect()  # what it frees must not be freed during a capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = function()

@@ -49,6 +49,7 @@ def operands_of(op):
     return {name: rows(1 if name == "values" else CHANNELS**-0.5).requires_grad_() for name in names}
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("op", OPS)
