@@ -252,8 +252,8 @@ def project_tokenize_forward(
     if block == 0:
         if COLUMNS > 0:
             p = tl.arange(0, COLUMNS_PADDED)
-            there = (p < COLUMNS)[:, None] & query_ok[None, :]
-            store_pooled(to_tokens + OUT_CHANNELS + p[:, None], table_sums, there, pooled, seen, DIRECT)
+            in_table = (p < COLUMNS)[:, None] & query_ok[None, :]
+            store_pooled(to_tokens + OUT_CHANNELS + p[:, None], table_sums, in_table, pooled, seen, DIRECT)
         store_statistics(
             lse, part_highest, part_sum, part_pooled, part_seen, sample, part,
             highest, total, pooled, seen, q, QUERIES, DIRECT, LIMIT,

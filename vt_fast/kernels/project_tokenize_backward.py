@@ -230,8 +230,8 @@ def project_tokenize_backward(
         if COLUMNS > 0:
             p = tl.arange(0, COLUMNS_PADDED)
             entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
-            token_grad = load_rows(grad_tokens + OUT_CHANNELS, q, WIDTH, p, query_ok, p < COLUMNS, True)
-            grads = product(entries, token_grad, grads, PRECISION, WIDEN)
+            of_table = load_rows(grad_tokens + OUT_CHANNELS, q, WIDTH, p, query_ok, p < COLUMNS, True)
+            grads = product(entries, of_table, grads, PRECISION, WIDEN)
         if HAS_LOG_WEIGHTS:
             logits += weight[:, None]
         weights = tl.exp(logits - log_sums[None, :])

@@ -121,7 +121,7 @@ def add_to_last(to, there, added, follows, scale, ONE_TILE: tl.constexpr):
     if ONE_TILE:
         return added
     else:
-        return added + tl.load(to, mask=there & follows, other=0.0).to(added.dtype) * scale
+        return added + tl.load(to, mask=tl.where(follows, there, False), other=0.0).to(added.dtype) * scale
 
 
 @triton.jit

@@ -170,8 +170,8 @@ def tokenize_forward(
     if block == 0:
         if COLUMNS > 0:
             p = tl.arange(0, COLUMNS_PADDED)
-            there = (p < COLUMNS)[:, None] & token_ok[None, :]
-            store_pooled(to + CHANNELS + p[:, None], table_sums, there, pooled, seen, DIRECT)
+            in_table = (p < COLUMNS)[:, None] & token_ok[None, :]
+            store_pooled(to + CHANNELS + p[:, None], table_sums, in_table, pooled, seen, DIRECT)
         store_statistics(
             lse, part_highest, part_sum, part_pooled, part_seen, item, part,
             highest, total, pooled, seen, l, TOKENS, DIRECT, LIMIT,

@@ -25,9 +25,18 @@ def unavailable() -> str | None:
 
 def precision(dtype: torch.dtype) -> str:
     """tl.dot's input_precision for maps of this dtype; float32 follows torch's own switch."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee"
+    return "tf32" if dtype == torch.float32 and _tf32() else "ieee"
+
+
+def _tf32() -> bool:
+    """Torch's switch, which has two names; the old one raises once the new one was used."""
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)
+    if setting is None or setting == "none":
+        setting = getattr(torch.backends, "fp32_precision", "none")
+        if setting == "none":
+            return bool(matmul.allow_tf32)
+    return bool(setting == "tf32")
 
 
 def small_precision(dtype: torch.dtype) -> str:
