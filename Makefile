@@ -40,7 +40,8 @@ help:
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
 	@echo 'make interpreted  the part of it that runs the Triton kernels, in Triton'"'"'s interpreter'
-	@echo 'make offline  compile the Triton kernels for GPUs that are not there (OFFLINE_FLAGS=--check: a few of them)'
+	@echo 'make offline  compile the Triton kernels for GPUs that are not there; refreshes a table (OFFLINE_FLAGS=--check:'
+	@echo '             a few of them, against a list of what may spill)'
 	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
 	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
 	@echo 'make gpu     the tests that need a GPU and the benchmark on it, with the torch that $(PYTHON) has'

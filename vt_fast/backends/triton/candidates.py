@@ -48,9 +48,9 @@ def _all(problem: Problem) -> Iterator[Setting]:
     if problem.pixels <= FEW:
         for chunk, warps, stages in _WHOLE[2:] if both else _WHOLE:
             yield Setting(256, min(chunk, wide), 0, WHOLE, warps, stages)
-    else:
-        yield Setting(128, wide, 0, WHOLE, 8, 2)
-        yield Setting(64, wide, 0, WHOLE, 4, 2)
+    yield Setting(128, wide, 0, WHOLE, 8, 2)
+    yield Setting(64, wide, 0, WHOLE, 4, 2)
+    yield Setting(128, wide // 2, 0, WHOLE, 8, 2)
     for tile, own, warps in _STREAMED if narrow else _STREAMED[2:]:
         if own * wide * rows <= held:
             yield Setting(tile, wide, own, STREAM, warps, 2)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vt_fast.backends.triton import device as hardware
-from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
+from vt_fast.backends.triton.arithmetic import power_of_two
 
 SCHEMA = 1
 
@@ -162,32 +162,24 @@ def fitted(setting: Setting, problem: Problem) -> Setting:
     """The setting for this many channels and pixels: no wider chunk than there are, no taller tile."""
     values = asdict(setting)
     values["chunk"] = min(setting.chunk, power_of_two(problem.channels, 16))
-    if setting.form == WHOLE and problem.pixels <= FEW:
-        values["tile"] = power_of_two(problem.pixels, 16)
-    else:
-        values["tile"] = min(setting.tile, power_of_two(problem.pixels, 16))
+    values["tile"] = min(setting.tile, power_of_two(problem.pixels, 16))
     return Setting(**values)
 
 
-# Numbers of float32 that a program can add up in registers, beside all else.
-_FORWARD_SUMS, _BACKWARD_SUMS = 16 << 10, 8 << 10
-
-
 def fallbacks(problem: Problem) -> list[Setting]:
-    """Settings by rules alone, ever smaller ones."""
-    found = []
-    budget = _BACKWARD_SUMS if problem.kernel.endswith("backward") else _FORWARD_SUMS
-    widest = 64
-    if problem.kind != "16":
-        budget, widest = budget // 4, 32
-    for tile, chunk, warps, stages in ((32, widest, 8, 2), (16, 32, 4, 2), (16, 16, 4, 1)):
-        chunk = min(chunk, power_of_two(problem.channels, 16))
-        while chunk > 16 and chunk * problem.rows > budget:
-            chunk //= 2
-        own = max(1, min(ceil_div(problem.channels, chunk), budget // (chunk * problem.rows)))
-        found.append(Setting(tile, chunk, own, STREAM, warps, stages))
-        budget //= 4
-    return found
+    """Settings by rules alone, ever smaller ones. They need few registers, for any number of channels."""
+    # Numbers of a tile's scores that a program holds beside all else.
+    scores = (4 << 10) if problem.kind == "16" else (1 << 10)
+    tile = max(16, min(128, scores // problem.rows))
+    wide = 64 if problem.kind == "16" and problem.rows <= 128 else 32
+    if problem.kernel == "project_tokenize_backward":
+        wide //= 2
+    found = [
+        Setting(tile, wide, 1, WHOLE, 8 if tile >= 64 else 4, 2),
+        Setting(max(16, tile // 2), 32, 1, WHOLE, 4, 2),
+        Setting(16, 16, 1, STREAM, 4, 1),
+    ]
+    return [fitted(setting, problem) for setting in found]
 
 
 # By vt_fast.backends.triton.maps' numbers.

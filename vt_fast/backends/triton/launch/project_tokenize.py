@@ -12,7 +12,7 @@ from vt_fast.backends.contract import (
 )
 from vt_fast.backends.triton import library, operands
 from vt_fast.backends.triton.arithmetic import power_of_two
-from vt_fast.backends.triton.launch import common
+from vt_fast.backends.triton.launch import common, composed
 from vt_fast.backends.triton.launch.parts import Tokens
 from vt_fast.backends.triton.launcher import launch
 from vt_fast.backends.triton.maps import Placed, alignment
@@ -33,9 +33,12 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
     widest = max(channels, out_channels)
     count = call.queries.shape[-2]
     columns = 0 if call.position is None else call.position.shape[1]
-    y = empty_map_like(x, out_channels) if call.return_map else None
     shape = common.row_shape(heads, tokens)
     padded = power_of_two(count, 16)
+    rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
+    if composed.too_many_rows(rows):
+        return composed.forward(call)
+    y = empty_map_like(x, out_channels) if call.return_map else None
     place, out = Placed.of(x), Placed.of(x if y is None else y)
     base = place if call.residual is None else Placed.of(call.residual)
     align = alignment(place, base, out)
@@ -94,7 +97,6 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
         )
         return made.combined()
 
-    rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
     kind, layout = library.kind(x.dtype), common.layout_name(place, base, out)
     problem = Problem("project_tokenize_forward", kind, layout, widest, rows, pixels)
     return y, *common.attempt(problem, x, run)
@@ -114,6 +116,9 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     sums = compute_dtype(x.dtype)
     shape = common.row_shape(heads, tokens)
     padded = power_of_two(count, 16)
+    rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
+    if composed.too_many_rows(rows):
+        return composed.backward(call)
     dx = torch.empty_like(x) if needs_x else None
     dresidual = torch.empty_like(residual) if residual is not None and needs_residual else None
     dlog_weights = x.new_empty((batch, pixels) if needs_log_weights else 0, dtype=sums)
@@ -216,7 +221,6 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             None if bias is None else common.summed(part_dbias, bias, shared=share_bias),
         )
 
-    rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
     kind, layout = library.kind(x.dtype), common.layout_name(*places)
     problem = Problem("project_tokenize_backward", kind, layout, widest, rows, pixels)
     dkeys, dvalues, dqueries, dbias = common.attempt(problem, x, run)
