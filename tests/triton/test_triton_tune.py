@@ -127,5 +127,5 @@ def test_there_is_something_to_try(op, kind, shape):
     found = list(candidates.candidates(problem))
     assert len(set(found)) == len(found)
     assert found or channels * rows > 64 << 10
-    if (channels, rows) == (256, 16):
+    if (channels, rows) == (256, 16) and op != "project_tokenize_backward":
         assert any(setting.form == KEEP for setting in found)
