@@ -116,5 +116,5 @@ def _with_feature_info(backbone: VTResNetFeatures) -> VTResNetFeatures:
             backbone.out_indices, backbone.channels, backbone.strides, strict=True
         )
     ]
-    backbone.feature_info = FeatureInfo(entries, tuple(range(len(entries))))
+    backbone.feature_info = FeatureInfo(entries, tuple(range(len(entries))))  # type: ignore[assignment]
     return backbone
