@@ -39,9 +39,9 @@ def test_folding_saves(name):
     assert saved == pytest.approx(pixels * 256 * 16 / 1e9, rel=0.01)
 
 
-# fvcore traces real tensors: the nets at 800 x 1216 take some seconds each.
+# fvcore traces real tensors: large nets and images take seconds each.
 TRACED = [
-    pytest.param(name, marks=pytest.mark.slow if name.startswith("R") and "800" in name else ())
+    pytest.param(name, marks=() if "neck" in name or name == "R50 VT-FPN, 473 x 473" else pytest.mark.slow)
     for name in NAMED
 ]
 

@@ -26,17 +26,18 @@ def made(name, dtype=torch.float64):
 
 def gradients(net, x):
     x = x.clone().requires_grad_()
-    net(x).square().mean().backward()
-    found = {name: parameter.grad for name, parameter in net.named_parameters()} | {"x": x.grad}
+    logits = net(x)
+    logits.square().mean().backward()
+    found = {name: parameter.grad for name, parameter in net.named_parameters()}
+    found |= {"x": x.grad, "logits": logits.detach()}
     net.zero_grad()
     return found
 
 
 def test_equals_the_reference():
     net = made("VT-FPN").train()
-    folded, found = net(images()), gradients(net, images())
+    found = gradients(net, images())
     set_backend(net, "reference")
-    torch.testing.assert_close(folded, net(images()), rtol=0, atol=1e-10)
     for key, value in gradients(net, images()).items():
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}")
         assert value.abs().max() > 1e-12, f"{key} is zero"
@@ -132,19 +133,17 @@ def test_trains_under_autocast():
     assert all(torch.isfinite(each.grad).all() for each in net.parameters())
 
 
-@pytest.mark.parametrize("name", ["FPN", "VT-FPN"])
-def test_compiled(name):
-    net = made(name)
+# Tracing costs seconds. The other neck is plain PyTorch.
+def test_compiled():
+    net = made("VT-FPN")
     expected = gradients(net, images())
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(images()), net(images()), rtol=0, atol=1e-10)
     for key, value in gradients(compiled, images()).items():
         torch.testing.assert_close(value, expected[key.replace("_orig_mod.", "")], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["FPN", "VT-FPN"])
-def test_exported_for_all_sizes(name):
-    net = made(name)
+def test_exported_for_all_sizes():
+    net = made("VT-FPN")
     sizes = {0: Dim("batch", min=2), 2: Dim("height", min=33), 3: Dim("width", min=33)}
     exported = torch.export.export(net, (images(50, 41),), dynamic_shapes=(sizes,)).module()
     for shape in [(50, 41, 2), (64, 37, 3)]:
