@@ -48,6 +48,11 @@ def dtypes(backend: str) -> tuple[torch.dtype, ...]:
     return narrow if on_gpu(backend) else (torch.float64, *narrow)
 
 
+def truncates(backend: str, dtype: torch.dtype) -> bool:
+    """Whether numbers are cut off there and not rounded: the interpreter does that in bfloat16."""
+    return backend == "triton" and _INTERPRETED and dtype == torch.bfloat16
+
+
 @contextlib.contextmanager
 def factories_on(backend: str) -> Iterator[None]:
     """Within, tensors are made on the device of a backend's tests."""

@@ -71,3 +71,11 @@ def test_allows_for_another_order_of_a_sum():
     with pytest.raises(AssertionError, match="allowed"):
         assert_as_accurate(off, EXACT, EXACT.float(), terms=4)
     assert_as_accurate(off, EXACT, EXACT.float(), terms=100)
+
+
+def test_allows_for_digits_that_are_cut_off():
+    exact = torch.tensor([1 + 0.9 * torch.finfo(torch.bfloat16).eps], dtype=torch.float64)
+    cut = torch.ones(1, dtype=torch.bfloat16)
+    with pytest.raises(AssertionError, match="allowed"):
+        assert_as_accurate(cut, exact, exact)
+    assert_as_accurate(cut, exact, exact, truncates=True)

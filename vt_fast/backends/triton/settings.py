@@ -7,7 +7,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,29 @@ FEW = 256
 def table(architecture: str, extra: str | None) -> dict[tuple[str, str, str, bool], list[dict[str, Any]]]:
     """A table's entries by kernel, kind, layout, and whether pixels are few; those of ``extra`` first."""
     found: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
-    own = TABLES / f"{architecture}.json"
-    if not own.exists() and architecture != "none":
-        # What does not fit there is passed over, as its needs are known.
-        own = TABLES / "sm_90.json"
-    for path in ([Path(extra)] if extra else []) + [own]:
-        for entry in read(path, required=path == Path(extra or "")):
-            key = (entry["kernel"], entry["kind"], entry["layout"], entry["few"])
-            found.setdefault(key, []).append(entry)
+    entries: list[dict[str, Any]] = []
+    for name in _layers(architecture):
+        layer = read(TABLES / f"{name}.json", required=False)
+        if architecture.startswith("gfx") and not name.startswith("gfx"):
+            layer = [{**entry, "setting": _halved(entry["setting"])} for entry in layer]
+        entries = merged(entries, layer)
+    for entry in [*(read(Path(extra), required=True) if extra else []), *entries]:
+        key = (entry["kernel"], entry["kind"], entry["layout"], entry["few"])
+        found.setdefault(key, []).append(entry)
     return found
+
+
+def _layers(architecture: str) -> list[str]:
+    """The tables of an architecture, each hiding entries of those before; sm_90's lie below all others.
+
+    What does not fit there is passed over, as its needs are known.
+    """
+    family = next((name for prefix, name in _FAMILIES.items() if architecture.startswith(prefix)), None)
+    return [] if family is None else list(dict.fromkeys(("sm_90", family, architecture)))
+
+
+# Whose tables an architecture goes by: alike are those with the same matrix instructions.
+_FAMILIES = {"sm_90": "sm_90", "sm_10": "sm_100", "sm_11": "sm_100", "sm_": "sm_80", "gfx": "gfx942"}
 
 
 def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
@@ -144,18 +158,15 @@ def _choices(problem: Problem, architecture: str, extra: str | None) -> list[Set
     ]
     covering.sort(key=lambda entry: (entry["channels"], entry["rows"], entry.get("rank", 0)))
     found = [fitted(Setting(**entry["setting"]), problem) for entry in covering[:2]]
-    borrowed = not (TABLES / f"{architecture}.json").exists() and extra is None
     others = fallbacks(problem)
     if architecture.startswith("gfx"):
-        # Warps of 64 threads there, and what was found for 32 is for as many threads.
-        others = [halved(each) for each in others]
-        found = [halved(each) for each in found] if borrowed else found
+        others = [Setting(**_halved(asdict(each))) for each in others]
     return list(dict.fromkeys([*found, *others]))
 
 
-def halved(setting: Setting) -> Setting:
-    """With half as many warps."""
-    return replace(setting, warps=max(1, setting.warps // 2))
+def _halved(setting: dict[str, Any]) -> dict[str, Any]:
+    """With half as many warps: those of AMD have 64 threads, and settings found for 32 are for as many."""
+    return {**setting, "warps": max(1, setting["warps"] // 2)}
 
 
 def fitted(setting: Setting, problem: Problem) -> Setting:
@@ -170,7 +181,7 @@ def fallbacks(problem: Problem) -> list[Setting]:
     """Settings by rules alone, ever smaller ones. They need few registers, for any number of channels."""
     # Numbers of a tile's scores that a program holds beside all else.
     scores = (4 << 10) if problem.kind == "16" else (1 << 10)
-    tile = max(16, min(128, scores // problem.rows))
+    tile = power_of_two(max(16, min(128, scores // problem.rows)) + 1) // 2
     wide = 64 if problem.kind == "16" and problem.rows <= 128 else 32
     if problem.kernel == "project_tokenize_backward":
         wide //= 2
@@ -196,10 +207,14 @@ def shared_bytes(problem: Problem, setting: Setting) -> int:
         return setting.shared
     item = 2 if problem.kind == "16" else 4
     maps, banks = _UNDER_WAY[problem.kernel]
+    if setting.stages == 1:
+        maps = 1  # one after the other
     wide = problem.channels if setting.form == KEEP else setting.chunk
     under_way = setting.stages * wide * item * (maps * setting.tile + banks * problem.rows)
-    sums = 4 * max(setting.tile, setting.chunk, problem.rows) * max(problem.rows, setting.chunk)
-    return under_way + sums
+    sums = max(setting.tile * setting.chunk, max(setting.tile, setting.chunk) * problem.rows)
+    if problem.kernel.startswith("project_tokenize"):
+        sums = max(sums, problem.rows**2)
+    return under_way + 4 * sums
 
 
 # Maps of which tiles, and operands of which rows, are loaded in the innermost loop.
