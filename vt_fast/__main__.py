@@ -1,4 +1,4 @@
-"""The command line: ``python -m vt_fast info``, ``demo`` and ``tune``."""
+"""The command line: ``python -m vt_fast info``, ``demo``, ``paper`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vt_fast.version import __version__
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vt-fast", description="Visual Transformers for PyTorch.")
     parser.add_argument("--version", action="version", version=f"vt_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,tune}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,paper,tune}")
 
     info = commands.add_parser("info", help="versions, devices, and each backend with yes, or no and why")
     info.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -33,6 +33,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--quick", action="store_true", help="a few seconds of everything; the figures mean nothing"
+    )
+
+    paper = commands.add_parser("paper", help="count the networks of the paper's tables, beside its print")
+    paper.add_argument("--only", metavar="NAME", help="rows whose name holds this; default: all")
+    paper.add_argument(
+        "--output", type=Path, default=Path("paper_output"), metavar="DIR", help="default: %(default)s"
     )
 
     tune = commands.add_parser("tune", help="time launch settings of the Triton kernels on this GPU")
@@ -94,9 +100,21 @@ def _run(options: argparse.Namespace) -> int:
         return info.main(as_json=options.json)
     if options.command == "tune":
         return _tune(options)
+    if options.command == "paper":
+        return _paper(options)
     from vt_fast.demo import run
 
     return run(options.pictures, options.output, quick=options.quick)
+
+
+def _paper(options: argparse.Namespace) -> int:
+    from vt_fast import paper
+
+    try:
+        return paper.main(options.output, options.only)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ class ResNet(nn.Module):
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
         counts, deep = DEPTHS[depth]
         blocks = sum(counts[:stages])
-        chances = iter(torch.linspace(0, drop_path, blocks, device="cpu").tolist())
+        chances = iter([drop_path * index / max(blocks - 1, 1) for index in range(blocks)])
         self.depth = depth
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)
