@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     Raises:
         ValueError: there is no such folder, or it has images without masks; no ``num_classes`` for a folder.
     """
-    train, val = _transform(size, training=True), _transform(size, training=False)
+    val = _transform()
     if source == "digits":
+        train = _transform(_scaled_and_cut(size))  # no mirror image: digits have none
         kept, held_out = digit_pictures()
         return Data(Scenes(*kept, size, 512, train), Scenes(*held_out, size, 128, val), 11)
     if num_classes is None:
         raise ValueError("a folder of masks needs --num-classes")
-    root = Path(source)
+    root, v2 = Path(source), need("torchvision.transforms.v2")
+    train = _transform([*_scaled_and_cut(size), v2.RandomHorizontalFlip()])
     return Data(Masks(root / "train", train), Masks(root / "val", val), num_classes)
 
 
@@ -103,25 +105,20 @@ class Scenes(Dataset[Any]):
         return self.transform(Image.fromarray(scene).convert("RGB"), mask)
 
 
-def _transform(size: int, *, training: bool) -> Transform:
-    """Image and mask alike: in training scaled by 0.5 to 2, cut to a square and mirrored by chance.
-
-    Digits are mirrored as well: their masks do not become wrong, only the task harder.
-    """
+def _scaled_and_cut(size: int) -> list[Any]:
+    """Image and mask alike: fitted to the square, then by 0.5 to 2, and a square cut out of it."""
     v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
-    changes: list[Any] = []
-    if training:
-        fill = {tensors.Image: 0, tensors.Mask: IGNORE}
-        changes = [
-            v2.ScaleJitter((size, size), scale_range=(0.5, 2.0)),
-            v2.RandomCrop(size, pad_if_needed=True, fill=fill),
-            v2.RandomHorizontalFlip(),
-        ]
-    numbers = [
-        v2.ToDtype({tensors.Image: torch.float32, "others": None}, scale=True),
-        v2.Normalize(_MEAN, _STD),
+    return [
+        v2.ScaleJitter((size, size), scale_range=(0.5, 2.0)),
+        v2.RandomCrop(size, pad_if_needed=True, fill={tensors.Image: 0, tensors.Mask: IGNORE}),
     ]
-    change = v2.Compose([*changes, *numbers])
+
+
+def _transform(changes: Sequence[Any] = ()) -> Transform:
+    """Image and mask alike through ``changes``, then the image to numbers around 0."""
+    v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
+    kinds = {tensors.Image: torch.float32, "others": None}
+    change = v2.Compose([*changes, v2.ToDtype(kinds, scale=True), v2.Normalize(_MEAN, _STD)])
 
     def transform(image: Image.Image, mask: Any) -> Pair:
         pair = tensors.Image(image), tensors.Mask(torch.from_numpy(mask.astype(np.int64)))

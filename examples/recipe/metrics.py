@@ -26,7 +26,7 @@ class Accuracy:
 
     Example:
         >>> metric = Accuracy()
-        >>> metric.update(torch.eye(8)[[0, 1]], torch.tensor([0, 2]))
+        >>> metric.update(torch.arange(8.0).expand(2, 8), torch.tensor([7, 5]))
         >>> metric.result(Group(0, 1, torch.device("cpu")))
         {'top1': 0.5, 'top5': 1.0}
     """
