@@ -73,7 +73,7 @@ def build(
     randomness.seed_all(options.seed, group.rank)  # other dropout in each
     optimizer = optim.make(net.parameters(), recipe)
     if options.compile:
-        net.compile()  # in place: names of parameters stay as they are
+        net.compile(backend=options.compile)  # in place: names of parameters stay as they are
     run = Run(
         group=group,
         recipe=recipe,

@@ -44,7 +44,9 @@ def parser(description: str, model: str, image_size: int) -> argparse.ArgumentPa
     )
     how.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with a scaled loss")
     how.add_argument("--channels-last", action="store_true", help="lay images and weights out so")
-    how.add_argument("--compile", action="store_true", help="with torch.compile")
+    how.add_argument(
+        "--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile (inductor)"
+    )
     how.add_argument(
         "--deterministic",
         action="store_true",

@@ -5,7 +5,18 @@ import torch
 
 # In float64, without batch norm and dropout, so that nothing but the order of sums may differ. SGD, two
 # epochs of 3 steps.
-FLAGS = ("--data", "digits", "--image-size", "8", "--model", "tiny_nets:exact", "--epochs", "2", "--workers", "0")
+FLAGS = (
+    "--data",
+    "digits",
+    "--image-size",
+    "8",
+    "--model",
+    "tiny_nets:exact",
+    "--epochs",
+    "2",
+    "--workers",
+    "0",
+)
 FLAGS += ("--batch-size", "448", "--sync-bn")
 
 
@@ -34,5 +45,7 @@ def test_two_processes_end_with_the_weights_of_one(start, tmp_path):
             torch.testing.assert_close(first[kind][name], exact, rtol=1e-9, atol=1e-12)
     assert max(each.abs().max() for each in one["gradients"].values()) > 1e-3
     # Images held out are shared, each counted once: the scores are those of one process.
-    scores = [next(line for line in text.splitlines() if line.startswith("epoch 2:")) for text in (output, alone)]
+    scores = [
+        next(line for line in text.splitlines() if line.startswith("epoch 2:")) for text in (output, alone)
+    ]
     assert scores[0].partition(", seconds")[0] == scores[1].partition(", seconds")[0]

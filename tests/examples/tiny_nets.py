@@ -22,7 +22,9 @@ class Net(nn.Sequential):
 def classifier(num_classes, drop_path=0.0, dropout=0.0):
     """With batch norm and dropout, to have statistics and random numbers to lose."""
     layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
-    return Net(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(32, num_classes))
+    return Net(
+        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(32, num_classes)
+    )
 
 
 def exact(num_classes, **chances):
