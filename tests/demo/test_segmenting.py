@@ -1,0 +1,122 @@
+"""Scenes with a label for each pixel, and a net that learns them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("PIL")
+
+from vt_fast.demo import digits, pictures
+from vt_fast.demo.scene_net import scene_net
+from vt_fast.demo.scenes import DigitScenes, batch
+from vt_fast.demo.segmenting import ColourClassifier, evaluate, majority, train
+
+
+def test_scenes_are_the_same_each_time_and_differ_from_one_another():
+    scenes, again, other = DigitScenes(6), DigitScenes(6), DigitScenes(6, seed=1)
+    for index in range(6):
+        for one, two in zip(scenes[index], again[index], strict=True):
+            assert torch.equal(one, two)
+        assert not torch.equal(scenes[index].image, other[index].image)
+    assert not torch.equal(scenes[0].image, scenes[1].image)
+    assert len(list(scenes)) == 6
+
+
+def test_labels_lie_where_the_photograph_was_changed():
+    """Without digits the same scene is a part of a photograph; digits change it where their labels are."""
+    plain = DigitScenes(8, size=(48, 80), per_scene=0)
+    inked = DigitScenes(8, size=(48, 80), per_scene=1, classes=(3, 5))
+    seen = set()
+    for one, two in zip(plain, inked, strict=True):
+        assert not one.labels.any()
+        changed = (one.image - two.image).abs().amax(0) > 0
+        labelled = two.labels > 0
+        assert 0.01 < labelled.float().mean() < 0.5
+        # A photograph's pixel may by chance have the digit's colour.
+        assert (labelled & ~changed).sum() <= 0.02 * labelled.sum()
+        # What is less than half ink is changed and not labelled.
+        assert changed.sum() > labelled.sum()
+        assert two.image.min() >= 0
+        assert two.image.max() <= 1
+        seen |= set(two.labels.unique().tolist())
+    assert seen == {0, 1, 2}
+
+
+def test_held_out_scenes_share_no_background_with_the_others():
+    """The left-hand part of each photograph for training, the right-hand part for testing."""
+    photographs = [picture.pixels for picture in pictures.samples()]
+    for held_out in (False, True):
+        for scene in DigitScenes(4, size=(32, 40), heights=(8, 8), per_scene=0, held_out=held_out):
+            found = [place for each in photographs for place in places(scene.image, each)]
+            assert found
+            width = photographs[0].shape[2]
+            assert all((left >= int(0.7 * width)) == held_out for left in found)
+    data = digits.load()
+    assert not {tuple(each.flatten().tolist()) for each in data.test} & {
+        tuple(each.flatten().tolist()) for each in data.train
+    }
+
+
+def places(image, photograph):
+    """Left edges of the places where the image stands in the photograph."""
+    height, width = image.shape[1:]
+    corners = (photograph[:, : -height + 1, : -width + 1] == image[:, :1, :1]).all(0).nonzero().tolist()
+    return [
+        left
+        for top, left in corners
+        if torch.equal(photograph[:, top : top + height, left : left + width], image)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heights": (20, 65)}, r"`heights` must be \(least, largest\) of 1 to 64, got \(20, 65\)"),
+        ({"heights": (20, 10)}, "`heights` must be"),
+        ({"classes": ()}, r"`classes` must be digits, got \(\)"),
+        ({"classes": (10,)}, "`classes` must be digits"),
+        ({"size": (64, 500)}, r"`size` must be at most \(427, 448\), got \(64, 500\)"),
+    ],
+)
+def test_scenes_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        DigitScenes(1, **options)
+
+
+def test_no_scene_beyond_the_last():
+    with pytest.raises(IndexError, match="scene 2 of 2"):
+        DigitScenes(2)[2]
+
+
+def test_baselines():
+    scenes = DigitScenes(8, classes=(0, 1))
+    scores, labels = evaluate(majority, scenes), batch(scenes, range(8)).labels
+    share = (labels == 0).double().mean().item()
+    assert scores.accuracy == pytest.approx(share)
+    assert scores.mean == pytest.approx(share / 3)
+    # On the scenes that it has seen, knowing the colour is better than knowing nothing.
+    assert evaluate(ColourClassifier(scenes), scenes).accuracy > share
+
+
+def test_a_vt_fpn_learns_what_colour_does_not_tell():
+    """Held-out digits over held-out parts of the photographs; 0 and 1 differ by their form alone."""
+    scenes = DigitScenes(400, classes=(0, 1))
+    tested = DigitScenes(48, classes=(0, 1), held_out=True)
+    net = scene_net(scenes.num_classes)
+    losses = train(net, scenes, steps=400, batch_size=4, learning_rate=3e-3)
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    found = evaluate(net.eval().predict, tested).mean
+    assert found > evaluate(majority, tested).mean + 0.2
+    assert found > evaluate(ColourClassifier(scenes), tested).mean + 0.05
+    for picture in pictures.samples():
+        for size in ((427, 639), (101, 67)):
+            classes = net.predict(picture.pixels[None, :, : size[0], : size[1]])
+            assert classes.shape == (1, *size)
+            assert (classes == 0).float().mean() > 0.7  # there are no digits in it
+
+
+def test_no_other_neck():
+    with pytest.raises(ValueError, match='`neck` must be "vt_fpn" or "fpn", got \'pan\''):
+        scene_net(3, "pan")

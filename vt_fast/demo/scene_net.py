@@ -1,0 +1,72 @@
+"""Segmentation nets small enough to learn on one core in seconds, with either neck."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vt_fast.models import SegmentationNet, fpn, vt_fpn
+
+_CHANNELS = 64
+
+
+class SmallTrunk(nn.Module):
+    """Three levels of plain 3x3 convolutions with BatchNorm, at strides 4, 8 and 16."""
+
+    channels, strides = (48, 64, 96), (4, 8, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            (
+                nn.Sequential(nn.BatchNorm2d(3), *_step(3, 24, 2), *_step(24, 48, 2), *_step(48, 48, 1)),
+                nn.Sequential(*_step(48, 64, 2), *_step(64, 64, 1)),
+                nn.Sequential(*_step(64, 96, 2), *_step(96, 96, 1)),
+            )
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The maps of images (B, 3, H, W), the finest first."""
+        maps = []
+        for level in self.levels:
+            x = level(x)
+            maps.append(x)
+        return maps
+
+
+def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
+    """A net for scenes of so many classes.
+
+    Args:
+        num_classes: the background's included.
+        neck: "vt_fpn" or "fpn".
+
+    Raises:
+        ValueError: another neck.
+    """
+    if neck == "fpn":
+        return fpn(
+            num_classes=num_classes,
+            trunk=SmallTrunk(),
+            channels=_CHANNELS,
+            head_channels=_CHANNELS,
+            head_norm=_norm,
+        )
+    if neck == "vt_fpn":
+        return vt_fpn(
+            num_classes=num_classes,
+            trunk=SmallTrunk(),
+            channels=_CHANNELS,
+            head_channels=_CHANNELS,
+            head_norm=_norm,
+            token_channels=128,
+        )
+    raise ValueError(f'`neck` must be "vt_fpn" or "fpn", got {neck!r}')
+
+
+def _step(channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    conv = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(out_channels), nn.ReLU()
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(8, channels)
