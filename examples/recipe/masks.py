@@ -1,4 +1,4 @@
-"""Images with masks: a folder of your own, or scenes with scikit-learn's digits."""
+"""Images with masks: a folder of your own, or digits over photographs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipe.data import Data, digit_pictures
+from recipe.data import Data
 from recipe.requirements import need
 from vt_fast.models.metrics import IGNORE
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which trunks are trained on
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 Pair = tuple[Tensor, Tensor]  # image (3, H, W) float32, mask (H, W) int64
-Transform = Callable[[Image.Image, Any], Pair]
+Transform = Callable[[Any, Tensor], Pair]  # of a picture, or a tensor in [0, 1], and a mask
 
 
 def segmentation(source: str, size: int, num_classes: int | None) -> Data:
@@ -28,7 +28,7 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     Args:
         source: a folder with train/images, train/masks, val/images and val/masks: images in JPEG or PNG, and
             for each a PNG of the same stem and size whose pixels are classes, 255 for pixels that do not
-            count; or "digits" for scenes with scikit-learn's real digits on them.
+            count; or "digits" for scikit-learn's digits over its photographs.
         size: of the squares that are cut from the training images. Those of `val` stay whole.
         num_classes: of a folder.
 
@@ -38,8 +38,7 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     val = _transform()
     if source == "digits":
         train = _transform(_scaled_and_cut(size))  # no mirror image: digits have none
-        kept, held_out = digit_pictures()
-        return Data(Scenes(*kept, size, 512, train), Scenes(*held_out, size, 128, val), 11)
+        return _digits(size, train, val)
     if num_classes is None:
         raise ValueError("a folder of masks needs --num-classes")
     root, v2 = Path(source), need("torchvision.transforms.v2")
@@ -71,38 +70,29 @@ class Masks(Dataset[Any]):
                 f"{self.masks[index]} must be ({image.height}, {image.width}), one class per pixel, "
                 f"got {mask.shape}"
             )
-        return self.transform(image, mask)
+        return self.transform(image, torch.from_numpy(mask.astype(np.int64)))
 
 
-class Scenes(Dataset[Any]):
-    """Squares with four digits each, enlarged and not overlapping, on a dark ground.
+class Changed(Dataset[Any]):
+    """Scenes through a transform, as pairs."""
 
-    Each scene is drawn from its own seed, so there are ``count`` of them, always the same. Class 0 is the
-    ground, class d + 1 the ink of digit d. Where ink is faint, on its rim, no class counts.
-    """
-
-    def __init__(self, pictures: Any, labels: Any, size: int, count: int, transform: Transform) -> None:
-        self.pictures, self.labels, self.size, self.count = pictures, labels, size, count
-        self.transform = transform
+    def __init__(self, scenes: Any, transform: Transform) -> None:
+        self.scenes, self.transform = scenes, transform
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> Pair:
-        generator = np.random.default_rng(index)
-        scene = np.zeros((self.size, self.size), np.uint8)
-        mask = np.zeros((self.size, self.size), np.int64)
-        cell = self.size // 2
-        for row in (0, cell):
-            for column in (0, cell):
-                which = int(generator.integers(len(self.labels)))
-                side = int(generator.integers(max(8, cell // 2), cell + 1))
-                top, left = (start + int(generator.integers(cell - side + 1)) for start in (row, column))
-                place = np.s_[top : top + side, left : left + side]
-                ink = np.asarray(Image.fromarray(self.pictures[which]).resize((side, side)))
-                scene[place] = ink
-                mask[place] = np.where(ink > 127, int(self.labels[which]) + 1, np.where(ink > 63, IGNORE, 0))
-        return self.transform(Image.fromarray(scene).convert("RGB"), mask)
+        scene = self.scenes[index]
+        return self.transform(scene.image, scene.labels)
+
+
+def _digits(size: int, train: Transform, val: Transform) -> Data:
+    """512 scenes to train on and 128 others, with digits of three to six eighths of their height."""
+    common: dict[str, Any] = {"size": (size, size), "heights": (3 * size // 8, 6 * size // 8)}
+    scenes = need("vt_fast.demo.scenes").DigitScenes
+    kept, held_out = scenes(512, **common), scenes(128, held_out=True, **common)
+    return Data(Changed(kept, train), Changed(held_out, val), kept.num_classes)
 
 
 def _scaled_and_cut(size: int) -> list[Any]:
@@ -120,9 +110,8 @@ def _transform(changes: Sequence[Any] = ()) -> Transform:
     kinds = {tensors.Image: torch.float32, "others": None}
     change = v2.Compose([*changes, v2.ToDtype(kinds, scale=True), v2.Normalize(_MEAN, _STD)])
 
-    def transform(image: Image.Image, mask: Any) -> Pair:
-        pair = tensors.Image(image), tensors.Mask(torch.from_numpy(mask.astype(np.int64)))
-        changed, classes = change(*pair)
+    def transform(image: Any, mask: Tensor) -> Pair:
+        changed, classes = change(tensors.Image(image), tensors.Mask(mask))
         return changed.as_subclass(Tensor), classes.as_subclass(Tensor)
 
     return transform

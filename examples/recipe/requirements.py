@@ -1,4 +1,4 @@
-"""timm and torchvision, which the examples need and the package does not."""
+"""What the examples need and the package does not: timm, torchvision and scikit-learn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch: RuntimeError
-        package = module.partition(".")[0]
+        package = (getattr(error, "name", None) or module).partition(".")[0]
         raise SystemExit(
             f"error: the examples need {package}: pip install 'vt_fast[examples]' ({error})"
         ) from error
