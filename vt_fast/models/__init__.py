@@ -1,5 +1,26 @@
-"""The paper's networks, and those that they are compared with."""
+"""The paper's networks, those that they are compared with, and VT stages for networks of your own."""
 
+from vt_fast.models.convert import convert
 from vt_fast.models.resnet import ResNet
+from vt_fast.models.stage import VTStage, vt_stack
+from vt_fast.models.vt_resnet import (
+    VTResNet,
+    VTResNetFeatures,
+    vt_resnet18,
+    vt_resnet34,
+    vt_resnet50,
+    vt_resnet101,
+)
 
-__all__ = ["ResNet"]
+__all__ = [
+    "ResNet",
+    "VTResNet",
+    "VTResNetFeatures",
+    "VTStage",
+    "convert",
+    "vt_resnet18",
+    "vt_resnet34",
+    "vt_resnet50",
+    "vt_resnet101",
+    "vt_stack",
+]
