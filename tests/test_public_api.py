@@ -28,11 +28,13 @@ def test_convert_is_that_of_models():
 
 def test_names_of_models():
     assert set(vt_fast.models.__all__) == {
+        "LoadReport",
         "ResNet",
         "VTResNet",
         "VTResNetFeatures",
         "VTStage",
         "convert",
+        "load_backbone",
         "vt_resnet18",
         "vt_resnet34",
         "vt_resnet50",

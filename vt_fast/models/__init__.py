@@ -1,5 +1,6 @@
 """The paper's networks, those that they are compared with, and VT stages for networks of your own."""
 
+from vt_fast.models.checkpoint import LoadReport, load_backbone
 from vt_fast.models.convert import convert
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.stage import VTStage, vt_stack
@@ -13,11 +14,13 @@ from vt_fast.models.vt_resnet import (
 )
 
 __all__ = [
+    "LoadReport",
     "ResNet",
     "VTResNet",
     "VTResNetFeatures",
     "VTStage",
     "convert",
+    "load_backbone",
     "vt_resnet18",
     "vt_resnet34",
     "vt_resnet50",
