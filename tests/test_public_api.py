@@ -35,6 +35,7 @@ def test_names_of_models():
         "VTStage",
         "convert",
         "load_backbone",
+        "register_with_timm",
         "vt_resnet18",
         "vt_resnet34",
         "vt_resnet50",
