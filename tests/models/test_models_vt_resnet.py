@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_cases import CHANNELS, IMAGE, SMALL, backbone, classifier, images, small_trunk
+from model_cases import CHANNELS, SMALL, backbone, classifier, images, small_trunk
 from torch import nn
 
 from vt_fast import models
@@ -116,6 +116,9 @@ def test_features_chosen_by_index():
     maps = whole(x)
     for each, expected in zip(model(x), (maps[3], maps[1]), strict=True):
         assert torch.equal(each, expected)
+    early = models.VTResNetFeatures(18, out_indices=(0,))
+    early.stage = None  # is not asked
+    assert [each.shape for each in early(x)] == [(1, 64, 16, 16)]
 
 
 def test_features_of_a_trunk_of_your_own():
@@ -132,6 +135,17 @@ def test_a_classifiers_weights_fit_the_backbone():
     assert {name.split(".")[3] for name in found.missing_keys} == {"projector"}
     tokens = model.stage(model.trunk(images()))[1]
     assert torch.equal(tokens, trained.forward_features(images()))
+
+
+def test_a_resnet_of_your_own_as_trunk():
+    """One with another norm: its stages are known, and how many modules the paper puts on it."""
+    trunk = models.ResNet(18, stages=3, norm=lambda channels: nn.GroupNorm(8, channels))
+    model = models.VTResNetFeatures(trunk=trunk, **SMALL)
+    assert len(model.stage) == 2
+    assert model.strides == (4, 8, 16, 16)
+    assert len(model(torch.zeros(1, 3, 32, 32))) == 4
+    with pytest.raises(ValueError, match=r"`trunk` must return a map \(B, C, H, W\), got \(1, 5\)"):
+        models.VTResNet(trunk=models.ResNet(18, num_classes=5))
 
 
 def test_trying_a_trunk_changes_nothing():
@@ -197,8 +211,3 @@ def test_errors(make, message):
 def test_options_that_there_are_not():
     with pytest.raises(TypeError, match="tokeniser"):
         classifier(tokeniser="filter")
-
-
-def test_images_of_another_dtype():
-    with pytest.raises((TypeError, RuntimeError)):
-        classifier()(torch.zeros(IMAGE, dtype=torch.float64))
