@@ -44,30 +44,27 @@ def test_labels_lie_where_the_photograph_was_changed():
     assert seen == {0, 1, 2}
 
 
-def test_held_out_scenes_share_no_background_with_the_others():
-    """The left-hand part of each photograph for training, the right-hand part for testing."""
-    photographs = [picture.pixels for picture in pictures.samples()]
-    for held_out in (False, True):
-        for scene in DigitScenes(4, size=(32, 40), heights=(8, 8), per_scene=0, held_out=held_out):
-            found = [place for each in photographs for place in places(scene.image, each)]
-            assert found
-            width = photographs[0].shape[2]
-            assert all((left >= int(0.7 * width)) == held_out for left in found)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_backgrounds_are_the_left_or_the_right_of_the_photographs(held_out):
+    """Scenes as large as the part that they may come from can only be that part."""
+    parts = [each.pixels[..., 448:] if held_out else each.pixels[..., :448] for each in pictures.samples()]
+    size = tuple(parts[0].shape[1:])
+    found = DigitScenes(6, size=size, per_scene=0, held_out=held_out)
+    assert {[torch.equal(scene.image, part) for part in parts].index(True) for scene in found} == {0, 1}
+    with pytest.raises(ValueError, match="`size` must be at most"):
+        DigitScenes(1, size=(size[0], size[1] + 1), held_out=held_out)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_digits_are_those_of_the_split(held_out):
+    """Digits in their own 8 x 8 pixels: the labels lie where one of the split's digits has its ink."""
     data = digits.load()
-    assert not {tuple(each.flatten().tolist()) for each in data.test} & {
-        tuple(each.flatten().tolist()) for each in data.train
-    }
-
-
-def places(image, photograph):
-    """Left edges of the places where the image stands in the photograph."""
-    height, width = image.shape[1:]
-    corners = (photograph[:, : -height + 1, : -width + 1] == image[:, :1, :1]).all(0).nonzero().tolist()
-    return [
-        left
-        for top, left in corners
-        if torch.equal(photograph[:, top : top + height, left : left + width], image)
-    ]
+    drawn, labels = (data.test, data.test_labels) if held_out else (data.train, data.train_labels)
+    scenes = DigitScenes(60, size=(8, 8), heights=(8, 8), per_scene=1, classes=(7, 4), held_out=held_out)
+    for scene in scenes:
+        ink = digits.ink(drawn[labels == (7, 4)[int(scene.labels.max()) - 1]])[:, 0]
+        wrong = ((ink > 0.5) != (scene.labels > 0)) & ((ink - 0.5).abs() > 1e-3)
+        assert (wrong.sum((1, 2)) == 0).any()
 
 
 @pytest.mark.parametrize(

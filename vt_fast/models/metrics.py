@@ -123,7 +123,10 @@ class MeanIoU:
         self.confusion = self.confusion.to(pairs.device) + pairs.view_as(self.confusion)
 
     def all_reduce(self) -> None:
-        """Add up the matrices of all processes, once, before `compute`; nothing without a process group."""
+        """Add up the matrices of all processes, once, before `compute`; nothing without a process group.
+
+        Every process must call it, with a matrix on a device that the group's backend takes.
+        """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.confusion)
 

@@ -35,6 +35,7 @@ class PanopticHead(nn.Module):
         ValueError: a number below 1, or channels that the norm refuses.
 
     Example:
+        >>> import torch
         >>> maps = [torch.zeros(1, 256, 8, 6), torch.zeros(1, 256, 4, 3)]
         >>> PanopticHead(21, levels=2)(maps, size=(32, 24)).shape
         torch.Size([1, 21, 32, 24])

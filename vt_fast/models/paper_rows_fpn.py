@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast.models.fpn_neck import FPN
-from vt_fast.models.resnet import ResNet
 from vt_fast.models.segmentation import fpn, vt_fpn
 from vt_fast.models.vt_fpn_neck import VTFPN
 
 # Of COCO-stuff (with 54 classes, as the counts have it) and of LIP.
 COCO, LIP = (800, 1216), (473, 473)
 COCO_CLASSES, LIP_CLASSES = 54, 20
+# Of the maps of ResNet-50 and 101.
+CHANNELS, STRIDES = (256, 512, 1024, 2048), (4, 8, 16, 32)
 
 
 class Row(NamedTuple):
@@ -39,20 +40,20 @@ class Row(NamedTuple):
 
 
 def _levels(size: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the maps of a ResNet-50 or 101: strides 4 to 32, sizes rounded up."""
+    """Shapes of the maps that a neck gets: sizes are rounded up."""
     height, width = size
     return tuple(
         (1, channels, -(-height // stride), -(-width // stride))
-        for channels, stride in ((256, 4), (512, 8), (1024, 16), (2048, 32))
+        for channels, stride in zip(CHANNELS, STRIDES, strict=True)
     )
 
 
 def _fpn_neck() -> nn.Module:
-    return FPN(ResNet(50).channels)
+    return FPN(CHANNELS)
 
 
 def _vt_fpn_neck() -> nn.Module:
-    return VTFPN(ResNet(50).channels, backend="reference")
+    return VTFPN(CHANNELS, backend="reference")
 
 
 def _fpn(depth: int, classes: int) -> Callable[[], nn.Module]:

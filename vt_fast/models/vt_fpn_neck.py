@@ -27,10 +27,10 @@ class VTFPN(Container):
     T'_i W_V. There is no path from coarse to fine between the maps and no 3x3 convolution. The defaults are
     those that meet the paper's counts. At initialisation W_V is zero, so that the laterals are returned.
 
-    All projections of the pixels but the lateral itself are folded into the tokens. The lateral stays: folded
-    too, tokenizer and projector would read the C channels of X_i in place of the fewer of Y_i, which has
-    to be written anyhow as what the projector adds to. The parameters of the laterals have the names of
-    :class:`FPN`'s.
+    All projections of the pixels but the lateral itself are folded into the tokens. The lateral could be: but
+    Y_i has to be written all the same, as what the projector adds to, and tokenizer and projector would
+    then read X_i, which at each level of a ResNet-50 or 101 has no fewer channels than Y_i. So Y_i is
+    written once and read twice. The parameters of the laterals have the names of :class:`FPN`'s.
 
     Args:
         in_channels: of each incoming map, the finest first.
