@@ -105,7 +105,8 @@ def test_the_shipped_tables(path):
         key = tuple(entry[name] for name in ("kernel", "kind", "layout", "few", "channels", "rows"))
         assert key not in seen
         seen.add(key)
-    assert {entry["kernel"] for entry in entries} == set(WALKS)
+    if path.stem == "sm_90":  # the others hide entries of this one
+        assert {entry["kernel"] for entry in entries} == set(WALKS)
 
 
 def test_the_committed_table_is_of_all_targets_and_ops():
