@@ -26,7 +26,7 @@ import torch
 import triton
 from tqdm import tqdm
 
-from benchmarks import choosing
+from benchmarks import choosing, offline_options
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import pretending, recorded
@@ -65,6 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
     # Processes of their own, as Triton compiles one kernel at a time; fresh ones, as torch has threads.
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         rows = list(tqdm(pool.map(examine, jobs), total=len(jobs), unit="kernel"))
+        calls = [
+            offline_options.Options(op, words, dtype, target)
+            for target, (op, words), dtype in itertools.product(
+                targets, offline_options.COVER, [torch.bfloat16] if options.check else DTYPES.values()
+            )
+            if op in options.op
+        ]
+        checked = tqdm(pool.map(offline_options.faults, calls), total=len(calls), unit="call")
+        broken = list(itertools.chain.from_iterable(checked))
     excuses: dict[str, str] = json.loads(EXCUSES.read_text())
     bad = [row for row in rows if row["fault"]]
     unexcused = [row for row in bad if not any(fnmatch(row["label"], pattern) for pattern in excuses)]
@@ -72,9 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
         excused = "FAULT" if row in unexcused else "excused"
         print(f"{excused}: {row['label']} [{row['setting']}]: {row['fault']}")
     print(f"{len(rows)} kernels, {len(bad)} with a fault, {len(unexcused)} of them without an excuse")
+    for fault in broken:
+        print(f"FAULT: {fault}")
+    print(f"{len(calls)} calls with options, {len(broken)} faults")
     if not options.check:
         options.output.write_text(_text(rows))
-    return bool(unexcused) and options.check
+    return bool(unexcused or broken) and options.check
 
 
 def _parser() -> argparse.ArgumentParser:

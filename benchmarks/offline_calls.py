@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,15 +16,20 @@ from vt_fast.backends.triton.samples import Shape, sample
 
 def recorded(op: str, dtype: torch.dtype, layout: str, shape: Shape) -> list[Launch]:
     """The kernels that a call would launch."""
+    with observed(lambda *_: None):
+        call = sample(op, dtype, layout, shape, "meta")
+    return recorded_of(op, call)
+
+
+def recorded_of(name: str, call: Callable[[], Any]) -> list[Launch]:
+    """The kernels that ``call`` would launch, under a name."""
     found: list[Launch] = []
 
     def observe(
         kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
     ) -> None:
-        found.append(Launch.of(op, kernel, grid, arguments, constants))
+        found.append(Launch.of(name, kernel, grid, arguments, constants))
 
-    with observed(lambda *_: None):
-        call = sample(op, dtype, layout, shape, "meta")
     with observed(observe):
         call()
     return found

@@ -1,0 +1,149 @@
+"""Calls with options, sizes and strides that the table's calls lack: whether all their kernels compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.compiled import SHARED, Launch, examined
+from benchmarks.model import DEVICES
+from benchmarks.offline_calls import pretending, recorded_of
+from vt_fast.backends.contract import (
+    Project,
+    ProjectBackward,
+    ProjectTokenize,
+    ProjectTokenizeBackward,
+    Tokenize,
+    TokenizeBackward,
+)
+from vt_fast.backends.triton import calls
+
+# Options that change what kernels do, so that each stands beside others and beside none.
+COVER: tuple[tuple[str, frozenset[str]], ...] = tuple(
+    (op, frozenset(options.split()))
+    for op, options in (
+        ("tokenize", "shared mask log_weights position"),
+        ("tokenize", "heads mask strided"),
+        ("tokenize", "heads shared huge"),
+        ("project", "shared bias heads"),
+        ("project", "no_residual bias strided"),
+        ("project", "residual wide heads huge"),
+        ("project_tokenize", "heads bias log_weights"),
+        ("project_tokenize", "no_map mask residual wide strided"),
+        ("project_tokenize", "shared no_residual mask log_weights position bias"),
+        ("project_tokenize", "many_tokens shared huge"),
+    )
+)
+
+
+class Options(NamedTuple):
+    """A call with options, to be compiled for a target."""
+
+    op: str
+    options: frozenset[str]
+    dtype: torch.dtype
+    target: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        name = str(self.dtype).removeprefix("torch.")
+        return " ".join([self.op, self.target, name, *sorted(self.options)])
+
+
+def faults(job: Options) -> list[str]:
+    """What is wrong with the kernels of the call and of its backward: errors and too much shared memory."""
+    found = []
+    with pretending(job.target, DEVICES[job.target].processors, SHARED[job.target]):
+        launches = list(_launches(job))
+    for launch in launches:
+        compiled = examined(launch, job.target)
+        compiled.spills = 0  # Shapes like these may be slow; the table tells of the others.
+        if (fault := compiled.fault(job.target)) is not None:
+            found.append(f"{job.label}: {launch.kernel.__name__} [{launch.setting}]: {fault}")
+    return found
+
+
+def _launches(job: Options) -> Iterator[Launch]:
+    """All that differ."""
+    seen = set()
+    for launch in recorded_of(job.label, _both(job.op, job.options, job.dtype)):
+        key = (launch.kernel.__name__, str(launch.constants), str(launch.signature), launch.divisible)
+        if key not in seen:
+            seen.add(key)
+            yield launch
+
+
+def _both(op: str, options: frozenset[str], dtype: torch.dtype) -> Callable[[], Any]:
+    """A call and its backward on tensors without data, all gradients wanted."""
+    batch, pixels, channels, tokens = 3, 197, 80, 7
+    if "huge" in options:
+        pixels = 2**31 // channels + 1
+    if "many_tokens" in options:
+        tokens = 40
+    heads = 2 if "heads" in options else 1
+    out_channels = 2 * channels if "wide" in options else channels
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    def feature_map(width: int) -> Tensor:
+        if "strided" in options:
+            return draw(batch, pixels, 3, 2 * width)[:, :, 1, ::2]
+        return draw(batch, pixels, width)
+
+    def rows(count: int, width: int) -> Tensor:
+        return draw(count, width) if "shared" in options else draw(batch, count, width)
+
+    def given(name: str, *sizes: int) -> Tensor | None:
+        return draw(*sizes) if name in options else None
+
+    x = feature_map(channels)
+    mask = torch.empty(batch, pixels, dtype=torch.bool, device="meta") if "mask" in options else None
+    log_weights, position = given("log_weights", batch, pixels), given("position", pixels, 5)
+    bias = None if "bias" not in options else rows(1, heads * tokens).squeeze(-2)
+    queries = rows(tokens, out_channels) if op != "tokenize" else rows(heads * tokens, channels // heads)
+    keys, values = rows(heads * tokens, channels), rows(tokens, out_channels)
+    residual = feature_map(out_channels) if "residual" in options else None
+    from_input = residual is None and "no_residual" not in options
+    width = out_channels + (0 if position is None else position.shape[1])
+    grad_tokens, grad_lse = draw(batch, tokens, width), draw(batch, heads * tokens).float()
+    weighted, placed, biased = log_weights is not None, position is not None, bias is not None
+
+    def run() -> None:
+        if op == "tokenize":
+            pooled, lse = calls.tokenize(
+                Tokenize(x, queries, mask, log_weights, position, heads, True, "triton")
+            )
+            needs = [True, True, weighted, placed]
+            calls.tokenize_backward(
+                TokenizeBackward(
+                    grad_tokens, grad_lse, x, queries, mask, log_weights, position, pooled, lse, heads, needs,
+                    "triton",
+                )
+            )  # fmt: skip
+        elif op == "project":
+            y = calls.project(Project(x, keys, values, bias, residual, from_input, heads, "triton"))
+            needs = [True, True, True, biased]
+            calls.project_backward(
+                ProjectBackward(y, x, keys, values, bias, from_input, heads, needs, "triton")
+            )
+        else:
+            shown, pooled, lse = calls.project_tokenize(
+                ProjectTokenize(
+                    x, keys, values, queries, bias, residual, mask, log_weights, position, from_input, heads,
+                    "no_map" not in options, True, "triton",
+                )
+            )  # fmt: skip
+            needs = [True, True, True, True, biased, residual is not None, weighted, placed]
+            calls.project_tokenize_backward(
+                ProjectTokenizeBackward(
+                    shown, grad_tokens, grad_lse[:, :tokens], x, keys, values, queries, bias, residual, mask,
+                    log_weights, position, pooled, lse, from_input, heads, needs, "triton",
+                )
+            )  # fmt: skip
+
+    return run
