@@ -7,10 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
-=======
 from vt_fast.models.resnet import ResNet
->>>>>>> m5a
 from vt_fast.models.stage import vt_stack
 from vt_fast.models.trunk import MODULES, make_trunk, stage_maps, stage_shapes
 from vt_fast.nn import Projector, TokenRelation
@@ -33,11 +30,7 @@ class VTResNet(Container):
         num_classes: of the classifier; 0 for none: the mean of the tokens (B, CT) is returned.
         trunk: a module that returns a map (B, C, H, W), instead of the ResNet cut off after its third stage.
         trunk_channels: C of its map; by default found by running it on an image without data.
-<<<<<<< HEAD
-        num_modules: VT modules; by default the paper's 2 for depth 18, and 3.
-=======
         num_modules: VT modules; by default the paper's 2 on a ResNet-18, and 3 on all else.
->>>>>>> m5a
         drop_path: chance that a residual branch of the ResNet trunk is left out of a sample in training,
             rising linearly to this at its last block. VT modules are never left out.
         dropout: before the classifier.
@@ -78,11 +71,7 @@ class VTResNet(Container):
     ) -> None:
         super().__init__()
         self.trunk, channels = make_trunk(depth, trunk, trunk_channels, drop_path)
-<<<<<<< HEAD
-        self.stage = vt_stack(channels, _count(num_modules, depth), **options)
-=======
         self.stage = vt_stack(channels, _count(num_modules, self.trunk), **options)
->>>>>>> m5a
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
         self.dropout = nn.Dropout(dropout)
         self.reset_classifier(num_classes)
@@ -113,15 +102,7 @@ class VTResNet(Container):
         return found
 
     def forward(self, images: Tensor) -> Tensor:
-<<<<<<< HEAD
-        """Logits (B, num_classes) of images (B, 3, H, W).
-
-        Raises:
-            TypeError: the images' dtype is not the parameters' (outside of autocast).
-        """
-=======
         """Logits (B, num_classes) of images (B, 3, H, W)."""
->>>>>>> m5a
         return self.forward_head(self.forward_features(images))
 
 
@@ -165,11 +146,7 @@ class VTResNetFeatures(Container):
     ) -> None:
         super().__init__()
         self.trunk, channels = make_trunk(depth, trunk, trunk_channels, drop_path)
-<<<<<<< HEAD
-        self.stage = vt_stack(channels, _count(num_modules, depth), last_projector=True, **options)
-=======
         self.stage = vt_stack(channels, _count(num_modules, self.trunk), last_projector=True, **options)
->>>>>>> m5a
         all_channels, all_strides = stage_shapes(self.trunk)
         all_channels += (cast(Projector, self.stage[-1].projector).out_channels,)
         all_strides += (all_strides[-1],)
@@ -184,12 +161,8 @@ class VTResNetFeatures(Container):
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, 3, H, W)."""
         maps = stage_maps(self.trunk, images)
-<<<<<<< HEAD
-        maps.append(self.stage(maps[-1])[0])
-=======
         if len(maps) in self.out_indices:
             maps.append(self.stage(maps[-1])[0])
->>>>>>> m5a
         return [maps[index] for index in self.out_indices]
 
 
@@ -213,12 +186,7 @@ def vt_resnet101(num_classes: int = 1000, **options: Any) -> VTResNet:
     return VTResNet(101, num_classes, **options)
 
 
-<<<<<<< HEAD
-def _count(num_modules: int | None, depth: int | None) -> int:
-    return MODULES.get(depth or 0, 3) if num_modules is None else num_modules
-=======
 def _count(num_modules: int | None, trunk: nn.Module) -> int:
     if num_modules is not None:
         return num_modules
     return MODULES[trunk.depth] if isinstance(trunk, ResNet) else max(MODULES.values())
->>>>>>> m5a
