@@ -7,7 +7,9 @@ from vt_fast import functional
 def test_names():
     assert set(vt_fast.__all__) == {
         "__version__",
+        "convert",
         "merge",
+        "models",
         "nn",
         "project",
         "project_tokenize",
@@ -18,6 +20,30 @@ def test_names():
     for name in vt_fast.__all__:
         assert getattr(vt_fast, name) is not None
         assert name in dir(vt_fast)
+
+
+def test_convert_is_that_of_models():
+    assert vt_fast.convert is vt_fast.models.convert
+
+
+def test_names_of_models():
+    assert set(vt_fast.models.__all__) == {
+        "LoadReport",
+        "ResNet",
+        "VTResNet",
+        "VTResNetFeatures",
+        "VTStage",
+        "convert",
+        "load_backbone",
+        "register_with_timm",
+        "vt_resnet18",
+        "vt_resnet34",
+        "vt_resnet50",
+        "vt_resnet101",
+        "vt_stack",
+    }
+    for name in vt_fast.models.__all__:
+        assert callable(getattr(vt_fast.models, name))
 
 
 def test_unknown_names():

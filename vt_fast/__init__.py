@@ -12,18 +12,31 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import nn, reference
+    from vt_fast import models, nn, reference
     from vt_fast.functional import merge, project, project_tokenize, tokenize
+    from vt_fast.models.convert import convert
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("nn", "reference")
+_MODULES = ("models", "nn", "reference")
 
-__all__ = ["__version__", "merge", "nn", "project", "project_tokenize", "reference", "tokenize"]
+__all__ = [
+    "__version__",
+    "convert",
+    "merge",
+    "models",
+    "nn",
+    "project",
+    "project_tokenize",
+    "reference",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(importlib.import_module("vt_fast.functional"), name)
+    if name == "convert":
+        return importlib.import_module("vt_fast.models").convert
     if name in _MODULES:
         return importlib.import_module(f"vt_fast.{name}")
     raise AttributeError(f"module 'vt_fast' has no attribute {name!r}")

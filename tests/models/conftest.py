@@ -1,4 +1,4 @@
-"""One thread for all tests of the models."""
+"""One thread for all tests of the networks."""
 
 from __future__ import annotations
 

@@ -1,21 +1,51 @@
-"""The paper's networks, and those that they are compared with."""
+"""The paper's networks, those that they are compared with, and VT stages for networks of your own.
 
+Where timm was imported before, `timm.create_model` knows the VT-ResNets as soon as this is imported; else
+:func:`register_with_timm` tells it.
+"""
+
+from vt_fast.models.checkpoint import LoadReport, load_backbone
+from vt_fast.models.convert import convert
 from vt_fast.models.fpn_neck import FPN
 from vt_fast.models.metrics import MeanIoU, segmentation_loss
 from vt_fast.models.panoptic_head import PanopticHead
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.segmentation import FeaturePyramid, SegmentationNet, fpn, vt_fpn
+from vt_fast.models.stage import VTStage, vt_stack
+from vt_fast.models.timm_registry import register_if_imported, register_with_timm
 from vt_fast.models.vt_fpn_neck import VTFPN
+from vt_fast.models.vt_resnet import (
+    VTResNet,
+    VTResNetFeatures,
+    vt_resnet18,
+    vt_resnet34,
+    vt_resnet50,
+    vt_resnet101,
+)
 
 __all__ = [
     "FPN",
     "VTFPN",
     "FeaturePyramid",
+    "LoadReport",
     "MeanIoU",
     "PanopticHead",
     "ResNet",
     "SegmentationNet",
+    "VTResNet",
+    "VTResNetFeatures",
+    "VTStage",
+    "convert",
     "fpn",
+    "load_backbone",
+    "register_with_timm",
     "segmentation_loss",
     "vt_fpn",
+    "vt_resnet18",
+    "vt_resnet34",
+    "vt_resnet50",
+    "vt_resnet101",
+    "vt_stack",
 ]
+
+register_if_imported()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 # Blocks in each stage, and whether they are bottlenecks.
@@ -42,6 +41,7 @@ class ResNet(nn.Module):
         ValueError: an unknown depth, or a number of stages other than 1 to 4.
 
     Example:
+        >>> import torch
         >>> ResNet(18, num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 10])
         >>> [tuple(stage.shape) for stage in ResNet(50, stages=2).features(torch.zeros(1, 3, 64, 64))]
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
         counts, deep = DEPTHS[depth]
         blocks = sum(counts[:stages])
-        chances = iter(torch.linspace(0, drop_path, blocks, device="cpu").tolist())
+        chances = iter([drop_path * index / max(blocks - 1, 1) for index in range(blocks)])
         self.depth = depth
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(64)

@@ -96,11 +96,11 @@ class VTFPN(Container):
         self.tokenizers = nn.ModuleList()
         for _ in in_channels:
             code = None if position is None else position()
-            made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code)
+            made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code, True)
             self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
         count = num_tokens * len(in_channels)
         self.transformer = make_transformer(
-            relation, count, token_channels, token_heads, token_groups, token_norm, version
+            relation, count, token_channels, token_heads, token_groups, token_norm, version, True
         )
         self.projectors = nn.ModuleList(
             Projector(channels, token_channels, heads=heads, query_groups=query_groups) for _ in in_channels

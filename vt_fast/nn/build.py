@@ -23,6 +23,7 @@ def make_tokenizer(
     heads: int,
     group_width: int | None,
     position: PositionCode | None,
+    bias: bool,
 ) -> Tokenizer | None:
     """The tokenizer called `name`, see `VisualTransformer.build`."""
     groups = None if group_width is None else max(channels // group_width, 1)
@@ -36,20 +37,29 @@ def make_tokenizer(
     # The paper's counts have a token 1x1 wherever there is a value 1x1.
     token_linear = True if groups is not None else None
     if name == "filter":
-        return FilterTokenizer(*sizes, value_groups=groups, token_linear=token_linear, position=position)
+        return FilterTokenizer(
+            *sizes, value_groups=groups, token_linear=token_linear, position=position, bias=bias
+        )
     if name == "recurrent":
         return RecurrentTokenizer(
-            *sizes, key_groups=groups, value_groups=groups, token_linear=token_linear, position=position
+            *sizes,
+            key_groups=groups,
+            value_groups=groups,
+            token_linear=token_linear,
+            position=position,
+            bias=bias,
         )
     if name == "static":
-        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position)
+        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, bias=bias)
     if name == "dynamic":
-        return DynamicTokenizer(*sizes, heads=heads, key_groups=groups or 1, value_groups=groups or 1)
+        return DynamicTokenizer(
+            *sizes, heads=heads, key_groups=groups or 1, value_groups=groups or 1, bias=bias
+        )
     if name == "clustering":
-        return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear)
+        return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear, bias=bias)
     if name == "pooling":
         # Its counts have no value 1x1.
-        return PoolingTokenizer(*sizes, token_linear=token_linear)
+        return PoolingTokenizer(*sizes, token_linear=token_linear, bias=bias)
     raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)} or None, got {name!r}")
 
 
@@ -61,10 +71,13 @@ def make_transformer(
     groups: int,
     norm: bool,
     version: int,
+    bias: bool,
 ) -> TokenRelation:
     """The relation between tokens called `relation`, see `VisualTransformer.build`."""
     if relation == "attention":
-        return TokenTransformer(token_channels, heads=heads, groups=groups, norm=norm, version=version)
+        return TokenTransformer(
+            token_channels, heads=heads, groups=groups, norm=norm, version=version, bias=bias
+        )
     if relation not in RELATIONS:
         raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
     if heads != 1 or groups != 1 or version != 2:
@@ -73,5 +86,5 @@ def make_transformer(
             f"relation={relation!r}, which has no attention"
         )
     if relation == "graph":
-        return GraphConv(num_tokens, token_channels, norm=norm)
-    return TokenFeedForward(token_channels, norm=norm)
+        return GraphConv(num_tokens, token_channels, norm=norm, bias=bias)
+    return TokenFeedForward(token_channels, norm=norm, bias=bias)

@@ -73,6 +73,7 @@ class VisualTransformer(Container):
         token_groups: int = 1,
         group_width: int | None = None,
         norm: bool = True,
+        bias: bool = True,
         version: int = 2,
         position: PositionCode | None = None,
         backend: str | None = None,
@@ -96,6 +97,8 @@ class VisualTransformer(Container):
                 groups of this many channels (the paper's counts: 64).
             norm: LayerNorm on the tokens that enter the transformer, so that it need not know the scale of
                 the map. Our default: the paper's equations have no norm, its counts cannot tell.
+            bias: whether the members' projections have one, those aside whose bias a softmax would cancel.
+                The paper's equations and counts have none.
             version: of the token transformer, 2 or 1.
             position: a position code for the tokenizer.
             backend: see :class:`vt_fast.nn.Module`.
@@ -119,10 +122,16 @@ class VisualTransformer(Container):
                     f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
                     f"divides it and `channels` = {channels}, got {group_width}, hence {groups} groups"
                 )
-            projector = Projector(channels, token_channels, out_channels, heads=heads, query_groups=groups)
+            projector = Projector(
+                channels, token_channels, out_channels, heads=heads, query_groups=groups, bias=bias
+            )
         return cls(
-            make_tokenizer(tokenizer, channels, num_tokens, token_channels, heads, group_width, position),
-            make_transformer(relation, num_tokens, token_channels, token_heads, token_groups, norm, version),
+            make_tokenizer(
+                tokenizer, channels, num_tokens, token_channels, heads, group_width, position, bias
+            ),
+            make_transformer(
+                relation, num_tokens, token_channels, token_heads, token_groups, norm, version, bias
+            ),
             projector,
             backend=backend,
         )

@@ -34,7 +34,9 @@ class PositionCode(nn.Module, ABC):
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""
         rows = resize_matrix(height, self.grid, *self._like())
         columns = resize_matrix(width, self.grid, *self._like())
-        return torch.einsum("sh,tw,stp->hwp", rows, columns, self._cells()).flatten(0, 1)
+        # One side at a time: all three in one einsum would form S S H W numbers on the way.
+        stretched = torch.einsum("sh,stp->htp", rows, self._cells())
+        return torch.einsum("tw,htp->hwp", columns, stretched).flatten(0, 1)
 
     @abstractmethod
     def code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
