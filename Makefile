@@ -60,7 +60,7 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks $(TEST_FLAGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks examples $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
 # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
