@@ -1,0 +1,62 @@
+"""The examples as their user starts them, and their parts as modules."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torchvision_stub
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+EXAMPLES = ROOT / "examples"
+
+# As `python examples/...py` has it.
+sys.path.insert(0, str(EXAMPLES))
+
+
+def missing():
+    """Why what needs timm and torchvision cannot run here, or None."""
+    for name in ("timm", "sklearn", "tqdm", "PIL"):
+        if importlib.util.find_spec(name) is None:
+            return f"the examples need {name}"
+    return None if torchvision_stub.importable() else "the examples need torchvision, which does not load"
+
+
+@pytest.fixture(scope="session")
+def libraries():
+    """timm and torchvision, or a skip."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def start(libraries):
+    """Run a script in processes of its own, with one thread each; what it printed, and how it ended."""
+
+    def run(script, *arguments, processes=1, ends=0, **environment):
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += [str(HERE / "run_example.py"), str(EXAMPLES / script), *map(str, arguments)]
+        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "MPLBACKEND": "Agg",
+                "PYTHONPATH": os.pathsep.join(paths),
+                **environment,
+            },
+        )
+        assert done.returncode == ends, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
