@@ -28,14 +28,23 @@ def test_convert_is_that_of_models():
 
 def test_names_of_models():
     assert set(vt_fast.models.__all__) == {
+        "FPN",
+        "FeaturePyramid",
         "LoadReport",
+        "MeanIoU",
+        "PanopticHead",
         "ResNet",
+        "SegmentationNet",
+        "VTFPN",
         "VTResNet",
         "VTResNetFeatures",
         "VTStage",
         "convert",
+        "fpn",
         "load_backbone",
         "register_with_timm",
+        "segmentation_loss",
+        "vt_fpn",
         "vt_resnet18",
         "vt_resnet34",
         "vt_resnet50",

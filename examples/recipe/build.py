@@ -14,7 +14,7 @@ from recipe import data, optim, randomness, schedule
 from recipe.distributed import Group, synchronised, wrapped
 from recipe.losses import Loss
 from recipe.metrics import Metric
-from recipe.recipes import Recipe
+from recipe.recipes import OURS, Recipe
 from recipe.run import Run
 
 _AMP = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,6 +130,8 @@ def _describe(run: Run, options: argparse.Namespace, micro: int) -> None:
         f"{options.model}: {parameters / 1e6:.2f} M parameters; recipe {options.recipe}: "
         f"{', '.join(f'{key} {value}' for key, value in vars(recipe).items())}"
     )
+    if ours := OURS[options.recipe]:
+        group.say(f"of these the paper does not state {', '.join(ours)}")
     sampler = run.loaders.sampler
     group.say(
         f"a step: {sampler.batch} images = {sampler.size} processes x {sampler.passes} passes x {micro}; "

@@ -47,7 +47,7 @@ def start(libraries):
             command,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",

@@ -3,6 +3,9 @@
 import math
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +203,25 @@ def test_epochs_that_were_logged_twice_are_drawn_once(tmp_path):
     assert [record["train_loss"] for record in log.epochs(path)] == [3.0, 2.0, 1.0]
     pytest.importorskip("matplotlib")
     assert log.draw(path).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("script", ["train_classification.py", "train_segmentation.py"])
+def test_help_needs_none_of_the_libraries(script):
+    hide = (
+        "import runpy, sys; sys.modules |= dict.fromkeys(['timm', 'torchvision', 'sklearn', 'matplotlib']); "
+    )
+    code = f"{hide}sys.path.insert(0, sys.argv[1]); script = sys.argv.pop(2); del sys.argv[1]; "
+    code += "runpy.run_path(script, run_name='__main__')"
+    folder = Path(checkpoint.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder, folder / script, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(folder.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--weight-decay" in done.stdout
 
 
 def test_models_are_found_by_name():
