@@ -1,8 +1,9 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``show``, ``plot`` and ``predict``."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``show``, ``plot`` and ``predict``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases, launch, machine, records
+from benchmarks.networks import command
 from benchmarks.timing import QUICK, Budget
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -26,12 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _cpu(options)
     if options.command == "gpu":
         return _gpu(options)
+    if options.command == "models":
+        return command.main(options)
     if options.command == "predict":
         return _predict(options)
     if options.command == "plot":
         from benchmarks.plot import plot
 
         print(plot(records.load(options.file), options.file.with_suffix(".png")))
+        return 0
+    if "networks" in json.loads(options.file.read_text()).get("settings", {}):
+        print(command.show(options.file))
         return 0
     return _show(records.load(options.file))
 
@@ -51,9 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--tf32", action="store_true", help="let all sides multiply fp32 in TF32")
     gpu.add_argument("--max-autotune", action="store_true", help="also peers compiled with tuned kernels")
     gpu.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where that file goes")
+    models = commands.add_parser("models", help="measure the paper's networks against those they replace")
+    command.add_arguments(models)
     for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("file", type=Path, metavar="FILE")
+        reader = commands.add_parser(name, help=text)
+        reader.add_argument("file", type=Path, metavar="FILE")
     predict = commands.add_parser(
         "predict", help="the Triton kernels' times by a model, beside measured ones"
     )

@@ -15,16 +15,24 @@ from typing import Any
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; the plan is that of :func:`benchmarks.cli.plan`."""
+    """Measure; the plan is that of :func:`benchmarks.cli.plan`, or of networks."""
     descriptor, text = arguments
     plan = json.loads(text)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, plan["cpus"])  # before torch starts any thread
     with os.fdopen(int(descriptor), "w") as stream:
-        for message in work(plan):
+        for message in _messages(plan):
             stream.write(json.dumps(message) + "\n")
             stream.flush()
     return 0
+
+
+def _messages(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "networks" in plan:
+        from benchmarks.networks import command
+
+        return command.work(plan["networks"], len(plan["cpus"]))
+    return work(plan)
 
 
 def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ _NOT_COUNTED = (
 )
 
 
-def macs(model: nn.Module, *inputs: Tensor) -> int:
+def macs(model: nn.Module, *inputs: Tensor | list[Tensor]) -> int:
     """Multiply-accumulates of one forward pass in evaluation, by `torch.utils.flop_counter`.
 
     Args:
@@ -52,7 +52,7 @@ def macs(model: nn.Module, *inputs: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def fvcore_macs(model: nn.Module, *inputs: Tensor) -> int:
+def fvcore_macs(model: nn.Module, *inputs: Tensor | list[Tensor]) -> int:
     """The same by fvcore, which traces the model.
 
     Raises:

@@ -1,0 +1,49 @@
+"""The cells of networks as tables, and which goals they meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from benchmarks.networks.cases import NECK, STAGE
+from benchmarks.networks.measuring import NetworkCell
+from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE
+
+# The FPN's laterals and convolutions against VT-FPN's: times faster at least.
+NECK_SPEED = 5.0
+
+
+def render(cells: Iterable[NetworkCell]) -> str:
+    """All tables, and the goals."""
+    cells = list(cells)
+    return "\n\n".join([*(_table(cell) for cell in cells), "\n".join(_goals(cells))])
+
+
+def _table(cell: NetworkCell) -> str:
+    where = "" if cell.threads is None else f", {cell.threads} thread(s)"
+    lines = [f"{cell.name}: {cell.which}, {cell.dtype}, {cell.layout}{where}"]
+    lines.append(
+        f"  {'':14}{'ms':>10}{'images/s':>10}{'GMACs':>9}{'peak MB':>9}{'speed-up over convolutions':>29}"
+    )
+    base = cell.side(CONVOLUTIONAL)
+    for side in cell.sides:
+        if not side.seconds:
+            lines.append(f"  {side.name:14} no figure: {side.reason}")
+            continue
+        ratio = "-" if base is None else f"{base.median / side.median:.2f}"
+        lines.append(
+            f"  {side.name:14}{side.median * 1e3:10.1f}{cell.batch / side.median:10.1f}"
+            f"{(side.macs or 0) / 1e9:9.2f}{(side.peak_bytes or 0) / 1e6:9.0f}{ratio:>29}"
+        )
+    return "\n".join(lines)
+
+
+def _goals(cells: list[NetworkCell]) -> Iterator[str]:
+    yield "goals"
+    for cell in cells:
+        ours, base = cell.side(FUSED), cell.side(CONVOLUTIONAL)
+        if cell.kind not in (STAGE, NECK) or ours is None or base is None:
+            continue
+        ratio = base.median / ours.median
+        wanted = NECK_SPEED if cell.kind == NECK and cell.which == INFERENCE else 1.0
+        met = "met" if ratio >= wanted else "MISSED"
+        yield f"  {met:7} {cell.name}, {cell.which}: {ratio:.2f} times as fast, wanted {wanted:g}"
