@@ -31,7 +31,7 @@ def complaints(
         for name, error, other in zip(("result", "gradient"), reached, plain, strict=True):
             allowed = _MULTIPLE * other + _ROUNDINGS * rounding
             if not error <= allowed:
-                found[side] = f"{name}: relative error {error:.3g}, allowed {allowed:.3g}"
+                found.setdefault(side, f"{name}: relative error {error:.3g}, allowed {allowed:.3g}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from vt_fast.paper.counted import counted
+from vt_fast.paper.counting import counted
 from vt_fast.paper.rows import Network, networks
 from vt_fast.paper.tables import as_csv, markdown
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from vt_fast.paper.counted import Counted
+from vt_fast.paper.counting import Counted
 
 _COLUMNS = (
     "network",
