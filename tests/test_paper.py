@@ -9,8 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from vt_fast import __main__ as cli
-from vt_fast.paper import counted, networks
-from vt_fast.paper import counting
+from vt_fast.paper import counted, counting, networks
 from vt_fast.paper.counting import Counted
 from vt_fast.paper.tables import as_csv, markdown
 
