@@ -67,7 +67,7 @@ def test_tiling_changes_nothing(op, elements, monkeypatch):
 
 @pytest.mark.on_cpu
 @pytest.mark.parametrize(("op", "options"), CASES)
-def test_gradcheck(op, options):
+def test_gradcheck(op, options, backend):
     problem = make(op, options, "nchw", channels=4, height=2, width=3, tokens=2, queries=2)
     if "bias" in problem.operands:
         # Finite differences cannot step away from -inf; test_values compares those with autograd.
@@ -78,7 +78,8 @@ def test_gradcheck(op, options):
     def function(*values):
         return tuple(problem.call(problem.operands | dict(zip(names, values, strict=True)), plain=False))
 
-    assert torch.autograd.gradcheck(function, inputs)
+    # In the interpreter an entry of a Jacobian takes long: with options, gradients in random directions do.
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=backend == "triton" and bool(options))
 
 
 @pytest.mark.one_in(3)

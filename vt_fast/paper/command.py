@@ -10,8 +10,9 @@ from vt_fast.paper.rows import Network, networks
 from vt_fast.paper.tables import as_csv, markdown
 
 _NOTE = """MACs are multiply-accumulates of convolutions and matrix products for one image; parameters leave
-out BatchNorm's. "As written": every projection where the paper has it (backend "reference"), counted by {by}.
-"As executed": after folding what acts on the pixels into the tokens, by torch's counter.
+out BatchNorm's. "As written": every projection where the paper has it (backend "reference"), by
+{by}. "As executed": after folding what acts on
+the pixels into the tokens, by torch's counter.
 """
 
 

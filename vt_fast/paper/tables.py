@@ -30,7 +30,7 @@ def markdown(rows: Iterable[Counted]) -> str:
         lines = [f"## {heading}", "", _line(_COLUMNS), _line(["---", *["---:"] * (len(_COLUMNS) - 1)])]
         lines += [_line(_cells(row)) for row in members]
         if not all(row.network.known for row in members):
-            lines += ["", "\\* No configuration is known that meets the print; the counts are our own's."]
+            lines += ["", "\\* No configuration is known that meets the print: this one is ours."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
