@@ -46,10 +46,9 @@ def token_norm(norm: bool | str, token_channels: int) -> nn.Module | None:
     Both make the scale of the map irrelevant. They differ in what all samples share: a token is a weighted
     mean of pixels, and before any training the tokens of all samples nearly agree. LayerNorm sees one token
     at a time and passes that on: each layer behind it gets almost the same long input for all samples, along
-    which SGD at the rates usual for ResNets overshoots, from the first steps on: see
-    `tests/models/test_models_training.py`. BatchNorm subtracts it, as it does everywhere in a ResNet. LayerNorm needs no batch and
-    keeps no statistics: take it where the batch is tiny, or where the optimizer fits its steps to the
-    gradients, as Adam does.
+    which SGD at the rates usual for ResNets overshoots, from the first steps on. BatchNorm subtracts it, as
+    it does everywhere in a ResNet. LayerNorm needs no batch and keeps no statistics: take it where the batch
+    is tiny, or where the optimizer fits its steps to the gradients, as Adam does.
 
     Args:
         norm: "batch", "layer" or True for the same, or False for none.
