@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vt_fast import models
 
-BATCH, STEPS = 32, 12
+BATCH, STEPS = 32, 10
 
 
 def small_trunk() -> nn.Module:

@@ -58,8 +58,8 @@ def token_norm(norm: bool | str, token_channels: int) -> nn.Module | None:
         ValueError: another norm.
 
     Example:
-        >>> token_norm("layer", 64)
-        LayerNorm((64,), eps=1e-05, elementwise_affine=True)
+        >>> token_norm("layer", 64).normalized_shape
+        (64,)
         >>> token_norm(False, 64) is None
         True
     """
