@@ -10,7 +10,6 @@ from torch import nn
 from vt_fast.nn import VisualTransformer, set_backend
 from vt_fast.testing import assert_as_accurate
 
-
 # Biases that a whole map or all tokens have in common: zero gradient where the next thing is a BatchNorm.
 SHARED_BIASES = (
     "tokenizer.value",
