@@ -7,8 +7,27 @@ import torch
 from model_cases import CASES, assert_same, images, made, outputs, outputs_and_gradients
 from torch import nn
 
-from vt_fast.nn import set_backend
+from vt_fast.nn import VisualTransformer, set_backend
 from vt_fast.testing import assert_as_accurate
+
+# Biases that a whole map or all tokens have in common: zero gradient where the next thing is a BatchNorm.
+SHARED_BIASES = (
+    "tokenizer.value",
+    "tokenizer.token",
+    "projector.value",
+    "transformer.value",
+    "transformer.second",
+)
+
+
+def cancelled(model: nn.Module) -> set[str]:
+    """Gradients that may be zero, as BatchNorm on the tokens subtracts what all of them share."""
+    blocks = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, VisualTransformer) and isinstance(part.transformer.norm, nn.BatchNorm1d)
+    ]
+    return {f"d {name}.{layer}.bias" for name in blocks for layer in SHARED_BIASES}
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
@@ -25,7 +44,8 @@ def test_equals_the_reference(name, last):
     assert_same(folded, written)
     missing = {"d x", *(f"d {key}" for key, _ in model.named_parameters())} - folded.keys()
     assert not missing, "parameters without gradient"
-    assert all(value.abs().max() > 1e-9 for value in folded.values()), "the case leaves a gradient at zero"
+    zero = {key for key, value in folded.items() if value.abs().max() <= 1e-9}
+    assert zero <= cancelled(model), "the case leaves a gradient at zero"
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("backbone")])

@@ -67,10 +67,12 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
 RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
     "transformer": lambda: nn.TokenTransformer(CT),
     "transformer heads": lambda: nn.TokenTransformer(CT, width=8, heads=4, groups=2, hidden=30, norm=True),
+    "transformer batch norm": lambda: nn.TokenTransformer(CT, norm="batch"),
     "transformer no value": lambda: nn.TokenTransformer(CT, value=False, bias=False, scale=0.2),
     "transformer v1": lambda: nn.TokenTransformer(CT, version=1, heads=2),
     "graph": lambda: nn.GraphConv(L, CT, groups=2),
     "graph norm": lambda: nn.GraphConv(L, CT, norm=True, bias=False),
+    "graph batch norm": lambda: nn.GraphConv(L, CT, norm="batch"),
     "none": lambda: nn.TokenFeedForward(CT),
     "none norm": lambda: nn.TokenFeedForward(CT, groups=4, norm=True),
 }

@@ -35,13 +35,26 @@ def test_the_map_is_the_shortcut_where_channels_change():
 def test_the_relation_starts_at_or_near_the_identity(name):
     module = RELATIONS[name]()
     tokens = incoming(module, dtype=torch.float32)
-    entering = tokens if module.norm is None else module.norm(tokens)
+    entering = tokens if module.norm is None else module.norm(tokens.flatten(0, 1)).view_as(tokens)
     if isinstance(module, nn.TokenTransformer):
         assert torch.equal(module(tokens), entering)
     else:
         # T + relu(0.1 z) with z of order 1: half of the entries move, by 0.1 / sqrt(2) in the quadratic mean.
         change = (module(tokens) - entering).square().mean().sqrt().item()
         assert 0.03 < change < 0.12
+
+
+@pytest.mark.parametrize(("channels", "length"), [(16, 4.0), (64, 6.0), (1024, 6.0)])
+def test_batch_norm_leaves_nothing_that_all_tokens_share_and_a_short_rest(channels, length):
+    module = nn.TokenTransformer(channels, norm="batch")
+    tokens = module(5 + 3 * torch.randn(8, 16, channels))
+    assert tokens.mean((0, 1)).abs().max() < 1e-5
+    assert tokens.norm(dim=2).square().mean().sqrt().item() == pytest.approx(length, rel=1e-3)
+
+
+def test_a_norm_that_there_is_not():
+    with pytest.raises(ValueError, match='`norm` must be one of "batch", "layer" or a bool, got \'group\''):
+        nn.TokenTransformer(8, norm="group")
 
 
 def logits_of(module, x, tokens):

@@ -48,7 +48,7 @@ def vt_stack(
     token_heads: int = 1,
     token_groups: int = 4,
     group_width: int | None = 64,
-    norm: bool = True,
+    norm: bool | str = "batch",
     bias: bool = True,
     backend: str | None = None,
 ) -> VisualTransformerStack:
@@ -79,7 +79,9 @@ def vt_stack(
         token_groups: groups of its key, query and value.
         group_width: channels in each group of the tokenizers' value and key and of the projectors' query
             convolutions; None for ungrouped queries, and tokenizers without these convolutions.
-        norm: LayerNorm on the tokens that enter a relation.
+        norm: of the tokens that enter a relation: "batch", "layer" or True for the same, False for none. With
+            "layer" or none, VT-ResNet-18 diverged from scratch at the paper's rate, 0.1 by SGD; see
+            :func:`vt_fast.nn.norm.token_norm`.
         bias: whether projections have one.
         backend: see :class:`vt_fast.nn.Module`.
 

@@ -20,7 +20,7 @@ class VTResNet(Container):
     The trunk's map, 14 x 14 for images of 224 x 224, goes through 2 (depth 18) or 3 VT modules without a
     stride in between; the classifier takes the mean of their tokens. The last module has no projector.
 
-    Defaults are what we would train: the paper's sizes, with LayerNorm on the tokens and with biases. What
+    Defaults are what we would train: the paper's sizes, with BatchNorm on the tokens and with biases. What
     the paper counts is `VTResNet(depth, norm=False, bias=False, backend="reference")`, and for its ablations
     `vt_fast.models.paper_rows.ROWS[name].build()`. The backend changes how much work there is, not what
     comes out.

@@ -69,7 +69,7 @@ def make_transformer(
     token_channels: int,
     heads: int,
     groups: int,
-    norm: bool,
+    norm: bool | str,
     version: int,
     bias: bool,
 ) -> TokenRelation:

@@ -72,7 +72,7 @@ class VisualTransformer(Container):
         token_heads: int = 1,
         token_groups: int = 1,
         group_width: int | None = None,
-        norm: bool = True,
+        norm: bool | str = True,
         bias: bool = True,
         version: int = 2,
         position: PositionCode | None = None,
@@ -95,8 +95,10 @@ class VisualTransformer(Container):
             group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
                 the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
                 groups of this many channels (the paper's counts: 64).
-            norm: LayerNorm on the tokens that enter the transformer, so that it need not know the scale of
-                the map. Our default: the paper's equations have no norm, its counts cannot tell.
+            norm: of the tokens that enter the transformer, so that it need not know the scale of the map:
+                "batch", "layer" or True for the same, False for none. The paper's equations have none, its
+                counts cannot tell. Ours needs no batch; in a network trained by SGD at rates such as 0.1,
+                take "batch", as :mod:`vt_fast.models` does; see :func:`vt_fast.nn.norm.token_norm`.
             bias: whether the members' projections have one, those aside whose bias a softmax would cancel.
                 The paper's equations and counts have none.
             version: of the token transformer, 2 or 1.

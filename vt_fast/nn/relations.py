@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vt_fast.nn.base import Module, check_positive, check_tokens
 from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.norm import token_norm
 from vt_fast.reference.transformer import graph_convolution, no_relation
 
 # relu has no gradient at 0: a weight behind it that starts at 0 never moves, so these start small instead.
@@ -22,16 +23,17 @@ class TokenRelation(Module, ABC):
 
     Args:
         token_channels: CT.
-        norm: apply a LayerNorm to the incoming tokens, whose scale follows the map's. What the residual
-            branches are added to is then the normalised tokens. The paper's equations have none.
+        norm: what normalises the incoming tokens, whose scale follows the map's: "batch", "layer" (or True)
+            or False for nothing, as in the paper's equations; see :func:`vt_fast.nn.norm.token_norm`. What
+            the residual branches are added to is then the normalised tokens.
         backend: see :class:`vt_fast.nn.Module`; makes no difference here.
     """
 
-    def __init__(self, token_channels: int, *, norm: bool = False, backend: str | None = None) -> None:
+    def __init__(self, token_channels: int, *, norm: bool | str = False, backend: str | None = None) -> None:
         super().__init__(backend)
         check_positive(token_channels=token_channels)
         self.token_channels = token_channels
-        self.norm = nn.LayerNorm(token_channels) if norm else None
+        self.norm = token_norm(norm, token_channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Relate the tokens: (B, L, CT) -> (B, L, CT).
@@ -43,7 +45,11 @@ class TokenRelation(Module, ABC):
 
     def _enter(self, tokens: Tensor) -> Tensor:
         tokens = check_tokens(tokens, self.token_channels)
-        return tokens if self.norm is None else self.norm(tokens)
+        if self.norm is None:
+            return tokens
+        # As rows: a BatchNorm would take the second of three dimensions for the channels.
+        normalised: Tensor = self.norm(tokens.flatten(0, 1))
+        return normalised.reshape(tokens.shape)
 
     @abstractmethod
     def _relate(self, tokens: Tensor) -> Tensor:
@@ -81,7 +87,7 @@ class GraphConv(TokenRelation):
         *,
         groups: int = 1,
         bias: bool = True,
-        norm: bool = False,
+        norm: bool | str = False,
         backend: str | None = None,
     ) -> None:
         super().__init__(token_channels, norm=norm, backend=backend)
@@ -124,7 +130,7 @@ class TokenFeedForward(TokenRelation):
         *,
         groups: int = 1,
         bias: bool = True,
-        norm: bool = False,
+        norm: bool | str = False,
         backend: str | None = None,
     ) -> None:
         super().__init__(token_channels, norm=norm, backend=backend)

@@ -53,7 +53,7 @@ class TokenTransformer(TokenRelation):
         hidden: int | None = None,
         heads: int = 1,
         scale: float | None = None,
-        norm: bool = False,
+        norm: bool | str = False,
         version: int = 2,
         bias: bool = True,
         backend: str | None = None,

@@ -1,0 +1,47 @@
+"""From scratch, by SGD at the paper's learning rate and without warm-up: the networks learn at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vt_fast import models
+
+BATCH, STEPS = 32, 10
+
+
+def small_trunk() -> nn.Module:
+    """Images (B, 3, 32, 32) to maps (B, 256, 4, 4), as wide as a ResNet-18's."""
+    first = nn.Conv2d(3, 32, 5, stride=4, padding=2, bias=False)
+    second = nn.Conv2d(32, 256, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(first, nn.BatchNorm2d(32), nn.ReLU(), second, nn.BatchNorm2d(256), nn.ReLU())
+
+
+def losses(model: nn.Module, rate: float) -> list[float]:
+    """The loss of each step on real digits, with the paper's momentum and weight decay."""
+    digits = pytest.importorskip("vt_fast.demo.digits").load()
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=4e-5)
+    found = []
+    for step in range(STEPS):
+        chosen = slice(step * BATCH, (step + 1) * BATCH)
+        images = F.interpolate(digits.train[chosen], size=(32, 32), mode="bilinear").expand(-1, 3, -1, -1)
+        loss = F.cross_entropy(model(images * 3), digits.train_labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.025])  # the paper's, and what --scale-lr makes of it for this batch
+def test_sgd_at_the_papers_rate_learns_from_the_first_steps(rate):
+    torch.manual_seed(0)
+    found = losses(models.VTResNet(trunk=small_trunk(), num_classes=10, num_modules=2), rate)
+    assert all(math.isfinite(loss) for loss in found), found
+    # Chance is log(10) = 2.3.
+    assert max(found) < 3.5, found
+    assert sum(found[-3:]) / 3 < 0.75 * found[0], found
