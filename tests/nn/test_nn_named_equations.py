@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nn_cases import CT, RELATIONS, TOKENIZERS, B, C, H, L, W, feature_map, incoming, made
+from nn_cases import RELATIONS, TOKENIZERS, B, C, H, L, W, feature_map, incoming, made
 
 from vt_fast import nn
 from vt_fast.nn.linear import projection_of
