@@ -23,7 +23,7 @@ def complaints(
     truth = _solved(case, REFERENCE, device, torch.float64)
     plain = _errors(_solved(case, REFERENCE, device, dtype), truth)
     rounding = torch.finfo(dtype).eps
-    found = {}
+    found: dict[str, str] = {}
     for side in sides:
         if side not in (COMPILED, FUSED):
             continue
