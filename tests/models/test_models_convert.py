@@ -112,8 +112,10 @@ def test_strides_of_our_resnet():
     assert model.strides == (4, 8, 16, 16)
     earlier = vt_fast.convert(ResNet(18), "layer3", **SMALL)
     assert earlier.strides == (4, 8, 8, 16)
+    block = vt_fast.convert(ResNet(18), "layer4.0", **SMALL)
+    assert block.strides == (4, 8, 16, 16)
     x = torch.randn(1, 3, 64, 64)
-    for net in (model, earlier):
+    for net in (model, earlier, block):
         assert [64 // each.shape[2] for each in net.features(x)] == list(net.strides)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from torch import nn
@@ -88,8 +89,9 @@ def _find(model: nn.Module, stage: str) -> tuple[nn.Module, nn.Module, str]:
 
 def _tell_strides(model: nn.Module, stage: str, stride: int) -> None:
     """Divide by the lost stride what the model says of the strides of this stage and those after it."""
-    if isinstance(model, ResNet):
-        index = int(stage.removeprefix("layer")) - 1
+    found = re.match(r"layer(\d)", stage)
+    if isinstance(model, ResNet) and found:
+        index = int(found[1]) - 1
         model.strides = (*model.strides[:index], *(each // stride for each in model.strides[index:]))
     info = getattr(model, "feature_info", None)
     # timm: a list of dicts in models, and in their `features_only` form an object that holds one.
