@@ -46,6 +46,11 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     return Data(Masks(root / "train", train), Masks(root / "val", val), num_classes)
 
 
+def prepared(image: Any) -> Tensor:
+    """A picture (3, H, W) as nets are evaluated on it: numbers around 0, in its own size."""
+    return _transform()(image, torch.zeros(image.height, image.width, dtype=torch.int64))[0]
+
+
 class Masks(Dataset[Any]):
     """The pairs in ``root``/images and ``root``/masks."""
 
