@@ -78,6 +78,9 @@ def group(device: str | None) -> Iterator[Group]:
     dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), size, kind)
+        # Gloo's threads drop what they have sent, for which they need the interpreter: one that ends at once
+        # after a collective may wait for them, and they for it.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

@@ -143,6 +143,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _finish(run: Run) -> None:
+    run.model = run.net  # DDP's threads must end before the interpreter does, see `distributed.group`
     if not run.group.first:
         return
     best = run.net if run.average is None else run.average.module
