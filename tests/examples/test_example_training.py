@@ -221,13 +221,14 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
 
 
 def test_commands_of_the_readme_are_understood():
+    import segment_pictures
     import train_classification
     import train_segmentation
 
     text = (Path(train_classification.__file__).parent / "README.md").read_text()
-    scripts = {each.__name__: each for each in (train_classification, train_segmentation)}
+    scripts = {each.__name__: each for each in (segment_pictures, train_classification, train_segmentation)}
     lines = [line for line in text.replace("\\\n", " ").splitlines() if re.match(r"(python|torchrun) ", line)]
-    assert len(lines) >= 4
+    assert len(lines) >= 5
     for line in lines:
         before, _, flags = line.partition(".py ")
         scripts[before.rpartition("/")[2]]._parser().parse_args(shlex.split(flags))
