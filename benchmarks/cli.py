@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +93,11 @@ def _measure(options: argparse.Namespace) -> int:
     """A command that measures. The file to compare with is read first: it may be the one to be written."""
     from benchmarks import compare
 
-    run = {"cpu": _cpu, "gpu": _gpu, "models": command.main}[options.command]
+    commands: dict[str, Callable[[argparse.Namespace, Before | None], int]]
+    commands = {"cpu": _cpu, "gpu": _gpu, "models": command.main}
     try:
         before = None if options.compare is None else compare.Before(options.compare, force=options.force)
-        return run(options, before)
+        return commands[options.command](options, before)
     except (OSError, ValueError) as error:
         if options.compare is None:
             raise

@@ -96,7 +96,6 @@ def complaints(value: Any, schema: Schema | bool, where: str = "") -> Iterator[s
     if "anyOf" in schema and not any(_fits(value, each) for each in schema["anyOf"]):
         # The complaints of the closest one say more than that none fits.
         yield min((list(complaints(value, each, where)) for each in schema["anyOf"]), key=_kindness)[0]
-        return
     name = schema.get("type")
     if name is not None and not _is(value, name):
         yield f"{place} must be {name}, got {_shown(value)}"
