@@ -92,15 +92,18 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace) -> int:
     """A command that measures. The file to compare with is read first: it may be the one to be written."""
     from benchmarks import compare
+    from benchmarks.figures import Incomparable
 
     commands: dict[str, Callable[[argparse.Namespace, Before | None], int]]
     commands = {"cpu": _cpu, "gpu": _gpu, "models": command.main}
     try:
         before = None if options.compare is None else compare.Before(options.compare, force=options.force)
-        return commands[options.command](options, before)
     except (OSError, ValueError) as error:
-        if options.compare is None:
-            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        return commands[options.command](options, before)
+    except Incomparable as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

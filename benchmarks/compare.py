@@ -25,7 +25,7 @@ class Before:
         """Whether it will be possible, before anything is measured. Of the run, machine and settings suffice.
 
         Raises:
-            ValueError: see :func:`refuse`.
+            Incomparable: see :func:`refuse`.
         """
         refuse(run, self._run, force=self._force)
 
@@ -33,7 +33,7 @@ class Before:
         """Compare and print; returns 1 where a figure of ours is slower by more than noise, or gone.
 
         Raises:
-            ValueError: see :func:`compare`.
+            Incomparable: see :func:`compare`.
         """
         found = compare(run, self._run, force=self._force)
         print(f"\nThis run (NEW) against {self._path} (OLD)\n{render(found)}")

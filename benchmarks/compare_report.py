@@ -58,7 +58,7 @@ def _drift(found: Comparison, stratum: str, controls: list[Change]) -> str:
 
 def _groups(found: Comparison) -> str:
     rows = [_row(each, each.change.cell, str(each.change.cells)) for each in found.groups if _is_ours(each)]
-    head = ["mean of", "who", "cells", "NEW / OLD", "drift", "without it", "noise", ""]
+    head = ["mean of cells not named below", "who", "cells", "NEW / OLD", "drift", "without it", "noise", ""]
     return table(head, rows) if rows else ""
 
 

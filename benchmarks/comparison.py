@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import noise
-from benchmarks.figures import OURS, AnyRun, Figure, figures
-from benchmarks.noise import SLOWER, Verdict
+from benchmarks.figures import OURS, AnyRun, Figure, Incomparable, figures
+from benchmarks.noise import SAME, SLOWER, Verdict
 
 # What must be the same for times to be comparable: where it is found, and what it is called.
 _MACHINE = (
@@ -32,8 +32,9 @@ class Lost(NamedTuple):
 class Comparison(NamedTuple):
     """What two runs have in common, and how it differs.
 
-    ``verdicts`` are of single cells and ``groups`` of means. ``alone``: how many cells are in NEW or in OLD
-    only. ``forced``: differences for which they would not have been compared.
+    ``verdicts`` are of single cells and ``groups`` of the means of those that are the same singly.
+    ``alone``: how many cells are in NEW or in OLD only. ``forced``: differences for which they would not have
+    been compared.
     """
 
     pairs: Mapping[tuple[str, str], tuple[Figure, Figure]]
@@ -78,13 +79,13 @@ def refuse(new: AnyRun, old: AnyRun, *, force: bool = False) -> list[str]:
     """Whether two runs can be compared, which can be said before NEW has any figure; returns what was forced.
 
     Raises:
-        ValueError: they are of different kinds, or differ in what times depend on and it is not forced.
+        Incomparable: they are of different kinds, or differ in what times depend on and it is not forced.
     """
     if type(new) is not type(old) or new.on_gpu != old.on_gpu:
-        raise ValueError("results of ops, of networks and of GPUs can only be compared with their like")
+        raise Incomparable("results of ops, of networks and of GPUs can only be compared with their like")
     found = differences(new.machine, new.settings, old.machine, old.settings)
     if found and not force:
-        raise ValueError(
+        raise Incomparable(
             f"NEW and OLD differ in what times depend on: {'; '.join(found)}. --force compares our times in "
             "multiples of the peers' all the same"
         )
@@ -97,14 +98,14 @@ def compare(new: AnyRun, old: AnyRun, *, force: bool = False) -> Comparison:
     Cells are the same where op or network, shape, dtype, layout, pass and threads are; others are left out.
 
     Raises:
-        ValueError: see :func:`refuse`; or no cell is in both, or nothing tells the machine's drift.
+        Incomparable: see :func:`refuse`; or no cell is in both, or nothing tells the machine's drift.
     """
     forced = refuse(new, old, force=force)
     after, before = figures(new), figures(old)
     cells = [{figure.cell: None for figure in each.values()} for each in (after, before)]
     common = [cell for cell in cells[0] if cell in cells[1]]
     if not common:
-        raise ValueError(f"no cell is in both: NEW has {_some(cells[0])}, OLD has {_some(cells[1])}")
+        raise Incomparable(f"no cell is in both: NEW has {_some(cells[0])}, OLD has {_some(cells[1])}")
     lost, pairs = [], {}
     for key, was in before.items():
         now = after.get(key)
@@ -117,10 +118,13 @@ def compare(new: AnyRun, old: AnyRun, *, force: bool = False) -> Comparison:
         elif was.role == OURS and now is not None and now.missing is not None:
             lost.append(Lost(was.cell, was.name, now.missing))
     changes = noise.without_drift(noise.change(was, now) for was, now in pairs.values())
+    verdicts = noise.judged(changes)
+    # One cell that is named anyway should not have its group named too.
+    quiet = [each.change for each in verdicts if each.word == SAME]
     return Comparison(
         pairs,
-        noise.judged(changes),
-        noise.judged(noise.means(changes)),
+        verdicts,
+        noise.judged(noise.means(quiet)),
         lost,
         len(common),
         (len(cells[0]) - len(common), len(cells[1]) - len(common)),

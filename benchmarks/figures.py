@@ -19,6 +19,10 @@ OURS, CONTROL, CEILING = "ours", "control", "ceiling"
 PLAIN = "plain calls"
 
 
+class Incomparable(ValueError):
+    """Two runs cannot be compared."""
+
+
 class Figure(NamedTuple):
     """All times of somebody in a cell. ``missing``: why there are none.
 

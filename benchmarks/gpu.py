@@ -106,7 +106,7 @@ def run(
         before: what the run will be compared with.
 
     Raises:
-        ValueError: it cannot be compared with that.
+        Incomparable: it cannot be compared with that.
     """
     reason = unusable(options.device)
     if reason is None:

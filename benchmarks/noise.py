@@ -11,8 +11,8 @@ much. So that is measured too, on code that nobody has changed: the peers of the
    from the 20 % and 80 % quantiles of both runs' raw times, and the scatter of the peers, from the 99 %
    quantile of what remained of them. ``z`` is such that one comparison in twenty would name any figure by
    mistake, if the scatter were normal; that it has longer tails is why its scale is taken so far out.
-4. The same again for the means of groups of cells, in which a small change of all of them is seen. The
-   scatter of means is taken to fall with the root of the number of cells.
+4. The same again for the means of groups of cells, in which a small change of all of them is seen, those left
+   out that have been named already. The scatter of means is taken to fall with the root of the number.
 
 Nothing is drawn at random: the same two files always give the same answer.
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
-from benchmarks.figures import CEILING, CONTROL, OURS, Figure
+from benchmarks.figures import CEILING, CONTROL, OURS, Figure, Incomparable
 from benchmarks.timing import spread
 
 SLOWER, FASTER, SAME = "slower", "faster", "same"
@@ -102,7 +102,7 @@ def without_drift(changes: Iterable[Change]) -> list[Change]:
     stratum's median drift is taken.
 
     Raises:
-        ValueError: a stratum has no control.
+        Incomparable: a stratum has no control.
     """
     strata: dict[str, list[Change]] = defaultdict(list)
     for each in changes:
@@ -113,7 +113,7 @@ def without_drift(changes: Iterable[Change]) -> list[Change]:
         controls = [each for each in members if each.role == CONTROL]
         controls = controls or [each._replace(role=CONTROL) for each in members if each.role == CEILING]
         if ours and not controls:
-            raise ValueError(
+            raise Incomparable(
                 f"{stratum}: no peer and no ceiling has times in both files, and nothing else tells what the "
                 "machine did from what the code did; measure some peers too"
             )

@@ -45,7 +45,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
     Returns 1 where a result was wrong, a case could not be measured, or something has become slower.
 
     Raises:
-        ValueError: a result that cannot be compared with the one before.
+        Incomparable: its times cannot be compared with those before.
     """
     from tqdm import tqdm
 

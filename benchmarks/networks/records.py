@@ -71,7 +71,7 @@ class NetworkRun:
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU was measured."""
-        return self.settings["device"] != "cpu"
+        return bool(self.settings["device"] != "cpu")
 
 
 def cell_from(data: dict[str, Any]) -> NetworkCell:
