@@ -18,7 +18,7 @@ _MACHINE = (
     (("gpu", "name"), "GPU"),
     (("versions", "torch"), "torch"),
 )
-_SETTINGS = (("quick", "--quick"), ("tf32", "--tf32"))
+_SETTINGS = (("mode", "mode"), ("quick", "--quick"), ("tf32", "--tf32"))
 
 
 class Lost(NamedTuple):

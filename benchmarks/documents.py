@@ -66,7 +66,7 @@ _SETTINGS: dict[str, dict[str, Schema]] = {
         "peers": _either("array", "null"),
         "budget": _BUDGET,
         "quick": {"type": "boolean"},
-        "threads": {"type": "array", "items": _COUNT},
+        "threads": {"anyOf": [{"type": "array", "items": _COUNT}, _COUNT]},
     },
     GPU: {
         "passes": _NAMES,
@@ -136,7 +136,7 @@ def kind_of(data: dict[str, Any]) -> str:
     settings = data.get("settings", {})
     if "networks" in settings:
         return NETWORKS
-    return GPU if "device" in settings else CPU
+    return GPU if settings.get("device") is not None else CPU
 
 
 def schema(kind: str, *, gpu: bool = False) -> Schema:

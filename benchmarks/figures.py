@@ -52,9 +52,17 @@ def load(path: Path) -> AnyRun:
 
 
 def figures(run: AnyRun) -> dict[tuple[str, str], Figure]:
-    """All figures by cell and name."""
-    found = _of_networks(run) if isinstance(run, NetworkRun) else _of_ops(run)
-    return {(figure.cell, figure.name): figure for figure in found}
+    """All figures by cell and name.
+
+    Raises:
+        Incomparable: two have the same.
+    """
+    found: dict[tuple[str, str], Figure] = {}
+    for figure in _of_networks(run) if isinstance(run, NetworkRun) else _of_ops(run):
+        if (figure.cell, figure.name) in found:
+            raise Incomparable(f"{figure.cell} must be in a run once, and {figure.name} is there twice")
+        found[figure.cell, figure.name] = figure
+    return found
 
 
 def _of_networks(run: NetworkRun) -> Iterator[Figure]:

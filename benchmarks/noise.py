@@ -88,7 +88,7 @@ def standard_error(seconds: Sequence[float]) -> float:
 
     Example:
         >>> round(standard_error([9.0, 9.5, 10.0, 10.5, 11.0]), 4)
-        0.0399
+        0.04
     """
     low, high = spread(seconds)
     deviation = (high - low) / (2 * _NORMAL.inv_cdf(0.8))

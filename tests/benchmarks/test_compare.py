@@ -348,6 +348,9 @@ def test_figures_have_names_of_their_own():
     # graphs and plain calls of five, and a ceiling
     assert len(found) == 30 * (2 * 5 + 1)
     assert {figure.role for figure in found.values()} == {OURS, CONTROL, CEILING}
+    run.cells.append(run.cells[0])
+    with pytest.raises(ValueError, match="must be in a run once, and vt_fast cpu is there twice"):
+        figures(run)
 
 
 def test_a_peer_is_held_against_the_others():
