@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``show``, ``plot`` and ``predict``."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, and what reads their files."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks import cases, launch, machine, records
+from benchmarks import cases, documents, launch, machine, records
 from benchmarks.networks import command
 from benchmarks.timing import QUICK, Budget
 
+if TYPE_CHECKING:
+    from benchmarks.compare import Before
+
 RESULTS = Path(__file__).resolve().parent / "results"
+MEASURING = ("cpu", "gpu", "models")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns 0; 1 where a result of ours was wrong or a case could not be measured; 2 for bad arguments;
-    130 after Ctrl-C, with what was measured until then saved.
+    Returns 0; 1 where a result of ours was wrong, a case could not be measured, or something has become
+    slower than in the file that it is compared with; 2 for bad arguments; 130 after Ctrl-C, with what was
+    measured until then saved.
     """
     options = _parser().parse_args(arguments)
-    if options.command == "cpu":
-        return _cpu(options)
-    if options.command == "gpu":
-        return _gpu(options)
-    if options.command == "models":
-        return command.main(options)
+    if options.command in MEASURING:
+        return _measure(options)
+    if options.command == "compare":
+        return _compare(options)
+    if options.command == "schema":
+        return _schema(options)
     if options.command == "predict":
         return _predict(options)
     if options.command == "plot":
@@ -60,9 +65,20 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where that file goes")
     models = commands.add_parser("models", help="measure the paper's networks against those they replace")
     command.add_arguments(models)
+    for measuring in (cpu, gpu, models):
+        measuring.add_argument("--compare", type=Path, metavar="OLD", help="and then with this result file")
+        measuring.add_argument("--force", action="store_true", help="even if OLD is of another machine")
     for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
         reader = commands.add_parser(name, help=text)
         reader.add_argument("file", type=Path, metavar="FILE")
+    compare = commands.add_parser("compare", help="what has become slower or faster by more than noise")
+    compare.add_argument("new", type=Path, metavar="NEW")
+    compare.add_argument("old", type=Path, metavar="OLD")
+    compare.add_argument("--force", action="store_true", help="even if they are of different machines")
+    compare.add_argument("--all", action="store_true", help="print every figure, those of peers too")
+    schema = commands.add_parser("schema", help="hold result files against their schema, or print it")
+    schema.add_argument("files", type=Path, nargs="*", metavar="FILE")
+    schema.add_argument("--kind", choices=documents.KINDS, default=documents.CPU, help="which to print")
     predict = commands.add_parser(
         "predict", help="the Triton kernels' times by a model, beside measured ones"
     )
@@ -71,6 +87,49 @@ def _parser() -> argparse.ArgumentParser:
         "--measured", type=Path, metavar="FILE", help="a result file of python -m benchmarks gpu"
     )
     return parser
+
+
+def _measure(options: argparse.Namespace) -> int:
+    """A command that measures. The file to compare with is read first: it may be the one to be written."""
+    from benchmarks import compare
+    from benchmarks.figures import Incomparable
+
+    commands: dict[str, Callable[[argparse.Namespace, Before | None], int]]
+    commands = {"cpu": _cpu, "gpu": _gpu, "models": command.main}
+    try:
+        before = None if options.compare is None else compare.Before(options.compare, force=options.force)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        return commands[options.command](options, before)
+    except Incomparable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from benchmarks import compare
+
+    try:
+        return compare.main(options.new, options.old, force=options.force, everything=options.all)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _schema(options: argparse.Namespace) -> int:
+    if not options.files:
+        print(json.dumps(documents.schema(options.kind), indent=1))
+        return 0
+    status = 0
+    for path in options.files:
+        try:
+            print(f"{path}: a {documents.kind_of(documents.read(path))} result")
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -141,20 +200,21 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _gpu(options: argparse.Namespace) -> int:
+def _gpu(options: argparse.Namespace, before: Before | None) -> int:
     from benchmarks import gpu
 
     # How long it may take and where it goes leaves nothing out.
     aside = {"output": None, "results": RESULTS, "device": 0, "budget": None}
-    status, run, path = gpu.run(options, full=_is_full("gpu", options, aside))
+    status, run, path = gpu.run(options, full=_is_full("gpu", options, aside), before=before)
     if run is None:
         return status
     shown = _show(run)
     print(f"\nwritten to {path} after {run.settings['elapsed_seconds']:.0f} s")
-    return status or shown
+    compared = 0 if before is None else before.report(run)
+    return status or shown or compared
 
 
-def _cpu(options: argparse.Namespace) -> int:
+def _cpu(options: argparse.Namespace, before: Before | None) -> int:
     from tqdm import tqdm
 
     cpus = launch.available_cpus()
@@ -174,6 +234,8 @@ def _cpu(options: argparse.Namespace) -> int:
     output = options.output or RESULTS / ("cpu.json" if full else "cpu-partial.json")
     settings = {name: value for name, value in todo.items() if name != "cases"}
     run = records.Run(machine.describe(), {**settings, "threads": threads}, [], complete=False)
+    if before is not None:
+        before.accept(run)
     start = time.monotonic()
     processes = []
     status = 0
@@ -197,7 +259,8 @@ def _cpu(options: argparse.Namespace) -> int:
     records.save(run, output)
     shown = _show(run)
     print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
-    return status or shown
+    compared = 0 if before is None else before.report(run)
+    return status or shown or compared
 
 
 def _unknown_peers(names: Sequence[str] | None) -> list[str]:
@@ -208,6 +271,7 @@ def _unknown_peers(names: Sequence[str] | None) -> list[str]:
 
 def _is_full(command: str, options: argparse.Namespace, aside: Mapping[str, Any]) -> bool:
     """Whether the options are those of a run of everything, whatever those are that are put aside."""
+    aside = {**aside, "compare": None, "force": False}
     return {**vars(options), **aside} == vars(_parser().parse_args([command]))
 
 

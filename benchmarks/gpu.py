@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,9 @@ from benchmarks.records import Cell, Run
 from benchmarks.timing import QUICK, Budget
 from benchmarks.trial import Problem, Trial, pose
 from vt_fast import backends
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Before
 
 PARTIAL = "gpu-partial.json"
 # The shortest calls take 10 us, and 11 rounds of them say little.
@@ -92,8 +95,19 @@ def unusable(index: int) -> str | None:
     return None if reason is None else f'the backend "triton" cannot run here: {reason}'
 
 
-def run(options: argparse.Namespace, *, full: bool) -> tuple[int, Run | None, Path | None]:
-    """Measure; returns the exit status, the run and its file. ``full``: nothing was left out by an option."""
+def run(
+    options: argparse.Namespace, *, full: bool, before: Before | None = None
+) -> tuple[int, Run | None, Path | None]:
+    """Measure; returns the exit status, the run and its file.
+
+    Args:
+        options: the command line's.
+        full: nothing was left out by an option.
+        before: what the run will be compared with.
+
+    Raises:
+        Incomparable: it cannot be compared with that.
+    """
     reason = unusable(options.device)
     if reason is None:
         try:
@@ -105,6 +119,9 @@ def run(options: argparse.Namespace, *, full: bool) -> tuple[int, Run | None, Pa
         return 2, None, None
     device = Gpu(options.device)
     about = gpu_machine.describe(options.device)
+    if before is not None:
+        settings = {"device": str(device.torch_device), "quick": todo.quick, "tf32": todo.tf32}
+        before.accept(Run(about, settings, []))
     partial = options.output or options.results / PARTIAL
     found, status = conduct(todo, device, about, partial)
     path = partial

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Shape
+from benchmarks.timing import spread
 
 SCHEMA = 1
 
@@ -45,6 +46,11 @@ class Entry:
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
+        return spread(self.seconds)
 
     @property
     def eager_ratio(self) -> float | None:
@@ -179,10 +185,23 @@ def cell_from(data: dict[str, Any]) -> Cell:
 
 
 def save(run: Run, path: Path) -> None:
-    """Write a run as JSON; whoever reads the file meanwhile sees the old one or the new one."""
+    """Write a run as JSON, see :func:`write`."""
+    write(dataclasses.asdict(run), path)
+
+
+def write(data: dict[str, Any], path: Path) -> None:
+    """Write a result file; whoever reads it meanwhile sees the old one or the new one.
+
+    Raises:
+        ValueError: the data do not fit the schema of such files. They are in a file ``path`` + ``.part``
+            then, and the old file is as it was: what took an hour to measure is not thrown away.
+    """
+    from benchmarks import documents
+
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+    draft.write_text(json.dumps(data, indent=1) + "\n")
+    documents.check(data, draft)
     draft.replace(path)
 
 

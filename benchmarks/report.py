@@ -10,6 +10,7 @@ from benchmarks import summary
 from benchmarks.cases import FORWARD, OPS, STACK
 from benchmarks.peers import NAMES
 from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
+from benchmarks.timing import spread_text
 from vt_fast.demo.tables import table, wrapped
 
 _SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
@@ -86,7 +87,7 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
     peers = list(dict.fromkeys([*known, *found]))
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
     unit = _Unit.of(run)
-    head = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
+    head = ["op", "BxNxCxL", "layout", "pass", unit.name, "20 to\n80 %", f"floor\n{unit.name}"]
     head += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
     head += ["plain\ncall"] if run.on_gpu else []
     head += ["best /\nours"]
@@ -94,7 +95,8 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
     head += ["extra\nmaps", "best's\nextra"]
     rows = [_row(run, cell, [*peers, *backends]) for cell in cells]
     notes = [
-        f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}". Columns from "best" on: time of '
+        f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}", and how far from it the '
+        '20 % and 80 % quantiles of its times are. Columns from "best" on: time of '
         "the best peer, of each peer and of our other backends, in multiples of ours; above 1 it is slower "
         "than ours. Extra: peak memory above inputs, results and gradients, 1 map being the bytes of x."
     ]
@@ -113,6 +115,7 @@ def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
     ours, best = cell.ours, cell.best_peer
     row = [cell.op, cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd")]
     row.append("-" if ours is None else _figure(ours, times.seconds, times.form))
+    row.append(spread_text(ours.seconds) if ours is not None and ours.timed else "-")
     row.append(_number(cell.floor_seconds, times.seconds, times.form))
     row += [_number(cell.reached if run.on_gpu else cell.over_floor), cell.bound or "-"]
     row += [_number(None if ours is None else ours.eager_ratio)] if run.on_gpu else []
@@ -143,7 +146,7 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
 def _stack_table(run: Run, cells: list[Cell]) -> str:
     unit = _Unit.of(run)
     head = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
-    head += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
+    head += ["code", unit.name, "20 to\n80 %", "eager /\nthis", "extra\nmaps"]
     rows = []
     for cell in cells:
         eager = next((entry for entry in cell.entries if entry.kind == PEER), None)
@@ -153,7 +156,8 @@ def _stack_table(run: Run, cells: list[Cell]) -> str:
                 ratio = eager.median / entry.median
             row = [cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd"), cell.dtype]
             row += [] if run.on_gpu else [str(cell.threads)]
-            row += [entry.name, _figure(entry, unit.seconds, unit.form), _number(ratio)]
+            row += [entry.name, _figure(entry, unit.seconds, unit.form)]
+            row += [spread_text(entry.seconds) if entry.timed else "-", _number(ratio)]
             rows.append([*row, _extra(entry, cell)])
     return table(head, rows)
 

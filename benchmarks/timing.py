@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Clock = Callable[[Callable[[], Any]], float]
@@ -40,6 +41,35 @@ def wall_clock(function: Callable[[], Any]) -> float:
     elapsed = time.perf_counter() - start
     del result
     return elapsed
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, float]:
+    """The 20 % and the 80 % quantile of times, in multiples of their median.
+
+    Raises:
+        ValueError: there are no times.
+
+    Example:
+        >>> spread([8.0, 9.0, 10.0, 12.0, 14.0, 40.0])
+        (0.8181818181818182, 1.2727272727272727)
+    """
+    if not seconds:
+        raise ValueError("`seconds` must have at least one time, got none")
+    if len(seconds) == 1:
+        return 1.0, 1.0
+    fifths = statistics.quantiles(seconds, n=5, method="inclusive")
+    median = statistics.median(seconds)
+    return fifths[0] / median, fifths[-1] / median
+
+
+def spread_text(seconds: Sequence[float]) -> str:
+    """The spread for a table.
+
+    Example:
+        >>> spread_text([8.0, 9.0, 10.0, 12.0, 14.0, 40.0])
+        '-18% +27%'
+    """
+    return " ".join(f"{share - 1:+.0%}" for share in spread(seconds)) if seconds else "-"
 
 
 def interleaved(

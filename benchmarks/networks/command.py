@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import launch, machine
+from benchmarks.networks import records
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from benchmarks.compare import Before
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -37,11 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
 
 
-def main(options: argparse.Namespace) -> int:
-    """Run, print, save. 1 where a result was wrong or a case could not be measured."""
+def main(options: argparse.Namespace, before: Before | None = None) -> int:
+    """Run, print, save, and compare with what was before, where it is given.
+
+    Returns 1 where a result was wrong, a case could not be measured, or something has become slower.
+
+    Raises:
+        Incomparable: its times cannot be compared with those before.
+    """
     from tqdm import tqdm
 
-    from benchmarks.networks.measuring import NetworkCell, Side
     from benchmarks.networks.report import render
 
     cpus = launch.available_cpus()
@@ -49,48 +56,45 @@ def main(options: argparse.Namespace) -> int:
     if not 1 <= threads <= len(cpus):
         print(f"error: --threads must be from 1 to {len(cpus)}, the CPUs that may be used", file=sys.stderr)
         return 2
-    plan = {key: value for key, value in vars(options).items() if key not in ("command", "output", "threads")}
-    cells: list[NetworkCell] = []
-    problems: list[str] = []
+    aside = ("command", "output", "threads", "compare", "force")
+    plan = {key: value for key, value in vars(options).items() if key not in aside}
+    settings = {"networks": True, **plan, "threads": threads}
+    run = records.NetworkRun(_machine(options.device), settings, [], complete=False)
+    if before is not None:
+        before.accept(run)
     start = time.monotonic()
-    complete = False
     try:
         with tqdm(unit="case", dynamic_ncols=True) as bar:
             for message in launch.messages({"networks": plan}, cpus[:threads]):
                 bar.total = message["total"]
                 bar.set_description(message["case"])
                 bar.update()
-                problems += message.get("problems", [])
-                for data in message.get("cells", []):
-                    sides = [Side(**side) for side in data.pop("sides")]
-                    cells.append(NetworkCell(**data, sides=sides))
-        complete = True
+                run.problems += message.get("problems", [])
+                run.cells += [records.cell_from(cell) for cell in message.get("cells", [])]
+        run.complete = True
     except KeyboardInterrupt:
-        problems.append("interrupted")
+        run.problems.append("interrupted")
     except RuntimeError as error:
-        problems.append(str(error))
+        run.problems.append(str(error))
+    elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
     output = options.output or RESULTS / f"models-{options.device}{'-quick' if options.quick else ''}.json"
-    record = {
-        "schema": SCHEMA,
-        "machine": machine.describe(),
-        "settings": {
-            "networks": True,
-            **plan,
-            "threads": threads,
-            "elapsed_seconds": time.monotonic() - start,
-        },
-        "complete": complete,
-        "problems": problems,
-        "cells": [dataclasses.asdict(cell) for cell in cells],
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=1) + "\n")
-    print(render(cells))
-    for problem in problems:
+    records.save(run, output)
+    print(render(run.cells))
+    for problem in run.problems:
         print(f"problem: {problem}")
-    print(f"\nwritten to {output} after {time.monotonic() - start:.0f} s")
-    wrong = any(side.reason is not None for cell in cells for side in cell.sides)
-    return 1 if wrong or problems or not cells else 0
+    print(f"\nwritten to {output} after {elapsed:.0f} s")
+    wrong = any(side.reason is not None for cell in run.cells for side in cell.sides)
+    compared = 0 if before is None else before.report(run)
+    return 1 if wrong or run.problems or not run.cells else compared
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """Where it runs; of a GPU its driver and clocks too."""
+    if device != "cuda":
+        return machine.describe()
+    from benchmarks import gpu_machine
+
+    return gpu_machine.describe()
 
 
 def show(path: Path) -> str:
@@ -99,15 +103,9 @@ def show(path: Path) -> str:
     Raises:
         ValueError: the file is of another schema.
     """
-    from benchmarks.networks.measuring import NetworkCell, Side
     from benchmarks.networks.report import render
 
-    data = json.loads(path.read_text())
-    if data.get("schema") != SCHEMA or any("sides" not in cell for cell in data.get("cells", [])):
-        raise ValueError(f"{path} must be a result of python -m benchmarks models, with schema {SCHEMA}")
-    return render(
-        NetworkCell(**{**cell, "sides": [Side(**side) for side in cell["sides"]]}) for cell in data["cells"]
-    )
+    return render(records.load(path).cells)
 
 
 def work(plan: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:

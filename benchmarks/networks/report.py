@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from benchmarks.networks.cases import NECK, STAGE
-from benchmarks.networks.measuring import NetworkCell
+from benchmarks.networks.records import NetworkCell
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE
+from benchmarks.timing import spread_text
 
 # The FPN's laterals and convolutions against VT-FPN's: times faster at least.
 NECK_SPEED = 5.0
 
 
 def render(cells: Iterable[NetworkCell]) -> str:
-    """All tables, and the goals."""
+    """All tables, and the goals. Behind a median: the 20 % and 80 % quantiles against it."""
     cells = list(cells)
     return "\n\n".join([*(_table(cell) for cell in cells), "\n".join(_goals(cells))])
 
@@ -22,7 +23,8 @@ def _table(cell: NetworkCell) -> str:
     where = "" if cell.threads is None else f", {cell.threads} thread(s)"
     lines = [f"{cell.name}: {cell.which}, {cell.dtype}, {cell.layout}{where}"]
     lines.append(
-        f"  {'':14}{'ms':>10}{'images/s':>10}{'GMACs':>9}{'peak MB':>9}{'speed-up over convolutions':>29}"
+        f"  {'':14}{'ms':>10}{'20 to 80 %':>12}{'images/s':>10}{'GMACs':>9}{'peak MB':>9}"
+        f"{'speed-up over convolutions':>29}"
     )
     base = cell.side(CONVOLUTIONAL)
     for side in cell.sides:
@@ -31,8 +33,9 @@ def _table(cell: NetworkCell) -> str:
             continue
         ratio = "-" if base is None else f"{base.median / side.median:.2f}"
         lines.append(
-            f"  {side.name:14}{side.median * 1e3:10.1f}{cell.batch / side.median:10.1f}"
-            f"{(side.macs or 0) / 1e9:9.2f}{(side.peak_bytes or 0) / 1e6:9.0f}{ratio:>29}"
+            f"  {side.name:14}{side.median * 1e3:10.1f}{spread_text(side.seconds):>12}"
+            f"{cell.batch / side.median:10.1f}{(side.macs or 0) / 1e9:9.2f}"
+            f"{(side.peak_bytes or 0) / 1e6:9.0f}{ratio:>29}"
         )
     return "\n".join(lines)
 

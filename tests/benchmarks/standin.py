@@ -1,4 +1,6 @@
-"""A stand-in for torch.cuda on a machine without a GPU: the same names, the same order of calls, no device.
+"""Stand-ins: what files say of a machine and of settings, and torch.cuda on a machine without a GPU.
+
+The latter has the same names and the same order of calls, and no device.
 
 A replay computes nothing, since what the capture computed is still there. It keeps a record of what was asked
 of it, and refuses what a GPU would refuse, so that a test sees it.
@@ -11,6 +13,17 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.gpu_device import Gpu
+
+# What a result file must say of its machine, and of its settings.
+MACHINE = {
+    "versions": dict.fromkeys(("vt_fast", "python", "platform", "numpy"), "0")
+    | {"torch": "2", "triton": "3"},
+    "devices": {"cpu": "none", "cores": 1, "threads": 1, "instructions": "none", "gpu": "none"},
+    "commit": None,
+}
+SETTINGS = {"passes": ["forward"], "peers": [], "budget": {}, "quick": False}
+CPU_SETTINGS = {**SETTINGS, "threads": [1]}
+GPU_SETTINGS = {**SETTINGS, "device": "cuda:0", "tf32": False, "launch_seconds": [1e-6]}
 
 ABOUT = {
     "name": "Stand-in 9000",

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 
 pytest.importorskip("tqdm")
@@ -77,7 +78,7 @@ def test_gate_refuses_a_wrong_contender(kind, in_backward):
     assert entry.seconds == []
     assert not entry.timed
     assert ("dx" if in_backward else "map") in entry.reason
-    assert "wrong" in report.render(records.Run(_machine(), {}, [both]))
+    assert "wrong" in report.render(records.Run(standin.MACHINE, {}, [both]))
     assert entry_of(both, "folded").timed
 
 
@@ -120,7 +121,7 @@ def test_one_that_fails_or_cannot_be_compiled_says_so():
     assert entry_of(cell, "fails").status == records.FAILED
     assert entry_of(cell, "compile fails").status == records.UNAVAILABLE
     assert entry_of(cell, "fails").reason == "ZeroDivisionError: on purpose"
-    assert "ZeroDivisionError: on purpose" in report.render(records.Run(_machine(), {}, [cell]))
+    assert "ZeroDivisionError: on purpose" in report.render(records.Run(standin.MACHINE, {}, [cell]))
 
 
 def test_hopeless_products_are_skipped_with_a_reason(monkeypatch):
@@ -187,11 +188,6 @@ def test_order_changes_from_round_to_round():
     assert len(set(rounds)) > 3
 
 
-def _machine():
-    devices = {"cpu": "none", "cores": 1, "instructions": "none"}
-    return {"devices": devices, "versions": {"torch": "2", "vt_fast": "0"}, "commit": None}
-
-
 def _cell(op="project", ours=1.0, peer=2.0, which=cases.BOTH, dtype="fp32"):
     floor = records.Floor(2, 10, 100, [1.0, 3.0, 2.0], 10, [4.0])  # 50 bytes/s, 2.5 FLOPs/s
     entries = [
@@ -212,9 +208,9 @@ def test_figures_of_a_cell():
 
 
 def test_marks_can_be_missed_and_met():
-    good = records.Run(_machine(), {}, [_cell(), _cell(cases.STACK, peer=3.5)])
+    good = records.Run(standin.MACHINE, {}, [_cell(), _cell(cases.STACK, peer=3.5)])
     assert [mark.met for mark in summary.marks(good)] == [True, None, True, True]
-    bad = records.Run(_machine(), {}, [_cell(ours=40.0), _cell(cases.STACK, peer=2.5)])
+    bad = records.Run(standin.MACHINE, {}, [_cell(ours=40.0), _cell(cases.STACK, peer=2.5)])
     assert [mark.met for mark in summary.marks(bad)] == [False, None, False, False]
     assert summary.over_floor(bad) == [bad.cells[0]]
     text = report.render(bad)
@@ -224,7 +220,7 @@ def test_marks_can_be_missed_and_met():
 
 
 def test_json_round_trip(tmp_path):
-    run = records.Run(_machine(), {"quick": True}, [_cell(), _cell(cases.STACK)], ["a problem"])
+    run = records.Run(standin.MACHINE, standin.CPU_SETTINGS, [_cell(), _cell(cases.STACK)], ["a problem"])
     records.save(run, tmp_path / "deep" / "run.json")
     assert records.load(tmp_path / "deep" / "run.json") == run
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["run.json"]

@@ -33,7 +33,7 @@ from benchmarks.device import Call
 from benchmarks.measuring import measure
 from benchmarks.trial import Trial, pose
 
-ABOUT = {"devices": {}, "versions": {"torch": "2", "triton": "3", "vt_fast": "0"}, "commit": None}
+ABOUT = standin.MACHINE
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -415,7 +415,7 @@ def test_a_full_run_gets_the_name_of_its_gpu(monkeypatch, tmp_path, capsys):
     finished = [True]
 
     def conducted(todo, device, told, path):
-        settings = {"device": "cuda:0", "launch_seconds": [1e-6], "elapsed_seconds": 1.0}
+        settings = {**standin.GPU_SETTINGS, "elapsed_seconds": 1.0}
         run = records.Run(told, settings, [_cell(0.9)], complete=finished[0])
         records.save(run, path)
         return run, 0

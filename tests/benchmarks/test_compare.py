@@ -1,0 +1,371 @@
+"""Comparing two result files, on times drawn at random with seeds."""
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+import standin
+
+pytest.importorskip("tqdm")
+
+from benchmarks import cases, cli, launch, machine, noise, records
+from benchmarks.compare_report import render
+from benchmarks.comparison import compare
+from benchmarks.figures import CEILING, CONTROL, OURS, figures
+from benchmarks.networks import records as networks
+from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE, REFERENCE, SIDES
+from benchmarks.noise import SLOWER, Change
+
+SHAPES = [cases.Shape(1, 1, 4**k, 16, 8) for k in range(1, 6)]
+PEERS = ("eager", "folded", "sdpa", "compile folded")
+# How unlike two processes are, and the rounds of one, on a machine that nobody else uses.
+PROCESS, ROUND = 0.03, 0.02
+
+
+class Machine:
+    """Draws runs: everything takes a millisecond, times what it is told of who and which cell."""
+
+    def __init__(self, seed=0, drift=1.0, tail=True):
+        self.dice, self.drift, self.tail = random.Random(seed), drift, tail
+
+    def seconds(self, factor=1.0, rounds=9):
+        centre = 1e-3 * self.drift * factor * math.exp(self.dice.gauss(0, PROCESS))
+        times = [centre * math.exp(abs(self.dice.gauss(0, ROUND))) for _ in range(rounds)]
+        return [*times[:-1], 3 * times[-1]] if self.tail else times
+
+    def entry(self, name, kind, factor, on_gpu):
+        found = records.Entry(name, kind, seconds=self.seconds(factor))
+        if on_gpu:
+            found.timed_as, found.eager_seconds = records.GRAPH, self.seconds(3 * factor, 7)
+        return found
+
+    def cell(self, op, shape, which, slow, peers, on_gpu):
+        factor = slow(op, shape, which)
+        entries = [self.entry("vt_fast cpu", records.OURS, factor, on_gpu)]
+        entries += [self.entry(name, records.PEER, 2.0, on_gpu) for name in peers]
+        floor = records.Floor(1, 1, 1000, self.seconds(rounds=6), 1000, self.seconds(rounds=6))
+        threads = None if on_gpu else 1
+        return records.Cell(op, shape, "fp32", "nchw", threads, which, 1000, floor, entries)
+
+    def run(self, slow=lambda op, shape, which: 1.0, peers=PEERS, on_gpu=False, about=None):
+        found = [
+            self.cell(op, shape, which, slow, peers, on_gpu)
+            for op in cases.OPS
+            for shape in SHAPES
+            for which in cases.PASSES
+        ]
+        about = about or standin.MACHINE | ({"gpu": standin.ABOUT} if on_gpu else {})
+        return records.Run(about, standin.GPU_SETTINGS if on_gpu else standin.CPU_SETTINGS, found)
+
+
+def one_cell_slower(factor):
+    def slow(op, shape, which):
+        return factor if (op, shape, which) == ("project", SHAPES[2], cases.BOTH) else 1.0
+
+    return slow
+
+
+def named(found):
+    return [verdict.change.cell for verdict in found.regressions]
+
+
+def test_two_runs_of_the_same_code_agree_whatever_the_machine_does():
+    wrongly = 0
+    for seed in range(40):
+        old, new = Machine(seed).run(), Machine(1000 + seed, drift=1 + seed / 100).run()
+        found = compare(new, old)
+        assert found.cells == 30
+        assert found.lost == []
+        wrongly += found.status
+    assert wrongly <= 3
+
+
+def test_a_slower_kernel_is_named_and_nobody_else():
+    found = compare(Machine(1, drift=0.8).run(one_cell_slower(1.5)), Machine(2).run())
+    cell = "project 1x64x16x8 fp32 nchw forward+backward, 1 thr."
+    assert named(found) == [cell]
+    assert found.status == 1
+    (verdict,) = found.regressions
+    assert math.exp(verdict.change.left) == pytest.approx(1.5, rel=0.15)
+    assert math.exp(verdict.change.drift) == pytest.approx(0.8, rel=0.1)
+    text = render(found)
+    assert f"REGRESSIONS:\n  {cell}, vt_fast cpu: 1." in text
+    assert "1 are slower and 0 faster by more than noise" in text
+    back = compare(Machine(2).run(), Machine(1, drift=0.8).run(one_cell_slower(1.5)))
+    assert back.status == 0
+    assert f"Faster:\n  {cell}" in render(back)
+
+
+def test_a_little_slower_everywhere_is_seen_in_the_mean():
+    found = compare(Machine(1).run(lambda op, *_: 1.09 if op == "tokenize" else 1.0), Machine(2).run())
+    assert sorted(named(found)) == [
+        "tokenize forward+backward, fp32, 1 thread(s)",
+        "tokenize forward, fp32, 1 thread(s)",
+    ]
+    assert "mean of 5 cells" in render(found)
+
+
+def test_raw_times_that_are_scattered_make_noise():
+    def noisy(run):
+        for cell in run.cells:
+            cell.ours.seconds = [each * factor for each in cell.ours.seconds[:5] for factor in (0.5, 2.0)]
+        return run
+
+    slow = one_cell_slower(1.5)
+    assert compare(Machine(1).run(slow), Machine(2).run()).status == 1
+    assert compare(noisy(Machine(1).run(slow)), noisy(Machine(2).run())).status == 0
+
+
+def test_a_figure_that_is_gone_is_named():
+    old, new = Machine(1).run(), Machine(2).run()
+    ours = new.cells[0].ours
+    ours.seconds, ours.status, ours.reason = [], records.WRONG, "map is off by 1"
+    new.cells[1].entries.remove(new.cells[1].ours)
+    new.cells[2].entries[1] = records.Entry("eager", records.PEER, records.FAILED, "a peer's own trouble")
+    found = compare(new, old)
+    assert [(lost.name, lost.why) for lost in found.lost] == [
+        ("vt_fast cpu", "wrong: map is off by 1"),
+        ("vt_fast cpu", "it took no part"),
+    ]
+    assert found.status == 1
+    assert found.regressions == []
+    assert (
+        "WITHOUT A FIGURE NOW:\n  tokenize 1x4x16x8 fp32 nchw forward, 1 thr., vt_fast cpu: wrong"
+        in render(found)
+    )
+
+
+def test_cells_of_one_file_alone_are_counted_and_left_out():
+    old, new = Machine(1).run(), Machine(2).run()
+    new.cells = new.cells[:10]
+    new.cells[0].threads = 2
+    found = compare(new, old)
+    assert (found.cells, found.alone) == (9, (1, 21))
+    assert "9 cells are in both, 1 in NEW alone, 21 in OLD alone." in render(found)
+    for cell in new.cells:
+        cell.dtype = "bf16"
+    with pytest.raises(ValueError, match=r"no cell is in both: NEW has 10 such as tokenize .* bf16"):
+        compare(new, old)
+
+
+def test_the_same_files_give_the_same_answer():
+    old, new = Machine(1).run(), Machine(2).run(one_cell_slower(1.5))
+    text = render(compare(new, old), everything=True)
+    assert render(compare(new, old), everything=True) == text
+    assert text.count("compile folded") == 30
+    assert "NaN" not in text
+
+
+def test_an_old_file_against_itself():
+    run = Machine(1).run()
+    found = compare(run, run)
+    assert found.status == 0
+    assert {verdict.change.left for verdict in found.verdicts} == {0.0}
+
+
+def test_where_there_is_no_peer_the_ceilings_tell_the_drift():
+    def without(seed, drift=1.0, slow=lambda *_: 1.0):
+        return Machine(seed, drift).run(slow, peers=())
+
+    assert {figure.role for figure in figures(without(1)).values()} == {OURS, CEILING}
+    assert compare(without(1, 1.5), without(2)).status == 0
+    assert named(compare(without(1, 1.5, one_cell_slower(2.0)), without(2))) == [
+        "project 1x64x16x8 fp32 nchw forward+backward, 1 thr."
+    ]
+    old, new = without(1), without(2)
+    for cell in (*old.cells, *new.cells):
+        cell.floor = None
+    with pytest.raises(ValueError, match=r"1 thread\(s\): no peer and no ceiling"):
+        compare(new, old)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "message"),
+    [
+        ("devices", "cpu", "CPU: other and none"),
+        ("devices", "instructions", "instruction set: other and none"),
+        ("versions", "torch", "torch: other and 2"),
+    ],
+)
+def test_another_machine_is_refused_unless_forced(part, name, message):
+    other = standin.MACHINE | {part: standin.MACHINE[part] | {name: "other"}}
+    old, new = Machine(1).run(), Machine(2).run(about=other)
+    with pytest.raises(ValueError, match=message):
+        compare(new, old)
+    found = compare(new, old, force=True)
+    assert found.forced == [message]
+    assert f"Forced: NEW and OLD differ in {message}." in render(found)
+
+
+def test_other_settings_and_other_kinds_are_refused():
+    old, new = Machine(1).run(), Machine(2).run()
+    new.settings = standin.CPU_SETTINGS | {"quick": True}
+    with pytest.raises(ValueError, match="--quick: True and False"):
+        compare(new, old)
+    for other in (Machine(3).run(on_gpu=True), network_run(1)):
+        with pytest.raises(ValueError, match="with their like"):
+            compare(other, old, force=True)
+
+
+def test_on_a_gpu_plain_calls_are_compared_too():
+    def slower(run):
+        for cell in run.cells:
+            cell.ours.eager_seconds = [1.5 * each for each in cell.ours.eager_seconds]
+        return run
+
+    old = Machine(1).run(on_gpu=True)
+    found = compare(slower(Machine(2).run(on_gpu=True)), old)
+    singles = [verdict.change.name for verdict in found.verdicts if verdict.word == SLOWER]
+    assert set(singles) == {"vt_fast cpu, plain call"}
+    assert len(singles) > 20
+
+
+def test_what_can_no_longer_be_captured_has_lost_a_figure():
+    old, new = Machine(1).run(on_gpu=True), Machine(2).run(on_gpu=True)
+    ours = new.cells[0].ours
+    ours.timed_as, ours.note = records.EAGER, "timed as a plain call, as it cannot be captured: why"
+    found = compare(new, old)
+    assert [(lost.name, lost.why) for lost in found.lost] == [("vt_fast cpu", ours.note)]
+    assert (found.lost[0].cell, "vt_fast cpu, plain call") in found.pairs
+
+
+def network_run(seed, factor=1.0, sides=(CONVOLUTIONAL, REFERENCE, FUSED)):
+    drawn = Machine(seed)
+    found = [
+        networks.NetworkCell(
+            "stage",
+            f"ResNet-{depth}",
+            8,
+            "fp32",
+            "nchw",
+            2,
+            INFERENCE,
+            [networks.Side(name) for name in sides],
+        )
+        for depth in (18, 34, 50, 101, 152)
+    ]
+    for cell in found:
+        for side in cell.sides:
+            side.seconds = drawn.seconds(factor if side.name == FUSED else 1.0)
+    settings = {"networks": True, "quick": False, "passes": [INFERENCE], "sides": list(SIDES)}
+    settings |= {"dtype": ["fp32"], "layout": ["nchw"], "device": "cpu", "threads": 2}
+    return networks.NetworkRun(standin.MACHINE, settings, found)
+
+
+def test_networks_are_compared(tmp_path, capsys):
+    old, same, slow = network_run(1), network_run(2), network_run(3, 1.6)
+    assert compare(same, old).status == 0
+    found = compare(slow, old)
+    assert len([each for each in found.verdicts if each.word == SLOWER and each.change.role == OURS]) == 5
+    for name, run in (("old", old), ("slow", slow)):
+        networks.save(run, tmp_path / f"{name}.json")
+        assert networks.load(tmp_path / f"{name}.json") == run
+    words = [str(tmp_path / "slow.json"), str(tmp_path / "old.json")]
+    assert cli.main(["compare", *words]) == 1
+    assert "ResNet-18, inference, fp32, 2 thread(s), nchw, VT fused" in capsys.readouterr().out
+
+
+def test_sides_that_nobody_asked_for_are_not_lost():
+    old, new = network_run(1), network_run(2, sides=(CONVOLUTIONAL, REFERENCE))
+    assert len(compare(new, old).lost) == 5
+    new.settings["sides"] = [CONVOLUTIONAL, REFERENCE]
+    assert compare(new, old).lost == []
+
+
+def test_the_command(tmp_path, capsys):
+    paths = [str(tmp_path / name) for name in ("old.json", "same.json", "slow.json")]
+    for path, run in zip(
+        paths, (Machine(1).run(), Machine(2).run(), Machine(3).run(one_cell_slower(1.5))), strict=True
+    ):
+        records.save(run, tmp_path / path)
+    old, same, slow = paths
+    assert cli.main(["compare", same, old]) == 0
+    assert "REGRESSIONS" not in capsys.readouterr().out
+    assert cli.main(["compare", slow, old, "--all"]) == 1
+    assert "sdpa" in capsys.readouterr().out
+    assert cli.main(["compare", slow, str(tmp_path / "none.json")]) == 2
+    (tmp_path / "bad.json").write_text("{")
+    assert cli.main(["compare", slow, str(tmp_path / "bad.json")]) == 2
+    assert "must be a result file" in capsys.readouterr().err
+    assert cli.main(["compare", slow, str(cli.RESULTS / "offline.json")]) == 2
+    assert "must have measured times" in capsys.readouterr().err
+
+
+def measured(monkeypatch, run):
+    """Let the command for CPUs measure what a run has."""
+
+    def messages(plan, cpus):
+        yield from ({"case": "one", "cells": [dataclasses.asdict(cell)]} for cell in run.cells)
+
+    monkeypatch.setattr(launch, "messages", messages)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.5, 1)])
+def test_a_run_is_compared_with_the_file_that_it_replaces(monkeypatch, tmp_path, capsys, factor, status):
+    path = tmp_path / "cpu.json"
+    records.save(Machine(1).run(about=machine.describe()), path)
+    new = Machine(2).run(one_cell_slower(factor))
+    measured(monkeypatch, new)
+    words = ["cpu", "--threads", "1", "--output", str(path), "--compare", str(path)]
+    assert cli.main(words) == status
+    assert records.load(path).cells == new.cells
+    text = capsys.readouterr().out
+    assert f"This run (NEW) against {path} (OLD)" in text
+    assert ("REGRESSIONS:" in text) == (status == 1)
+
+
+@pytest.mark.parametrize("command", ["cpu", "models"])
+def test_what_cannot_be_compared_is_not_measured_first(monkeypatch, tmp_path, capsys, command):
+    def never(plan, cpus):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(launch, "messages", never)
+    path = tmp_path / "old.json"
+    run = Machine(1).run() if command == "cpu" else network_run(1)
+    if command == "cpu":
+        records.save(run, path)
+    else:
+        networks.save(run, path)
+    words = [command, "--threads", "1", "--output", str(tmp_path / "new.json"), "--compare"]
+    assert cli.main([*words, str(path)]) == 2
+    assert "differ in what times depend on: CPU: " in capsys.readouterr().err
+    assert cli.main([*words, str(tmp_path / "none.json")]) == 2
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_comparing_leaves_nothing_out_of_a_full_run():
+    aside = {"output": None}
+    options = cli._parser().parse_args(["cpu", "--compare", "old.json", "--force"])
+    assert cli._is_full("cpu", options, aside)
+    assert not cli._is_full("cpu", cli._parser().parse_args(["cpu", "--quick", "--compare", "o"]), aside)
+
+
+def test_figures_have_names_of_their_own():
+    run = Machine(1).run(on_gpu=True)
+    found = figures(run)
+    # graphs and plain calls of five, and a ceiling
+    assert len(found) == 30 * (2 * 5 + 1)
+    assert {figure.role for figure in found.values()} == {OURS, CONTROL, CEILING}
+    run.cells.append(run.cells[0])
+    with pytest.raises(ValueError, match="must be in a run once, and vt_fast cpu is there twice"):
+        figures(run)
+
+
+def test_a_peer_is_held_against_the_others():
+    def peer(cell, name, raw):
+        return Change(cell, "g", "s", name, CONTROL, raw, 0.0, 0.0)
+
+    changes = [peer("a", "p", 0.1), peer("a", "q", 0.3), peer("a", "r", 0.2), peer("b", "p", 0.5)]
+    changes.append(Change("b", "g", "s", "ours", OURS, 0.4, 0.0, 0.0))
+    left = {(each.cell, each.name): round(each.left, 6) for each in noise.without_drift(changes)}
+    # alone in its cell, p of b is held against the median of all
+    assert left == {
+        ("a", "p"): -0.15,
+        ("a", "q"): 0.15,
+        ("a", "r"): 0.0,
+        ("b", "p"): 0.25,
+        ("b", "ours"): -0.1,
+    }
+    assert json.dumps(noise.scatter([0.0])) == "0.0"
