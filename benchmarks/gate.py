@@ -53,6 +53,12 @@ class Gate(NamedTuple):
                 raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
         return cls(case, truth, reached, largest)
 
+    @classmethod
+    def strict(cls, case: Case, truth: Truth) -> Gate:
+        """The gate of a case whose yardstick cannot be run: as if that had made no error at all."""
+        largest = grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
+        return cls(case, truth, dict.fromkeys(largest, 0.0), largest)
+
     def reached(self, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
         """Errors by name."""
         return grouped(self.case, errors(found, self.truth))
