@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import cases, gpu_machine, records
+from benchmarks import cases, gpu_machine, origins, records
 from benchmarks.admission import cause
 from benchmarks.cases import FORWARD, Case
 from benchmarks.ceilings import Ceilings
@@ -52,7 +52,7 @@ def plan(options: argparse.Namespace) -> Plan:
     """
     shapes: tuple[cases.Shape, ...] = cases.QUICK_SHAPES if options.quick else cases.GPU_SHAPES
     if options.shape:
-        shapes = tuple(shape for shape in cases.GPU_SHAPES if shape.label in options.shape)
+        shapes = origins.by_label(options.shape)
     stack = cases.QUICK_STACK_SHAPE if options.quick else cases.GPU_STACK_SHAPE
     budget = QUICK if options.quick else BUDGET
     if options.seconds is not None:

@@ -15,8 +15,8 @@ from benchmarks.device import Device
 class Host(Device):
     """What a call costs the host: on a CPU all of it, on a GPU what it takes to ask for it.
 
-    On a GPU the calls of a clock's turn wait for each other in the queue and the device is waited for once, at
-    the end; so where its work takes longer than asking for it, the time is that of the work.
+    On a GPU the calls of a turn wait in the queue, and the device is waited for once, at the end; so where
+    its work takes longer than asking for it, the time is that of the work.
     """
 
     def __init__(self, threads: int | None, repeat: int, torch_device: torch.device) -> None:

@@ -1,8 +1,8 @@
 """What a contender would need, by a call on tensors without data: lest a machine be driven into its swap.
 
 The call is made with PyTorch's fake tensors, forward and backward, and the storages that live at the same
-time are summed up. What a kernel takes for itself while it runs is not seen, so the figure is a little too small:
-"about". Of a compiled peer it is that of its code before it was compiled.
+time are summed up. What a kernel takes for itself while it runs is not seen, so the figure is a little too
+small: "about". Of a compiled peer it is that of its code before it was compiled.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ key projection is folded into the queries, has a token for each head and query.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from benchmarks.cases import GPU_SHAPES, GPU_STACK_SHAPE, SHAPES, STACK_SHAPE, Shape
@@ -84,3 +85,14 @@ def origin(shape: Shape) -> str | None:
     """
     models = [each.model for each in ORIGINS if each.shape == shape]
     return "; ".join(models) or PURPOSES.get(shape)
+
+
+def by_label(labels: Collection[str]) -> tuple[Shape, ...]:
+    """The registered shapes with these labels, in the registry's order; one for each label.
+
+    Example:
+        >>> by_label(["32x196x256x16"])
+        (Shape(batch=32, height=14, width=14, channels=256, tokens=16),)
+    """
+    found = {shape.label: shape for shape in reversed(REGISTRY) if shape.label in labels}
+    return tuple(shape for shape in REGISTRY if found.get(shape.label) == shape)

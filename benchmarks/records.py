@@ -196,7 +196,7 @@ class Run:
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU was measured."""
-        return "device" in self.settings
+        return self.settings.get("device") is not None
 
 
 def cell_from(data: dict[str, Any]) -> Cell:

@@ -55,13 +55,13 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     threads = len(plan["cpus"])
     torch.set_num_threads(threads)
-    on_gpu = plan.get("device", "cpu") != "cpu"
+    on_gpu = plan.get("device") is not None
     most_bytes = plan.get("memory_bytes")
     # Inductor's advice on how to make a peer faster is for its authors.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
     device = Device(threads)
     if plan.get("repeat") is not None:
-        device = Host(threads, plan["repeat"], torch.device(plan["device"]))
+        device = Host(threads, plan["repeat"], torch.device(plan["device"] if on_gpu else "cpu"))
     elif on_gpu:
         from benchmarks.gpu_device import Gpu
 
@@ -72,6 +72,7 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         _forbid(most_bytes)
     ceilings: dict[str, Ceilings] = {}
     problem: Problem | None = None
+    trial: Trial | None = None
     posed: tuple[Any, ...] = ()
     for op, shape, *others in plan["cases"]:
         case = Case(op, Shape(*shape), *others)
@@ -92,8 +93,9 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
             tops, budget = ceilings[dtype], Budget(**plan["budget"])
             cells = list(measure(trial, plan["passes"], tops, budget, most_bytes=most_bytes))
             yield {"case": case.label, "cells": [dataclasses.asdict(cell) for cell in cells]}
-            del trial
+            trial = None
         except Exception as error:  # the other cases are still worth their time
+            trial = problem = None
             yield {"case": case.label, "problem": f"{case.label}: {type(error).__name__}: {error}"}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     process = {"threads": threads, "cpus": plan["cpus"], "peak_resident_bytes": peak}
