@@ -117,7 +117,7 @@ def render(run: Run) -> str:
         wrapped(
             "Medians in ms; peak memory above inputs, results and gradients in MB. In place of a figure: "
             "what a contender would need, all in all, where that is more than it may have; skip: "
-            "hopelessly slow; fail: it raised; wrong: its result is. Of a size that varies, all others are those of the base."
+            "hopelessly slow; fail: it raised; wrong: its result is."
         )
     )
     for each in series.SERIES:

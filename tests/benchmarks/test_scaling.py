@@ -1,4 +1,4 @@
-"""The modes that vary sizes, stream a map, and measure what a call costs: on tiny shapes, no times asserted."""
+"""Modes that vary sizes, stream a map, and measure what a call costs: tiny shapes, no time is asserted."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_chunks_come_to_the_whole(count, layout):
     assert torch.equal(torch.cat(list(parts), 2), x)
     assert len(parts) <= count
     found = stream.contenders(count)
-    assert [contender.kind for contender in found][0] == records.OURS
+    assert found[0].kind == records.OURS
     assert [contender.name for contender in found][-2:] == ["eager", stream.PLAIN]
     for contender in found:
         leaves = [x.detach().requires_grad_(), drawn["queries"].detach().requires_grad_()]
