@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``scaling``, ``overhead`` and others."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``scaling``, ``overhead`` and more."""
 
 from __future__ import annotations
 
