@@ -16,7 +16,7 @@ from benchmarks.records import Cell, Entry
 from benchmarks.timing import Budget
 from benchmarks.trial import Trial, who
 
-# A case whose own numbers take so little of what it may have is measured without a look at what all would need.
+# Of what it may have: a case whose own numbers take less is measured without a look at what all would need.
 _SURELY = 0.1
 
 

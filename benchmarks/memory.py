@@ -1,8 +1,9 @@
 """What a contender would need, by a call on tensors without data: lest a machine be driven into its swap.
 
 The call is made with PyTorch's fake tensors, forward and backward, and the storages that live at the same
-time are summed up. What a kernel takes for itself while it runs is not seen, so the figure is a little too
-small: "about". Of a compiled peer it is that of its code before it was compiled.
+time are summed up: to the byte what the allocator sees of plain PyTorch. What a kernel takes for itself while
+it runs is not seen, ours not either, so the figure is "about". Of a compiled peer it is that of its code
+before it was compiled.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _Storages(TorchDispatchMode):
     """Bytes of the storages that live, and the most there have been, but for those known from the start."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._alive = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -110,7 +111,8 @@ def call_bytes(case: Case, contender: Contender, which: str, device: torch.devic
             if which != FORWARD:
                 found = (*found, *torch.autograd.grad(found, inputs, arriving))
         del found
-    return storages.peak
+    peak: int = storages.peak
+    return peak
 
 
 def needs(case: Case, contender: Contender, which: str, device: torch.device | str = "cpu") -> int | None:
@@ -129,7 +131,7 @@ def complaint(bytes_: int | None, most: int | None) -> str | None:
 
     Example:
         >>> complaint(31 << 30, 16 << 30)
-        'needs about 33 GB, and may have 17 GB'
+        'needs about 33.3 GB, and may have 17.2 GB'
     """
     if bytes_ is None or most is None or bytes_ <= most:
         return None

@@ -27,7 +27,8 @@ def chunks(x: Tensor, count: int) -> Sequence[Tensor]:
         >>> [tuple(part.shape) for part in chunks(torch.zeros(1, 8, 5, 3), 2)]
         [(1, 8, 3, 3), (1, 8, 2, 3)]
     """
-    return x.split(-(-x.shape[2] // count), dim=2)
+    parts: Sequence[Tensor] = x.split(-(-x.shape[2] // count), dim=2)
+    return parts
 
 
 def ours(backend: str, count: int) -> Code:
@@ -52,7 +53,7 @@ def plain(count: int) -> Code:
             pixels = part.flatten(2).transpose(1, 2)
             logits = pixels @ queries.transpose(-2, -1)
             tokens.append(torch.softmax(logits, 1).transpose(1, 2) @ pixels)
-            lse.append(torch.logsumexp(logits.float(), 1))
+            lse.append(torch.logsumexp(logits.to(torch.promote_types(x.dtype, torch.float32)), 1))
         shares = torch.softmax(torch.stack(lse), 0).to(x.dtype)
         return ((shares[..., None] * torch.stack(tokens)).sum(0),)
 
