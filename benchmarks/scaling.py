@@ -16,7 +16,7 @@ from vt_fast.demo.tables import table, wrapped
 
 MODE = "scaling"
 RESULTS = Path(__file__).resolve().parent / "results"
-BUDGET = Budget(seconds=0.3, least=5, most=100, patience=6.0)
+BUDGET = Budget(seconds=0.3, least=5, most=100, patience=3.0)
 _SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 
 

@@ -13,8 +13,8 @@ from benchmarks.cases import GPU_STACK_SHAPE, OPS, QUICK_STACK_SHAPE, STACK, STA
 # Large enough for memory to matter, small enough for everything to run at it.
 BASES = {"cpu": Shape(1, 224, 224, 256, 16), "cuda": Shape(8, 224, 224, 256, 16)}
 QUICK_BASE = Shape(2, 8, 8, 32, 8)
-# What arrives in chunks: a map of a million pixels.
-STREAMS = {"cpu": Shape(1, 1024, 1024, 256, 16), "cuda": Shape(8, 1024, 1024, 256, 16)}
+# What arrives in chunks: a map of a quarter of a million pixels, or of eight million.
+STREAMS = {"cpu": Shape(1, 512, 512, 256, 16), "cuda": Shape(8, 1024, 1024, 256, 16)}
 QUICK_STREAM = Shape(1, 32, 16, 32, 8)
 STACKS = {"cpu": STACK_SHAPE, "cuda": GPU_STACK_SHAPE}
 

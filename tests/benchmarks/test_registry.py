@@ -186,7 +186,8 @@ def test_a_single_token_has_keys_without_a_gradient_and_everybody_passes():
     (cell,) = measure(Trial(case, problem, wanted), [cases.BOTH], Ceilings("fp32", quick=True), QUICK)
     for entry in cell.entries:
         assert entry.status == "ok", (entry.name, entry.reason)
-        assert entry.allowed["dkeys"] < 1e-3
+        name = "dkeys" if "dkeys" in entry.allowed else "dtoken_keys"
+        assert 0 < entry.allowed[name] < 1e-2
 
 
 def test_where_the_yardstick_does_not_fit_ours_is_still_judged():
