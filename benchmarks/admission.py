@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from benchmarks import records
+from benchmarks import memory, records
 from benchmarks.cases import STACK
 from benchmarks.ceilings import Rates
 from benchmarks.contenders import Contender
@@ -41,10 +41,19 @@ class Admission(NamedTuple):
         return complaint(reached, self.gate.allowed(reached, _multiple(self.trial, contender)))
 
 
-def admit(trial: Trial, which: str, rates: Rates, least: float | None, compiling: Compiling) -> Admission:
+def admit(
+    trial: Trial,
+    which: str,
+    rates: Rates,
+    least: float | None,
+    compiling: Compiling,
+    most_bytes: int | None = None,
+) -> Admission:
     """Let everybody make the call once. The yardstick comes first, since it says what errors are allowed.
 
-    ``least`` is the floor in seconds, where there is one. Raises what the yardstick raises.
+    ``least`` is the floor in seconds, where there is one. Who would need more than ``most_bytes`` in all is
+    not run; where that is the yardstick, others may only have the errors of rounding. Raises what the
+    yardstick raises.
     """
     first = trial.yardstick
     admitted: dict[str, tuple[Entry, Call]] = {}
@@ -56,6 +65,12 @@ def admit(trial: Trial, which: str, rates: Rates, least: float | None, compiling
         entry.reason = _hopeless(trial, contender, which, rates, least, before)
         if entry.reason is None and contender.compiled:
             entry.reason = compiling.refusal()
+        if entry.reason is None and most_bytes is not None:
+            where = trial.device.torch_device
+            entry.needs_bytes = memory.needs(trial.case, contender, which, where)
+            entry.reason = memory.complaint(entry.needs_bytes, most_bytes)
+            if entry.reason is not None and contender is first:
+                gate = Gate.strict(trial.case, trial.truth)
         if entry.reason is not None:
             entry.status = records.SKIPPED
             continue

@@ -76,17 +76,44 @@ _BEFORE_STACK = 3
 
 
 class Case(NamedTuple):
-    """One job, measured in each pass."""
+    """One job, measured in each pass.
+
+    ``parts``: how many modules a stack has, STACK_DEPTH if None; or in how many chunks a map is tokenized, of
+    which the tokens are then merged, all at once if None.
+    """
 
     op: str
     shape: Shape
     dtype: str
     layout: str
+    parts: int | None = None
 
     @property
     def label(self) -> str:
-        """For a progress bar."""
-        return f"{self.op} {self.shape.label} {self.dtype} {self.layout}"
+        """For a progress bar.
+
+        Example:
+            >>> Case("tokenize", Shape(1, 14, 14, 256, 16), "fp32", "nchw", 4).label
+            'tokenize in 4 chunks 1x196x256x16 fp32 nchw'
+        """
+        return f"{self.job} {self.shape.label} {self.dtype} {self.layout}"
+
+    @property
+    def job(self) -> str:
+        """The op, and in how many parts."""
+        if self.parts is None:
+            return self.op
+        return f"{self.op} of {self.parts}" if self.op == STACK else f"{self.op} in {self.parts} chunks"
+
+    @property
+    def numbers(self) -> tuple[object, ...]:
+        """What cases share that have the same operands and the same truth."""
+        return (self.op, self.shape, self.dtype, self.depth if self.op == STACK else None)
+
+    @property
+    def depth(self) -> int:
+        """How many modules a stack has."""
+        return STACK_DEPTH if self.parts is None else self.parts
 
 
 def select(

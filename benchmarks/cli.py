@@ -1,16 +1,15 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, and what reads their files."""
+"""The command line: what measures, and what reads result files; see README.md beside this."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cases, documents, launch, machine, records
+from benchmarks import cases, documents, launch, machine, origins, overhead, records, running, scaling
 from benchmarks.networks import command
 from benchmarks.timing import QUICK, Budget
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.compare import Before
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MEASURING = ("cpu", "gpu", "models")
+MEASURING = ("cpu", "gpu", "models", "scaling", "overhead")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _compare(options)
     if options.command == "schema":
         return _schema(options)
+    if options.command == "list":
+        from benchmarks import listing
+
+        print(listing.render())
+        return 0
     if options.command == "predict":
         return _predict(options)
     if options.command == "plot":
@@ -42,9 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(plot(records.load(options.file), options.file.with_suffix(".png")))
         return 0
-    if "networks" in json.loads(options.file.read_text()).get("settings", {}):
+    settings = json.loads(options.file.read_text()).get("settings", {})
+    if "networks" in settings:
         print(command.show(options.file))
         return 0
+    for mode in (scaling, overhead):
+        if settings.get("mode") == mode.MODE:
+            print(mode.render(records.load(options.file)))
+            return 0
     return _show(records.load(options.file))
 
 
@@ -65,7 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where that file goes")
     models = commands.add_parser("models", help="measure the paper's networks against those they replace")
     command.add_arguments(models)
-    for measuring in (cpu, gpu, models):
+    scaling_parser = commands.add_parser("scaling", help="time and memory against each size, one at a time")
+    scaling.add_arguments(scaling_parser)
+    overhead_parser = commands.add_parser(
+        "overhead", help="what a call costs at tiny shapes, and the first one of a process"
+    )
+    overhead.add_arguments(overhead_parser)
+    commands.add_parser("list", help="shapes and where they come from, peers and which of them are absent")
+    for measuring in (cpu, gpu, models, scaling_parser, overhead_parser):
         measuring.add_argument("--compare", type=Path, metavar="OLD", help="and then with this result file")
         measuring.add_argument("--force", action="store_true", help="even if OLD is of another machine")
     for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
@@ -95,7 +111,13 @@ def _measure(options: argparse.Namespace) -> int:
     from benchmarks.figures import Incomparable
 
     commands: dict[str, Callable[[argparse.Namespace, Before | None], int]]
-    commands = {"cpu": _cpu, "gpu": _gpu, "models": command.main}
+    commands = {
+        "cpu": _cpu,
+        "gpu": _gpu,
+        "models": command.main,
+        "scaling": scaling.main,
+        "overhead": overhead.main,
+    }
     try:
         before = None if options.compare is None else compare.Before(options.compare, force=options.force)
     except (OSError, ValueError) as error:
@@ -148,7 +170,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _add_selection(
     parser: argparse.ArgumentParser, shapes: Sequence[cases.Shape], dtypes: Sequence[str]
 ) -> None:
-    labels = [shape.label for shape in shapes]
+    labels = [shape.label for shape in dict.fromkeys([*shapes, *origins.REGISTRY])]
     ops = [*cases.OPS, cases.STACK]
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, few rounds, nothing compiled: a smoke test"
@@ -156,7 +178,12 @@ def _add_selection(
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=list(dtypes))
     parser.add_argument("--op", nargs="+", choices=ops, default=ops)
     parser.add_argument(
-        "--shape", nargs="+", choices=labels, metavar="BxNxCxL", help=f"of {', '.join(labels)}"
+        "--shape",
+        nargs="+",
+        choices=labels,
+        metavar="BxNxCxL",
+        help=f"of {', '.join(shape.label for shape in shapes)} (the default), or another one of those that "
+        "python -m benchmarks list prints",
     )
     parser.add_argument("--layout", nargs="+", choices=cases.LAYOUTS, default=list(cases.LAYOUTS))
     parser.add_argument("--pass", nargs="+", choices=cases.PASSES, default=list(cases.PASSES), dest="passes")
@@ -182,7 +209,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     """What the children are told, apart from their CPUs."""
     shapes: tuple[cases.Shape, ...] = cases.QUICK_SHAPES if options.quick else cases.SHAPES
     if options.shape:
-        shapes = tuple(shape for shape in cases.SHAPES if shape.label in options.shape)
+        shapes = origins.by_label(options.shape)
     stack = cases.QUICK_STACK_SHAPE if options.quick else cases.STACK_SHAPE
     peers = options.peers
     if options.quick and peers is None:
@@ -215,7 +242,7 @@ def _gpu(options: argparse.Namespace, before: Before | None) -> int:
 
 
 def _cpu(options: argparse.Namespace, before: Before | None) -> int:
-    from tqdm import tqdm
+    from benchmarks.peers_gpu import ABSENT
 
     cpus = launch.available_cpus()
     threads = options.threads or [count for count in (1, 2) if count <= len(cpus)]
@@ -233,30 +260,11 @@ def _cpu(options: argparse.Namespace, before: Before | None) -> int:
     full = _is_full("cpu", options, {"output": None})
     output = options.output or RESULTS / ("cpu.json" if full else "cpu-partial.json")
     settings = {name: value for name, value in todo.items() if name != "cases"}
-    run = records.Run(machine.describe(), {**settings, "threads": threads}, [], complete=False)
+    settings |= {"threads": threads, "absent": ABSENT}
+    run = records.Run(machine.describe(), settings, [], complete=False)
     if before is not None:
         before.accept(run)
-    start = time.monotonic()
-    processes = []
-    status = 0
-    try:
-        with tqdm(total=len(todo["cases"]) * len(threads), unit="case", dynamic_ncols=True) as bar:
-            for count in threads:
-                for message in launch.messages(todo, cpus[:count]):
-                    if "process" in message:
-                        processes.append(message["process"])
-                        continue
-                    bar.set_description(f"{count} thr. {message['case']}")
-                    bar.update()
-                    run.cells += [records.cell_from(cell) for cell in message.get("cells", [])]
-                    run.problems += [message["problem"]] if "problem" in message else []
-        run.complete = True
-    except KeyboardInterrupt:
-        status = 130
-    except RuntimeError as error:
-        run.problems.append(str(error))
-    run.settings |= {"processes": processes, "elapsed_seconds": time.monotonic() - start}
-    records.save(run, output)
+    status = running.conduct(run, [(todo, cpus[:count]) for count in threads], output)
     shown = _show(run)
     print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
     compared = 0 if before is None else before.report(run)
@@ -276,7 +284,7 @@ def _is_full(command: str, options: argparse.Namespace, aside: Mapping[str, Any]
 
 
 def _show(run: records.Run) -> int:
-    from benchmarks import report, summary
+    from benchmarks import report
 
     print(report.render(run))
-    return 1 if run.problems or not run.cells or summary.ours_without_figure(run) else 0
+    return running.verdict(run)

@@ -45,13 +45,19 @@ class Gate(NamedTuple):
             RuntimeError: the yardstick itself is off by more than half of the dtype's digits; in fp16, of
                 bf16's, because the weights of a million pixels are not normal numbers there.
         """
-        largest = grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
+        largest = _largest(case, truth)
         reached = grouped(case, errors(found, truth))
         coarse = math.sqrt(_coarse_digits(case.dtype))
         for name, error in reached.items():
             if not error <= coarse * max(largest[name], 1e-30):
                 raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
         return cls(case, truth, reached, largest)
+
+    @classmethod
+    def strict(cls, case: Case, truth: Truth) -> Gate:
+        """The gate of a case whose yardstick cannot be run: as if that had made no error at all."""
+        largest = _largest(case, truth)
+        return cls(case, truth, dict.fromkeys(largest, 0.0), largest)
 
     def reached(self, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
         """Errors by name."""
@@ -77,6 +83,16 @@ class Gate(NamedTuple):
             return self.yardstick[name]
         like = _LIKE[name]
         return self.yardstick[like] / self.largest[like] * self.largest[name]
+
+
+def _largest(case: Case, truth: Truth) -> dict[str, float]:
+    """The largest magnitude of each result and gradient, or of the terms that cancel in it."""
+    found = grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
+    if case.shape.tokens == 1 and "dkeys" in found:
+        # A single token has all the weight whatever its key is, so these are 0 but for rounding.
+        scale = found["dvalues"] * case.shape.channels**0.5
+        found |= {name: scale for name in ("dkeys", *_LIKE) if name in found}
+    return found
 
 
 def _digits(dtype: str) -> torch.dtype:

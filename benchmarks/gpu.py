@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from benchmarks import cases, gpu_machine, records
+from benchmarks import cases, gpu_machine, origins, records
 from benchmarks.admission import cause
 from benchmarks.cases import FORWARD, Case
 from benchmarks.ceilings import Ceilings
 from benchmarks.gpu_device import Gpu
 from benchmarks.limits import Compiling, Deadline
 from benchmarks.measuring import measure
-from benchmarks.peers_gpu import ALL_NAMES, DEFAULT_NAMES, PLAIN_NAMES, TUNED_NAMES
+from benchmarks.peers_gpu import ABSENT, ALL_NAMES, DEFAULT_NAMES, PLAIN_NAMES, TUNED_NAMES
 from benchmarks.records import Cell, Run
 from benchmarks.timing import QUICK, Budget
 from benchmarks.trial import Problem, Trial, pose
@@ -55,7 +55,7 @@ def plan(options: argparse.Namespace) -> Plan:
     """
     shapes: tuple[cases.Shape, ...] = cases.QUICK_SHAPES if options.quick else cases.GPU_SHAPES
     if options.shape:
-        shapes = tuple(shape for shape in cases.GPU_SHAPES if shape.label in options.shape)
+        shapes = origins.by_label(options.shape)
     stack = cases.QUICK_STACK_SHAPE if options.quick else cases.GPU_STACK_SHAPE
     budget = QUICK if options.quick else BUDGET
     if options.seconds is not None:
@@ -149,6 +149,7 @@ def conduct(todo: Plan, device: Gpu, about: dict[str, Any], path: Path) -> tuple
         "budget": todo.budget._asdict(),
         "device": str(device.torch_device),
         "launch_seconds": [],
+        "absent": ABSENT,
         "left_out": [],
     }
     try:
@@ -215,10 +216,10 @@ class _Session:
             self.ceilings = None  # the old one must go before the new one comes
             tops = Ceilings(case.dtype, quick=self.todo.quick, device=self.device)
             self.ceilings = (case.dtype, tops)
-        if self.problem is None or self.problem[0] != case[:3]:
+        if self.problem is None or self.problem[0] != case.numbers:
             self.problem = None
             self.device.give_back_memory()
-            self.problem = (case[:3], pose(case, self.device.torch_device))
+            self.problem = (case.numbers, pose(case, self.device.torch_device))
         trial = Trial(case, self.problem[1], self.todo.peers, self.device)
         cells = measure(trial, self.todo.passes, self.ceilings[1], self.todo.budget, self.compiling)
         for cell in cells:

@@ -35,29 +35,45 @@ def draw(
         [(2, 12, 8)]
     """
     generator = torch.Generator(device).manual_seed(seed)
-    batch, pixels, channels, count = shape.batch, shape.pixels, shape.channels, shape.tokens
-    target = TORCH_DTYPES[dtype]
+    channels, target = shape.channels, TORCH_DTYPES[dtype]
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*size, generator=generator, device=device).mul_(scale).to(target)
 
-    operands = {"x": normal(batch, pixels, channels)}
-    results: list[tuple[int, ...]] = []
+    given, results = sizes(op, shape)
+    operands = {"x": normal(*given["x"])}
     if op != "tokenize":
-        token_keys = normal(batch, count, channels, scale=channels**-0.5)
+        token_keys = normal(*given["token_keys"], scale=channels**-0.5)
         order = torch.randperm(channels, generator=generator, device=device)
         signs = (torch.randint(2, (channels,), generator=generator, device=device) * 2 - 1).to(target)
-        weight = torch.zeros(channels, channels, dtype=target, device=device)
+        weight = torch.zeros(given["query_weight"], dtype=target, device=device)
         weight[torch.arange(channels, device=device), order] = signs
         operands["keys"] = (token_keys[..., order] * signs).contiguous()
-        operands["values"] = normal(batch, count, channels)
+        operands["values"] = normal(*given["values"])
         operands |= {"query_weight": weight, "token_keys": token_keys}
-        results.append((batch, pixels, channels))
     if op != "project":
-        lead = () if op == "tokenize" else (batch,)
-        operands["queries"] = normal(*lead, count, channels, scale=channels**-0.5)
-        results.append((batch, count, channels))
+        operands["queries"] = normal(*given["queries"], scale=channels**-0.5)
     return operands, tuple(normal(*size) for size in results)
+
+
+def sizes(op: str, shape: Shape) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
+    """Sizes of an op's operands by name, in the order of :func:`draw`, and of its results.
+
+    Example:
+        >>> sizes("tokenize", Shape(2, 3, 4, 8, 5))
+        ({'x': (2, 12, 8), 'queries': (5, 8)}, [(2, 5, 8)])
+    """
+    x, small = (shape.batch, shape.pixels, shape.channels), (shape.batch, shape.tokens, shape.channels)
+    operands: dict[str, tuple[int, ...]] = {"x": x}
+    results: list[tuple[int, ...]] = []
+    if op != "tokenize":
+        operands |= {"keys": small, "values": small}
+        operands |= {"query_weight": (shape.channels, shape.channels), "token_keys": small}
+        results.append(x)
+    if op != "project":
+        operands["queries"] = small[1:] if op == "tokenize" else small
+        results.append(small)
+    return operands, results
 
 
 def lay_out(pixels: Tensor, shape: Shape, layout: str) -> Tensor:

@@ -8,7 +8,9 @@ it wants are its own cost. The names of a function's arguments say which operand
   matrix on the pixels, as equation 5 has it; our op takes its place.
 - ``folded``: the same with that projection folded into the keys, hence on the operands that our op gets.
 - ``transposed``: folded, and channel by channel: what suits an NCHW map.
-- ``sdpa``: PyTorch's fused attention, on folded operands.
+- ``sdpa``: PyTorch's fused attention, on folded operands, in the implementation that PyTorch chooses.
+- ``sdpa flash``, ``sdpa math``: the same, forced to one implementation; the first one on a copy of the map
+  where the channels of a pixel do not lie side by side (:mod:`benchmarks.attention`).
 - ``compile ...``: torch.compile of the above, for these very shapes; its compile time is not counted. Where
   there is a projector, ``transposed`` is compiled for NCHW alone, lest a run take even longer.
 """
@@ -16,13 +18,14 @@ it wants are its own cost. The names of a function's arguments say which operand
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.attention import SDPA_BACKENDS, forced_ops
 from benchmarks.cases import LAYOUTS
 
 Results = tuple[Tensor, ...]
@@ -140,12 +143,19 @@ def both_sdpa(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Resul
 
 _NCHW = ("nchw",)
 
+
+def forced_sdpa(op: str, names: Iterable[str]) -> tuple[Peer, ...]:
+    """PyTorch's fused attention, a peer for each of its implementations."""
+    return tuple(Peer(f"sdpa {name}", forced_ops(name)[op]) for name in names)
+
+
 # Plain ones first: whether one is worth compiling is told by them.
 PEERS: dict[str, tuple[Peer, ...]] = {
     "tokenize": (
         Peer("eager", tokenize),
         Peer("transposed", tokenize_transposed),
         Peer("sdpa", tokenize_sdpa),
+        *forced_sdpa("tokenize", SDPA_BACKENDS),
         Peer("compile eager", tokenize, compiled=True),
         Peer("compile transposed", tokenize_transposed, compiled=True),
     ),
@@ -154,6 +164,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("folded", project_folded),
         Peer("transposed", project_transposed),
         Peer("sdpa", project_sdpa),
+        *forced_sdpa("project", SDPA_BACKENDS),
         Peer("compile eager", project, compiled=True),
         Peer("compile folded", project_folded, compiled=True),
         Peer("compile transposed", project_transposed, compiled=True, layouts=_NCHW),
@@ -163,6 +174,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("folded", both_folded),
         Peer("transposed", both_transposed),
         Peer("sdpa", both_sdpa),
+        *forced_sdpa("project_tokenize", SDPA_BACKENDS),
         Peer("compile eager", both, compiled=True),
         Peer("compile folded", both_folded, compiled=True),
         Peer("compile transposed", both_transposed, compiled=True, layouts=_NCHW),

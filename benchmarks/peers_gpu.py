@@ -1,5 +1,7 @@
-"""Peers that take part on a GPU alone: FlexAttention, and compiled peers whose kernels are tuned.
+"""Peers that take part on a GPU alone.
 
+- ``sdpa efficient``, ``sdpa cudnn``: PyTorch's fused attention, forced to an implementation that needs a GPU.
+- ``flash-attn`` and others: from packages that are installed (:mod:`benchmarks.packages`).
 - ``compile flex``: torch.compile of ``flex_attention``. It wants the channels of a pixel side by side; where
   they are not, it makes a copy. It may not compile for wide heads, and then says so.
 - ``autotune ...``: torch.compile with ``mode="max-autotune-no-cudagraphs"``, which takes long: only if asked
@@ -17,32 +19,17 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.peers import PEERS, Code, Peer, Results
+from benchmarks.attention import GPU_SDPA_BACKENDS, by_attention
+from benchmarks.packages import found
+from benchmarks.peers import PEERS, Code, Peer, forced_sdpa
 
 AUTOTUNE = "max-autotune-no-cudagraphs"
-
-
-def _pixels(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     found: Any = flex_attention(queries[:, None], keys[:, None], values[:, None], scale=1.0)
     attended: Tensor = found[:, 0]
     return attended
-
-
-def tokenize_flex(x: Tensor, queries: Tensor) -> Results:
-    """T = softmax_N(X Q^T)^T X, as attention of the tokens over the pixels."""
-    pixels = _pixels(x)
-    return (_attend(queries.expand(x.shape[0], -1, -1), pixels, pixels),)
-
-
-def project_flex(x: Tensor, keys: Tensor, values: Tensor) -> Results:
-    """X + softmax_L(X K^T) V, as attention of the pixels over the tokens."""
-    pixels = _pixels(x)
-    y: Tensor = (pixels + _attend(pixels, keys, values)).transpose(1, 2).unflatten(2, x.shape[2:])
-    return (y,)
 
 
 def _tuned(op: str) -> tuple[Peer, ...]:
@@ -53,12 +40,27 @@ def _tuned(op: str) -> tuple[Peer, ...]:
     )
 
 
-_FLEX = {
-    "tokenize": (Peer("compile flex", tokenize_flex, compiled=True),),
-    "project": (Peer("compile flex", project_flex, compiled=True),),
-    "project_tokenize": (),
+def _plain(op: str) -> tuple[Peer, ...]:
+    if not torch.cuda.is_available():  # as in a rehearsal
+        return ()
+    packages = [Peer(name, by_attention(attend)[op]) for name, attend in _PACKAGES.present.items()]
+    return (*forced_sdpa(op, GPU_SDPA_BACKENDS), *packages)
+
+
+_PACKAGES = found(torch.cuda.is_available())
+# Packages that were looked for in vain, and why.
+ABSENT = _PACKAGES.absent
+_FLEX = by_attention(_attend)
+# Where FlexAttention is compiled: two of them in one op take very long.
+_FLEX_OPS = ("tokenize", "project")
+GPU_PEERS: dict[str, tuple[Peer, ...]] = {
+    op: (
+        *_plain(op),
+        *([Peer("compile flex", _FLEX[op], compiled=True)] if op in _FLEX_OPS else []),
+        *_tuned(op),
+    )
+    for op in PEERS
 }
-GPU_PEERS: dict[str, tuple[Peer, ...]] = {op: (*_FLEX[op], *_tuned(op)) for op in PEERS}
 
 _EVERY = [peer for registry in (PEERS, GPU_PEERS) for peers in registry.values() for peer in peers]
 TUNED_NAMES = tuple(dict.fromkeys(peer.name for peer in _EVERY if peer.mode is not None))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from benchmarks import summary
 from benchmarks.cases import FORWARD, OPS, STACK
+from benchmarks.origins import origin
 from benchmarks.peers import NAMES
 from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
 from benchmarks.timing import spread_text
@@ -19,7 +20,7 @@ _PASS = {FORWARD: "fwd"}
 
 def render(run: Run) -> str:
     """All tables and the summary."""
-    parts = [_head(run)]
+    parts = [head(run)]
     groups = dict.fromkeys((cell.dtype, cell.threads) for cell in run.cells if cell.op in OPS)
     for dtype, threads in groups:
         cells = [cell for cell in run.cells if (cell.dtype, cell.threads) == (dtype, threads)]
@@ -31,7 +32,8 @@ def render(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _head(run: Run) -> str:
+def head(run: Run) -> str:
+    """Machine, versions, and what is to be said of a run as a whole."""
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
     state = {True: " with changes", False: "", None: ", as the environment says"}[commit["dirty"]]
@@ -49,6 +51,10 @@ def _head(run: Run) -> str:
         lines.append("A quick run: its shapes are tiny and its figures mean nothing.")
     if not run.complete:
         lines.append("This run was not finished.")
+    absent = run.settings.get("absent", {})
+    for reason in dict.fromkeys(absent.values()):
+        names = [name for name, why in absent.items() if why == reason]
+        lines.append(f"Absent: {', '.join(names)}: {reason}")
     left_out = run.settings.get("left_out", [])
     for why in dict.fromkeys(item["why"] for item in left_out):
         items = [item for item in left_out if item["why"] == why]
@@ -87,12 +93,12 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
     peers = list(dict.fromkeys([*known, *found]))
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
     unit = _Unit.of(run)
-    head = ["op", "BxNxCxL", "layout", "pass", unit.name, "20 to\n80 %", f"floor\n{unit.name}"]
-    head += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
-    head += ["plain\ncall"] if run.on_gpu else []
-    head += ["best /\nours"]
-    head += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
-    head += ["extra\nmaps", "best's\nextra"]
+    columns = ["op", "BxNxCxL", "layout", "pass", unit.name, "20 to\n80 %", f"floor\n{unit.name}"]
+    columns += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
+    columns += ["plain\ncall"] if run.on_gpu else []
+    columns += ["best /\nours"]
+    columns += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
+    columns += ["extra\nmaps", "best's\nextra"]
     rows = [_row(run, cell, [*peers, *backends]) for cell in cells]
     notes = [
         f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}", and how far from it the '
@@ -106,7 +112,14 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
             "with what Python takes to ask for it where that is longer, in multiples of the graph's time. "
             "* behind a figure: it could not be captured, and is timed as a plain call."
         )
-    return f"{table(head, rows)}\n{wrapped(*notes)}"
+    return "\n".join([table(columns, rows), wrapped(*notes), *_models(cells)])
+
+
+def _models(cells: list[Cell]) -> Iterator[str]:
+    for shape in dict.fromkeys(cell.shape for cell in cells):
+        model = origin(shape)
+        if model is not None:
+            yield f"  {shape.label}: {model}"
 
 
 def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
@@ -145,8 +158,8 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
 
 def _stack_table(run: Run, cells: list[Cell]) -> str:
     unit = _Unit.of(run)
-    head = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
-    head += ["code", unit.name, "20 to\n80 %", "eager /\nthis", "extra\nmaps"]
+    columns = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
+    columns += ["code", unit.name, "20 to\n80 %", "eager /\nthis", "extra\nmaps"]
     rows = []
     for cell in cells:
         eager = next((entry for entry in cell.entries if entry.kind == PEER), None)
@@ -159,7 +172,7 @@ def _stack_table(run: Run, cells: list[Cell]) -> str:
             row += [entry.name, _figure(entry, unit.seconds, unit.form)]
             row += [spread_text(entry.seconds) if entry.timed else "-", _number(ratio)]
             rows.append([*row, _extra(entry, cell)])
-    return table(head, rows)
+    return table(columns, rows)
 
 
 def _summary(run: Run) -> Iterator[str]:

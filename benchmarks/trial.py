@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import operands, stack
+from benchmarks import operands, stack, stream
 from benchmarks.cases import FORWARD, STACK, Case
 from benchmarks.contenders import Contender, contenders
 from benchmarks.device import Call, Device
@@ -29,11 +29,22 @@ class Problem(NamedTuple):
 def pose(case: Case, device: torch.device | str = "cpu") -> Problem:
     """Draw a case's numbers on a device and solve it there in float64."""
     if case.op == STACK:
-        drawn, cotangents = stack.draw(case.shape, case.dtype, device=device)
-        reference = stack.code(case.shape, "fp64", "reference", device)
+        drawn, cotangents = stack.draw(case.shape, case.dtype, case.depth, device=device)
+        reference = stack.code(case.shape, "fp64", "reference", device, case.depth)
         return Problem(drawn, cotangents, solve_plainly(case.op, reference, drawn, cotangents))
     drawn, cotangents = operands.draw(case.op, case.shape, case.dtype, device=device)
     return Problem(drawn, cotangents, solve(case.op, drawn, cotangents))
+
+
+def who(case: Case, wanted: Sequence[str] | None, device: Device) -> list[Contender]:
+    """Everybody who takes part in a case."""
+    where = device.torch_device
+    if case.op == STACK:
+        names = list(stack.sizes(case.shape, case.depth)[0])
+        return stack.contenders(case.shape, case.dtype, names, wanted, where, case.depth)
+    if case.parts is not None:
+        return stream.contenders(case.parts, wanted, where)
+    return contenders(case, wanted, device)
 
 
 class Trial:
@@ -53,11 +64,7 @@ class Trial:
         is_map = [name == "map" for name in RESULTS[case.op]]
         self.cotangents = tuple(map(self._lay_out, problem.cotangents, is_map))
         self.map_bytes = self.operands["x"].nbytes
-        if case.op == STACK:
-            names, where = list(self.operands), self.device.torch_device
-            self.contenders = stack.contenders(case.shape, case.dtype, names, wanted, where)
-        else:
-            self.contenders = contenders(case, wanted, self.device)
+        self.contenders = who(case, wanted, self.device)
 
     def _lay_out(self, value: Tensor, is_map: bool) -> Tensor:
         return operands.lay_out(value, self.case.shape, self.case.layout) if is_map else value

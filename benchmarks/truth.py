@@ -55,7 +55,7 @@ def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor])
     small = {name: value.double().requires_grad_() for name, value in operands.items() if name != "x"}
     arriving = dict(zip(RESULTS[op], cotangents, strict=True))
     values: dict[str, Tensor] = {}
-    stride = _STRIDE if x.numel() > _LARGE else 1
+    stride = _stride(x.numel())
     if op != "tokenize":
         values["map"] = torch.empty_like(x[:, ::stride], dtype=torch.float64)
         # A leaf for the pieces; what it depends on gets its gradient at the end.
@@ -92,6 +92,20 @@ def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor])
         gradients |= zip(dense, found, strict=True)
     values |= {f"d{name}": value for name, value in gradients.items()}
     return Truth(values, 0.0 if lse is None else float(lse.abs().max()), stride)
+
+
+def kept_elements(elements: int) -> int:
+    """How many of a map's elements are kept.
+
+    Example:
+        >>> kept_elements(1000), kept_elements(1 << 30)
+        (1000, 214748365)
+    """
+    return -(-elements // _stride(elements))
+
+
+def _stride(elements: int) -> int:
+    return _STRIDE if elements > _LARGE else 1
 
 
 def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:

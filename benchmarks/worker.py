@@ -13,6 +13,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+# What a process with torch in it takes besides tensors, the stacks of its threads included.
+_OWN_BYTES = 3 << 30
+
 
 def main(arguments: list[str]) -> int:
     """Measure; the plan is that of :func:`benchmarks.cli.plan`, or of networks."""
@@ -44,35 +47,67 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from benchmarks.cases import Case, Shape
     from benchmarks.ceilings import Ceilings
     from benchmarks.device import Device
-    from benchmarks.measuring import measure
+    from benchmarks.host import Host
+    from benchmarks.measuring import measure, refuse
+    from benchmarks.memory import SHARE
     from benchmarks.timing import Budget
     from benchmarks.trial import Problem, Trial, pose
 
     threads = len(plan["cpus"])
     torch.set_num_threads(threads)
+    on_gpu = plan.get("device") is not None
+    most_bytes = plan.get("memory_bytes")
     # Inductor's advice on how to make a peer faster is for its authors.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
     device = Device(threads)
+    if plan.get("repeat") is not None:
+        device = Host(threads, plan["repeat"], torch.device(plan["device"] if on_gpu else "cpu"))
+    elif on_gpu:
+        from benchmarks.gpu_device import Gpu
+
+        device = Gpu()
+    if on_gpu and most_bytes is None:
+        most_bytes = int(SHARE * torch.cuda.mem_get_info()[0])
+    if most_bytes is not None and not on_gpu:
+        _forbid(most_bytes)
     ceilings: dict[str, Ceilings] = {}
     problem: Problem | None = None
+    trial: Trial | None = None
     posed: tuple[Any, ...] = ()
-    for op, shape, dtype, layout in plan["cases"]:
-        case = Case(op, Shape(*shape), dtype, layout)
+    for op, shape, *others in plan["cases"]:
+        case = Case(op, Shape(*shape), *others)
+        dtype = case.dtype
         try:
+            cells = (
+                [] if most_bytes is None else refuse(case, plan["passes"], plan["peers"], device, most_bytes)
+            )
+            if cells:
+                yield {"case": case.label, "cells": [dataclasses.asdict(cell) for cell in cells]}
+                continue
             if dtype not in ceilings:
                 ceilings[dtype] = Ceilings(dtype, quick=plan["quick"], device=device)
-            if problem is None or posed != case[:3]:
+            if problem is None or posed != case.numbers:
                 problem = None  # the old one must go before the new one comes
-                problem, posed = pose(case), case[:3]
+                problem, posed = pose(case, device.torch_device), case.numbers
             trial = Trial(case, problem, plan["peers"], device)
-            cells = list(measure(trial, plan["passes"], ceilings[dtype], Budget(**plan["budget"])))
+            tops, budget = ceilings[dtype], Budget(**plan["budget"])
+            cells = list(measure(trial, plan["passes"], tops, budget, most_bytes=most_bytes))
             yield {"case": case.label, "cells": [dataclasses.asdict(cell) for cell in cells]}
-            del trial
+            trial = None
         except Exception as error:  # the other cases are still worth their time
+            trial = problem = None
             yield {"case": case.label, "problem": f"{case.label}: {type(error).__name__}: {error}"}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     process = {"threads": threads, "cpus": plan["cpus"], "peak_resident_bytes": peak}
     yield {"process": {**process, "torch_threads": torch.get_num_threads()}}
+
+
+def _forbid(most_bytes: int) -> None:
+    """Let malloc fail where a prediction was too small, and not the machine."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes + _OWN_BYTES, hard))
 
 
 if __name__ == "__main__":

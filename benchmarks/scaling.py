@@ -1,0 +1,196 @@
+"""``python -m benchmarks scaling``: time and memory against each size, one at a time around a base shape."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import cases, launch, running, series
+from benchmarks.cases import FORWARD
+from benchmarks.records import Cell, Entry, Run
+from benchmarks.timing import QUICK, Budget
+from vt_fast.demo.tables import table, wrapped
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Before
+
+MODE = "scaling"
+RESULTS = Path(__file__).resolve().parent / "results"
+BUDGET = Budget(seconds=0.3, least=5, most=100, patience=3.0)
+_SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, few points: a smoke test")
+    parser.add_argument("--only", nargs="+", choices=series.NAMES, default=list(series.NAMES))
+    parser.add_argument("--op", nargs="+", choices=cases.OPS, default=list(cases.OPS))
+    parser.add_argument("--pass", nargs="+", choices=cases.PASSES, default=list(cases.PASSES), dest="passes")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=cases.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--layout", choices=cases.LAYOUTS, default=cases.LAYOUTS[0])
+    parser.add_argument("--threads", type=int, metavar="T", help="of a CPU; default: all that may be used")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help="default: those that are not compiled")
+    parser.add_argument("--compile", action="store_true", help="also those that are, which takes hours")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="what would need more in all is not run, and says so; default: 0.7 of what is free",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
+
+
+def main(options: argparse.Namespace, before: Before | None = None) -> int:
+    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured."""
+    from benchmarks import memory
+    from benchmarks.peers_gpu import ABSENT, ALL_NAMES, DEFAULT_NAMES, PLAIN_NAMES
+
+    cpus = launch.available_cpus()
+    threads = len(cpus) if options.threads is None else options.threads
+    peers = options.peers
+    if peers is None:
+        peers = list(DEFAULT_NAMES if options.compile else PLAIN_NAMES)
+    unknown = [name for name in peers if name not in ALL_NAMES]
+    problem = None
+    if not 1 <= threads <= len(cpus):
+        problem = f"--threads must be from 1 to {len(cpus)}, the CPUs that may be used"
+    elif unknown:
+        problem = f"--peers must be names that python -m benchmarks list prints, got {', '.join(unknown)}"
+    elif options.memory is not None and not options.memory > 0:
+        problem = f"--memory must be above 0, got {options.memory}"
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    on_gpu = options.device != "cpu"
+    dtype = options.dtype or ("bf16" if on_gpu else "fp32")
+    found = series.points(
+        options.device,
+        dtype,
+        options.layout,
+        None if on_gpu else threads,
+        quick=options.quick,
+        only=options.only,
+        ops=options.op,
+    )
+    most_bytes = None if on_gpu else memory.limit()
+    if options.memory is not None:
+        most_bytes = int(options.memory * 1e9)
+    plan: dict[str, Any] = {
+        "passes": options.passes,
+        "peers": peers,
+        "budget": (QUICK if options.quick else BUDGET)._asdict(),
+        "quick": options.quick,
+        "device": options.device if on_gpu else None,
+        "memory_bytes": most_bytes,
+    }
+    full = not options.quick and options.only == list(series.NAMES) and options.op == list(cases.OPS)
+    name = f"{MODE}-{options.device}" if full and options.peers is None else f"{MODE}-partial"
+    output = options.output or RESULTS / f"{name}.json"
+    settings = {"mode": MODE, **plan, "dtype": dtype, "layout": options.layout, "threads": threads}
+    run = Run(running.machine_of(options.device), settings | {"absent": ABSENT}, [], complete=False)
+    counts = sorted({point.threads for point in found}, key=lambda count: count or 0)
+    plans = [
+        (
+            {**plan, "cases": [point.case for point in found if point.threads == count]},
+            cpus[: count or threads],
+        )
+        for count in counts
+    ]
+
+    def mark(cell: Cell) -> None:
+        case = cases.Case(cell.op, cell.shape, cell.dtype, cell.layout, cell.parts)
+        cell.series = found[series.Point(case, cell.threads)]
+
+    if before is not None:
+        before.accept(run)
+    status = running.conduct(run, plans, output, mark)
+    print(render(run))
+    print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
+    compared = 0 if before is None else before.report(run)
+    return status or running.verdict(run) or compared
+
+
+def render(run: Run) -> str:
+    """Two tables for each series, op and pass, one of times and one of memory; then the reasons."""
+    from benchmarks.report import head
+
+    parts = [head(run)]
+    parts.append(
+        wrapped(
+            "Medians in ms; peak memory above inputs, results and gradients in MB. In place of a figure: "
+            "what a contender would need, all in all, where that is more than it may have; skip: "
+            "hopelessly slow; fail: it raised; wrong: its result is."
+        )
+    )
+    for each in series.SERIES:
+        mine = [cell for cell in run.cells if each.name in cell.series]
+        for op, which in dict.fromkeys((cell.op, cell.which) for cell in mine):
+            cells = [cell for cell in mine if (cell.op, cell.which) == (op, which)]
+            parts.append(_tables(each, op, which, sorted(cells, key=lambda cell: cell.series[each.name])))
+    parts.append("\n".join(_reasons(run)))
+    return "\n\n".join(parts).rstrip()
+
+
+def _tables(each: series.Series, op: str, which: str, cells: list[Cell]) -> str:
+    names = list(dict.fromkeys(entry.name for cell in cells for entry in cell.entries))
+    ours = next((cell.ours.name for cell in cells if cell.ours is not None), None)
+    title = (
+        f"{op}, {'forward' if which == FORWARD else 'forward and backward'}, against {each.name}: {each.text}"
+    )
+    heads = [name.replace(" ", "\n", 1) for name in names]
+    times, bytes_ = [], []
+    for cell in cells:
+        entries = {entry.name: entry for entry in cell.entries}
+        first = [f"{cell.series[each.name]}", cell.shape.label]
+        times.append([*first, *(_milliseconds(entries.get(name)) for name in names), _best(cell)])
+        bytes_.append([*first, *(_megabytes(entries.get(name)) for name in names)])
+    return "\n".join(
+        [
+            f"== {title} ({cells[0].dtype}, {cells[0].layout}) ==",
+            table([each.name, "BxNxCxL", *heads, f"best peer /\n{ours}"], times),
+            "",
+            table([f"{each.name}", "extra MB of", *heads], bytes_),
+        ]
+    )
+
+
+def _milliseconds(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    return f"{entry.median * 1e3:.3g}" if entry.timed else _why(entry)
+
+
+def _megabytes(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    return f"{entry.extra_bytes / 1e6:.3g}" if entry.timed and entry.extra_bytes is not None else _why(entry)
+
+
+def _why(entry: Entry) -> str:
+    if entry.needs_bytes is not None and (entry.reason or "").startswith("needs about"):
+        return f"{entry.needs_bytes / 1e9:.3g} GB"
+    return _SHORT.get(entry.status, "-")
+
+
+def _best(cell: Cell) -> str:
+    best = cell.best_peer
+    return "-" if cell.best_ratio is None or best is None else f"{cell.best_ratio:.2f} ({best.name})"
+
+
+def _reasons(run: Run) -> Iterator[str]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in run.cells:
+        for entry in cell.entries:
+            if not entry.timed:
+                where = f"{cell.op} {cell.shape.label} {cell.which}: {entry.reason}"
+                found.setdefault((entry.name, entry.status), []).append(where)
+    if found:
+        yield "Without a figure:"
+    for (name, status), examples in found.items():
+        yield f"  {name}, {status} in {len(examples)} cells, first {examples[0]}"
+    for problem in run.problems:
+        yield f"Problem: {problem}"
