@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``show``, ``plot`` and ``predict``."""
+"""The command line: ``python -m benchmarks cpu``, ``gpu``, ``models``, ``show``, ``report``, ``predict``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import cases, launch, machine, records
 from benchmarks.networks import command
+from benchmarks.reporting import command as reporting
 from benchmarks.timing import QUICK, Budget
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -32,11 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.main(options)
     if options.command == "predict":
         return _predict(options)
-    if options.command == "plot":
-        from benchmarks.plot import plot
-
-        print(plot(records.load(options.file), options.file.with_suffix(".png")))
-        return 0
+    if options.command == "report":
+        return reporting.main(options)
     if "networks" in json.loads(options.file.read_text()).get("settings", {}):
         print(command.show(options.file))
         return 0
@@ -60,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where that file goes")
     models = commands.add_parser("models", help="measure the paper's networks against those they replace")
     command.add_arguments(models)
-    for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
-        reader = commands.add_parser(name, help=text)
-        reader.add_argument("file", type=Path, metavar="FILE")
+    show = commands.add_parser("show", help="print a result file again")
+    show.add_argument("file", type=Path, metavar="FILE")
+    report = commands.add_parser("report", help="result files as an HTML page, Markdown and pictures")
+    reporting.add_arguments(report, RESULTS / "report")
     predict = commands.add_parser(
         "predict", help="the Triton kernels' times by a model, beside measured ones"
     )

@@ -26,7 +26,8 @@ class Entry:
     """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients.
 
     On a GPU, ``seconds`` are those of a captured graph, or of plain calls where ``timed_as`` says so, and
-    ``eager_seconds`` always those of plain calls. ``note``: what else is to be said of it.
+    ``eager_seconds`` always those of plain calls. ``note``: what else is to be said of it. ``needs_bytes``:
+    what the process would hold, all in all, by prediction, where there was a limit for it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry:
     eager_seconds: list[float] = field(default_factory=list)
     timed_as: str | None = None
     note: str | None = None
+    needs_bytes: int | None = None
 
     @property
     def median(self) -> float:
@@ -97,7 +99,10 @@ class Floor:
 
 @dataclass
 class Cell:
-    """One case in one pass on so many threads, with everybody who took part. A GPU has no threads."""
+    """One case in one pass on so many threads, with everybody who took part. A GPU has no threads.
+
+    ``parts`` is the case's. ``series``: of a run in series, which of them the cell belongs to, and its value.
+    """
 
     op: str
     shape: Shape
@@ -108,6 +113,8 @@ class Cell:
     map_bytes: int
     floor: Floor | None
     entries: list[Entry]
+    parts: int | None = None
+    series: dict[str, int] = field(default_factory=dict)
 
     @property
     def ours(self) -> Entry | None:
@@ -152,8 +159,28 @@ class Cell:
 
 
 @dataclass
+class FirstCall:
+    """What a fresh process waits for, in seconds, one number for each process.
+
+    ``cold``: nothing was in the caches of compilers. The imports are those of torch, and of vt_fast where it
+    is used. ``reason``: why there is no figure.
+    """
+
+    name: str
+    op: str
+    shape: Shape
+    dtype: str
+    cold: bool
+    import_torch: list[float] = field(default_factory=list)
+    import_vt_fast: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    second: list[float] = field(default_factory=list)
+    reason: str | None = None
+
+
+@dataclass
 class Run:
-    """One run of ``python -m benchmarks cpu`` or ``gpu``.
+    """One run of ``python -m benchmarks cpu``, ``gpu``, ``scaling`` or ``overhead``.
 
     ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
     """
@@ -164,6 +191,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     complete: bool = True
     schema: int = SCHEMA
+    first_calls: list[FirstCall] = field(default_factory=list)
 
     @property
     def on_gpu(self) -> bool:
@@ -195,4 +223,8 @@ def load(path: Path) -> Run:
     data = json.loads(path.read_text())
     if data.get("schema") != SCHEMA:
         raise ValueError(f"{path} must have schema {SCHEMA}, got {data.get('schema')}")
-    return Run(**{**data, "cells": [cell_from(cell) for cell in data["cells"]]})
+    first_calls = [
+        FirstCall(**{**each, "shape": Shape(*each["shape"])}) for each in data.get("first_calls", [])
+    ]
+    cells = [cell_from(cell) for cell in data["cells"]]
+    return Run(**{**data, "cells": cells, "first_calls": first_calls})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks import summary
@@ -18,7 +18,7 @@ _PASS = {FORWARD: "fwd"}
 
 def render(run: Run) -> str:
     """All tables and the summary."""
-    parts = [_head(run)]
+    parts = [head(run)]
     groups = dict.fromkeys((cell.dtype, cell.threads) for cell in run.cells if cell.op in OPS)
     for dtype, threads in groups:
         cells = [cell for cell in run.cells if (cell.dtype, cell.threads) == (dtype, threads)]
@@ -30,7 +30,8 @@ def render(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def _head(run: Run) -> str:
+def head(run: Run) -> str:
+    """What was measured where, and what is to be known before anything is read from it."""
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
     state = {True: " with changes", False: "", None: ", as the environment says"}[commit["dirty"]]
@@ -64,7 +65,7 @@ def _gpu(run: Run) -> str:
     return f"{name}, {driver}, triton {versions['triton']}"
 
 
-class _Unit(NamedTuple):
+class Unit(NamedTuple):
     """In what a table has times."""
 
     name: str
@@ -72,26 +73,31 @@ class _Unit(NamedTuple):
     form: str
 
     @classmethod
-    def of(cls, run: Run) -> _Unit:
+    def of(cls, run: Run) -> Unit:
         """A GPU's calls are shorter."""
         return cls("us", 1e-6, ".1f") if run.on_gpu else cls("ms", 1e-3, ".2f")
 
 
+def peer_names(cells: Sequence[Cell]) -> list[str]:
+    """All peers of some cells, in the registry's order.
+
+    Those that take part on one kind of device alone come last.
+    """
+    found = [entry.name for cell in cells for entry in cell.entries if entry.kind == PEER]
+    return list(dict.fromkeys([*(name for name in NAMES if name in found), *found]))
+
+
 def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> str:
     backends = list(dict.fromkeys(e.name for cell in cells for e in cell.entries if e.kind == BACKEND))
-    present = {entry.name for cell in cells for entry in cell.entries}
-    known = [name for name in NAMES if name in present]
-    # With those behind them that take part on one kind of device alone.
-    found = [entry.name for cell in cells for entry in cell.entries if entry.kind == PEER]
-    peers = list(dict.fromkeys([*known, *found]))
+    peers = peer_names(cells)
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
-    unit = _Unit.of(run)
-    head = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
-    head += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
-    head += ["plain\ncall"] if run.on_gpu else []
-    head += ["best /\nours"]
-    head += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
-    head += ["extra\nmaps", "best's\nextra"]
+    unit = Unit.of(run)
+    titles = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
+    titles += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
+    titles += ["plain\ncall"] if run.on_gpu else []
+    titles += ["best /\nours"]
+    titles += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
+    titles += ["extra\nmaps", "best's\nextra"]
     rows = [_row(run, cell, [*peers, *backends]) for cell in cells]
     notes = [
         f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}". Columns from "best" on: time of '
@@ -104,11 +110,11 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
             "with what Python takes to ask for it where that is longer, in multiples of the graph's time. "
             "* behind a figure: it could not be captured, and is timed as a plain call."
         )
-    return f"{table(head, rows)}\n{wrapped(*notes)}"
+    return f"{table(titles, rows)}\n{wrapped(*notes)}"
 
 
 def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
-    times = _Unit.of(run)
+    times = Unit.of(run)
     entries = {entry.name: entry for entry in cell.entries}
     ours, best = cell.ours, cell.best_peer
     row = [cell.op, cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd")]
@@ -141,9 +147,9 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
 
 
 def _stack_table(run: Run, cells: list[Cell]) -> str:
-    unit = _Unit.of(run)
-    head = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
-    head += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
+    unit = Unit.of(run)
+    titles = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
+    titles += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
     rows = []
     for cell in cells:
         eager = next((entry for entry in cell.entries if entry.kind == PEER), None)
@@ -155,7 +161,7 @@ def _stack_table(run: Run, cells: list[Cell]) -> str:
             row += [] if run.on_gpu else [str(cell.threads)]
             row += [entry.name, _figure(entry, unit.seconds, unit.form), _number(ratio)]
             rows.append([*row, _extra(entry, cell)])
-    return table(head, rows)
+    return table(titles, rows)
 
 
 def _summary(run: Run) -> Iterator[str]:

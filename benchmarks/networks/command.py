@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import launch, machine
+from benchmarks.networks import records
 
-SCHEMA = 1
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -41,7 +41,6 @@ def main(options: argparse.Namespace) -> int:
     """Run, print, save. 1 where a result was wrong or a case could not be measured."""
     from tqdm import tqdm
 
-    from benchmarks.networks.measuring import NetworkCell, Side
     from benchmarks.networks.report import render
 
     cpus = launch.available_cpus()
@@ -50,7 +49,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"error: --threads must be from 1 to {len(cpus)}, the CPUs that may be used", file=sys.stderr)
         return 2
     plan = {key: value for key, value in vars(options).items() if key not in ("command", "output", "threads")}
-    cells: list[NetworkCell] = []
+    cells: list[records.NetworkCell] = []
     problems: list[str] = []
     start = time.monotonic()
     complete = False
@@ -61,9 +60,7 @@ def main(options: argparse.Namespace) -> int:
                 bar.set_description(message["case"])
                 bar.update()
                 problems += message.get("problems", [])
-                for data in message.get("cells", []):
-                    sides = [Side(**side) for side in data.pop("sides")]
-                    cells.append(NetworkCell(**data, sides=sides))
+                cells += [records.cell_from(cell) for cell in message.get("cells", [])]
         complete = True
     except KeyboardInterrupt:
         problems.append("interrupted")
@@ -71,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
         problems.append(str(error))
     output = options.output or RESULTS / f"models-{options.device}{'-quick' if options.quick else ''}.json"
     record = {
-        "schema": SCHEMA,
+        "schema": records.SCHEMA,
         "machine": machine.describe(),
         "settings": {
             "networks": True,
@@ -99,15 +96,9 @@ def show(path: Path) -> str:
     Raises:
         ValueError: the file is of another schema.
     """
-    from benchmarks.networks.measuring import NetworkCell, Side
     from benchmarks.networks.report import render
 
-    data = json.loads(path.read_text())
-    if data.get("schema") != SCHEMA or any("sides" not in cell for cell in data.get("cells", [])):
-        raise ValueError(f"{path} must be a result of python -m benchmarks models, with schema {SCHEMA}")
-    return render(
-        NetworkCell(**{**cell, "sides": [Side(**side) for side in cell["sides"]]}) for cell in data["cells"]
-    )
+    return render(records.load(path).cells)
 
 
 def work(plan: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from benchmarks.admission import cause
 from benchmarks.device import Device
 from benchmarks.networks.cases import NECK, Case
 from benchmarks.networks.gate import complaints
+from benchmarks.networks.records import NetworkCell, Side
 from benchmarks.networks.sides import COMPILED, CONVOLUTIONAL, REFERENCE, argument, module, step
 from benchmarks.operands import TORCH_DTYPES
 from benchmarks.timing import Budget, interleaved
@@ -22,43 +21,6 @@ from vt_fast.models.counting import macs
 from vt_fast.nn import set_backend
 
 BUDGET = Budget(seconds=3.0, least=7, most=50, few=5, patience=30.0, behind=math.inf, far_behind=math.inf)
-
-
-@dataclass
-class Side:
-    """One side in one pass: all times of a step, bytes at the peak above parameters and inputs, ...
-
-    ... multiply-accumulates of an inference; or the reason why there are none.
-    """
-
-    name: str
-    macs: int | None = None
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
-    reason: str | None = None
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-
-@dataclass
-class NetworkCell:
-    """One case in one pass, with all sides."""
-
-    kind: str
-    name: str
-    batch: int
-    dtype: str
-    layout: str
-    threads: int | None
-    which: str
-    sides: list[Side]
-
-    def side(self, name: str) -> Side | None:
-        """A side that has a figure, by its name."""
-        return next((side for side in self.sides if side.name == name and side.seconds), None)
 
 
 def measure(

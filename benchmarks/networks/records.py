@@ -1,0 +1,82 @@
+"""What a run of networks leaves behind, to JSON and back."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass
+class Side:
+    """One side in one pass: all times of a step, bytes at the peak above parameters and inputs, ...
+
+    ... multiply-accumulates of an inference; or the reason why there are none.
+    """
+
+    name: str
+    macs: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    reason: str | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class NetworkCell:
+    """One case in one pass, with all sides."""
+
+    kind: str
+    name: str
+    batch: int
+    dtype: str
+    layout: str
+    threads: int | None
+    which: str
+    sides: list[Side]
+
+    def side(self, name: str) -> Side | None:
+        """A side that has a figure, by its name."""
+        return next((side for side in self.sides if side.name == name and side.seconds), None)
+
+
+@dataclass
+class NetworkRun:
+    """One run of ``python -m benchmarks models``; see :class:`benchmarks.records.Run`."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    cells: list[NetworkCell]
+    problems: list[str] = field(default_factory=list)
+    complete: bool = True
+    schema: int = SCHEMA
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU was measured."""
+        return bool(self.settings["device"] != "cpu")
+
+
+def cell_from(data: dict[str, Any]) -> NetworkCell:
+    """A cell again, from :func:`dataclasses.asdict`."""
+    return NetworkCell(**{**data, "sides": [Side(**side) for side in data["sides"]]})
+
+
+def load(path: Path) -> NetworkRun:
+    """Read a run.
+
+    Raises:
+        ValueError: the file is of another schema.
+    """
+    data = json.loads(path.read_text())
+    if data.get("schema") != SCHEMA or any("sides" not in cell for cell in data.get("cells", [])):
+        raise ValueError(f"{path} must be a result of python -m benchmarks models, with schema {SCHEMA}")
+    return NetworkRun(**{**data, "cells": [cell_from(cell) for cell in data["cells"]]})
