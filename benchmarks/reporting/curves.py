@@ -83,11 +83,15 @@ def _panel(panel: Axes, curves: Curves, colours: Mapping[str, str]) -> None:
     panel.set_title(curves.title)
     panel.set_xlabel(curves.x_label)
     panel.set_ylabel(curves.y_label)
-    style.plain_ticks(panel.xaxis)
+    panel.set_xticks(curves.xs, [f"{x:g}" if x < 1e5 else f"{x:.0f}" for x in curves.xs])
+    panel.set_xticks([], minor=True)
+    if max(curves.xs) >= 1e4:
+        panel.tick_params(axis="x", labelrotation=30)
     panel.grid(alpha=0.6)
     # Room for the marks above all curves.
     low, high = panel.get_ylim()
     panel.set_ylim(low, high * (high / low) ** (0.09 * fallen + 0.02))
+    style.plain_ticks(panel.yaxis)
 
 
 def _fallen(panel: Axes, xs: Sequence[float], points: Sequence[Point], colour: str, row: int) -> int:
@@ -110,8 +114,9 @@ def _fallen(panel: Axes, xs: Sequence[float], points: Sequence[Point], colour: s
     first, last = missing[0][0], missing[-1][0]
     all_over = first == xs[0] and last == xs[-1]
     before = first != xs[0]
+    reasons = list(dict.fromkeys(reason or "" for _, reason in missing))
     panel.annotate(
-        "; ".join(dict.fromkeys(reason or "" for _, reason in missing))[:60],
+        "; ".join([*reasons[:2], *(["..."] if len(reasons) > 2 else [])]),
         (first if before or all_over else last, height),
         xycoords=where,
         # Beside the marks where there is room, else below them.

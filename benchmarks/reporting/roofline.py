@@ -69,7 +69,7 @@ def _panel(panel: Axes, cells: list[Cell]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     style.plain_ticks(panel.xaxis)
-    _rates(panel)
+    style.plain_ticks(panel.yaxis, 1e9)
     panel.set_xlabel("FLOPs per compulsory byte")
     panel.set_ylabel("GFLOP/s")
     panel.grid(alpha=0.6)
@@ -109,14 +109,6 @@ def _ceilings(panel: Axes, floors: list[Floor], least: float, most: float) -> No
         ha="left",
         va="center",
     )
-
-
-def _rates(panel: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    style.plain_ticks(panel.yaxis)
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _handles(cells: list[Cell]) -> list[object]:

@@ -86,12 +86,13 @@ def grid(
     return figure, [list(row) for row in panels]
 
 
-def plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any, unit: float = 1.0) -> None:
     """Ticks of a logarithmic axis as plain numbers, with some between powers of ten where there is room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
