@@ -31,7 +31,7 @@ def render(run: Run) -> str:
 
 
 def head(run: Run) -> str:
-    """What was measured where, and what is to be known before anything is read from it."""
+    """Machine, versions, and what is to be said of a run as a whole."""
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
     state = {True: " with changes", False: "", None: ", as the environment says"}[commit["dirty"]]
@@ -92,12 +92,12 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
     peers = peer_names(cells)
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
     unit = Unit.of(run)
-    titles = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
-    titles += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
-    titles += ["plain\ncall"] if run.on_gpu else []
-    titles += ["best /\nours"]
-    titles += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
-    titles += ["extra\nmaps", "best's\nextra"]
+    columns = ["op", "BxNxCxL", "layout", "pass", unit.name, f"floor\n{unit.name}"]
+    columns += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
+    columns += ["plain\ncall"] if run.on_gpu else []
+    columns += ["best /\nours"]
+    columns += [name.replace("compile ", "compile\n").replace(" ", "\n", 1) for name in [*peers, *backends]]
+    columns += ["extra\nmaps", "best's\nextra"]
     rows = [_row(run, cell, [*peers, *backends]) for cell in cells]
     notes = [
         f'{summary.where(dtype, threads)}. {unit.name}: median of "{ours}". Columns from "best" on: time of '
@@ -110,7 +110,7 @@ def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> 
             "with what Python takes to ask for it where that is longer, in multiples of the graph's time. "
             "* behind a figure: it could not be captured, and is timed as a plain call."
         )
-    return f"{table(titles, rows)}\n{wrapped(*notes)}"
+    return f"{table(columns, rows)}\n{wrapped(*notes)}"
 
 
 def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
@@ -148,8 +148,8 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
 
 def _stack_table(run: Run, cells: list[Cell]) -> str:
     unit = Unit.of(run)
-    titles = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
-    titles += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
+    columns = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
+    columns += ["code", unit.name, "eager /\nthis", "extra\nmaps"]
     rows = []
     for cell in cells:
         eager = next((entry for entry in cell.entries if entry.kind == PEER), None)
@@ -161,7 +161,7 @@ def _stack_table(run: Run, cells: list[Cell]) -> str:
             row += [] if run.on_gpu else [str(cell.threads)]
             row += [entry.name, _figure(entry, unit.seconds, unit.form), _number(ratio)]
             rows.append([*row, _extra(entry, cell)])
-    return table(titles, rows)
+    return table(columns, rows)
 
 
 def _summary(run: Run) -> Iterator[str]:

@@ -45,10 +45,8 @@ def _rows(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield from _rows(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
             for item in value:
-                yield (
-                    f"{prefix}{name}",
-                    ", ".join(f"{key}: {_text(item[key])}" for key in item if item[key] is not None),
-                )
+                known = {key: each for key, each in item.items() if each is not None}
+                yield f"{prefix}{name}", ", ".join(f"{key}: {_text(known[key])}" for key in known)
         else:
             yield f"{prefix}{name}", _text(value)
 

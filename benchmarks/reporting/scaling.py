@@ -64,7 +64,10 @@ def _group(series: str) -> Callable[[Cell], str]:
 
     def group(cell: Cell) -> str:
         threads = None if series == "threads" else cell.threads
-        return f"{where(cell.dtype, threads)}, {cell.layout}"
+        shape = cell.shape
+        sizes = {"B": shape.batch, "N": shape.pixels, "C": shape.channels, "L": shape.tokens}
+        label = "x".join(name if name == series else str(size) for name, size in sizes.items())
+        return f"{label} {where(cell.dtype, threads)}, {cell.layout}"
 
     return group
 

@@ -26,11 +26,11 @@ _COLOURS = {
     "eager": "#c8553d",
     "folded": "#3a9d5d",
     "transposed": "#8f6bd1",
-    "sdpa": "#c2571a",
-    "flex": "#b0862b",
+    "sdpa": "#c99a1a",
+    "flex": "#7a8f2d",
     "best peer": BEST,
 }
-_OTHERS = ("#2aa5a0", "#b5569b", "#7a8f2d", "#5b7fa8", "#a3705a")
+_OTHERS = ("#2aa5a0", "#b5569b", "#5b7fa8", "#a3705a", "#6f9e3f")
 SERIES = (OURS, BEST, "#3a9d5d", "#8f6bd1", *_OTHERS)
 
 _RC: dict[Any, Any] = {

@@ -26,7 +26,7 @@ def _verdicts(run: Run) -> dict[int, bool]:
 
 def cells(run: Run) -> Table:
     """Every cell: our time with its quantiles, what it reaches, the best peer, memory."""
-    unit = Unit.of(run)
+    unit = _unit(run)
     verdicts = _verdicts(run)
     titles = ["op", "BxNxCxL", "dtype", "layout", *([] if run.on_gpu else ["threads"]), "pass"]
     titles += [unit.name, "20 %", "80 %", f"floor {unit.name}"]
@@ -55,7 +55,7 @@ def cells(run: Run) -> Table:
 
 def entries(run: Run) -> Table:
     """Everybody in every cell, those without a figure too; folded away."""
-    unit = Unit.of(run)
+    unit = _unit(run)
     titles = ["op", "BxNxCxL", "dtype", "layout", *([] if run.on_gpu else ["threads"]), "pass"]
     titles += ["contender", unit.name, "20 %", "80 %", "rounds", "time / ours", "extra maps", "note"]
     rows = []
@@ -108,9 +108,15 @@ def first_calls(run: Run) -> Iterator[Block]:
     yield Table([*titles, "first call", "second call", "note"], rows)
 
 
+def _unit(run: Run) -> Unit:
+    """Calls in which next to nothing is computed are short on a CPU too."""
+    return Unit("us", 1e-6, ".1f") if run.settings.get("mode") == "overhead" else Unit.of(run)
+
+
 def _name(run: Run, cell: Cell) -> list[Item]:
     threads: list[Item] = [] if run.on_gpu else ["-" if cell.threads is None else str(cell.threads)]
-    return [cell.op, cell.shape.label, cell.dtype, cell.layout, *threads, cell.which]
+    op = cell.op if cell.parts is None else f"{cell.op} in {cell.parts}"
+    return [op, cell.shape.label, cell.dtype, cell.layout, *threads, cell.which]
 
 
 def _times(entry: Entry | None, unit: Unit) -> list[Item]:

@@ -103,7 +103,7 @@ def test_rehearsal_is_reported(rehearsed, capsys, tmp_path):
     assert cli.main(["report", str(path), "--output", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "Stand-in 9000" in page
-    assert "thread" not in page
+    assert "thread(s)" not in page
 
 
 def test_switches_are_as_before(rehearsed):

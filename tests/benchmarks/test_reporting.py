@@ -36,11 +36,18 @@ from benchmarks.reporting.sources import read, read_all
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = cases.Shape(3, 4, 5, 16, 4)
 MACHINE = {
-    "versions": {"torch": "2.99", "vt_fast": "0.77", "triton": "3.55"},
-    "devices": {"cpu": "Made-up <1> & Co", "cores": "2", "instructions": "none"},
+    "versions": {
+        "torch": "2.99",
+        "vt_fast": "0.77",
+        "triton": "3.55",
+        **dict.fromkeys(("python", "platform", "numpy"), "some"),
+    },
+    "devices": {"cpu": "Made-up <1> & Co", "cores": "2", "threads": 2, "instructions": "none", "gpu": "none"},
     "commit": {"hash": "0123456789abcdef", "dirty": False},
     "load": [0.1234567, 0.25],
 }
+SETTINGS = {"passes": list(cases.PASSES), "peers": None, "budget": {}, "quick": False, "threads": [1]}
+GPU_SETTINGS = {"passes": [], "peers": [], "budget": {}, "quick": False, "device": "cuda:0", "tf32": False}
 
 
 def cell(op="project", which=cases.FORWARD, dtype="fp32", layout="nchw", threads=1, ours=0.0051):
@@ -62,9 +69,7 @@ def stack_cell(**changes):
 
 
 def ops_run(cells=None, **settings):
-    return records.Run(
-        MACHINE, {"quick": False, **settings}, [cell(), stack_cell()] if cells is None else cells
-    )
+    return records.Run(MACHINE, {**SETTINGS, **settings}, [cell(), stack_cell()] if cells is None else cells)
 
 
 def network_cell(kind=STAGE, which=INFERENCE, name="thing, 7 x 7"):
@@ -278,11 +283,12 @@ def test_rates_are_images_over_seconds_and_failures_are_named():
 def test_gpu_run_has_no_threads_and_microseconds(tmp_path):
     about = {**MACHINE, "gpu": standin.ABOUT}
     left_out = [{"case": "project 1x2x3x4", "why": "memory", "reason": "8 GiB"}]
-    run = records.Run(about, {"device": "cuda:0", "left_out": left_out}, [cell(dtype="bf16", threads=None)])
+    run = records.Run(about, {**GPU_SETTINGS, "left_out": left_out}, [cell(dtype="bf16", threads=None)])
     records.save(run, tmp_path / "gpu.json")
     report([tmp_path / "gpu.json"], tmp_path)
     text = (tmp_path / "report.html").read_text()
-    assert "thread" not in text
+    assert "thread(s)" not in text
+    assert ">threads<" not in text
     assert "10200.0" in text
     assert "floor / time" in text
     assert "project 1x2x3x4" in text
@@ -322,9 +328,10 @@ def test_series_become_curves_of_time_and_memory(tmp_path):
         "eager", records.PEER, records.SKIPPED, "needs about 9 GB in all", needs_bytes=9_100_000_000
     )
     cells = [scaled(400, refused), scaled(100, cell().entries[2])]
-    run = records.Run(MACHINE, {"mode": "scaling"}, cells)
+    run = ops_run(cells, mode="scaling")
     (found,) = scaling.panels(run, "N", "ms", scaling.milliseconds)
     assert found.xs == [100, 400]
+    assert found.title == "project, forward\n3xNx16x4 fp32, 1 thread(s), nchw"
     ours = found.series["vt_fast cpu"][0]
     assert [ours.value, ours.low, ours.high] == pytest.approx([10.2, 7.14, 13.26])
     assert [point.value for point in found.series["eager"]] == [pytest.approx(35.3), None]
