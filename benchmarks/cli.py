@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import cases, documents, launch, machine, origins, overhead, records, running, scaling
 from benchmarks.networks import command
+from benchmarks.reporting import command as reporting
 from benchmarks.timing import QUICK, Budget
 
 if TYPE_CHECKING:
@@ -41,11 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "predict":
         return _predict(options)
-    if options.command == "plot":
-        from benchmarks.plot import plot
-
-        print(plot(records.load(options.file), options.file.with_suffix(".png")))
-        return 0
+    if options.command == "report":
+        return reporting.main(options)
     settings = json.loads(options.file.read_text()).get("settings", {})
     if "networks" in settings:
         print(command.show(options.file))
@@ -84,9 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     for measuring in (cpu, gpu, models, scaling_parser, overhead_parser):
         measuring.add_argument("--compare", type=Path, metavar="OLD", help="and then with this result file")
         measuring.add_argument("--force", action="store_true", help="even if OLD is of another machine")
-    for name, text in (("show", "print a result file again"), ("plot", "draw a result file")):
-        reader = commands.add_parser(name, help=text)
-        reader.add_argument("file", type=Path, metavar="FILE")
+    show = commands.add_parser("show", help="print a result file again")
+    show.add_argument("file", type=Path, metavar="FILE")
+    report = commands.add_parser("report", help="result files as an HTML page, Markdown and pictures")
+    reporting.add_arguments(report, RESULTS / "report")
     compare = commands.add_parser("compare", help="what has become slower or faster by more than noise")
     compare.add_argument("new", type=Path, metavar="NEW")
     compare.add_argument("old", type=Path, metavar="OLD")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks import summary
@@ -71,7 +71,7 @@ def _gpu(run: Run) -> str:
     return f"{name}, {driver}, triton {versions['triton']}"
 
 
-class _Unit(NamedTuple):
+class Unit(NamedTuple):
     """In what a table has times."""
 
     name: str
@@ -79,20 +79,25 @@ class _Unit(NamedTuple):
     form: str
 
     @classmethod
-    def of(cls, run: Run) -> _Unit:
+    def of(cls, run: Run) -> Unit:
         """A GPU's calls are shorter."""
         return cls("us", 1e-6, ".1f") if run.on_gpu else cls("ms", 1e-3, ".2f")
 
 
+def peer_names(cells: Sequence[Cell]) -> list[str]:
+    """All peers of some cells, in the registry's order.
+
+    Those that take part on one kind of device alone come last.
+    """
+    found = [entry.name for cell in cells for entry in cell.entries if entry.kind == PEER]
+    return list(dict.fromkeys([*(name for name in NAMES if name in found), *found]))
+
+
 def _ops_table(run: Run, cells: list[Cell], dtype: str, threads: int | None) -> str:
     backends = list(dict.fromkeys(e.name for cell in cells for e in cell.entries if e.kind == BACKEND))
-    present = {entry.name for cell in cells for entry in cell.entries}
-    known = [name for name in NAMES if name in present]
-    # With those behind them that take part on one kind of device alone.
-    found = [entry.name for cell in cells for entry in cell.entries if entry.kind == PEER]
-    peers = list(dict.fromkeys([*known, *found]))
+    peers = peer_names(cells)
     ours = next((cell.ours.name for cell in cells if cell.ours is not None), "ours")
-    unit = _Unit.of(run)
+    unit = Unit.of(run)
     columns = ["op", "BxNxCxL", "layout", "pass", unit.name, "20 to\n80 %", f"floor\n{unit.name}"]
     columns += ["floor /\ntime" if run.on_gpu else "time /\nfloor", "bound"]
     columns += ["plain\ncall"] if run.on_gpu else []
@@ -123,7 +128,7 @@ def _models(cells: list[Cell]) -> Iterator[str]:
 
 
 def _row(run: Run, cell: Cell, others: list[str]) -> list[str]:
-    times = _Unit.of(run)
+    times = Unit.of(run)
     entries = {entry.name: entry for entry in cell.entries}
     ours, best = cell.ours, cell.best_peer
     row = [cell.op, cell.shape.label, cell.layout, _PASS.get(cell.which, "fwd+bwd")]
@@ -157,7 +162,7 @@ def _extra(entry: Entry | None, cell: Cell) -> str:
 
 
 def _stack_table(run: Run, cells: list[Cell]) -> str:
-    unit = _Unit.of(run)
+    unit = Unit.of(run)
     columns = ["stack", "layout", "pass", "dtype", *([] if run.on_gpu else ["threads"])]
     columns += ["code", unit.name, "20 to\n80 %", "eager /\nthis", "extra\nmaps"]
     rows = []

@@ -1,0 +1,108 @@
+"""The report of a run of ``python -m benchmarks models``: networks and their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from benchmarks.networks.cases import NECK, STAGE
+from benchmarks.networks.records import NetworkCell, NetworkRun
+from benchmarks.networks.report import goals
+from benchmarks.networks.sides import CONVOLUTIONAL, FUSED
+from benchmarks.reporting import environment, rates
+from benchmarks.reporting.blocks import (
+    Block,
+    Heading,
+    Item,
+    Marks,
+    Paragraph,
+    Picture,
+    Table,
+    Tiles,
+    number,
+)
+from benchmarks.reporting.figures import spread
+from benchmarks.summary import geometric_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES: Mapping[str, tuple[Callable[[list[NetworkCell]], Figure | None], str, str, str]] = {
+    "rate": (
+        lambda cells: rates.draw(cells, "images/s", rates.rate),
+        "Images per second",
+        "Bars: images per second of each network and part, by pass",
+        rates.RATE_CAPTION,
+    ),
+    "memory": (
+        lambda cells: rates.draw(cells, "MB", rates.megabytes),
+        "Memory",
+        "Bars: peak memory of each network and part, by pass",
+        rates.MEMORY_CAPTION,
+    ),
+}
+
+
+def blocks(name: str, run: NetworkRun) -> Iterator[Block]:
+    """All of one file, under its name."""
+    cells = run.cells
+    yield Heading(f"{name}: networks", 2)
+    yield Paragraph(environment.headline(run))
+    if run.settings.get("quick"):
+        yield Paragraph("A quick run: its networks are tiny and its figures mean nothing.")
+    if not run.complete:
+        yield Paragraph("This run was not finished.")
+    marks = list(goals(cells))
+    yield _tiles(cells, [mark.met for mark in marks])
+    if marks:
+        yield Heading("Summary")
+        yield Marks(marks)
+    for slug, (draw, title, alternative, caption) in PICTURES.items():
+        figure = draw(cells)
+        if figure is not None:
+            yield Heading(title)
+            yield Picture(f"{name}-{slug}", figure, alternative, caption)
+    yield Heading("All networks")
+    yield _table(cells)
+    yield from (Paragraph(f"Problem: {problem}") for problem in run.problems)
+    yield from environment.section(run)
+
+
+def _tiles(cells: list[NetworkCell], met: list[bool | None]) -> Tiles:
+    tiles = []
+    for kinds, what in (((STAGE,), "stages"), ((NECK,), "pyramids")):
+        for which in dict.fromkeys(cell.which for cell in cells):
+            found = [_speed(c, FUSED) for c in cells if c.kind in kinds and c.which == which]
+            known = [ratio for ratio in found if ratio is not None]
+            if known:
+                text = f"as fast as convolutions, {what}, {which}, geometric mean"
+                tiles.append((f"{geometric_mean(known):.2f} x", text))
+    tiles.append((f"{sum(bool(each) for each in met)} of {len(met)}", "goals met"))
+    return Tiles(tiles)
+
+
+def _speed(cell: NetworkCell, name: str) -> float | None:
+    side, base = cell.side(name), cell.side(CONVOLUTIONAL)
+    return None if side is None or base is None else base.median / side.median
+
+
+def _table(cells: list[NetworkCell]) -> Table:
+    titles = ["network", "kind", "dtype", "layout", "threads", "pass", "code", "ms", "20 %", "80 %", "rounds"]
+    titles += ["images/s", "times as fast as convolutions", "GMACs", "peak MB", "note"]
+    rows = []
+    for cell in cells:
+        for side in cell.sides:
+            times = spread(side.seconds) if side.seconds else (None, None, None)
+            threads = "-" if cell.threads is None else str(cell.threads)
+            row: list[Item] = [cell.name, cell.kind, cell.dtype, cell.layout, threads, cell.which, side.name]
+            row += [number(value, ".2f", 1e-3) for value in times]
+            row += [
+                number(len(side.seconds), ".0f"),
+                number(cell.batch / side.median if side.seconds else None),
+                number(_speed(cell, side.name)),
+                number(side.macs, ".2f", 1e9),
+                number(side.peak_bytes, ".1f", 1e6),
+                side.reason or "",
+            ]
+            rows.append(row)
+    return Table(titles, rows)
