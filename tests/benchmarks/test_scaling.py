@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import standin
 import torch
 
 pytest.importorskip("tqdm")
@@ -177,6 +178,6 @@ def test_first_calls_of_fresh_processes(monkeypatch):
 
 def test_first_calls_survive_json(tmp_path):
     each = records.FirstCall("eager", "tokenize", SHAPE, "fp32", cold=True, first=[1.0])
-    run = records.Run({}, {}, [], first_calls=[each])
+    run = records.Run(standin.MACHINE, standin.CPU_SETTINGS, [], first_calls=[each])
     records.save(run, tmp_path / "run.json")
     assert records.load(tmp_path / "run.json") == run
