@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
         problems.append("interrupted")
     except RuntimeError as error:
         problems.append(str(error))
-    output = options.output or RESULTS / f"models-{options.device}{'-quick' if options.quick else ''}.json"
+    output = options.output or RESULTS / f"models-{options.device if _is_full(options) else 'partial'}.json"
     record = {
         "schema": SCHEMA,
         "machine": machine.describe(),
@@ -91,6 +91,15 @@ def main(options: argparse.Namespace) -> int:
     print(f"\nwritten to {output} after {time.monotonic() - start:.0f} s")
     wrong = any(side.reason is not None for cell in cells for side in cell.sides)
     return 1 if wrong or problems or not cells else 0
+
+
+def _is_full(options: argparse.Namespace) -> bool:
+    """Whether everything was measured: else the file of a full run is not written over."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    aside = ("device", "threads", "output")
+    return all(getattr(options, name) == value for name, value in defaults.items() if name not in aside)
 
 
 def show(path: Path) -> str:
