@@ -115,7 +115,7 @@ compilers: $(VENV)/dev.stamp
 
 clean:
 	rm -f vt_fast/_native/*.so vt_fast/_native/build.json
-	rm -rf $(VENV) build dist vt_fast.egg-info demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist vt_fast.egg-info demo_output paper_output .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment must not look like a whole one, hence stamps and not the files themselves.

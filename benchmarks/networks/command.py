@@ -77,7 +77,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
     except RuntimeError as error:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
-    output = options.output or RESULTS / f"models-{options.device}{'-quick' if options.quick else ''}.json"
+    output = options.output or RESULTS / f"models-{options.device if _is_full(options) else 'partial'}.json"
     records.save(run, output)
     print(render(run.cells))
     for problem in run.problems:
@@ -95,6 +95,15 @@ def _machine(device: str) -> dict[str, Any]:
     from benchmarks import gpu_machine
 
     return gpu_machine.describe()
+
+
+def _is_full(options: argparse.Namespace) -> bool:
+    """Whether everything was measured: else the file of a full run is not written over."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    aside = ("device", "threads", "output", "compare", "force")
+    return all(getattr(options, name) == value for name, value in defaults.items() if name not in aside)
 
 
 def show(path: Path) -> str:

@@ -10,7 +10,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import cli
 from benchmarks.device import Device
-from benchmarks.networks import gate, measuring, report
+from benchmarks.networks import command, gate, measuring, report
 from benchmarks.networks.cases import CLASSIFIER, KINDS, STAGE, Case, Tokens, cases
 from benchmarks.networks.measuring import NetworkCell, Side
 from benchmarks.networks.sides import (
@@ -116,6 +116,16 @@ def test_goals():
     text = report.render([cell(STAGE, 1.0), cell(STAGE, 4.0), cell("neck", 1.0), cell(CLASSIFIER, 9.0)])
     assert text.count("MISSED") == 2
     assert text.count("met ") == 1
+
+
+def test_only_a_full_run_writes_over_the_result_of_one():
+    for arguments, full in (
+        ([], True),
+        (["--threads", "1"], True),
+        (["--quick"], False),
+        (["--only", "FPN"], False),
+    ):
+        assert command._is_full(cli._parser().parse_args(["models", *arguments])) == full
 
 
 def test_the_command(tmp_path, capsys):
