@@ -13,7 +13,7 @@ from benchmarks.cases import STACK
 from benchmarks.ceilings import Rates
 from benchmarks.contenders import Contender
 from benchmarks.device import Call, Device
-from benchmarks.gate import OURS, PEERS, Gate, complaint
+from benchmarks.gate import OURS, PEERS, Gate, complaint, reached
 from benchmarks.limits import Compiling
 from benchmarks.records import PEER, Entry
 from benchmarks.trial import Trial
@@ -37,8 +37,8 @@ class Admission(NamedTuple):
     def check(self, name: str, values: Sequence[Tensor]) -> str | None:
         """A complaint about what a call has computed when it was made again, or None."""
         contender = next(other for other in self.trial.contenders if other.name == name)
-        reached = self.gate.reached(self.trial.named(contender, values))
-        return complaint(reached, self.gate.allowed(reached, _multiple(self.trial, contender)))
+        found = reached(self.trial.case, self.trial.truth, self.trial.named(contender, values))
+        return complaint(found, self.gate.allowed(found, _multiple(self.trial, contender)))
 
 
 def admit(
@@ -76,11 +76,9 @@ def admit(
             continue
         try:
             values, seconds = _run(trial.device, entry, contender, call, compiling)
+            entry.errors = reached(trial.case, trial.truth, trial.named(contender, values))
             if gate is None:
-                gate = Gate.make(trial.case, trial.truth, trial.named(contender, values))
-                entry.errors = gate.yardstick
-            else:
-                entry.errors = gate.reached(trial.named(contender, values))
+                gate = Gate.make(trial.case, trial.truth, entry.errors)
             del values
             entry.allowed = gate.allowed(entry.errors, _multiple(trial, contender))
             entry.reason = complaint(entry.errors, entry.allowed)
