@@ -42,8 +42,8 @@ help:
 	@echo 'make interpreted  the part of it that runs the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make offline  compile the Triton kernels for GPUs that are not there; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
-	@echo 'make bench   times against the floor and against other code; takes about half an hour, so leave the'
-	@echo '             machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test; --help: what else)'
+	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
+	@echo '             over an hour, so leave the machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test)'
 	@echo 'make gpu     the tests that need a GPU and the benchmark on it, with the torch that $(PYTHON) has'
 	@echo '             (VT_FAST_GPU_BUDGET=60: minutes; VT_FAST_GPU_QUICK=1: a smoke test; installs nothing)'
 	@echo 'make lint    ruff, mypy and clang-format'
@@ -72,7 +72,7 @@ offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks.offline $(OFFLINE_FLAGS)
 
 bench: $(VENV)/demo.stamp $(VENV)/native.stamp
-	$(PY) -m benchmarks cpu $(BENCH_FLAGS)
+	$(PY) -m benchmarks all $(BENCH_FLAGS)
 
 # Not in .venv: who has a GPU has a torch for it.
 gpu:

@@ -94,6 +94,10 @@ def _named(found: Comparison) -> Iterator[str]:
         if both:
             yield f"{title}:"
             yield from (f"  {_line(each, found)}" for each in both)
+    if found.grown:
+        yield "MORE MEMORY:"
+        for grown in found.grown:
+            yield f"  {grown.cell}, {grown.name}: {grown.old / 1e6:.3g} MB -> {grown.new / 1e6:.3g} MB"
     if found.lost:
         yield "WITHOUT A FIGURE NOW:"
         yield from (f"  {each.cell}, {each.name}: {each.why}" for each in found.lost)

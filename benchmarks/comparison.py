@@ -18,6 +18,8 @@ _MACHINE = (
     (("gpu", "name"), "GPU"),
     (("versions", "torch"), "torch"),
 )
+# What memory may grow by: a share, and bytes.
+_MEMORY_SHARE, _MEMORY_BYTES = 0.02, 1 << 16
 _SETTINGS = (("mode", "mode"), ("quick", "--quick"), ("tf32", "--tf32"))
 
 
@@ -29,10 +31,20 @@ class Lost(NamedTuple):
     why: str
 
 
+class Grown(NamedTuple):
+    """A figure of ours that takes more memory than before, in bytes."""
+
+    cell: str
+    name: str
+    old: int
+    new: int
+
+
 class Comparison(NamedTuple):
     """What two runs have in common, and how it differs.
 
     ``verdicts`` are of single cells and ``groups`` of the means of those that are the same singly.
+    ``grown``: where memory is no longer what it was.
     ``alone``: how many cells are in NEW or in OLD only. ``forced``: differences for which they would not have
     been compared.
     """
@@ -41,6 +53,7 @@ class Comparison(NamedTuple):
     verdicts: list[Verdict]
     groups: list[Verdict]
     lost: list[Lost]
+    grown: list[Grown]
     cells: int
     alone: tuple[int, int]
     forced: list[str]
@@ -53,7 +66,7 @@ class Comparison(NamedTuple):
     @property
     def status(self) -> int:
         """What a command exits with."""
-        return 1 if self.regressions or self.lost else 0
+        return 1 if self.regressions or self.lost or self.grown else 0
 
 
 def differences(
@@ -126,6 +139,7 @@ def compare(new: AnyRun, old: AnyRun, *, force: bool = False) -> Comparison:
         verdicts,
         noise.judged(noise.means(quiet)),
         lost,
+        [grown for pair in pairs.values() if (grown := _grown(*pair)) is not None],
         len(common),
         (len(cells[0]) - len(common), len(cells[1]) - len(common)),
         forced,
@@ -134,6 +148,14 @@ def compare(new: AnyRun, old: AnyRun, *, force: bool = False) -> Comparison:
 
 def _counts(figure: Figure) -> bool:
     return len(figure.seconds) >= noise.LEAST_TIMES and statistics.median(figure.seconds) > 0
+
+
+def _grown(was: Figure, now: Figure) -> Grown | None:
+    """Memory has no noise but what an allocator rounds to, and the bytes that its bookkeeping takes."""
+    if was.role != OURS or was.memory is None or now.memory is None:
+        return None
+    allowed = max(_MEMORY_SHARE * was.memory, _MEMORY_BYTES)
+    return Grown(was.cell, was.name, was.memory, now.memory) if now.memory > was.memory + allowed else None
 
 
 def _left_out(run: AnyRun, name: str) -> bool:

@@ -83,7 +83,7 @@ _SETTINGS: dict[str, dict[str, Schema]] = {
         "sides": _NAMES,
         "dtype": _NAMES,
         "layout": _NAMES,
-        "device": {"enum": ["cpu", "cuda"]},
+        "device": _TEXT,
         "threads": _COUNT,
     },
 }
@@ -170,7 +170,7 @@ def check(data: dict[str, Any], path: Path) -> None:
         ValueError: it does not fit; the first complaints are in the message.
     """
     kind = kind_of(data)
-    on_gpu = kind == NETWORKS and data["settings"].get("device") == "cuda"
+    on_gpu = kind == NETWORKS and data["settings"].get("device") != "cpu"
     found = list(islice(complaints(data, schema(kind, gpu=on_gpu)), 4))
     if found:
         more = ", ..." if len(found) > 3 else ""

@@ -10,7 +10,7 @@ from benchmarks import documents, records, summary
 from benchmarks.networks import records as networks
 from benchmarks.networks.records import NetworkRun
 from benchmarks.networks.sides import FUSED
-from benchmarks.records import EAGER, PEER, Cell, Entry, Run
+from benchmarks.records import EAGER, PEER, Cell, Entry, FirstCall, Run
 
 AnyRun: TypeAlias = Run | NetworkRun
 
@@ -24,7 +24,7 @@ class Incomparable(ValueError):
 
 
 class Figure(NamedTuple):
-    """All times of somebody in a cell. ``missing``: why there are none.
+    """All times of somebody in a cell. ``missing``: why there are none. ``memory``: bytes at the peak.
 
     ``group``: cells that belong together. ``stratum``: figures that are scattered alike from run to run.
     """
@@ -36,6 +36,7 @@ class Figure(NamedTuple):
     role: str
     seconds: list[float]
     missing: str | None = None
+    memory: int | None = None
 
 
 def load(path: Path) -> AnyRun:
@@ -74,7 +75,7 @@ def _of_networks(run: NetworkRun) -> Iterator[Figure]:
             # The paper's equations are plain PyTorch, however they are wrapped.
             role = OURS if side.name == FUSED else CONTROL
             missing = None if side.seconds else side.reason or "it was not timed"
-            yield Figure(label, group, threads, side.name, role, side.seconds, missing)
+            yield Figure(label, group, threads, side.name, role, side.seconds, missing, side.peak_bytes)
 
 
 def _of_ops(run: Run) -> Iterator[Figure]:
@@ -87,6 +88,14 @@ def _of_ops(run: Run) -> Iterator[Figure]:
         for entry in cell.entries:
             yield from _of_entry(entry, label, group, stratum)
         yield from _ceiling(cell, label, group, stratum)
+    for call in run.first_calls:
+        yield _first_call(call)
+
+
+def _first_call(call: FirstCall) -> Figure:
+    label = f"first call, {call.op} {call.shape.label} {call.dtype}, caches {'cold' if call.cold else 'warm'}"
+    role = OURS if call.name.startswith("vt_fast") else CONTROL
+    return Figure(label, "first calls", "first calls", call.name, role, call.first, call.reason)
 
 
 def _of_entry(entry: Entry, cell: str, group: str, stratum: str) -> Iterator[Figure]:
@@ -95,7 +104,7 @@ def _of_entry(entry: Entry, cell: str, group: str, stratum: str) -> Iterator[Fig
     missing = None if entry.timed else f"{entry.status}: {entry.reason}" if entry.reason else entry.status
     if entry.timed_as == EAGER:
         seconds, plain, missing = [], plain or entry.seconds, entry.note
-    yield Figure(cell, group, stratum, entry.name, role, seconds, missing)
+    yield Figure(cell, group, stratum, entry.name, role, seconds, missing, entry.extra_bytes)
     if plain:
         yield Figure(
             cell, f"{group}, {PLAIN}", f"{stratum}, {PLAIN}", f"{entry.name}, plain call", role, plain

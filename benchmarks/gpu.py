@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu``: cases in order of importance, in this process, as far as the time goes."""
+"""A run on a GPU: cases in order of importance, in this process, as far as the time goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from benchmarks import cases, gpu_machine, origins, records
+from benchmarks import cases, origins, records, running
 from benchmarks.admission import cause
 from benchmarks.cases import FORWARD, Case
 from benchmarks.ceilings import Ceilings
@@ -23,12 +23,10 @@ from benchmarks.peers_gpu import ABSENT, ALL_NAMES, DEFAULT_NAMES, PLAIN_NAMES, 
 from benchmarks.records import Cell, Run
 from benchmarks.timing import QUICK, Budget
 from benchmarks.trial import Problem, Trial, pose
-from vt_fast import backends
 
 if TYPE_CHECKING:
     from benchmarks.compare import Before
 
-PARTIAL = "gpu-partial.json"
 # The shortest calls take 10 us, and 11 rounds of them say little.
 BUDGET = Budget(seconds=0.2, least=11, most=50)
 # Seconds that one compilation may take; with kernels tuned, several times that.
@@ -51,7 +49,7 @@ def plan(options: argparse.Namespace) -> Plan:
     """What the command line asks for.
 
     Raises:
-        ValueError: a peer is not known.
+        UsageError: a peer is not known.
     """
     shapes: tuple[cases.Shape, ...] = cases.QUICK_SHAPES if options.quick else cases.GPU_SHAPES
     if options.shape:
@@ -60,7 +58,8 @@ def plan(options: argparse.Namespace) -> Plan:
     budget = QUICK if options.quick else BUDGET
     if options.seconds is not None:
         budget = budget._replace(seconds=options.seconds)
-    chosen = cases.by_importance(shapes, stack, options.op, options.dtype, options.layout)
+    dtypes = options.dtype or cases.GPU_DTYPES
+    chosen = cases.by_importance(shapes, stack, options.op, dtypes, options.layout)
     return Plan(
         list(chosen),
         options.passes,
@@ -73,31 +72,16 @@ def plan(options: argparse.Namespace) -> Plan:
 
 
 def _peers(options: argparse.Namespace) -> list[str]:
-    names: list[str] = options.peers
+    names: Sequence[str] = options.peers
     if names is None:
         # Compiling takes longer than all the rest of a quick run.
-        names = list(PLAIN_NAMES if options.quick else DEFAULT_NAMES)
+        names = PLAIN_NAMES if options.quick else DEFAULT_NAMES
     elif names == ["plain"]:
-        names = list(PLAIN_NAMES)
-    unknown = [name for name in names if name not in ALL_NAMES]
-    if unknown:
-        raise ValueError(f"--peers must be names from benchmarks/peers.py, got {', '.join(unknown)}")
-    return list(dict.fromkeys([*names, *(TUNED_NAMES if options.max_autotune else ())]))
+        names = PLAIN_NAMES
+    return running.known_peers([*names, *(TUNED_NAMES if options.max_autotune else ())], ALL_NAMES)
 
 
-def unusable(index: int) -> str | None:
-    """Why no GPU can be measured here, or None."""
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA or ROCm device; python -m vt_fast info says what there is"
-    if not 0 <= index < torch.cuda.device_count():
-        return f"--device must be from 0 to {torch.cuda.device_count() - 1}, got {index}"
-    reason = dict(backends.report())["triton"]
-    return None if reason is None else f'the backend "triton" cannot run here: {reason}'
-
-
-def run(
-    options: argparse.Namespace, *, full: bool, before: Before | None = None
-) -> tuple[int, Run | None, Path | None]:
+def run(options: argparse.Namespace, *, full: bool, before: Before | None = None) -> tuple[int, Run, Path]:
     """Measure; returns the exit status, the run and its file.
 
     Args:
@@ -106,29 +90,22 @@ def run(
         before: what the run will be compared with.
 
     Raises:
+        UsageError: no such GPU can be measured here, or the arguments cannot be carried out.
         Incomparable: it cannot be compared with that.
     """
-    reason = unusable(options.device)
-    if reason is None:
-        try:
-            todo = plan(options)
-        except ValueError as error:
-            reason = str(error)
-    if reason is not None:
-        print(f"error: {reason}", file=sys.stderr)
-        return 2, None, None
-    device = Gpu(options.device)
-    about = gpu_machine.describe(options.device)
+    about = running.machine_of(options.device)
+    todo = plan(options)
+    device = Gpu(running.index_of(options.device))
     if before is not None:
         settings = {"device": str(device.torch_device), "quick": todo.quick, "tf32": todo.tf32}
         before.accept(Run(about, settings, []))
-    partial = options.output or options.results / PARTIAL
-    found, status = conduct(todo, device, about, partial)
-    path = partial
-    if full and found.complete and options.output is None:
-        path = options.results / f"gpu-{gpu_machine.slug(about['gpu']['name'])}.json"
-        records.save(found, path)
-        partial.unlink()
+    path = running.file_of(options, options.command, about, full=False)
+    found, status = conduct(todo, device, about, path)
+    final = running.file_of(options, options.command, about, full=True)
+    if full and found.complete and final != path:
+        records.save(found, final)
+        path.unlink()
+        path = final
     return status, found, path
 
 

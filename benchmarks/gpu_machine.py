@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 
 from benchmarks import machine
+from vt_fast import backends
 
 # What nvidia-smi is asked for: what bounds the clocks, and what they were.
 _FIELDS = (
@@ -31,14 +31,14 @@ def describe(index: int = 0) -> dict[str, Any]:
     return {**machine.describe(), "gpu": _facts(index)}
 
 
-def slug(name: str) -> str:
-    """A device's name for a file.
-
-    Example:
-        >>> slug("NVIDIA H100 80GB HBM3")
-        'nvidia-h100-80gb-hbm3'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def unusable(index: int) -> str | None:
+    """Why no GPU can be measured here, or None."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device; python -m vt_fast info says what there is"
+    if not 0 <= index < torch.cuda.device_count():
+        return f"--device must be at most cuda:{torch.cuda.device_count() - 1}, got cuda:{index}"
+    reason = dict(backends.report())["triton"]
+    return None if reason is None else f'the backend "triton" cannot run here: {reason}'
 
 
 def _facts(index: int) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cases, first_call, launch, records, running
+from benchmarks import cases, first_call, records, running
 from benchmarks.cases import FORWARD, STACK, Case, Shape
 from benchmarks.records import Cell, Run
+from benchmarks.running import CPU, Finished
 from benchmarks.timing import Budget
 from vt_fast.demo.tables import table, wrapped
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from benchmarks.compare import Before
 
 MODE = "overhead"
-RESULTS = Path(__file__).resolve().parent / "results"
 # So small that computing takes a microsecond or two.
 SHAPES = (Shape(1, 4, 4, 32, 4), Shape(1, 14, 14, 64, 8))
 STACK_SHAPE = Shape(1, 4, 4, 64, 4)
@@ -42,32 +40,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="few calls, one op, one first call of each: a smoke test"
     )
     parser.add_argument("--op", nargs="+", choices=ops, default=ops)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", type=running.device_name, default=CPU, help="cpu, cuda or cuda:N; default: %(default)s"
+    )
     parser.add_argument("--dtype", choices=cases.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: {', '.join(PEERS)}")
     parser.add_argument("--no-first-call", action="store_true", help="without fresh processes")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
 
 
-def main(options: argparse.Namespace, before: Before | None = None) -> int:
-    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured."""
+def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
+    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured.
+
+    Raises:
+        UsageError: the arguments cannot be carried out.
+        Incomparable: the run cannot be compared with that before.
+    """
     from benchmarks.peers_gpu import ABSENT, ALL_NAMES
 
     peers = options.peers
     if peers is None:
         # Compiling takes longer than all the rest of a quick run.
         peers = [name for name in PEERS if not (options.quick and name.startswith("compile "))]
-    unknown = [name for name in peers if name not in ALL_NAMES]
-    if unknown:
-        problem = f"--peers must be names that python -m benchmarks list prints, got {', '.join(unknown)}"
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    on_gpu = options.device != "cpu"
+    on_gpu = options.device != CPU
     dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     todo = chosen(options.op, dtype, quick=options.quick)
     plan: dict[str, Any] = {
         "passes": list(cases.PASSES),
-        "peers": peers,
+        "peers": running.known_peers(peers, ALL_NAMES),
         "budget": (QUICK_BUDGET if options.quick else BUDGET)._asdict(),
         # Ceilings mean nothing here, and are measured by small calls.
         "quick": True,
@@ -75,12 +74,10 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
         "repeat": QUICK_REPEAT if options.quick else REPEAT,
     }
     # One thread: two would only wait for each other.
-    cpus = launch.available_cpus()[:1]
+    cpus = running.cpus_of(1)
     settings = {"mode": MODE, **plan, "quick": options.quick, "dtype": dtype, "threads": 1, "absent": ABSENT}
     run = Run(running.machine_of(options.device), settings, [], complete=False)
-    full = not options.quick and options.peers is None and options.op == [*cases.OPS, STACK]
-    name = f"{MODE}-{options.device}" if full and not options.no_first_call else f"{MODE}-partial"
-    output = options.output or RESULTS / f"{name}.json"
+    output = running.file_of(options, MODE, run.machine, full=running.is_full(options, add_arguments))
 
     def mark(cell: Cell) -> None:
         cell.floor = None  # of a call that computes nothing there is none
@@ -96,7 +93,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
     print(render(run))
     print(f"\nwritten to {output}")
     compared = 0 if before is None else before.report(run)
-    return status or running.verdict(run) or compared
+    return Finished(status or running.verdict(run) or compared, output)
 
 
 def chosen(ops: Sequence[str], dtype: str, *, quick: bool) -> list[Case]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import cases, launch, running, series
+from benchmarks import cases, running, series
 from benchmarks.cases import FORWARD
 from benchmarks.records import Cell, Entry, Run
+from benchmarks.running import CPU, CUDA, Finished, UsageError
 from benchmarks.timing import QUICK, Budget
 from vt_fast.demo.tables import table, wrapped
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from benchmarks.compare import Before
 
 MODE = "scaling"
-RESULTS = Path(__file__).resolve().parent / "results"
 BUDGET = Budget(seconds=0.3, least=5, most=100, patience=3.0)
 _SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 
@@ -29,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=series.NAMES, default=list(series.NAMES))
     parser.add_argument("--op", nargs="+", choices=cases.OPS, default=list(cases.OPS))
     parser.add_argument("--pass", nargs="+", choices=cases.PASSES, default=list(cases.PASSES), dest="passes")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", type=running.device_name, default=CPU, help="cpu, cuda or cuda:N; default: %(default)s"
+    )
     parser.add_argument("--dtype", choices=cases.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--layout", choices=cases.LAYOUTS, default=cases.LAYOUTS[0])
     parser.add_argument("--threads", type=int, metavar="T", help="of a CPU; default: all that may be used")
@@ -41,63 +41,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="what would need more in all is not run, and says so; default: 0.7 of what is free",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
 
 
-def main(options: argparse.Namespace, before: Before | None = None) -> int:
-    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured."""
-    from benchmarks import memory
+def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
+    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured.
+
+    Raises:
+        UsageError: the arguments cannot be carried out.
+        Incomparable: the run cannot be compared with that before.
+    """
     from benchmarks.peers_gpu import ABSENT, ALL_NAMES, DEFAULT_NAMES, PLAIN_NAMES
 
-    cpus = launch.available_cpus()
-    threads = len(cpus) if options.threads is None else options.threads
+    cpus = running.cpus_of(options.threads)
+    on_gpu = options.device != CPU
     peers = options.peers
     if peers is None:
         peers = list(DEFAULT_NAMES if options.compile else PLAIN_NAMES)
-    unknown = [name for name in peers if name not in ALL_NAMES]
-    problem = None
-    if not 1 <= threads <= len(cpus):
-        problem = f"--threads must be from 1 to {len(cpus)}, the CPUs that may be used"
-    elif unknown:
-        problem = f"--peers must be names that python -m benchmarks list prints, got {', '.join(unknown)}"
-    elif options.memory is not None and not options.memory > 0:
-        problem = f"--memory must be above 0, got {options.memory}"
-    if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
-    on_gpu = options.device != "cpu"
     dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     found = series.points(
-        options.device,
+        CUDA if on_gpu else CPU,
         dtype,
         options.layout,
-        None if on_gpu else threads,
+        None if on_gpu else len(cpus),
         quick=options.quick,
         only=options.only,
         ops=options.op,
     )
-    most_bytes = None if on_gpu else memory.limit()
-    if options.memory is not None:
-        most_bytes = int(options.memory * 1e9)
     plan: dict[str, Any] = {
         "passes": options.passes,
-        "peers": peers,
+        "peers": running.known_peers(peers, ALL_NAMES),
         "budget": (QUICK if options.quick else BUDGET)._asdict(),
         "quick": options.quick,
         "device": options.device if on_gpu else None,
-        "memory_bytes": most_bytes,
+        "memory_bytes": _memory(options.memory, on_gpu),
     }
-    full = not options.quick and options.only == list(series.NAMES) and options.op == list(cases.OPS)
-    name = f"{MODE}-{options.device}" if full and options.peers is None else f"{MODE}-partial"
-    output = options.output or RESULTS / f"{name}.json"
-    settings = {"mode": MODE, **plan, "dtype": dtype, "layout": options.layout, "threads": threads}
+    settings = {"mode": MODE, **plan, "dtype": dtype, "layout": options.layout, "threads": len(cpus)}
     run = Run(running.machine_of(options.device), settings | {"absent": ABSENT}, [], complete=False)
+    if before is not None:
+        before.accept(run)
+    full = running.is_full(options, add_arguments, aside=("threads", "memory"))
+    output = running.file_of(options, MODE, run.machine, full=full)
     counts = sorted({point.threads for point in found}, key=lambda count: count or 0)
     plans = [
-        (
-            {**plan, "cases": [point.case for point in found if point.threads == count]},
-            cpus[: count or threads],
-        )
+        ({**plan, "cases": [point.case for point in found if point.threads == count]}, cpus[:count])
         for count in counts
     ]
 
@@ -105,13 +91,26 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
         case = cases.Case(cell.op, cell.shape, cell.dtype, cell.layout, cell.parts)
         cell.series = found[series.Point(case, cell.threads)]
 
-    if before is not None:
-        before.accept(run)
     status = running.conduct(run, plans, output, mark)
     print(render(run))
     print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
     compared = 0 if before is None else before.report(run)
-    return status or running.verdict(run) or compared
+    return Finished(status or running.verdict(run) or compared, output)
+
+
+def _memory(gigabytes: float | None, on_gpu: bool) -> int | None:
+    """Bytes that a run may take; None where the worker finds that out, on a GPU.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    from benchmarks import memory
+
+    if gigabytes is None:
+        return None if on_gpu else memory.limit()
+    if not gigabytes > 0:
+        raise UsageError(f"--memory must be above 0, got {gigabytes}")
+    return int(gigabytes * 1e9)
 
 
 def render(run: Run) -> str:

@@ -41,7 +41,10 @@ def geometric_mean(values: Iterable[float]) -> float:
 def describe(cell: Cell) -> str:
     """A cell's name."""
     threads = "" if cell.threads is None else f", {cell.threads} thr."
-    return f"{cell.op} {cell.shape.label} {cell.dtype} {cell.layout} {cell.which}{threads}"
+    op = f"{cell.op} {cell.shape.label}"
+    if cell.parts is not None:
+        op += f" of {cell.parts}" if cell.op == STACK else f" in {cell.parts} chunks"
+    return f"{op} {cell.dtype} {cell.layout} {cell.which}{threads}"
 
 
 def where(dtype: str, threads: int | None) -> str:

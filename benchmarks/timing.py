@@ -43,6 +43,32 @@ def wall_clock(function: Callable[[], Any]) -> float:
     return elapsed
 
 
+class Quantiles(NamedTuple):
+    """Median, and what leaves a fifth of all values below and above it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Of at least one value.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+        Quantiles(median=3.5, low=2.0, high=5.0)
+    """
+    if not values:
+        raise ValueError("`values` must have at least one number, got none")
+    if len(values) == 1:
+        return Quantiles(values[0], values[0], values[0])
+    low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
+    return Quantiles(statistics.median(values), low, high)
+
+
 def spread(seconds: Sequence[float]) -> tuple[float, float]:
     """The 20 % and the 80 % quantile of times, in multiples of their median.
 
@@ -53,13 +79,8 @@ def spread(seconds: Sequence[float]) -> tuple[float, float]:
         >>> spread([8.0, 9.0, 10.0, 12.0, 14.0, 40.0])
         (0.8181818181818182, 1.2727272727272727)
     """
-    if not seconds:
-        raise ValueError("`seconds` must have at least one time, got none")
-    if len(seconds) == 1:
-        return 1.0, 1.0
-    fifths = statistics.quantiles(seconds, n=5, method="inclusive")
-    median = statistics.median(seconds)
-    return fifths[0] / median, fifths[-1] / median
+    median, low, high = quantiles(seconds)
+    return low / median, high / median
 
 
 def spread_text(seconds: Sequence[float]) -> str:

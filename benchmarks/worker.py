@@ -18,7 +18,7 @@ _OWN_BYTES = 3 << 30
 
 
 def main(arguments: list[str]) -> int:
-    """Measure; the plan is that of :func:`benchmarks.cli.plan`, or of networks."""
+    """Measure; the plan is that of :func:`benchmarks.ops.plan`, or of networks."""
     descriptor, text = arguments
     plan = json.loads(text)
     if hasattr(os, "sched_setaffinity"):
@@ -50,6 +50,7 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from benchmarks.host import Host
     from benchmarks.measuring import measure, refuse
     from benchmarks.memory import SHARE
+    from benchmarks.running import index_of
     from benchmarks.timing import Budget
     from benchmarks.trial import Problem, Trial, pose
 
@@ -65,9 +66,9 @@ def work(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     elif on_gpu:
         from benchmarks.gpu_device import Gpu
 
-        device = Gpu()
+        device = Gpu(index_of(plan["device"]))
     if on_gpu and most_bytes is None:
-        most_bytes = int(SHARE * torch.cuda.mem_get_info()[0])
+        most_bytes = int(SHARE * torch.cuda.mem_get_info(device.torch_device)[0])
     if most_bytes is not None and not on_gpu:
         _forbid(most_bytes)
     ceilings: dict[str, Ceilings] = {}

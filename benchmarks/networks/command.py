@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import launch, machine
+from benchmarks import launch, running
 from benchmarks.networks import records
+from benchmarks.running import CPU, Finished
 
 if TYPE_CHECKING:
     from benchmarks.compare import Before
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+MODE = "models"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,39 +33,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES), dest="sides")
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
     parser.add_argument("--layout", nargs="+", choices=("nchw", "channels_last"), default=["channels_last"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--device", type=running.device_name, default=CPU, help="cpu, cuda or cuda:N; default: %(default)s"
+    )
     parser.add_argument("--threads", type=int, metavar="T", help="of a CPU; default: all that may be used")
     parser.add_argument("--only", metavar="NAME", help="cases whose name holds this")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in benchmarks/results")
 
 
-def main(options: argparse.Namespace, before: Before | None = None) -> int:
+def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     """Run, print, save, and compare with what was before, where it is given.
 
-    Returns 1 where a result was wrong, a case could not be measured, or something has become slower.
+    1 where a result was wrong, a case could not be measured, or something has become slower.
 
     Raises:
+        UsageError: the arguments cannot be carried out.
         Incomparable: its times cannot be compared with those before.
     """
     from tqdm import tqdm
 
     from benchmarks.networks.report import render
 
-    cpus = launch.available_cpus()
-    threads = len(cpus) if options.threads is None else options.threads
-    if not 1 <= threads <= len(cpus):
-        print(f"error: --threads must be from 1 to {len(cpus)}, the CPUs that may be used", file=sys.stderr)
-        return 2
-    aside = ("command", "output", "threads", "compare", "force")
+    cpus = running.cpus_of(options.threads)
+    aside = ("command", "threads", *running.ASIDE)
     plan = {key: value for key, value in vars(options).items() if key not in aside}
-    settings = {"networks": True, **plan, "threads": threads}
-    run = records.NetworkRun(_machine(options.device), settings, [], complete=False)
+    plan["device"] = options.device
+    settings = {"networks": True, **plan, "threads": len(cpus)}
+    run = records.NetworkRun(running.machine_of(options.device), settings, [], complete=False)
+    full = running.is_full(options, add_arguments, aside=("threads",))
+    output = running.file_of(options, MODE, run.machine, full=full)
     if before is not None:
         before.accept(run)
     start = time.monotonic()
     try:
         with tqdm(unit="case", dynamic_ncols=True) as bar:
-            for message in launch.messages({"networks": plan}, cpus[:threads]):
+            for message in launch.messages({"networks": plan}, cpus):
                 bar.total = message["total"]
                 bar.set_description(message["case"])
                 bar.update()
@@ -77,7 +78,6 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
     except RuntimeError as error:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
-    output = options.output or RESULTS / f"models-{options.device if _is_full(options) else 'partial'}.json"
     records.save(run, output)
     print(render(run.cells))
     for problem in run.problems:
@@ -85,25 +85,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> int:
     print(f"\nwritten to {output} after {elapsed:.0f} s")
     wrong = any(side.reason is not None for cell in run.cells for side in cell.sides)
     compared = 0 if before is None else before.report(run)
-    return 1 if wrong or run.problems or not run.cells else compared
-
-
-def _machine(device: str) -> dict[str, Any]:
-    """Where it runs; of a GPU its driver and clocks too."""
-    if device != "cuda":
-        return machine.describe()
-    from benchmarks import gpu_machine
-
-    return gpu_machine.describe()
-
-
-def _is_full(options: argparse.Namespace) -> bool:
-    """Whether everything was measured: else the file of a full run is not written over."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    defaults = vars(parser.parse_args([]))
-    aside = ("device", "threads", "output", "compare", "force")
-    return all(getattr(options, name) == value for name, value in defaults.items() if name not in aside)
+    return Finished(1 if wrong or run.problems or not run.cells else compared, output)
 
 
 def show(path: Path) -> str:
@@ -130,10 +112,10 @@ def work(plan: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
     device = Device(threads)
-    if plan["device"] == "cuda":
+    if plan["device"] != CPU:
         from benchmarks.gpu_device import Gpu
 
-        device = Gpu()
+        device = Gpu(running.index_of(plan["device"]))
     quick = plan["quick"]
     sides = tuple(side for side in plan["sides"] if not (quick and side == COMPILED))
     wanted = [

@@ -9,7 +9,7 @@ from benchmarks.cases import OPS, PASSES, STACK
 from benchmarks.records import OURS, Cell, Run
 from benchmarks.report import peer_names
 from benchmarks.reporting import style
-from benchmarks.reporting.figures import BEST, Comparison, compare, extra_maps
+from benchmarks.reporting.derived import BEST, Comparison, compare, extra_maps
 from benchmarks.summary import STACK_MEMORY, STACK_SPEED, stack_figures, where
 
 if TYPE_CHECKING:

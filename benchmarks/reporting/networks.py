@@ -21,8 +21,8 @@ from benchmarks.reporting.blocks import (
     Tiles,
     number,
 )
-from benchmarks.reporting.figures import spread
 from benchmarks.summary import geometric_mean
+from benchmarks.timing import quantiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def _table(cells: list[NetworkCell]) -> Table:
     rows = []
     for cell in cells:
         for side in cell.sides:
-            times = spread(side.seconds) if side.seconds else (None, None, None)
+            times = quantiles(side.seconds) if side.seconds else (None, None, None)
             threads = "-" if cell.threads is None else str(cell.threads)
             row: list[Item] = [cell.name, cell.kind, cell.dtype, cell.layout, threads, cell.which, side.name]
             row += [number(value, ".2f", 1e-3) for value in times]

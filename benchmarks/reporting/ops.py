@@ -19,7 +19,7 @@ from benchmarks.reporting.blocks import (
     Tiles,
     number,
 )
-from benchmarks.reporting.figures import spread
+from benchmarks.timing import quantiles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def _tiles(run: Run) -> Tiles:
     tiles.append((f"{sum(known)} of {len(known)}", "marks met"))
     near = [cell.over_floor for cell in run.cells if cell.over_floor is not None]
     if near:
-        middle = spread(near)
+        middle = quantiles(near)
         tiles.append((f"{middle.median:.2f} x", "our time / the floor, in the median cell"))
     tiles.append((str(len(run.cells)), "cells measured"))
     return Tiles(tiles)

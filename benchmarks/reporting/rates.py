@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from benchmarks.networks.records import NetworkCell, Side
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED
 from benchmarks.reporting import style
-from benchmarks.reporting.figures import spread
+from benchmarks.timing import quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def rate(cell: NetworkCell, side: Side) -> Bar | None:
     """Images per second, or None without a time."""
     if not side.seconds:
         return None
-    times = spread(side.seconds)
+    times = quantiles(side.seconds)
     return Bar(cell.batch / times.median, cell.batch / times.high, cell.batch / times.low)
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from benchmarks.cases import FORWARD, OPS
 from benchmarks.records import Cell, Floor, Run
 from benchmarks.reporting import style
-from benchmarks.reporting.figures import achieved, groups, spread
+from benchmarks.reporting.derived import achieved, groups
 from benchmarks.summary import where
+from benchmarks.timing import quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,8 +77,8 @@ def _panel(panel: Axes, cells: list[Cell]) -> None:
 
 
 def _ceilings(panel: Axes, floors: list[Floor], least: float, most: float) -> None:
-    bandwidth = spread([floor.bandwidth for floor in floors])
-    rate = spread([floor.matrix_rate for floor in floors])
+    bandwidth = quantiles([floor.bandwidth for floor in floors])
+    rate = quantiles([floor.matrix_rate for floor in floors])
     ridge = rate.median / bandwidth.median
     left, right = min(least, ridge) / 3, max(most, ridge) * 2.5
     # Dense, as each of the three bends elsewhere.

@@ -9,8 +9,8 @@ from benchmarks.report import head
 from benchmarks.reporting import curves, environment, tables
 from benchmarks.reporting.blocks import Block, Heading, Paragraph, Picture
 from benchmarks.reporting.curves import Curves, Point
-from benchmarks.reporting.figures import spread
 from benchmarks.summary import where
+from benchmarks.timing import quantiles
 
 _LABELS = {"N": "pixels N", "L": "tokens L", "C": "channels C", "B": "samples B"}
 
@@ -90,7 +90,7 @@ def _short(entry: Entry) -> str:
 
 def milliseconds(entry: Entry) -> Point:
     """Median and quantiles of an entry with times."""
-    times = spread([1e3 * seconds for seconds in entry.seconds])
+    times = quantiles([1e3 * seconds for seconds in entry.seconds])
     return Point(times.median, None, times.low, times.high)
 
 

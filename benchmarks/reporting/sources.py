@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import records
-from benchmarks.networks import records as networks
+from benchmarks import figures
 
 
 class Source(NamedTuple):
     """One file: its name without the suffix, and what it holds."""
 
     name: str
-    run: records.Run | networks.NetworkRun
+    run: figures.AnyRun
 
 
 def read(path: Path) -> Source:
@@ -22,15 +20,9 @@ def read(path: Path) -> Source:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is no JSON, or not of a kind or schema that is known.
+        ValueError: it is no result of a run, or does not fit its schema.
     """
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} must be a result file, in JSON: {error}") from None
-    if not (isinstance(data, dict) and {"machine", "settings", "cells"} <= data.keys()):
-        raise ValueError(f"{path} must be a result of a run of python -m benchmarks")
-    return Source(path.stem, (networks if "networks" in data["settings"] else records).load(path))
+    return Source(path.stem, figures.load(path))
 
 
 def read_all(paths: list[Path]) -> list[Source]:

@@ -9,7 +9,8 @@ from benchmarks import summary
 from benchmarks.records import Cell, Entry, Run
 from benchmarks.report import Unit
 from benchmarks.reporting.blocks import Block, Heading, Item, Number, Paragraph, Table, number
-from benchmarks.reporting.figures import achieved, spread
+from benchmarks.reporting.derived import achieved
+from benchmarks.timing import quantiles
 
 
 def _verdicts(run: Run) -> dict[int, bool]:
@@ -123,7 +124,7 @@ def _times(entry: Entry | None, unit: Unit) -> list[Item]:
     """Median and quantiles."""
     if entry is None or not entry.timed:
         return [Number("-" if entry is None else entry.status, None), number(None), number(None)]
-    return [number(value, unit.form, unit.seconds) for value in spread(entry.seconds)]
+    return [number(value, unit.form, unit.seconds) for value in quantiles(entry.seconds)]
 
 
 def _extra(cell: Cell, entry: Entry | None) -> Number:

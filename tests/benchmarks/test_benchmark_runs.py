@@ -18,11 +18,14 @@ from benchmarks import (
     cases,
     ceilings,
     cli,
+    everything,
     launch,
     measuring,
+    ops,
     peers,
     records,
     report,
+    running,
     summary,
     timing,
 )
@@ -298,3 +301,84 @@ def test_a_child_uses_the_cpus_it_is_given():
     settings = launch.environment(cpus[:1])
     assert settings["OMP_NUM_THREADS"] == "1"
     assert settings["GOMP_CPU_AFFINITY"] == str(cpus[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ops", "--tf32"], "--tf32 is for another device than cpu"),
+        (["stack", "--max-autotune"], "--max-autotune is for another device"),
+        (["ops", "--device", "cuda", "--threads", "1"], "--threads is for another device than cuda"),
+        (["ops", "--dtype", "fp16"], "--dtype must be of fp32, bf16 on a CPU, got fp16"),
+        (["gpu", "--device", "cpu"], "--device must be cuda or cuda:N, got cpu"),
+        (["ops", "--compare", "nothing.json"], "No such file"),
+        (["all", "--compare", "nothing"], "--compare must be a folder with results, got nothing"),
+        (["all", "--compare", str(running.RESULTS)], "--compare must be another folder than --results"),
+    ],
+)
+def test_options_that_do_not_fit_end_with_2(words, message, capsys):
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_devices_have_names(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["ops", "--device", "tpu"])
+    assert "must be cpu, cuda or cuda:N, got tpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [("ops", set(cases.OPS)), ("stack", {cases.STACK}), ("cpu", {*cases.OPS, cases.STACK})]
+)
+def test_modes_choose_ops(mode, found):
+    plan = ops.plan(cli._parser().parse_args([mode, "--quick"]))
+    assert {case.op for case in plan["cases"]} == found
+
+
+def test_results_have_names_of_their_own():
+    def name(*words, full=True, about=None):
+        options = cli._parser().parse_args([*words, "--results", "there"])
+        return running.file_of(options, words[0], about or {}, full=full).as_posix()
+
+    gpu = {"gpu": {"name": "Stand-in 9000"}}
+    assert name("cpu") == "there/cpu.json"
+    assert name("ops") == "there/ops-cpu.json"
+    assert name("ops", about=gpu) == "there/ops-stand-in-9000.json"
+    assert name("gpu", about=gpu) == "there/gpu-stand-in-9000.json"
+    assert name("stack", about=gpu, full=False) == "there/stack-partial.json"
+    assert name("scaling", "--output", "my.json", full=False) == "my.json"
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path, capsys):
+    words = ["ops", "--quick", "--op", "tokenize", "--dtype", "fp32", "--layout", "nchw", "--peers", "eager"]
+    assert cli.main([*words, "--threads", "1", "--results", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == json.loads((tmp_path / "ops-partial.json").read_text())
+    assert "time / floor" in captured.err.replace("\n", " ")
+
+
+def test_everything_runs_each_mode_and_reports(tmp_path, monkeypatch, capsys):
+    told = []
+
+    def measure(options):
+        told.append((options.command, options.quick, options.results))
+        path = tmp_path / f"{options.command}.json"
+        return running.Finished(int(options.command == "scaling"), path)
+
+    monkeypatch.setattr(everything.reporting, "main", lambda options: told.append(options.files) or 0)
+    monkeypatch.setattr(cli, "_measured", measure)
+    assert cli.main(["all", "--quick", "--results", str(tmp_path), "--compare", str(tmp_path.parent)]) == 1
+    modes = ["cpu", "scaling", "overhead", "models"]
+    assert told == [
+        *((mode, True, tmp_path) for mode in modes),
+        [tmp_path / f"{mode}.json" for mode in modes],
+    ]
+    assert capsys.readouterr().out.count("not compared: there is no") == 4
+
+
+def test_ctrl_c_ends_everything_with_a_report(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(cli, "_measured", lambda options: running.Finished(130, tmp_path / "a.json"))
+    monkeypatch.setattr(everything.reporting, "main", lambda options: found.append(options.files) or 0)
+    assert cli.main(["all", "--results", str(tmp_path)]) == 130
+    assert found == [[tmp_path / "a.json"]]

@@ -1,6 +1,7 @@
 """Comparing two result files, on times drawn at random with seeds."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -10,7 +11,7 @@ import standin
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cases, cli, launch, machine, noise, records
+from benchmarks import cases, cli, launch, machine, noise, ops, records, running
 from benchmarks.compare_report import render
 from benchmarks.comparison import compare
 from benchmarks.figures import CEILING, CONTROL, OURS, figures
@@ -135,6 +136,52 @@ def test_a_figure_that_is_gone_is_named():
         "WITHOUT A FIGURE NOW:\n  tokenize 1x4x16x8 fp32 nchw forward, 1 thr., vt_fast cpu: wrong"
         in render(found)
     )
+
+
+def test_more_memory_is_named():
+    old, new = Machine(1).run(), Machine(2).run()
+    for run, sizes in ((old, (10 << 20, 10 << 20, 1000, 10 << 20)), (new, (11 << 20, 5 << 20, 50_000, None))):
+        for cell, size in zip(run.cells, sizes, strict=False):
+            cell.ours.extra_bytes = size
+            cell.entries[1].extra_bytes = (size or 0) ** 2  # a peer's
+    found = compare(new, old)
+    assert [(each.old, each.new) for each in found.grown] == [(10 << 20, 11 << 20)]
+    assert found.status == 1
+    assert "MORE MEMORY:\n  tokenize 1x4x16x8 fp32 nchw forward, 1 thr., vt_fast cpu: 10.5 MB -> 11.5 MB" in (
+        render(found)
+    )
+
+
+def test_first_calls_are_compared():
+    def run(seed, ours):
+        machine = Machine(seed)
+        calls = [
+            records.FirstCall(
+                name, "tokenize", SHAPES[0], "fp32", cold, first=machine.seconds(factor, 1 if cold else 5)
+            )
+            for name, factor in (("vt_fast cpu", ours), ("eager", 1), ("sdpa", 1), ("compile eager", 9))
+            for cold in (False, True)
+        ]
+        found = machine.run()
+        found.first_calls = calls
+        return found
+
+    assert named(compare(run(1, 1.0), run(2, 1.0))) == []
+    (label,) = named(compare(run(1, 2.0), run(2, 1.0)))
+    assert label == "first call, tokenize 1x4x16x8 fp32, caches warm"
+
+
+def test_parts_are_told_apart():
+    old, new = Machine(1).run(), Machine(2).run()
+    for run in (old, new):
+        for number, cell in enumerate(run.cells[:2]):
+            cell.op, cell.which, cell.parts = "tokenize", cases.FORWARD, number + 1
+            cell.shape = SHAPES[0]
+    assert {figure.cell for figure in figures(new).values()} >= {
+        "tokenize 1x4x16x8 in 1 chunks fp32 nchw forward, 1 thr.",
+        "tokenize 1x4x16x8 in 2 chunks fp32 nchw forward, 1 thr.",
+    }
+    assert compare(new, old).cells == 30
 
 
 def test_cells_of_one_file_alone_are_counted_and_left_out():
@@ -336,10 +383,10 @@ def test_what_cannot_be_compared_is_not_measured_first(monkeypatch, tmp_path, ca
 
 
 def test_comparing_leaves_nothing_out_of_a_full_run():
-    aside = {"output": None}
-    options = cli._parser().parse_args(["cpu", "--compare", "old.json", "--force"])
-    assert cli._is_full("cpu", options, aside)
-    assert not cli._is_full("cpu", cli._parser().parse_args(["cpu", "--quick", "--compare", "o"]), aside)
+    everything = functools.partial(ops.add_arguments, mode="cpu")
+    for words, full in ((["--force", "--json"], True), (["--quick"], False)):
+        options = cli._parser().parse_args(["cpu", "--compare", "old.json", *words])
+        assert running.is_full(options, everything) == full
 
 
 def test_figures_have_names_of_their_own():

@@ -422,7 +422,7 @@ def test_a_full_run_gets_the_name_of_its_gpu(monkeypatch, tmp_path, capsys):
         records.save(run, path)
         return run, 0
 
-    monkeypatch.setattr(gpu, "unusable", lambda index: None)
+    monkeypatch.setattr(gpu_machine, "unusable", lambda index: None)
     monkeypatch.setattr(gpu, "Gpu", lambda index: None)
     monkeypatch.setattr(gpu_machine, "describe", lambda index: about)
     monkeypatch.setattr(gpu, "conduct", conducted)

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cli
+from benchmarks import cli, running
 from benchmarks.device import Device
 from benchmarks.networks import command, gate, measuring, report
 from benchmarks.networks.cases import CLASSIFIER, KINDS, STAGE, Case, Tokens, cases
@@ -125,7 +125,8 @@ def test_only_a_full_run_writes_over_the_result_of_one():
         (["--quick"], False),
         (["--only", "FPN"], False),
     ):
-        assert command._is_full(cli._parser().parse_args(["models", *arguments])) == full
+        options = cli._parser().parse_args(["models", *arguments])
+        assert running.is_full(options, command.add_arguments, ["threads"]) == full
 
 
 def test_the_command(tmp_path, capsys):

@@ -13,7 +13,7 @@ import standin
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import cases, cli, records, summary
+from benchmarks import cases, cli, records, summary, timing
 from benchmarks.networks.cases import CLASSIFIER, NECK, STAGE
 from benchmarks.networks.records import NetworkCell, NetworkRun, Side
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE, REFERENCE, TRAINING
@@ -21,7 +21,7 @@ from benchmarks.reporting import (
     bars,
     command,
     curves,
-    figures,
+    derived,
     markdown,
     page,
     rates,
@@ -151,7 +151,7 @@ def told(root):
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def derived(run):
+def derivable(run):
     """All numbers that may be said of the cells of a run, computed here and not by the report."""
     found = {str(len(run["cells"])), str(sum(len(c["entries"]) for c in run["cells"]))}
     for each in run["cells"]:
@@ -194,7 +194,7 @@ def test_every_number_comes_from_the_file(files, tmp_path):
     # Marks, whose numbers are in benchmarks/summary.py, and how many of how many.
     marks = [word for mark in summary.marks(records.load(files[0])) for word in NUMBER.findall(str(mark))]
     known = {"20", "80", "1"}  # quantiles, and "right of 1"
-    allowed = set(NUMBER.findall(text)) | derived(json.loads(text)) | {*marks, *known}
+    allowed = set(NUMBER.findall(text)) | derivable(json.loads(text)) | {*marks, *known}
     allowed |= {"0.123457", "3", "4", "0123456789"}  # a load and the commit, abridged; "3 of 4" marks
     said = NUMBER.findall(told(root))
     assert len(said) > 100
@@ -216,17 +216,17 @@ def test_other_times_give_another_report(reported, files, tmp_path):
 
 def test_spread_and_comparison():
     values = [5.0, 1.0, 2.0, 3.0, 9.0, 6.0, 8.0]
-    np.testing.assert_allclose(figures.spread(values), np.quantile(values, [0.5, 0.2, 0.8]))
-    assert figures.spread([2.0]) == (2.0, 2.0, 2.0)
-    with pytest.raises(ValueError, match="empty"):
-        figures.spread([])
+    np.testing.assert_allclose(timing.quantiles(values), np.quantile(values, [0.5, 0.2, 0.8]))
+    assert timing.quantiles([2.0]) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="at least one number"):
+        timing.quantiles([])
     pair = [cell(), cell(ours=0.001)]
-    found = figures.compare(pair, "eager")
+    found = derived.compare(pair, "eager")
     assert found.ratios == pytest.approx([0.0353 / 0.0102, 0.0353 / 0.002])
     assert found.mean == pytest.approx((found.ratios[0] * found.ratios[1]) ** 0.5)
-    assert figures.compare(pair, figures.BEST).ratios == pytest.approx([0.0218 / 0.0102, 0.0218 / 0.002])
-    assert figures.compare(pair, "sdpa").without == {"wrong": 2}
-    assert figures.compare(pair, "vt_fast torch").ratios == []  # not a peer
+    assert derived.compare(pair, derived.BEST).ratios == pytest.approx([0.0218 / 0.0102, 0.0218 / 0.002])
+    assert derived.compare(pair, "sdpa").without == {"wrong": 2}
+    assert derived.compare(pair, "vt_fast torch").ratios == []  # not a peer
 
 
 def test_speed_bars_are_the_geometric_means_and_name_who_has_none():

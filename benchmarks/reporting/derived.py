@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.records import OURS, PEER, Cell, Entry
 from benchmarks.summary import geometric_mean
 
 BEST = "best peer"
-
-
-class Spread(NamedTuple):
-    """Median, and the quantiles that leave a fifth of all values below and above them."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value.
-
-    Raises:
-        ValueError: there is none.
-
-    Example:
-        >>> spread([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
-        Spread(median=3.5, low=2.0, high=5.0)
-    """
-    if not values:
-        raise ValueError("`values` must not be empty")
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
-    return Spread(statistics.median(values), low, high)
 
 
 class Achieved(NamedTuple):
