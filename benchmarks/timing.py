@@ -22,7 +22,7 @@ class Budget(NamedTuple):
     times as long.
     """
 
-    seconds: float = 0.5
+    seconds: float = 0.25
     least: int = 7
     most: int = 200
     few: int = 3

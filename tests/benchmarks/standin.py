@@ -23,6 +23,12 @@ MACHINE = {
 }
 SETTINGS = {"passes": ["forward"], "peers": [], "budget": {}, "quick": False}
 CPU_SETTINGS = {**SETTINGS, "threads": [1]}
+NETWORK_SETTINGS = {"networks": True, "quick": False, "passes": ["inference"], "sides": ["vt_fast"]} | {
+    "dtype": ["fp32"],
+    "layout": ["nchw"],
+    "device": "cpu",
+    "threads": 1,
+}
 GPU_SETTINGS = {**SETTINGS, "device": "cuda:0", "tf32": False, "launch_seconds": [1e-6]}
 
 ABOUT = {

@@ -354,7 +354,7 @@ def test_json_is_all_there_is_on_standard_output(tmp_path, capsys):
     assert cli.main([*words, "--threads", "1", "--results", str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == json.loads((tmp_path / "ops-partial.json").read_text())
-    assert "time / floor" in captured.err.replace("\n", " ")
+    assert "Marks:" in captured.err
 
 
 def test_everything_runs_each_mode_and_reports(tmp_path, monkeypatch, capsys):

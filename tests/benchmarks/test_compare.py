@@ -336,7 +336,7 @@ def test_the_command(tmp_path, capsys):
     (tmp_path / "bad.json").write_text("{")
     assert cli.main(["compare", slow, str(tmp_path / "bad.json")]) == 2
     assert "must be a result file" in capsys.readouterr().err
-    assert cli.main(["compare", slow, str(cli.RESULTS / "offline.json")]) == 2
+    assert cli.main(["compare", slow, str(running.RESULTS / "offline.json")]) == 2
     assert "must have measured times" in capsys.readouterr().err
 
 

@@ -24,6 +24,7 @@ from benchmarks import (
     peers_gpu,
     records,
     report,
+    running,
     summary,
     timing,
 )
@@ -373,7 +374,7 @@ def test_goals():
 
 
 def test_runs_on_a_cpu_are_still_read():
-    kept = cli.RESULTS / "cpu.json"
+    kept = running.RESULTS / "cpu.json"
     run = records.load(kept)
     assert not run.on_gpu
     assert run.cells[0].ours.eager_seconds == []

@@ -1,6 +1,5 @@
 """The report: on tiny made-up runs, well-formed, self-contained, and without a number of its own."""
 
-import dataclasses
 import json
 import re
 import statistics
@@ -14,6 +13,7 @@ import standin
 pytest.importorskip("matplotlib")
 
 from benchmarks import cases, cli, records, summary, timing
+from benchmarks.networks import records as networks
 from benchmarks.networks.cases import CLASSIFIER, NECK, STAGE
 from benchmarks.networks.records import NetworkCell, NetworkRun, Side
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE, REFERENCE, TRAINING
@@ -82,15 +82,7 @@ def network_cell(kind=STAGE, which=INFERENCE, name="thing, 7 x 7"):
 
 
 def save_networks(path, cells):
-    record = {
-        "schema": 1,
-        "machine": MACHINE,
-        "settings": {"networks": True, "device": "cpu"},
-        "complete": True,
-        "problems": [],
-        "cells": [dataclasses.asdict(each) for each in cells],
-    }
-    path.write_text(json.dumps(record))
+    networks.save(NetworkRun(MACHINE, standin.NETWORK_SETTINGS, cells), path)
     return path
 
 

@@ -10,14 +10,14 @@ import standin
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cases, cli, documents, records
+from benchmarks import cases, cli, documents, records, running
 from benchmarks.documents import COMPILED, CPU, GPU, KINDS, NETWORKS
 from benchmarks.networks import records as networks
 from benchmarks.networks.sides import FUSED
 from benchmarks.schema import complaints, schema_of
 from benchmarks.timing import spread, spread_text
 
-FILES = sorted(cli.RESULTS.glob("*.json"))
+FILES = sorted(running.RESULTS.glob("*.json"))
 NAMED = [
     "schema",
     "settings",
