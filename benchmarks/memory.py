@@ -26,7 +26,7 @@ from benchmarks.operands import TORCH_DTYPES
 from benchmarks.truth import RESULTS, kept_elements
 
 # Of the memory that is free, what the benchmark may take unless it is told otherwise.
-SHARE = 0.7
+SHARE = 0.8
 
 
 def available() -> int | None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="what would need more in all is not run, and says so; default: 0.7 of what is free",
+        help="what would need more in all is not run, and says so; default: 0.8 of what is free",
     )
 
 

@@ -22,9 +22,9 @@ RESULTS = {
 # pieces would take longer to launch than to compute.
 _PIECE, _GPU_PIECE = 1 << 19, 1 << 25
 
-# Of maps with more elements than this, only every so manieth pixel is kept, and compared: a prime number, so
+# Of maps with more elements than this, only every so manieth pixel is kept, and compared: prime numbers, so
 # that all places in a kernel's tiles come up. Tokens and gradients of small operands depend on all pixels.
-_LARGE, _STRIDE = 1 << 27, 5
+_STRIDES = {1 << 29: 17, 1 << 27: 5}
 
 
 class Truth(NamedTuple):
@@ -98,14 +98,14 @@ def kept_elements(elements: int) -> int:
     """How many of a map's elements are kept.
 
     Example:
-        >>> kept_elements(1000), kept_elements(1 << 30)
-        (1000, 214748365)
+        >>> kept_elements(1000), kept_elements(1 << 28), kept_elements(1 << 30)
+        (1000, 53687092, 63161284)
     """
     return -(-elements // _stride(elements))
 
 
 def _stride(elements: int) -> int:
-    return _STRIDE if elements > _LARGE else 1
+    return next((stride for large, stride in _STRIDES.items() if elements > large), 1)
 
 
 def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:

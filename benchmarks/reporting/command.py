@@ -67,10 +67,12 @@ def write(made: Sequence[Block], folder: Path, pictures: Collection[str] | None 
 
 def blocks(source: Source) -> Iterator[Block]:
     """What one file amounts to."""
-    from benchmarks.reporting import networks, ops, scaling
+    from benchmarks.reporting import networks, ops, overhead, scaling
 
     if isinstance(source.run, NetworkRun):
         return networks.blocks(source.name, source.run)
     if scaling.is_series(source.run):
         return scaling.blocks(source.name, source.run)
+    if overhead.is_overhead(source.run):
+        return overhead.blocks(source.name, source.run)
     return ops.blocks(source.name, source.run)

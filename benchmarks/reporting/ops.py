@@ -83,7 +83,6 @@ def blocks(name: str, run: Run) -> Iterator[Block]:
     yield Heading("All cells")
     yield tables.cells(run)
     yield tables.entries(run)
-    yield from tables.first_calls(run)
     yield from tables.missing(run)
     yield from environment.section(run)
 

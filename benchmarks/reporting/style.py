@@ -27,11 +27,18 @@ _COLOURS = {
     "folded": "#3a9d5d",
     "transposed": "#8f6bd1",
     "sdpa": "#c99a1a",
+    "sdpa flash": "#e0719d",
+    "sdpa math": "#7d7f86",
+    "sdpa efficient": "#a3705a",
+    "sdpa cudnn": "#5f6bb5",
+    "eager in chunks": "#e39a7f",
     "flex": "#7a8f2d",
     "best peer": BEST,
 }
-_OTHERS = ("#2aa5a0", "#b5569b", "#5b7fa8", "#a3705a", "#6f9e3f")
-SERIES = (OURS, BEST, "#3a9d5d", "#8f6bd1", *_OTHERS)
+# Our other backends; and who is not named above.
+_BACKEND = "#2aa5a0"
+_OTHERS = ("#b5569b", "#5b7fa8", "#6f9e3f", "#9c8ad1")
+SERIES = (OURS, BEST, "#3a9d5d", "#8f6bd1", _BACKEND, *_OTHERS)
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -58,7 +65,7 @@ _RC: dict[Any, Any] = {
 def colour(name: str, position: int = 0) -> str:
     """A contender's colour: ours is blue, a compiled peer has that of the peer."""
     if name == "ours" or name.startswith("vt_fast"):
-        return OURS if position == 0 else _OTHERS[0]
+        return OURS if position == 0 else _BACKEND
     return _COLOURS.get(name.removeprefix("compile "), _OTHERS[position % len(_OTHERS)])
 
 

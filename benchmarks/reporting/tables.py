@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 
 from benchmarks import summary
@@ -79,34 +78,6 @@ def entries(run: Run) -> Table:
                 ]
             )
     return Table(titles, rows, title=f"Every contender in every cell ({len(rows)} rows)", folded=True)
-
-
-def first_calls(run: Run) -> Iterator[Block]:
-    """What a fresh process waits for, where that was measured."""
-    if not run.first_calls:
-        return
-    yield Heading("First calls")
-    titles = [
-        "contender",
-        "op",
-        "BxNxCxL",
-        "dtype",
-        "compilers' caches",
-        "s: import torch",
-        "import vt_fast",
-    ]
-    rows: list[list[Item]] = [
-        [
-            *(each.name, each.op, each.shape.label, each.dtype, "cold" if each.cold else "warm"),
-            *(
-                number(statistics.median(seconds) if seconds else None)
-                for seconds in (each.import_torch, each.import_vt_fast, each.first, each.second)
-            ),
-            each.reason or "",
-        ]
-        for each in run.first_calls
-    ]
-    yield Table([*titles, "first call", "second call", "note"], rows)
 
 
 def _unit(run: Run) -> Unit:

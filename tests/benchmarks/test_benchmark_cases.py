@@ -45,8 +45,7 @@ def test_truth_is_the_reference(solved):
 def test_truth_in_pieces_and_of_some_pixels_is_the_same(solved, monkeypatch):
     op, drawn, cotangents, whole = solved
     monkeypatch.setattr(truth, "_PIECE", 150)
-    monkeypatch.setattr(truth, "_LARGE", 100)
-    monkeypatch.setattr(truth, "_STRIDE", 3)
+    monkeypatch.setattr(truth, "_STRIDES", {100: 3})
     found = truth.solve(op, drawn, cotangents)
     assert found.stride == 3
     assert found.lse == pytest.approx(whole.lse)

@@ -23,6 +23,7 @@ from benchmarks.reporting import (
     curves,
     derived,
     markdown,
+    overhead,
     page,
     rates,
     roofline,
@@ -338,14 +339,28 @@ def test_series_become_curves_of_time_and_memory(tmp_path):
     assert "needs 9.1 GB" in (tmp_path / "report.html").read_text()
 
 
+def test_overhead_is_in_microseconds(tmp_path):
+    run = ops_run(mode="overhead")
+    records.save(run, tmp_path / "overhead.json")
+    report([tmp_path / "overhead.json"], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| project 3x20x16x4 | forward | 10200.0 |" in text
+    assert "Marks" not in text
+    assert [path.name for path in tmp_path.glob("*.png")] == ["overhead-calls.png"]
+    (forward, *_) = overhead.draw(run).axes
+    points = [float(line.get_xdata()[0]) for line in forward.lines if line.get_marker() in "os"]
+    assert points[0] == pytest.approx(10200.0)
+    assert overhead.draw(records.Run({}, {}, [])) is None
+
+
 def test_first_calls_are_listed(tmp_path):
     each = records.FirstCall("compile eager", "project", SHAPE, "fp32", True, [1.125], [], [7.5, 8.5], [0.25])
-    run = ops_run()
+    run = ops_run(mode="overhead")
     run.first_calls = [each]
     records.save(run, tmp_path / "overhead.json")
     report([tmp_path / "overhead.json"], tmp_path)
     assert (
-        "| compile eager | project | 3x20x16x4 | fp32 | cold | 1.12 | - | 8.00 | 0.25 |"
+        "| compile eager | project | 3x20x16x4 | fp32 | cold | 1.12e+03 | - | 8e+03 | 250 |"
         in (tmp_path / "report.md").read_text()
     )
 
