@@ -3,18 +3,20 @@
 #
 #     benchmarks/gpu.sh [FOLDER]
 #
-# Leaves gpu-tests.xml and the benchmark's JSON in FOLDER ($OUT, benchmarks/results). Exits with 0 if both went
-# well, with 1 if one did not (the second runs all the same), with 2 if nothing can run here.
+# Leaves gpu-tests.xml and the benchmark's JSON in FOLDER ($OUT, benchmarks/results). Exits with 0 if all went
+# well, with 1 if something did not (the rest runs all the same), with 2 if nothing can run here.
 #
 #     PYTHON                 which Python, with torch and Triton in it (default: python3)
 #     VT_FAST_GPU_BUDGET     minutes that the benchmark may take (default: 60)
 #     VT_FAST_GPU_QUICK=1    tiny shapes: does it run? Its figures mean nothing
+#     VT_FAST_GPU_CHECK=1    also some of the tests under compute-sanitizer: memcheck and racecheck
 #     VT_FAST_COMMIT         what is measured, where this is no git checkout
 set -euo pipefail
 
 python=${PYTHON:-python3}
 budget=${VT_FAST_GPU_BUDGET:-60}
 quick=${VT_FAST_GPU_QUICK:-0}
+check=${VT_FAST_GPU_CHECK:-0}
 out=${1:-${OUT:-benchmarks/results}}
 
 fail() {
@@ -36,6 +38,8 @@ command -v "$python" >/dev/null || fail "\"$python\" is not on this machine; nam
     fail "torch finds no GPU; look at the driver (nvidia-smi, rocm-smi) and at torch.version.cuda and .hip"
 "$python" -c 'import triton' || fail "Triton does not import in $python; pip install triton"
 "$python" -c 'import pytest' || fail "pytest does not import in $python; pip install pytest"
+[[ $check != 1 ]] || command -v compute-sanitizer >/dev/null ||
+    fail "VT_FAST_GPU_CHECK=1 needs compute-sanitizer, which is in NVIDIA's CUDA toolkit"
 mkdir -p "$out"
 "$python" -m vt_fast info
 
@@ -46,6 +50,9 @@ while IFS= read -r file; do
     tests+=("$file")
 done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -v '^tests/gpu/' | sort)
 
+# Every op, forward and backward, at sizes where a tile is not full and with masks.
+checked=(tests/gpu/test_gpu_sizes.py tests/gpu/test_gpu_masks.py)
+
 status=0
 report=$out/gpu-tests.xml
 echo "== tests (${tests[*]})"
@@ -53,6 +60,19 @@ echo "== tests (${tests[*]})"
     echo "error: the tests failed, pytest's status is $?" >&2
     status=1
 }
+
+if [[ $check == 1 ]]; then
+    # Each tensor in memory of its own: in a cached block, the checker would not see where one ends.
+    for tool in memcheck racecheck; do
+        echo "== $tool (${checked[*]})"
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --target-processes all \
+            --error-exitcode 99 --log-file "$out/gpu-$tool.txt" \
+            "$python" -m pytest -m gpu -p no:cacheprovider "${checked[@]}" || {
+            echo "error: $tool failed, its status is $?; see $out/gpu-$tool.txt" >&2
+            status=1
+        }
+    done
+fi
 
 words=(gpu --results "$out" --budget "$budget")
 [[ $quick == 1 ]] && words+=(--quick)
@@ -68,7 +88,7 @@ echo "== benchmark (python -m benchmarks ${words[*]})"
 }
 
 echo "== in $out:"
-for file in "$report" "$out"/gpu-*.json; do
+for file in "$report" "$out"/gpu-*check.txt "$out"/gpu-*.json; do
     [[ -e $file ]] && echo "$file"
 done
 exit "$status"

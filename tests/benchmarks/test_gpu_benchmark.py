@@ -484,6 +484,36 @@ def test_the_script_runs_both_and_fails_if_one_does(tmp_path, tested, measured, 
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_script_runs_the_memory_checker_where_it_is_asked_to(tmp_path):
+    python, checker, calls, out = (
+        tmp_path / name for name in ("python", "compute-sanitizer", "calls", "out")
+    )
+    python.write_text(PRETENDER)
+    checker.write_text('#!/usr/bin/env bash\necho "$*" >>"$CALLS"; [[ $2 == memcheck ]]\n')
+    python.chmod(0o755)
+    checker.chmod(0o755)
+    told = {
+        "PYTHON": str(python),
+        "CALLS": str(calls),
+        "REAL": sys.executable,
+        "TESTS": "0",
+        "BENCHMARK": "0",
+    }
+    told |= {"VT_FAST_GPU_CHECK": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = script(out, **told)
+    assert done.returncode == 1
+    assert "error: racecheck failed, its status is 1" in done.stderr
+    tested, memory, race, measured = calls.read_text().splitlines()
+    assert "pytest" in tested
+    assert memory.startswith("--tool memcheck")
+    assert f"--log-file {out}/gpu-racecheck.txt {python} -m pytest -m gpu" in race
+    checked = [machine.ROOT / word for word in race.split() if word.startswith("tests/")]
+    assert len(checked) == 2
+    assert all(path.exists() for path in checked)
+    assert "benchmarks gpu" in measured
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_the_script_says_what_is_wrong(tmp_path):
     done = script(tmp_path, VT_FAST_GPU_BUDGET="long")
     assert done.returncode == 2
