@@ -19,6 +19,7 @@ from benchmarks import (
     ceilings,
     cli,
     everything,
+    gate,
     launch,
     measuring,
     ops,
@@ -28,6 +29,7 @@ from benchmarks import (
     running,
     summary,
     timing,
+    truth,
 )
 from benchmarks.contenders import Contender
 from benchmarks.trial import Trial, pose
@@ -107,6 +109,21 @@ def test_a_wrong_yardstick_is_no_yardstick(monkeypatch):
     some.contenders[index] = some.contenders[index]._replace(function=off_by(1.1))
     with pytest.raises(RuntimeError, match="the yardstick is wrong"):
         cells(some)
+
+
+def test_a_yardstick_that_has_lost_its_digits_in_long_sums_measures_nobody():
+    exact = truth.Truth({"tokens": torch.ones(1, 4, 16, dtype=torch.float64)}, 0.0)
+    long, short = (
+        cases.Case("tokenize", cases.Shape(1, side, side, 16, 4), "fp32", "nchw") for side in (2048, 8)
+    )
+    assert gate.Gate.make(long, exact, {"tokens": 1e-4}).yardstick == {"tokens": 1e-4}
+    found = gate.Gate.make(long, exact, {"tokens": 1e-3})
+    assert found.yardstick == {"tokens": 0.0}
+    (allowed,) = found.allowed(["tokens"], gate.PEERS).values()
+    assert "off by" in gate.complaint({"tokens": 1e-3}, {"tokens": allowed})
+    assert gate.complaint({"tokens": 1e-6}, {"tokens": allowed}) is None
+    with pytest.raises(RuntimeError, match="the yardstick is wrong"):
+        gate.Gate.make(short, exact, {"tokens": 1e-3})
 
 
 def test_one_that_fails_or_cannot_be_compiled_says_so():
