@@ -82,7 +82,7 @@ def _add_shape(parser: argparse.ArgumentParser, devices: Sequence[str]) -> None:
     parser.add_argument(
         "--shape",
         nargs="+",
-        choices=[dict.fromkeys(shape.label for shape in origins.REGISTRY)],
+        choices=list(dict.fromkeys(shape.label for shape in origins.REGISTRY)),
         metavar="BxNxCxL",
         help=f"of {'; on a GPU: '.join(texts)} (the default), or another one of those that "
         "python -m benchmarks list prints",

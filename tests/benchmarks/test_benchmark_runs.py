@@ -352,6 +352,13 @@ def test_modes_choose_ops(mode, found):
     assert {case.op for case in plan["cases"]} == found
 
 
+def test_shapes_are_chosen_by_name():
+    words = ["ops", "--op", "project", "--shape", "8x3136x512x16", "1x950x256x8", "--dtype", "fp32"]
+    plan = ops.plan(cli._parser().parse_args(words))
+    found = [case.shape.label for case in plan["cases"] if case.layout == "nchw"]
+    assert found == ["8x3136x512x16", "1x950x256x8"]
+
+
 def test_results_have_names_of_their_own():
     def name(*words, full=True, about=None):
         options = cli._parser().parse_args([*words, "--results", "there"])
