@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import cases, running, series
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MODE = "scaling"
 BUDGET = Budget(seconds=0.3, least=5, most=100, patience=3.0)
+# Elements of a map that may need all memory there is.
+_HUGE = 1 << 29
 _SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 
 
@@ -81,11 +83,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
         before.accept(run)
     full = running.is_full(options, add_arguments, aside=("threads", "memory"))
     output = running.file_of(options, MODE, run.machine, full=full)
-    counts = sorted({point.threads for point in found}, key=lambda count: count or 0)
-    plans = [
-        ({**plan, "cases": [point.case for point in found if point.threads == count]}, cpus[:count])
-        for count in counts
-    ]
+    plans = [({**plan, "cases": some}, cpus[:count]) for some, count in processes(found)]
 
     def mark(cell: Cell) -> None:
         case = cases.Case(cell.op, cell.shape, cell.dtype, cell.layout, cell.parts)
@@ -96,6 +94,19 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
     compared = 0 if before is None else before.report(run)
     return Finished(status or running.verdict(run) or compared, output)
+
+
+def processes(points: Iterable[series.Point]) -> list[tuple[list[cases.Case], int | None]]:
+    """Cases that share a process, and its threads: those of so many threads, but each huge one alone.
+
+    Where memory runs out, malloc is not what it was: calls after that would find no warm pages any more.
+    """
+    found: dict[tuple[int, int | None, cases.Case | None], list[cases.Case]] = {}
+    for case, threads in points:
+        huge = case.shape.batch * case.shape.pixels * case.shape.channels > _HUGE
+        found.setdefault((threads or 0, threads, case if huge else None), []).append(case)
+    ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][2] is not None))
+    return [(some, threads) for (_, threads, _), some in ordered]
 
 
 def _memory(gigabytes: float | None, on_gpu: bool) -> int | None:

@@ -112,13 +112,15 @@ def test_a_wrong_yardstick_is_no_yardstick(monkeypatch):
 
 
 def test_a_yardstick_that_has_lost_its_digits_in_long_sums_measures_nobody():
-    exact = truth.Truth({"tokens": torch.ones(1, 4, 16, dtype=torch.float64)}, 0.0)
+    values = {"tokens": torch.ones(1, 4, 16, dtype=torch.float64), "dx": torch.ones(1, 2, 16)}
+    exact = truth.Truth(values, 0.0)
     long, short = (
         cases.Case("tokenize", cases.Shape(1, side, side, 16, 4), "fp32", "nchw") for side in (2048, 8)
     )
     assert gate.Gate.make(long, exact, {"tokens": 1e-4}).yardstick == {"tokens": 1e-4}
-    found = gate.Gate.make(long, exact, {"tokens": 1e-3})
-    assert found.yardstick == {"tokens": 0.0}
+    for name in values:
+        found = gate.Gate.make(long, exact, {name: 1e-3})
+        assert found.yardstick == {"tokens": 0.0, "dx": 0.0}
     (allowed,) = found.allowed(["tokens"], gate.PEERS).values()
     assert "off by" in gate.complaint({"tokens": 1e-3}, {"tokens": allowed})
     assert gate.complaint({"tokens": 1e-6}, {"tokens": allowed}) is None

@@ -8,7 +8,19 @@ import torch
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cases, cli, first_call, gate, operands, overhead, records, series, stream, truth
+from benchmarks import (
+    cases,
+    cli,
+    first_call,
+    gate,
+    operands,
+    overhead,
+    records,
+    scaling,
+    series,
+    stream,
+    truth,
+)
 from benchmarks.host import Host
 from benchmarks.trial import pose
 
@@ -48,6 +60,17 @@ def test_a_gpu_has_no_series_of_threads():
     found = series.points("cuda", "bf16", "nchw", None)
     assert {point.threads for point in found} == {None}
     assert all("threads" not in names for names in found.values())
+
+
+def test_huge_cases_have_a_process_of_their_own():
+    points = series.points("cpu", "fp32", "nchw", 2, only=["N", "threads"])
+    (alone, first), (many, second), *huge = scaling.processes(points)
+    assert (first, second) == (1, 2)
+    assert [case.op for case in alone] == list(cases.OPS)
+    assert [(len(some), threads) for some, threads in huge] == [(1, 2)] * 3
+    assert {some[0].shape.pixels for some, _ in huge} == {2048**2}
+    everything = [*alone, *many, *(case for some, _ in huge for case in some)]
+    assert sorted(everything) == sorted(point.case for point in points)
 
 
 def test_cases_survive_json():
