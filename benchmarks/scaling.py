@@ -81,7 +81,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     run = Run(running.machine_of(options.device), settings | {"absent": ABSENT}, [], complete=False)
     if before is not None:
         before.accept(run)
-    full = running.is_full(options, add_arguments, aside=("threads", "memory"))
+    full = running.is_full(options, add_arguments, aside=("memory",))
     output = running.file_of(options, MODE, run.machine, full=full)
     plans = [({**plan, "cases": some}, cpus[:count]) for some, count in processes(found)]
 

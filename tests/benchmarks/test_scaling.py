@@ -16,6 +16,7 @@ from benchmarks import (
     operands,
     overhead,
     records,
+    running,
     scaling,
     series,
     stream,
@@ -71,6 +72,12 @@ def test_huge_cases_have_a_process_of_their_own():
     assert {some[0].shape.pixels for some, _ in huge} == {2048**2}
     everything = [*alone, *many, *(case for some, _ in huge for case in some)]
     assert sorted(everything) == sorted(point.case for point in points)
+
+
+def test_fewer_threads_are_no_full_run():
+    for words, full in (([], True), (["--memory", "9"], True), (["--threads", "1"], False)):
+        options = cli._parser().parse_args(["scaling", *words])
+        assert running.is_full(options, scaling.add_arguments, aside=("memory",)) == full
 
 
 def test_cases_survive_json():
