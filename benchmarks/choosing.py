@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from benchmarks.compiled import SHARED, examined
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import pretending, recorded
+from benchmarks.offline_calls import recorded
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.candidates import candidates
+from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import KERNELS, LAYOUTS, Shape
 from vt_fast.backends.triton.settings import SCHEMA, TABLES, Problem, Setting
 
@@ -124,7 +125,7 @@ def _tried(each: Class, setting: Setting, target: str) -> tuple[float, float, in
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = each.kind == "tf32"
     try:
-        with pretending(target, device.processors, 1 << 30), settings.using(setting):
+        with standing_in(Traits(target, device.processors, 1 << 30)), settings.using(setting):
             found = recorded(each.op, each.dtype, each.layout, each.shape)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

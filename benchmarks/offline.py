@@ -29,7 +29,8 @@ from tqdm import tqdm
 from benchmarks import choosing, offline_options
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import pretending, recorded
+from benchmarks.offline_calls import recorded
+from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import KERNELS, Shape
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
@@ -120,7 +121,7 @@ class Job(NamedTuple):
 def examine(job: Job) -> dict[str, Any]:
     """A row of the table: the call's main kernel."""
     dtype = DTYPES[job.dtype]
-    with pretending(job.target, DEVICES[job.target].processors, SHARED[job.target]):
+    with standing_in(Traits(job.target, DEVICES[job.target].processors, SHARED[job.target])):
         found = recorded(job.op, dtype, _ORDERS[job.layout], job.shape)
     launch = next(each for each in found if each.kernel.__name__ in WALKS)
     compiled = examined(launch, job.target)

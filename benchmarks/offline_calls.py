@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.compiled import Launch
-from vt_fast.backends.triton import device
 from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.samples import Shape, sample
 
@@ -33,16 +31,3 @@ def recorded_of(name: str, call: Callable[[], Any]) -> list[Launch]:
     with observed(observe):
         call()
     return found
-
-
-@contextlib.contextmanager
-def pretending(architecture: str, processors: int, shared: int) -> Iterator[None]:
-    """As if tensors without data were on such a GPU."""
-    before = device.architecture, device.processors, device.shared_bytes
-    device.architecture = lambda _: architecture  # type: ignore[assignment]
-    device.processors = lambda _: processors  # type: ignore[assignment]
-    device.shared_bytes = lambda _: shared  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        device.architecture, device.processors, device.shared_bytes = before

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.compiled import SHARED, Launch, examined
 from benchmarks.model import DEVICES
-from benchmarks.offline_calls import pretending, recorded_of
+from benchmarks.offline_calls import recorded_of
 from vt_fast.backends.contract import (
     Project,
     ProjectBackward,
@@ -20,6 +20,7 @@ from vt_fast.backends.contract import (
     TokenizeBackward,
 )
 from vt_fast.backends.triton import calls
+from vt_fast.backends.triton.device import Traits, standing_in
 
 # Options that change what kernels do, so that each stands beside others and beside none.
 COVER: tuple[tuple[str, frozenset[str]], ...] = tuple(
@@ -57,7 +58,7 @@ class Options(NamedTuple):
 def faults(job: Options) -> list[str]:
     """What is wrong with the kernels of the call and of its backward: errors and too much shared memory."""
     found = []
-    with pretending(job.target, DEVICES[job.target].processors, SHARED[job.target]):
+    with standing_in(Traits(job.target, DEVICES[job.target].processors, SHARED[job.target])):
         launches = list(_launches(job))
     for launch in launches:
         compiled = examined(launch, job.target)

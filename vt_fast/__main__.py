@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--minutes", type=float, help="begin no other case after so long")
     tune.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="processes that compile ahead of timing; default: one less than there are processors",
+    )
+    tune.add_argument(
         "--output",
         type=Path,
         default=Path("vt_fast_settings.json"),
@@ -61,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         help="default: %(default)s",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -122,7 +135,7 @@ def _tune(options: argparse.Namespace) -> int:
 
     try:
         todo = tune.cases(options.op, options.dtype, options.layout, options.shape or tune.SHAPES)
-        return tune.main(todo, options.output, options.minutes)
+        return tune.main(todo, options.output, options.minutes, options.jobs)
     except (ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

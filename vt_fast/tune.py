@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -9,10 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vt_fast.backends.triton.ahead import Request
+    from vt_fast.backends.triton.settings import Problem, Setting
 
 __all__ = ["Case", "cases", "main", "tune"]
 
@@ -86,22 +91,14 @@ def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
     Raises:
         RuntimeError: no setting could be timed.
     """
-    from vt_fast.backends.triton import library, samples, settings
-    from vt_fast.backends.triton.arithmetic import power_of_two
-    from vt_fast.backends.triton.candidates import candidates
+    from vt_fast.backends.triton import samples, settings
 
-    dtype = DTYPES[case.dtype]
-    call = samples.sample(case.op, dtype, case.layout, case.shape, device)
-    _, pixels, channels, tokens = case.shape
-    kind = library.kind(dtype)
-    problem = settings.Problem(
-        samples.KERNELS[case.op], kind, case.layout, channels, power_of_two(tokens, 16), pixels
-    )
+    call = samples.sample(case.op, DTYPES[case.dtype], case.layout, case.shape, device)
+    problem, todo = _todo(case, torch.device(device, 0))
     expected = [value.double() for value in _tensors(call())]
     tried: list[dict[str, Any]] = []
-    best: tuple[float, settings.Setting] | None = None
-    now = [replace(each, shared=0) for each in settings.choices(problem, torch.device(device, 0))[:1]]
-    for setting in dict.fromkeys([*now, *candidates(problem)]):
+    best: tuple[float, Setting] | None = None
+    for setting in todo:
         note: dict[str, Any] = {"setting": asdict(setting)}
         tried.append(note)
         try:
@@ -120,10 +117,50 @@ def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
     if best is None:
         raise RuntimeError(f"no setting of {case} could be timed: {tried[0]['left_out']}")
     return {
-        "kernel": problem.kernel, "kind": kind, "layout": case.layout, "few": pixels <= settings.FEW,
-        "channels": channels, "rows": problem.rows, "setting": asdict(best[1]),
+        "kernel": problem.kernel, "kind": problem.kind, "layout": case.layout,
+        "few": problem.pixels <= settings.FEW, "channels": problem.channels, "rows": problem.rows,
+        "setting": asdict(best[1]),
         "measured_us": round(best[0] * 1e6, 2), "shape": list(case.shape), "tried": tried,
     }  # fmt: skip
+
+
+def _todo(case: Case, device: torch.device) -> tuple[Problem, list[Setting]]:
+    """A case's class, and the settings to try: first the one that a call on the device would take."""
+    from vt_fast.backends.triton import library, samples, settings
+    from vt_fast.backends.triton.arithmetic import power_of_two
+    from vt_fast.backends.triton.candidates import candidates
+
+    _, pixels, channels, tokens = case.shape
+    problem = settings.Problem(
+        samples.KERNELS[case.op],
+        library.kind(DTYPES[case.dtype]),
+        case.layout,
+        channels,
+        power_of_two(tokens, 16),
+        pixels,
+    )
+    now = [replace(each, shared=0) for each in settings.choices(problem, device)[:1]]
+    return problem, list(dict.fromkeys([*now, *candidates(problem)]))
+
+
+def requests(case: Case, device: torch.device) -> list[Request]:
+    """All kernels that trying a case's settings on a device launches, without using the device."""
+    from vt_fast.backends.triton import ahead, samples, settings
+    from vt_fast.backends.triton.device import standing_in, traits
+    from vt_fast.backends.triton.launcher import observed
+
+    def sample() -> Callable[[], Any]:
+        return samples.sample(case.op, DTYPES[case.dtype], case.layout, case.shape, "meta")
+
+    with standing_in(traits(device)):
+        found = ahead.requests(lambda: sample()())
+        with observed(lambda *_: None):
+            call = sample()
+        for setting in _todo(case, device)[1]:
+            # What does not fit on the device is not compiled there either.
+            with settings.using(setting), contextlib.suppress(RuntimeError):
+                found += ahead.requests(call)
+    return found
 
 
 def cuda_clock(function: Callable[[], Any]) -> list[float]:
@@ -165,8 +202,15 @@ def _distance(values: list[Tensor], expected: list[Tensor]) -> float:
     return max(distances)
 
 
-def main(todo: list[Case], output: Path, minutes: float | None = None) -> int:
-    """Tune case by case, saving after each. 0, or 2 without a GPU."""
+def main(todo: list[Case], output: Path, minutes: float | None = None, jobs: int | None = None) -> int:
+    """Tune case by case, saving after each. 0, or 2 without a GPU.
+
+    Args:
+        todo: the cases, in this order.
+        output: where the table goes; classes that it has and that are not tuned stay.
+        minutes: after so long no other case is begun.
+        jobs: processes that compile ahead of timing, by default as many as there are processors but one.
+    """
     from vt_fast.backends import triton
 
     reason = triton.unavailable()
@@ -175,22 +219,26 @@ def main(todo: list[Case], output: Path, minutes: float | None = None) -> int:
     if reason is not None:
         print(f"error: nothing can be tuned here: {reason}")
         return 2
-    from vt_fast.backends.triton import settings
+    from vt_fast.backends.triton import ahead, settings
 
     start = time.monotonic()
     entries = settings.read(output, required=False)
-    for count, case in enumerate(todo, 1):
-        if minutes is not None and time.monotonic() - start > 60 * minutes:
-            print(f"stopped after {minutes:g} minutes, {len(todo) - count + 1} cases before the end")
-            break
-        try:
-            entry = tune(case, cuda_clock)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            print(f"[{count}/{len(todo)}] {case}: left out: {str(error)[:200]}", flush=True)
-            continue
-        entries = settings.merged(entries, [entry])
-        _save(entries, output)
-        print(f"[{count}/{len(todo)}] {case}: {' '.join(_summary(entry))}", flush=True)
+    device = torch.device("cuda", torch.cuda.current_device())
+    with ahead.Ahead(ahead.current_target(), jobs or ahead.processes()) as compilers:
+        begun = [compilers.compile(requests(case, device)) for case in todo]
+        for count, (case, compiling) in enumerate(zip(todo, begun, strict=True), 1):
+            if minutes is not None and time.monotonic() - start > 60 * minutes:
+                print(f"stopped after {minutes:g} minutes, {len(todo) - count + 1} cases before the end")
+                break
+            ahead.finished(compiling)
+            try:
+                entry = tune(case, cuda_clock)
+            except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                print(f"[{count}/{len(todo)}] {case}: left out: {str(error)[:200]}", flush=True)
+                continue
+            entries = settings.merged(entries, [entry])
+            _save(entries, output)
+            print(f"[{count}/{len(todo)}] {case}: {' '.join(_summary(entry))}", flush=True)
     print(f"written to {output}; to use it: export {settings.VARIABLE}={output.resolve()}")
     return 0
 

@@ -14,8 +14,9 @@ from benchmarks.__main__ import main
 from benchmarks.cases import Shape
 from benchmarks.compiled import SHARED, Compiled, Launch
 from benchmarks.model import DEVICES, WALKS, predicted
-from benchmarks.offline_calls import pretending, recorded
+from benchmarks.offline_calls import recorded
 from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import KERNELS
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
 
@@ -34,7 +35,7 @@ def test_a_kernel_is_compiled_for_another_gpu(target):
 
 @pytest.mark.parametrize("op", KERNELS)
 def test_every_op_has_one_kernel_that_walks_over_the_map(op):
-    with pretending("sm_90", 132, SHARED["sm_90"]):
+    with standing_in(Traits("sm_90", 132, SHARED["sm_90"])):
         found = recorded(op, torch.bfloat16, "channels", (8, 196, 64, 16))
     names = [launch.kernel.__name__ for launch in found]
     assert [name for name in names if name in WALKS] == [KERNELS[op]]
@@ -50,7 +51,7 @@ def test_what_is_wrong_with_a_kernel():
 @pytest.fixture
 def launch():
     """tokenize on maps of 100 MB."""
-    with pretending("sm_90", 132, 1 << 30), settings.using(Setting(64, 64, 0, KEEP, 4, 3)):
+    with standing_in(Traits("sm_90", 132, 1 << 30)), settings.using(Setting(64, 64, 0, KEEP, 4, 3)):
         found = recorded("tokenize", torch.bfloat16, "channels", (256, 196, 1024, 16))
     (launch,) = (each for each in found if each.kernel.__name__ in WALKS)
     return launch
@@ -151,7 +152,7 @@ def test_a_launch_is_specialized_as_triton_does(launch):
 @pytest.mark.parametrize("options", [options for op, options in offline_options.COVER if op == "tokenize"])
 def test_calls_with_options_launch_forward_and_backward(options):
     job = offline_options.Options("tokenize", options, torch.bfloat16, "sm_90")
-    with pretending("sm_90", 132, 227 << 10):
+    with standing_in(Traits("sm_90", 132, 227 << 10)):
         launches = list(offline_options._launches(job))
     names = [launch.kernel.__name__ for launch in launches]
     assert {"tokenize_forward", "tokenize_backward", "deltas"} <= set(names)

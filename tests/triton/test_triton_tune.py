@@ -8,7 +8,8 @@ import torch
 
 from vt_fast import tune
 from vt_fast.__main__ import main
-from vt_fast.backends.triton import candidates, samples, settings
+from vt_fast.backends.triton import ahead, candidates, samples, settings
+from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting
 
 FIRST, SECOND, WRONG = (Setting(16, 16, own, STREAM, 4, 1) for own in (1, 2, 3))
@@ -64,6 +65,32 @@ def test_a_setting_that_fails_is_left_out(few):
     assert any("out of registers" in each.get("left_out", "") for each in entry["tried"])
 
 
+@pytest.mark.parametrize("op", samples.KERNELS)
+def test_what_will_be_launched_is_known_before(op, few):
+    case = tune.Case(op, "fp32", "channels", (2, 9, 32, 4))
+
+    def described(kernel, arguments, constants):
+        numbers = [None if torch.is_tensor(value) else value for value in map(stood_for, arguments)]
+        return kernel, numbers, constants
+
+    def stood_for(value):
+        return torch.empty(0) if isinstance(value, ahead.Operand) else value
+
+    launched = []
+
+    def note(kernel, grid, arguments, constants):
+        launched.append(described(kernel.__name__, arguments, constants))
+        kernel[grid](*arguments, **constants)
+
+    with observed(note):
+        tune.tune(case, lambda function: [1.0], DEVICE)
+    asked = tune.requests(case, torch.device(DEVICE, 0))
+    asked = [described(each.kernel, each.arguments, each.constants) for each in asked]
+    assert len(launched) > 2
+    assert [each for each in launched if each not in asked] == []
+    assert [each for each in asked if each not in launched] == []
+
+
 def test_all_failing_is_an_error(few):
     def clock(function):
         raise RuntimeError("no clock")
@@ -95,6 +122,12 @@ def test_a_shape_has_four_sizes(capsys):
     with pytest.raises(SystemExit):
         main(["tune", "--shape", "1x2x3"])
     assert "BxNxCxL" in capsys.readouterr().err or "--shape" in capsys.readouterr().err
+
+
+def test_there_is_at_least_one_process(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--jobs", "0"])
+    assert "must be at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

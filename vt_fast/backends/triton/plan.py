@@ -41,7 +41,7 @@ class Cut:
 
 def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, part_bytes: int) -> Cut:
     """Parts of each sample. ``items``: samples times heads; ``part_bytes``: what one part of all leaves."""
-    processors = device.processors(x.device)
+    processors = device.traits(x.device).processors
     chunks = ceil_div(channels, setting.chunk)
     tiles = ceil_div(pixels, setting.tile)
     most = max(1, min(_affordable(x, part_bytes), tiles))
@@ -70,7 +70,7 @@ def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: i
     There are enough to keep the device busy, also where these leave more than is affordable: a part of each
     sample would leave yet more.
     """
-    processors = device.processors(x.device)
+    processors = device.traits(x.device).processors
     chunks = ceil_div(channels, setting.chunk)
     keep = setting.form == KEEP
     own = chunks if keep else min(setting.own or chunks, chunks)

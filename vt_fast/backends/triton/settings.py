@@ -141,7 +141,7 @@ def choices(problem: Problem, device: torch.device) -> list[Setting]:
     """Settings to try, best first; the last ones are slow, and fit everywhere."""
     if _only is not None:
         return [_only]
-    return _choices(problem, hardware.architecture(device), os.environ.get(VARIABLE))
+    return _choices(problem, hardware.traits(device).architecture, os.environ.get(VARIABLE))
 
 
 @functools.lru_cache(maxsize=4096)

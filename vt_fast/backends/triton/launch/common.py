@@ -31,7 +31,7 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
     Raises:
         RuntimeError: not even the smallest one does.
     """
-    limit = device.shared_bytes(x.device)
+    limit = device.traits(x.device).shared_bytes
     reasons = []
     for setting in settings.choices(problem, x.device):
         needed = settings.shared_bytes(problem, setting)

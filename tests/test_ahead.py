@@ -1,0 +1,87 @@
+"""Kernels compiled ahead of their launch, for GPUs that need not be there."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from vt_fast.backends.triton import ahead, library
+from vt_fast.backends.triton.device import Traits, standing_in
+from vt_fast.backends.triton.samples import sample
+
+pytestmark = pytest.mark.skipif(library.INTERPRETED, reason="the interpreter compiles nothing")
+
+TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+
+
+def asked(architecture="sm_90", op="tokenize_backward"):
+    with standing_in(Traits(architecture, 132, 64 << 10)):
+        return ahead.requests(lambda: sample(op, torch.bfloat16, "channels", (2, 196, 64, 16), "meta")())
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Triton's, of this test alone."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("architecture", TARGETS)
+def test_a_launch_finds_what_was_compiled(architecture, cache, monkeypatch):
+    those = asked(architecture)
+    assert {"tokenize_forward", "deltas", "tokenize_backward"} <= {each.kernel for each in those}
+    with ahead.Ahead(TARGETS[architecture], 2) as compilers:
+        assert ahead.finished(compilers.compile(those)) == []
+    found = sorted(os.listdir(cache))
+    assert len(found) == len(those)
+    # What a launch does first, on a GPU of that kind.
+    config = triton.runtime.driver
+    monkeypatch.setattr(config, "_active", ahead._Driver(TARGETS[architecture]))
+    for each in those:
+        kernel = getattr(ahead.import_module(each.module), each.kernel)
+        kernel.device_caches.clear()
+        kernel.warmup(*each.arguments, grid=(1,), **each.constants)
+        kernel.device_caches.clear()
+    assert sorted(os.listdir(cache)) == found
+
+
+def test_one_that_cannot_be_compiled_is_named_and_the_others_are_compiled(cache):
+    good = asked()[0]
+    bad = good._replace(constants={**good.constants, "TILE": 24})
+    with ahead.Ahead(TARGETS["sm_90"], 1) as compilers:
+        compiling = compilers.compile([bad, good])
+        (reason,) = ahead.finished(compiling)
+    assert reason.startswith("tokenize_forward: CompilationError")
+    assert compiling[1].result() is None
+
+
+def test_the_same_is_compiled_once(cache):
+    with ahead.Ahead(TARGETS["sm_90"], 1) as compilers:
+        first = compilers.compile(asked())
+        assert list(map(id, compilers.compile(asked()))) == list(map(id, first))
+
+
+def test_a_process_that_dies_is_no_error(cache):
+    with ahead.Ahead(TARGETS["sm_90"], 1) as compilers:
+        compilers._pool.submit(os._exit, 1).exception()
+        (reason,) = ahead.finished(compilers.compile(asked()[:1]))
+    assert "BrokenProcessPool" in reason
+
+
+def test_a_request_says_what_a_kernel_depends_on():
+    tensor = torch.zeros(3, 5, dtype=torch.float16)
+    operand = ahead._operand(tensor)
+    assert (operand.dtype, operand.ptr_range(), operand.data_ptr()) == (torch.float16, 30, 0)
+    assert ahead._operand(7) == 7
+
+
+def test_at_least_one_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert ahead.processes() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert ahead.processes() == 15
