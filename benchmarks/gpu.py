@@ -6,9 +6,9 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 BUDGET = Budget(seconds=0.2, least=11, most=50)
 # Seconds that one compilation may take; with kernels tuned, several times that.
 _COMPILE_SECONDS, _TUNE_SECONDS = 120.0, 600.0
+# For so many cases at a time our kernels are compiled ahead: a run that ends early has not compiled them all.
+_AHEAD = 24
+
+# Does what can be done before cases are measured.
+Prepare: TypeAlias = Callable[[Sequence[Case]], None]
 
 
 class Plan(NamedTuple):
@@ -100,7 +105,7 @@ def run(options: argparse.Namespace, *, full: bool, before: Before | None = None
         settings = {"device": str(device.torch_device), "quick": todo.quick, "tf32": todo.tf32}
         before.accept(Run(about, settings, []))
     path = running.file_of(options, options.command, about, full=False)
-    found, status = conduct(todo, device, about, path)
+    found, status = conduct(todo, device, about, path, _compiling(todo, device))
     final = running.file_of(options, options.command, about, full=True)
     if full and found.complete and final != path:
         records.save(found, final)
@@ -109,7 +114,19 @@ def run(options: argparse.Namespace, *, full: bool, before: Before | None = None
     return status, found, path
 
 
-def conduct(todo: Plan, device: Gpu, about: dict[str, Any], path: Path) -> tuple[Run, int]:
+def _compiling(todo: Plan, device: Gpu) -> Prepare:
+    from benchmarks import ahead  # needs Triton
+
+    return lambda those: ahead.compile_all(those, todo.passes, device.torch_device)
+
+
+def conduct(
+    todo: Plan,
+    device: Gpu,
+    about: dict[str, Any],
+    path: Path,
+    prepare: Prepare = lambda those: None,
+) -> tuple[Run, int]:
     """Measure case by case, and save after each; returns the run and 130 after Ctrl-C, else 0.
 
     Cases for which there is not enough time or memory are named in the settings as ``left_out``.
@@ -134,7 +151,7 @@ def conduct(todo: Plan, device: Gpu, about: dict[str, Any], path: Path) -> tuple
             run.settings["launch_seconds"] = device.launch_seconds()
         except Exception as error:  # everything is then timed by plain calls, and says so
             run.problems.append(f"nothing can be captured as a graph: {cause(error)}")
-        _Session(todo, device, run, path, start).work()
+        _Session(todo, device, run, path, start, prepare).work()
         run.complete = all(item["why"] == "memory" for item in run.settings["left_out"])
         status = 0
     except KeyboardInterrupt:
@@ -149,8 +166,9 @@ def conduct(todo: Plan, device: Gpu, about: dict[str, Any], path: Path) -> tuple
 class _Session:
     """One run while it goes on: what is kept from one case to the next."""
 
-    def __init__(self, todo: Plan, device: Gpu, run: Run, path: Path, start: float) -> None:
+    def __init__(self, todo: Plan, device: Gpu, run: Run, path: Path, start: float, prepare: Prepare) -> None:
         self.todo, self.device, self.run, self.path, self.start = todo, device, run, path, start
+        self.prepare = prepare
         self.deadline = Deadline(todo.seconds)
         tuned = any(name in TUNED_NAMES for name in todo.peers)
         self.compiling = Compiling(self.deadline, _TUNE_SECONDS if tuned else _COMPILE_SECONDS)
@@ -163,6 +181,8 @@ class _Session:
             if self.deadline.remaining <= 0:
                 self._leave_out(self.todo.cases[number - 1 :], "time", "the time was spent")
                 break
+            if number % _AHEAD == 1:
+                self.prepare(self.todo.cases[number - 1 : number - 1 + _AHEAD])
             known = len(self.run.cells)
             trouble = self._attempt(case)
             lost = None if trouble is None else self._recover()
