@@ -129,11 +129,11 @@ def _tried(each: Class, setting: Setting, target: str) -> tuple[float, float, in
             found = recorded(each.op, each.dtype, each.layout, each.shape)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    launch = next(launch for launch in found if launch.kernel.__name__ in WALKS)
+    launch = next(launch for launch in found if launch.kernel in WALKS)
     compiled = examined(launch, target)
     if compiled.fault(target) is not None:
         return None
-    walk = WALKS[launch.kernel.__name__]
+    walk = WALKS[launch.kernel]
     batch, pixels, channels, _ = each.shape
     floor = (walk.reads + walk.writes) * batch * pixels * channels * each.dtype.itemsize / device.memory
     return predicted(device, launch, compiled, each.shape, each.kind).seconds, floor, compiled.shared or 0

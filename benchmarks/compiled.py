@@ -7,13 +7,12 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+from vt_fast.backends.triton.ahead import Request, compiling_for
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -31,82 +30,43 @@ SHARED = {
     "gfx942": 64 << 10,
 }
 
-_TYPES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int32: "i32",
-    torch.uint8: "u8",
-}
 _OPTIONS = ("num_warps", "num_stages")
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with what it would be launched with."""
+class Launch(NamedTuple):
+    """What would be launched, and how many programs of it; ``name``: of the call, for people."""
 
     name: str
-    kernel: Any
+    request: Request
     programs: int
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    scalars: dict[str, int]
-    divisible: tuple[str, ...]
-    options: dict[str, int]
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        kernel: Any,
-        grid: tuple[int, ...],
-        arguments: tuple[Any, ...],
-        constants: dict[str, Any],
-    ) -> Launch:
-        """As Triton would specialize it: 1 is a constant, multiples of 16 are known to be such."""
-        options: dict[str, int] = {each: constants[each] for each in _OPTIONS if each in constants}
-        given = {key: value for key, value in constants.items() if key not in options}
-        signature: dict[str, str] = {}
-        scalars: dict[str, int] = {}
-        divisible = []
-        for parameter, value in zip(kernel.arg_names, arguments, strict=False):
-            if isinstance(value, Tensor):
-                signature[parameter] = "*" + _TYPES[value.dtype]
-                divisible.append(parameter)
-                continue
-            scalars[parameter] = value
-            if value == 1:
-                given[parameter] = 1
-                signature[parameter] = "constexpr"
-            else:
-                signature[parameter] = "i32" if value < 2**31 else "i64"
-                if value % 16 == 0:
-                    divisible.append(parameter)
-        for parameter in kernel.arg_names[len(arguments) :]:
-            signature[parameter] = "constexpr"
-        return cls(name, kernel, grid[0], signature, given, scalars, tuple(divisible), options)
+    @property
+    def kernel(self) -> str:
+        """Its name."""
+        return self.request.name
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the kernel is told before it is compiled."""
+        return {key: value for key, value in self.request.constants.items() if key not in _OPTIONS}
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told."""
+        return {key: self.request.constants[key] for key in _OPTIONS if key in self.request.constants}
 
     @property
     def setting(self) -> str:
         """What of it is a matter of choice, for people."""
-        words = [f"{key.lower()}={self.constants[key]}" for key in ("TILE", "CHUNK") if key in self.constants]
-        if "OWN" in self.constants:
-            kept, loops, own = (self.constants[key] for key in ("KEEP", "LOOPS", "OWN"))
+        constants = self.constants
+        words = [f"{key.lower()}={constants[key]}" for key in ("TILE", "CHUNK") if key in constants]
+        if "OWN" in constants:
+            kept, loops, own = (constants[key] for key in ("KEEP", "LOOPS", "OWN"))
             words.append("keep" if kept else f"own={own}" if loops == 1 else f"loops={loops}")
-        elif "KEEP" in self.constants:
-            words.append("keep" if self.constants["KEEP"] else "again")
+        elif "KEEP" in constants:
+            words.append("keep" if constants["KEEP"] else "again")
         words += [f"{key.removeprefix('num_')}={value}" for key, value in self.options.items()]
         return " ".join(words)
-
-    def compiled(self, target: str) -> Any:
-        """What Triton makes of it."""
-        names = list(self.signature)
-        attributes = {(names.index(each),): [["tt.divisibility", 16]] for each in self.divisible}
-        source = ASTSource(
-            fn=self.kernel, signature=self.signature, constexprs=self.constants, attrs=attributes
-        )
-        return triton.compile(source, target=TARGETS[target], options=dict(self.options))
 
 
 @dataclass
@@ -139,7 +99,8 @@ def examined(launch: Launch, target: str) -> Compiled:
     """Compile it and look at what came out."""
     found = Compiled()
     try:
-        result = launch.compiled(target)
+        with compiling_for(TARGETS[target]):
+            result = launch.request.compiled()
     except Exception as error:  # a compiler's errors are of any kind, and are what is to be reported
         found.error = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
         return found

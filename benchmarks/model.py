@@ -107,7 +107,7 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
               kind: str) -> Prediction:  # fmt: skip
     """Of a kernel that walks over maps of ``shape`` (B, N, C, L)."""
     batch, pixels, channels, tokens = shape
-    walk, constants = WALKS[launch.kernel.__name__], launch.constants
+    walk, constants = WALKS[launch.kernel], launch.constants
     item = 2 if kind == "16" else 4
     tile, chunk, keep = constants["TILE"], constants["CHUNK"], constants["KEEP"]
     blocks, own, loops = (constants.get(name, 1) for name in ("BLOCKS", "OWN", "LOOPS"))
@@ -124,7 +124,7 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
     missed = 0.0 if keep else walk.again * max(0.0, 1 - _CACHED * device.holds / live)
     memory = ((walk.reads + walk.writes + missed) * map_bytes + part_bytes) / device.memory
     moved = (walk.reads * blocks + walk.writes + (0 if keep else walk.again)) * map_bytes
-    held = keep and launch.kernel.__name__ == "tokenize_forward"
+    held = keep and launch.kernel == "tokenize_forward"
     banks = walk.second + (0 if held else walk.first * blocks)
     cache = (moved + banks * bank_bytes * tiles) / device.cache
     rate = device.rates[kind] * _REACHED * (1.0 if tile >= 64 or kind == "ieee" else _NARROW)

@@ -123,7 +123,7 @@ def examine(job: Job) -> dict[str, Any]:
     dtype = DTYPES[job.dtype]
     with standing_in(Traits(job.target, DEVICES[job.target].processors, SHARED[job.target])):
         found = recorded(job.op, dtype, _ORDERS[job.layout], job.shape)
-    launch = next(each for each in found if each.kernel.__name__ in WALKS)
+    launch = next(each for each in found if each.kernel in WALKS)
     compiled = examined(launch, job.target)
     row: dict[str, Any] = {
         "label": job.label,
@@ -145,7 +145,7 @@ def _estimate(
     """What the model says, in microseconds, and the least time by the bytes that must be moved."""
     device = DEVICES[target]
     found = predicted(device, launch, compiled, shape, "16" if dtype.itemsize == 2 else "ieee")
-    walk = WALKS[launch.kernel.__name__]
+    walk = WALKS[launch.kernel]
     map_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
     terms = {
         name: round(getattr(found, name) * 1e6, 1) for name in ("memory", "cache", "products", "waiting")

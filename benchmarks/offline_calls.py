@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.compiled import Launch
+from vt_fast.backends.triton.ahead import Request
 from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.samples import Shape, sample
 
@@ -26,7 +27,7 @@ def recorded_of(name: str, call: Callable[[], Any]) -> list[Launch]:
     def observe(
         kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
     ) -> None:
-        found.append(Launch.of(name, kernel, grid, arguments, constants))
+        found.append(Launch(name, Request.of(kernel, arguments, constants), grid[0]))
 
     with observed(observe):
         call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def faults(job: Options) -> list[str]:
         compiled = examined(launch, job.target)
         compiled.spills = 0  # Shapes like these may be slow; the table tells of the others.
         if (fault := compiled.fault(job.target)) is not None:
-            found.append(f"{job.label}: {launch.kernel.__name__} [{launch.setting}]: {fault}")
+            found.append(f"{job.label}: {launch.kernel} [{launch.setting}]: {fault}")
     return found
 
 
@@ -72,7 +73,7 @@ def _launches(job: Options) -> Iterator[Launch]:
     """All that differ."""
     seen = set()
     for launch in recorded_of(job.label, _both(job.op, job.options, job.dtype)):
-        key = (launch.kernel.__name__, str(launch.constants), str(launch.signature), launch.divisible)
+        key = pickle.dumps(launch.request)
         if key not in seen:
             seen.add(key)
             yield launch

@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("triton")
 
-import triton
 from triton.backends.compiler import GPUTarget
 
 from vt_fast.backends.triton import ahead, library
@@ -32,21 +31,19 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("architecture", TARGETS)
-def test_a_launch_finds_what_was_compiled(architecture, cache, monkeypatch):
+def test_a_launch_finds_what_was_compiled(architecture, cache):
     those = asked(architecture)
-    assert {"tokenize_forward", "deltas", "tokenize_backward"} <= {each.kernel for each in those}
+    assert {"tokenize_forward", "deltas", "tokenize_backward"} <= {each.name for each in those}
     with ahead.Ahead(TARGETS[architecture], 2) as compilers:
         assert ahead.finished(compilers.compile(those)) == []
     found = sorted(os.listdir(cache))
     assert len(found) == len(those)
     # What a launch does first, on a GPU of that kind.
-    config = triton.runtime.driver
-    monkeypatch.setattr(config, "_active", ahead._Driver(TARGETS[architecture]))
-    for each in those:
-        kernel = getattr(ahead.import_module(each.module), each.kernel)
-        kernel.device_caches.clear()
-        kernel.warmup(*each.arguments, grid=(1,), **each.constants)
-        kernel.device_caches.clear()
+    with ahead.compiling_for(TARGETS[architecture]):
+        for each in those:
+            each.kernel.device_caches.clear()
+            each.compiled()
+            each.kernel.device_caches.clear()
     assert sorted(os.listdir(cache)) == found
 
 

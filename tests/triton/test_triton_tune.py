@@ -85,7 +85,7 @@ def test_what_will_be_launched_is_known_before(op, few):
     with observed(note):
         tune.tune(case, lambda function: [1.0], DEVICE)
     asked = tune.requests(case, torch.device(DEVICE, 0))
-    asked = [described(each.kernel, each.arguments, each.constants) for each in asked]
+    asked = [described(each.name, each.arguments, each.constants) for each in asked]
     assert len(launched) > 2
     assert [each for each in launched if each not in asked] == []
     assert [each for each in asked if each not in launched] == []

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -39,9 +40,23 @@ class Request(NamedTuple):
     """A kernel's name, and what it would be launched with."""
 
     module: str
-    kernel: str
+    name: str
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+
+    @classmethod
+    def of(cls, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Request:
+        """Of a launch's arguments."""
+        return cls(kernel.fn.__module__, kernel.fn.__name__, tuple(map(_operand, arguments)), constants)
+
+    @property
+    def kernel(self) -> Any:
+        """The kernel itself."""
+        return getattr(import_module(self.module), self.name)
+
+    def compiled(self) -> Any:
+        """What Triton makes of it for the current target, from its cache or anew."""
+        return self.kernel.warmup(*self.arguments, grid=(1,), **self.constants)
 
 
 def requests(call: Callable[[], Any]) -> list[Request]:
@@ -51,8 +66,7 @@ def requests(call: Callable[[], Any]) -> list[Request]:
     def observe(
         kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
     ) -> None:
-        given = tuple(map(_operand, arguments))
-        found.append(Request(kernel.fn.__module__, kernel.fn.__name__, given, constants))
+        found.append(Request.of(kernel, arguments, constants))
 
     with observed(observe):
         call()
@@ -136,14 +150,29 @@ class _Driver:
     def __init__(self, target: Any) -> None:
         self._target = target
 
-    def get_current_device(self) -> int:
-        return 0
+    def get_current_device(self) -> Any:
+        """Kernels keep what was compiled by device, so each target is one."""
+        return self._target
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device: Any) -> int:
+        """None is used."""
         return 0
 
     def get_current_target(self) -> Any:
+        """What is compiled for."""
         return self._target
+
+
+@contextmanager
+def compiling_for(target: Any) -> Iterator[None]:
+    """Within, Triton compiles for this target, and nothing can be launched."""
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(_Driver(target))
+    try:
+        yield
+    finally:
+        driver._active = before
 
 
 def _begin(target: Any) -> None:
@@ -152,9 +181,8 @@ def _begin(target: Any) -> None:
 
 
 def _compile(request: Request) -> str | None:
-    kernel = getattr(import_module(request.module), request.kernel)
     try:
-        kernel.warmup(*request.arguments, grid=(1,), **request.constants)
+        request.compiled()
     except Exception as error:  # a compiler's errors are of any kind
-        return f"{request.kernel}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return f"{request.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
