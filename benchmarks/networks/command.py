@@ -59,8 +59,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     plan["device"] = options.device
     settings = {"networks": True, **plan, "threads": len(cpus)}
     run = records.NetworkRun(running.machine_of(options.device), settings, [], complete=False)
-    full = running.is_full(options, add_arguments, aside=("threads",))
-    output = running.file_of(options, MODE, run.machine, full=full)
+    output = running.file_of(options, MODE, run.machine, full=running.is_full(options, add_arguments))
     if before is not None:
         before.accept(run)
     start = time.monotonic()

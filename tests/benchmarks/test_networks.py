@@ -8,9 +8,9 @@ from torch import nn
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cli, running
+from benchmarks import cli, launch
 from benchmarks.device import Device
-from benchmarks.networks import command, gate, measuring, report
+from benchmarks.networks import gate, measuring, report
 from benchmarks.networks.cases import CLASSIFIER, KINDS, STAGE, Case, Tokens, cases
 from benchmarks.networks.measuring import NetworkCell, Side
 from benchmarks.networks.sides import (
@@ -118,15 +118,19 @@ def test_goals():
     assert text.count("met ") == 1
 
 
-def test_only_a_full_run_writes_over_the_result_of_one():
-    for arguments, full in (
-        ([], True),
-        (["--threads", "1"], True),
-        (["--quick"], False),
-        (["--only", "FPN"], False),
-    ):
-        options = cli._parser().parse_args(["models", *arguments])
-        assert running.is_full(options, command.add_arguments, ["threads"]) == full
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "models-cpu.json"),
+        (["--threads", "1"], "models-partial.json"),
+        (["--quick"], "models-partial.json"),
+        (["--only", "FPN"], "models-partial.json"),
+    ],
+)
+def test_only_a_full_run_writes_over_the_result_of_one(monkeypatch, tmp_path, words, name):
+    monkeypatch.setattr(launch, "messages", lambda plan, cpus: iter(()))
+    cli.main(["models", "--results", str(tmp_path), *words])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_command(tmp_path, capsys):
