@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Shape
-from benchmarks.timing import spread
+from benchmarks.timing import HasSeconds
 
 SCHEMA = 1
 
@@ -23,7 +23,7 @@ OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable
 
 
 @dataclass
-class Entry:
+class Entry(HasSeconds):
     """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients.
 
     On a GPU, ``seconds`` are those of a captured graph, or of plain calls where ``timed_as`` says so, and
@@ -43,16 +43,6 @@ class Entry:
     timed_as: str | None = None
     note: str | None = None
     needs_bytes: int | None = None
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
-        return spread(self.seconds)
 
     @property
     def eager_ratio(self) -> float | None:
