@@ -129,11 +129,6 @@ def not_ok(run: Run) -> list[tuple[Cell, str, str, str]]:
     ]
 
 
-def ours_without_figure(run: Run) -> list[Cell]:
-    """Cells in which ours was wrong or failed."""
-    return [cell for cell in run.cells if cell.ours is None or not cell.ours.timed]
-
-
 def stack_figures(cell: Cell) -> tuple[float, float] | None:
     """How many times faster than the paper's equations in eager mode, and the share of their extra memory."""
     eager = next((entry for entry in cell.entries if entry.name == "eager" and entry.timed), None)
