@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     """Run, print, save, and compare with what was before, where it is given.
 
-    1 where a result was wrong, a case could not be measured, or something has become slower.
+    1 where a result was wrong, a case could not be measured, or something has become slower; 130 after
+    Ctrl-C.
 
     Raises:
         UsageError: the arguments cannot be carried out.
@@ -63,6 +64,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     if before is not None:
         before.accept(run)
     start = time.monotonic()
+    status = 0
     try:
         with tqdm(unit="case", dynamic_ncols=True) as bar:
             for message in launch.messages({"networks": plan}, cpus):
@@ -73,7 +75,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
                 run.cells += [records.cell_from(cell) for cell in message.get("cells", [])]
         run.complete = True
     except KeyboardInterrupt:
-        run.problems.append("interrupted")
+        status = 130
     except RuntimeError as error:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
@@ -84,7 +86,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     print(f"\nwritten to {output} after {elapsed:.0f} s")
     wrong = any(side.reason is not None for cell in run.cells for side in cell.sides)
     compared = 0 if before is None else before.report(run)
-    return Finished(1 if wrong or run.problems or not run.cells else compared, output)
+    return Finished(status or int(wrong or bool(run.problems) or not run.cells) or compared, output)
 
 
 def show(path: Path) -> str:

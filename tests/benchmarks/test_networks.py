@@ -1,5 +1,6 @@
 """The benchmark of networks: who takes part, the gate, and the command, on tiny networks."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("tqdm")
 
 from benchmarks import cli, launch
 from benchmarks.device import Device
-from benchmarks.networks import gate, measuring, report
+from benchmarks.networks import gate, measuring, records, report
 from benchmarks.networks.cases import CLASSIFIER, KINDS, STAGE, Case, Tokens, cases
 from benchmarks.networks.measuring import NetworkCell, Side
 from benchmarks.networks.sides import (
@@ -131,6 +132,18 @@ def test_only_a_full_run_writes_over_the_result_of_one(monkeypatch, tmp_path, wo
     monkeypatch.setattr(launch, "messages", lambda plan, cpus: iter(()))
     cli.main(["models", "--results", str(tmp_path), *words])
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_ctrl_c_saves_what_was_measured(monkeypatch, tmp_path):
+    def stops(plan, cpus):
+        (cell,) = measuring.measure(TINY, "fp32", "nchw", (INFERENCE,), (FUSED,), Device(1), QUICK)
+        yield {"case": "one", "total": 2, "cells": [dataclasses.asdict(cell)]}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "messages", stops)
+    assert cli.main(["models", "--output", str(tmp_path / "models.json")]) == 130
+    run = records.load(tmp_path / "models.json")
+    assert (run.complete, run.problems, len(run.cells)) == (False, [], 1)
 
 
 def test_the_command(tmp_path, capsys):
