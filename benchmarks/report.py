@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from benchmarks import summary
 from benchmarks.cases import FORWARD, OPS, STACK
+from benchmarks.figures import AnyRun
 from benchmarks.origins import origin
 from benchmarks.peers import NAMES
 from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
@@ -32,7 +33,7 @@ def render(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def head(run: Run) -> str:
+def head(run: AnyRun) -> str:
     """Machine, versions, and what is to be said of a run as a whole."""
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
@@ -63,7 +64,7 @@ def head(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _gpu(run: Run) -> str:
+def _gpu(run: AnyRun) -> str:
     gpu, versions = run.machine["gpu"], run.machine["versions"]
     memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
     driver = f"driver {gpu['driver_version']}, CUDA {gpu['cuda']}" if gpu["cuda"] else f"ROCm {gpu['hip']}"

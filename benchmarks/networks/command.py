@@ -80,9 +80,7 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
     records.save(run, output)
-    print(render(run.cells))
-    for problem in run.problems:
-        print(f"problem: {problem}")
+    print(render(run))
     print(f"\nwritten to {output} after {elapsed:.0f} s")
     wrong = any(side.reason is not None for cell in run.cells for side in cell.sides)
     compared = 0 if before is None else before.report(run)
@@ -97,7 +95,7 @@ def show(path: Path) -> str:
     """
     from benchmarks.networks.report import render
 
-    return render(records.load(path).cells)
+    return render(records.load(path))
 
 
 def work(plan: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:

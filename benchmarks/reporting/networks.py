@@ -9,6 +9,7 @@ from benchmarks.networks.cases import NECK, STAGE
 from benchmarks.networks.records import NetworkCell, NetworkRun
 from benchmarks.networks.report import goals
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED
+from benchmarks.report import head
 from benchmarks.reporting import environment, rates
 from benchmarks.reporting.blocks import (
     Block,
@@ -47,11 +48,7 @@ def blocks(name: str, run: NetworkRun) -> Iterator[Block]:
     """All of one file, under its name."""
     cells = run.cells
     yield Heading(f"{name}: networks", 2)
-    yield Paragraph(environment.headline(run))
-    if run.settings.get("quick"):
-        yield Paragraph("A quick run: its networks are tiny and its figures mean nothing.")
-    if not run.complete:
-        yield Paragraph("This run was not finished.")
+    yield from (Paragraph(line) for line in head(run).splitlines())
     marks = list(goals(cells))
     yield _tiles(cells, [mark.met for mark in marks])
     if marks:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import standin
 import torch
 from torch import nn
 
@@ -40,6 +41,11 @@ TINY = Case(
     ((16, 4, 4),),
 )
 CPU = torch.device("cpu")
+
+
+def rendered(*cells, about=standin.MACHINE, device="cpu", **changes):
+    settings = standin.NETWORK_SETTINGS | {"device": device}
+    return report.render(records.NetworkRun(about, settings, list(cells), **changes))
 
 
 def test_every_kind_has_cases_in_full_and_quick():
@@ -97,7 +103,7 @@ def test_a_wrong_result_gets_no_figure(monkeypatch):
     (_, side) = cell.sides
     assert side.seconds == []
     assert side.reason.startswith("result: relative error 0.001")
-    assert "no figure: result" in report.render([cell])
+    assert "no figure: result" in rendered(cell)
 
 
 def test_a_side_that_fails_is_named(monkeypatch):
@@ -114,9 +120,18 @@ def test_goals():
         sides = [Side(CONVOLUTIONAL, 1, [2.0], 1), Side(FUSED, 1, [ours], 1)]
         return NetworkCell(kind, "thing", 1, "fp32", "nchw", 1, which, sides)
 
-    text = report.render([cell(STAGE, 1.0), cell(STAGE, 4.0), cell("neck", 1.0), cell(CLASSIFIER, 9.0)])
+    text = rendered(cell(STAGE, 1.0), cell(STAGE, 4.0), cell("neck", 1.0), cell(CLASSIFIER, 9.0))
     assert text.count("MISSED") == 2
     assert text.count("met ") == 1
+
+
+def test_the_head_names_what_was_measured_and_what_went_wrong():
+    about = standin.MACHINE | {"gpu": standin.ABOUT}
+    text = rendered(about=about, device="cuda", complete=False, problems=["one: failed"])
+    assert text.startswith("Stand-in 9000, 80 GiB")
+    assert "This run was not finished." in text
+    assert "Problem: one: failed" in text
+    assert rendered().startswith("none, 1 cores")
 
 
 @pytest.mark.parametrize(
