@@ -214,5 +214,4 @@ def _summary(run: Run) -> Iterator[str]:
         yield f"Problem: {problem}"
     yield "Marks:"
     for mark in summary.marks(run):
-        word = {True: "met", False: "NOT met", None: "not measured"}[mark.met]
-        yield f"  {word}: {mark.text} ({mark.detail})"
+        yield f"  {mark.word}: {mark.text} ({mark.detail})"

@@ -26,6 +26,11 @@ class Mark(NamedTuple):
     met: bool | None
     detail: str
 
+    @property
+    def word(self) -> str:
+        """What became of it."""
+        return {True: "met", False: "NOT met", None: "not measured"}[self.met]
+
 
 def geometric_mean(values: Iterable[float]) -> float:
     """The mean of ratios; NaN of nothing.

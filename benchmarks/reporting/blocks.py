@@ -44,6 +44,11 @@ class Table(NamedTuple):
     title: str = ""
     folded: bool = False
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns have figures in them."""
+        return [any(isinstance(row[column], Number) for row in self.rows) for column in range(len(self.head))]
+
 
 class Tiles(NamedTuple):
     """The few figures that matter most: each a value and what it is of."""
@@ -77,8 +82,6 @@ class Drawing(NamedTuple):
 
 
 Block = Heading | Paragraph | Table | Tiles | Marks | Picture
-
-WORDS = {True: "met", False: "NOT met", None: "not measured"}
 
 
 def drawn(name: str, run: AnyRun, drawings: Iterable[Drawing]) -> Iterator[Block]:
