@@ -20,6 +20,8 @@ OURS, BACKEND, PEER = "ours", "backend", "peer"
 GRAPH, EAGER = "graph", "eager"
 # What became of one: only "ok" has a figure.
 OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
+# In place of a figure in a table.
+SHORT = {WRONG: "wrong", SKIPPED: "skip", UNAVAILABLE: "n/a", FAILED: "fail"}
 
 
 @dataclass
@@ -50,6 +52,12 @@ class Entry(HasSeconds):
         if not self.timed or not self.eager_seconds:
             return None
         return statistics.median(self.eager_seconds) / self.median
+
+    @property
+    def too_large(self) -> int | None:
+        """The bytes that it would need, where they are why it was not run."""
+        # Who is skipped for another reason is skipped before that is predicted.
+        return self.needs_bytes if self.status == SKIPPED else None
 
     @property
     def timed(self) -> bool:

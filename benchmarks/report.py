@@ -11,11 +11,10 @@ from benchmarks.cases import FORWARD, OPS, STACK
 from benchmarks.figures import AnyRun
 from benchmarks.origins import origin
 from benchmarks.peers import NAMES
-from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
+from benchmarks.records import BACKEND, EAGER, PEER, SHORT, Cell, Entry, Run
 from benchmarks.timing import spread_text
 from vt_fast.demo.tables import table, wrapped
 
-_SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 _PASS = {FORWARD: "fwd"}
 
 
@@ -148,7 +147,7 @@ def _figure(entry: Entry | None, unit: float | None, form: str) -> str:
     if entry is None:
         return ""
     if not entry.timed:
-        return _SHORT.get(entry.status, "-")
+        return SHORT.get(entry.status, "-")
     mark = "*" if entry.timed_as == EAGER else ""
     return "-" if unit is None else format(entry.median / unit, form) + mark
 
@@ -202,16 +201,18 @@ def _summary(run: Run) -> Iterator[str]:
         for word, cells in (("met", met), ("NOT met", below)):
             for cell in cells:
                 yield f"  {word}: {summary.describe(cell)}: {cell.reached:.2f} ({cell.bound})"
-    missing = summary.not_ok(run)
-    if missing:
-        yield "Without a figure:"
-        reasons: dict[str, list[str]] = {}
-        for cell, name, status, reason in missing:
-            reasons.setdefault(f"{name}, {status}", []).append(f"{summary.describe(cell)}: {reason}")
-        for title, examples in reasons.items():
-            yield f"  {title} in {len(examples)} cells, first {examples[0]}"
-    for problem in run.problems:
-        yield f"Problem: {problem}"
+    yield from missing(run)
     yield "Marks:"
     for mark in summary.marks(run):
         yield f"  {mark.word}: {mark.text} ({mark.detail})"
+
+
+def missing(run: Run) -> Iterator[str]:
+    """Who has no figure, why, and what could not be measured at all."""
+    without = summary.without_figure(run)
+    if without:
+        yield "Without a figure:"
+    for (name, status), examples in without.items():
+        yield f"  {name}, {status} in {len(examples)} cells, first {examples[0]}"
+    for problem in run.problems:
+        yield f"Problem: {problem}"

@@ -124,14 +124,15 @@ def worst(run: Run, count: int = 5) -> list[Cell]:
     return sorted(known, key=lambda cell: cell.best_ratio or 0.0)[:count]
 
 
-def not_ok(run: Run) -> list[tuple[Cell, str, str, str]]:
-    """Cell, name, status and reason of all who have no figure."""
-    return [
-        (cell, entry.name, entry.status, entry.reason or "")
-        for cell in run.cells
-        for entry in cell.entries
-        if entry.status != "ok"
-    ]
+def without_figure(run: Run) -> dict[tuple[str, str], list[str]]:
+    """Everybody without a figure by name and status: in which cells, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in run.cells:
+        for entry in cell.entries:
+            if not entry.timed:
+                why = entry.reason or entry.note or ""
+                found.setdefault((entry.name, entry.status), []).append(f"{describe(cell)}: {why}")
+    return found
 
 
 def stack_figures(cell: Cell) -> tuple[float, float] | None:

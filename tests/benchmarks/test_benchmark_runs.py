@@ -240,6 +240,24 @@ def test_marks_can_be_missed_and_met():
     assert summary.geometric_mean(summary.ratios([_cell(), _cell(peer=8.0)])) == pytest.approx(4)
 
 
+def test_nobody_without_a_figure_goes_unnamed():
+    cell = _cell()
+    cell.entries += [
+        records.Entry("folded", records.PEER, records.SKIPPED, "needs about 9 GB", needs_bytes=9_000_000_000),
+        records.Entry("transposed", records.PEER, records.FAILED, "on purpose", needs_bytes=1),
+        records.Entry("lost", records.PEER, note="could neither be captured nor be called"),
+    ]
+    assert [entry.too_large for entry in cell.entries] == [None, None, None, 9_000_000_000, None, None]
+    text = report.render(records.Run(standin.MACHINE, {}, [cell]))
+    for words in (
+        "sdpa, wrong in 1 cells, first project 2x20x16x4 fp32 nchw forward+backward, 1 thr.: map is off",
+        "folded, skipped in 1 cells, ",
+        "transposed, failed in 1 cells, ",
+        "forward+backward, 1 thr.: could neither be captured nor be called",
+    ):
+        assert words in text
+
+
 def test_json_round_trip(tmp_path):
     run = records.Run(standin.MACHINE, standin.CPU_SETTINGS, [_cell(), _cell(cases.STACK)], ["a problem"])
     records.save(run, tmp_path / "deep" / "run.json")
