@@ -126,7 +126,7 @@ def test_goals():
 
 
 def test_the_head_names_what_was_measured_and_what_went_wrong():
-    about = standin.MACHINE | {"gpu": standin.ABOUT}
+    about = standin.GPU_MACHINE
     text = rendered(about=about, device="cuda", complete=False, problems=["one: failed"])
     assert text.startswith("Stand-in 9000, 80 GiB")
     assert "This run was not finished." in text
