@@ -214,9 +214,9 @@ def test_without_matplotlib_it_says_so(files, tmp_path, monkeypatch, capsys):
 
 def test_the_readme_names_the_command_of_its_pictures(tmp_path):
     text = (ROOT / "README.md").read_text()
-    (words,) = re.findall(r"`python -m benchmarks (report [^`]*)`", text)
+    (words,) = re.findall(r"^python -m benchmarks (report (?:.*\\\n)*.*)$", text, flags=re.MULTILINE)
     embedded = set(re.findall(r"\]\(docs/([^)]*\.png)\)", text))
-    options = cli._parser().parse_args(words.split())
+    options = cli._parser().parse_args(words.replace("\\\n", " ").split())
     assert options.output == Path("docs")
     files = [ROOT / file for file in options.files]
     report(files, tmp_path, "--pictures", *options.pictures)
