@@ -184,7 +184,7 @@ class FirstCall:
 
 @dataclass
 class Run:
-    """One run of ``python -m benchmarks cpu``, ``gpu``, ``scaling`` or ``overhead``.
+    """One run of any mode of ``python -m benchmarks`` but ``models``.
 
     ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
     """
