@@ -1,4 +1,4 @@
-"""The figures of two result files, in pairs: what :mod:`benchmarks.compare` compares."""
+"""All figures of a result file, whatever its kind: what :mod:`benchmarks.comparison` pairs with another's."""
 
 from __future__ import annotations
 

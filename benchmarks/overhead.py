@@ -111,9 +111,9 @@ def chosen(ops: Sequence[str], dtype: str, *, quick: bool) -> list[Case]:
 
 def render(run: Run) -> str:
     """A table of calls, and one of first calls."""
-    from benchmarks.report import head
+    from benchmarks.report import head, missing
 
-    return "\n\n".join(filter(None, [head(run), _calls(run), _first_calls(run), "\n".join(_rest(run))]))
+    return "\n\n".join(filter(None, [head(run), _calls(run), _first_calls(run), "\n".join(missing(run))]))
 
 
 def _calls(run: Run) -> str:
@@ -165,13 +165,3 @@ def _first_calls(run: Run) -> str | None:
             ),
         ]
     )
-
-
-def _rest(run: Run) -> list[str]:
-    lines = [
-        f"{cell.op} {cell.shape.label} {cell.which}: {entry.name}, {entry.status}: {entry.reason}"
-        for cell in run.cells
-        for entry in cell.entries
-        if not entry.timed
-    ]
-    return [*lines, *(f"Problem: {problem}" for problem in run.problems)]

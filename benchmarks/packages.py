@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -37,41 +37,35 @@ class Found(NamedTuple):
     absent: dict[str, str]
 
 
-def _flash_attn(module: Any) -> Attend:
+def _of_one_head(call: Callable[..., Tensor], axis: int, *, contiguous: bool = False) -> Attend:
+    """Attention of one head, whose axis a package wants at that place."""
+
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = (queries[:, :, None], keys[:, :, None], values[:, :, None])
-        found: Tensor = module.flash_attn_func(*heads, softmax_scale=1.0)
-        return found[:, :, 0]
+        heads = [each.unsqueeze(axis) for each in (queries, keys, values)]
+        return call(*(each.contiguous() if contiguous else each for each in heads)).squeeze(axis)
 
     return attend
+
+
+def _flash_attn(module: Any) -> Attend:
+    return _of_one_head(partial(module.flash_attn_func, softmax_scale=1.0), 2)
 
 
 def _xformers(module: Any) -> Attend:
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = (queries[:, :, None], keys[:, :, None], values[:, :, None])
-        found: Tensor = module.memory_efficient_attention(*heads, scale=1.0)
-        return found[:, :, 0]
-
-    return attend
+    return _of_one_head(partial(module.memory_efficient_attention, scale=1.0), 2)
 
 
 def _natten(module: Any) -> Attend:
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = (each[:, :, None].contiguous() for each in (queries, keys, values))
-        found: Tensor = module.attention(*heads, scale=1.0)
-        return found[:, :, 0]
-
-    return attend
+    return _of_one_head(partial(module.attention, scale=1.0), 2, contiguous=True)
 
 
 def _ffpa(module: Any) -> Attend:
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = (each[:, None].contiguous() for each in (queries, keys, values))
+    def call(*heads: Tensor) -> Tensor:
         with mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False):
             found: Tensor = module.ffpa_attn_func(*heads, scale=1.0)
-        return found[:, 0]
+        return found
 
-    return attend
+    return _of_one_head(call, 1, contiguous=True)
 
 
 PACKAGES = (

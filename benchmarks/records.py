@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Shape
-from benchmarks.timing import spread
+from benchmarks.timing import HasSeconds
 
 SCHEMA = 1
 
@@ -20,10 +20,12 @@ OURS, BACKEND, PEER = "ours", "backend", "peer"
 GRAPH, EAGER = "graph", "eager"
 # What became of one: only "ok" has a figure.
 OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
+# In place of a figure in a table.
+SHORT = {WRONG: "wrong", SKIPPED: "skip", UNAVAILABLE: "n/a", FAILED: "fail"}
 
 
 @dataclass
-class Entry:
+class Entry(HasSeconds):
     """One contender in one cell. ``extra_bytes``: its peak above inputs, results and gradients.
 
     On a GPU, ``seconds`` are those of a captured graph, or of plain calls where ``timed_as`` says so, and
@@ -45,21 +47,17 @@ class Entry:
     needs_bytes: int | None = None
 
     @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
-        return spread(self.seconds)
-
-    @property
     def eager_ratio(self) -> float | None:
         """The time of a plain call in multiples of the graph's, on a GPU."""
         if not self.timed or not self.eager_seconds:
             return None
         return statistics.median(self.eager_seconds) / self.median
+
+    @property
+    def too_large(self) -> int | None:
+        """The bytes that it would need, where they are why it was not run."""
+        # Who is skipped for another reason is skipped before that is predicted.
+        return self.needs_bytes if self.status == SKIPPED else None
 
     @property
     def timed(self) -> bool:
@@ -186,7 +184,7 @@ class FirstCall:
 
 @dataclass
 class Run:
-    """One run of ``python -m benchmarks cpu``, ``gpu``, ``scaling`` or ``overhead``.
+    """One run of any mode of ``python -m benchmarks`` but ``models``.
 
     ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
     """

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from benchmarks import summary
 from benchmarks.cases import FORWARD, OPS, STACK
+from benchmarks.figures import AnyRun
 from benchmarks.origins import origin
 from benchmarks.peers import NAMES
-from benchmarks.records import BACKEND, EAGER, PEER, Cell, Entry, Run
+from benchmarks.records import BACKEND, EAGER, PEER, SHORT, Cell, Entry, Run
 from benchmarks.timing import spread_text
 from vt_fast.demo.tables import table, wrapped
 
-_SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 _PASS = {FORWARD: "fwd"}
 
 
@@ -32,7 +32,7 @@ def render(run: Run) -> str:
     return "\n\n".join(parts)
 
 
-def head(run: Run) -> str:
+def head(run: AnyRun) -> str:
     """Machine, versions, and what is to be said of a run as a whole."""
     machine = run.machine
     commit = machine.get("commit") or {"hash": "unknown", "dirty": False}
@@ -63,7 +63,7 @@ def head(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _gpu(run: Run) -> str:
+def _gpu(run: AnyRun) -> str:
     gpu, versions = run.machine["gpu"], run.machine["versions"]
     memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
     driver = f"driver {gpu['driver_version']}, CUDA {gpu['cuda']}" if gpu["cuda"] else f"ROCm {gpu['hip']}"
@@ -147,7 +147,7 @@ def _figure(entry: Entry | None, unit: float | None, form: str) -> str:
     if entry is None:
         return ""
     if not entry.timed:
-        return _SHORT.get(entry.status, "-")
+        return SHORT.get(entry.status, "-")
     mark = "*" if entry.timed_as == EAGER else ""
     return "-" if unit is None else format(entry.median / unit, form) + mark
 
@@ -201,17 +201,18 @@ def _summary(run: Run) -> Iterator[str]:
         for word, cells in (("met", met), ("NOT met", below)):
             for cell in cells:
                 yield f"  {word}: {summary.describe(cell)}: {cell.reached:.2f} ({cell.bound})"
-    missing = summary.not_ok(run)
-    if missing:
-        yield "Without a figure:"
-        reasons: dict[str, list[str]] = {}
-        for cell, name, status, reason in missing:
-            reasons.setdefault(f"{name}, {status}", []).append(f"{summary.describe(cell)}: {reason}")
-        for title, examples in reasons.items():
-            yield f"  {title} in {len(examples)} cells, first {examples[0]}"
-    for problem in run.problems:
-        yield f"Problem: {problem}"
+    yield from missing(run)
     yield "Marks:"
     for mark in summary.marks(run):
-        word = {True: "met", False: "NOT met", None: "not measured"}[mark.met]
-        yield f"  {word}: {mark.text} ({mark.detail})"
+        yield f"  {mark.word}: {mark.text} ({mark.detail})"
+
+
+def missing(run: Run) -> Iterator[str]:
+    """Who has no figure, why, and what could not be measured at all."""
+    without = summary.without_figure(run)
+    if without:
+        yield "Without a figure:"
+    for (name, status), examples in without.items():
+        yield f"  {name}, {status} in {len(examples)} cells, first {examples[0]}"
+    for problem in run.problems:
+        yield f"Problem: {problem}"

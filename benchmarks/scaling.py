@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import cases, running, series
 from benchmarks.cases import FORWARD
-from benchmarks.records import Cell, Entry, Run
+from benchmarks.records import SHORT, Cell, Entry, Run
 from benchmarks.running import CPU, CUDA, Finished, UsageError
 from benchmarks.timing import QUICK, Budget
 from vt_fast.demo.tables import table, wrapped
@@ -20,7 +20,6 @@ MODE = "scaling"
 BUDGET = Budget(seconds=0.3, least=5, most=100, patience=3.0)
 # Elements of a map that may need all memory there is.
 _HUGE = 1 << 29
-_SHORT = {"wrong": "wrong", "skipped": "skip", "unavailable": "n/a", "failed": "fail"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +125,7 @@ def _memory(gigabytes: float | None, on_gpu: bool) -> int | None:
 
 def render(run: Run) -> str:
     """Two tables for each series, op and pass, one of times and one of memory; then the reasons."""
-    from benchmarks.report import head
+    from benchmarks.report import head, missing
 
     parts = [head(run)]
     parts.append(
@@ -141,7 +140,7 @@ def render(run: Run) -> str:
         for op, which in dict.fromkeys((cell.op, cell.which) for cell in mine):
             cells = [cell for cell in mine if (cell.op, cell.which) == (op, which)]
             parts.append(_tables(each, op, which, sorted(cells, key=lambda cell: cell.series[each.name])))
-    parts.append("\n".join(_reasons(run)))
+    parts.append("\n".join(missing(run)))
     return "\n\n".join(parts).rstrip()
 
 
@@ -181,26 +180,11 @@ def _megabytes(entry: Entry | None) -> str:
 
 
 def _why(entry: Entry) -> str:
-    if entry.needs_bytes is not None and (entry.reason or "").startswith("needs about"):
-        return f"{entry.needs_bytes / 1e9:.3g} GB"
-    return _SHORT.get(entry.status, "-")
+    if entry.too_large is not None:
+        return f"{entry.too_large / 1e9:.3g} GB"
+    return SHORT.get(entry.status, "-")
 
 
 def _best(cell: Cell) -> str:
     best = cell.best_peer
     return "-" if cell.best_ratio is None or best is None else f"{cell.best_ratio:.2f} ({best.name})"
-
-
-def _reasons(run: Run) -> Iterator[str]:
-    found: dict[tuple[str, str], list[str]] = {}
-    for cell in run.cells:
-        for entry in cell.entries:
-            if not entry.timed:
-                where = f"{cell.op} {cell.shape.label} {cell.which}: {entry.reason}"
-                found.setdefault((entry.name, entry.status), []).append(where)
-    if found:
-        yield "Without a figure:"
-    for (name, status), examples in found.items():
-        yield f"  {name}, {status} in {len(examples)} cells, first {examples[0]}"
-    for problem in run.problems:
-        yield f"Problem: {problem}"

@@ -26,6 +26,11 @@ class Mark(NamedTuple):
     met: bool | None
     detail: str
 
+    @property
+    def word(self) -> str:
+        """What became of it."""
+        return {True: "met", False: "NOT met", None: "not measured"}[self.met]
+
 
 def geometric_mean(values: Iterable[float]) -> float:
     """The mean of ratios; NaN of nothing.
@@ -119,19 +124,15 @@ def worst(run: Run, count: int = 5) -> list[Cell]:
     return sorted(known, key=lambda cell: cell.best_ratio or 0.0)[:count]
 
 
-def not_ok(run: Run) -> list[tuple[Cell, str, str, str]]:
-    """Cell, name, status and reason of all who have no figure."""
-    return [
-        (cell, entry.name, entry.status, entry.reason or "")
-        for cell in run.cells
-        for entry in cell.entries
-        if entry.status != "ok"
-    ]
-
-
-def ours_without_figure(run: Run) -> list[Cell]:
-    """Cells in which ours was wrong or failed."""
-    return [cell for cell in run.cells if cell.ours is None or not cell.ours.timed]
+def without_figure(run: Run) -> dict[tuple[str, str], list[str]]:
+    """Everybody without a figure by name and status: in which cells, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in run.cells:
+        for entry in cell.entries:
+            if not entry.timed:
+                why = entry.reason or entry.note or ""
+                found.setdefault((entry.name, entry.status), []).append(f"{describe(cell)}: {why}")
+    return found
 
 
 def stack_figures(cell: Cell) -> tuple[float, float] | None:

@@ -93,6 +93,25 @@ def spread_text(seconds: Sequence[float]) -> str:
     return " ".join(f"{share - 1:+.0%}" for share in spread(seconds)) if seconds else "-"
 
 
+class HasSeconds:
+    """What is said of somebody's times, whatever dataclass has them.
+
+    It is none itself: each says where in its JSON they stand.
+    """
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
+        return spread(self.seconds)
+
+
 def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     budget: Budget,

@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     """Run, print, save, and compare with what was before, where it is given.
 
-    1 where a result was wrong, a case could not be measured, or something has become slower.
+    1 where a result was wrong, a case could not be measured, or something has become slower; 130 after
+    Ctrl-C.
 
     Raises:
         UsageError: the arguments cannot be carried out.
@@ -59,11 +60,11 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     plan["device"] = options.device
     settings = {"networks": True, **plan, "threads": len(cpus)}
     run = records.NetworkRun(running.machine_of(options.device), settings, [], complete=False)
-    full = running.is_full(options, add_arguments, aside=("threads",))
-    output = running.file_of(options, MODE, run.machine, full=full)
+    output = running.file_of(options, MODE, run.machine, full=running.is_full(options, add_arguments))
     if before is not None:
         before.accept(run)
     start = time.monotonic()
+    status = 0
     try:
         with tqdm(unit="case", dynamic_ncols=True) as bar:
             for message in launch.messages({"networks": plan}, cpus):
@@ -74,18 +75,16 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
                 run.cells += [records.cell_from(cell) for cell in message.get("cells", [])]
         run.complete = True
     except KeyboardInterrupt:
-        run.problems.append("interrupted")
+        status = 130
     except RuntimeError as error:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
     records.save(run, output)
-    print(render(run.cells))
-    for problem in run.problems:
-        print(f"problem: {problem}")
+    print(render(run))
     print(f"\nwritten to {output} after {elapsed:.0f} s")
     wrong = any(side.reason is not None for cell in run.cells for side in cell.sides)
     compared = 0 if before is None else before.report(run)
-    return Finished(1 if wrong or run.problems or not run.cells else compared, output)
+    return Finished(status or int(wrong or bool(run.problems) or not run.cells) or compared, output)
 
 
 def show(path: Path) -> str:
@@ -96,7 +95,7 @@ def show(path: Path) -> str:
     """
     from benchmarks.networks.report import render
 
-    return render(records.load(path).cells)
+    return render(records.load(path))
 
 
 def work(plan: dict[str, Any], threads: int) -> Iterator[dict[str, Any]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.records import write
-from benchmarks.timing import spread
+from benchmarks.timing import HasSeconds
 
 SCHEMA = 1
 
 
 @dataclass
-class Side:
-    """One side in one pass: all times of a step, bytes at the peak above parameters and inputs, ...
+class Side(HasSeconds):
+    """One side in one pass: all times of a step, or the reason why there are none.
 
-    ... multiply-accumulates of an inference; or the reason why there are none.
+    ``macs``: multiply-accumulates of an inference. ``peak_bytes``: above parameters and inputs.
     """
 
     name: str
@@ -27,16 +26,6 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int | None = None
     reason: str | None = None
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
-        return spread(self.seconds)
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from benchmarks.networks.cases import NECK, STAGE
-from benchmarks.networks.records import NetworkCell
+from benchmarks.networks.records import NetworkCell, NetworkRun
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE
+from benchmarks.report import head
 from benchmarks.summary import Mark
 from benchmarks.timing import spread_text
 
@@ -14,10 +15,10 @@ from benchmarks.timing import spread_text
 NECK_SPEED = 5.0
 
 
-def render(cells: Iterable[NetworkCell]) -> str:
-    """All tables, and the goals. Behind a median: the 20 % and 80 % quantiles against it."""
-    cells = list(cells)
-    return "\n\n".join([*(_table(cell) for cell in cells), "\n".join(_goal_lines(cells))])
+def render(run: NetworkRun) -> str:
+    """All tables, the goals and problems. Behind a median: the 20 % and 80 % quantiles against it."""
+    last = [*_goal_lines(run.cells), *(f"Problem: {problem}" for problem in run.problems)]
+    return "\n\n".join([head(run), *(_table(cell) for cell in run.cells), "\n".join(last)])
 
 
 def _table(cell: NetworkCell) -> str:

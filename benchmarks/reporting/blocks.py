@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.summary import Mark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from benchmarks.figures import AnyRun
 
 
 class Heading(NamedTuple):
@@ -42,6 +44,11 @@ class Table(NamedTuple):
     title: str = ""
     folded: bool = False
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns have figures in them."""
+        return [any(isinstance(row[column], Number) for row in self.rows) for column in range(len(self.head))]
+
 
 class Tiles(NamedTuple):
     """The few figures that matter most: each a value and what it is of."""
@@ -64,9 +71,26 @@ class Picture(NamedTuple):
     caption: str
 
 
+class Drawing(NamedTuple):
+    """How a report comes to a picture: its file's name behind that of the result, and what draws a run."""
+
+    name: str
+    draw: Callable[[Any], Figure | None]
+    title: str
+    alternative: str
+    caption: str
+
+
 Block = Heading | Paragraph | Table | Tiles | Marks | Picture
 
-WORDS = {True: "met", False: "NOT met", None: "not measured"}
+
+def drawn(name: str, run: AnyRun, drawings: Iterable[Drawing]) -> Iterator[Block]:
+    """The pictures of a run that have anything to show, each under its title."""
+    for drawing in drawings:
+        figure = drawing.draw(run)
+        if figure is not None:
+            yield Heading(drawing.title)
+            yield Picture(f"{name}-{drawing.name}", figure, drawing.alternative, drawing.caption)
 
 
 def number(value: float | None, form: str = ".2f", unit: float = 1.0, suffix: str = "") -> Number:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.networks.records import NetworkRun
-from benchmarks.records import Run
+from benchmarks.figures import AnyRun
 from benchmarks.reporting.blocks import Block, Heading, Table
 
 # Told elsewhere in the report, case by case.
 _ELSEWHERE = ("left_out",)
 
 
-def section(run: Run | NetworkRun) -> list[Block]:
+def section(run: AnyRun) -> list[Block]:
     """Machine and settings as two tables, names with dots for what lies in something else."""
     settings = {name: value for name, value in run.settings.items() if name not in _ELSEWHERE}
     return [
@@ -21,22 +20,6 @@ def section(run: Run | NetworkRun) -> list[Block]:
         Table(["machine", ""], [list(row) for row in _rows(run.machine)]),
         Table(["setting", ""], [list(row) for row in _rows(settings)]),
     ]
-
-
-def headline(run: NetworkRun) -> str:
-    """The commit and the versions that matter, in one line.
-
-    Raises:
-        KeyError: the file says nothing of versions.
-    """
-    versions = run.machine["versions"]
-    commit = run.machine.get("commit") or {"hash": "unknown", "dirty": None}
-    changed = " with changes" if commit["dirty"] else ""
-    device = run.machine["devices"]
-    return (
-        f"{device['cpu']}, {device['cores']} cores, {device['instructions']}; torch {versions['torch']}, "
-        f"vt_fast {versions['vt_fast']}, commit {commit['hash'][:12]}{changed}"
-    )
 
 
 def _rows(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.reporting.blocks import (
-    WORDS,
     Block,
     Heading,
     Marks,
-    Number,
     Paragraph,
     Picture,
     Table,
@@ -31,19 +29,16 @@ def _block(block: Block) -> str:
     if isinstance(block, Tiles):
         return "\n".join(f"- **{value}** {text}" for value, text in block.tiles)
     if isinstance(block, Marks):
-        return "\n".join(f"- **{WORDS[mark.met]}**: {mark.text} ({mark.detail})" for mark in block.marks)
+        return "\n".join(f"- **{mark.word}**: {mark.text} ({mark.detail})" for mark in block.marks)
     if isinstance(block, Picture):
         return f"![{block.alternative}]({block.name}.png)\n\n{block.caption}"
     return _table(block)
 
 
 def _table(block: Table) -> str:
-    numeric = [
-        any(isinstance(row[column], Number) for row in block.rows) for column in range(len(block.head))
-    ]
     lines = [
         _line(block.head),
-        "|" + "|".join("---:" if each else "---" for each in numeric) + "|",
+        "|" + "|".join("---:" if each else "---" for each in block.numeric) + "|",
         *(_line([text_of(item) for item in row]) for row in block.rows),
     ]
     body = "\n".join(lines)

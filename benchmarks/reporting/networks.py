@@ -2,66 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from benchmarks.networks.cases import NECK, STAGE
 from benchmarks.networks.records import NetworkCell, NetworkRun
 from benchmarks.networks.report import goals
 from benchmarks.networks.sides import CONVOLUTIONAL, FUSED
+from benchmarks.report import head
 from benchmarks.reporting import environment, rates
 from benchmarks.reporting.blocks import (
     Block,
+    Drawing,
     Heading,
     Item,
     Marks,
     Paragraph,
-    Picture,
     Table,
     Tiles,
+    drawn,
     number,
 )
 from benchmarks.summary import geometric_mean
 from benchmarks.timing import quantiles
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PICTURES: Mapping[str, tuple[Callable[[list[NetworkCell]], Figure | None], str, str, str]] = {
-    "rate": (
-        lambda cells: rates.draw(cells, "images/s", rates.rate),
+DRAWINGS = (
+    Drawing(
+        "rate",
+        lambda run: rates.draw(run.cells, "images/s", rates.rate),
         "Images per second",
         "Bars: images per second of each network and part, by pass",
         rates.RATE_CAPTION,
     ),
-    "memory": (
-        lambda cells: rates.draw(cells, "MB", rates.megabytes),
+    Drawing(
+        "memory",
+        lambda run: rates.draw(run.cells, "MB", rates.megabytes),
         "Memory",
         "Bars: peak memory of each network and part, by pass",
         rates.MEMORY_CAPTION,
     ),
-}
+)
 
 
 def blocks(name: str, run: NetworkRun) -> Iterator[Block]:
     """All of one file, under its name."""
     cells = run.cells
     yield Heading(f"{name}: networks", 2)
-    yield Paragraph(environment.headline(run))
-    if run.settings.get("quick"):
-        yield Paragraph("A quick run: its networks are tiny and its figures mean nothing.")
-    if not run.complete:
-        yield Paragraph("This run was not finished.")
+    yield from (Paragraph(line) for line in head(run).splitlines())
     marks = list(goals(cells))
     yield _tiles(cells, [mark.met for mark in marks])
     if marks:
         yield Heading("Summary")
         yield Marks(marks)
-    for slug, (draw, title, alternative, caption) in PICTURES.items():
-        figure = draw(cells)
-        if figure is not None:
-            yield Heading(title)
-            yield Picture(f"{name}-{slug}", figure, alternative, caption)
+    yield from drawn(name, run, DRAWINGS)
     yield Heading("All networks")
     yield _table(cells)
     yield from (Paragraph(f"Problem: {problem}") for problem in run.problems)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from benchmarks import summary
 from benchmarks.records import Run
@@ -11,46 +10,47 @@ from benchmarks.report import head
 from benchmarks.reporting import bars, environment, roofline, tables
 from benchmarks.reporting.blocks import (
     Block,
+    Drawing,
     Heading,
     Marks,
     Paragraph,
-    Picture,
     Table,
     Tiles,
+    drawn,
     number,
 )
 from benchmarks.timing import quantiles
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Name, what draws it, title, a text for who cannot see it, what it shows.
-PICTURES: Mapping[str, tuple[Callable[[Run], Figure | None], str, str, str]] = {
-    "speedup": (
+DRAWINGS = (
+    Drawing(
+        "speedup",
         bars.speeds,
         "Against each peer",
         "Bars: each peer's time in multiples of ours, by dtype and pass",
         bars.SPEED_CAPTION,
     ),
-    "roofline": (
+    Drawing(
+        "roofline",
         roofline.draw,
         "Against the machine",
         "Roofline: FLOP rate of each cell over its FLOPs per byte, below the two measured ceilings",
         roofline.CAPTION,
     ),
-    "memory": (
+    Drawing(
+        "memory",
         bars.memory,
         "Memory",
         "Bars: extra memory of ours and of each peer in maps, by dtype and pass",
         bars.MEMORY_CAPTION,
     ),
-    "stack": (
+    Drawing(
+        "stack",
         bars.stacks,
         "Stack of modules",
         "Points: the stack's speed and memory against eager mode, with its marks",
         bars.STACK_CAPTION,
     ),
-}
+)
 
 
 def blocks(name: str, run: Run) -> Iterator[Block]:
@@ -75,11 +75,7 @@ def blocks(name: str, run: Run) -> Iterator[Block]:
         ],
         title="Nearest to their best peer",
     )
-    for slug, (draw, title, alternative, caption) in PICTURES.items():
-        figure = draw(run)
-        if figure is not None:
-            yield Heading(title)
-            yield Picture(f"{name}-{slug}", figure, alternative, caption)
+    yield from drawn(name, run, DRAWINGS)
     yield Heading("All cells")
     yield tables.cells(run)
     yield tables.entries(run)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from benchmarks.reporting import style
 from benchmarks.reporting.blocks import (
-    WORDS,
     Block,
     Heading,
     Item,
@@ -86,7 +85,7 @@ def _tiles(block: Tiles) -> str:
 
 def _marks(block: Marks) -> str:
     items = (
-        f'<li class="{_CLASSES[mark.met]}"><b>{_SIGNS[mark.met]} {WORDS[mark.met]}</b> '
+        f'<li class="{_CLASSES[mark.met]}"><b>{_SIGNS[mark.met]} {mark.word}</b> '
         f"{escape(mark.text)} <span>{escape(mark.detail)}</span></li>"
         for mark in block.marks
     )
@@ -99,7 +98,10 @@ def _picture(block: Picture) -> str:
 
 
 def _table(block: Table) -> str:
-    head = "".join(_title(block, column) for column in range(len(block.head)))
+    head = "".join(
+        f'<th scope="col"{_NUMBER if numeric else ""}>{escape(title)}</th>'
+        for title, numeric in zip(block.head, block.numeric, strict=True)
+    )
     rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
     body = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
     body = f'<div class="wide">{body}</div>'
@@ -107,11 +109,6 @@ def _table(block: Table) -> str:
         return f"<details><summary>{escape(block.title)}</summary>{body}</details>"
     title = f'<p class="title">{escape(block.title)}</p>\n' if block.title else ""
     return title + body
-
-
-def _title(block: Table, column: int) -> str:
-    numeric = any(isinstance(row[column], Number) for row in block.rows)
-    return f'<th scope="col"{_NUMBER if numeric else ""}>{escape(block.head[column])}</th>'
 
 
 def _cell(item: Item) -> str:

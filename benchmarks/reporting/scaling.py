@@ -83,9 +83,7 @@ def _point(cell: Cell, name: str, value: Callable[[Entry], Point]) -> Point:
 
 def _short(entry: Entry) -> str:
     """Why there is no figure, in few words: what would be needed, or what became of it."""
-    if entry.needs_bytes is not None and (entry.reason or "").startswith("needs about"):
-        return f"needs {entry.needs_bytes / 1e9:.3g} GB"
-    return entry.status
+    return entry.status if entry.too_large is None else f"needs {entry.too_large / 1e9:.3g} GB"
 
 
 def milliseconds(entry: Entry) -> Point:

@@ -105,9 +105,7 @@ def _extra(cell: Cell, entry: Entry | None) -> Number:
 
 def missing(run: Run) -> Iterator[Block]:
     """Who has no figure, why, and what could not be measured at all."""
-    without: dict[tuple[str, str], list[str]] = {}
-    for cell, name, status, reason in summary.not_ok(run):
-        without.setdefault((name, status), []).append(f"{summary.describe(cell)}: {reason}")
+    without = summary.without_figure(run)
     left_out = run.settings.get("left_out", [])
     if not (without or run.problems or left_out):
         return

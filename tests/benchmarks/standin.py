@@ -42,6 +42,8 @@ ABOUT = {
     "hip": None,
 }
 
+GPU_MACHINE = MACHINE | {"gpu": ABOUT}
+
 
 class Event:
     def __init__(self, enable_timing=False):

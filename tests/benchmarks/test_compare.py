@@ -1,71 +1,18 @@
-"""Comparing two result files, on times drawn at random with seeds."""
+"""Comparing two runs, on times drawn at random with seeds: what is named, and what is not."""
 
-import dataclasses
-import functools
 import json
 import math
-import random
 
 import pytest
 import standin
+from drawn_runs import SHAPES, Machine, network_run, one_cell_slower
 
-pytest.importorskip("tqdm")
-
-from benchmarks import cases, cli, launch, machine, noise, ops, records, running
+from benchmarks import cases, noise, records
 from benchmarks.compare_report import render
 from benchmarks.comparison import compare
 from benchmarks.figures import CEILING, CONTROL, OURS, figures
-from benchmarks.networks import records as networks
-from benchmarks.networks.sides import CONVOLUTIONAL, FUSED, INFERENCE, REFERENCE, SIDES
+from benchmarks.networks.sides import CONVOLUTIONAL, REFERENCE
 from benchmarks.noise import SLOWER, Change
-
-SHAPES = [cases.Shape(1, 1, 4**k, 16, 8) for k in range(1, 6)]
-PEERS = ("eager", "folded", "sdpa", "compile folded")
-# How unlike two processes are, and the rounds of one, on a machine that nobody else uses.
-PROCESS, ROUND = 0.03, 0.02
-
-
-class Machine:
-    """Draws runs: everything takes a millisecond, times what it is told of who and which cell."""
-
-    def __init__(self, seed=0, drift=1.0, tail=True):
-        self.dice, self.drift, self.tail = random.Random(seed), drift, tail
-
-    def seconds(self, factor=1.0, rounds=9):
-        centre = 1e-3 * self.drift * factor * math.exp(self.dice.gauss(0, PROCESS))
-        times = [centre * math.exp(abs(self.dice.gauss(0, ROUND))) for _ in range(rounds)]
-        return [*times[:-1], 3 * times[-1]] if self.tail else times
-
-    def entry(self, name, kind, factor, on_gpu):
-        found = records.Entry(name, kind, seconds=self.seconds(factor))
-        if on_gpu:
-            found.timed_as, found.eager_seconds = records.GRAPH, self.seconds(3 * factor, 7)
-        return found
-
-    def cell(self, op, shape, which, slow, peers, on_gpu):
-        factor = slow(op, shape, which)
-        entries = [self.entry("vt_fast cpu", records.OURS, factor, on_gpu)]
-        entries += [self.entry(name, records.PEER, 2.0, on_gpu) for name in peers]
-        floor = records.Floor(1, 1, 1000, self.seconds(rounds=6), 1000, self.seconds(rounds=6))
-        threads = None if on_gpu else 1
-        return records.Cell(op, shape, "fp32", "nchw", threads, which, 1000, floor, entries)
-
-    def run(self, slow=lambda op, shape, which: 1.0, peers=PEERS, on_gpu=False, about=None):
-        found = [
-            self.cell(op, shape, which, slow, peers, on_gpu)
-            for op in cases.OPS
-            for shape in SHAPES
-            for which in cases.PASSES
-        ]
-        about = about or standin.MACHINE | ({"gpu": standin.ABOUT} if on_gpu else {})
-        return records.Run(about, standin.GPU_SETTINGS if on_gpu else standin.CPU_SETTINGS, found)
-
-
-def one_cell_slower(factor):
-    def slow(op, shape, which):
-        return factor if (op, shape, which) == ("project", SHAPES[2], cases.BOTH) else 1.0
-
-    return slow
 
 
 def named(found):
@@ -278,115 +225,11 @@ def test_what_can_no_longer_be_captured_has_lost_a_figure():
     assert (found.lost[0].cell, "vt_fast cpu, plain call") in found.pairs
 
 
-def network_run(seed, factor=1.0, sides=(CONVOLUTIONAL, REFERENCE, FUSED)):
-    drawn = Machine(seed)
-    found = [
-        networks.NetworkCell(
-            "stage",
-            f"ResNet-{depth}",
-            8,
-            "fp32",
-            "nchw",
-            2,
-            INFERENCE,
-            [networks.Side(name) for name in sides],
-        )
-        for depth in (18, 34, 50, 101, 152)
-    ]
-    for cell in found:
-        for side in cell.sides:
-            side.seconds = drawn.seconds(factor if side.name == FUSED else 1.0)
-    settings = {"networks": True, "quick": False, "passes": [INFERENCE], "sides": list(SIDES)}
-    settings |= {"dtype": ["fp32"], "layout": ["nchw"], "device": "cpu", "threads": 2}
-    return networks.NetworkRun(standin.MACHINE, settings, found)
-
-
-def test_networks_are_compared(tmp_path, capsys):
-    old, same, slow = network_run(1), network_run(2), network_run(3, 1.6)
-    assert compare(same, old).status == 0
-    found = compare(slow, old)
-    assert len([each for each in found.verdicts if each.word == SLOWER and each.change.role == OURS]) == 5
-    for name, run in (("old", old), ("slow", slow)):
-        networks.save(run, tmp_path / f"{name}.json")
-        assert networks.load(tmp_path / f"{name}.json") == run
-    words = [str(tmp_path / "slow.json"), str(tmp_path / "old.json")]
-    assert cli.main(["compare", *words]) == 1
-    assert "ResNet-18, inference, fp32, 2 thread(s), nchw, VT fused" in capsys.readouterr().out
-
-
 def test_sides_that_nobody_asked_for_are_not_lost():
     old, new = network_run(1), network_run(2, sides=(CONVOLUTIONAL, REFERENCE))
     assert len(compare(new, old).lost) == 5
     new.settings["sides"] = [CONVOLUTIONAL, REFERENCE]
     assert compare(new, old).lost == []
-
-
-def test_the_command(tmp_path, capsys):
-    paths = [str(tmp_path / name) for name in ("old.json", "same.json", "slow.json")]
-    for path, run in zip(
-        paths, (Machine(1).run(), Machine(2).run(), Machine(3).run(one_cell_slower(1.5))), strict=True
-    ):
-        records.save(run, tmp_path / path)
-    old, same, slow = paths
-    assert cli.main(["compare", same, old]) == 0
-    assert "REGRESSIONS" not in capsys.readouterr().out
-    assert cli.main(["compare", slow, old, "--all"]) == 1
-    assert "sdpa" in capsys.readouterr().out
-    assert cli.main(["compare", slow, str(tmp_path / "none.json")]) == 2
-    (tmp_path / "bad.json").write_text("{")
-    assert cli.main(["compare", slow, str(tmp_path / "bad.json")]) == 2
-    assert "must be a result file" in capsys.readouterr().err
-    assert cli.main(["compare", slow, str(running.RESULTS / "offline.json")]) == 2
-    assert "must have measured times" in capsys.readouterr().err
-
-
-def measured(monkeypatch, run):
-    """Let the command for CPUs measure what a run has."""
-
-    def messages(plan, cpus):
-        yield from ({"case": "one", "cells": [dataclasses.asdict(cell)]} for cell in run.cells)
-
-    monkeypatch.setattr(launch, "messages", messages)
-
-
-@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.5, 1)])
-def test_a_run_is_compared_with_the_file_that_it_replaces(monkeypatch, tmp_path, capsys, factor, status):
-    path = tmp_path / "cpu.json"
-    records.save(Machine(1).run(about=machine.describe()), path)
-    new = Machine(2).run(one_cell_slower(factor))
-    measured(monkeypatch, new)
-    words = ["cpu", "--threads", "1", "--output", str(path), "--compare", str(path)]
-    assert cli.main(words) == status
-    assert records.load(path).cells == new.cells
-    text = capsys.readouterr().out
-    assert f"This run (NEW) against {path} (OLD)" in text
-    assert ("REGRESSIONS:" in text) == (status == 1)
-
-
-@pytest.mark.parametrize("command", ["cpu", "models"])
-def test_what_cannot_be_compared_is_not_measured_first(monkeypatch, tmp_path, capsys, command):
-    def never(plan, cpus):
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(launch, "messages", never)
-    path = tmp_path / "old.json"
-    run = Machine(1).run() if command == "cpu" else network_run(1)
-    if command == "cpu":
-        records.save(run, path)
-    else:
-        networks.save(run, path)
-    words = [command, "--threads", "1", "--output", str(tmp_path / "new.json"), "--compare"]
-    assert cli.main([*words, str(path)]) == 2
-    assert "differ in what times depend on: CPU: " in capsys.readouterr().err
-    assert cli.main([*words, str(tmp_path / "none.json")]) == 2
-    assert not (tmp_path / "new.json").exists()
-
-
-def test_comparing_leaves_nothing_out_of_a_full_run():
-    everything = functools.partial(ops.add_arguments, mode="cpu")
-    for words, full in ((["--force", "--json"], True), (["--quick"], False)):
-        options = cli._parser().parse_args(["cpu", "--compare", "old.json", *words])
-        assert running.is_full(options, everything) == full
 
 
 def test_figures_have_names_of_their_own():

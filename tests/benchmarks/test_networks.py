@@ -1,16 +1,18 @@
 """The benchmark of networks: who takes part, the gate, and the command, on tiny networks."""
 
+import dataclasses
 import json
 
 import pytest
+import standin
 import torch
 from torch import nn
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cli, running
+from benchmarks import cli, launch
 from benchmarks.device import Device
-from benchmarks.networks import command, gate, measuring, report
+from benchmarks.networks import gate, measuring, records, report
 from benchmarks.networks.cases import CLASSIFIER, KINDS, STAGE, Case, Tokens, cases
 from benchmarks.networks.measuring import NetworkCell, Side
 from benchmarks.networks.sides import (
@@ -39,6 +41,11 @@ TINY = Case(
     ((16, 4, 4),),
 )
 CPU = torch.device("cpu")
+
+
+def rendered(*cells, about=standin.MACHINE, device="cpu", **changes):
+    settings = standin.NETWORK_SETTINGS | {"device": device}
+    return report.render(records.NetworkRun(about, settings, list(cells), **changes))
 
 
 def test_every_kind_has_cases_in_full_and_quick():
@@ -96,7 +103,7 @@ def test_a_wrong_result_gets_no_figure(monkeypatch):
     (_, side) = cell.sides
     assert side.seconds == []
     assert side.reason.startswith("result: relative error 0.001")
-    assert "no figure: result" in report.render([cell])
+    assert "no figure: result" in rendered(cell)
 
 
 def test_a_side_that_fails_is_named(monkeypatch):
@@ -113,20 +120,45 @@ def test_goals():
         sides = [Side(CONVOLUTIONAL, 1, [2.0], 1), Side(FUSED, 1, [ours], 1)]
         return NetworkCell(kind, "thing", 1, "fp32", "nchw", 1, which, sides)
 
-    text = report.render([cell(STAGE, 1.0), cell(STAGE, 4.0), cell("neck", 1.0), cell(CLASSIFIER, 9.0)])
+    text = rendered(cell(STAGE, 1.0), cell(STAGE, 4.0), cell("neck", 1.0), cell(CLASSIFIER, 9.0))
     assert text.count("MISSED") == 2
     assert text.count("met ") == 1
 
 
-def test_only_a_full_run_writes_over_the_result_of_one():
-    for arguments, full in (
-        ([], True),
-        (["--threads", "1"], True),
-        (["--quick"], False),
-        (["--only", "FPN"], False),
-    ):
-        options = cli._parser().parse_args(["models", *arguments])
-        assert running.is_full(options, command.add_arguments, ["threads"]) == full
+def test_the_head_names_what_was_measured_and_what_went_wrong():
+    about = standin.GPU_MACHINE
+    text = rendered(about=about, device="cuda", complete=False, problems=["one: failed"])
+    assert text.startswith("Stand-in 9000, 80 GiB")
+    assert "This run was not finished." in text
+    assert "Problem: one: failed" in text
+    assert rendered().startswith("none, 1 cores")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "models-cpu.json"),
+        (["--threads", "1"], "models-partial.json"),
+        (["--quick"], "models-partial.json"),
+        (["--only", "FPN"], "models-partial.json"),
+    ],
+)
+def test_only_a_full_run_writes_over_the_result_of_one(monkeypatch, tmp_path, words, name):
+    monkeypatch.setattr(launch, "messages", lambda plan, cpus: iter(()))
+    cli.main(["models", "--results", str(tmp_path), *words])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_ctrl_c_saves_what_was_measured(monkeypatch, tmp_path):
+    def stops(plan, cpus):
+        (cell,) = measuring.measure(TINY, "fp32", "nchw", (INFERENCE,), (FUSED,), Device(1), QUICK)
+        yield {"case": "one", "total": 2, "cells": [dataclasses.asdict(cell)]}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "messages", stops)
+    assert cli.main(["models", "--output", str(tmp_path / "models.json")]) == 130
+    run = records.load(tmp_path / "models.json")
+    assert (run.complete, run.problems, len(run.cells)) == (False, [], 1)
 
 
 def test_the_command(tmp_path, capsys):

@@ -112,6 +112,27 @@ def test_packages_are_found_where_they_are_installed(monkeypatch):
     assert gate.errors(zip(["tokens"], tokens, strict=True), expected)["tokens"] < 1e-5
 
 
+@pytest.mark.parametrize("package", packages.PACKAGES, ids=lambda package: package.name)
+def test_packages_get_one_head_where_they_want_it(package):
+    axis = 1 if package.name == "ffpa" else 2
+    meta = SimpleNamespace(fallback=lambda: True)
+
+    def attention(*heads, **scale):
+        assert scale == {"softmax_scale" if package.name == "flash-attn" else "scale": 1.0}
+        assert {each.shape[axis] for each in heads} == {1}
+        assert package.name in ("flash-attn", "xformers") or all(each.is_contiguous() for each in heads)
+        assert meta.fallback() == (package.name != "ffpa")
+        heads = (each.movedim(axis, 1) for each in heads)
+        return torch.nn.functional.scaled_dot_product_attention(*heads, scale=1.0).movedim(1, axis)
+
+    names = ("flash_attn_func", "memory_efficient_attention", "attention", "ffpa_attn_func")
+    module = SimpleNamespace(**dict.fromkeys(names, attention), functional=SimpleNamespace(FFPAAttnMeta=meta))
+    queries, keys, values = torch.randn(2, 3, 8), torch.randn(2, 8, 5).mT, torch.randn(2, 8, 5).mT
+    found = package.attend(module)(queries, keys, values)
+    torch.testing.assert_close(found, torch.softmax(queries @ keys.mT, -1) @ values)
+    assert meta.fallback()
+
+
 def test_the_registry_can_be_printed():
     text = listing.render()
     for words in ("VT-FPN, level P2", "sdpa flash", "compile flex", "natten"):

@@ -13,10 +13,10 @@ from benchmarks import (
     cli,
     first_call,
     gate,
+    launch,
     operands,
     overhead,
     records,
-    running,
     scaling,
     series,
     stream,
@@ -74,10 +74,18 @@ def test_huge_cases_have_a_process_of_their_own():
     assert sorted(everything) == sorted(point.case for point in points)
 
 
-def test_fewer_threads_are_no_full_run():
-    for words, full in (([], True), (["--memory", "9"], True), (["--threads", "1"], False)):
-        options = cli._parser().parse_args(["scaling", *words])
-        assert running.is_full(options, scaling.add_arguments, aside=("memory",)) == full
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "scaling-cpu.json"),
+        (["--memory", "9"], "scaling-cpu.json"),
+        (["--threads", "1"], "scaling-partial.json"),
+    ],
+)
+def test_fewer_threads_are_no_full_run(monkeypatch, tmp_path, words, name):
+    monkeypatch.setattr(launch, "messages", lambda plan, cpus: iter(()))
+    cli.main(["scaling", "--results", str(tmp_path), *words])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_cases_survive_json():

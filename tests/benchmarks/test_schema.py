@@ -47,7 +47,7 @@ def plain(kind):
     """A result of a kind, as plain data."""
     run = cpu_run()
     if kind == GPU:
-        run.machine, run.settings = standin.MACHINE | {"gpu": standin.ABOUT}, standin.GPU_SETTINGS
+        run.machine, run.settings = standin.GPU_MACHINE, standin.GPU_SETTINGS
     if kind == NETWORKS:
         side = networks.Side(FUSED, 1, [1.0], 1)
         cell = networks.NetworkCell("stage", "a stage", 1, "fp32", "nchw", 1, "inference", [side])
