@@ -147,8 +147,8 @@ def _on_cpu(options: argparse.Namespace, *, full: bool, before: Before | None) -
     run = Run(running.machine_of(CPU), settings, [], complete=False)
     if before is not None:
         before.accept(run)
-    path = running.file_of(options, options.command, run.machine, full=full)
-    return running.conduct(run, [(todo, chosen) for chosen in selections], path), run, path
+    status, path = running.conduct(run, [(todo, chosen) for chosen in selections], options, full=full)
+    return status, run, path
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:

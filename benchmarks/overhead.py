@@ -77,14 +77,14 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     cpus = running.cpus_of(1)
     settings = {"mode": MODE, **plan, "quick": options.quick, "dtype": dtype, "threads": 1, "absent": ABSENT}
     run = Run(running.machine_of(options.device), settings, [], complete=False)
-    output = running.file_of(options, MODE, run.machine, full=running.is_full(options, add_arguments))
 
     def mark(cell: Cell) -> None:
         cell.floor = None  # of a call that computes nothing there is none
 
     if before is not None:
         before.accept(run)
-    status = running.conduct(run, [({**plan, "cases": todo}, cpus)], output, mark)
+    full = running.is_full(options, add_arguments)
+    status, output = running.conduct(run, [({**plan, "cases": todo}, cpus)], options, full=full, mark=mark)
     if status == 0 and not options.no_first_call:
         processes = QUICK_PROCESSES if options.quick else PROCESSES
         run.first_calls = first_call.measure(options.device, dtype, processes, cpus, quick=options.quick)

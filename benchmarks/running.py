@@ -139,12 +139,20 @@ def slug(name: str) -> str:
 def conduct(
     run: Run,
     plans: Sequence[tuple[dict[str, Any], list[int]]],
-    output: Path,
+    options: argparse.Namespace,
+    *,
+    full: bool,
     mark: Callable[[Cell], object] = lambda cell: None,
-) -> int:
-    """Carry out each plan on its CPUs and save the run; returns 130 after Ctrl-C, else 0.
+) -> tuple[int, Path]:
+    """Carry out each plan on its CPUs and save the run; returns 130 after Ctrl-C, else 0, and the file.
 
-    ``mark`` is called with each cell before it is kept.
+    Args:
+        run: what is known of it so far; its cells are added.
+        plans: what each child is told, and its CPUs.
+        options: the command line's.
+        full: nothing was left out by an option. Where the run is not complete it goes to another file all the
+            same.
+        mark: called with each cell before it is kept.
     """
     from tqdm import tqdm
 
@@ -172,8 +180,9 @@ def conduct(
     except RuntimeError as error:
         run.problems.append(str(error))
     run.settings |= {"processes": processes, "elapsed_seconds": time.monotonic() - start}
-    records.save(run, output)
-    return status
+    path = file_of(options, options.command, run.machine, full=full and run.complete)
+    records.save(run, path)
+    return status, path
 
 
 def machine_of(device: str) -> dict[str, Any]:

@@ -81,14 +81,13 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     if before is not None:
         before.accept(run)
     full = running.is_full(options, add_arguments, aside=("memory",))
-    output = running.file_of(options, MODE, run.machine, full=full)
     plans = [({**plan, "cases": some}, cpus[:count]) for some, count in processes(found)]
 
     def mark(cell: Cell) -> None:
         case = cases.Case(cell.op, cell.shape, cell.dtype, cell.layout, cell.parts)
         cell.series = found[series.Point(case, cell.threads)]
 
-    status = running.conduct(run, plans, output, mark)
+    status, output = running.conduct(run, plans, options, full=full, mark=mark)
     print(render(run))
     print(f"\nwritten to {output} after {run.settings['elapsed_seconds']:.0f} s")
     compared = 0 if before is None else before.report(run)

@@ -60,7 +60,6 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     plan["device"] = options.device
     settings = {"networks": True, **plan, "threads": len(cpus)}
     run = records.NetworkRun(running.machine_of(options.device), settings, [], complete=False)
-    output = running.file_of(options, MODE, run.machine, full=running.is_full(options, add_arguments))
     if before is not None:
         before.accept(run)
     start = time.monotonic()
@@ -79,6 +78,8 @@ def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
     except RuntimeError as error:
         run.problems.append(str(error))
     elapsed = run.settings["elapsed_seconds"] = time.monotonic() - start
+    full = run.complete and running.is_full(options, add_arguments)
+    output = running.file_of(options, MODE, run.machine, full=full)
     records.save(run, output)
     print(render(run))
     print(f"\nwritten to {output} after {elapsed:.0f} s")

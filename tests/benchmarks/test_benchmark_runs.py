@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tqdm")
 
-from benchmarks import cases, cli, everything, launch, ops, records, running
+from benchmarks import cases, cli, everything, first_call, launch, ops, records, running
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,26 @@ def test_a_child_that_dies_is_a_problem_and_not_a_result(monkeypatch, tmp_path, 
     assert not run.complete
     assert "status -9" in run.problems[0]
     assert "Problem: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["cpu", "scaling", "overhead", "models"])
+def test_a_run_that_was_not_finished_replaces_no_full_one(monkeypatch, tmp_path, mode):
+    def ends(error):
+        def messages(plan, cpus):
+            yield from ()
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(launch, "messages", messages)
+        status = cli.main([mode, "--results", str(tmp_path)])
+        (path,) = tmp_path.iterdir()
+        path.unlink()
+        return status, path.stem
+
+    monkeypatch.setattr(first_call, "measure", lambda *_, **__: [])
+    assert ends(None) == (1, "cpu" if mode == "cpu" else f"{mode}-cpu")
+    assert ends(KeyboardInterrupt()) == (130, f"{mode}-partial")
+    assert ends(RuntimeError("killed")) == (1, f"{mode}-partial")
 
 
 def test_a_child_uses_the_cpus_it_is_given():
