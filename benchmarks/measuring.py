@@ -53,6 +53,8 @@ def measure(
             entry.note = "; ".join(filter(None, [entry.note, found.note])) or None
             if found.wrong is not None:
                 entry.status, entry.reason = records.WRONG, found.wrong
+            elif not found.seconds:
+                entry.status, entry.reason = records.FAILED, found.note
         after = ceilings.measure()
         around, rates = rates + after, after
         yield Cell(

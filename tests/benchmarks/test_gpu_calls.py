@@ -8,7 +8,8 @@ import torch
 from gpu_rehearsal import quick_cells
 
 from benchmarks import cases, graphs, peers_gpu, records, report, timing
-from benchmarks.device import Call
+from benchmarks.device import Call, Times
+from benchmarks.gpu_device import Gpu
 
 
 def test_who_cannot_be_captured_is_timed_as_a_plain_call(monkeypatch):
@@ -39,6 +40,22 @@ def test_who_can_neither_be_captured_nor_called_beside_the_graphs_ends_no_cell(m
     assert (found["poor"].seconds, found["poor"].wrong) == ([], None)
     assert "nor be called: OutOfMemoryError: CUDA out of memory" in found["poor"].note
     assert (len(found["other"].seconds), len(found["other"].eager_seconds)) == (3, 3)
+
+
+def test_who_has_no_time_is_not_ok(monkeypatch):
+    def untimed(self, calls, *rest):
+        return {name: timing_of(name) for name in calls}
+
+    def timing_of(name):
+        return Times([], note="nor be called: CUDA out of memory") if name == "folded" else Times([1.0])
+
+    monkeypatch.setattr(Gpu, "times", untimed)
+    cells, _ = quick_cells(monkeypatch)
+    for cell in cells:
+        entries = {entry.name: entry for entry in cell.entries}
+        assert entries["folded"].status == records.FAILED
+        assert entries["folded"].reason == "nor be called: CUDA out of memory"
+        assert entries["sdpa"].status == records.OK
 
 
 def test_a_call_that_fails_under_capture_leaves_the_stream_as_it_was():
