@@ -12,9 +12,9 @@ def options(*words):
     return cli._parser().parse_args(["gpu", *words])
 
 
-def conduct(monkeypatch, path, *words, refuses=lambda number: False):
+def conduct(monkeypatch, path, *words, refuses=lambda number: False, prepare=lambda those: None):
     device, stand_in = standin.gpu(monkeypatch, refuses)
-    run, status = gpu.conduct(gpu.plan(options(*words)), device, standin.GPU_MACHINE, path)
+    run, status = gpu.conduct(gpu.plan(options(*words)), device, standin.GPU_MACHINE, path, prepare)
     return run, status, stand_in
 
 

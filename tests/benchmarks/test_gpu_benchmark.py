@@ -122,7 +122,7 @@ def test_a_full_run_gets_the_name_of_its_gpu(monkeypatch, tmp_path, capsys):
     about = standin.GPU_MACHINE
     finished = [True]
 
-    def conducted(todo, device, told, path):
+    def conducted(todo, device, told, path, prepare):
         settings = {**standin.GPU_SETTINGS, "elapsed_seconds": 1.0}
         run = records.Run(told, settings, [one_cell(0.9)], complete=finished[0])
         records.save(run, path)

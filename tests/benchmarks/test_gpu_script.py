@@ -39,21 +39,29 @@ def test_the_script_without_a_gpu(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(("tested", "measured", "status"), [(0, 0, 0), (1, 0, 1), (0, 2, 1), (5, 1, 1)])
-def test_the_script_runs_both_and_fails_if_one_does(tmp_path, tested, measured, status):
+@pytest.mark.parametrize(
+    ("tested", "measured", "status", "jobs"), [(0, 0, 0, 1), (1, 0, 1, 3), (0, 2, 1, 1), (5, 1, 1, 2)]
+)
+def test_the_script_runs_both_and_fails_if_one_does(tmp_path, tested, measured, status, jobs):
     python, calls, out = tmp_path / "python", tmp_path / "calls", tmp_path / "out"
     python.write_text(PRETENDER)
     python.chmod(0o755)
     told = {"PYTHON": python, "CALLS": calls, "REAL": sys.executable, "TESTS": tested, "BENCHMARK": measured}
-    told |= {"VT_FAST_GPU_BUDGET": "2.5", "VT_FAST_GPU_QUICK": "1"}
+    told |= {"VT_FAST_GPU_BUDGET": "2.5", "VT_FAST_GPU_QUICK": "1", "VT_FAST_GPU_JOBS": jobs}
     done = script(out, **{name: str(value) for name, value in told.items()})
     assert done.returncode == status, done.stderr
-    first, second = calls.read_text().splitlines()
-    assert f"-m pytest -m gpu -p no:cacheprovider --junitxml={out}/gpu-tests.xml" in first
+    first, second, third = calls.read_text().splitlines()
+    parallel = "" if jobs == 1 else f" -n {jobs} --dist worksteal"
+    assert f"-m pytest -m gpu -p no:cacheprovider{parallel} --junitxml={out}/gpu-tests.xml" in first
     assert "tests/benchmarks/test_gpu_benchmark.py" in first
-    assert second == f"-m benchmarks gpu --results {out} --budget 2.5 --quick"
+    large = "tests/gpu/test_gpu_large.py"
+    assert f"--ignore={large} tests/gpu tests/ops" in first
+    assert second.startswith("-m pytest -m gpu -p no:cacheprovider --junitxml=")
+    assert second.endswith(large)
+    assert (machine.ROOT / large).exists()
+    assert third == f"-m benchmarks gpu --results {out} --budget 2.5 --quick"
     assert done.stdout.endswith(f"{out}/gpu-partial.json\n")
-    assert f"status is {tested}" in done.stderr or not tested
+    assert f"the status is {tested}" in done.stderr or not tested
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -75,8 +83,9 @@ def test_the_script_runs_the_memory_checker_where_it_is_asked_to(tmp_path):
     told |= {"VT_FAST_GPU_CHECK": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = script(out, **told)
     assert done.returncode == 1
-    assert "error: racecheck failed, its status is 1" in done.stderr
-    tested, memory, race, measured = calls.read_text().splitlines()
+    assert "error: racecheck (tests/gpu/test_gpu_sizes.py tests/gpu/test_gpu_masks.py): failed" in done.stderr
+    assert "error: memcheck" not in done.stderr
+    tested, _, memory, race, measured = calls.read_text().splitlines()
     assert "pytest" in tested
     assert memory.startswith("--tool memcheck")
     assert f"--log-file {out}/gpu-racecheck.txt {python} -m pytest -m gpu" in race
@@ -91,6 +100,13 @@ def test_the_script_says_what_is_wrong(tmp_path):
     done = script(tmp_path, VT_FAST_GPU_BUDGET="long")
     assert done.returncode == 2
     assert 'must be a number of minutes, got "long"' in done.stderr
+    python = tmp_path / "python"
+    python.write_text(PRETENDER + '[[ "$*" != "-c import xdist" ]]\n')
+    python.chmod(0o755)
+    for jobs, complaint in (("0", 'must be a number of processes, got "0"'), ("2", "needs pytest-xdist")):
+        done = script(tmp_path, PYTHON=str(python), VT_FAST_GPU_JOBS=jobs)
+        assert done.returncode == 2
+        assert complaint in done.stderr
     done = script(tmp_path, PYTHON="no-such-python")
     assert done.returncode == 2
     assert '"no-such-python" is not on this machine' in done.stderr

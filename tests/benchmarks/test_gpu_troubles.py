@@ -38,6 +38,17 @@ def test_the_run_stops_when_the_time_is_spent(monkeypatch, tmp_path, capsys):
     assert "[1/12, " in capsys.readouterr().err
 
 
+def test_some_cases_at_a_time_are_prepared(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "_AHEAD", 2)
+    asked = []
+    words = ("--quick", "--op", "tokenize", "--pass", "forward", "--peers", "eager", "--layout", "nchw")
+    run, *_ = conduct(monkeypatch, tmp_path / "run.json", *words, prepare=asked.append)
+    assert [len(those) for those in asked] == [2, 2, 2]
+    assert [case.label for those in asked for case in those] == [
+        f"tokenize {cell.shape.label} {cell.dtype} nchw" for cell in run.cells
+    ]
+
+
 def test_too_large_a_case_is_left_out_and_the_next_one_measured(monkeypatch, tmp_path):
     def poor(case, device):
         if case.dtype == "fp32":

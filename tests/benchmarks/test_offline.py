@@ -11,11 +11,12 @@ if torch.cuda.is_available():
 
 from benchmarks import choosing, offline, offline_options, predictions, records
 from benchmarks.__main__ import main
-from benchmarks.cases import Shape
-from benchmarks.compiled import SHARED, Compiled, Launch
+from benchmarks.ahead import compile_all
+from benchmarks.cases import FORWARD, Case, Shape
+from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch
 from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import recorded
-from vt_fast.backends.triton import settings
+from vt_fast.backends.triton import ahead, settings
 from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import KERNELS
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
@@ -166,3 +167,13 @@ def test_calls_with_options_that_do_not_compile_are_told(monkeypatch):
     told = offline_options.faults(job)
     assert told
     assert all("no such thing" in fault for fault in told)
+
+
+def test_a_runs_cases_are_compiled_ahead(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ahead, "current_target", lambda: TARGETS["sm_90"])
+    shape = Shape(2, 4, 5, 32, 4)
+    todo = [Case("tokenize", shape, "fp16", "nchw"), Case("stack", shape, "fp16", "nchw")]
+    compile_all(todo, [FORWARD], torch.device("cpu"))
+    assert "0 of 1 launches failed" in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 1
