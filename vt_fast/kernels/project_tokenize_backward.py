@@ -9,11 +9,10 @@ from vt_fast.kernels.attention import (
     padded_rows,
     softmax_over_tokens,
     softmax_over_tokens_backward,
-    store_dkeys,
-    store_dvalues,
 )
 from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
+from vt_fast.kernels.project_sums import store_dbias, store_dkeys, store_dvalues, zero_sums
 from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
@@ -166,13 +165,9 @@ def project_tokenize_backward(
     means = tl.load(delta + sample * QUERIES + q, mask=query_ok, other=0.0)
     pixels *= PIXEL_ALIGN
 
-    dkeys = ()
-    dvalues = ()
-    dqueries = ()
-    for i in tl.static_range(OWN):
-        dkeys = dkeys + (tl.zeros((CHUNK, ROWS), ACC),)
-        dvalues = dvalues + (tl.zeros((CHUNK, ROWS), ACC),)
-        dqueries = dqueries + (tl.zeros((CHUNK, QUERIES_PADDED), ACC),)
+    dkeys = zero_sums(OWN, CHUNK, ROWS, ACC)
+    dvalues = zero_sums(OWN, CHUNK, ROWS, ACC)
+    dqueries = zero_sums(OWN, CHUNK, QUERIES_PADDED, ACC)
     dbias = tl.zeros((ROWS,), ACC)
     pooled_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
     inner_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
@@ -420,27 +415,16 @@ def project_tokenize_backward(
                 query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
                 store_dvalues(
-                    part_dvalues,
-                    part,
-                    k,
-                    head,
-                    token,
-                    is_row,
-                    added,
-                    False,
-                    OUT_CHANNELS,
-                    HEADS,
-                    TOKENS,
+                    part_dvalues, part, k, head, token, is_row, added, False, OUT_CHANNELS, HEADS, TOKENS,
                     True,
-                )
+                )  # fmt: skip
             if NEEDS_QUERIES:
                 value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED)
                 added = add_mixed(value, inner_rows, dqueries[i], PRECISION, WIDEN)
                 store_dkeys(part_dqueries, part, k, q, query_ok, added, False, OUT_CHANNELS, QUERIES, True)
     if block == 0:
         if NEEDS_BIAS:
-            to_bias = part_dbias + part * (HEADS * TOKENS) + row
-            tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)
+            store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)
 
 
 @triton.jit
