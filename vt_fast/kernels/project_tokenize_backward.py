@@ -13,6 +13,7 @@ from vt_fast.kernels.attention import (
 from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.project_sums import store_dbias, store_dkeys, store_dvalues, zero_sums
+from vt_fast.kernels.project_tokenize_first_walk import first_walk
 from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
@@ -153,6 +154,8 @@ def project_tokenize_backward(
     grad_tokens += sample * (QUERIES * WIDTH)
     row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
+    rows = (head, token, row, row_ok, is_row)
+    some_queries = (q, query_ok)
     mixed = mix(
         values, head, token, row_ok, queries, q, query_ok, c, OUT_CHANNELS, HEADS, OUT_CHANNELS,
         ROWS, QUERIES_PADDED, CHUNK, ACC, PRECISION, WIDEN,
@@ -182,38 +185,16 @@ def project_tokenize_backward(
         from_residual = pixel_offsets(n, width, r_row, r_column, R_LAYOUT, ALIGN)
         to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
         to_residual = pixel_offsets(n, width, dr_row, dr_column, DR_LAYOUT, ALIGN)
+        x_map = (x, at, x_channel)
+        grad_map = (grad, from_grad, g_channel)
+        residual_map = (residual, from_residual, r_channel)
 
-        dprojected = tl.zeros((TILE, ROWS), ACC)
-        scores = tl.zeros((TILE, ROWS), ACC)
-        logits = tl.zeros((TILE, QUERIES_PADDED), ACC)
-        grads = tl.zeros((TILE, QUERIES_PADDED), ACC)
-        arriving = tl.zeros((TILE,), tl.int32)
-        tiles = ()
-        bases = ()
-        arrived_tiles = ()
-        if KEEP:
-            for i in tl.static_range(CHUNKS):
-                k = i * CHUNK + c
-                dprojected, scores, logits, grads, arriving, tile, base, arrived = first_walk(
-                    dprojected, scores, logits, grads, arriving, k,
-                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
-                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
-                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
-                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
-                )  # fmt: skip
-                tiles = tiles + (tile,)
-                bases = bases + (base,)
-                arrived_tiles = arrived_tiles + (arrived,)
-        else:
-            for m in tl.range(CHUNKS):
-                k = m * CHUNK + c
-                dprojected, scores, logits, grads, arriving, _tile, _base, _arrived = first_walk(
-                    dprojected, scores, logits, grads, arriving, k,
-                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
-                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
-                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
-                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
-                )  # fmt: skip
+        dprojected, scores, logits, grads, arriving, tiles, bases, arrived_tiles = first_walk(
+            x_map, grad_map, residual_map, c, inside, ok, keys, values, rows, queries, grad_tokens,
+            some_queries, LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, CHUNK,
+            CHUNKS, RAGGED, OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, KEEP, ACC, PRECISION,
+            WIDEN,
+        )  # fmt: skip
         # A pixel that is not tokenized counts only where a gradient of the map arrives.
         used = ok
         if MASKED and HAS_GRAD:
@@ -425,79 +406,3 @@ def project_tokenize_backward(
     if block == 0:
         if NEEDS_BIAS:
             store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)
-
-
-@triton.jit
-def first_walk(
-    dprojected,
-    scores,
-    logits,
-    grads,
-    arriving,
-    channels,
-    x,
-    at,
-    x_channel,
-    grad,
-    from_grad,
-    g_channel,
-    residual,
-    from_residual,
-    r_channel,
-    inside,
-    ok,
-    keys,
-    row,
-    row_ok,
-    values,
-    head,
-    token,
-    queries,
-    grad_tokens,
-    query,
-    query_ok,
-    LAYOUT: tl.constexpr,
-    G_LAYOUT: tl.constexpr,
-    R_LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,
-    RAGGED: tl.constexpr,
-    OUT_RAGGED: tl.constexpr,
-    HAS_GRAD: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    RESIDUAL_INPUT: tl.constexpr,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """One more chunk of channels in what each pixel's scores and gradients are summed from, and its tiles.
-
-    These are of x, of the residual and of the gradient; where there is none of the last two, that of x again.
-    """
-    tile = load_chunk(x, at, channels, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
-    base = tile
-    arrived = tile
-    if HAS_GRAD:
-        arrived = load_chunk(
-            grad, from_grad, channels, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
-        )
-        if MASKED:
-            arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
-        value = load_values(values, head, token, row_ok, channels, OUT_CHANNELS, HEADS, OUT_RAGGED)
-        dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
-    key = load_rows(keys, row, CHANNELS, channels, row_ok, channels < CHANNELS, RAGGED)
-    scores = product(tile, key, scores, PRECISION, WIDEN)
-    if HAS_RESIDUAL:
-        base = load_chunk(
-            residual, from_residual, channels, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
-        )
-    if HAS_RESIDUAL or RESIDUAL_INPUT:
-        there = channels < OUT_CHANNELS
-        of_query = load_rows(queries, query, OUT_CHANNELS, channels, query_ok, there, OUT_RAGGED)
-        logits = product(base, of_query, logits, PRECISION, WIDEN)
-        of_grad = load_rows(grad_tokens, query, WIDTH, channels, query_ok, there, OUT_RAGGED)
-        grads = product(base, of_grad, grads, PRECISION, WIDEN)
-    return dprojected, scores, logits, grads, arriving, tile, base, arrived
