@@ -6,8 +6,6 @@ Rows are padded: HEADS_PADDED heads of TOKENS_PADDED tokens, so that a softmax i
 import triton
 import triton.language as tl
 
-from vt_fast.kernels.tiles import add_to_last
-
 
 @triton.jit
 def padded_rows(
@@ -55,56 +53,6 @@ def load_values(
 def own_channels(channels, head, CHANNELS: tl.constexpr, HEADS: tl.constexpr):
     """[channels, rows]: whether a channel is of a row's head."""
     return (channels // (CHANNELS // HEADS))[:, None] == head[None, :]
-
-
-@triton.jit
-def store_dkeys(
-    part_dkeys,
-    part,
-    channel,
-    row,
-    row_ok,
-    sums,
-    follows,
-    CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-):
-    """Sums [channels, rows] of a part, onto those of the tile before if one ``follows``.
-
-    part_dkeys (parts, ROWS, CHANNELS).
-    """
-    to = part_dkeys + part * (ROWS * CHANNELS) + row[None, :] * CHANNELS + channel[:, None]
-    there = (channel < CHANNELS)[:, None] & row_ok[None, :]
-    sums = add_to_last(to, there, sums, follows, 1.0, ONE_TILE)
-    tl.store(to, sums.to(part_dkeys.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def store_dvalues(
-    part_dvalues,
-    part,
-    channel,
-    head,
-    token,
-    row_ok,
-    sums,
-    follows,
-    CHANNELS: tl.constexpr,
-    HEADS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    ONE_TILE: tl.constexpr,
-):
-    """Sums [channels, rows] of a part, onto those of the tile before if one ``follows``.
-
-    part_dvalues (parts, TOKENS, CHANNELS).
-    """
-    to = part_dvalues + part * (TOKENS * CHANNELS) + token[None, :] * CHANNELS + channel[:, None]
-    there = (channel < CHANNELS)[:, None] & row_ok[None, :]
-    if HEADS > 1:
-        there = there & own_channels(channel, head, CHANNELS, HEADS)
-    sums = add_to_last(to, there, sums, follows, 1.0, ONE_TILE)
-    tl.store(to, sums.to(part_dvalues.dtype.element_ty), mask=there)
 
 
 @triton.jit

@@ -9,10 +9,24 @@ from vt_fast.kernels.attention import (
     padded_rows,
     softmax_over_tokens,
     softmax_over_tokens_backward,
+)
+from vt_fast.kernels.project_sums import (
+    leave_dkeys,
+    leave_dvalues,
+    store_dbias,
     store_dkeys,
     store_dvalues,
+    zero_sums,
 )
-from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
+from vt_fast.kernels.tiles import (
+    chunk_again,
+    indices,
+    load_chunk,
+    load_rows,
+    pixel_offsets,
+    product,
+    store_chunk,
+)
 
 
 @triton.jit
@@ -105,11 +119,8 @@ def project_backward(
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
     pixels *= PIXEL_ALIGN
 
-    dkeys = ()
-    dvalues = ()
-    for i in tl.static_range(OWN):
-        dkeys = dkeys + (tl.zeros((CHUNK, ROWS), ACC),)
-        dvalues = dvalues + (tl.zeros((CHUNK, ROWS), ACC),)
+    dkeys = zero_sums(OWN, CHUNK, ROWS, ACC)
+    dvalues = zero_sums(OWN, CHUNK, ROWS, ACC)
     dbias = tl.zeros((ROWS,), ACC)
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
@@ -163,12 +174,10 @@ def project_backward(
             for i in tl.static_range(OWN):
                 k = (group + i) * CHUNK + c
                 if NEEDS_VALUES or RESIDUAL_INPUT:
-                    if KEEP:
-                        arrived = arriving[i]
-                    else:
-                        arrived = load_chunk(
-                            grad, from_grad, k, g_channel, ok, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_OWN_RAGGED
-                        )
+                    arrived = chunk_again(
+                        arriving, i, grad, from_grad, k, g_channel, ok, OUT_CHANNELS, G_LAYOUT, ALIGN,
+                        OUT_OWN_RAGGED, KEEP,
+                    )  # fmt: skip
                 if NEEDS_X:
                     key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, OWN_RAGGED)
                     out = tl.zeros((TILE, CHUNK), ACC)
@@ -178,23 +187,10 @@ def project_backward(
                     store_chunk(dx, to, k, dx_channel, ok, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
                 if NEEDS_VALUES:
                     added = product(tl.trans(arrived), weights, dvalues[i], PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        store_dvalues(
-                            part_dvalues,
-                            part,
-                            k,
-                            head,
-                            token,
-                            is_row,
-                            added,
-                            start > begin,
-                            OUT_CHANNELS,
-                            HEADS,
-                            TOKENS,
-                            ONE_TILE,
-                        )
-                    else:
-                        more = more + (added,)
+                    more = more + leave_dvalues(
+                        part_dvalues, part, k, head, token, is_row, added, start > begin, OUT_CHANNELS,
+                        HEADS, TOKENS, LOOPS, ONE_TILE,
+                    )  # fmt: skip
             if NEEDS_VALUES and LOOPS == 1:
                 dvalues = more
         if NEEDS_KEYS:
@@ -204,26 +200,14 @@ def project_backward(
                 more = ()
                 for i in tl.static_range(OWN):
                     k = (group + i) * CHUNK + c
-                    if KEEP:
-                        tile = tiles[i]
-                    else:
-                        tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED)
+                    tile = chunk_again(
+                        tiles, i, x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED, KEEP
+                    )
                     added = product(tl.trans(tile), inner, dkeys[i], PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        store_dkeys(
-                            part_dkeys,
-                            part,
-                            k,
-                            row,
-                            is_row,
-                            added,
-                            start > begin,
-                            CHANNELS,
-                            HEADS * TOKENS,
-                            ONE_TILE,
-                        )
-                    else:
-                        more = more + (added,)
+                    more = more + leave_dkeys(
+                        part_dkeys, part, k, row, is_row, added, start > begin, CHANNELS, HEADS * TOKENS,
+                        LOOPS, ONE_TILE,
+                    )  # fmt: skip
                 if LOOPS == 1:
                     dkeys = more
 
@@ -236,21 +220,11 @@ def project_backward(
             if NEEDS_KEYS:
                 store_dkeys(part_dkeys, part, k, row, is_row, dkeys[i], False, CHANNELS, HEADS * TOKENS, True)
             if NEEDS_VALUES:
+                added = dvalues[i]
                 store_dvalues(
-                    part_dvalues,
-                    part,
-                    k,
-                    head,
-                    token,
-                    is_row,
-                    dvalues[i],
-                    False,
-                    OUT_CHANNELS,
-                    HEADS,
-                    TOKENS,
+                    part_dvalues, part, k, head, token, is_row, added, False, OUT_CHANNELS, HEADS, TOKENS,
                     True,
-                )
+                )  # fmt: skip
     if NEEDS_BIAS:
         if block == 0:
-            to_bias = part_dbias + part * (HEADS * TOKENS) + row
-            tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)
+            store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)

@@ -9,12 +9,13 @@ from vt_fast.kernels.attention import (
     padded_rows,
     softmax_over_tokens,
     softmax_over_tokens_backward,
-    store_dkeys,
-    store_dvalues,
 )
 from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
-from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
+from vt_fast.kernels.project_sums import store_dbias, store_dkeys, store_dvalues, zero_sums
+from vt_fast.kernels.project_tokenize_first_walk import first_walk
+from vt_fast.kernels.project_tokenize_second_walk import add_dkeys_and_dqueries, store_maps_and_add_dvalues
+from vt_fast.kernels.tiles import indices, load_rows, pixel_offsets, product
 
 
 @triton.jit
@@ -129,9 +130,7 @@ def project_tokenize_backward(
     ROWS: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
     WIDTH: tl.constexpr = OUT_CHANNELS + COLUMNS
     ACC: tl.constexpr = lse.dtype.element_ty
-    HAS_BASE: tl.constexpr = HAS_RESIDUAL or RESIDUAL_INPUT
     MASKED: tl.constexpr = HAS_MASK or HAS_LOG_WEIGHTS
-    NEEDS_MAP: tl.constexpr = NEEDS_RESIDUAL or (RESIDUAL_INPUT and NEEDS_X)
     program = tl.program_id(0)
     block = program % BLOCKS
     split = program // BLOCKS % splits
@@ -154,6 +153,8 @@ def project_tokenize_backward(
     grad_tokens += sample * (QUERIES * WIDTH)
     row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
+    rows = (head, token, row, row_ok, is_row)
+    some_queries = (q, query_ok)
     mixed = mix(
         values, head, token, row_ok, queries, q, query_ok, c, OUT_CHANNELS, HEADS, OUT_CHANNELS,
         ROWS, QUERIES_PADDED, CHUNK, ACC, PRECISION, WIDEN,
@@ -166,13 +167,9 @@ def project_tokenize_backward(
     means = tl.load(delta + sample * QUERIES + q, mask=query_ok, other=0.0)
     pixels *= PIXEL_ALIGN
 
-    dkeys = ()
-    dvalues = ()
-    dqueries = ()
-    for i in tl.static_range(OWN):
-        dkeys = dkeys + (tl.zeros((CHUNK, ROWS), ACC),)
-        dvalues = dvalues + (tl.zeros((CHUNK, ROWS), ACC),)
-        dqueries = dqueries + (tl.zeros((CHUNK, QUERIES_PADDED), ACC),)
+    dkeys = zero_sums(OWN, CHUNK, ROWS, ACC)
+    dvalues = zero_sums(OWN, CHUNK, ROWS, ACC)
+    dqueries = zero_sums(OWN, CHUNK, QUERIES_PADDED, ACC)
     dbias = tl.zeros((ROWS,), ACC)
     pooled_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
     inner_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
@@ -187,38 +184,18 @@ def project_tokenize_backward(
         from_residual = pixel_offsets(n, width, r_row, r_column, R_LAYOUT, ALIGN)
         to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
         to_residual = pixel_offsets(n, width, dr_row, dr_column, DR_LAYOUT, ALIGN)
+        x_map = (x, at, x_channel)
+        grad_map = (grad, from_grad, g_channel)
+        residual_map = (residual, from_residual, r_channel)
+        dx_map = (dx, to, dx_channel)
+        dresidual_map = (dresidual, to_residual, dr_channel)
 
-        dprojected = tl.zeros((TILE, ROWS), ACC)
-        scores = tl.zeros((TILE, ROWS), ACC)
-        logits = tl.zeros((TILE, QUERIES_PADDED), ACC)
-        grads = tl.zeros((TILE, QUERIES_PADDED), ACC)
-        arriving = tl.zeros((TILE,), tl.int32)
-        tiles = ()
-        bases = ()
-        arrived_tiles = ()
-        if KEEP:
-            for i in tl.static_range(CHUNKS):
-                k = i * CHUNK + c
-                dprojected, scores, logits, grads, arriving, tile, base, arrived = first_walk(
-                    dprojected, scores, logits, grads, arriving, k,
-                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
-                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
-                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
-                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
-                )  # fmt: skip
-                tiles = tiles + (tile,)
-                bases = bases + (base,)
-                arrived_tiles = arrived_tiles + (arrived,)
-        else:
-            for m in tl.range(CHUNKS):
-                k = m * CHUNK + c
-                dprojected, scores, logits, grads, arriving, _tile, _base, _arrived = first_walk(
-                    dprojected, scores, logits, grads, arriving, k,
-                    x, at, x_channel, grad, from_grad, g_channel, residual, from_residual, r_channel,
-                    inside, ok, keys, row, row_ok, values, head, token, queries, grad_tokens, q, query_ok,
-                    LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, RAGGED,
-                    OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, PRECISION, WIDEN,
-                )  # fmt: skip
+        dprojected, scores, logits, grads, arriving, tiles, bases, arrived_tiles = first_walk(
+            x_map, grad_map, residual_map, c, inside, ok, keys, values, rows, queries, grad_tokens,
+            some_queries, LAYOUT, G_LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, WIDTH, HEADS, CHUNK,
+            CHUNKS, RAGGED, OUT_RAGGED, HAS_GRAD, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, KEEP, ACC, PRECISION,
+            WIDEN,
+        )  # fmt: skip
         # A pixel that is not tokenized counts only where a gradient of the map arrives.
         used = ok
         if MASKED and HAS_GRAD:
@@ -266,145 +243,21 @@ def project_tokenize_backward(
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
-        # Backwards: what was read last is in the cache.
-        for j in tl.range(LOOPS):
-            group = (block * LOOPS + LOOPS - 1 - j) * OWN
-            more = ()
-            for i in tl.static_range(OWN):
-                k = (group + i) * CHUNK + c
-                if HAS_GRAD:
-                    if KEEP:
-                        arrived = arrived_tiles[i]
-                    else:
-                        arrived = load_chunk(
-                            grad, from_grad, k, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN,
-                            OUT_OWN_RAGGED,
-                        )  # fmt: skip
-                query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
-                token_grad = load_rows(grad_tokens, q, WIDTH, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
-                if NEEDS_MAP:
-                    whole = tl.zeros((TILE, CHUNK), ACC)
-                    whole = product(weights, tl.trans(token_grad), whole, PRECISION, WIDEN)
-                    whole = product(inner, tl.trans(query), whole, PRECISION, WIDEN)
-                    if MASKED:
-                        whole = tl.where(ok[:, None], whole, 0.0)  # whatever 0 times infinity is
-                    if HAS_GRAD:
-                        whole += arrived.to(ACC)
-                    if NEEDS_RESIDUAL:
-                        store_chunk(
-                            dresidual, to_residual, k, dr_channel, inside, whole, OUT_CHANNELS, DR_LAYOUT,
-                            ALIGN, OUT_OWN_RAGGED,
-                        )  # fmt: skip
-                if NEEDS_X:
-                    key = load_rows(keys, row, CHANNELS, k, row_ok, k < CHANNELS, OWN_RAGGED)
-                    out = tl.zeros((TILE, CHUNK), ACC)
-                    if RESIDUAL_INPUT and not MASKED:
-                        out = whole
-                    out = product(dscores, tl.trans(key), out, PRECISION, WIDEN)
-                    if MASKED:
-                        out = tl.where(used[:, None], out, 0.0)
-                        if RESIDUAL_INPUT:
-                            out += whole
-                    store_chunk(dx, to, k, dx_channel, inside, out, CHANNELS, DX_LAYOUT, ALIGN, OWN_RAGGED)
-                if NEEDS_VALUES:
-                    added = dvalues[i]
-                    if HAS_GRAD:
-                        added = product(tl.trans(arrived), projected, added, PRECISION, WIDEN)
-                    if LOOPS > 1:
-                        added = add_mixed(token_grad, tl.trans(pooled_rows), added, PRECISION, WIDEN)
-                        added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
-                        store_dvalues(
-                            part_dvalues,
-                            part,
-                            k,
-                            head,
-                            token,
-                            is_row,
-                            added,
-                            start > begin,
-                            OUT_CHANNELS,
-                            HEADS,
-                            TOKENS,
-                            ONE_TILE,
-                        )
-                    else:
-                        more = more + (added,)
-            if NEEDS_VALUES and LOOPS == 1:
-                dvalues = more
+        dvalues = store_maps_and_add_dvalues(
+            dvalues, pooled_rows, inner_rows, weights, inner, projected, dscores, arrived_tiles, block, c,
+            ok, used, inside, grad_map, dx_map, dresidual_map, keys, rows, queries, grad_tokens, some_queries,
+            part_dvalues, part, start, begin, G_LAYOUT, DX_LAYOUT, DR_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS,
+            WIDTH, HEADS, TOKENS, OWN_RAGGED, OUT_OWN_RAGGED, HAS_GRAD, RESIDUAL_INPUT, MASKED, NEEDS_X,
+            NEEDS_VALUES, NEEDS_RESIDUAL, ACC, CHUNK, OWN, LOOPS, KEEP, ONE_TILE, PRECISION, WIDEN,
+        )  # fmt: skip
         if NEEDS_KEYS or NEEDS_QUERIES:
-            # In a loop of its own, which needs fewer registers.
-            for j in tl.range(LOOPS):
-                group = (block * LOOPS + LOOPS - 1 - j) * OWN
-                more_keys = ()
-                more_queries = ()
-                for i in tl.static_range(OWN):
-                    k = (group + i) * CHUNK + c
-                    if NEEDS_KEYS or RESIDUAL_INPUT:
-                        if KEEP:
-                            tile = tiles[i]
-                        else:
-                            tile = load_chunk(
-                                x, at, k, x_channel, inside, CHANNELS, LAYOUT, ALIGN, OWN_RAGGED
-                            )
-                    if NEEDS_KEYS:
-                        taken = tile
-                        if MASKED:
-                            taken = tl.where(used[:, None], tile, 0.0)
-                        added = product(tl.trans(taken), dscores, dkeys[i], PRECISION, WIDEN)
-                        if LOOPS > 1:
-                            store_dkeys(
-                                part_dkeys,
-                                part,
-                                k,
-                                row,
-                                is_row,
-                                added,
-                                start > begin,
-                                CHANNELS,
-                                HEADS * TOKENS,
-                                ONE_TILE,
-                            )
-                        else:
-                            more_keys = more_keys + (added,)
-                    if NEEDS_QUERIES:
-                        more_added = dqueries[i]
-                        if HAS_BASE:
-                            if RESIDUAL_INPUT:
-                                base = tile
-                                if MASKED:
-                                    base = tl.where(ok[:, None], tile, 0.0)
-                            elif KEEP:
-                                base = bases[i]
-                            else:
-                                base = load_chunk(
-                                    residual, from_residual, k, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN,
-                                    OUT_OWN_RAGGED,
-                                )  # fmt: skip
-                            more_added = product(tl.trans(base), inner, more_added, PRECISION, WIDEN)
-                        if LOOPS > 1:
-                            value = load_values(
-                                values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED
-                            )
-                            more_added = add_mixed(value, inner_rows, more_added, PRECISION, WIDEN)
-                            store_dkeys(
-                                part_dqueries,
-                                part,
-                                k,
-                                q,
-                                query_ok,
-                                more_added,
-                                start > begin,
-                                OUT_CHANNELS,
-                                QUERIES,
-                                ONE_TILE,
-                            )
-                        else:
-                            more_queries = more_queries + (more_added,)
-                if LOOPS == 1:
-                    if NEEDS_KEYS:
-                        dkeys = more_keys
-                    if NEEDS_QUERIES:
-                        dqueries = more_queries
+            dkeys, dqueries = add_dkeys_and_dqueries(
+                dkeys, dqueries, inner_rows, inner, dscores, tiles, bases, block, c, ok, used, inside,
+                x_map, residual_map, values, rows, some_queries, part_dkeys, part_dqueries, part,
+                start, begin, LAYOUT, R_LAYOUT, ALIGN, CHANNELS, OUT_CHANNELS, HEADS, TOKENS, QUERIES,
+                OWN_RAGGED, OUT_OWN_RAGGED, HAS_RESIDUAL, RESIDUAL_INPUT, MASKED, NEEDS_KEYS, NEEDS_QUERIES,
+                CHUNK, OWN, LOOPS, KEEP, ONE_TILE, PRECISION, WIDEN,
+            )  # fmt: skip
 
         if not ONE_TILE:
             tl.debug_barrier()
@@ -420,100 +273,13 @@ def project_tokenize_backward(
                 query = load_rows(queries, q, OUT_CHANNELS, k, query_ok, k < OUT_CHANNELS, OUT_OWN_RAGGED)
                 added = add_mixed(query, tl.trans(inner_rows), added, PRECISION, WIDEN)
                 store_dvalues(
-                    part_dvalues,
-                    part,
-                    k,
-                    head,
-                    token,
-                    is_row,
-                    added,
-                    False,
-                    OUT_CHANNELS,
-                    HEADS,
-                    TOKENS,
+                    part_dvalues, part, k, head, token, is_row, added, False, OUT_CHANNELS, HEADS, TOKENS,
                     True,
-                )
+                )  # fmt: skip
             if NEEDS_QUERIES:
                 value = load_values(values, head, token, row_ok, k, OUT_CHANNELS, HEADS, OUT_OWN_RAGGED)
                 added = add_mixed(value, inner_rows, dqueries[i], PRECISION, WIDEN)
                 store_dkeys(part_dqueries, part, k, q, query_ok, added, False, OUT_CHANNELS, QUERIES, True)
     if block == 0:
         if NEEDS_BIAS:
-            to_bias = part_dbias + part * (HEADS * TOKENS) + row
-            tl.store(to_bias, dbias.to(part_dbias.dtype.element_ty), mask=is_row)
-
-
-@triton.jit
-def first_walk(
-    dprojected,
-    scores,
-    logits,
-    grads,
-    arriving,
-    channels,
-    x,
-    at,
-    x_channel,
-    grad,
-    from_grad,
-    g_channel,
-    residual,
-    from_residual,
-    r_channel,
-    inside,
-    ok,
-    keys,
-    row,
-    row_ok,
-    values,
-    head,
-    token,
-    queries,
-    grad_tokens,
-    query,
-    query_ok,
-    LAYOUT: tl.constexpr,
-    G_LAYOUT: tl.constexpr,
-    R_LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,
-    RAGGED: tl.constexpr,
-    OUT_RAGGED: tl.constexpr,
-    HAS_GRAD: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
-    RESIDUAL_INPUT: tl.constexpr,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """One more chunk of channels in what each pixel's scores and gradients are summed from, and its tiles.
-
-    These are of x, of the residual and of the gradient; where there is none of the last two, that of x again.
-    """
-    tile = load_chunk(x, at, channels, x_channel, inside, CHANNELS, LAYOUT, ALIGN, RAGGED)
-    base = tile
-    arrived = tile
-    if HAS_GRAD:
-        arrived = load_chunk(
-            grad, from_grad, channels, g_channel, inside, OUT_CHANNELS, G_LAYOUT, ALIGN, OUT_RAGGED
-        )
-        if MASKED:
-            arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
-        value = load_values(values, head, token, row_ok, channels, OUT_CHANNELS, HEADS, OUT_RAGGED)
-        dprojected = product(arrived, value, dprojected, PRECISION, WIDEN)
-    key = load_rows(keys, row, CHANNELS, channels, row_ok, channels < CHANNELS, RAGGED)
-    scores = product(tile, key, scores, PRECISION, WIDEN)
-    if HAS_RESIDUAL:
-        base = load_chunk(
-            residual, from_residual, channels, r_channel, ok, OUT_CHANNELS, R_LAYOUT, ALIGN, OUT_RAGGED
-        )
-    if HAS_RESIDUAL or RESIDUAL_INPUT:
-        there = channels < OUT_CHANNELS
-        of_query = load_rows(queries, query, OUT_CHANNELS, channels, query_ok, there, OUT_RAGGED)
-        logits = product(base, of_query, logits, PRECISION, WIDEN)
-        of_grad = load_rows(grad_tokens, query, WIDTH, channels, query_ok, there, OUT_RAGGED)
-        grads = product(base, of_grad, grads, PRECISION, WIDEN)
-    return dprojected, scores, logits, grads, arriving, tile, base, arrived
+            store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)

@@ -85,6 +85,30 @@ def load_chunk(
 
 
 @triton.jit
+def chunk_again(
+    kept,
+    i: tl.constexpr,
+    base,
+    pixel_offset,
+    channels,
+    stride,
+    pixel_ok,
+    CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """A chunk for the second walk: the i-th of those that were kept, or loaded once more."""
+    if KEEP:
+        return kept[i]
+    else:
+        return load_chunk(
+            base, pixel_offset, channels, stride, pixel_ok, CHANNELS, LAYOUT, ALIGN, MASK_CHANNELS
+        )
+
+
+@triton.jit
 def store_chunk(
     base,
     pixel_offset,
