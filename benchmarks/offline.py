@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.choose:
         for target in options.choose:
-            print(f"written to {choosing.choose(target, options.op, options.kind)}")
+            print(f"written to {choosing.choose(target, options.op, options.kind, options.trials)}")
         return 0
     targets = options.target or (["sm_90", "gfx942"] if options.check else list(TARGETS))
     jobs = [
@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--op", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument(
         "--kind", nargs="+", choices=["16", "ieee", "tf32"], default=["16"], help="with --choose; default: 16"
+    )
+    parser.add_argument(
+        "--trials",
+        type=Path,
+        metavar="FILE",
+        help="with --choose: what other versions of Triton spill, to which this one's trials are added",
     )
     parser.add_argument("--output", type=Path, default=TABLE)
     return parser

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("what is compiled for another GPU may not be compiled here", allow_module_level=True)
 
-from benchmarks import choosing, offline, offline_options, predictions, records
+from benchmarks import offline, offline_options, predictions, records
 from benchmarks.__main__ import main
 from benchmarks.ahead import compile_all
 from benchmarks.cases import FORWARD, Case, Shape
@@ -71,27 +71,6 @@ def test_the_model_knows_what_is_slower(launch):
     assert seconds(shared=200 << 10).seconds > usual.seconds, "fewer programs wait longer"
     assert seconds(target="sm_86").seconds > usual.seconds
     assert seconds(target="sm_100").seconds < usual.seconds
-
-
-def test_a_class_gets_the_best_of_what_compiles(monkeypatch):
-    spills, slow, fast = Setting(16, 16, 0, KEEP, 4, 2), *(Setting(16, 16, n, STREAM, 4, 2) for n in (1, 2))
-    monkeypatch.setattr(choosing, "candidates", lambda problem: [spills, slow, fast])
-    times = {spills: None, slow: (5.0, 1.0, 7), fast: (4.0, 1.0, 8)}
-    monkeypatch.setattr(choosing, "_tried", lambda each, setting, target: times[setting])
-    entry = choosing._entry(choosing.Class("project", "16", "pixels", 256, 16, True), "sm_90")
-    assert Setting(**entry["setting"]) == Setting(16, 16, 2, STREAM, 4, 2, shared=8)
-    times[slow] = times[fast] = None
-    assert choosing._entry(choosing.Class("project", "16", "pixels", 256, 16, True), "sm_90") is None
-
-
-def test_settings_are_tried_by_compiling():
-    each = choosing.Class("tokenize", "tf32", "pixels", 256, 16, True)
-    assert each.problem.kernel == "tokenize_forward"
-    before = torch.backends.cuda.matmul.allow_tf32
-    seconds, floor, shared = choosing._tried(each, Setting(32, 32, 1, STREAM, 8, 2), "sm_90")
-    assert seconds > floor > 0
-    assert 0 < shared <= SHARED["sm_90"]
-    assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
 @pytest.mark.parametrize("path", sorted(settings.TABLES.glob("*.json")), ids=lambda path: path.stem)
