@@ -34,12 +34,15 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module("vt_fast.functional"), name)
-    if name == "convert":
-        return importlib.import_module("vt_fast.models").convert
-    if name in _MODULES:
-        return importlib.import_module(f"vt_fast.{name}")
-    raise AttributeError(f"module 'vt_fast' has no attribute {name!r}")
+        value = getattr(importlib.import_module("vt_fast.functional"), name)
+    elif name == "convert":
+        value = importlib.import_module("vt_fast.models").convert
+    elif name in _MODULES:
+        value = importlib.import_module(f"vt_fast.{name}")
+    else:
+        raise AttributeError(f"module 'vt_fast' has no attribute {name!r}")
+    globals()[name] = value  # asked for once: an op's call costs less than finding it again
+    return value
 
 
 def __dir__() -> list[str]:

@@ -60,7 +60,8 @@ def refuses(call: Call) -> str | None:
 
 
 def __getattr__(name: str) -> Any:
-    # Triton is imported with the first call.
+    # Triton is imported with the first call, and a function is asked for once.
     if name in __all__:
-        return getattr(import_module("vt_fast.backends.triton.calls"), name)
+        value = globals()[name] = getattr(import_module("vt_fast.backends.triton.calls"), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
