@@ -10,7 +10,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import documents, everything, ops, overhead, records, running, scaling
+from benchmarks import (
+    counter_records,
+    counters,
+    documents,
+    everything,
+    ops,
+    overhead,
+    records,
+    running,
+    scaling,
+)
 from benchmarks.networks import command
 from benchmarks.reporting import command as reporting
 from benchmarks.running import Finished, UsageError
@@ -36,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[argparse.Namespace], int]] = {
         "all": _all,
         "compare": _compare,
+        counters.MODE: _counters,
         "schema": _schema,
         "list": _list,
         "predict": _predict,
@@ -61,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         adds[mode](measuring)
         running.add_arguments(measuring)
     everything.add_arguments(commands.add_parser("all", help="all of these in turn, and a report of them"))
+    counters.add_arguments(
+        commands.add_parser(counters.MODE, help="read an NVIDIA GPU's counters of our kernels, by ncu")
+    )
     commands.add_parser("list", help="shapes and where they come from, peers and which of them are absent")
     show = commands.add_parser("show", help="print a result file again")
     show.add_argument("file", type=Path, metavar="FILE")
@@ -142,6 +156,13 @@ def _compare(options: argparse.Namespace) -> int:
         return _refuse(error)
 
 
+def _counters(options: argparse.Namespace) -> int:
+    try:
+        return counters.main(options)
+    except UsageError as error:
+        return _refuse(error)
+
+
 def _schema(options: argparse.Namespace) -> int:
     if not options.files:
         print(json.dumps(documents.schema(options.kind), indent=1))
@@ -182,6 +203,9 @@ def _show(options: argparse.Namespace) -> int:
         return _refuse(error)
     if "networks" in settings:
         print(command.show(options.file))
+        return 0
+    if counters.MODE in settings:
+        print(counters.render(counter_records.load(options.file)))
         return 0
     run = records.load(options.file)
     modes = {scaling.MODE: scaling.render, overhead.MODE: overhead.render}

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records
+from benchmarks import counter_records, records
 from benchmarks.networks import records as networks
 from benchmarks.schema import Schema, complaints, schema_of
 
-CPU, GPU, NETWORKS, COMPILED = "cpu", "gpu", "networks", "compiled"
-KINDS = (CPU, GPU, NETWORKS, COMPILED)
+CPU, GPU, NETWORKS, COMPILED, COUNTERS = "cpu", "gpu", "networks", "compiled", "counters"
+KINDS = (CPU, GPU, NETWORKS, COMPILED, COUNTERS)
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -86,6 +86,12 @@ _SETTINGS: dict[str, dict[str, Schema]] = {
         "device": _TEXT,
         "threads": _COUNT,
     },
+    COUNTERS: {
+        "counters": {"type": "boolean"},
+        "device": _TEXT,
+        "jobs": _COUNT,
+        "elapsed_seconds": {"type": "number", "minimum": 0},
+    },
 }
 # A wrong result has no figure, whoever wrote the file.
 _NARROWER: dict[str, Schema] = {
@@ -129,6 +135,12 @@ _COMPILED: Schema = _naming(
 )
 
 
+_RUNS: dict[str, tuple[type, int]] = {
+    NETWORKS: (networks.NetworkRun, networks.SCHEMA),
+    COUNTERS: (counter_records.CounterRun, counter_records.SCHEMA),
+}
+
+
 def kind_of(data: dict[str, Any]) -> str:
     """Which of the schemas is a file's."""
     if "rows" in data:
@@ -136,6 +148,8 @@ def kind_of(data: dict[str, Any]) -> str:
     settings = data.get("settings", {})
     if "networks" in settings:
         return NETWORKS
+    if COUNTERS in settings:
+        return COUNTERS
     return GPU if settings.get("device") is not None else CPU
 
 
@@ -148,10 +162,8 @@ def schema(kind: str, *, gpu: bool = False) -> Schema:
     """
     if kind == COMPILED:
         return _COMPILED
-    run, number = (
-        (networks.NetworkRun, networks.SCHEMA) if kind == NETWORKS else (records.Run, records.SCHEMA)
-    )
-    machine = _MACHINE | ({"gpu": _GPU} if gpu or kind == GPU else {})
+    run, number = _RUNS.get(kind, (records.Run, records.SCHEMA))
+    machine = _MACHINE | ({"gpu": _GPU} if gpu or kind in (GPU, COUNTERS) else {})
     return schema_of(
         run,
         {

@@ -39,6 +39,12 @@ class Figure(NamedTuple):
     memory: int | None = None
 
 
+_NO_TIMES = {
+    documents.COMPILED: "a table of what compilers make",
+    documents.COUNTERS: "a table of a GPU's counters",
+}
+
+
 def load(path: Path) -> AnyRun:
     """A run of whatever kind.
 
@@ -47,8 +53,8 @@ def load(path: Path) -> AnyRun:
         ValueError: it is no result of a run, or does not fit its schema.
     """
     kind = documents.kind_of(documents.read(path))
-    if kind == documents.COMPILED:
-        raise ValueError(f"{path} must have measured times, and is a table of what compilers make")
+    if kind in _NO_TIMES:
+        raise ValueError(f"{path} must have measured times, and is {_NO_TIMES[kind]}")
     return networks.load(path) if kind == documents.NETWORKS else records.load(path)
 
 

@@ -1,0 +1,150 @@
+"""Hardware counters, with a stand-in for Nsight Compute and for the GPU."""
+
+import json
+import os
+import re
+import sys
+
+import pytest
+import standin
+
+from benchmarks import cli, counter_records, counters, documents, figures, gpu_machine, nsight
+
+pytest.importorskip("triton")
+
+STALLED = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+NAMES = [
+    "ID",
+    "Kernel Name",
+    "Block Size",
+    "gpu__time_duration.sum",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "launch__registers_per_thread",
+    STALLED.format("long_scoreboard"),
+    STALLED.format("wait"),
+    "smsp__average_warps_issue_stalled_wait_not_issued_per_issue_active.ratio",
+    "device__attribute_display_name",
+]
+UNITS = ["", "", "", "ns", "byte", "byte", "%", "register/thread", "inst", "inst", "inst", ""]
+
+
+def line(number, kernel, *values):
+    words = [str(number), kernel, "(128, 1, 1)", *values, "GPU, large"]
+    return ",".join(f'"{word}"' for word in words)
+
+
+def table(*kernels):
+    rows = [",".join(f'"{word}"' for word in words) for words in (NAMES, UNITS)]
+    values = ("35,500", "102,760,448", "1,024", "91.25", "168", "7.5", "1.25", "9.0")
+    rows += [line(number, kernel, *values) for number, kernel in enumerate(kernels)]
+    return "\n".join(["==PROF== Connected to process 1", *rows, "==PROF== Disconnected"])
+
+
+NCU = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+assert words[words.index("--clock-control") + 1] == "none"
+log, start = words[words.index("--log-file") + 1], words.index("benchmarks.counted")
+path, *jobs = words[start + 1 :]
+kernels = []
+with open(path, "w") as file:
+    while jobs:
+        about, jobs = dict(zip(("op", "dtype", "layout", "shape"), jobs)), jobs[4:]
+        for kernel in os.environ["KERNELS"].split():
+            kernels.append(kernel)
+            file.write(json.dumps(about | dict(kernel=kernel, setting="tile=64", programs=9)) + chr(10))
+open(log, "w").write(os.environ["TABLE"])
+print("said on the way")
+sys.exit(int(os.environ["STATUS"]))
+"""
+
+
+@pytest.fixture
+def ncu(monkeypatch, tmp_path):
+    """Puts a program of this name on the PATH; a GPU seems to be there."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "ncu"
+    program.write_text(NCU.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(gpu_machine, "unusable", lambda index: None)
+    monkeypatch.setattr(gpu_machine, "describe", lambda index: standin.GPU_MACHINE)
+
+    def prepare(kernels="tokenize_forward combine", text=None, status=0):
+        monkeypatch.setenv("KERNELS", kernels)
+        monkeypatch.setenv("TABLE", table(*kernels.split()) if text is None else text)
+        monkeypatch.setenv("STATUS", str(status))
+
+    prepare()
+    return prepare
+
+
+WORDS = ["counters", "--op", "tokenize", "--shape", "256x196x1024x16", "--layout", "nchw"]
+
+
+def test_counters_stand_beside_what_was_launched(ncu, tmp_path, capsys):
+    assert cli.main([*WORDS, "--results", str(tmp_path)]) == 0
+    path = tmp_path / "counters-stand-in-9000.json"
+    assert documents.kind_of(documents.read(path)) == documents.COUNTERS
+    first, second = counter_records.load(path).launches
+    assert (first.kernel, first.layout, first.compulsory_bytes) == (
+        "tokenize_forward",
+        "nchw",
+        2 * 256 * 196 * 1024,
+    )
+    assert second.compulsory_bytes is None
+    assert first.metrics["gpu__time_duration.sum"] == pytest.approx(35.5e-6)
+    assert first.metrics["dram__bytes_read.sum"] == 102760448
+    assert "device__attribute_display_name" not in first.metrics
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("tokenize_forward"))
+    words = ["256x196x1024x16", "bf16", "nchw", "tile=64", "35.5", "1.00", "91", "-", "-", "-", "168"]
+    assert row.split()[1:] == [*words, "long_scoreboard", "7.5,", "wait", "1.2"]
+    assert cli.main(["show", str(path)]) == 0
+    assert row in capsys.readouterr().out
+    with pytest.raises(ValueError, match="must have measured times, and is a table of a GPU's counters"):
+        figures.load(path)
+
+
+@pytest.mark.parametrize(
+    ("prepared", "problem"),
+    [
+        ({"status": 1, "text": "==ERROR== ERR_NVGPUCTRPERM"}, "ncu failed with status 1: .*ERR_NVGPUCTRPERM"),
+        ({"text": "==WARNING== No kernels were profiled."}, "profiled no kernel; it said: .*No kernels"),
+        ({"text": table("combine", "combine")}, "ncu has profiled .*, launched were"),
+    ],
+)
+def test_what_goes_wrong_is_said(ncu, tmp_path, prepared, problem):
+    ncu(**prepared)
+    output = tmp_path / "out.json"
+    assert cli.main([*WORDS, "--output", str(output)]) == 1
+    (found,) = json.loads(output.read_text())["problems"]
+    assert re.search(problem, found)
+
+
+def test_what_cannot_be_done_is_refused(ncu, monkeypatch, capsys):
+    assert cli.main(["counters", "--shape", "2x3"]) == 2
+    assert "--shape must be BxNxCxL, got 2x3" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli.main(WORDS) == 2
+    assert "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH" in capsys.readouterr().err
+    monkeypatch.setattr(gpu_machine, "unusable", lambda index: "there is no GPU")
+    assert cli.main(WORDS) == 2
+    assert "there is no GPU" in capsys.readouterr().err
+
+
+def test_a_profiler_that_hangs_is_ended(monkeypatch, tmp_path):
+    program = tmp_path / "ncu"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RuntimeError, match="ncu was ended after 0 s"):
+        nsight.profile(["true"], ["combine"], tmp_path / "log", 0.2)
+
+
+def test_all_ops_are_known():
+    from vt_fast.backends.triton.samples import KERNELS
+
+    assert sorted(counters._OPS) == sorted(KERNELS)
