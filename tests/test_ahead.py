@@ -1,6 +1,7 @@
 """Kernels compiled ahead of their launch, for GPUs that need not be there."""
 
 import os
+import random
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget
+from variants import variant
 
-from vt_fast.backends.triton import ahead, library
+from vt_fast.backends.contract import Project, ProjectBackward
+from vt_fast.backends.triton import ahead, calls, library
 from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import sample
 
@@ -82,3 +85,46 @@ def test_at_least_one_process(monkeypatch):
     assert ahead.processes() == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     assert ahead.processes() == 15
+
+
+def of_size(batch, height, width, layout, channels=32):
+    """What forward and backward of project launch on such a map."""
+    size = (batch, channels, height, width)
+    x = torch.empty(size, dtype=torch.float16, device="meta").to(memory_format=layout)
+    rows = torch.empty(batch, 8, channels, dtype=torch.float16, device="meta")
+    with standing_in(Traits("sm_90", 132, 227 << 10)):
+        forward = Project(x, rows, rows, None, None, True, 1, "triton")
+        backward = ProjectBackward(x, x, rows, rows, None, True, 1, [True, True, True, False], "triton")
+        return [
+            *ahead.requests(lambda: calls.project(forward)),
+            *ahead.requests(lambda: calls.project_backward(backward)),
+        ]
+
+
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"]
+)
+
+
+@LAYOUTS
+def test_sizes_alone_compile_nothing_new(layout, cache):
+    # Numbers that are 1, multiples of 16 and neither.
+    sizes = [(1, 64, 112), (2, 65, 113), (3, 72, 104), (5, 80, 98)]
+    those = [of_size(*size, layout)[0] for size in sizes]
+    with ahead.compiling_for(TARGETS["sm_90"]):
+        for each in those:
+            each.compiled()
+    different = {variant(each) for each in those}
+    assert len(os.listdir(cache)) == len(different)
+    assert len(different) == (1 if layout == torch.channels_last else 2)
+
+
+@LAYOUTS
+def test_training_at_many_sizes_compiles_little(layout):
+    """As detectors are trained: it depends on how pixels are aligned, and little on how many there are."""
+    drawn = random.Random(0)
+    seen = set()
+    for _ in range(200):
+        height, width = drawn.randint(100, 200), drawn.randint(100, 336)
+        seen |= {variant(each) for each in of_size(2, height, width, layout, channels=256)}
+    assert len(seen) <= (3 if layout == torch.channels_last else 15)

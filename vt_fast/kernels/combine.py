@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from vt_fast.kernels.tiles import finite
+from vt_fast.kernels.tiles import SIZES, finite
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def combine(
     part_tokens,
     part_highest,

@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
+from vt_fast.kernels.tiles import SIZES
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def deltas(
     grad_tokens,
     tokens,

@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 
 from vt_fast.kernels.attention import load_bias, load_values, padded_rows, softmax_over_tokens
-from vt_fast.kernels.tiles import indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
+from vt_fast.kernels.tiles import SIZES, indices, load_chunk, load_rows, pixel_offsets, product, store_chunk
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def project_forward(
     x,
     x_batch,

@@ -19,6 +19,7 @@ from vt_fast.kernels.project_sums import (
     zero_sums,
 )
 from vt_fast.kernels.tiles import (
+    SIZES,
     chunk_again,
     indices,
     load_chunk,
@@ -29,7 +30,7 @@ from vt_fast.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def project_backward(
     grad,
     g_batch,

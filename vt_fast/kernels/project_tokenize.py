@@ -8,6 +8,7 @@ from vt_fast.kernels.mixing import add_mixed, add_outer, kept_rows, mix
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.pooling import softmax_over_pixels, store_pooled, store_statistics
 from vt_fast.kernels.tiles import (
+    SIZES,
     add_to_last,
     indices,
     load_chunk,
@@ -18,7 +19,7 @@ from vt_fast.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def project_tokenize_forward(
     x,
     x_batch,

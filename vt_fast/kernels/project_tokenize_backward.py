@@ -15,10 +15,10 @@ from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.project_sums import store_dbias, store_dkeys, store_dvalues, zero_sums
 from vt_fast.kernels.project_tokenize_first_walk import first_walk
 from vt_fast.kernels.project_tokenize_second_walk import add_dkeys_and_dqueries, store_maps_and_add_dvalues
-from vt_fast.kernels.tiles import indices, load_rows, pixel_offsets, product
+from vt_fast.kernels.tiles import SIZES, indices, load_rows, pixel_offsets, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def project_tokenize_backward(
     grad,
     g_batch,

@@ -9,6 +9,14 @@ PIXELS_UNIT = tl.constexpr(1)  # pixels side by side: NCHW
 ANY = tl.constexpr(2)  # neither, or rows of pixels that do not follow each other evenly
 
 
+# Arguments that say how large maps are. Triton would compile anew where one is 1 or becomes a multiple of 16,
+# from which no code gets better: what is aligned they are told by ALIGN and PIXEL_ALIGN.
+SIZES = [
+    *("x_batch", "y_batch", "r_batch", "g_batch", "dx_batch", "dr_batch"),
+    *("pixels", "batch", "splits", "parts", "tiles_each", "per_part", "rows"),
+]
+
+
 @triton.jit
 def indices(COUNT: tl.constexpr, WIDE: tl.constexpr):
     """0, 1, ...; WIDE: what is made of them may exceed 32 bits."""
@@ -20,11 +28,11 @@ def indices(COUNT: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def pixel_offsets(pixels, width, row, column, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
-    """Offsets of pixels in a sample. Strides of 1 are known to the compiler, others are in units of ALIGN."""
+    """Offsets of pixels in a sample. Strides of 1 are known to the compiler, others come in ALIGN / 16."""
     if LAYOUT == PIXELS_UNIT:
         return pixels
     elif LAYOUT == CHANNELS_UNIT:
-        return pixels * (column * ALIGN)
+        return pixels * (column // 16 * ALIGN)
     else:
         return (pixels // width) * row + (pixels % width) * column
 
@@ -35,7 +43,7 @@ def channel_offsets(channels, stride, LAYOUT: tl.constexpr, ALIGN: tl.constexpr)
     if LAYOUT == CHANNELS_UNIT:
         return channels
     elif LAYOUT == PIXELS_UNIT:
-        return channels * (stride * ALIGN)
+        return channels * (stride // 16 * ALIGN)
     else:
         return channels * stride
 

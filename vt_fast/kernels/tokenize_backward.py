@@ -5,6 +5,7 @@ import triton.language as tl
 
 from vt_fast.kernels.pixels import load_entries, taking_part
 from vt_fast.kernels.tiles import (
+    SIZES,
     add_to_last,
     channel_base,
     indices,
@@ -16,7 +17,7 @@ from vt_fast.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tokenize_backward(
     x,
     x_batch,

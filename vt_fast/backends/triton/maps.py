@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 CHANNELS_UNIT, PIXELS_UNIT, ANY = 0, 1, 2  # as in vt_fast.kernels.tiles
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A map's strides in elements: of samples, rows of pixels, pixels in a row, and channels."""
 
     tensor: Tensor
@@ -62,17 +61,17 @@ class Placed:
         return 1 + rows * self.row + columns * self.column + (channels - 1) * self.channel
 
     def arguments(self, align: int) -> tuple[Tensor, int, int, int, int]:
-        """What a kernel takes: the tensor, and strides, in units of ``align`` unless the layout is ANY."""
-        if self.layout == ANY:
-            # The batch stride alone is multiplied again.
-            return self.tensor, self.batch // align, self.row, self.column, self.channel
-        return (
-            self.tensor,
-            self.batch // align,
-            self.row // align,
-            self.column // align,
-            self.channel // align,
-        )
+        """What a kernel takes: the tensor, and strides, in units of ``align`` unless the layout is ANY.
+
+        Triton compiles anew for numbers that are 1 or multiples of 16. By the layout one stride is of use,
+        besides that of samples; it is given 16-fold and the others as 0, so that all sizes share a kernel.
+        """
+        batch = self.batch // align  # multiplied again in every layout
+        if self.layout == CHANNELS_UNIT:
+            return self.tensor, batch, 0, 16 * (self.column // align), 0
+        if self.layout == PIXELS_UNIT:
+            return self.tensor, batch, 0, 0, 16 * (self.channel // align)
+        return self.tensor, batch, self.row, self.column, self.channel
 
 
 def alignment(*maps: Placed) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vt_fast.backends.triton import device, library, settings
 from vt_fast.backends.triton.arithmetic import ceil_div, power_of_two
 from vt_fast.backends.triton.launcher import OutOfResources, launch
-from vt_fast.backends.triton.maps import PIXELS_UNIT, Placed
+from vt_fast.backends.triton.maps import ANY, CHANNELS_UNIT, PIXELS_UNIT, Placed
 from vt_fast.backends.triton.plan import Cut
 from vt_fast.backends.triton.settings import Problem, Setting
 from vt_fast.kernels.deltas import deltas as deltas_kernel
@@ -38,7 +38,7 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
         if needed > limit:
             reasons.append(f"{setting}: {needed} bytes of shared memory of {limit}")
             continue
-        if (problem, setting, x.device) in _too_large:
+        if _too_large and (problem, setting, x.device) in _too_large:
             continue
         try:
             with torch.cuda.device_of(x):
@@ -61,16 +61,21 @@ def wide(pixels: int, channels: int, *maps: Placed) -> bool:
     return max(place.extent(pixels, channels) for place in maps) > _INT32
 
 
-def shape_arguments(place: Placed, pixels: int, align: int) -> tuple[int, int]:
-    """Pixels, and pixels in a row."""
-    return pixels // pixel_align(place, pixels, align), place.width
+def shape_arguments(pixels: int, align: int, *maps: Placed) -> tuple[int, int]:
+    """Pixels, and pixels in a row if that is of use for one of the maps, of which x is the first."""
+    uneven = any(place.layout == ANY for place in maps)
+    return pixels // pixel_align(maps[0], pixels, align), maps[0].width if uneven else 0
 
 
 def pixel_align(place: Placed, pixels: int, align: int) -> int:
     """What a kernel multiplies the number of pixels with, so that it knows how wide masks may be."""
+    if place.layout == CHANNELS_UNIT:
+        return 1
+    # Strides that are neither 1 nor told by ``align`` are for Triton to look at.
+    align = align if place.layout == PIXELS_UNIT else 16
     while pixels % align:
         align //= 2
-    return align if place.layout == PIXELS_UNIT else 1
+    return align
 
 
 def options(setting: Setting, dtype: torch.dtype) -> dict[str, Any]:

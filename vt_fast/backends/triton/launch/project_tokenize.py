@@ -66,7 +66,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
             x if call.position is None else call.position.contiguous(),
             *out.arguments(align),
             *made.arguments,
-            *common.shape_arguments(place, pixels, align),
+            *common.shape_arguments(pixels, align, place, base, out),
             plan.parts,
             plan.each,
             LAYOUT=place.layout,
@@ -127,7 +127,7 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     arriving = place if call.grad_map is None else Placed.of(call.grad_map.to(x.dtype))
     base = place if residual is None else Placed.of(residual)
     to_base = place if dresidual is None else Placed.of(dresidual)
-    places = (arriving, place, base, out, to_base)
+    places = (place, arriving, base, out, to_base)
     align = alignment(*places)
     keys, keys_batch = operands.rows(call.keys)
     values, values_batch = operands.rows(call.values)
@@ -177,7 +177,7 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             part_dqueries,
             dlog_weights,
             attention,
-            *common.shape_arguments(place, pixels, align),
+            *common.shape_arguments(pixels, align, *places),
             plan.parts,
             plan.each,
             G_LAYOUT=arriving.layout,
