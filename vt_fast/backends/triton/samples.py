@@ -72,7 +72,7 @@ def sample(op: str, dtype: torch.dtype, layout: str, shape: Shape, device: str) 
     if op != "project_tokenize_backward":
         raise ValueError(f"`op` must be one of {', '.join(KERNELS)}, got {op!r}")
     _, pooled, lse = calls.project_tokenize(
-        ProjectTokenize(x, keys, values, keys, None, None, None, None, None, True, 1, False, True, "triton")
+        ProjectTokenize(x, keys, values, keys, None, None, None, None, None, True, 1, True, True, "triton")
     )
     needs = [True, True, True, True, False, False, False, False]
     last = ProjectTokenizeBackward(
