@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,8 +17,7 @@ _PROGRAMS_EACH = 4
 _SHARE, _LITTLE = 0.05, 1 << 20
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """``blocks`` programs share the channels; each goes over its own chunks, ``loops`` times ``own`` of them.
 
     The pixels are cut into ``parts``, of a sample or of the whole batch, ``each`` pixels (or tiles) long.
