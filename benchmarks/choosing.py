@@ -28,6 +28,7 @@ from benchmarks.trials import Class, Trials, Tried, load, save, worst
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.candidates import candidates
 from vt_fast.backends.triton.device import Traits, standing_in
+from vt_fast.backends.triton.launch.composed import too_many_rows
 from vt_fast.backends.triton.samples import KERNELS, LAYOUTS
 from vt_fast.backends.triton.settings import SCHEMA, TABLES, Setting
 
@@ -36,11 +37,15 @@ _ENOUGH, _GOOD = 2, 1.3
 
 
 def classes(ops: Iterable[str]) -> Iterator[Class]:
-    """All entries of a table. Float32 has fewer: it is bound by arithmetic from 16 tokens on."""
+    """All entries of a table. Float32 has fewer: it is bound by arithmetic from 16 tokens on.
+
+    What runs as two ops has the settings of these.
+    """
     for op, layout, few, channels, rows in itertools.product(
         ops, LAYOUTS, (True, False), (256, 1024, 2048), (16, 64)
     ):
-        if channels < 2048 or rows == 16:
+        composed = op.startswith("project_tokenize") and too_many_rows(rows)
+        if (channels < 2048 or rows == 16) and not composed:
             yield Class(op, "16", layout, channels, rows, few)
     for op, layout, few, channels, kind in itertools.product(
         ops, LAYOUTS, (True, False), (256, 1024), ("ieee", "tf32")
