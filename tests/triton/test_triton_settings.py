@@ -46,9 +46,15 @@ def pretend_processors(monkeypatch):
     """As many multiprocessors as one wants."""
 
     def count(number):
-        monkeypatch.setattr(device, "processors", lambda device: number)
+        pretend(monkeypatch, processors=number)
 
     return count
+
+
+def pretend(monkeypatch, **differently):
+    """Every device is as it is but for this."""
+    real = device.traits
+    monkeypatch.setattr(device, "traits", lambda where: real(where)._replace(**differently))
 
 
 def check(problem):
@@ -188,7 +194,7 @@ def test_a_missing_table_is_an_error(monkeypatch):
 
 
 def test_what_does_not_fit_is_replaced_by_what_does(monkeypatch):
-    monkeypatch.setattr(device, "shared_bytes", lambda device: 40 << 10)
+    pretend(monkeypatch, shared_bytes=40 << 10)
     problem = Problem("tokenize_forward", "16", "channels", 256, 16, 196)
     large, small = Setting(64, 64, 0, KEEP, 4, 3), Setting(16, 16, 1, STREAM, 4, 1)
     monkeypatch.setattr(settings, "choices", lambda problem, device: [large, small])
