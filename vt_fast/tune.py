@@ -152,13 +152,15 @@ def requests(case: Case, device: torch.device) -> list[Request]:
     def sample() -> Callable[[], Any]:
         return samples.sample(case.op, DTYPES[case.dtype], case.layout, case.shape, "meta")
 
-    with standing_in(traits(device)):
-        found = ahead.requests(lambda: sample()())
+    found: list[Request] = []
+    # What does not fit on the device is not compiled there either.
+    unfit = contextlib.suppress(RuntimeError)
+    with standing_in(traits(device)), unfit:
+        found += ahead.requests(lambda: sample()())
         with observed(lambda *_: None):
             call = sample()
         for setting in _todo(case, device)[1]:
-            # What does not fit on the device is not compiled there either.
-            with settings.using(setting), contextlib.suppress(RuntimeError):
+            with settings.using(setting), unfit:
                 found += ahead.requests(call)
     return found
 

@@ -8,7 +8,7 @@ import torch
 
 from vt_fast import tune
 from vt_fast.__main__ import main
-from vt_fast.backends.triton import ahead, candidates, samples, settings
+from vt_fast.backends.triton import ahead, candidates, device, samples, settings
 from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting
 
@@ -89,6 +89,14 @@ def test_what_will_be_launched_is_known_before(op, few):
     assert len(launched) > 2
     assert [each for each in launched if each not in asked] == []
     assert [each for each in asked if each not in launched] == []
+
+
+def test_what_fits_nowhere_is_not_compiled_ahead(few, monkeypatch):
+    monkeypatch.setattr(device, "traits", lambda where: device.Traits("none", 4, 1))
+    case = tune.Case("tokenize_backward", "fp32", "channels", (2, 9, 32, 4))
+    assert tune.requests(case, torch.device(DEVICE, 0)) == []
+    with pytest.raises(RuntimeError, match="no launch setting"):
+        tune.tune(case, lambda function: [1.0], DEVICE)
 
 
 def test_all_failing_is_an_error(few):
