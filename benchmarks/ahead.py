@@ -12,13 +12,11 @@ from functools import partial
 
 import torch
 
-from benchmarks.cases import FORWARD, STACK, Case
+from benchmarks.cases import FORWARD, STACK, UNIT_STRIDES, Case
 from benchmarks.operands import TORCH_DTYPES
 from vt_fast.backends.triton import ahead
 from vt_fast.backends.triton.device import standing_in, traits
 from vt_fast.backends.triton.samples import Shape, sample
-
-_LAYOUTS = {"channels_last": "channels", "nchw": "pixels"}
 
 
 def requests(case: Case, passes: Iterable[str], device: torch.device) -> list[ahead.Request]:
@@ -31,7 +29,7 @@ def requests(case: Case, passes: Iterable[str], device: torch.device) -> list[ah
         for which in passes:
             op = case.op if which == FORWARD else f"{case.op}_backward"
             found += ahead.requests(
-                partial(_call, op, TORCH_DTYPES[case.dtype], _LAYOUTS[case.layout], shape)
+                partial(_call, op, TORCH_DTYPES[case.dtype], UNIT_STRIDES[case.layout], shape)
             )
     return found
 

@@ -14,6 +14,8 @@ DTYPES = ("fp32", "bf16")
 # The most important first: a run on a GPU may be given less time than it would take.
 GPU_DTYPES = ("bf16", "fp32", "fp16")
 LAYOUTS = ("channels_last", "nchw")
+# What lies side by side in a layout, as the Triton backend calls it.
+UNIT_STRIDES = {"channels_last": "channels", "nchw": "pixels"}
 FORWARD, BOTH = "forward", "forward+backward"
 PASSES = (FORWARD, BOTH)
 

@@ -27,6 +27,7 @@ import triton
 from tqdm import tqdm
 
 from benchmarks import choosing, offline_options
+from benchmarks.cases import UNIT_STRIDES
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import recorded
@@ -46,7 +47,6 @@ SHAPES: tuple[Shape, ...] = (
 COVER: tuple[Shape, ...] = ((256, 196, 1024, 16), (8, 60800, 256, 8))
 # Float16 is to a compiler what bfloat16 is.
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_ORDERS = {"channels_last": "channels", "nchw": "pixels"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [
         Job(op, target, dtype, order, shape)
         for target, op, dtype, order, shape in itertools.product(
-            targets, options.op, DTYPES, _ORDERS, COVER if options.check else SHAPES
+            targets, options.op, DTYPES, UNIT_STRIDES, COVER if options.check else SHAPES
         )
     ]
     # Processes of their own, as Triton compiles one kernel at a time; fresh ones, as torch has threads.
@@ -128,7 +128,7 @@ def examine(job: Job) -> dict[str, Any]:
     """A row of the table: the call's main kernel."""
     dtype = DTYPES[job.dtype]
     with standing_in(Traits(job.target, DEVICES[job.target].processors, SHARED[job.target])):
-        found = recorded(job.op, dtype, _ORDERS[job.layout], job.shape)
+        found = recorded(job.op, dtype, UNIT_STRIDES[job.layout], job.shape)
     launch = next(each for each in found if each.kernel in WALKS)
     compiled = examined(launch, job.target)
     row: dict[str, Any] = {
