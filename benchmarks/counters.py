@@ -20,9 +20,8 @@ from benchmarks.running import UsageError
 
 MODE = "counters"
 _OPS = [name for op in cases.OPS for name in (op, f"{op}_backward")]
-# ncu runs a kernel some ten times, and saves and restores what it writes.
-_SECONDS = 540.0
-_LAYOUTS = {"channels_last": "channels", "nchw": "pixels"}
+# Of a call: ncu runs each kernel some ten times, and saves and restores what it writes.
+_SECONDS = 60.0
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--op", nargs="+", choices=_OPS, default=_OPS)
     parser.add_argument("--shape", nargs="+", metavar="BxNxCxL", default=labels[:3])
     parser.add_argument("--dtype", nargs="+", choices=_BYTES, default=["bf16"])
-    parser.add_argument("--layout", nargs="+", choices=_LAYOUTS, default=list(_LAYOUTS))
+    parser.add_argument("--layout", nargs="+", choices=cases.UNIT_STRIDES, default=list(cases.UNIT_STRIDES))
     parser.add_argument("--results", type=Path, default=running.RESULTS, metavar="FOLDER")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: a file in --results")
 
@@ -71,15 +70,19 @@ def _profiled(jobs: list[tuple[str, str, str, str]]) -> list[Counted]:
 
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "launched"
-        words = [word for op, dtype, layout, shape in jobs for word in (op, dtype, _LAYOUTS[layout], shape)]
+        words = [
+            word
+            for op, dtype, layout, shape in jobs
+            for word in (op, dtype, cases.UNIT_STRIDES[layout], shape)
+        ]
         command = [sys.executable, "-m", "benchmarks.counted", str(listed), *words]
         kernels = [*KERNELS.values(), "deltas", "combine"]
-        profiles = nsight.profile(command, kernels, Path(folder) / "log", _SECONDS)
+        profiles = nsight.profile(command, kernels, Path(folder) / "log", _SECONDS * len(jobs))
         launched = [json.loads(line) for line in listed.read_text().splitlines()]
     named = [each["kernel"] for each in launched]
     if [each.kernel for each in profiles] != named:
         raise RuntimeError(f"ncu has profiled {[each.kernel for each in profiles]}, launched were {named}")
-    layouts = {word: name for name, word in _LAYOUTS.items()}
+    layouts = {word: name for name, word in cases.UNIT_STRIDES.items()}
     return [
         Counted(
             **each | {"layout": layouts[each["layout"]]},

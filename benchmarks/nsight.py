@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,15 +66,27 @@ def profile(command: Sequence[str], kernels: Iterable[str], log: Path, seconds: 
         *(word for section in _SECTIONS for word in ("--section", section)),
         *("--metrics", ",".join(_METRICS), "--csv", "--page", "raw", "--log-file", str(log)),
     ]
-    try:
-        done = subprocess.run([*ncu, *command], capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"ncu was ended after {seconds:.0f} s") from None
+    status, printed = _run([*ncu, *command], seconds)
     text = log.read_text() if log.exists() else ""
-    if done.returncode != 0:
-        said = [line for line in f"{text}\n{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
-        raise RuntimeError(f"ncu failed with status {done.returncode}: {' | '.join(said[-4:])}")
+    if status != 0:
+        said = [line for line in f"{text}\n{printed}".splitlines() if line.strip()]
+        raise RuntimeError(f"ncu failed with status {status}: {' | '.join(said[-4:])}")
     return parse(text)
+
+
+def _run(command: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Exit status and output. Whatever ends the waiting ends ncu, and what it looks at, too."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise RuntimeError(f"ncu was ended after {seconds:.0f} s") from None
+            raise
+    return process.returncode, printed
 
 
 def parse(text: str) -> list[Profile]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import time
 
 import pytest
 import standin
@@ -135,13 +136,15 @@ def test_what_cannot_be_done_is_refused(ncu, monkeypatch, capsys):
     assert "there is no GPU" in capsys.readouterr().err
 
 
-def test_a_profiler_that_hangs_is_ended(monkeypatch, tmp_path):
-    program = tmp_path / "ncu"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
+def test_a_profiler_that_hangs_is_ended_with_what_it_looks_at(monkeypatch, tmp_path):
+    program, lived = tmp_path / "ncu", tmp_path / "lived"
+    program.write_text(f"#!/bin/sh\n(sleep 2; touch {lived}) &\nwait\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(RuntimeError, match="ncu was ended after 0 s"):
         nsight.profile(["true"], ["combine"], tmp_path / "log", 0.2)
+    time.sleep(2.5)
+    assert not lived.exists()
 
 
 def test_all_ops_are_known():
