@@ -70,7 +70,7 @@ parallel=()
 pytest=("$python" -m pytest -m gpu -p no:cacheprovider)
 
 status=0
-passed() {
+step() {
     local name=$1
     shift
     echo "== $name"
@@ -80,13 +80,13 @@ passed() {
     }
 }
 
-passed "tests (${tests[*]})" "${pytest[@]}" "${parallel[@]}" --junitxml="$out/gpu-tests.xml" --ignore="$large" "${tests[@]}"
-passed "tests ($large)" "${pytest[@]}" --junitxml="$out/gpu-tests-large.xml" "$large"
+step "tests (${tests[*]})" "${pytest[@]}" "${parallel[@]}" --junitxml="$out/gpu-tests.xml" --ignore="$large" "${tests[@]}"
+step "tests ($large)" "${pytest[@]}" --junitxml="$out/gpu-tests-large.xml" "$large"
 
 if [[ $check == 1 ]]; then
     # Each tensor in memory of its own: in a cached block, the checker would not see where one ends.
     for tool in memcheck racecheck; do
-        passed "$tool (${checked[*]})" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        step "$tool (${checked[*]})" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 99 \
             --log-file "$out/gpu-$tool.txt" "${pytest[@]}" "${checked[@]}"
     done
@@ -99,7 +99,7 @@ limit=()
 if command -v timeout >/dev/null; then
     limit=(timeout --foreground --kill-after=60 "$("$python" -c 'import sys; print(round(90 * float(sys.argv[1]) + 600))' "$budget")")
 fi
-passed "benchmark (python -m benchmarks ${words[*]})" "${limit[@]}" "$python" -m benchmarks "${words[@]}"
+step "benchmark (python -m benchmarks ${words[*]})" "${limit[@]}" "$python" -m benchmarks "${words[@]}"
 
 echo "== in $out:"
 for file in "$out"/gpu-tests*.xml "$out"/gpu-*check.txt "$out"/gpu-*.json; do

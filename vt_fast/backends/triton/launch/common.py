@@ -71,7 +71,7 @@ def pixel_align(place: Placed, pixels: int, align: int) -> int:
     """What a kernel multiplies the number of pixels with, so that it knows how wide masks may be."""
     if place.layout == CHANNELS_UNIT:
         return 1
-    # Strides that are neither 1 nor told by ``align`` are for Triton to look at.
+    # ``align`` is of the strides; where these are of any kind, that of the pixels has nothing to do with it.
     align = align if place.layout == PIXELS_UNIT else 16
     while pixels % align:
         align //= 2
