@@ -37,7 +37,7 @@ class Contender(NamedTuple):
 def usable_backends(device: torch.device | str = "cpu") -> list[str]:
     """The backends that can run here on tensors of the device, ours first."""
     x = torch.empty(1, 1, 16, device=device)
-    probe = Tokenize(x, x[0], None, None, None, 1, False, "")
+    probe = Tokenize(x, x[0], None, None, None, 1, False)
     return [
         name
         for name, reason in backends.report()
@@ -76,11 +76,10 @@ def _ours(op: str, backend: str) -> Code:
         return (vt_fast.tokenize(x, queries, backend=backend),)
 
     def project(x: Tensor, keys: Tensor, values: Tensor) -> Results:
-        return (vt_fast.project(x, keys, values, residual="input", backend=backend),)
+        return (vt_fast.project(x, keys, values, residual=x, backend=backend),)
 
     def project_tokenize(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Results:
-        # The third result is the log of the softmax's sum, which no peer gives.
-        y, tokens, _ = vt_fast.project_tokenize(x, keys, values, queries, return_map=True, backend=backend)
+        y, tokens = vt_fast.project_tokenize(x, keys, values, queries, residual=x, backend=backend)
         return (tokens,) if y is None else (y, tokens)
 
     codes: dict[str, Code] = {

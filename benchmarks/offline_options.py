@@ -27,15 +27,15 @@ from vt_fast.backends.triton.device import Traits, standing_in
 COVER: tuple[tuple[str, frozenset[str]], ...] = tuple(
     (op, frozenset(options.split()))
     for op, options in (
-        ("tokenize", "shared mask log_weights position"),
+        ("tokenize", "shared mask pixel_bias position"),
         ("tokenize", "heads mask strided"),
         ("tokenize", "heads shared huge"),
         ("project", "shared bias heads"),
         ("project", "no_residual bias strided"),
         ("project", "residual wide heads huge"),
-        ("project_tokenize", "heads bias log_weights"),
+        ("project_tokenize", "heads bias pixel_bias"),
         ("project_tokenize", "no_map mask residual wide strided"),
-        ("project_tokenize", "shared no_residual mask log_weights position bias"),
+        ("project_tokenize", "shared no_residual mask pixel_bias position bias"),
         ("project_tokenize", "many_tokens shared huge"),
     )
 )
@@ -86,7 +86,7 @@ def _both(op: str, options: frozenset[str], dtype: torch.dtype) -> Callable[[], 
         pixels = 2**31 // channels + 1
     if "many_tokens" in options:
         tokens = 40
-    heads = 2 if "heads" in options else 1
+    num_heads = 2 if "num_heads" in options else 1
     out_channels = 2 * channels if "wide" in options else channels
 
     def draw(*sizes: int) -> Tensor:
@@ -105,46 +105,47 @@ def _both(op: str, options: frozenset[str], dtype: torch.dtype) -> Callable[[], 
 
     x = feature_map(channels)
     mask = torch.empty(batch, pixels, dtype=torch.bool, device="meta") if "mask" in options else None
-    log_weights, position = given("log_weights", batch, pixels), given("position", pixels, 5)
-    bias = None if "bias" not in options else rows(1, heads * tokens).squeeze(-2)
-    queries = rows(tokens, out_channels) if op != "tokenize" else rows(heads * tokens, channels // heads)
-    keys, values = rows(heads * tokens, channels), rows(tokens, out_channels)
+    pixel_bias, extra_values = given("pixel_bias", batch, pixels), given("extra_values", pixels, 5)
+    token_bias = None if "token_bias" not in options else rows(1, num_heads * tokens).squeeze(-2)
+    queries = (
+        rows(tokens, out_channels) if op != "tokenize" else rows(num_heads * tokens, channels // num_heads)
+    )
+    keys, values = rows(num_heads * tokens, channels), rows(tokens, out_channels)
     residual = feature_map(out_channels) if "residual" in options else None
     from_input = residual is None and "no_residual" not in options
-    width = out_channels + (0 if position is None else position.shape[1])
-    grad_tokens, grad_lse = draw(batch, tokens, width), draw(batch, heads * tokens).float()
-    weighted, placed, biased = log_weights is not None, position is not None, bias is not None
+    width = out_channels + (0 if extra_values is None else extra_values.shape[1])
+    grad_tokens, grad_lse = draw(batch, tokens, width), draw(batch, num_heads * tokens).float()
+    weighted, placed, biased = pixel_bias is not None, extra_values is not None, token_bias is not None
 
     def run() -> None:
         if op == "tokenize":
             pooled, lse = calls.tokenize(
-                Tokenize(x, queries, mask, log_weights, position, heads, True, "triton")
+                Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True)
             )
             needs = [True, True, weighted, placed]
             calls.tokenize_backward(
                 TokenizeBackward(
-                    grad_tokens, grad_lse, x, queries, mask, log_weights, position, pooled, lse, heads, needs,
-                    "triton",
+                    grad_tokens, grad_lse, x, queries, mask, pixel_bias, extra_values, pooled, lse, num_heads, needs
                 )
             )  # fmt: skip
         elif op == "project":
-            y = calls.project(Project(x, keys, values, bias, residual, from_input, heads, "triton"))
+            y = calls.project(Project(x, keys, values, token_bias, residual, from_input, num_heads))
             needs = [True, True, True, biased]
             calls.project_backward(
-                ProjectBackward(y, x, keys, values, bias, from_input, heads, needs, "triton")
+                ProjectBackward(y, x, keys, values, token_bias, from_input, num_heads, needs)
             )
         else:
             shown, pooled, lse = calls.project_tokenize(
                 ProjectTokenize(
-                    x, keys, values, queries, bias, residual, mask, log_weights, position, from_input, heads,
-                    "no_map" not in options, True, "triton",
+                    x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values, from_input, num_heads,
+                    "no_map" not in options, True
                 )
             )  # fmt: skip
             needs = [True, True, True, True, biased, residual is not None, weighted, placed]
             calls.project_tokenize_backward(
                 ProjectTokenizeBackward(
-                    shown, grad_tokens, grad_lse[:, :tokens], x, keys, values, queries, bias, residual, mask,
-                    log_weights, position, pooled, lse, from_input, heads, needs, "triton",
+                    shown, grad_tokens, grad_lse[:, :tokens], x, keys, values, queries, token_bias, residual, mask,
+                    pixel_bias, extra_values, pooled, lse, from_input, num_heads, needs
                 )
             )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Which model each shape of the registry comes from, and how large the op is there.
 
-Names only, no torch. A layer with ``heads`` that looks at all channels, as attention pooling does once its
+Names only, no torch. A layer with ``num_heads`` that looks at all channels, as attention pooling does once its
 key projection is folded into the queries, has a token for each head and query.
 """
 

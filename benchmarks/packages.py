@@ -41,8 +41,8 @@ def _of_one_head(call: Callable[..., Tensor], axis: int, *, contiguous: bool = F
     """Attention of one head, whose axis a package wants at that place."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = [each.unsqueeze(axis) for each in (queries, keys, values)]
-        return call(*(each.contiguous() if contiguous else each for each in heads)).squeeze(axis)
+        num_heads = [each.unsqueeze(axis) for each in (queries, keys, values)]
+        return call(*(each.contiguous() if contiguous else each for each in num_heads)).squeeze(axis)
 
     return attend
 
@@ -60,9 +60,9 @@ def _natten(module: Any) -> Attend:
 
 
 def _ffpa(module: Any) -> Attend:
-    def call(*heads: Tensor) -> Tensor:
+    def call(*num_heads: Tensor) -> Tensor:
         with mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False):
-            found: Tensor = module.ffpa_attn_func(*heads, scale=1.0)
+            found: Tensor = module.ffpa_attn_func(*num_heads, scale=1.0)
         return found
 
     return _of_one_head(call, 1, contiguous=True)

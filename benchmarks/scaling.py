@@ -149,7 +149,7 @@ def _tables(each: series.Series, op: str, which: str, cells: list[Cell]) -> str:
     title = (
         f"{op}, {'forward' if which == FORWARD else 'forward and backward'}, against {each.name}: {each.text}"
     )
-    heads = [name.replace(" ", "\n", 1) for name in names]
+    num_heads = [name.replace(" ", "\n", 1) for name in names]
     times, bytes_ = [], []
     for cell in cells:
         entries = {entry.name: entry for entry in cell.entries}
@@ -159,9 +159,9 @@ def _tables(each: series.Series, op: str, which: str, cells: list[Cell]) -> str:
     return "\n".join(
         [
             f"== {title} ({cells[0].dtype}, {cells[0].layout}) ==",
-            table([each.name, "BxNxCxL", *heads, f"best peer /\n{ours}"], times),
+            table([each.name, "BxNxCxL", *num_heads, f"best peer /\n{ours}"], times),
             "",
-            table([f"{each.name}", "extra MB of", *heads], bytes_),
+            table([f"{each.name}", "extra MB of", *num_heads], bytes_),
         ]
     )
 

@@ -63,7 +63,7 @@ def ours(backend: str, count: int) -> Code:
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
         found = [
-            vt_fast.tokenize(part, queries, return_lse=True, backend=backend) for part in chunks(x, count)
+            vt_fast.tokenize(part, queries, return_stats=True, backend=backend) for part in chunks(x, count)
         ]
         tokens, _ = vt_fast.merge(*map(torch.stack, zip(*found, strict=True)))
         return (tokens,)

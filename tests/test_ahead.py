@@ -93,8 +93,8 @@ def of_size(batch, height, width, layout, channels=32):
     x = torch.empty(size, dtype=torch.float16, device="meta").to(memory_format=layout)
     rows = torch.empty(batch, 8, channels, dtype=torch.float16, device="meta")
     with standing_in(Traits("sm_90", 132, 227 << 10)):
-        forward = Project(x, rows, rows, None, None, True, 1, "triton")
-        backward = ProjectBackward(x, x, rows, rows, None, True, 1, [True, True, True, False], "triton")
+        forward = Project(x, rows, rows, None, None, True, 1)
+        backward = ProjectBackward(x, x, rows, rows, None, True, 1, [True, True, True, False])
         return [
             *ahead.requests(lambda: calls.project(forward)),
             *ahead.requests(lambda: calls.project_backward(backward)),

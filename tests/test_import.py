@@ -38,7 +38,7 @@ USE_ALL_OPS = """
 import torch, vt_fast
 x = torch.randn(2, 6, 3, 5, requires_grad=True)
 queries, keys, values = torch.randn(4, 6), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
-tokens, lse = vt_fast.tokenize(x, queries, return_lse=True)
+tokens, lse = vt_fast.tokenize(x, queries, return_stats=True)
 y = vt_fast.project(x, keys, values)
 z, new, _ = vt_fast.project_tokenize(x, keys, values, queries)
 merged, _ = vt_fast.merge(torch.stack([tokens, tokens]), torch.stack([lse, lse]))

@@ -1,14 +1,21 @@
-"""Argument checks of the public ops: every message names the argument, what it must be and what it was."""
+"""Argument checks: every message names the argument, what it must be and what it was.
+
+The functions named after an op check all of its arguments but x, which :func:`feature_map` checks first, since
+autocast casts x in between.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OPTIONAL = "None or a torch.Tensor"
+from vt_fast.layout import channel_count, map_shape, pixel_count
+from vt_fast.precision import FLOATING, compute_dtype
+
+_OPTIONAL = "None or a torch.Tensor"
 
 
 def shape(value: Tensor) -> str:
@@ -45,7 +52,7 @@ def feature_map(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must have no size of 0 (leave an empty shard out), got {shape(value)}")
 
 
-def operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
+def _operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
     """A dense tensor of x's dtype on x's device; ``kind`` as in :func:`tensor`.
 
     Raises:
@@ -55,10 +62,25 @@ def operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> N
     tensor(name, value, kind)
     if value.dtype != x.dtype:
         raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}), got {value.dtype}")
-    same_device(name, value, x)
+    _same_device(name, value, x)
 
 
-def same_device(name: str, value: Tensor, x: Tensor) -> None:
+def _bias(name: str, value: Any, x: Tensor) -> None:
+    """A dense tensor on x's device, in x's dtype or in the dtype that x is summed in.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device.
+    """
+    tensor(name, value, _OPTIONAL)
+    exact = compute_dtype(x.dtype)
+    if value.dtype != x.dtype and value.dtype != exact:
+        also = "" if exact == x.dtype else f" or {exact}"
+        raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}){also}, got {value.dtype}")
+    _same_device(name, value, x)
+
+
+def _same_device(name: str, value: Tensor, x: Tensor) -> None:
     """On x's device.
 
     Raises:
@@ -66,6 +88,21 @@ def same_device(name: str, value: Tensor, x: Tensor) -> None:
     """
     if value.device != x.device:
         raise ValueError(f"`{name}` must be on the device of `x` ({x.device}), got {value.device}")
+
+
+def number(name: str, value: Any) -> None:
+    """A finite int or float; symbolic ones pass.
+
+    Raises:
+        TypeError: something else, a tensor included.
+        ValueError: NaN or infinite.
+    """
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a float, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}")
 
 
 def flag(name: str, value: Any) -> None:
@@ -78,30 +115,32 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a bool, got {type(value).__name__}")
 
 
-def head_count(heads: Any) -> None:
+def _head_count(num_heads: Any) -> None:
     """A positive int.
 
     Raises:
         TypeError: not an int.
         ValueError: below 1.
     """
-    if not isinstance(heads, int) or isinstance(heads, bool):
-        raise TypeError(f"`heads` must be an int, got {type(heads).__name__}")
-    if heads < 1:
-        raise ValueError(f"`heads` must be at least 1, got {heads}")
+    if not isinstance(num_heads, int) or isinstance(num_heads, bool):
+        raise TypeError(f"`num_heads` must be an int, got {type(num_heads).__name__}")
+    if num_heads < 1:
+        raise ValueError(f"`num_heads` must be at least 1, got {num_heads}")
 
 
-def divides(heads: int, size: int, what: str) -> None:
-    """``heads`` divides ``size``.
+def _divides(num_heads: int, size: int, what: str) -> None:
+    """``num_heads`` divides ``size``.
 
     Raises:
         ValueError: it does not.
     """
-    if size % heads != 0:
-        raise ValueError(f"`heads` must divide {what} = {size}, got {heads}")
+    if size % num_heads != 0:
+        raise ValueError(f"`num_heads` must divide {what} = {size}, got {num_heads}")
 
 
-def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str, origin: str = "") -> None:
+def _rows(
+    name: str, value: Any, x: Tensor, *, width: int, num_heads: int, form: str, origin: str = ""
+) -> None:
     """Rows of a given width, shared (R, width) or per sample (B, R, width), R a multiple of heads.
 
     ``form`` is how a message writes the last two dimensions, as in ``"L, C"``, and ``origin`` where the
@@ -111,33 +150,231 @@ def bank(name: str, value: Any, x: Tensor, *, width: int, heads: int, form: str,
         TypeError: no dense tensor, or another dtype than x.
         ValueError: another device or shape.
     """
-    operand(name, value, x)
+    _operand(name, value, x)
     if (
         value.dim() in (2, 3)
         and value.shape[-1] == width
         and value.shape[-2] > 0
-        and value.shape[-2] % heads == 0
+        and value.shape[-2] % num_heads == 0
         and (value.dim() == 2 or value.shape[0] == x.shape[0])
     ):
         return
     rows, columns = form.split(", ")
-    multiple = "" if heads == 1 else f"a multiple of heads = {heads} and "
+    multiple = "" if num_heads == 1 else f"a multiple of num_heads = {num_heads} and "
     raise ValueError(
         f"`{name}` must be ({form}) or (B, {form}) with B = {x.shape[0]}, {columns} = {width}{origin} "
         f"and {rows} {multiple}not 0, got {shape(value)}"
     )
 
 
-def channel_count(x: Tensor) -> int:
-    """C of a map in either form."""
-    return x.shape[-1] if x.dim() == 3 else x.shape[1]
+def tokenize(x: Tensor, queries: Any, num_heads: Any, mask: Any, pixel_bias: Any, extra_values: Any) -> None:
+    """All arguments of tokenize but x itself.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    _head_count(num_heads)
+    channels = channel_count(x)
+    _divides(num_heads, channels, "the channels of `x`, C")
+    form = "L, C" if num_heads == 1 else "num_heads * L, C / num_heads"
+    _rows("queries", queries, x, width=channels // num_heads, num_heads=num_heads, form=form)
+    _pixel_options(x, mask, pixel_bias, extra_values, num_heads)
 
 
-def pixel_count(x: Tensor) -> int:
-    """N of a map in either form."""
-    return x.shape[1] if x.dim() == 3 else x.shape[2] * x.shape[3]
+def project(x: Tensor, keys: Any, values: Any, num_heads: Any, token_bias: Any, residual: Any) -> None:
+    """All arguments of project but x itself.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    _head_count(num_heads)
+    form = "L, C" if num_heads == 1 else "num_heads * L, C"
+    _rows("keys", keys, x, width=channel_count(x), num_heads=num_heads, form=form)
+    _check_values(values, keys, x, num_heads)
+    if token_bias is not None:
+        _check_token_bias(token_bias, keys, x, num_heads)
+    _check_residual(residual, x, values.shape[-1])
 
 
-def map_shape(x: Tensor, channels: int) -> tuple[int, ...]:
-    """The shape of a map like x with another number of channels."""
-    return (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])
+def project_tokenize(
+    x: Tensor,
+    keys: Any,
+    values: Any,
+    queries: Any,
+    num_heads: Any,
+    token_bias: Any,
+    residual: Any,
+    mask: Any,
+    pixel_bias: Any,
+    extra_values: Any,
+) -> None:
+    """All arguments of project_tokenize but x itself.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device.
+    """
+    project(x, keys, values, num_heads, token_bias, residual)
+    origin = ", the channels of `values`,"
+    _rows("queries", queries, x, width=values.shape[-1], num_heads=1, form="Lq, D", origin=origin)
+    _pixel_options(x, mask, pixel_bias, extra_values, 1)
+
+
+def _pixel_options(x: Tensor, mask: Any, pixel_bias: Any, extra_values: Any, num_heads: int) -> None:
+    if mask is not None:
+        _check_mask(mask, x)
+    if pixel_bias is not None:
+        _check_pixel_bias(pixel_bias, x)
+    if extra_values is not None:
+        _check_extra_values(extra_values, x, num_heads)
+
+
+def _check_values(values: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
+    """Values (L, D) or (B, L, D) for keys of num_heads * L rows, D a multiple of heads.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    _operand("values", values, x)
+    tokens = keys.shape[-2] // num_heads
+    if (
+        values.dim() not in (2, 3)
+        or values.shape[-1] == 0
+        or values.shape[-2] != tokens
+        or (values.dim() == 3 and values.shape[0] != x.shape[0])
+    ):
+        raise ValueError(
+            f"`values` must be (L, D) or (B, L, D) with B = {x.shape[0]}, L = {tokens} (`keys` has "
+            f"{keys.shape[-2]} rows, `num_heads` is {num_heads}) and D not 0, got {shape(values)}"
+        )
+    _divides(num_heads, values.shape[-1], "the channels of `values`, D")
+
+
+def _check_token_bias(token_bias: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
+    """A bias for each row of the keys: (R,) or (B, R), in x's dtype or that of its sums.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device or shape.
+    """
+    _bias("token_bias", token_bias, x)
+    rows, batch = keys.shape[-2], x.shape[0]
+    # No comparison of the batch with the rows, which an exporter would turn into a constraint.
+    if (
+        token_bias.dim() not in (1, 2)
+        or token_bias.shape[-1] != rows
+        or (token_bias.dim() == 2 and token_bias.shape[0] != batch)
+    ):
+        count = "L" if num_heads == 1 else "num_heads * L"
+        raise ValueError(
+            f"`token_bias` must be ({count},) or (B, {count}) with B = {batch}, {count} = {rows}, got {shape(token_bias)}"
+        )
+
+
+def _check_residual(residual: Any, x: Tensor, channels: int) -> None:
+    """None, or a map like x with ``channels`` channels.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape.
+    """
+    if residual is None:
+        return
+    _operand("residual", residual, x, _OPTIONAL)
+    expected = map_shape(x, channels)
+    if tuple(residual.shape) != expected:
+        form = "(B, N, D)" if x.dim() == 3 else "(B, D, H, W)"
+        sizes = "(" + ", ".join(str(size) for size in expected) + ")"
+        raise ValueError(f"`residual` must be {form} = {sizes}, got {shape(residual)}")
+
+
+def _check_mask(mask: Any, x: Tensor) -> None:
+    """A bool tensor (B, N) or, for a (B, C, H, W) map, also (B, H, W).
+
+    Raises:
+        TypeError: no dense tensor, or not bool.
+        ValueError: another device or shape.
+    """
+    tensor("mask", mask, _OPTIONAL)
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            "`mask` must be a bool tensor, True where the pixel takes part "
+            f"(soft or differentiable masks: `pixel_bias`), got {mask.dtype}"
+        )
+    _same_device("mask", mask, x)
+    _per_pixel("mask", mask, x)
+
+
+def _check_pixel_bias(pixel_bias: Any, x: Tensor) -> None:
+    """A bias for each pixel: (B, N) or, for a (B, C, H, W) map, also (B, H, W); dtypes as for the other bias.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device or shape.
+    """
+    _bias("pixel_bias", pixel_bias, x)
+    _per_pixel("pixel_bias", pixel_bias, x)
+
+
+def _per_pixel(name: str, value: Tensor, x: Tensor) -> None:
+    batch, pixels = x.shape[0], pixel_count(x)
+    if tuple(value.shape) == (batch, pixels):
+        return
+    if x.dim() == 4 and tuple(value.shape) == (batch, *x.shape[2:]):
+        return
+    form = f"(B, N) with B = {batch}, N = {pixels}"
+    if x.dim() == 4:
+        form = f"(B, N) or (B, H, W) with B = {batch}, H = {x.shape[2]}, W = {x.shape[3]}, N = H W = {pixels}"
+    raise ValueError(f"`{name}` must be {form}, got {shape(value)}")
+
+
+def _check_extra_values(extra_values: Any, x: Tensor, num_heads: int) -> None:
+    """A table (N, P) of x's dtype, with one head only.
+
+    Raises:
+        TypeError: no dense tensor, or another dtype than x.
+        ValueError: another device or shape, or more than one head.
+    """
+    _operand("extra_values", extra_values, x, _OPTIONAL)
+    pixels = pixel_count(x)
+    if extra_values.dim() != 2 or extra_values.shape[0] != pixels or extra_values.shape[1] == 0:
+        raise ValueError(
+            f"`extra_values` must be (N, P) with N = {pixels} and P at least 1, got {shape(extra_values)}"
+        )
+    if num_heads != 1:
+        raise ValueError(f"`num_heads` must be 1 where `extra_values` is given, got {num_heads}")
+
+
+def merge(tokens: Any, lse: Any) -> None:
+    """The two arguments of ``merge``: tokens (S, B, L, C) and lse (S, B, num_heads * L).
+
+    Raises:
+        TypeError: no dense tensor, or another dtype.
+        ValueError: another device or shape.
+    """
+    tensor("tokens", tokens)
+    tensor("lse", lse)
+    if tokens.dtype not in FLOATING:
+        raise TypeError(f"`tokens` must be float16, bfloat16, float32 or float64, got {tokens.dtype}")
+    expected = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    if lse.dtype != expected:
+        raise TypeError(f"`lse` must be {expected} for {tokens.dtype} tokens, got {lse.dtype}")
+    if lse.device != tokens.device:
+        raise ValueError(f"`lse` must be on the device of `tokens` ({tokens.device}), got {lse.device}")
+    if tokens.dim() != 4 or any(size == 0 for size in tokens.shape):
+        raise ValueError(f"`tokens` must be (S, B, L, C), none of them 0, got {shape(tokens)}")
+    count, channels = tokens.shape[2:]
+    if (
+        lse.dim() != 3
+        or lse.shape[:2] != tokens.shape[:2]
+        or lse.shape[2] == 0
+        or lse.shape[2] % count != 0
+        or channels % (lse.shape[2] // count) != 0
+    ):
+        raise ValueError(
+            f"`lse` must be (S, B, num_heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, L = {count} "
+            f"and heads a divisor of C = {channels}, got {shape(lse)}"
+        )

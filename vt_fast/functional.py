@@ -1,19 +1,25 @@
 """The public ops: check the arguments, choose a backend, call the op.
 
 A feature map ``x`` is (B, N, C), or (B, C, H, W) in any memory format, whose pixels are then numbered
-row-major. No op works in place, none scales the logits (put a scale into queries or keys), and none
-has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
+row-major. Rows of several heads are head-major: rows ``h L`` to ``(h + 1) L`` belong to head h. No op works
+in place, and none has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
+
+The logits are ``S = scale * (x rows^T) + bias``. ``scale`` is a number without a gradient; it multiplies the
+rows, not the map, before autocast casts them, so that a scale other than a power of two rounds 16-bit rows once.
+x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its dtype.
+``token_bias`` and ``pixel_bias`` may have x's dtype or float32 (float64 for float64): they are never rounded to
+x's dtype, also under autocast, and get their gradients in their own dtype.
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast import arguments, backends, checks
+from vt_fast import backends, checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.precision import autocast
@@ -26,11 +32,12 @@ def tokenize(
     x: Tensor,
     queries: Tensor,
     *,
-    heads: int = ...,
+    num_heads: int = ...,
+    scale: float = ...,
     mask: Tensor | None = ...,
-    log_weights: Tensor | None = ...,
-    position: Tensor | None = ...,
-    return_lse: Literal[False] = ...,
+    pixel_bias: Tensor | None = ...,
+    extra_values: Tensor | None = ...,
+    return_stats: Literal[False] = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
 
@@ -40,11 +47,12 @@ def tokenize(
     x: Tensor,
     queries: Tensor,
     *,
-    heads: int = ...,
+    num_heads: int = ...,
+    scale: float = ...,
     mask: Tensor | None = ...,
-    log_weights: Tensor | None = ...,
-    position: Tensor | None = ...,
-    return_lse: Literal[True],
+    pixel_bias: Tensor | None = ...,
+    extra_values: Tensor | None = ...,
+    return_stats: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -53,33 +61,35 @@ def tokenize(
     x: Tensor,
     queries: Tensor,
     *,
-    heads: int = 1,
+    num_heads: int = 1,
+    scale: float = 1.0,
     mask: Tensor | None = None,
-    log_weights: Tensor | None = None,
-    position: Tensor | None = None,
-    return_lse: bool = False,
+    pixel_bias: Tensor | None = None,
+    extra_values: Tensor | None = None,
+    return_stats: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X`` (the paper's eqs. 1 and 2).
 
     Args:
         x: feature map (B, N, C) or (B, C, H, W); float16, bfloat16, float32 or float64.
-        queries: (L, C), shared, or (B, L, C), in x's dtype. With ``heads``: (.., heads * L, C / heads),
-            head-major; head h sees and pools channel block h of the pixels alone.
-        heads: how many channel blocks have weights of their own.
+        queries: (L, C), shared, or (B, L, C), in x's dtype. With several heads (.., num_heads * L, C /
+            num_heads): head h sees and pools channel block h of the pixels alone.
+        num_heads: how many channel blocks have weights of their own; must divide C.
+        scale: multiplies the logits.
         mask: (B, N) or (B, H, W) bool, True where a pixel takes part. A masked pixel is never used,
             even if it is NaN or inf, and gets a gradient of 0.
-        log_weights: (B, N) or (B, H, W), added to each token's logit of that pixel; differentiable.
+        pixel_bias: (B, N) or (B, H, W), added to each token's logit of that pixel; differentiable.
             -inf masks the pixel.
-        position: (N, P), a table shared by the batch. Its rows, pooled with the same weights, are
-            appended to the tokens. One head only.
-        return_lse: also return the logits' log-sum-exp over the pixels, as :func:`merge` takes it.
+        extra_values: (N, P), a table shared by the batch, in x's dtype. Its rows are pooled with the same
+            weights and appended to the tokens; a position code is one use. One head only.
+        return_stats: also return the log-sum-exp of the logits over the pixels, as :func:`merge` takes it.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
     Returns:
-        tokens (B, L, C + P) in x's dtype, block h pooled with head h's weights; and, if asked for,
-        lse (B, heads * L), a natural logarithm in float32 (float64 for float64), differentiable. A sample
-        whose pixels are all masked has tokens of 0 and lse of -inf.
+        tokens (B, L, C + P) in x's dtype, block h pooled with head h's weights; with ``return_stats`` also
+        lse (B, num_heads * L), a natural logarithm in float32 (float64 for float64), differentiable. A
+        sample whose pixels are all masked has tokens of 0 and lse of -inf.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -89,18 +99,18 @@ def tokenize(
     Example:
         >>> import torch, vt_fast
         >>> x = torch.randn(2, 64, 14, 14, requires_grad=True)
-        >>> tokens, lse = vt_fast.tokenize(x, torch.randn(16, 64), return_lse=True)
+        >>> tokens, lse = vt_fast.tokenize(x, torch.randn(16, 64), return_stats=True)
         >>> tokens.shape, lse.shape
         (torch.Size([2, 16, 64]), torch.Size([2, 16]))
     """
     checks.feature_map("x", x)
-    x, queries, log_weights, position = autocast(x, queries, log_weights, position)
-    arguments.tokenize(x, queries, heads, mask, log_weights, position)
-    checks.flag("return_lse", return_lse)
-    keep_exact = _needs_gradient(x, queries, log_weights, position)
-    call = Tokenize(x, queries, mask, log_weights, position, heads, keep_exact, "")
-    tokens, _, lse = TOKENIZE(*call[:-1], backends.choose(backend, call))
-    return (tokens, lse) if return_lse else tokens
+    x, queries, extra_values = autocast(x, _scaled("scale", scale, queries), extra_values)
+    checks.tokenize(x, queries, num_heads, mask, pixel_bias, extra_values)
+    checks.flag("return_stats", return_stats)
+    keep_exact = _needs_gradient(x, queries, pixel_bias, extra_values)
+    call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
+    tokens, _, lse = TOKENIZE(*call, backends.choose(backend, call))
+    return (tokens, lse) if return_stats else tokens
 
 
 def project(
@@ -108,22 +118,25 @@ def project(
     keys: Tensor,
     values: Tensor,
     *,
-    heads: int = 1,
-    bias: Tensor | None = None,
-    residual: Tensor | Literal["input"] | None = "input",
+    num_heads: int = 1,
+    scale: float = 1.0,
+    token_bias: Tensor | None = None,
+    residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V`` (the paper's eq. 5).
 
     Args:
         x: feature map (B, N, C) or (B, C, H, W); float16, bfloat16, float32 or float64.
-        keys: (heads * L, C), shared, or (B, heads * L, C): head-major rows of full width, in x's dtype.
-        values: (L, D) or (B, L, D). Head h writes channels [h D / heads, (h + 1) D / heads).
-        heads: how many blocks of output channels have weights of their own.
-        bias: (heads * L,) or (B, heads * L), added to each pixel's logit of that token. -inf removes
-            the token, even if it holds NaN; where a head's are all -inf, it adds 0.
-        residual: "input" adds x (D must be C); a map (B, N, D) or (B, D, H, W), in any strides, adds
-            that map; None adds nothing.
+        keys: (num_heads * L, C), shared, or (B, num_heads * L, C): rows of full width, in x's dtype.
+        values: (L, D) or (B, L, D). Head h writes channels [h D / num_heads, (h + 1) D / num_heads).
+        num_heads: how many blocks of output channels have weights of their own; must divide D.
+        scale: multiplies the logits, before the bias is added.
+        token_bias: (num_heads * L,) or (B, num_heads * L), added to each pixel's logit of that token;
+            differentiable. -inf removes the token, even if it holds NaN; where all of a head's are -inf, the
+            head adds 0.
+        residual: R, a map (B, N, D) or (B, D, H, W) in any strides, or None. Passing ``x`` itself (the same
+            object, with D = C) costs no second read of the map.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
     Returns:
@@ -137,16 +150,60 @@ def project(
     Example:
         >>> import torch, vt_fast
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 64)
-        >>> vt_fast.project(x, keys=tokens, values=tokens).shape
+        >>> vt_fast.project(x, keys=tokens, values=tokens, residual=x).shape
         torch.Size([2, 64, 14, 14])
     """
     checks.feature_map("x", x)
-    skip = residual if isinstance(residual, Tensor) else None
-    x, keys, values, bias, skip = autocast(x, keys, values, bias, skip)
-    arguments.project(x, keys, values, heads, bias, residual if skip is None else skip)
-    call = Project(x, keys, values, bias, skip, isinstance(residual, str), heads, "")
-    out: Tensor = PROJECT(*call[:-1], backends.choose(backend, call))
+    # By identity, before anything makes a new tensor of either: compilers hand an op two tensors for one.
+    residual_is_input = residual is x
+    other = None if residual_is_input else residual
+    x, keys, values, other = autocast(x, _scaled("scale", scale, keys), values, other)
+    checks.project(x, keys, values, num_heads, token_bias, x if residual_is_input else other)
+    call = Project(x, keys, values, token_bias, other, residual_is_input, num_heads)
+    out: Tensor = PROJECT(*call, backends.choose(backend, call))
     return out
+
+
+@overload
+def project_tokenize(
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    *,
+    num_heads: int = ...,
+    scale: float = ...,
+    token_bias: Tensor | None = ...,
+    residual: Tensor | None = ...,
+    query_scale: float = ...,
+    mask: Tensor | None = ...,
+    pixel_bias: Tensor | None = ...,
+    extra_values: Tensor | None = ...,
+    return_map: bool = ...,
+    return_stats: Literal[False] = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor | None, Tensor]: ...
+
+
+@overload
+def project_tokenize(
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    *,
+    num_heads: int = ...,
+    scale: float = ...,
+    token_bias: Tensor | None = ...,
+    residual: Tensor | None = ...,
+    query_scale: float = ...,
+    mask: Tensor | None = ...,
+    pixel_bias: Tensor | None = ...,
+    extra_values: Tensor | None = ...,
+    return_map: bool = ...,
+    return_stats: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor | None, Tensor, Tensor]: ...
 
 
 def project_tokenize(
@@ -155,37 +212,44 @@ def project_tokenize(
     values: Tensor,
     queries: Tensor,
     *,
-    heads: int = 1,
-    bias: Tensor | None = None,
-    residual: Tensor | Literal["input"] | None = "input",
+    num_heads: int = 1,
+    scale: float = 1.0,
+    token_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    query_scale: float = 1.0,
     mask: Tensor | None = None,
-    log_weights: Tensor | None = None,
-    position: Tensor | None = None,
+    pixel_bias: Tensor | None = None,
+    extra_values: Tensor | None = None,
     return_map: bool = True,
+    return_stats: bool = False,
     backend: str | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor] | tuple[Tensor | None, Tensor, Tensor]:
     """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)`` in one pass over the map.
 
     A backend may tokenize the map before or after it is rounded to x's dtype.
 
     Args:
-        x: as in :func:`project`, and so are ``keys``, ``values``, ``heads``, ``bias``, ``residual``.
-        keys: see above.
-        values: see above.
-        queries: (Lq, D) or (B, Lq, D), for the map Y; Lq need not be the number of values.
-        heads: see above; the tokenizing half has one head.
-        bias: see above.
-        residual: see above.
-        mask: as in :func:`tokenize`, of the pixels of Y; and so are ``log_weights`` and ``position``.
-            With ``return_map=False`` a masked pixel of x is not used at all; otherwise the map is
-            computed there too, and the pixel counts in the backward only if a gradient arrives at it.
-        log_weights: see above.
-        position: see above.
-        return_map: whether Y is wanted. If not, it is never written.
+        x: as in :func:`project`.
+        keys: as in :func:`project`.
+        values: as in :func:`project`.
+        queries: (Lq, D) or (B, Lq, D), for the map Y; Lq is independent of the number of values.
+        num_heads: as in :func:`project`; the tokenize half has one head.
+        scale: multiplies the logits of the project half.
+        token_bias: as in :func:`project`.
+        residual: as in :func:`project`.
+        query_scale: multiplies the logits of the tokenize half.
+        mask: as in :func:`tokenize`, of the pixels of Y. With ``return_map=False`` a masked pixel of x is
+            not used at all; otherwise the map is computed there too, and the pixel takes part in the
+            backward pass only where a gradient of the map arrives at it.
+        pixel_bias: as in :func:`tokenize`, of the pixels of Y.
+        extra_values: as in :func:`tokenize`, appended to the tokens of Y.
+        return_map: whether to return Y. If not, it is never written.
+        return_stats: also return the log-sum-exp of the tokenize half's logits.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
     Returns:
-        Y or None, tokens (B, Lq, D + P), lse (B, Lq).
+        (Y, tokens), with ``return_stats`` (Y, tokens, lse): Y the map, or None with ``return_map=False``;
+        tokens (B, Lq, D + P); lse (B, Lq).
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -195,60 +259,62 @@ def project_tokenize(
     Example:
         >>> import torch, vt_fast
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 64)
-        >>> y, pooled, lse = vt_fast.project_tokenize(x, tokens, tokens, queries=torch.randn(8, 64))
-        >>> y.shape, pooled.shape, lse.shape
-        (torch.Size([2, 64, 14, 14]), torch.Size([2, 8, 64]), torch.Size([2, 8]))
+        >>> y, pooled = vt_fast.project_tokenize(x, tokens, tokens, queries=torch.randn(8, 64), residual=x)
+        >>> y.shape, pooled.shape
+        (torch.Size([2, 64, 14, 14]), torch.Size([2, 8, 64]))
     """
     checks.feature_map("x", x)
-    skip = residual if isinstance(residual, Tensor) else None
-    operands = autocast(x, keys, values, queries, bias, skip, log_weights, position)
-    x, keys, values, queries, bias, skip, log_weights, position = operands
-    arguments.project_tokenize(
+    residual_is_input = residual is x
+    other = None if residual_is_input else residual
+    keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
+    x, keys, values, queries, other, extra_values = autocast(x, keys, values, queries, other, extra_values)
+    checks.project_tokenize(
         x,
         keys,
         values,
         queries,
-        heads,
-        bias,
-        residual if skip is None else skip,
+        num_heads,
+        token_bias,
+        x if residual_is_input else other,
         mask,
-        log_weights,
-        position,
+        pixel_bias,
+        extra_values,
     )
     checks.flag("return_map", return_map)
+    checks.flag("return_stats", return_stats)
     call = ProjectTokenize(
         x,
         keys,
         values,
         queries,
-        bias,
-        skip,
+        token_bias,
+        other,
         mask,
-        log_weights,
-        position,
-        residual_input=isinstance(residual, str),
-        heads=heads,
+        pixel_bias,
+        extra_values,
+        residual_is_input=residual_is_input,
+        num_heads=num_heads,
         return_map=return_map,
-        keep_exact=_needs_gradient(*operands),
-        backend="",
+        keep_exact=_needs_gradient(x, keys, values, queries, token_bias, other, pixel_bias, extra_values),
     )
-    y, tokens, _, lse = PROJECT_TOKENIZE(*call[:-1], backends.choose(backend, call))
-    return (y if return_map else None), tokens, lse
+    y, tokens, _, lse = PROJECT_TOKENIZE(*call, backends.choose(backend, call))
+    y = y if return_map else None
+    return (y, tokens, lse) if return_stats else (y, tokens)
 
 
 def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Put together what :func:`tokenize` gave for S disjoint sets of pixels.
+    """Combine the results of :func:`tokenize` for S disjoint sets of pixels.
 
     ``lse = log sum_s exp(lse_s)`` and ``tokens = sum_s exp(lse_s - lse) tokens_s``: exactly the tokens of
     all pixels at once. Differentiable as often as wanted. Plain PyTorch: these tensors are small.
 
     Args:
         tokens: (S, B, L, C), floating point.
-        lse: (S, B, L), or (S, B, heads * L), in float32 (float64 for float64 tokens); -inf for an empty
+        lse: (S, B, L), or (S, B, num_heads * L), in float32 (float64 for float64 tokens); -inf for an empty
             set.
 
     Returns:
-        tokens (B, L, C) in the same dtype and lse (B, L) or (B, heads * L); 0 and -inf where all are empty.
+        tokens (B, L, C) in the same dtype and lse (B, L) or (B, num_heads * L); 0 and -inf where all are empty.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -257,13 +323,13 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     Example:
         >>> import torch, vt_fast
         >>> x, queries = torch.randn(1, 100, 8), torch.randn(4, 8)
-        >>> parts = [vt_fast.tokenize(part, queries, return_lse=True) for part in x.split(30, dim=1)]
+        >>> parts = [vt_fast.tokenize(part, queries, return_stats=True) for part in x.split(30, dim=1)]
         >>> tokens, lse = vt_fast.merge(*map(torch.stack, zip(*parts)))
         >>> torch.allclose(tokens, vt_fast.tokenize(x, queries), atol=1e-5)
         True
     """
-    arguments.merge(tokens, lse)
-    heads = lse.shape[2] // tokens.shape[2]
+    checks.merge(tokens, lse)
+    num_heads = lse.shape[2] // tokens.shape[2]
     highest = lse.detach().amax(0)
     highest = torch.where(highest == -torch.inf, 0, highest)
     weights = torch.exp(lse - highest)
@@ -272,11 +338,17 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     positive = torch.where(total == 0, 1, total)
     merged_lse = torch.where(total == 0, -torch.inf, torch.log(positive) + highest)
     merged_lse = torch.where(highest == torch.inf, highest, merged_lse)  # not inf - inf
-    shares = (weights / positive).unflatten(-1, (heads, -1)).transpose(-1, -2)[..., None]
-    empty = (lse == -torch.inf).unflatten(-1, (heads, -1)).transpose(-1, -2)[..., None]
-    blocks = tokens.to(lse.dtype).unflatten(-1, (heads, -1))
+    shares = (weights / positive).unflatten(-1, (num_heads, -1)).transpose(-1, -2)[..., None]
+    empty = (lse == -torch.inf).unflatten(-1, (num_heads, -1)).transpose(-1, -2)[..., None]
+    blocks = tokens.to(lse.dtype).unflatten(-1, (num_heads, -1))
     blocks = torch.where(empty, 0, blocks)  # whatever an empty set's tokens are
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
+
+
+def _scaled(name: str, scale: Any, rows: Any) -> Any:
+    """Rows times the scale of their logits; anything but a tensor is left for the checks to refuse."""
+    checks.number(name, scale)
+    return rows * scale if scale != 1 and isinstance(rows, Tensor) else rows
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:

@@ -8,7 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vt_fast.checks import channel_count, map_shape
+
+def channel_count(x: Tensor) -> int:
+    """C of a map in either form."""
+    return x.shape[-1] if x.dim() == 3 else x.shape[1]
+
+
+def pixel_count(x: Tensor) -> int:
+    """N of a map in either form."""
+    return x.shape[1] if x.dim() == 3 else x.shape[2] * x.shape[3]
+
+
+def map_shape(x: Tensor, channels: int) -> tuple[int, ...]:
+    """The shape of a map like x with another number of channels."""
+    return (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])
 
 
 def empty_map_like(x: Tensor, channels: int) -> Tensor:

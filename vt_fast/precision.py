@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The dtypes of feature maps.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums, of lse and of unrounded tokens: float64 for float64, otherwise float32."""

@@ -117,13 +117,13 @@ def test_packages_get_one_head_where_they_want_it(package):
     axis = 1 if package.name == "ffpa" else 2
     meta = SimpleNamespace(fallback=lambda: True)
 
-    def attention(*heads, **scale):
+    def attention(*num_heads, **scale):
         assert scale == {"softmax_scale" if package.name == "flash-attn" else "scale": 1.0}
-        assert {each.shape[axis] for each in heads} == {1}
-        assert package.name in ("flash-attn", "xformers") or all(each.is_contiguous() for each in heads)
+        assert {each.shape[axis] for each in num_heads} == {1}
+        assert package.name in ("flash-attn", "xformers") or all(each.is_contiguous() for each in num_heads)
         assert meta.fallback() == (package.name != "ffpa")
-        heads = (each.movedim(axis, 1) for each in heads)
-        return torch.nn.functional.scaled_dot_product_attention(*heads, scale=1.0).movedim(1, axis)
+        num_heads = (each.movedim(axis, 1) for each in num_heads)
+        return torch.nn.functional.scaled_dot_product_attention(*num_heads, scale=1.0).movedim(1, axis)
 
     names = ("flash_attn_func", "memory_efficient_attention", "attention", "ffpa_attn_func")
     module = SimpleNamespace(**dict.fromkeys(names, attention), functional=SimpleNamespace(FFPAAttnMeta=meta))

@@ -112,7 +112,7 @@ def cases(draw: Any, op: str, dtype: torch.dtype) -> Case:
         "tokens": draw(COUNTS),
         "queries": draw(COUNTS),
     }
-    if "heads" in options:
+    if "num_heads" in options:
         sizes["channels"] += sizes["channels"] % 2
     work = sizes["channels"] * max(sizes["tokens"], sizes["queries"]) * sizes["batch"]
     sizes["height"] = max(1, min(sizes["height"], MOST // (work * sizes["width"])))

@@ -71,7 +71,7 @@ def test_a_million_pixels(dtype, layout):
         if layout == "nchw":
             leaves[0] = leaves[0].transpose(1, 2).reshape(1, 3, 1024, 1024)
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        tokens, lse = function(*leaves, return_lse=True, **options)
+        tokens, lse = function(*leaves, return_stats=True, **options)
         return [tokens, lse, *torch.autograd.grad(tokens, leaves, arriving.to(kind))]
 
     expected = solve(torch.float64, reference.tokenize)

@@ -46,7 +46,7 @@ def test_nothing_but_results_is_written(op, options, layout, channels, dtype, mo
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_maps_may_have_holes(op, layout, dtype, monkeypatch):
-    options = ("mask", "position") if op != "project" else ("bias",)
+    options = ("mask", "extra_values") if op != "project" else ("token_bias",)
     problem = make(op, options, layout, channels=17, height=5, width=29)
     check_guards(problem, dtype, monkeypatch, holes=3)
 

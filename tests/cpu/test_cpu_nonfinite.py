@@ -68,7 +68,7 @@ def test_in_an_operand(op, options, layout, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize(
-    ("op", "options"), [case for case in CASES if case[0] != "project" or "bias" in str(case[1])]
+    ("op", "options"), [case for case in CASES if case[0] != "project" or "token_bias" in str(case[1])]
 )
 def test_what_is_masked_or_removed_does_not_matter(op, options, layout, monkeypatch):
     """Bits of junk in all that is not to be looked at, in every dtype: nothing non-finite comes out."""
@@ -81,17 +81,17 @@ def test_what_is_masked_or_removed_does_not_matter(op, options, layout, monkeypa
             value = operands[name].clone()
             (value if layout == "bnc" else value.permute(0, 2, 3, 1))[hidden] = torch.nan
             operands[name] = value
-    if "log_weights" in operands and op == "tokenize":
-        hidden = torch.rand(operands["log_weights"].shape) < 0.2
-        operands["log_weights"][hidden] = -torch.inf
+    if "pixel_bias" in operands and op == "tokenize":
+        hidden = torch.rand(operands["pixel_bias"].shape) < 0.2
+        operands["pixel_bias"][hidden] = -torch.inf
         value = operands["x"].clone()
         shown = hidden if layout == "bnc" else hidden.unflatten(1, (12, 25))
         (value if layout == "bnc" else value.permute(0, 2, 3, 1))[shown] = torch.inf
         operands["x"] = value
-    if "bias" in operands:
+    if "token_bias" in operands:
         # the first head's first token is removed
         operands["keys"][..., 0, :] = torch.nan
-        operands["values"][..., 0, : operands["values"].shape[-1] // problem.options.get("heads", 1)] = (
+        operands["values"][..., 0, : operands["values"].shape[-1] // problem.options.get("num_heads", 1)] = (
             torch.inf
         )
     for dtype in DTYPES:
@@ -151,8 +151,8 @@ def test_nan_in_any_lane_of_any_chunk_reaches_lse(layout, lane, monkeypatch):
 @pytest.mark.parametrize("places", [(3, 4), (4, 3), (3, 299), (299, 3), (20, 150), (150, 20)])
 def test_nan_beside_an_infinite_logit_is_not_lost(layout, places):
     """The lse of an infinite logit is infinite, but not if there is NaN too, in the same chunk or not."""
-    problem = several_chunks("tokenize", ("log_weights",), layout)
-    weights = problem.operands["log_weights"]
+    problem = several_chunks("tokenize", ("pixel_bias",), layout)
+    weights = problem.operands["pixel_bias"]
     weights[0, places[0]], weights[:, places[1]] = torch.nan, torch.inf
     expected = problem.call(problem.operands, plain=True)
     assert expected[1][0].isnan().all()

@@ -45,11 +45,11 @@ def test_the_gradient_of_a_wide_position_table(instruction_set, columns):
     grads = []
     for backend, dtype in (("cpu", torch.float32), ("torch", torch.float64)):
         torch.manual_seed(1)
-        position = torch.randn(70, columns).to(dtype).requires_grad_()
+        extra_values = torch.randn(70, columns).to(dtype).requires_grad_()
         tokens = vt_fast.tokenize(
-            x.to(dtype), queries.to(dtype), mask=mask, position=position, backend=backend
+            x.to(dtype), queries.to(dtype), mask=mask, extra_values=extra_values, backend=backend
         )
-        grads += torch.autograd.grad(tokens, position, torch.randn(tokens.shape).to(dtype))
+        grads += torch.autograd.grad(tokens, extra_values, torch.randn(tokens.shape).to(dtype))
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_the_backward_finds_the_scores_of_the_forward(instruction_set, layout):
     grads = {}
     for way in (("torch", torch.float64), ("torch", torch.float32), ("cpu", torch.float32)):
         leaves = [value.to(way[1]).requires_grad_() for value in (x, queries)]
-        results = vt_fast.tokenize(*leaves, return_lse=True, backend=way[0])
+        results = vt_fast.tokenize(*leaves, return_stats=True, backend=way[0])
         torch.manual_seed(5)
         arriving = [torch.randn(result.shape).to(way[1]) for result in results]
         grads[way] = torch.autograd.grad(results, leaves, arriving)

@@ -30,7 +30,7 @@ def test_threads_do_not_matter(op, options, dtype, shape):
     batch, height, width = shape
     layout = ("bnc", "nchw")[(batch + len(options)) % 2]
     # enough work that the kernels share it
-    channels = 66 if "heads" in options else 67
+    channels = 66 if "num_heads" in options else 67
     check(make(op, options, layout, batch=batch, channels=channels, height=height, width=width), dtype)
 
 

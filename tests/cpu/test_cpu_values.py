@@ -29,7 +29,7 @@ def test_options(op, options, layout, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_layouts(op, layout, dtype):
-    options = ("log_weights",) if op == "tokenize" else ("residual", "wide")
+    options = ("pixel_bias",) if op == "tokenize" else ("residual", "wide")
     check(make(op, options, layout, height=9, width=37, channels=18), dtype)
 
 
@@ -49,7 +49,7 @@ def size_cases(op, count=44):
     ]
     cases = []
     for tokens, queries, channels, pixels, batch, layout, options in zip(*columns, strict=True):
-        if "heads" in options and channels % 2:
+        if "num_heads" in options and channels % 2:
             options = ("shared",)
         work = max(tokens, queries) * channels
         # the batch gives way first, then the pixels
@@ -82,9 +82,9 @@ def test_sizes(op, index, dtype):
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 def test_gradcheck(op, options, layout):
     problem = make(op, options, layout, channels=4, height=2, width=3, tokens=2, queries=2)
-    if "bias" in problem.operands:
+    if "token_bias" in problem.operands:
         # Finite differences cannot step away from -inf.
-        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+        problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
     inputs = [problem.operands[name].detach().clone().requires_grad_() for name in names]
 

@@ -20,9 +20,9 @@ SHAPE = (
 
 # As many options together as an op has.
 OPTIONS = {
-    "tokenize": ("mask", "log_weights", "position", "shared"),
-    "project": ("residual", "heads", "bias", "shared"),
-    "project_tokenize": ("heads", "bias", "mask", "log_weights"),
+    "tokenize": ("mask", "pixel_bias", "extra_values", "shared"),
+    "project": ("residual", "num_heads", "token_bias", "shared"),
+    "project_tokenize": ("num_heads", "token_bias", "mask", "pixel_bias"),
 }
 
 

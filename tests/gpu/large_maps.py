@@ -40,7 +40,7 @@ class InParts:
     def results(self, pixels: Tensor) -> dict[str, Tensor]:
         """The reference's results for pixels (B, n, C), by name."""
         if self.op == "tokenize":
-            tokens, lse = reference.tokenize(pixels, **self.small, return_lse=True)
+            tokens, lse = reference.tokenize(pixels, **self.small, return_stats=True)
             return {"tokens": tokens, "lse": lse}
         if self.op == "project":
             return {"y": reference.project(pixels, **self.small)}

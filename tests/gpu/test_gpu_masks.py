@@ -18,7 +18,7 @@ HALF = [torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
 def test_what_is_masked_is_not_looked_at(op, dtype, junk):
-    problem = make(op, ("mask", "log_weights", "position", "shared", "no map"), "nchw", **SIZES)
+    problem = make(op, ("mask", "pixel_bias", "extra_values", "shared", "no map"), "nchw", **SIZES)
     mask = problem.operands["mask"]
     mask[0, : 5 * TILE] = False  # whole tiles, at the begin and further on
     mask[0, 7 * TILE : 9 * TILE] = False
@@ -35,13 +35,13 @@ def test_what_is_masked_is_not_looked_at(op, dtype, junk):
     assert (found["result 0"][1] == 0).all()
     assert (found["result 1"][1] == -torch.inf).all()
     assert (found["dx"].flatten(2).transpose(1, 2)[~mask] == 0).all()
-    assert (found["dlog_weights"][~mask] == 0).all()
+    assert (found["dpixel_bias"][~mask] == 0).all()
 
 
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
 def test_a_weight_of_minus_infinity_masks(op):
-    problem = make(op, ("log_weights", "no map"), "channels_last", **SIZES)
-    problem.operands["log_weights"][:, 10:200] = -torch.inf
+    problem = make(op, ("pixel_bias", "no map"), "channels_last", **SIZES)
+    problem.operands["pixel_bias"][:, 10:200] = -torch.inf
     assert_solved(problem, torch.bfloat16)
 
 

@@ -26,7 +26,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "graph": {"relation": "graph"},
     "none": {"relation": "none"},
     "without projector": {"projector": False},
-    "heads": {"heads": 4, "token_heads": 2},
+    "num_heads": {"num_heads": 4, "token_heads": 2},
     "as counted": {"norm": False, "bias": False},
     "as printed": {"group_width": None, "token_groups": 1},
     "another width": {"width": 48, "num_tokens": 6, "num_modules": 2, "group_width": None},

@@ -35,7 +35,7 @@ NECKS: dict[str, Callable[[], VTFPN]] = {
     "value convolution": lambda: neck(group_width=8),
     "graph": lambda: neck(relation="graph"),
     "no relation": lambda: neck(relation="none"),
-    "heads": lambda: neck(heads=2, token_heads=3, token_groups=2),
+    "num_heads": lambda: neck(num_heads=2, num_token_heads=3, token_groups=2),
     "no query": lambda: neck(query_groups=None),
     "no token norm": lambda: neck(token_norm=False),
     "version 1": lambda: neck(version=1),

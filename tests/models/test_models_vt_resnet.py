@@ -84,7 +84,7 @@ def test_tokenizers_of_the_first_version():
     model = classifier(tokenizer="v1", position=LinearPositionCode(5, 3))
     assert isinstance(model.stage[1].tokenizer, DynamicTokenizer)
     assert model.stage[1].tokenizer.attention_heads == 16
-    assert model.stage[0].projector.heads == 16
+    assert model.stage[0].projector.num_heads == 16
     assert model.stage[0].tokenizer.position.features == 3
 
 

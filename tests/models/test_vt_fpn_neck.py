@@ -143,7 +143,7 @@ def test_norms_replace_biases(kind):
         ({"relation": "mean"}, "`relation` must be one of attention, graph, none, got 'mean'"),
         ({"num_tokens": 0}, "`num_tokens` must be at least 1, got 0"),
         ({"query_groups": 3}, "`groups` must divide in_features = 16, got 3"),
-        ({"relation": "graph", "token_heads": 2}, "`token_heads`, `token_groups` and `version`"),
+        ({"relation": "graph", "token_heads": 2}, "`num_token_heads`, `token_groups` and `version`"),
         ({"backend": "fast"}, '`backend` must be None or one of "reference"'),
     ],
 )

@@ -46,13 +46,13 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
     "pooling": lambda: nn.PoolingTokenizer(C, L),
     "pooling value": lambda: nn.PoolingTokenizer(C, 6, CT, grid=(3, 2), value_groups=2),
 } | {
-    f"dynamic {heads} heads, key {key}, value {value}": (
-        lambda heads=heads, key=key, value=value: nn.DynamicTokenizer(
-            C, L, CT, heads=heads, key_groups=key, value_groups=value
+    f"dynamic {num_heads} heads, key {key}, value {value}": (
+        lambda num_heads=num_heads, key=key, value=value: nn.DynamicTokenizer(
+            C, L, CT, num_heads=num_heads, key_groups=key, value_groups=value
         )
     )
     # Aligned, nested either way, overlapping, coprime, and without a value convolution.
-    for heads, key, value in [
+    for num_heads, key, value in [
         (1, 1, 1),
         (4, 4, 4),
         (4, 1, 1),
@@ -66,10 +66,12 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
 
 RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
     "transformer": lambda: nn.TokenTransformer(CT),
-    "transformer heads": lambda: nn.TokenTransformer(CT, width=8, heads=4, groups=2, hidden=30, norm=True),
+    "transformer heads": lambda: nn.TokenTransformer(
+        CT, width=8, num_heads=4, groups=2, hidden=30, norm=True
+    ),
     "transformer batch norm": lambda: nn.TokenTransformer(CT, norm="batch"),
     "transformer no value": lambda: nn.TokenTransformer(CT, value=False, bias=False, scale=0.2),
-    "transformer v1": lambda: nn.TokenTransformer(CT, version=1, heads=2),
+    "transformer v1": lambda: nn.TokenTransformer(CT, version=1, num_heads=2),
     "graph": lambda: nn.GraphConv(L, CT, groups=2),
     "graph norm": lambda: nn.GraphConv(L, CT, norm=True, bias=False),
     "graph batch norm": lambda: nn.GraphConv(L, CT, norm="batch"),
@@ -80,21 +82,21 @@ RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
 PROJECTORS: dict[str, Callable[[], nn.Projector]] = {
     "plain": lambda: nn.Projector(C, CT),
     "no bias": lambda: nn.Projector(C, CT, bias=False, scale=0.4),
-    "heads": lambda: nn.Projector(C, CT, width=12, heads=4),
-    "shortcut": lambda: nn.Projector(C, CT, D, query_groups=12, heads=3),
-    "heads nested in groups": lambda: nn.Projector(C, CT, heads=3, query_groups=12),
-    "groups nested in heads": lambda: nn.Projector(C, CT, heads=12, query_groups=3),
-    "overlapping": lambda: nn.Projector(C, CT, heads=4, query_groups=6),
+    "num_heads": lambda: nn.Projector(C, CT, width=12, num_heads=4),
+    "shortcut": lambda: nn.Projector(C, CT, D, query_groups=12, num_heads=3),
+    "heads nested in groups": lambda: nn.Projector(C, CT, num_heads=3, query_groups=12),
+    "groups nested in heads": lambda: nn.Projector(C, CT, num_heads=12, query_groups=3),
+    "overlapping": lambda: nn.Projector(C, CT, num_heads=4, query_groups=6),
     "no query": lambda: nn.Projector(C, CT, query_groups=None),
-    "no query, heads": lambda: nn.Projector(C, CT, D, query_groups=None, heads=3),
-    "no key": lambda: nn.Projector(C, CT, key=False, heads=2),
+    "no query, heads": lambda: nn.Projector(C, CT, D, query_groups=None, num_heads=3),
+    "no key": lambda: nn.Projector(C, CT, key=False, num_heads=2),
     "no value": lambda: nn.Projector(C, C, value=False),
     "bare": lambda: nn.Projector(C, C, query_groups=None, key=False, value=False),
 }
 
 MODULES: dict[str, Callable[[], VisualTransformer]] = {
     "default": lambda: build(C, num_tokens=L),
-    "recurrent": lambda: build(C, num_tokens=L, token_channels=CT, tokenizer="recurrent", heads=2),
+    "recurrent": lambda: build(C, num_tokens=L, token_channels=CT, tokenizer="recurrent", num_heads=2),
     "tokens only": lambda: build(C, num_tokens=L, token_channels=CT, project=False, relation="graph"),
     "no tokenizer": lambda: build(C, num_tokens=L, token_channels=CT, tokenizer=None, relation="none"),
     "paper's counts": lambda: build(
@@ -105,7 +107,7 @@ MODULES: dict[str, Callable[[], VisualTransformer]] = {
         num_tokens=L,
         tokenizer="static",
         version=1,
-        heads=4,
+        num_heads=4,
         group_width=6,
         position=nn.ConvPositionCode(6, 5),
     ),
@@ -127,7 +129,9 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
         token_groups=2,
         last_projector=False,
     ),
-    "position and heads": lambda: stack(2, C, num_tokens=L, heads=4, position=nn.LinearPositionCode(5, 6)),
+    "position and heads": lambda: stack(
+        2, C, num_tokens=L, num_heads=4, position=nn.LinearPositionCode(5, 6)
+    ),
     "later position": lambda: VisualTransformerStack(
         [
             build(C, num_tokens=L, token_channels=CT, out_channels=D),
@@ -140,9 +144,9 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
             ),
         ]
     ),
-    "v1, fused": lambda: stack(2, C, num_tokens=L, first="static", later="dynamic", heads=4, version=1),
+    "v1, fused": lambda: stack(2, C, num_tokens=L, first="static", later="dynamic", num_heads=4, version=1),
     "v1, several heads": lambda: stack(
-        2, C, num_tokens=L, first="static", later="dynamic", heads=4, group_width=6
+        2, C, num_tokens=L, first="static", later="dynamic", num_heads=4, group_width=6
     ),
     "filters only": lambda: stack(2, C, num_tokens=L, later="filter", relation="none"),
     "clustering": lambda: stack(2, C, num_tokens=L, first="clustering", later="clustering"),

@@ -30,13 +30,13 @@ def maps_of(module, x, tokens):
         return module.attention_maps(x, tokens)
 
 
-def check(module, form, heads, sums_over):
+def check(module, form, num_heads, sums_over):
     """Shape, sums, and equality with backend="reference"."""
     x, tokens = feature_map(form), incoming(module)
     maps = maps_of(module, x, tokens)
     assert maps.shape[-1 if form == "rows" else -2 :] == ((H * W,) if form == "rows" else (H, W))
     rest = maps.flatten(-1 if form == "rows" else -2)
-    assert rest.shape[:-1] == heads
+    assert rest.shape[:-1] == num_heads
     assert torch.all(rest >= 0)
     total = rest.sum(sums_over)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-10)
@@ -60,7 +60,7 @@ def test_of_a_tokenizer(name, form):
 @pytest.mark.parametrize("name", PROJECTORS)
 def test_of_a_projector(name, form):
     module = made(PROJECTORS[name])
-    check(module, form, (B, module.heads, L), 2)
+    check(module, form, (B, module.num_heads, L), 2)
 
 
 def test_they_are_the_weights_that_make_the_tokens():
@@ -76,13 +76,13 @@ def test_they_are_the_weights_that_make_the_tokens():
 def test_they_are_the_weights_that_change_the_map():
     x, module = feature_map("contiguous"), made(PROJECTORS["shortcut"])
     tokens = incoming(module)
-    values = module.value(tokens).unflatten(2, (module.heads, -1))
+    values = module.value(tokens).unflatten(2, (module.num_heads, -1))
     change = torch.einsum("bhlyx,blhd->bhdyx", module.attention_maps(x, tokens), values).flatten(1, 2)
     torch.testing.assert_close(module(x, tokens), module.residual(x) + change, rtol=0, atol=1e-10)
 
 
 def test_of_a_token_transformer():
-    module = made(lambda: nn.TokenTransformer(20, width=8, heads=4, norm=True))
+    module = made(lambda: nn.TokenTransformer(20, width=8, num_heads=4, norm=True))
     tokens = incoming(module)
     maps = module.attention_maps(tokens)
     assert maps.shape == (B, 4, L, L)

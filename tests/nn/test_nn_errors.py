@@ -24,7 +24,7 @@ CONSTRUCTION = [
     (lambda: nn.GroupedLinear(0, 8), "`in_features` must be at least 1, got 0"),
     (
         lambda: nn.GroupedLinear(8, 8).fold(torch.randn(2, 8), 3),
-        "`heads` must divide out_features = 8, got 3",
+        "`num_heads` must divide out_features = 8, got 3",
     ),
     (
         lambda: nn.GroupedLinear(8, 8, 2).fold(torch.randn(2, 8), 4, 4),
@@ -42,16 +42,19 @@ CONSTRUCTION = [
         lambda: nn.FilterTokenizer(C, L, token_linear=False, position=nn.LinearPositionCode(4, 3)),
         "`token_channels` must be 27, the channels pooled, where `token_linear` is False, got 24",
     ),
-    (lambda: nn.DynamicTokenizer(C, 5, heads=4), "`num_tokens` must be even, got 5"),
-    (lambda: nn.DynamicTokenizer(C, 4), "`heads` must divide channels = 24, got 16"),
+    (lambda: nn.DynamicTokenizer(C, 5, num_heads=4), "`num_tokens` must be even, got 5"),
+    (lambda: nn.DynamicTokenizer(C, 4), "`num_heads` must divide channels = 24, got 16"),
     (lambda: nn.ClusteringTokenizer(C, iterations=0), "`iterations` must be at least 1, got 0"),
     (lambda: nn.PoolingTokenizer(C, 8, grid=(3, 3)), GRID + "(3, 3)"),
     (lambda: nn.PoolingTokenizer(C, 8, grid=(-2, -4)), GRID + "(-2, -4)"),
     (lambda: nn.LinearPositionCode(0), "`grid` must be at least 1, got 0"),
     (lambda: nn.ConvPositionCode(4, 0), "`features` must be at least 1, got 0"),
     (lambda: nn.ConvPositionCode(4, convolutions=0), "`convolutions` must be at least 1, got 0"),
-    (lambda: nn.TokenTransformer(CT, heads=3), "`heads` must divide width = 10, got 3"),
-    (lambda: nn.TokenTransformer(CT, width=9, heads=3), "`heads` must divide token_channels = 20, got 3"),
+    (lambda: nn.TokenTransformer(CT, num_heads=3), "`num_heads` must divide width = 10, got 3"),
+    (
+        lambda: nn.TokenTransformer(CT, width=9, num_heads=3),
+        "`num_heads` must divide token_channels = 20, got 3",
+    ),
     (lambda: nn.TokenTransformer(CT, groups=3), "`groups` must divide in_features = 20, got 3"),
     (lambda: nn.TokenTransformer(CT, version=3), "`version` must be 1 or 2, got 3"),
     (
@@ -60,8 +63,11 @@ CONSTRUCTION = [
     ),
     (lambda: nn.GraphConv(0, CT), "`num_tokens` must be at least 1, got 0"),
     (lambda: nn.TokenFeedForward(0), "`token_channels` must be at least 1, got 0"),
-    (lambda: nn.Projector(C, CT, heads=5), "`heads` must divide width = 24, got 5"),
-    (lambda: nn.Projector(C, CT, 25, width=24, heads=4), "`heads` must divide out_channels = 25, got 4"),
+    (lambda: nn.Projector(C, CT, num_heads=5), "`num_heads` must divide width = 24, got 5"),
+    (
+        lambda: nn.Projector(C, CT, 25, width=24, num_heads=4),
+        "`num_heads` must divide out_channels = 25, got 4",
+    ),
     (lambda: nn.Projector(C, CT, query_groups=5), "`groups` must divide in_features = 24, got 5"),
     (
         lambda: nn.Projector(C, CT, query_groups=None, width=8),
@@ -83,8 +89,8 @@ CONSTRUCTION = [
         "got 'words'",
     ),
     (
-        lambda: build(C, relation="graph", token_heads=2),
-        "`token_heads`, `token_groups` and `version` must have their defaults with relation='graph', "
+        lambda: build(C, relation="graph", num_token_heads=2),
+        "`num_token_heads`, `token_groups` and `version` must have their defaults with relation='graph', "
         "which has no attention",
     ),
     (
@@ -111,7 +117,7 @@ FORWARD = [
     (lambda: nn.Projector(32, CT)(x3, tokens), MAP + "32, got (2, 30, 24)"),
     (lambda: nn.PoolingTokenizer(32)(x4), MAP + "32, got (2, 24, 5, 6)"),
     (lambda: nn.RecurrentTokenizer(C, L, CT)(x4), TOKENS + "B = 2, L = 4, CT = 20, got None"),
-    (lambda: nn.DynamicTokenizer(C, L, CT, heads=2)(x4), TOKENS + "B = 2, L = 4, CT = 20, got None"),
+    (lambda: nn.DynamicTokenizer(C, L, CT, num_heads=2)(x4), TOKENS + "B = 2, L = 4, CT = 20, got None"),
     (
         lambda: nn.RecurrentTokenizer(C, 5, CT)(x4, tokens),
         TOKENS + "B = 2, L = 5, CT = 20, got (2, 4, 20)",
@@ -132,7 +138,7 @@ for others in (torch.randn(3, L, CT), tokens[:1]):
     wrong = f"got ({len(others)}, 4, 20)"
     for backend in (None, "reference"):
         recurrent = nn.RecurrentTokenizer(C, L, CT, backend=backend)
-        dynamic = nn.DynamicTokenizer(C, L, CT, heads=2, backend=backend)
+        dynamic = nn.DynamicTokenizer(C, L, CT, num_heads=2, backend=backend)
         projector = nn.Projector(C, CT, backend=backend)
         for module in (recurrent, dynamic):
             message = TOKENS + "B = 2, L = 4, CT = 20, " + wrong

@@ -20,7 +20,7 @@ def seeded():
 @pytest.mark.parametrize("form", ["contiguous", "rows"])
 def test_the_map_is_the_input(backend, form):
     x = feature_map(form, dtype=torch.float32)
-    y, _ = stack(3, C, num_tokens=L, heads=2, backend=backend)(x)
+    y, _ = stack(3, C, num_tokens=L, num_heads=2, backend=backend)(x)
     assert torch.equal(y, x)
 
 
@@ -64,9 +64,9 @@ def logits_of(module, x, tokens):
         keys, _, _ = module.operands(tokens)
         return rows @ keys.transpose(1, 2)
     queries = module.queries(tokens)
-    if module.heads > 1:
-        rows = rows.unflatten(2, (module.heads, -1)).transpose(1, 2)
-        queries = queries.unflatten(1, (module.heads, -1))
+    if module.num_heads > 1:
+        rows = rows.unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+        queries = queries.unflatten(1, (module.num_heads, -1))
     return rows @ queries.transpose(-2, -1)
 
 
@@ -78,9 +78,9 @@ def logits_of(module, x, tokens):
         lambda c: nn.StaticTokenizer(c, 16),
         lambda c: nn.RecurrentTokenizer(c, 16, 128),
         lambda c: nn.RecurrentTokenizer(c, 16, 128, key_groups=4),
-        lambda c: nn.DynamicTokenizer(c, 16, 128, heads=16, key_groups=4, value_groups=4),
+        lambda c: nn.DynamicTokenizer(c, 16, 128, num_heads=16, key_groups=4, value_groups=4),
         lambda c: nn.Projector(c, 128, query_groups=8),
-        lambda c: nn.Projector(c, 128, 256, heads=16, query_groups=16),
+        lambda c: nn.Projector(c, 128, 256, num_heads=16, query_groups=16),
         lambda c: nn.Projector(c, 128, width=c, query_groups=None),
     ],
 )
@@ -91,7 +91,7 @@ def test_logits_start_at_order_one(make, channels):
 
 
 def test_token_attention_logits_start_at_order_one():
-    module, tokens = nn.TokenTransformer(256, heads=4), torch.randn(4, 16, 256)
+    module, tokens = nn.TokenTransformer(256, num_heads=4), torch.randn(4, 16, 256)
     keys, queries = (
         layer(tokens).unflatten(2, (4, -1)).transpose(1, 2) for layer in (module.key, module.query)
     )

@@ -34,18 +34,18 @@ def test_forward(groups, bias, shape):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 12])
-@pytest.mark.parametrize("heads", [1, 2, 3, 4, 6, 12])
-def test_fold_is_the_transpose_of_each_head(groups, heads):
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 4, 6, 12])
+def test_fold_is_the_transpose_of_each_head(groups, num_heads):
     layer, rows = layer_of(24, 36, groups), torch.randn(2, 5, 36, dtype=torch.float64)
-    for blocks in (n for n in range(1, 13) if math.gcd(heads, groups) % n == 0):
-        folded = layer.fold(rows, heads, blocks)
-        assert folded.shape == (2, blocks, heads // blocks, 5, 24 // blocks)
-        for head in range(heads):
+    for blocks in (n for n in range(1, 13) if math.gcd(num_heads, groups) % n == 0):
+        folded = layer.fold(rows, num_heads, blocks)
+        assert folded.shape == (2, blocks, num_heads // blocks, 5, 24 // blocks)
+        for head in range(num_heads):
             masked = torch.zeros_like(rows)
-            part = slice(head * 36 // heads, (head + 1) * 36 // heads)
+            part = slice(head * 36 // num_heads, (head + 1) * 36 // num_heads)
             masked[..., part] = rows[..., part]
             full = masked @ dense(layer)
-            block, inside = divmod(head, heads // blocks)
+            block, inside = divmod(head, num_heads // blocks)
             own = slice(block * 24 // blocks, (block + 1) * 24 // blocks)
             torch.testing.assert_close(folded[:, block, inside], full[..., own], rtol=0, atol=1e-10)
             full[..., own] = 0

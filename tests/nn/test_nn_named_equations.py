@@ -102,7 +102,7 @@ def test_relations(name):
     elif module.version == 1:
         layers = (module.key, module.query, module.value, module.linear)
         expected = transformer_v1(
-            entering, *(layer.projection for layer in layers), heads=2, scale=module.scale
+            entering, *(layer.projection for layer in layers), num_heads=2, scale=module.scale
         )
     else:
         layers = (module.key, module.query, module.first, module.second)
@@ -110,7 +110,7 @@ def test_relations(name):
             entering,
             *(layer.projection for layer in layers),
             value=projection_of(module.value),
-            heads=module.heads,
+            num_heads=module.num_heads,
             scale=module.scale,
         )
     close(module(tokens), expected)
@@ -123,10 +123,10 @@ def test_default_scales_are_one_over_the_root_of_the_width():
         == nn.StaticTokenizer(64).scale
         == 1 / 8
     )
-    assert nn.DynamicTokenizer(64, heads=4).scale == 1 / 4
+    assert nn.DynamicTokenizer(64, num_heads=4).scale == 1 / 4
     assert nn.TokenTransformer(128).scale == 1 / 8
-    assert nn.TokenTransformer(128, heads=4).scale == 1 / 4
-    assert nn.Projector(64, heads=4).scale == 1 / 4
+    assert nn.TokenTransformer(128, num_heads=4).scale == 1 / 4
+    assert nn.Projector(64, num_heads=4).scale == 1 / 4
     assert nn.ClusteringTokenizer(64).scale == 1
 
 

@@ -103,7 +103,7 @@ def test_no_projection_touches_the_pixels(form, shortcut):
             token_channels=8,
             out_channels=32 if shortcut else 16,
             group_width=8,
-            heads=2,
+            num_heads=2,
         )
     )
     x = torch.randn(2, channels, side, side, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_members_with_different_backends_do_not_share_a_pass():
     ],
 )
 def test_repr_says_what_is_not_fused_and_why(later, reason):
-    text = repr(stack(2, C, num_tokens=L, later=later, heads=4, group_width=6))
+    text = repr(stack(2, C, num_tokens=L, later=later, num_heads=4, group_width=6))
     assert "4 passes over the map" in text
     assert f"blocks.1 runs on its own: {reason}" in text
 
@@ -277,7 +277,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("form", ["contiguous", "channels_last", "rows"])
     def test_tokens_are_those_of_the_pixels_left(self, form):
-        module = made(lambda: stack(3, C, num_tokens=L, heads=2))
+        module = made(lambda: stack(3, C, num_tokens=L, num_heads=2))
         x, mask = self.sample(form)
         rows = x if form == "rows" else x.flatten(2).transpose(1, 2)
         y, tokens = module(x, mask=mask.flatten(1) if form == "rows" else mask)

@@ -52,7 +52,7 @@ NAMES = {
         },
     ),
     "dynamic": (
-        lambda: nn.DynamicTokenizer(8, 2, 6, heads=4, key_groups=2, value_groups=4),
+        lambda: nn.DynamicTokenizer(8, 2, 6, num_heads=4, key_groups=2, value_groups=4),
         {
             "query.weight": (8, 6),
             "query.bias": (8,),
@@ -273,15 +273,15 @@ def test_repr(name):
 
 def test_repr_of_the_parts():
     assert repr(nn.FilterTokenizer(64, 8)) == "FilterTokenizer(64, num_tokens=8, token_channels=64)"
-    assert "64, num_tokens=16, token_channels=64, heads=4, attention_heads=16" in repr(
+    assert "64, num_tokens=16, token_channels=64, num_heads=4, attention_heads=16" in repr(
         nn.DynamicTokenizer(64, key_groups=4, value_groups=4)
     )
-    assert repr(nn.TokenTransformer(64, heads=4, version=1)).startswith(
-        "TokenTransformer(\n  64, heads=4, version=1"
+    assert repr(nn.TokenTransformer(64, num_heads=4, version=1)).startswith(
+        "TokenTransformer(\n  64, num_heads=4, version=1"
     )
     assert repr(nn.LinearPositionCode(14, 9)) == "LinearPositionCode(grid=14, features=9)"
-    assert "64, token_channels=32, out_channels=96, width=96, heads=2" in repr(
-        nn.Projector(64, 32, 96, heads=2)
+    assert "64, token_channels=32, out_channels=96, width=96, num_heads=2" in repr(
+        nn.Projector(64, 32, 96, num_heads=2)
     )
 
 

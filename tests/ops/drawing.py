@@ -15,13 +15,13 @@ small = st.integers(1, 3)
 seeds = st.integers(0, 2**32 - 1)
 
 OPTIONAL = {
-    "tokenize": ("shared", "heads", "mask", "log_weights", "position"),
-    "project": ("shared", "heads", "bias", "shared bias", "no residual", "residual"),
+    "tokenize": ("shared", "num_heads", "mask", "pixel_bias", "extra_values"),
+    "project": ("shared", "num_heads", "token_bias", "shared bias", "no residual", "residual"),
 }
-OPTIONAL["project_tokenize"] = (*OPTIONAL["project"], "mask", "log_weights", "position", "no map")
+OPTIONAL["project_tokenize"] = (*OPTIONAL["project"], "mask", "pixel_bias", "extra_values", "no map")
 # an option, and what it does not go with
 EXCLUSIVE = {
-    "tokenize": ("position", "heads"),
+    "tokenize": ("extra_values", "num_heads"),
     "project": ("residual", "no residual"),
     "project_tokenize": ("residual", "no residual"),
 }
@@ -72,8 +72,8 @@ def at_pixels(operands, keep):
     """The operands at the pixels ``keep`` (indices or a slice) alone."""
 
     def chosen(name, value):
-        if name in ("x", "residual", "mask", "log_weights"):
+        if name in ("x", "residual", "mask", "pixel_bias"):
             return value[:, keep]
-        return value[keep] if name == "position" else value
+        return value[keep] if name == "extra_values" else value
 
     return {name: chosen(name, value) for name, value in operands.items()}

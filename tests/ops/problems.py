@@ -47,32 +47,32 @@ OPTIONS = {
     "tokenize": [
         (),
         ("shared",),
-        ("heads",),
-        ("heads", "shared", "log_weights"),
+        ("num_heads",),
+        ("num_heads", "shared", "pixel_bias", "scale"),
         ("mask",),
-        ("position",),
-        ("mask", "log_weights", "position", "shared"),
-        ("mask", "heads"),
+        ("extra_values",),
+        ("mask", "pixel_bias", "extra_values", "shared"),
+        ("mask", "num_heads"),
     ],
     "project": [
         (),
         ("shared",),
-        ("heads",),
-        ("bias", "heads"),
-        ("bias", "shared"),
+        ("num_heads",),
+        ("token_bias", "num_heads", "scale"),
+        ("token_bias", "shared"),
         ("shared bias",),
         ("no residual",),
         ("residual", "wide"),
-        ("residual", "wide", "heads", "bias", "shared"),
+        ("residual", "wide", "num_heads", "token_bias", "shared"),
     ],
     "project_tokenize": [
         (),
         ("shared",),
-        ("heads", "bias"),
+        ("num_heads", "token_bias"),
         ("no map",),
         ("no map", "mask", "residual", "wide"),
-        ("mask", "log_weights", "position", "residual", "wide", "shared"),
-        ("no residual", "log_weights", "shared bias"),
+        ("mask", "pixel_bias", "extra_values", "residual", "wide", "shared"),
+        ("no residual", "pixel_bias", "shared bias", "scale"),
     ],
 }
 
@@ -84,6 +84,7 @@ class Problem:
     op: str
     operands: dict[str, torch.Tensor]
     options: dict[str, object] = field(default_factory=dict)
+    residual_is_input: bool = False  # the call gets the very leaf that it gets for x
 
     @property
     def lse(self) -> str | None:
@@ -94,10 +95,13 @@ class Problem:
 
     def call(self, operands: dict[str, torch.Tensor], plain: bool) -> list[torch.Tensor]:
         """The op's results, by ``vt_fast.reference`` or by the public function."""
+        arguments = {**operands, **self.options}
+        if self.residual_is_input:
+            arguments["residual"] = operands["x"]
         if plain:
-            result = getattr(reference, self.op)(**operands, **self.options)
+            result = getattr(reference, self.op)(**arguments)
         else:
-            result = getattr(functional, self.op)(**operands, **self.options, backend=BACKEND)
+            result = getattr(functional, self.op)(**arguments, backend=BACKEND)
         results = result if isinstance(result, tuple) else (result,)
         return [tensor for tensor in results if tensor is not None]
 
@@ -181,35 +185,38 @@ def _make(
     # Values of a few bits, so that rounding the operands to 16 bits leaves the problem nearly as it is.
     x = LAYOUTS[layout](batch, channels, height, width)
     out = channels + 4 if "wide" in options else channels
-    heads = 2 if "heads" in options else 1
+    num_heads = 2 if "num_heads" in options else 1
     lead = () if "shared" in options else (batch,)
     scale = channels**-0.5
     operands = {"x": x}
     settings: dict[str, object] = {}
     if op == "tokenize":
-        operands["queries"] = torch.randn(*lead, heads * tokens, channels // heads) * scale
+        operands["queries"] = torch.randn(*lead, num_heads * tokens, channels // num_heads) * scale
     else:
-        operands["keys"] = torch.randn(*lead, heads * tokens, channels) * scale
+        operands["keys"] = torch.randn(*lead, num_heads * tokens, channels) * scale
         operands["values"] = torch.randn(*lead, tokens, out)
-        if "bias" in options or "shared bias" in options:
-            bias_lead = (batch,) if "bias" in options else ()
-            operands["bias"] = torch.randn(*bias_lead, heads * tokens)
-            operands["bias"][..., 0] = -torch.inf
+        if "token_bias" in options or "shared bias" in options:
+            bias_lead = (batch,) if "token_bias" in options else ()
+            operands["token_bias"] = torch.randn(*bias_lead, num_heads * tokens)
+            operands["token_bias"][..., 0] = -torch.inf
         if "residual" in options:
             operands["residual"] = LAYOUTS[layout](batch, out, height, width)
-        if "no residual" in options:
-            settings["residual"] = None
     if op == "project_tokenize":
         operands["queries"] = torch.randn(*lead, queries, out) * scale
         settings["return_map"] = "no map" not in options
-    if heads > 1:
-        settings["heads"] = heads
+        if "scale" in options:
+            settings["query_scale"] = 0.75
+    if num_heads > 1:
+        settings["num_heads"] = num_heads
     if "mask" in options:
         operands["mask"] = torch.rand(batch, height * width) < 0.7
-    if "log_weights" in options:
-        operands["log_weights"] = torch.randn(batch, height * width)
-    if "position" in options:
-        operands["position"] = torch.randn(height * width, 3)
-    if op == "tokenize":
-        settings["return_lse"] = True
-    return Problem(op, operands, settings)
+    if "pixel_bias" in options:
+        operands["pixel_bias"] = torch.randn(batch, height * width)
+    if "extra_values" in options:
+        operands["extra_values"] = torch.randn(height * width, 3)
+    if "scale" in options:
+        settings["scale"] = -1.5
+    if op != "project":
+        settings["return_stats"] = True
+    residual_is_input = op != "tokenize" and not {"residual", "no residual"} & set(options)
+    return Problem(op, operands, settings, residual_is_input)

@@ -57,7 +57,7 @@ def test_fake_tensors_have_the_true_strides(layout, channels):
     def results(x, keys, values, queries):
         x = x.detach().requires_grad_()
         y, tokens, lse = vt_fast.project_tokenize(x, keys, values, queries, residual=None)
-        first, first_lse = vt_fast.tokenize(x, keys, return_lse=True)
+        first, first_lse = vt_fast.tokenize(x, keys, return_stats=True)
         found = [y, tokens, lse, first, first_lse, vt_fast.project(x, keys, values, residual=None)]
         return found + [torch.autograd.grad(result.sum(), x, retain_graph=True)[0] for result in found]
 
@@ -74,7 +74,7 @@ def test_dtypes(dtype, backend):
         pytest.skip("computed in by this backend in Triton's interpreter alone")
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     x, tokens = torch.randn(2, 6, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
-    pooled, lse = vt_fast.tokenize(x, tokens, return_lse=True)
+    pooled, lse = vt_fast.tokenize(x, tokens, return_stats=True)
     y, pooled2, lse2 = vt_fast.project_tokenize(x, tokens, tokens, tokens)
     merged, merged_lse = vt_fast.merge(pooled[None], lse[None])
     assert {t.dtype for t in (pooled, pooled2, merged, y, vt_fast.project(x, tokens, tokens))} == {dtype}
@@ -82,19 +82,19 @@ def test_dtypes(dtype, backend):
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf, 1e30])
-@pytest.mark.parametrize("by", ["mask", "log_weights", "both"])
+@pytest.mark.parametrize("by", ["mask", "pixel_bias", "both"])
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
 def test_masked_pixels_are_never_used(op, layout, by, junk):
-    options = ("mask", "log_weights", "position", "shared")
+    options = ("mask", "pixel_bias", "extra_values", "shared")
     problem = make(op, (*options, "no map"), layout)
     mask = problem.operands["mask"]
     clean = problem.solve()
-    if by == "log_weights":
-        problem.operands["log_weights"][~mask] = -torch.inf
+    if by == "pixel_bias":
+        problem.operands["pixel_bias"][~mask] = -torch.inf
         del problem.operands["mask"]
     elif by == "both":
-        problem.operands["log_weights"][~mask] = -torch.inf
+        problem.operands["pixel_bias"][~mask] = -torch.inf
     hidden = ~mask if layout == "bnc" else (~mask).unflatten(1, (5, 7))
     x = problem.operands["x"].clone()
     pixels = x if layout == "bnc" else x.permute(0, 2, 3, 1)
@@ -105,7 +105,7 @@ def test_masked_pixels_are_never_used(op, layout, by, junk):
         torch.testing.assert_close(value, clean[name], rtol=0, atol=tolerance(1e-12), msg=name)
     dpixels = dirty["dx"] if layout == "bnc" else dirty["dx"].permute(0, 2, 3, 1)
     assert (dpixels[hidden] == 0).all()
-    assert (dirty["dlog_weights"][~mask] == 0).all()
+    assert (dirty["dpixel_bias"][~mask] == 0).all()
 
 
 def test_a_map_that_is_wanted_is_computed_in_masked_pixels_too():
@@ -129,7 +129,7 @@ def test_an_unused_map_does_not_bring_masked_pixels_into_gradients():
 
 
 @pytest.mark.parametrize("mask_form", ["(B, N)", "(B, H, W)"])
-@pytest.mark.parametrize("name", ["mask", "log_weights"])
+@pytest.mark.parametrize("name", ["mask", "pixel_bias"])
 def test_masks_and_weights_take_both_forms(name, mask_form):
     problem = make("tokenize", (name,), "channels_last")
     expected = problem.solve()
@@ -139,17 +139,19 @@ def test_masks_and_weights_take_both_forms(name, mask_form):
         assert torch.equal(value, expected[key].reshape(value.shape)), key
 
 
-@pytest.mark.parametrize("heads", [(), ("heads",)])
+@pytest.mark.parametrize("num_heads", [(), ("num_heads",)])
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
-def test_a_fully_masked_sample(op, heads):
-    problem = make(op, ("mask", "log_weights", *heads, *(() if heads else ("position",)), "no map"))
+def test_a_fully_masked_sample(op, num_heads):
+    problem = make(
+        op, ("mask", "pixel_bias", *num_heads, *(() if num_heads else ("extra_values",)), "no map")
+    )
     problem.operands["mask"][1] = False
     solution = problem.solve()
     tokens, lse = solution["result 0"], solution["result 1"]
     assert (tokens[1] == 0).all()
     assert (lse[1] == -torch.inf).all()
     assert tokens[0].isfinite().all()
-    for name in ("dx", "dqueries", "dlog_weights"):
+    for name in ("dx", "dqueries", "dpixel_bias"):
         assert (solution[name][1] == 0).all(), name
         assert solution[name].isfinite().all(), name
 
@@ -157,7 +159,7 @@ def test_a_fully_masked_sample(op, heads):
 def test_nothing_that_arrives_at_a_fully_masked_sample_reaches_a_gradient():
     x, queries = torch.randn(2, 6, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)
     mask = torch.tensor([[True] * 6, [False] * 6])
-    tokens, lse = vt_fast.tokenize(x, queries, mask=mask, return_lse=True)
+    tokens, lse = vt_fast.tokenize(x, queries, mask=mask, return_stats=True)
     arriving = torch.ones_like(tokens), torch.ones_like(lse)
     arriving[0][1], arriving[1][1] = torch.nan, torch.nan
     dx, dqueries = torch.autograd.grad((tokens, lse), (x, queries), arriving)
@@ -166,32 +168,32 @@ def test_nothing_that_arrives_at_a_fully_masked_sample_reaches_a_gradient():
     assert dqueries.isfinite().all()
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_bias_of_minus_infinity_removes_a_token(heads):
-    x, keys, values = torch.randn(2, 6, 8), torch.randn(2, heads * 4, 8), torch.randn(2, 4, 8)
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_bias_of_minus_infinity_removes_a_token(num_heads):
+    x, keys, values = torch.randn(2, 6, 8), torch.randn(2, num_heads * 4, 8), torch.randn(2, 4, 8)
     keep = [0, 1, 3]
-    rows = [head * 4 + token for head in range(heads) for token in keep]
-    expected = vt_fast.project(x, keys[:, rows], values[:, keep], heads=heads)
-    bias = torch.zeros(heads * 4)
-    bias[2::4] = -torch.inf
+    rows = [head * 4 + token for head in range(num_heads) for token in keep]
+    expected = vt_fast.project(x, keys[:, rows], values[:, keep], num_heads=num_heads)
+    token_bias = torch.zeros(num_heads * 4)
+    token_bias[2::4] = -torch.inf
     keys[:, 2::4], values[:, 2] = torch.nan, torch.nan
-    leaves = [value.requires_grad_() for value in (x, keys, values, bias)]
-    y = vt_fast.project(x, keys, values, heads=heads, bias=bias)
+    leaves = [value.requires_grad_() for value in (x, keys, values, token_bias)]
+    y = vt_fast.project(x, keys, values, num_heads=num_heads, token_bias=token_bias)
     torch.testing.assert_close(y, expected)
-    dx, dkeys, dvalues, dbias = torch.autograd.grad(y.square().sum(), leaves)
+    dx, dkeys, dvalues, dtoken_bias = torch.autograd.grad(y.square().sum(), leaves)
     assert dx.isfinite().all()
     assert (dkeys[:, 2::4] == 0).all()
     assert (dvalues[:, 2] == 0).all()
-    assert (dbias[2::4] == 0).all()
+    assert (dtoken_bias[2::4] == 0).all()
 
 
 def test_without_any_token_nothing_is_added():
     x, tokens = torch.randn(2, 6, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
-    bias = torch.tensor([[-torch.inf] * 4, [0.0] * 4])
-    y = vt_fast.project(x, tokens, tokens, bias=bias)
+    token_bias = torch.tensor([[-torch.inf] * 4, [0.0] * 4])
+    y = vt_fast.project(x, tokens, tokens, token_bias=token_bias)
     assert torch.equal(y[0], x[0])
     assert not torch.equal(y[1], x[1])
-    assert (vt_fast.project(x, tokens, tokens, bias=bias, residual=None)[0] == 0).all()
+    assert (vt_fast.project(x, tokens, tokens, token_bias=token_bias, residual=None)[0] == 0).all()
     dx, dtokens = torch.autograd.grad(y.sum(), (x, tokens))
     assert torch.equal(dx[0], torch.ones(6, 8))
     assert (dtokens[0] == 0).all()
@@ -199,7 +201,7 @@ def test_without_any_token_nothing_is_added():
 
 @pytest.mark.parametrize("op", OPS)
 def test_nan_stays_in_its_sample(op):
-    problem = make(op, ("residual",) if op == "project" else ("log_weights",), batch=3)
+    problem = make(op, ("residual",) if op == "project" else ("pixel_bias",), batch=3)
     clean = problem.solve()
     problem.operands["x"] = problem.operands["x"].clone()
     problem.operands["x"][1, 4, 2] = torch.nan
@@ -210,7 +212,7 @@ def test_nan_stays_in_its_sample(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_nothing_is_changed_in_place(op):
-    options = ("bias", "residual") if op == "project" else ("mask", "log_weights", "position")
+    options = ("token_bias", "residual") if op == "project" else ("mask", "pixel_bias", "extra_values")
     problem = make(op, options)
     operands = problem.leaves()
     before = {name: value.detach().clone() for name, value in operands.items()}
@@ -312,8 +314,8 @@ def test_meta_tensors_give_shapes_and_strides(op):
 def test_an_infinite_logit_gives_an_infinite_lse_as_in_plain_pytorch():
     x, queries, weights = torch.randn(2, 6, 8), torch.randn(3, 8), torch.zeros(2, 6)
     weights[0, 2] = torch.inf
-    _, lse = vt_fast.tokenize(x, queries, log_weights=weights, return_lse=True)
-    _, expected = reference.tokenize(x, queries, log_weights=weights, return_lse=True)
+    _, lse = vt_fast.tokenize(x, queries, pixel_bias=weights, return_stats=True)
+    _, expected = reference.tokenize(x, queries, pixel_bias=weights, return_stats=True)
     assert (lse[0] == torch.inf).all()
     torch.testing.assert_close(lse, expected)
     _, merged = vt_fast.merge(torch.zeros(2, 2, 3, 8), torch.stack([lse, torch.zeros_like(lse)]))

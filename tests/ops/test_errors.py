@@ -66,21 +66,21 @@ DTYPE = "have the dtype of `x` (torch.float32)"
 DEVICE = "be on the device of `x` (cpu)"  # or on what the backend's tests run on, see `said`
 BANK = "be (L, C) or (B, L, C) with B = 2, C = 12 and L not 0"
 HEAD_ROWS = (
-    "be (heads * L, C) or (B, heads * L, C) with B = 2, C = 12 "
-    "and heads * L a multiple of heads = 3 and not 0"
+    "be (num_heads * L, C) or (B, num_heads * L, C) with B = 2, C = 12 "
+    "and num_heads * L a multiple of heads = 3 and not 0"
 )
 HEAD_BLOCKS = (
-    "be (heads * L, C / heads) or (B, heads * L, C / heads) "
-    "with B = 2, C / heads = 6 and heads * L a multiple of heads = 2 and not 0"
+    "be (num_heads * L, C / num_heads) or (B, num_heads * L, C / num_heads) "
+    "with B = 2, C / num_heads = 6 and num_heads * L a multiple of heads = 2 and not 0"
 )
 VALUES = "be (L, D) or (B, L, D) with B = 2, L"
 BIAS = "be (L,) or (B, L) with B = 2, L = 4"
-HEAD_BIAS = "be (heads * L,) or (B, heads * L) with B = 2, heads * L = 8"
-MASK = "be a bool tensor, True where the pixel takes part (soft or differentiable masks: `log_weights`)"
+HEAD_BIAS = "be (num_heads * L,) or (B, num_heads * L) with B = 2, num_heads * L = 8"
+MASK = "be a bool tensor, True where the pixel takes part (soft or differentiable masks: `pixel_bias`)"
 MAP_PIXELS = "be (B, N) or (B, H, W) with B = 2, H = 5, W = 7, N = H W = 35"
 PIXELS = "be (B, N) with B = 2, N = 35"
 TABLE = "be (N, P) with N = 35 and P at least 1"
-LSE = "be (S, B, heads * L) with S = 3, B = 2, L = 4 and heads a divisor of C = 12"
+LSE = "be (S, B, num_heads * L) with S = 3, B = 2, L = 4 and heads a divisor of C = 12"
 INPUT = '`residual="input"` needs values with as many channels as `x`: `values` must have D = C = 12'
 
 BNC, HALF = {"x": t(2, 35, 12)}, torch.bfloat16
@@ -107,13 +107,13 @@ RULES = [
         [t(0, 35, 12), t(2, 0, 12), t(2, 12, 0, 7), t(2, 0, 5, 7)],
         {},
     ),
-    ("type", OPS, "heads", "be an int", [True, 2.0, "2", None, torch.tensor(2)], {}),
-    ("number", OPS, "heads", "be at least 1", [0, -2], {}),
-    ("number", "tokenize", "heads", "divide the channels of `x`, C = 12", [5, 24], {}),
+    ("type", OPS, "num_heads", "be an int", [True, 2.0, "2", None, torch.tensor(2)], {}),
+    ("number", OPS, "num_heads", "be at least 1", [0, -2], {}),
+    ("number", "tokenize", "num_heads", "divide the channels of `x`, C = 12", [5, 24], {}),
     (
         "number",
         SPREADING,
-        "heads",
+        "num_heads",
         "divide the channels of `values`, D = 13",
         [2],
         {"keys": t(2, 8, 12), "values": t(4, 13), "residual": None},
@@ -121,10 +121,10 @@ RULES = [
     (
         "number",
         "tokenize",
-        "heads",
-        "be 1 where `position` is given",
+        "num_heads",
+        "be 1 where `extra_values` is given",
         [2],
-        {"queries": t(8, 6), "position": t(35, 3)},
+        {"queries": t(8, 6), "extra_values": t(35, 3)},
     ),
     ("type", POOLING, "queries", TENSOR, [None, np.ones((4, 12), np.float32), "keys"], {}),
     ("layout", POOLING, "queries", DENSE, [nested()], {}),
@@ -138,7 +138,7 @@ RULES = [
         [t(12), t(4, 13), t(1, 4, 12), t(3, 4, 12), t(1, 2, 4, 12), t(0, 12)],
         {},
     ),
-    ("shape", "tokenize", "queries", HEAD_BLOCKS, [t(8, 12), t(3, 8, 6), t(5, 6)], {"heads": 2}),
+    ("shape", "tokenize", "queries", HEAD_BLOCKS, [t(8, 12), t(3, 8, 6), t(5, 6)], {"num_heads": 2}),
     (
         "shape",
         "project_tokenize",
@@ -152,7 +152,7 @@ RULES = [
     ("dtype", SPREADING, "keys", DTYPE, [t(4, 12).half(), t(4, 12).long()], {}),
     ("device", SPREADING, "keys", DEVICE, [meta(4, 12)], {}),
     ("shape", SPREADING, "keys", BANK, [t(2, 4, 13), t(3, 4, 12), t(12), t(0, 12)], {}),
-    ("shape", SPREADING, "keys", HEAD_ROWS, [t(2, 4, 12), t(0, 12)], {"heads": 3}),
+    ("shape", SPREADING, "keys", HEAD_ROWS, [t(2, 4, 12), t(0, 12)], {"num_heads": 3}),
     ("type", SPREADING, "values", TENSOR, [(t(4, 12),), None], {}),
     ("dtype", SPREADING, "values", DTYPE, [t(4, 12, dtype=torch.complex64), t(4, 12).double()], {}),
     ("device", SPREADING, "values", DEVICE, [meta(4, 12)], {}),
@@ -160,7 +160,7 @@ RULES = [
         "shape",
         SPREADING,
         "values",
-        f"{VALUES} = 4 (`keys` has 4 rows, `heads` is 1) and D not 0",
+        f"{VALUES} = 4 (`keys` has 4 rows, `num_heads` is 1) and D not 0",
         [t(2, 5, 12), t(1, 4, 12), t(4), t(4, 0)],
         {},
     ),
@@ -168,15 +168,15 @@ RULES = [
         "shape",
         SPREADING,
         "values",
-        f"{VALUES} = 2 (`keys` has 4 rows, `heads` is 2) and D not 0",
+        f"{VALUES} = 2 (`keys` has 4 rows, `num_heads` is 2) and D not 0",
         [t(2, 4, 12)],
-        {"heads": 2},
+        {"num_heads": 2},
     ),
-    ("type", SPREADING, "bias", OPTIONAL, [0.5, [0.0] * 4], {}),
-    ("dtype", SPREADING, "bias", DTYPE, [flags(4), t(4).double()], {}),
-    ("device", SPREADING, "bias", DEVICE, [meta(4)], {}),
-    ("shape", SPREADING, "bias", BIAS, [t(5), t(1, 4), t(2, 1, 4), t()], {}),
-    ("shape", SPREADING, "bias", HEAD_BIAS, [t(4)], {"heads": 2, "keys": t(8, 12)}),
+    ("type", SPREADING, "token_bias", OPTIONAL, [0.5, [0.0] * 4], {}),
+    ("dtype", SPREADING, "token_bias", DTYPE, [flags(4), t(4).double()], {}),
+    ("device", SPREADING, "token_bias", DEVICE, [meta(4)], {}),
+    ("shape", SPREADING, "token_bias", BIAS, [t(5), t(1, 4), t(2, 1, 4), t()], {}),
+    ("shape", SPREADING, "token_bias", HEAD_BIAS, [t(4)], {"num_heads": 2, "keys": t(8, 12)}),
     ("string", SPREADING, "residual", 'be "input", None or a torch.Tensor', ["inputs", ""], {}),
     ("type", SPREADING, "residual", 'be "input", None or a torch.Tensor', [False, [t(2, 12, 5, 7)]], {}),
     ("width", SPREADING, "values", INPUT, [t(4, 16), t(2, 4, 6)], {}),
@@ -218,16 +218,16 @@ RULES = [
         {},
     ),
     ("shape", POOLING, "mask", PIXELS, [flags(2, 5, 7), flags(2, 35, 1)], BNC),
-    ("type", POOLING, "log_weights", OPTIONAL, [0.5], {}),
-    ("dtype", POOLING, "log_weights", DTYPE, [t(2, 35).double(), flags(2, 35)], {}),
-    ("device", POOLING, "log_weights", DEVICE, [meta(2, 35)], {}),
-    ("shape", POOLING, "log_weights", MAP_PIXELS, [t(35), t(2, 4, 35)], {}),
-    ("shape", POOLING, "log_weights", PIXELS, [t(2, 5, 7)], BNC),
-    ("type", POOLING, "position", OPTIONAL, ["linear"], {}),
-    ("dtype", POOLING, "position", DTYPE, [t(35, 3).half()], {}),
-    ("device", POOLING, "position", DEVICE, [meta(35, 3)], {}),
-    ("shape", POOLING, "position", TABLE, [t(34, 3), t(2, 35, 3), t(5, 7, 3), t(35, 0)], {}),
-    ("type", "tokenize", "return_lse", "be a bool", ["no", 1, None], {}),
+    ("type", POOLING, "pixel_bias", OPTIONAL, [0.5], {}),
+    ("dtype", POOLING, "pixel_bias", DTYPE, [t(2, 35).double(), flags(2, 35)], {}),
+    ("device", POOLING, "pixel_bias", DEVICE, [meta(2, 35)], {}),
+    ("shape", POOLING, "pixel_bias", MAP_PIXELS, [t(35), t(2, 4, 35)], {}),
+    ("shape", POOLING, "pixel_bias", PIXELS, [t(2, 5, 7)], BNC),
+    ("type", POOLING, "extra_values", OPTIONAL, ["linear"], {}),
+    ("dtype", POOLING, "extra_values", DTYPE, [t(35, 3).half()], {}),
+    ("device", POOLING, "extra_values", DEVICE, [meta(35, 3)], {}),
+    ("shape", POOLING, "extra_values", TABLE, [t(34, 3), t(2, 35, 3), t(5, 7, 3), t(35, 0)], {}),
+    ("type", "tokenize", "return_stats", "be a bool", ["no", 1, None], {}),
     ("type", "project_tokenize", "return_map", "be a bool", ["no", 0, torch.tensor(True)], {}),
     ("type", OPS, "backend", "be None or a string", [3, True, torch.device("cpu")], {}),
     ("type", "merge", "tokens", TENSOR, [[t(2, 4, 12)] * 3, None], {}),

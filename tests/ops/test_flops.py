@@ -32,9 +32,9 @@ def test_counts_are_the_references_plus_what_is_recomputed(op, options):
     ours, plain = count(problem, plain=False), count(problem, plain=True)
     assert ours[0] == plain[0] > 0
     x, options = problem.operands["x"], problem.options
-    pixels, heads = x.shape[0] * 35, options.get("heads", 1)
+    pixels, num_heads = x.shape[0] * 35, options.get("num_heads", 1)
     if op == "tokenize":
-        recomputed = problem.operands["queries"].shape[-2] * (12 // heads)
+        recomputed = problem.operands["queries"].shape[-2] * (12 // num_heads)
     else:
         recomputed = problem.operands["keys"].shape[-2] * 12
     if op == "project_tokenize":
@@ -45,7 +45,7 @@ def test_counts_are_the_references_plus_what_is_recomputed(op, options):
 
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_that_are_not_needed_are_not_counted(op):
-    problem = make(op, ("position",) if op == "tokenize" else ())
+    problem = make(op, ("extra_values",) if op == "tokenize" else ())
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
     for wanted in names:
         counts = []

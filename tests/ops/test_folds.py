@@ -9,11 +9,11 @@ import torch
 from comparing import assert_close, assert_same, evaluate
 from folding import CT, B, C, H, L, N, W, as_map, back, pixels_and_tokens, randn, weight
 from torch.nn import functional as F
+from vt_fast.reference.extra_values import conv_position_code, linear_position_code, resize_matrix
 
 from vt_fast.functional import merge, tokenize
 from vt_fast.reference.clustering import clustering_tokenizer, initial_centroids, kmeans
 from vt_fast.reference.linear import Projection, linear
-from vt_fast.reference.position import conv_position_code, linear_position_code, resize_matrix
 from vt_fast.reference.tokenizers import filter_tokenizer, gather, recurrent_tokenizer, spatial_attention
 from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
 
@@ -44,7 +44,7 @@ def test_a_filter_bias_does_nothing():
         return gather(torch.softmax(logits, 1), x), torch.logsumexp(logits, 1)
 
     def folded(x, filters, b):
-        tokens, lse = tokenize(x, filters, return_lse=True)
+        tokens, lse = tokenize(x, filters, return_stats=True)
         return tokens, lse + b  # only lse sees it
 
     operands = {"x": randn(B, N, C), "filters": weight(L, C), "b": randn(L)}
@@ -81,7 +81,7 @@ def test_the_key_convolution_of_the_recurrent_tokenizer_joins_the_queries(groups
 
 @pytest.mark.parametrize("key_groups", [4, 8])
 def test_heads_of_the_first_dynamic_tokenizer(key_groups):
-    heads, width = 4, 16  # with groups a multiple of heads, each head sees its own block of the map
+    num_heads, width = 4, 16  # with groups a multiple of heads, each head sees its own block of the map
 
     def paper(x, tokens, query, key, key_bias, value, value_bias, token):
         return dynamic_tokenizer(
@@ -89,17 +89,17 @@ def test_heads_of_the_first_dynamic_tokenizer(key_groups):
             tokens,
             Projection(query),
             Projection(key, key_bias, key_groups),
-            heads=heads,
-            value=Projection(value, value_bias, heads),
+            num_heads=num_heads,
+            value=Projection(value, value_bias, num_heads),
             token=Projection(token),
         )
 
     def folded(x, tokens, query, key, key_bias, value, value_bias, token):
         asking, staying = tokens.chunk(2, 1)
-        queries = linear(asking, Projection(query)) * (width / heads) ** -0.5
-        blocks = back(queries, key, key_groups).chunk(heads, -1)
-        pooled = tokenize(as_map(x), torch.cat(blocks, 1), heads=heads)
-        new = linear(linear(pooled, Projection(value, value_bias, heads)), Projection(token))
+        queries = linear(asking, Projection(query)) * (width / num_heads) ** -0.5
+        blocks = back(queries, key, key_groups).chunk(num_heads, -1)
+        pooled = tokenize(as_map(x), torch.cat(blocks, 1), num_heads=num_heads)
+        new = linear(linear(pooled, Projection(value, value_bias, num_heads)), Projection(token))
         return torch.cat([staying, new], 1)
 
     assert_same(
@@ -110,7 +110,7 @@ def test_heads_of_the_first_dynamic_tokenizer(key_groups):
         query=weight(width, CT),
         key=weight(width, 32, key_groups),
         key_bias=randn(width),
-        value=weight(8, 32, heads),
+        value=weight(8, 32, num_heads),
         value_bias=randn(8),
         token=weight(CT, 8),
     )
@@ -135,7 +135,7 @@ def test_the_linear_position_code_is_a_pooled_table(grid):
 
     def folded(x, filters, code, token, token_bias):
         resize = torch.kron(resize_matrix(H, grid, torch.float64), resize_matrix(W, grid, torch.float64))
-        pooled = tokenize(as_map(x), filters * C**-0.5, position=resize.T @ code)
+        pooled = tokenize(as_map(x), filters * C**-0.5, extra_values=resize.T @ code)
         return linear(pooled, Projection(token, token_bias))
 
     operands = {
@@ -165,7 +165,7 @@ def test_the_conv_position_code_is_a_pooled_table(count):
             cells = F.conv2d(cells, kernel, stride=2, padding=1)
         resize = torch.kron(resize_matrix(H, grid, torch.float64), resize_matrix(W, grid, torch.float64))
         table = resize.T @ F.conv2d(cells, mix).flatten(1) @ code
-        pooled, codes = tokenize(x, filters * C**-0.5, position=table).split((C, 3), -1)
+        pooled, codes = tokenize(x, filters * C**-0.5, extra_values=table).split((C, 3), -1)
         values = linear(pooled, Projection(value, None, value_groups))
         return linear(torch.cat([values, codes], -1), Projection(token))
 
@@ -185,10 +185,10 @@ def test_the_conv_position_code_is_a_pooled_table(count):
 def test_the_static_tokenizer_is_one_call():
     def paper(x, filters, value, value_bias, table, token):
         value = Projection(value, value_bias, 2)
-        return static_tokenizer(x, filters, value=value, position=table, token=Projection(token))
+        return static_tokenizer(x, filters, value=value, extra_values=table, token=Projection(token))
 
     def folded(x, filters, value, value_bias, table, token):
-        pooled, codes = tokenize(x, filters / C**0.5, position=table).split((C, 3), -1)
+        pooled, codes = tokenize(x, filters / C**0.5, extra_values=table).split((C, 3), -1)
         tokens = linear(pooled, Projection(value, value_bias, 2))
         return linear(torch.cat([tokens, codes], -1), Projection(token))
 
@@ -207,12 +207,12 @@ def test_the_static_tokenizer_is_one_call():
 @pytest.mark.parametrize("sizes", [(12,), (5, 7), (1, 3, 6, 2)])
 def test_shards_of_the_pixels_merge(sizes):
     def paper(x, tokens, query, table):
-        return recurrent_tokenizer(x, tokens, Projection(query), position=table)
+        return recurrent_tokenizer(x, tokens, Projection(query), extra_values=table)
 
     def sharded(x, tokens, query, table):
         queries = linear(tokens, Projection(query))
         shards = zip(x.split(sizes, 1), table.split(sizes), strict=True)
-        return [tokenize(part, queries, position=rows, return_lse=True) for part, rows in shards]
+        return [tokenize(part, queries, extra_values=rows, return_stats=True) for part, rows in shards]
 
     def merged(**operands):
         return merge(*map(torch.stack, zip(*sharded(**operands), strict=True)))[0]

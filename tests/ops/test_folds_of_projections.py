@@ -18,11 +18,11 @@ from vt_fast.reference.tokenizers import gather, spatial_attention
 pytestmark = pytest.mark.on_cpu
 
 
-def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, heads, groups, scale):
-    """Keys (B, heads * L, C), values (B, L, D) and bias (B, heads * L) of equation 5 with all its options."""
+def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, num_heads, groups, scale):
+    """Keys (B, num_heads * L, C), values (B, L, D) and bias (B, num_heads * L) of equation 5 with all its options."""
     rows = linear(tokens, Projection(key, key_bias)) * scale
     keys, biases = [], []
-    for head, block in enumerate(rows.chunk(heads, -1)):
+    for head, block in enumerate(rows.chunk(num_heads, -1)):
         # head h compares block h of the width: the other channels of its rows are 0
         start = head * block.shape[-1]
         full = F.pad(block, (start, rows.shape[-1] - start - block.shape[-1]))
@@ -33,10 +33,10 @@ def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, 
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_the_query_projection_leaves_the_pixels_and_heads_are_rows(heads, groups):
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_the_query_projection_leaves_the_pixels_and_heads_are_rows(num_heads, groups):
     width = 8
-    scale = (width / heads) ** -0.5
+    scale = (width / num_heads) ** -0.5
 
     def paper(x, tokens, query, query_bias, key, key_bias, value, value_bias):
         return projector(
@@ -45,13 +45,15 @@ def test_the_query_projection_leaves_the_pixels_and_heads_are_rows(heads, groups
             Projection(query, query_bias, groups),
             Projection(key, key_bias),
             Projection(value, value_bias),
-            heads=heads,
+            num_heads=num_heads,
             scale=scale,
         )
 
     def folded(x, tokens, **named):
-        keys, values, bias = fold_projector(tokens, **named, heads=heads, groups=groups, scale=scale)
-        return as_pixels(project(as_map(x), keys, values, heads=heads, bias=bias))
+        keys, values, token_bias = fold_projector(
+            tokens, **named, num_heads=num_heads, groups=groups, scale=scale
+        )
+        return as_pixels(project(as_map(x), keys, values, num_heads=num_heads, token_bias=token_bias))
 
     assert_same(
         paper,
@@ -66,17 +68,18 @@ def test_the_query_projection_leaves_the_pixels_and_heads_are_rows(heads, groups
     )
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-def test_heads_without_any_projection(heads):
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_heads_without_any_projection(num_heads):
     def folded(x, tokens):
-        width = C // heads
+        width = C // num_heads
         blocks = [
-            F.pad(block, (h * width, C - (h + 1) * width)) for h, block in enumerate(tokens.chunk(heads, -1))
+            F.pad(block, (h * width, C - (h + 1) * width))
+            for h, block in enumerate(tokens.chunk(num_heads, -1))
         ]
-        return project(x, torch.cat(blocks, 1), tokens, heads=heads)
+        return project(x, torch.cat(blocks, 1), tokens, num_heads=num_heads)
 
     assert_same(
-        lambda x, tokens: projector(x, tokens, None, None, None, heads=heads),
+        lambda x, tokens: projector(x, tokens, None, None, None, num_heads=num_heads),
         folded,
         x=randn(B, N, C) / 2,
         tokens=randn(B, L, C),
@@ -169,7 +172,7 @@ def test_eval_mode_batch_norm_after_the_query_and_key_convolutions():
         query, query_bias = absorb(query, none, **norm, **statistics)
         keys = linear(tokens, Projection(*absorb(key, none, **norm, **statistics)))
         values = linear(tokens, Projection(value))
-        return project(x, back(keys, query), values, bias=keys @ query_bias)
+        return project(x, back(keys, query), values, token_bias=keys @ query_bias)
 
     assert_same(
         paper,

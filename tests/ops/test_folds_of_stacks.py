@@ -54,9 +54,9 @@ class Module:
     """The projections of one module of the stack."""
 
     def __init__(self, operands, number):
-        bias = {"query": operands[f"query_bias{number}"], "value": operands[f"value_bias{number}"]}
+        token_bias = {"query": operands[f"query_bias{number}"], "value": operands[f"value_bias{number}"]}
         names = ("token", "K", "Q", "F1", "F2", "query", "key", "value", *(("recurrent",) if number else ()))
-        self.parts = {name: Projection(operands[f"{name}{number}"], bias.get(name)) for name in names}
+        self.parts = {name: Projection(operands[f"{name}{number}"], token_bias.get(name)) for name in names}
 
     def __getattr__(self, name):
         return self.parts[name]
@@ -70,7 +70,7 @@ class Module:
     def spread(self, tokens):
         """The folded keys, the values, and the folded bias."""
         rows = linear(tokens, self.key)
-        return back(rows, self.query.weight), linear(tokens, self.value), rows @ self.query.bias
+        return back(rows, self.query.weight), linear(tokens, self.value), rows @ self.query.token_bias
 
 
 def modules_of(operands):
@@ -95,13 +95,13 @@ def one_pass_per_module(x, filters, shortcut, shortcut_bias, **operands):
     results = [modules[0].finish(tokenize(x, filters))]
     residual = linear(x, Projection(shortcut, shortcut_bias))
     for module, following in itertools.pairwise(modules):
-        keys, values, bias = module.spread(results[-1])
+        keys, values, token_bias = module.spread(results[-1])
         queries = linear(results[-1], following.recurrent)
-        x, pooled, _ = project_tokenize(x, keys, values, queries, bias=bias, residual=residual)
+        x, pooled, _ = project_tokenize(x, keys, values, queries, token_bias=token_bias, residual=residual)
         residual = "input"
         results.append(following.finish(pooled))
-    keys, values, bias = modules[-1].spread(results[-1])
-    return project(x, keys, values, bias=bias), *results
+    keys, values, token_bias = modules[-1].spread(results[-1])
+    return project(x, keys, values, token_bias=token_bias), *results
 
 
 class LowRankMap:
@@ -124,9 +124,9 @@ class LowRankMap:
         tokens = of_x if self.shortcut is None else of_x @ self.shortcut.T
         return tokens + sum(weights @ values for weights, values in zip(of_weights, self.values, strict=True))
 
-    def add(self, keys, values, bias):
+    def add(self, keys, values, token_bias):
         identity = torch.eye(L, dtype=torch.float64)
-        weights = project(self.known, self.rows(keys), identity, bias=bias, residual=None)
+        weights = project(self.known, self.rows(keys), identity, token_bias=token_bias, residual=None)
         self.known = torch.cat([self.known, weights], -1)
         self.values.append(values)
 
@@ -140,9 +140,9 @@ def low_rank(x, filters, shortcut, shortcut_bias, **operands):
     for number, module in enumerate(modules_of(operands)):
         queries = linear(results[-1], module.recurrent) if number else filters
         results.append(module.finish(current.tokenize(queries)))
-        keys, values, bias = module.spread(results[-1])
+        keys, values, token_bias = module.spread(results[-1])
         # a pixel's weights sum to 1, so that the shortcut's bias may join the first values
-        current.add(keys, values if number else values + shortcut_bias, bias)
+        current.add(keys, values if number else values + shortcut_bias, token_bias)
         current.shortcut = shortcut
     return current.map(), *results
 

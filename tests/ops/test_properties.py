@@ -22,54 +22,54 @@ pytestmark = pytest.mark.on_cpu
 def test_the_weights_of_a_token_sum_to_one(problem):
     x = problem.operands["x"]
     x[..., 0], x[..., x.shape[-1] // 2] = 1, 1  # the first channel of each head
-    if "position" in problem.operands:
-        problem.operands["position"][:, 0] = 1
+    if "extra_values" in problem.operands:
+        problem.operands["extra_values"][:, 0] = 1
     tokens, _ = solver(problem)(**problem.operands)
     expected = samples_with_pixels(problem).double()[:, None].expand(tokens.shape[:2])
     assert_close(tokens[..., 0], expected)
     assert_close(tokens[..., x.shape[-1] // 2], expected)
-    if "position" in problem.operands:
+    if "extra_values" in problem.operands:
         assert_close(tokens[..., x.shape[-1]], expected)
 
 
 @properties
-@given(problem=problems("tokenize", never=("position",)))
+@given(problem=problems("tokenize", never=("extra_values",)))
 def test_a_constant_map_gives_that_constant(problem):
     x, queries = problem.operands["x"], problem.operands["queries"]
-    heads = problem.options.get("heads", 1)
+    num_heads = problem.options.get("num_heads", 1)
     pixel = x[:, :1]
     tokens, lse = solver(problem)(**(problem.operands | {"x": pixel.expand_as(x)}))
     some = samples_with_pixels(problem)
     assert_close(tokens, torch.where(some[:, None, None], pixel, 0).expand_as(tokens))
-    weights = problem.operands.get("log_weights", x.new_zeros(x.shape[:2]))
+    weights = problem.operands.get("pixel_bias", x.new_zeros(x.shape[:2]))
     if "mask" in problem.operands:
         weights = weights.masked_fill(~problem.operands["mask"], -torch.inf)
-    blocks = pixel.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, heads, 1, C / heads)
-    logits = (queries.unflatten(-2, (heads, -1)) * blocks).sum(-1).flatten(1)
+    blocks = pixel.unflatten(2, (num_heads, -1)).transpose(1, 2)  # (B, heads, 1, C / num_heads)
+    logits = (queries.unflatten(-2, (num_heads, -1)) * blocks).sum(-1).flatten(1)
     assert_close(lse, logits + torch.logsumexp(weights, 1, keepdim=True))
 
 
 @properties
 @given(problem=problems("project", never=("residual",), always=("no residual",)))
 def test_equal_values_are_added_everywhere(problem):
-    heads, bias = problem.options.get("heads", 1), problem.operands.get("bias")
+    num_heads, token_bias = problem.options.get("num_heads", 1), problem.operands.get("token_bias")
     value = problem.operands["values"][..., :1, :]  # also what one token alone does
     values = value.expand_as(problem.operands["values"])
     change = solver(problem)(**(problem.operands | {"values": values}))
     expected = value if value.dim() == 3 else value[None]
-    if bias is not None:
-        some = (bias.unflatten(-1, (heads, -1)) > -torch.inf).any(-1)[..., None, :]
-        expected = expected * some.repeat_interleave(expected.shape[-1] // heads, -1)
+    if token_bias is not None:
+        some = (token_bias.unflatten(-1, (num_heads, -1)) > -torch.inf).any(-1)[..., None, :]
+        expected = expected * some.repeat_interleave(expected.shape[-1] // num_heads, -1)
     assert_close(change, expected.expand_as(change))
 
 
 @properties
-@given(problem=problems("tokenize", always=("log_weights",)))
+@given(problem=problems("tokenize", always=("pixel_bias",)))
 def test_shifting_all_logits_shifts_lse_alone(problem):
     shift = randn(problem.operands["x"].shape[0], 1) * 5
 
-    def shifted(shift, log_weights, **operands):
-        tokens, lse = solver(problem)(log_weights=log_weights + shift, **operands)
+    def shifted(shift, pixel_bias, **operands):
+        tokens, lse = solver(problem)(pixel_bias=pixel_bias + shift, **operands)
         return tokens, lse - shift
 
     def plain(shift, **operands):
@@ -86,15 +86,15 @@ def test_shifting_all_logits_shifts_lse_alone(problem):
 
 
 @properties
-@given(problem=problems("project", always=("bias",), never=("shared bias",)))
+@given(problem=problems("project", always=("token_bias",), never=("shared bias",)))
 def test_shifting_a_head_of_biases_changes_nothing(problem):
-    heads = problem.options.get("heads", 1)
+    num_heads = problem.options.get("num_heads", 1)
 
-    def shifted(shift, bias, **operands):
-        bias = bias + shift.repeat_interleave(bias.shape[-1] // heads, -1)
-        return solver(problem)(bias=bias, **operands)
+    def shifted(shift, token_bias, **operands):
+        token_bias = token_bias + shift.repeat_interleave(token_bias.shape[-1] // num_heads, -1)
+        return solver(problem)(token_bias=token_bias, **operands)
 
-    shift = randn(problem.operands["x"].shape[0], heads) * 5
+    shift = randn(problem.operands["x"].shape[0], num_heads) * 5
     assert_same(
         shifted, lambda shift, **operands: solver(problem)(**operands), shift=shift, **problem.operands
     )
@@ -128,7 +128,9 @@ def test_samples_do_not_see_their_batch(op, data):
 
     def one_by_one(**operands):
         def part(name, value, sample):
-            per_sample = {"queries": 3, "keys": 3, "values": 3, "bias": 2, "position": 9}.get(name, 0)
+            per_sample = {"queries": 3, "keys": 3, "values": 3, "token_bias": 2, "extra_values": 9}.get(
+                name, 0
+            )
             return value[sample : sample + 1] if value.dim() >= per_sample else value
 
         results = []
@@ -146,7 +148,7 @@ def test_samples_do_not_see_their_batch(op, data):
 @given(data=st.data())
 def test_nan_in_one_sample_does_not_reach_another(op, data):
     problem = data.draw(problems(op, never=("shared", "shared bias"), batch=st.integers(2, 3)))
-    names = [name for name in problem.operands if name not in ("mask", "position")]
+    names = [name for name in problem.operands if name not in ("mask", "extra_values")]
     poisoned = data.draw(st.sampled_from(names))
     bad = data.draw(st.integers(0, problem.operands["x"].shape[0] - 1))
     junk = data.draw(st.sampled_from([torch.nan, torch.inf]))
@@ -154,7 +156,7 @@ def test_nan_in_one_sample_does_not_reach_another(op, data):
     problem.operands[poisoned][bad] = junk
     good = torch.arange(problem.operands["x"].shape[0]) != bad
     for name, value in evaluate(solver(problem), **problem.operands).items():
-        if name != "dposition":
+        if name != "dextra_values":
             assert_close(value[good], clean[name][good], name)
 
 
@@ -201,7 +203,9 @@ def test_strides_do_not_matter(op, data, choose):
 @given(data=st.data())
 def test_extreme_logits_stay_finite(op, dtype, data):
     problem = data.draw(problems(op))
-    for name in data.draw(st.sets(st.sampled_from(("queries", "keys", "log_weights", "bias")), min_size=1)):
+    for name in data.draw(
+        st.sets(st.sampled_from(("queries", "keys", "pixel_bias", "token_bias")), min_size=1)
+    ):
         if name in problem.operands:
             problem.operands[name] *= 1e4
     operands = {

@@ -53,10 +53,10 @@ def test_merging_pieces_gives_the_whole(problem, data):
 
 
 @properties
-@given(seed=seeds, data=st.data(), shards=st.integers(1, 5), heads=st.integers(1, 3))
-def test_merge_takes_any_order_and_grouping(seed, data, shards, heads):
+@given(seed=seeds, data=st.data(), shards=st.integers(1, 5), num_heads=st.integers(1, 3))
+def test_merge_takes_any_order_and_grouping(seed, data, shards, num_heads):
     torch.manual_seed(seed)
-    tokens, lse = randn(shards, 2, 3, heads * 2), 3 * randn(shards, 2, heads * 3)
+    tokens, lse = randn(shards, 2, 3, num_heads * 2), 3 * randn(shards, 2, num_heads * 3)
     lse[torch.rand(shards, 2) < 0.3] = -torch.inf
     order = data.draw(st.permutations(range(shards)))
     ends = sorted(data.draw(st.sets(st.integers(1, shards))) | {0, shards})
@@ -69,7 +69,7 @@ def test_merge_takes_any_order_and_grouping(seed, data, shards, heads):
     assert_same(in_groups, merge, tokens=tokens, lse=lse)
 
 
-@pytest.mark.parametrize("by", ["mask", "log_weights"])
+@pytest.mark.parametrize("by", ["mask", "pixel_bias"])
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
 @properties
 @given(data=st.data())
@@ -80,7 +80,7 @@ def test_masking_a_pixel_is_leaving_it_out(op, by, data):
     mask = torch.zeros(batch, pixels, dtype=torch.bool)
     mask[:, keep] = True
     junk = data.draw(st.sampled_from([1e3, torch.nan, torch.inf]))
-    choice = {"mask": mask} if by == "mask" else {"log_weights": torch.where(mask, 0.0, -torch.inf).double()}
+    choice = {"mask": mask} if by == "mask" else {"pixel_bias": torch.where(mask, 0.0, -torch.inf).double()}
 
     def masked(**operands):
         for name in {"x", "residual"} & operands.keys():
@@ -102,9 +102,9 @@ def test_a_log_weight_of_log_k_is_repeating_the_pixel_k_times(problem, data):
     )
     repeated = torch.arange(pixels).repeat_interleave(counts)
 
-    def weighted(log_weights=0, **operands):
+    def weighted(pixel_bias=0, **operands):
         log_counts = counts.double().log().expand(operands["x"].shape[:2])
-        return solver(problem)(log_weights=log_weights + log_counts, **operands)
+        return solver(problem)(pixel_bias=pixel_bias + log_counts, **operands)
 
     def several(**operands):
         return solver(problem)(**at_pixels(operands, repeated))
@@ -113,47 +113,52 @@ def test_a_log_weight_of_log_k_is_repeating_the_pixel_k_times(problem, data):
 
 
 @properties
-@given(seed=seeds, heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
-def test_heads_of_tokenize_are_calls_on_channel_blocks(seed, heads, shared, sizes):
+@given(seed=seeds, num_heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
+def test_heads_of_tokenize_are_calls_on_channel_blocks(seed, num_heads, shared, sizes):
     torch.manual_seed(seed)
     tokens, width, pixels = sizes
-    queries = randn(heads * tokens, width) if shared else randn(2, heads * tokens, width)
+    queries = randn(num_heads * tokens, width) if shared else randn(2, num_heads * tokens, width)
 
-    def separately(x, queries, log_weights):
-        banks, blocks = queries.chunk(heads, -2), x.chunk(heads, -1)
+    def separately(x, queries, pixel_bias):
+        banks, blocks = queries.chunk(num_heads, -2), x.chunk(num_heads, -1)
         results = [
-            tokenize(block, bank, log_weights=log_weights, return_lse=True)
+            tokenize(block, bank, pixel_bias=pixel_bias, return_stats=True)
             for block, bank in zip(blocks, banks, strict=True)
         ]
         return tuple(torch.cat(part, -1) for part in zip(*results, strict=True))
 
     assert_same(
-        lambda **operands: tokenize(**operands, heads=heads, return_lse=True),
+        lambda **operands: tokenize(**operands, num_heads=num_heads, return_stats=True),
         separately,
-        x=randn(2, pixels, heads * width),
+        x=randn(2, pixels, num_heads * width),
         queries=queries,
-        log_weights=randn(2, pixels),
+        pixel_bias=randn(2, pixels),
     )
 
 
 @properties
-@given(seed=seeds, heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
-def test_heads_of_project_are_calls_for_channel_blocks(seed, heads, shared, sizes):
+@given(seed=seeds, num_heads=st.integers(1, 4), shared=st.booleans(), sizes=st.tuples(small, small, small))
+def test_heads_of_project_are_calls_for_channel_blocks(seed, num_heads, shared, sizes):
     torch.manual_seed(seed)
     tokens, width, pixels = sizes
     lead = () if shared else (2,)
 
-    def separately(x, keys, values, bias):
-        blocks = zip(keys.chunk(heads, -2), values.chunk(heads, -1), bias.chunk(heads, -1), strict=True)
-        return x + torch.cat([project(x, k, v, bias=b, residual=None) for k, v, b in blocks], -1)
+    def separately(x, keys, values, token_bias):
+        blocks = zip(
+            keys.chunk(num_heads, -2),
+            values.chunk(num_heads, -1),
+            token_bias.chunk(num_heads, -1),
+            strict=True,
+        )
+        return x + torch.cat([project(x, k, v, token_bias=b, residual=None) for k, v, b in blocks], -1)
 
     assert_same(
-        lambda **operands: project(**operands, heads=heads),
+        lambda **operands: project(**operands, num_heads=num_heads),
         separately,
-        x=randn(2, pixels, heads * width),
-        keys=randn(*lead, heads * tokens, heads * width),
-        values=randn(*lead, tokens, heads * width),
-        bias=randn(*lead, heads * tokens),
+        x=randn(2, pixels, num_heads * width),
+        keys=randn(*lead, num_heads * tokens, num_heads * width),
+        values=randn(*lead, tokens, num_heads * width),
+        token_bias=randn(*lead, num_heads * tokens),
     )
 
 
@@ -161,19 +166,23 @@ def test_heads_of_project_are_calls_for_channel_blocks(seed, heads, shared, size
 @properties
 @given(data=st.data())
 def test_a_bias_of_minus_infinity_is_leaving_the_token_out(op, data):
-    problem = data.draw(problems(op, never=("bias", "shared bias")))
-    heads = problem.options.get("heads", 1)
+    problem = data.draw(problems(op, never=("token_bias", "shared bias")))
+    num_heads = problem.options.get("num_heads", 1)
     batch, tokens = problem.operands["x"].shape[0], problem.operands["values"].shape[-2]
     keep = data.draw(st.lists(st.integers(0, tokens - 1), min_size=1, unique=True).map(sorted))
-    bias = torch.full((tokens,), -torch.inf, dtype=torch.float64)
-    bias[keep] = 0
-    bias = bias.repeat(heads) if data.draw(st.booleans()) else bias.repeat(batch, heads)
-    rows = [head * tokens + token for head in range(heads) for token in keep]
+    token_bias = torch.full((tokens,), -torch.inf, dtype=torch.float64)
+    token_bias[keep] = 0
+    token_bias = (
+        token_bias.repeat(num_heads) if data.draw(st.booleans()) else token_bias.repeat(batch, num_heads)
+    )
+    rows = [head * tokens + token for head in range(num_heads) for token in keep]
 
     def left_out(keys, values, **operands):
         return solver(problem)(keys=keys[..., rows, :], values=values[..., keep, :], **operands)
 
-    assert_same(lambda **operands: solver(problem)(bias=bias, **operands), left_out, **problem.operands)
+    assert_same(
+        lambda **operands: solver(problem)(token_bias=token_bias, **operands), left_out, **problem.operands
+    )
 
 
 @properties
@@ -181,37 +190,39 @@ def test_a_bias_of_minus_infinity_is_leaving_the_token_out(op, data):
 def test_project_tokenize_is_project_then_tokenize(problem):
     def composed(queries, **operands):
         pooling = {
-            name: operands.pop(name) for name in ("mask", "log_weights", "position") if name in operands
+            name: operands.pop(name) for name in ("mask", "pixel_bias", "extra_values") if name in operands
         }
         settings = {name: value for name, value in problem.options.items() if name != "return_map"}
         y = project(**operands, **settings)
-        pooled = tokenize(y, queries, **pooling, return_lse=True)
+        pooled = tokenize(y, queries, **pooling, return_stats=True)
         return (y, *pooled) if problem.options["return_map"] else pooled
 
     assert_same(solver(problem), composed, **problem.operands)
 
 
 @properties
-@given(problem=problems("tokenize", always=("position",), never=("heads",)))
+@given(problem=problems("tokenize", always=("extra_values",), never=("num_heads",)))
 def test_pooled_positions_are_linear_in_the_table(problem):
-    position = problem.operands.pop("position")
+    extra_values = problem.operands.pop("extra_values")
     channels = problem.operands["x"].shape[-1]
-    other = torch.randn_like(position)
+    other = torch.randn_like(extra_values)
 
     def pooled(table, operands):
-        return solver(problem)(position=table, **operands)[0][..., channels:]
+        return solver(problem)(extra_values=table, **operands)[0][..., channels:]
 
     assert_same(
-        lambda position, other, **operands: pooled(2 * position - 3 * other, operands),
-        lambda position, other, **operands: 2 * pooled(position, operands) - 3 * pooled(other, operands),
-        position=position,
+        lambda extra_values, other, **operands: pooled(2 * extra_values - 3 * other, operands),
+        lambda extra_values, other, **operands: (
+            2 * pooled(extra_values, operands) - 3 * pooled(other, operands)
+        ),
+        extra_values=extra_values,
         other=other,
         **problem.operands,
     )
 
 
 @properties
-@given(problem=problems("tokenize", never=("heads", "position"), batch=st.just(1)))
+@given(problem=problems("tokenize", never=("num_heads", "extra_values"), batch=st.just(1)))
 def test_the_map_as_its_own_table_gives_the_tokens_twice(problem):
-    tokens, _ = solver(problem)(position=problem.operands["x"][0], **problem.operands)
+    tokens, _ = solver(problem)(extra_values=problem.operands["x"][0], **problem.operands)
     assert_close(*tokens.chunk(2, -1))

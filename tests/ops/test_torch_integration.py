@@ -20,17 +20,17 @@ def raw_arguments(problem, dtype, keep_exact=True):
     """The arguments with which the public function would call the raw op."""
     operand = problem.leaves(dtype).get
     options = problem.options
-    heads = options.get("heads", 1)
+    num_heads = options.get("num_heads", 1)
     if problem.op == "tokenize":
-        tensors = [operand(name) for name in ("x", "queries", "mask", "log_weights", "position")]
-        return (*tensors, heads, keep_exact, problems.BACKEND)
-    residual_input = operand("residual") is None and "residual" not in options
+        tensors = [operand(name) for name in ("x", "queries", "mask", "pixel_bias", "extra_values")]
+        return (*tensors, num_heads, keep_exact, problems.BACKEND)
+    residual_is_input = operand("residual") is None and "residual" not in options
     if problem.op == "project":
-        tensors = [operand(name) for name in ("x", "keys", "values", "bias", "residual")]
-        return (*tensors, residual_input, heads, problems.BACKEND)
-    names = ("x", "keys", "values", "queries", "bias", "residual", "mask", "log_weights", "position")
+        tensors = [operand(name) for name in ("x", "keys", "values", "token_bias", "residual")]
+        return (*tensors, residual_is_input, num_heads, problems.BACKEND)
+    names = ("x", "keys", "values", "queries", "token_bias", "residual", "mask", "pixel_bias", "extra_values")
     tensors = [operand(name) for name in names]
-    return (*tensors, residual_input, heads, options["return_map"], keep_exact, problems.BACKEND)
+    return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact, problems.BACKEND)
 
 
 @pytest.mark.one_in(23)
@@ -38,14 +38,14 @@ def raw_arguments(problem, dtype, keep_exact=True):
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_opcheck(op, options, layout):
     problem = make(op, options, layout)
-    if "bias" in problem.operands:
-        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+    if "token_bias" in problem.operands:
+        problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
     torch.library.opcheck(RAW[op].raw, raw_arguments(problem, torch.float32))
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_in_bfloat16(op):
-    options = ("residual", "wide") if op != "tokenize" else ("position",)
+    options = ("residual", "wide") if op != "tokenize" else ("extra_values",)
     problem = make(op, options, "channels_last")
     torch.library.opcheck(
         RAW[op].raw,
@@ -57,7 +57,9 @@ def test_opcheck_in_bfloat16(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_of_the_backward(op):
-    problem = make(op, ("residual", "wide") if op != "tokenize" else ("mask", "position"), "channels_last")
+    problem = make(
+        op, ("residual", "wide") if op != "tokenize" else ("mask", "extra_values"), "channels_last"
+    )
     arguments = [
         value.detach() if isinstance(value, torch.Tensor) else value
         for value in raw_arguments(problem, widest())
@@ -88,7 +90,9 @@ def solve_with(function, problem):
 @pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
 @pytest.mark.parametrize("op", OPS)
 def test_compiled_with_dynamic_shapes(op, layout):
-    options = ("residual", "wide", "bias") if op == "project" else ("mask", "log_weights", "position")
+    options = (
+        ("residual", "wide", "token_bias") if op == "project" else ("mask", "pixel_bias", "extra_values")
+    )
     torch._dynamo.reset()
     torch._dynamo.config.error_on_recompile = True
     try:
@@ -130,7 +134,7 @@ class Model(torch.nn.Module):
         self.queries = torch.nn.Parameter(torch.randn(4, 8, dtype=widest()))
 
     def forward(self, x):
-        tokens, lse = vt_fast.tokenize(x.relu(), self.queries, return_lse=True)
+        tokens, lse = vt_fast.tokenize(x.relu(), self.queries, return_stats=True)
         y, tokens, _ = vt_fast.project_tokenize(x, tokens, tokens.sin(), self.queries)
         return vt_fast.project(y, tokens, tokens, residual=x).cos(), tokens, lse
 
@@ -160,7 +164,7 @@ def test_export_keeps_nodes_and_gradients(strict):
 
 @pytest.mark.parametrize("op", OPS)
 def test_func_grad(op):
-    problem = make(op, ("bias",) if op == "project" else ("log_weights", "position"))
+    problem = make(op, ("token_bias",) if op == "project" else ("pixel_bias", "extra_values"))
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
 
     def loss(plain, *values):
@@ -181,9 +185,9 @@ def test_func_grad(op):
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("op", OPS)
 def test_per_sample_gradients_by_vmap(op):
-    problem = make(op, ("shared", *(("bias",) if op == "project" else ("log_weights",))))
-    if "bias" in problem.operands:
-        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+    problem = make(op, ("shared", *(("token_bias",) if op == "project" else ("pixel_bias",))))
+    if "token_bias" in problem.operands:
+        problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
     shared = [name for name in problem.operands if name in ("queries", "keys", "values")]
     own = [name for name in problem.operands if name not in shared]
 
@@ -264,7 +268,7 @@ def test_checkpointing():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 def test_autocast(op, dtype, how):
-    problem = make(op, ("bias",) if op == "project" else ("log_weights", "mask"), "nchw")
+    problem = make(op, ("token_bias",) if op == "project" else ("pixel_bias", "mask"), "nchw")
     single = problem.leaves(torch.float32)
     # operands of both widths, as a model under autocast has them
     mixed = single | {"x": single["x"].detach().to(dtype).requires_grad_()}
@@ -295,9 +299,9 @@ def test_autocast(op, dtype, how):
 
 def test_autocast_does_not_reach_inside_the_ops():
     x, queries = torch.randn(2, 50, 16, dtype=torch.bfloat16), torch.randn(4, 16, dtype=torch.bfloat16)
-    outside = vt_fast.tokenize(x, queries, return_lse=True)
+    outside = vt_fast.tokenize(x, queries, return_stats=True)
     with torch.autocast(problems.device(), dtype=torch.bfloat16):
-        inside = vt_fast.tokenize(x, queries, return_lse=True)
+        inside = vt_fast.tokenize(x, queries, return_stats=True)
         leaf = x.clone().requires_grad_()
         (dx_inside,) = torch.autograd.grad(vt_fast.tokenize(leaf, queries).sum(), leaf)
     (dx,) = torch.autograd.grad(vt_fast.tokenize(leaf, queries).sum(), leaf)

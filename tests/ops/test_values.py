@@ -20,7 +20,7 @@ def test_equals_autograd_through_the_reference(op, options):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_layouts(op, layout):
-    assert_solved(make(op, ("log_weights",) if op == "tokenize" else ("residual", "wide"), layout))
+    assert_solved(make(op, ("pixel_bias",) if op == "tokenize" else ("residual", "wide"), layout))
 
 
 @pytest.mark.one_in(9)
@@ -57,7 +57,7 @@ def test_tiling_changes_nothing(op, elements, monkeypatch):
     from vt_fast.backends.eager import tiles
 
     monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", elements)
-    options = () if op == "project" else ("mask", "log_weights", "position", "shared")
+    options = () if op == "project" else ("mask", "pixel_bias", "extra_values", "shared")
     problem = make(op, options, "nchw", batch=3)
     if op != "project":
         problem.operands["mask"][0, :20] = False  # whole tiles without a valid pixel
@@ -69,9 +69,9 @@ def test_tiling_changes_nothing(op, elements, monkeypatch):
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_gradcheck(op, options, backend):
     problem = make(op, options, "nchw", channels=4, height=2, width=3, tokens=2, queries=2)
-    if "bias" in problem.operands:
+    if "token_bias" in problem.operands:
         # Finite differences cannot step away from -inf; test_values compares those with autograd.
-        problem.operands["bias"] = problem.operands["bias"].clamp(min=-1)
+        problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
     inputs = [problem.operands[name].detach().clone().requires_grad_() for name in names]
 
@@ -96,7 +96,7 @@ def test_bitwise_repeatable(op, dtype):
 @pytest.mark.one_in(3)
 @pytest.mark.parametrize("op", OPS)
 def test_only_needed_gradients_are_computed_and_are_the_same(op):
-    options = ("log_weights", "position") if op != "project" else ("bias", "residual", "wide")
+    options = ("pixel_bias", "extra_values") if op != "project" else ("token_bias", "residual", "wide")
     problem = make(op, options, "nchw")
     everything = problem.solve()
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]

@@ -70,16 +70,17 @@ CASES = {
     ),
     "dynamic_tokenizer": Case(
         lambda x, t, q, k, o: dynamic_tokenizer(
-            x, t, Projection(q), Projection(k, None, 2), heads=2, token=Projection(o)
+            x, t, Projection(q), Projection(k, None, 2), num_heads=2, token=Projection(o)
         ),
         [X, TOKENS, (4, 6), (4, 2), (6, 4)],
     ),
     "token_attention": Case(
-        lambda t, k, q: token_attention(t, Projection(k), Projection(q), heads=2), [TOKENS, (4, 6), (4, 6)]
+        lambda t, k, q: token_attention(t, Projection(k), Projection(q), num_heads=2),
+        [TOKENS, (4, 6), (4, 6)],
     ),
     "transformer": Case(
         lambda t, k, q, v, f, g: transformer(
-            t, Projection(k), Projection(q), Projection(f), Projection(g), value=Projection(v), heads=2
+            t, Projection(k), Projection(q), Projection(f), Projection(g), value=Projection(v), num_heads=2
         ),
         [TOKENS, (4, 6), (4, 6), (6, 6), (3, 6), (6, 3)],
     ),
@@ -92,12 +93,12 @@ CASES = {
         lambda t, a, f: graph_convolution(t, a, Projection(f)), [TOKENS, (2, 2), (6, 6)]
     ),
     "pixel_attention": Case(
-        lambda x, t, q, k: pixel_attention(x, t, Projection(q), Projection(k), heads=2),
+        lambda x, t, q, k: pixel_attention(x, t, Projection(q), Projection(k), num_heads=2),
         [X, TOKENS, (4, 4), (4, 6)],
     ),
     "projector": Case(
         lambda x, t, q, k, v, s: projector(
-            x, t, Projection(q), Projection(k), Projection(v), heads=2, scale=0.5, shortcut=Projection(s)
+            x, t, Projection(q), Projection(k), Projection(v), num_heads=2, scale=0.5, shortcut=Projection(s)
         ),
         [X, TOKENS, (4, 4), (4, 6), (2, 6), (2, 4)],
     ),
@@ -150,10 +151,10 @@ class Chain(torch.nn.Module):
         size = (feature_map.shape[2], feature_map.shape[3])
         dense, grouped = Projection(weight), Projection(weight[:, :2], None, 2)
         tokens = clustering_tokenizer(feature_map, 4, iterations=1)
-        tokens = transformer_v1(tokens, dense, dense, grouped, dense, heads=2)
+        tokens = transformer_v1(tokens, dense, dense, grouped, dense, num_heads=2)
         code = linear_position_code(spatial_attention(x, tokens), size, 2, weight)
-        tokens = dynamic_tokenizer(x, tokens, dense, grouped, heads=2)
-        return code, projector(x, tokens, grouped, None, dense, heads=2)
+        tokens = dynamic_tokenizer(x, tokens, dense, grouped, num_heads=2)
+        return code, projector(x, tokens, grouped, None, dense, num_heads=2)
 
 
 def test_sizes_may_be_symbols(make, close):

@@ -150,22 +150,22 @@ TABLE = [
         "`filters` must be (L, C) with C = 4, got (2, 3, 4)",
     ),
     (
-        lambda: dynamic_tokenizer(X, TOKENS, p(8, 4), p(4, 4), heads=2),
+        lambda: dynamic_tokenizer(X, TOKENS, p(8, 4), p(4, 4), num_heads=2),
         ValueError,
         "`tokens` must be (B, L, CT) with L even, got (2, 3, 8)",
     ),
     (
-        lambda: dynamic_tokenizer(X, z(2, 4, 8), p(8, 6), p(4, 4), heads=2),
+        lambda: dynamic_tokenizer(X, z(2, 4, 8), p(8, 6), p(4, 4), num_heads=2),
         ValueError,
         "the queries must be (B, L / 2, width) with B = 2, L / 2 = 2, width = 4, got (2, 2, 6)",
     ),
     (
         lambda: dynamic_tokenizer(X, z(2, 4, 8), p(8, 4), p(4, 4)),
         ValueError,
-        "the channels of the keys must be divisible by `heads`, got 4 and 16",
+        "the channels of the keys must be divisible by `num_heads`, got 4 and 16",
     ),
     (
-        lambda: dynamic_tokenizer(X, z(2, 4, 8), p(8, 4), p(4, 4), heads=2),
+        lambda: dynamic_tokenizer(X, z(2, 4, 8), p(8, 4), p(4, 4), num_heads=2),
         ValueError,
         "the new tokens must be (B, L / 2, CT) with B = 2, L / 2 = 2, CT = 8, got (2, 2, 4)",
     ),
@@ -176,14 +176,14 @@ TABLE = [
         "the queries must be (B, L, width) with B = 2, L = 3, width = 4, got (2, 3, 2)",
     ),
     (
-        lambda: token_attention(TOKENS, p(8, 4), p(8, 4), heads=0),
+        lambda: token_attention(TOKENS, p(8, 4), p(8, 4), num_heads=0),
         ValueError,
-        "`heads` must be at least 1, got 0",
+        "`num_heads` must be at least 1, got 0",
     ),
     (
-        lambda: transformer(TOKENS, p(8, 6), p(8, 6), p(8, 8), p(8, 8), heads=3),
+        lambda: transformer(TOKENS, p(8, 6), p(8, 6), p(8, 8), p(8, 8), num_heads=3),
         ValueError,
-        "the channels of the values must be divisible by `heads`, got 8 and 3",
+        "the channels of the values must be divisible by `num_heads`, got 8 and 3",
     ),
     (
         lambda: transformer(TOKENS, p(8, 4), p(8, 4), p(8, 6), p(6, 1)),  # broadcasting would accept it
@@ -218,9 +218,9 @@ TABLE = [
         "`tokens` must be (B, L, CT) with B = 2, got (1, 3, 4)",
     ),
     (
-        lambda: pixel_attention(X, z(2, 3, 4), None, None, heads=3),
+        lambda: pixel_attention(X, z(2, 3, 4), None, None, num_heads=3),
         ValueError,
-        "the channels of the queries must be divisible by `heads`, got 4 and 3",
+        "the channels of the queries must be divisible by `num_heads`, got 4 and 3",
     ),
     (
         lambda: projector(X, TOKENS, None, p(8, 4), None),

@@ -25,25 +25,25 @@ def test_hand_computed(close):
     close(projector(x, tokens, None, None, None), [[[0.5, 5.0], [math.log(3) + 0.75, 7.0]]])
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
 @pytest.mark.parametrize("biased", [True, False])
-def test_equation_5_against_a_loop_over_heads(make, close, heads, biased):
+def test_equation_5_against_a_loop_over_heads(make, close, num_heads, biased):
     x, tokens = make.tensor(2, 5, 8), make.tensor(2, 3, 6)
     query, key = make.projection(8, 4, groups=2, bias=biased), make.projection(6, 4, bias=biased)
     value = make.projection(6, 8, groups=2, bias=biased)
     queries, keys, values = linear(x, query), linear(tokens, key), linear(tokens, value)
     expected = x.clone()
     for b in range(2):
-        for h in range(heads):
-            block = slice(h * 4 // heads, (h + 1) * 4 // heads)
-            out = slice(h * 8 // heads, (h + 1) * 8 // heads)
+        for h in range(num_heads):
+            block = slice(h * 4 // num_heads, (h + 1) * 4 // num_heads)
+            out = slice(h * 8 // num_heads, (h + 1) * 8 // num_heads)
             for n in range(5):
                 weights = [
                     math.exp(0.7 * (queries[b, n, block] @ keys[b, t, block]).item()) for t in range(3)
                 ]
                 for t in range(3):
                     expected[b, n, out] += weights[t] / sum(weights) * values[b, t, out]
-    close(projector(x, tokens, query, key, value, heads=heads, scale=0.7), expected)
+    close(projector(x, tokens, query, key, value, num_heads=num_heads, scale=0.7), expected)
 
 
 def test_equation_5_as_printed(make, close):
@@ -63,14 +63,14 @@ def test_shortcut_changes_the_width(make, close):
 
 
 @settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 2**32 - 1), pixels=sizes, num_tokens=sizes, heads=st.sampled_from([1, 2]))
-def test_weights_are_a_distribution_over_the_tokens(maker, close, seed, pixels, num_tokens, heads):
+@given(seed=st.integers(0, 2**32 - 1), pixels=sizes, num_tokens=sizes, num_heads=st.sampled_from([1, 2]))
+def test_weights_are_a_distribution_over_the_tokens(maker, close, seed, pixels, num_tokens, num_heads):
     make = maker(seed)
     x, tokens = make.tensor(2, pixels, 4), make.tensor(2, num_tokens, 4)
-    weights = pixel_attention(x, tokens, None, None, heads=heads)
-    assert weights.shape == (2, heads, pixels, num_tokens)
+    weights = pixel_attention(x, tokens, None, None, num_heads=num_heads)
+    assert weights.shape == (2, num_heads, pixels, num_tokens)
     assert (weights >= 0).all()
-    close(weights.sum(dim=3), torch.ones(2, heads, pixels))
+    close(weights.sum(dim=3), torch.ones(2, num_heads, pixels))
 
 
 @settings(deadline=None, max_examples=50)
@@ -81,17 +81,17 @@ def test_equal_tokens_add_themselves_and_their_order_does_not_matter(maker, clos
     query, key = make.projection(4, 4), make.projection(4, 4)
     close(projector(x, token.expand(2, num_tokens, 4), query, key, None), x + token)
     tokens = make.tensor(2, num_tokens, 4)
-    shuffled = projector(x, tokens[:, make.permutation(num_tokens)], query, key, None, heads=2)
-    close(shuffled, projector(x, tokens, query, key, None, heads=2))
+    shuffled = projector(x, tokens[:, make.permutation(num_tokens)], query, key, None, num_heads=2)
+    close(shuffled, projector(x, tokens, query, key, None, num_heads=2))
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_query_projection_folds_into_keys_and_a_bias(make, close, heads):
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_query_projection_folds_into_keys_and_a_bias(make, close, num_heads):
     x, tokens = make.tensor(2, 5, 4), make.tensor(2, 3, 6)
     query, key = make.projection(4, 8), make.projection(6, 8)
-    weights = pixel_attention(x, tokens, query, key, heads=heads, scale=0.5)
-    for h in range(heads):
-        block = slice(h * 8 // heads, (h + 1) * 8 // heads)
+    weights = pixel_attention(x, tokens, query, key, num_heads=num_heads, scale=0.5)
+    for h in range(num_heads):
+        block = slice(h * 8 // num_heads, (h + 1) * 8 // num_heads)
         rows = 0.5 * linear(tokens, key)[..., block]
         logits = x @ (rows @ query.weight[block]).transpose(1, 2) + (rows @ query.bias[block]).unsqueeze(1)
         close(weights[:, h], logits.softmax(dim=2))

@@ -17,15 +17,15 @@ from vt_fast.reference.transformer import (
 )
 
 
-def loop_attention(tokens, key, query, values, heads=1, scale=1.0):
+def loop_attention(tokens, key, query, values, num_heads=1, scale=1.0):
     """T' of equation 3 with rows on the keys' side, one head and one pair of tokens at a time."""
     keys, queries = linear(tokens, key), linear(tokens, query)
     batch, length, width = keys.shape
     mixed = torch.zeros_like(tokens)
     for b in range(batch):
-        for h in range(heads):
-            block = slice(h * width // heads, (h + 1) * width // heads)
-            out = slice(h * values.shape[2] // heads, (h + 1) * values.shape[2] // heads)
+        for h in range(num_heads):
+            block = slice(h * width // num_heads, (h + 1) * width // num_heads)
+            out = slice(h * values.shape[2] // num_heads, (h + 1) * values.shape[2] // num_heads)
             for i in range(length):
                 weights = [
                     math.exp(scale * (keys[b, i, block] @ queries[b, j, block]).item()) for j in range(length)
@@ -43,35 +43,39 @@ def test_rows_are_the_keys_side(close):
     close(token_attention(tokens, key, query), [[[[0.25, 0.75], [0.5, 0.5]]]])
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_weights_sum_to_one_over_the_second_token(make, close, heads):
-    weights = token_attention(make.tensor(2, 5, 6), make.projection(6, 4), make.projection(6, 4), heads=heads)
-    assert weights.shape == (2, heads, 5, 5)
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_weights_sum_to_one_over_the_second_token(make, close, num_heads):
+    weights = token_attention(
+        make.tensor(2, 5, 6), make.projection(6, 4), make.projection(6, 4), num_heads=num_heads
+    )
+    assert weights.shape == (2, num_heads, 5, 5)
     assert (weights >= 0).all()
-    close(weights.sum(dim=3), torch.ones(2, heads, 5))
+    close(weights.sum(dim=3), torch.ones(2, num_heads, 5))
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("num_heads", [1, 2])
 @pytest.mark.parametrize("with_value", [True, False])
-def test_equations_3_and_4_against_a_loop(make, close, heads, with_value):
+def test_equations_3_and_4_against_a_loop(make, close, num_heads, with_value):
     tokens = make.tensor(2, 5, 6)
     key, query = make.projection(6, 4, groups=2), make.projection(6, 4)
     first, second = make.projection(6, 8, groups=2), make.projection(8, 6)
     value = make.projection(6, 6, groups=3) if with_value else None
     values = tokens if value is None else linear(tokens, value)
-    middle = loop_attention(tokens, key, query, values, heads, 0.7)
+    middle = loop_attention(tokens, key, query, values, num_heads, 0.7)
     hidden = torch.einsum("blt,ht->blh", middle, torch.block_diag(*first.weight.chunk(2))) + first.bias
     expected = middle + torch.einsum("blh,th->blt", hidden.clamp(min=0), second.weight) + second.bias
-    close(transformer(tokens, key, query, first, second, value=value, heads=heads, scale=0.7), expected)
+    close(
+        transformer(tokens, key, query, first, second, value=value, num_heads=num_heads, scale=0.7), expected
+    )
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_first_version_against_a_loop(make, close, heads):
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_first_version_against_a_loop(make, close, num_heads):
     tokens = make.tensor(2, 5, 6)
     key, query, value, layer = (make.projection(6, out) for out in (4, 4, 6, 6))
-    middle = loop_attention(tokens, key, query, linear(tokens, value), heads)
+    middle = loop_attention(tokens, key, query, linear(tokens, value), num_heads)
     expected = middle + middle @ layer.weight.T + layer.bias
-    close(transformer_v1(tokens, key, query, value, layer, heads=heads), expected)
+    close(transformer_v1(tokens, key, query, value, layer, num_heads=num_heads), expected)
 
 
 def test_equivariant_to_the_order_of_tokens(make, close):

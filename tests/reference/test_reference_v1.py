@@ -39,9 +39,9 @@ def test_static_tokenizer_takes_the_paper_position_code_as_a_table(make, close):
     close(static_tokenizer(x, filters, value=None, position=table, token=token), plain)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
 @pytest.mark.parametrize("with_value", [True, False])
-def test_dynamic_tokenizer_against_a_loop_over_heads(make, close, heads, with_value):
+def test_dynamic_tokenizer_against_a_loop_over_heads(make, close, num_heads, with_value):
     x, tokens = make.tensor(2, 9, 8), make.tensor(2, 6, 10)
     query, key = make.projection(10, 8, groups=2), make.projection(8, 8, groups=4)
     value = make.projection(8, 12, groups=4) if with_value else None
@@ -50,16 +50,17 @@ def test_dynamic_tokenizer_against_a_loop_over_heads(make, close, heads, with_va
     values = x if value is None else linear(x, value)
     new = torch.empty(2, 3, values.shape[2], dtype=torch.float64)
     for b in range(2):
-        for h in range(heads):
-            block = slice(h * 8 // heads, (h + 1) * 8 // heads)
+        for h in range(num_heads):
+            block = slice(h * 8 // num_heads, (h + 1) * 8 // num_heads)
             for i in range(3):
                 logits = [
-                    (keys[b, n, block] @ queries[b, i, block]).item() / math.sqrt(8 / heads) for n in range(9)
+                    (keys[b, n, block] @ queries[b, i, block]).item() / math.sqrt(8 / num_heads)
+                    for n in range(9)
                 ]
                 weights = torch.tensor([math.exp(logit) for logit in logits], dtype=torch.float64)
-                out = slice(h * values.shape[2] // heads, (h + 1) * values.shape[2] // heads)
+                out = slice(h * values.shape[2] // num_heads, (h + 1) * values.shape[2] // num_heads)
                 new[b, i, out] = weights / weights.sum() @ values[b, :, out]
-    result = dynamic_tokenizer(x, tokens, query, key, heads=heads, value=value, token=token)
+    result = dynamic_tokenizer(x, tokens, query, key, num_heads=num_heads, value=value, token=token)
     assert torch.equal(result[:, :3], tokens[:, 3:])
     close(result[:, 3:], new @ token.weight.T + token.bias)
 
@@ -67,6 +68,6 @@ def test_dynamic_tokenizer_against_a_loop_over_heads(make, close, heads, with_va
 def test_dynamic_tokenizer_has_sixteen_heads_by_default(make, close):
     x, tokens = make.tensor(1, 5, 32), make.tensor(1, 4, 32)
     query, key = make.projection(32, 32), make.projection(32, 32)
-    close(dynamic_tokenizer(x, tokens, query, key), dynamic_tokenizer(x, tokens, query, key, heads=16))
-    different = dynamic_tokenizer(x, tokens, query, key, heads=8)
+    close(dynamic_tokenizer(x, tokens, query, key), dynamic_tokenizer(x, tokens, query, key, num_heads=16))
+    different = dynamic_tokenizer(x, tokens, query, key, num_heads=8)
     assert (dynamic_tokenizer(x, tokens, query, key) - different).abs().max() > 1e-3

@@ -22,7 +22,7 @@ def test_values(options, layout, always):
 
 
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize("option", ["mask", "log_weights"])
+@pytest.mark.parametrize("option", ["mask", "pixel_bias"])
 def test_what_is_masked_is_not_looked_at(option, layout, always):
     problem = make("project_tokenize", ("no map", option), layout)
     masked = torch.zeros(problem.operands[option].flatten(1).shape, dtype=torch.bool)

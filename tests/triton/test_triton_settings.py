@@ -14,12 +14,12 @@ from vt_fast.backends.triton.launch import common
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Problem, Setting
 
 OPTIONS = {
-    "tokenize": ("mask", "log_weights", "position", "shared"),
-    "project": ("residual", "wide", "heads", "bias", "shared"),
-    "project_tokenize": ("heads", "bias"),
+    "tokenize": ("mask", "pixel_bias", "extra_values", "shared"),
+    "project": ("residual", "wide", "num_heads", "token_bias", "shared"),
+    "project_tokenize": ("num_heads", "token_bias"),
 }
 # With what the residual is x itself, keys have other lengths than queries, and nothing is shared.
-PLAIN = {"tokenize": ("mask", "heads"), "project": (), "project_tokenize": ("mask", "log_weights")}
+PLAIN = {"tokenize": ("mask", "num_heads"), "project": (), "project_tokenize": ("mask", "pixel_bias")}
 
 SETTINGS = [
     Setting(16, 16, 1, STREAM, 4, 2),
@@ -107,7 +107,7 @@ def test_parts_across_samples_change_nothing(form, parts, use, pretend_processor
     monkeypatch.setattr(plan, "_affordable", lambda x, part_bytes: parts)
     pretend_processors(1)
     use(Setting(16, 16, 2, form, 4, 2))
-    check(make("tokenize", ("shared", "heads", "mask"), "channels_last", height=7, width=5, batch=7))
+    check(make("tokenize", ("shared", "num_heads", "mask"), "channels_last", height=7, width=5, batch=7))
 
 
 @pytest.mark.parametrize("op", OPS)

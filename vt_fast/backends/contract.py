@@ -1,6 +1,7 @@
 """What a backend implements, and with which arguments.
 
-The records hold the arguments of the ops, in the order of their schemas. They have been checked. A map
+The records hold the arguments of the ops in the order of their schemas, but for the backend's name, which
+comes last there. They have been checked. A map
 is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares lacks its first dimension.
 """
 
@@ -17,11 +18,10 @@ class Tokenize(NamedTuple):
     x: Tensor
     queries: Tensor
     mask: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
-    heads: int
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
+    num_heads: int
     keep_exact: bool
-    backend: str
 
 
 class TokenizeBackward(NamedTuple):
@@ -32,26 +32,24 @@ class TokenizeBackward(NamedTuple):
     x: Tensor
     queries: Tensor
     mask: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
     tokens: Tensor
     lse: Tensor
-    heads: int
+    num_heads: int
     needs: list[bool]
-    backend: str
 
 
 class Project(NamedTuple):
-    """A call of project. The residual is x if ``residual_input``, else the map ``residual``, else none."""
+    """A call of project. The residual is x if ``residual_is_input``, else the map ``residual``, else none."""
 
     x: Tensor
     keys: Tensor
     values: Tensor
-    bias: Tensor | None
+    token_bias: Tensor | None
     residual: Tensor | None
-    residual_input: bool
-    heads: int
-    backend: str
+    residual_is_input: bool
+    num_heads: int
 
 
 class ProjectBackward(NamedTuple):
@@ -61,11 +59,10 @@ class ProjectBackward(NamedTuple):
     x: Tensor
     keys: Tensor
     values: Tensor
-    bias: Tensor | None
-    residual_input: bool
-    heads: int
+    token_bias: Tensor | None
+    residual_is_input: bool
+    num_heads: int
     needs: list[bool]
-    backend: str
 
 
 class ProjectTokenize(NamedTuple):
@@ -75,16 +72,15 @@ class ProjectTokenize(NamedTuple):
     keys: Tensor
     values: Tensor
     queries: Tensor
-    bias: Tensor | None
+    token_bias: Tensor | None
     residual: Tensor | None
     mask: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
-    residual_input: bool
-    heads: int
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
+    residual_is_input: bool
+    num_heads: int
     return_map: bool
     keep_exact: bool
-    backend: str
 
 
 class ProjectTokenizeBackward(NamedTuple):
@@ -97,17 +93,16 @@ class ProjectTokenizeBackward(NamedTuple):
     keys: Tensor
     values: Tensor
     queries: Tensor
-    bias: Tensor | None
+    token_bias: Tensor | None
     residual: Tensor | None
     mask: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
     tokens: Tensor
     lse: Tensor
-    residual_input: bool
-    heads: int
+    residual_is_input: bool
+    num_heads: int
     needs: list[bool]
-    backend: str
 
 
 Call: TypeAlias = Tokenize | Project | ProjectTokenize
@@ -118,8 +113,8 @@ class TokenizeGradients(NamedTuple):
 
     x: Tensor | None
     queries: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
 
 
 class ProjectGradients(NamedTuple):
@@ -128,7 +123,7 @@ class ProjectGradients(NamedTuple):
     x: Tensor | None
     keys: Tensor | None
     values: Tensor | None
-    bias: Tensor | None
+    token_bias: Tensor | None
 
 
 class ProjectTokenizeGradients(NamedTuple):
@@ -138,10 +133,10 @@ class ProjectTokenizeGradients(NamedTuple):
     keys: Tensor | None
     values: Tensor | None
     queries: Tensor | None
-    bias: Tensor | None
+    token_bias: Tensor | None
     residual: Tensor | None
-    log_weights: Tensor | None
-    position: Tensor | None
+    pixel_bias: Tensor | None
+    extra_values: Tensor | None
 
 
 class Backend(Protocol):
@@ -164,7 +159,7 @@ class Backend(Protocol):
         """
 
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, C + P) and lse (B, heads * L)."""
+        """Tokens (B, L, C + P) and lse (B, num_heads * L)."""
 
     def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:
         """The gradients that are needed."""

@@ -141,13 +141,12 @@ def _tokenize(backend: str) -> Op:
 
 
 def _project(backend: str) -> Op:
-    return lambda x, tokens: (functional.project(x, tokens, tokens, backend=backend),)
+    return lambda x, tokens: (functional.project(x, tokens, tokens, residual=x, backend=backend),)
 
 
 def _project_tokenize(backend: str) -> Op:
     def run(x: Tensor, tokens: Tensor, queries: Tensor) -> Results:
-        # The third result is the log of the softmax's sum, which the plain code does not give.
-        y, pooled, _ = functional.project_tokenize(x, tokens, tokens, queries, backend=backend)
+        y, pooled = functional.project_tokenize(x, tokens, tokens, queries, residual=x, backend=backend)
         return (pooled,) if y is None else (y, pooled)
 
     return run

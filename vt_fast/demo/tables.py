@@ -19,16 +19,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         if len(row) != len(head):
             raise ValueError(f"`rows` must have {len(head)} cells each, got {len(row)}: {row}")
     # A cell of the head may have two lines.
-    heads = [[part.rpartition("\n")[0] for part in head], [part.rpartition("\n")[2] for part in head]]
-    heads = heads if any(heads[0]) else heads[1:]
-    widths = [max(len(row[column]) for row in [*heads, *rows]) for column in range(len(head))]
+    num_heads = [[part.rpartition("\n")[0] for part in head], [part.rpartition("\n")[2] for part in head]]
+    num_heads = num_heads if any(num_heads[0]) else num_heads[1:]
+    widths = [max(len(row[column]) for row in [*num_heads, *rows]) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([*map(line, heads), line(["-" * width for width in widths]), *map(line, rows)])
+    return "\n".join([*map(line, num_heads), line(["-" * width for width in widths]), *map(line, rows)])
 
 
 def wrapped(*notes: str) -> str:

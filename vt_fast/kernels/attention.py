@@ -19,10 +19,12 @@ def padded_rows(
 
 
 @triton.jit
-def load_bias(bias, head, token, row_ok, HAS_BIAS: tl.constexpr, TOKENS: tl.constexpr, ACC: tl.constexpr):
+def load_bias(
+    token_bias, head, token, row_ok, HAS_TOKEN_BIAS: tl.constexpr, TOKENS: tl.constexpr, ACC: tl.constexpr
+):
     """Each row's bias, -inf for a row that is removed or not there."""
-    if HAS_BIAS:
-        return tl.load(bias + head * TOKENS + token, mask=row_ok, other=-float("inf")).to(ACC)
+    if HAS_TOKEN_BIAS:
+        return tl.load(token_bias + head * TOKENS + token, mask=row_ok, other=-float("inf")).to(ACC)
     else:
         return tl.where(row_ok, 0.0, -float("inf")).to(ACC)
 
@@ -57,12 +59,12 @@ def own_channels(channels, head, CHANNELS: tl.constexpr, HEADS: tl.constexpr):
 
 @triton.jit
 def softmax_over_tokens(
-    scores, bias, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr, LIMIT: tl.constexpr
+    scores, token_bias, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr, LIMIT: tl.constexpr
 ):
     """[pixels, rows] of weights: 0 in removed rows, and in heads all of whose rows are removed."""
     TILE: tl.constexpr = scores.shape[0]
-    removed = bias == -float("inf")
-    scores = tl.where(removed[None, :], -float("inf"), scores + bias[None, :])
+    removed = token_bias == -float("inf")
+    scores = tl.where(removed[None, :], -float("inf"), scores + token_bias[None, :])
     if HEADS_PADDED == 1:
         base = tl.minimum(tl.maximum(tl.max(scores, 1), -LIMIT), LIMIT)
         weights = tl.exp(scores - base[:, None])

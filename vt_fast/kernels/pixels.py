@@ -12,24 +12,24 @@ def taking_part(
     end,
     first,
     mask,
-    log_weights,
+    pixel_bias,
     TILE: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_LOG_WEIGHTS: tl.constexpr,
+    HAS_PIXEL_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """A tile's pixels, whether they are there, whether they take part, and their log weights (0 for none).
 
-    ``first``: the sample's first entry in mask and log_weights.
+    ``first``: the sample's first entry in mask and pixel_bias.
     """
     n = start + indices(TILE, WIDE)
     inside = n < end
     ok = inside
     if HAS_MASK:
         ok = ok & (tl.load(mask + first + n, mask=ok, other=0) != 0)
-    if HAS_LOG_WEIGHTS:
-        weight = tl.load(log_weights + first + n, mask=ok, other=-float("inf")).to(ACC)
+    if HAS_PIXEL_BIAS:
+        weight = tl.load(pixel_bias + first + n, mask=ok, other=-float("inf")).to(ACC)
         ok = ok & (weight != -float("inf"))
         weight = tl.where(ok, weight, 0.0)
     else:

@@ -18,8 +18,8 @@ def project_forward(
     keys_batch,
     values,
     values_batch,
-    bias,
-    bias_batch,
+    token_bias,
+    token_bias_batch,
     residual,
     r_batch,
     r_row,
@@ -44,7 +44,7 @@ def project_forward(
     TOKENS_PADDED: tl.constexpr,
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_TOKEN_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RESIDUAL_INPUT: tl.constexpr,
     ACC: tl.constexpr,
@@ -76,7 +76,9 @@ def project_forward(
     y += sample * y_batch * ALIGN
     keys += sample * keys_batch
     values += sample * values_batch
-    row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
+    row_bias = load_bias(
+        token_bias + sample * token_bias_batch, head, token, row_ok, HAS_TOKEN_BIAS, TOKENS, ACC
+    )
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
     n = program % tiles_each * TILE + indices(TILE, WIDE)
     ok = n < pixels

@@ -46,8 +46,8 @@ def project_backward(
     keys_batch,
     values,
     values_batch,
-    bias,
-    bias_batch,
+    token_bias,
+    token_bias_batch,
     dx,
     dx_batch,
     dx_row,
@@ -55,7 +55,7 @@ def project_backward(
     dx_channel,
     part_dkeys,
     part_dvalues,
-    part_dbias,
+    part_dtoken_bias,
     pixels,
     width,
     splits,
@@ -72,12 +72,12 @@ def project_backward(
     TOKENS_PADDED: tl.constexpr,
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_TOKEN_BIAS: tl.constexpr,
     RESIDUAL_INPUT: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_KEYS: tl.constexpr,
     NEEDS_VALUES: tl.constexpr,
-    NEEDS_BIAS: tl.constexpr,
+    NEEDS_TOKEN_BIAS: tl.constexpr,
     ACC: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -116,13 +116,15 @@ def project_backward(
     dx += sample * dx_batch * ALIGN
     keys += sample * keys_batch
     values += sample * values_batch
-    row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
+    row_bias = load_bias(
+        token_bias + sample * token_bias_batch, head, token, row_ok, HAS_TOKEN_BIAS, TOKENS, ACC
+    )
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
     pixels *= PIXEL_ALIGN
 
     dkeys = zero_sums(OWN, CHUNK, ROWS, ACC)
     dvalues = zero_sums(OWN, CHUNK, ROWS, ACC)
-    dbias = tl.zeros((ROWS,), ACC)
+    dtoken_bias = tl.zeros((ROWS,), ACC)
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
@@ -163,8 +165,8 @@ def project_backward(
         inner = softmax_over_tokens_backward(weights, grads, HEADS_PADDED, TOKENS_PADDED)
         weights = tl.where(ok[:, None], weights, 0.0)
         inner = tl.where(ok[:, None], inner, 0.0)
-        if NEEDS_BIAS:
-            dbias += tl.sum(inner, 0)
+        if NEEDS_TOKEN_BIAS:
+            dtoken_bias += tl.sum(inner, 0)
         weights = weights.to(x.dtype.element_ty)
         inner = inner.to(x.dtype.element_ty)
 
@@ -226,6 +228,6 @@ def project_backward(
                     part_dvalues, part, k, head, token, is_row, added, False, OUT_CHANNELS, HEADS, TOKENS,
                     True,
                 )  # fmt: skip
-    if NEEDS_BIAS:
+    if NEEDS_TOKEN_BIAS:
         if block == 0:
-            store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)
+            store_dbias(part_dtoken_bias, part, row, is_row, dtoken_bias, HEADS * TOKENS)

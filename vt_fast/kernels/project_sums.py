@@ -119,6 +119,6 @@ def store_dvalues(
 
 
 @triton.jit
-def store_dbias(part_dbias, part, row, row_ok, sums, ROWS: tl.constexpr):
+def store_dbias(part_dtoken_bias, part, row, row_ok, sums, ROWS: tl.constexpr):
     """Sums [rows] of a part. part_dbias (parts, ROWS)."""
-    tl.store(part_dbias + part * ROWS + row, sums.to(part_dbias.dtype.element_ty), mask=row_ok)
+    tl.store(part_dtoken_bias + part * ROWS + row, sums.to(part_dtoken_bias.dtype.element_ty), mask=row_ok)

@@ -30,8 +30,8 @@ def project_tokenize_forward(
     keys_batch,
     values,
     values_batch,
-    bias,
-    bias_batch,
+    token_bias,
+    token_bias_batch,
     residual,
     r_batch,
     r_row,
@@ -40,7 +40,7 @@ def project_tokenize_forward(
     queries,
     queries_batch,
     mask,
-    log_weights,
+    pixel_bias,
     table,
     y,
     y_batch,
@@ -73,11 +73,11 @@ def project_tokenize_forward(
     OUT_CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
     COLUMNS_PADDED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_TOKEN_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RESIDUAL_INPUT: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_LOG_WEIGHTS: tl.constexpr,
+    HAS_PIXEL_BIAS: tl.constexpr,
     STORE: tl.constexpr,
     DIRECT: tl.constexpr,
     ACC: tl.constexpr,
@@ -124,7 +124,9 @@ def project_tokenize_forward(
     values += sample * values_batch
     queries += sample * queries_batch
     to_tokens = tokens + part * (QUERIES * WIDTH) + q[None, :] * WIDTH
-    row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
+    row_bias = load_bias(
+        token_bias + sample * token_bias_batch, head, token, row_ok, HAS_TOKEN_BIAS, TOKENS, ACC
+    )
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
     mixed = mix(
         values, head, token, row_ok, queries, q, query_ok, c, OUT_CHANNELS, HEADS, OUT_CHANNELS,
@@ -146,7 +148,7 @@ def project_tokenize_forward(
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
         n, inside, ok, weight = taking_part(
-            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+            start, end, sample * pixels, mask, pixel_bias, TILE, HAS_MASK, HAS_PIXEL_BIAS, WIDE, ACC
         )
         # Where the map is written, masked pixels of it are too.
         wanted = inside if STORE else ok
@@ -187,14 +189,14 @@ def project_tokenize_forward(
                     logits = product(tile, query, logits, PRECISION, WIDEN)
         projected = softmax_over_tokens(scores, row_bias, HEADS_PADDED, TOKENS_PADDED, LIMIT)
         logits = tl.dot(projected, mixed, logits, input_precision=SMALL_PRECISION, out_dtype=ACC)
-        if HAS_LOG_WEIGHTS:
+        if HAS_PIXEL_BIAS:
             logits += weight[:, None]
         weights, scale, highest, total, pooled, seen = softmax_over_pixels(
             logits, ok, highest, total, pooled, seen, LIMIT, x.dtype.element_ty
         )
         projected = projected.to(x.dtype.element_ty)
         of_tokenized = projected
-        if HAS_MASK or HAS_LOG_WEIGHTS:
+        if HAS_MASK or HAS_PIXEL_BIAS:
             of_tokenized = tl.where(ok[:, None], projected, 0.0)
         kept = kept_rows(row_sums, LOOPS) * scale[None, :]
         row_sums = add_outer(of_tokenized, weights, kept, PRECISION, WIDEN)
@@ -226,7 +228,7 @@ def project_tokenize_forward(
                     store_chunk(y, to, k, y_channel, inside, out, OUT_CHANNELS, Y_LAYOUT, ALIGN, OWN_RAGGED)
                 added = sums[i] * scale[None, :]
                 if HAS_BASE:
-                    if STORE and (HAS_MASK or HAS_LOG_WEIGHTS):
+                    if STORE and (HAS_MASK or HAS_PIXEL_BIAS):
                         tile = tl.where(ok[:, None], tile, 0.0)
                     added = product(tl.trans(tile), weights, added, PRECISION, WIDEN)
                 if LOOPS > 1:

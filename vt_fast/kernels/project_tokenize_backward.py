@@ -35,8 +35,8 @@ def project_tokenize_backward(
     keys_batch,
     values,
     values_batch,
-    bias,
-    bias_batch,
+    token_bias,
+    token_bias_batch,
     residual,
     r_batch,
     r_row,
@@ -45,7 +45,7 @@ def project_tokenize_backward(
     queries,
     queries_batch,
     mask,
-    log_weights,
+    pixel_bias,
     table,
     lse,
     delta,
@@ -61,9 +61,9 @@ def project_tokenize_backward(
     dr_channel,
     part_dkeys,
     part_dvalues,
-    part_dbias,
+    part_dtoken_bias,
     part_dqueries,
-    dlog_weights,
+    dpixel_bias,
     attention,
     pixels,
     width,
@@ -88,18 +88,18 @@ def project_tokenize_backward(
     COLUMNS: tl.constexpr,
     COLUMNS_PADDED: tl.constexpr,
     HAS_GRAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_TOKEN_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     RESIDUAL_INPUT: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_LOG_WEIGHTS: tl.constexpr,
+    HAS_PIXEL_BIAS: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_KEYS: tl.constexpr,
     NEEDS_VALUES: tl.constexpr,
     NEEDS_QUERIES: tl.constexpr,
-    NEEDS_BIAS: tl.constexpr,
+    NEEDS_TOKEN_BIAS: tl.constexpr,
     NEEDS_RESIDUAL: tl.constexpr,
-    NEEDS_LOG_WEIGHTS: tl.constexpr,
+    NEEDS_PIXEL_BIAS: tl.constexpr,
     NEEDS_ATTENTION: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -130,7 +130,7 @@ def project_tokenize_backward(
     ROWS: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
     WIDTH: tl.constexpr = OUT_CHANNELS + COLUMNS
     ACC: tl.constexpr = lse.dtype.element_ty
-    MASKED: tl.constexpr = HAS_MASK or HAS_LOG_WEIGHTS
+    MASKED: tl.constexpr = HAS_MASK or HAS_PIXEL_BIAS
     program = tl.program_id(0)
     block = program % BLOCKS
     split = program // BLOCKS % splits
@@ -151,7 +151,9 @@ def project_tokenize_backward(
     values += sample * values_batch
     queries += sample * queries_batch
     grad_tokens += sample * (QUERIES * WIDTH)
-    row_bias = load_bias(bias + sample * bias_batch, head, token, row_ok, HAS_BIAS, TOKENS, ACC)
+    row_bias = load_bias(
+        token_bias + sample * token_bias_batch, head, token, row_ok, HAS_TOKEN_BIAS, TOKENS, ACC
+    )
     row_ok = row_bias != -float("inf")  # what a removed row holds must not be looked at
     rows = (head, token, row, row_ok, is_row)
     some_queries = (q, query_ok)
@@ -170,14 +172,14 @@ def project_tokenize_backward(
     dkeys = zero_sums(OWN, CHUNK, ROWS, ACC)
     dvalues = zero_sums(OWN, CHUNK, ROWS, ACC)
     dqueries = zero_sums(OWN, CHUNK, QUERIES_PADDED, ACC)
-    dbias = tl.zeros((ROWS,), ACC)
+    dtoken_bias = tl.zeros((ROWS,), ACC)
     pooled_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
     inner_rows = tl.zeros((ROWS, QUERIES_PADDED), ACC)
     begin = split * per_split
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
         n, inside, ok, weight = taking_part(
-            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+            start, end, sample * pixels, mask, pixel_bias, TILE, HAS_MASK, HAS_PIXEL_BIAS, WIDE, ACC
         )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         from_grad = pixel_offsets(n, width, g_row, g_column, G_LAYOUT, ALIGN)
@@ -209,7 +211,7 @@ def project_tokenize_backward(
             entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
             of_table = load_rows(grad_tokens + OUT_CHANNELS, q, WIDTH, p, query_ok, p < COLUMNS, True)
             grads = product(entries, of_table, grads, PRECISION, WIDEN)
-        if HAS_LOG_WEIGHTS:
+        if HAS_PIXEL_BIAS:
             logits += weight[:, None]
         weights = tl.exp(logits - log_sums[None, :])
         inner = weights * (grads - means[None, :])
@@ -217,8 +219,8 @@ def project_tokenize_backward(
         weights = tl.where(use, weights, 0.0)
         inner = tl.where(use, inner, 0.0)
         if block == 0:
-            if NEEDS_LOG_WEIGHTS:
-                tl.store(dlog_weights + sample * pixels + n, tl.sum(inner, 1), mask=inside)
+            if NEEDS_PIXEL_BIAS:
+                tl.store(dpixel_bias + sample * pixels + n, tl.sum(inner, 1), mask=inside)
             if NEEDS_ATTENTION:
                 to_attention = attention + (sample * pixels + n)[:, None] * QUERIES + q[None, :]
                 tl.store(to_attention, weights, mask=inside[:, None] & query_ok[None, :])
@@ -229,8 +231,8 @@ def project_tokenize_backward(
         dprojected += tl.where(ok[:, None], through, 0.0)
         dscores = softmax_over_tokens_backward(projected, dprojected, HEADS_PADDED, TOKENS_PADDED)
         dscores = tl.where(used[:, None], dscores, 0.0)
-        if NEEDS_BIAS:
-            dbias += tl.sum(dscores, 0)
+        if NEEDS_TOKEN_BIAS:
+            dtoken_bias += tl.sum(dscores, 0)
         projected = projected.to(x.dtype.element_ty)
         dscores = dscores.to(x.dtype.element_ty)
         of_tokenized = projected
@@ -281,5 +283,5 @@ def project_tokenize_backward(
                 added = add_mixed(value, inner_rows, dqueries[i], PRECISION, WIDEN)
                 store_dkeys(part_dqueries, part, k, q, query_ok, added, False, OUT_CHANNELS, QUERIES, True)
     if block == 0:
-        if NEEDS_BIAS:
-            store_dbias(part_dbias, part, row, is_row, dbias, HEADS * TOKENS)
+        if NEEDS_TOKEN_BIAS:
+            store_dbias(part_dtoken_bias, part, row, is_row, dtoken_bias, HEADS * TOKENS)

@@ -27,7 +27,7 @@ def tokenize_forward(
     queries,
     queries_batch,
     mask,
-    log_weights,
+    pixel_bias,
     table,
     tokens,
     lse,
@@ -50,7 +50,7 @@ def tokenize_forward(
     COLUMNS: tl.constexpr,
     COLUMNS_PADDED: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_LOG_WEIGHTS: tl.constexpr,
+    HAS_PIXEL_BIAS: tl.constexpr,
     DIRECT: tl.constexpr,
     ACC: tl.constexpr,
     TILE: tl.constexpr,
@@ -113,7 +113,7 @@ def tokenize_forward(
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
         n, _inside, ok, weight = taking_part(
-            start, end, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+            start, end, sample * pixels, mask, pixel_bias, TILE, HAS_MASK, HAS_PIXEL_BIAS, WIDE, ACC
         )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         logits = tl.zeros((TILE, TOKENS_PADDED), ACC)
@@ -130,7 +130,7 @@ def tokenize_forward(
                 tile = load_chunk(x, at, k, x_channel, ok, CHANNELS, LAYOUT, ALIGN, RAGGED)
                 row = load_rows(queries, l, CHANNELS, k, token_ok, k < CHANNELS, RAGGED)
                 logits = product(tile, row, logits, PRECISION, WIDEN)
-        if HAS_LOG_WEIGHTS:
+        if HAS_PIXEL_BIAS:
             logits += weight[:, None]
         weights, scale, highest, total, pooled, seen = softmax_over_pixels(
             logits, ok, highest, total, pooled, seen, LIMIT, x.dtype.element_ty

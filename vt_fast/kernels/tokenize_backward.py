@@ -28,7 +28,7 @@ def tokenize_backward(
     queries_batch,
     grad_tokens,
     mask,
-    log_weights,
+    pixel_bias,
     table,
     lse,
     delta,
@@ -38,7 +38,7 @@ def tokenize_backward(
     dx_column,
     dx_channel,
     part_dqueries,
-    dlog_weights,
+    dpixel_bias,
     attention,
     pixels,
     width,
@@ -58,10 +58,10 @@ def tokenize_backward(
     COLUMNS: tl.constexpr,
     COLUMNS_PADDED: tl.constexpr,
     HAS_MASK: tl.constexpr,
-    HAS_LOG_WEIGHTS: tl.constexpr,
+    HAS_PIXEL_BIAS: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_QUERIES: tl.constexpr,
-    NEEDS_LOG_WEIGHTS: tl.constexpr,
+    NEEDS_PIXEL_BIAS: tl.constexpr,
     NEEDS_ATTENTION: tl.constexpr,
     ACROSS: tl.constexpr,
     TILE: tl.constexpr,
@@ -79,7 +79,7 @@ def tokenize_backward(
     Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
     them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
     samples. grad_tokens (B, TOKENS, HEADS * CHANNELS + COLUMNS) in x's dtype; lse and delta
-    (B, HEADS * TOKENS); part_dqueries (B, parts, HEADS, TOKENS, CHANNELS), ACROSS without B; dlog_weights
+    (B, HEADS * TOKENS); part_dqueries (B, parts, HEADS, TOKENS, CHANNELS), ACROSS without B; dpixel_bias
     (HEADS, B, pixels); attention (B, pixels, TOKENS), the weights, where a gradient is wanted to which all
     samples contribute.
     """
@@ -121,7 +121,7 @@ def tokenize_backward(
             sample = only
             start = tile_index * TILE
         n, inside, ok, weight = taking_part(
-            start, pixels, sample * pixels, mask, log_weights, TILE, HAS_MASK, HAS_LOG_WEIGHTS, WIDE, ACC
+            start, pixels, sample * pixels, mask, pixel_bias, TILE, HAS_MASK, HAS_PIXEL_BIAS, WIDE, ACC
         )
         at = pixel_offsets(n, width, x_row, x_column, LAYOUT, ALIGN)
         to = pixel_offsets(n, width, dx_row, dx_column, DX_LAYOUT, ALIGN)
@@ -158,7 +158,7 @@ def tokenize_backward(
             entries = load_entries(table, n, ok, COLUMNS, COLUMNS_PADDED)
             of_table = load_rows(grad + CHANNELS, l, WIDTH, p, token_ok, p < COLUMNS, True)
             grads = product(entries, of_table, grads, PRECISION, WIDEN)
-        if HAS_LOG_WEIGHTS:
+        if HAS_PIXEL_BIAS:
             logits += weight[:, None]
         weights = tl.exp(logits - log_sums[None, :])
         inner = weights * (grads - means[None, :])
@@ -166,8 +166,8 @@ def tokenize_backward(
         weights = tl.where(use, weights, 0.0)
         inner = tl.where(use, inner, 0.0)
         if block == 0:
-            if NEEDS_LOG_WEIGHTS:
-                to_weights = dlog_weights + (head * batch + sample) * pixels + n
+            if NEEDS_PIXEL_BIAS:
+                to_weights = dpixel_bias + (head * batch + sample) * pixels + n
                 tl.store(to_weights, tl.sum(inner, 1), mask=inside)
             if NEEDS_ATTENTION:
                 to_attention = attention + (sample * pixels + n)[:, None] * TOKENS + l[None, :]
@@ -187,7 +187,7 @@ def tokenize_backward(
                     out = product(weights, tl.trans(token_grad), out, PRECISION, WIDEN)
                     query_row = load_rows(query, l, CHANNELS, k, token_ok, k < CHANNELS, OWN_RAGGED)
                     out = product(inner, tl.trans(query_row), out, PRECISION, WIDEN)
-                    if HAS_MASK or HAS_LOG_WEIGHTS:
+                    if HAS_MASK or HAS_PIXEL_BIAS:
                         # A pixel that takes no part has a gradient of 0, whatever the others are.
                         out = tl.where(ok[:, None], out, 0.0)
                     store_chunk(

@@ -44,8 +44,8 @@ def vt_stack(
     relation: str = "transformer",
     projector: bool = True,
     position: str | PositionCode | None = None,
-    heads: int | None = None,
-    token_heads: int = 1,
+    num_heads: int | None = None,
+    num_token_heads: int = 1,
     token_groups: int = 4,
     group_width: int | None = 64,
     norm: bool | str = "batch",
@@ -74,8 +74,8 @@ def vt_stack(
         projector: False for no projector: later modules are a token relation alone.
         position: a position code on the first tokenizer: "conv" (the first version's) or "linear", both of a
             grid of 14 x 14 and with 49 numbers, or one of your own; None for none.
-        heads: of projectors and dynamic tokenizers; by default 16 with "v1", as there, else 1.
-        token_heads: of the token transformer.
+        num_heads: of projectors and dynamic tokenizers; by default 16 with "v1", as there, else 1.
+        num_token_heads: of the token transformer.
         token_groups: groups of its key, query and value.
         group_width: channels in each group of the tokenizers' value and key and of the projectors' query
             convolutions; None for ungrouped queries, and tokenizers without these convolutions.
@@ -107,14 +107,14 @@ def vt_stack(
     code = _choice("position", position, POSITIONS)() if isinstance(position, str) else position
     if width is None:
         width = max(channels, min(2 * channels, token_channels))
-    if heads is None:
-        heads = V1_HEADS if tokenizer == "v1" else 1
+    if num_heads is None:
+        num_heads = V1_HEADS if tokenizer == "v1" else 1
     common: dict[str, Any] = {
         "num_tokens": num_tokens,
         "token_channels": token_channels,
         "relation": related,
-        "heads": heads,
-        "token_heads": token_heads,
+        "num_heads": num_heads,
+        "token_heads": num_token_heads,
         # The others have no projections to group.
         "token_groups": token_groups if related == "attention" else 1,
         "group_width": group_width,

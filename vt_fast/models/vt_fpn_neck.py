@@ -41,8 +41,8 @@ class VTFPN(Container):
         group_width: None for eq. 1 as printed; a number adds the value 1x1 convolution in groups of so many
             channels; see :meth:`vt_fast.nn.VisualTransformer.build`.
         relation: "attention", "graph" or "none": how the tokens meet. With "none" the levels never do.
-        heads: of the projectors.
-        token_heads: of the token transformer.
+        num_heads: of the projectors.
+        num_token_heads: of the token transformer.
         query_groups: groups of the projectors' W_Q; None for no W_Q.
         token_groups: groups of the token transformer's key, query and value; by default 4 with attention.
         token_norm: LayerNorm on the tokens that enter the transformer. Our default, as in
@@ -75,8 +75,8 @@ class VTFPN(Container):
         tokenizer: str = "filter",
         group_width: int | None = None,
         relation: str = "attention",
-        heads: int = 1,
-        token_heads: int = 1,
+        num_heads: int = 1,
+        num_token_heads: int = 1,
         query_groups: int | None = 16,
         token_groups: int | None = None,
         token_norm: bool = True,
@@ -100,10 +100,11 @@ class VTFPN(Container):
             self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
         count = num_tokens * len(in_channels)
         self.transformer = make_transformer(
-            relation, count, token_channels, token_heads, token_groups, token_norm, version, True
+            relation, count, token_channels, num_token_heads, token_groups, token_norm, version, True
         )
         self.projectors = nn.ModuleList(
-            Projector(channels, token_channels, heads=heads, query_groups=query_groups) for _ in in_channels
+            Projector(channels, token_channels, num_heads=num_heads, query_groups=query_groups)
+            for _ in in_channels
         )
         if backend is not None:
             set_backend(self, backend)

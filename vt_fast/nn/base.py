@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import backends, checks
-from vt_fast.precision import autocast, autocast_enabled
+from vt_fast.precision import FLOATING, autocast, autocast_enabled
 
 REFERENCE = "reference"
 
@@ -104,7 +104,7 @@ def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
         ValueError: neither (B, N, C) nor (B, C, H, W), other channels, or a size of 0.
     """
     checks.tensor("x", x)
-    if x.dtype not in checks.FLOATING:
+    if x.dtype not in FLOATING:
         raise TypeError(f"`x` must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if x.dim() not in (3, 4) or x.shape[1 if x.dim() == 4 else 2] != channels:
         raise ValueError(f"`x` must be (B, N, C) or (B, C, H, W) with C = {channels}, got {checks.shape(x)}")

@@ -20,7 +20,7 @@ def make_tokenizer(
     channels: int,
     num_tokens: int,
     token_channels: int,
-    heads: int,
+    num_heads: int,
     group_width: int | None,
     position: PositionCode | None,
     bias: bool,
@@ -53,7 +53,7 @@ def make_tokenizer(
         return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, bias=bias)
     if name == "dynamic":
         return DynamicTokenizer(
-            *sizes, heads=heads, key_groups=groups or 1, value_groups=groups or 1, bias=bias
+            *sizes, num_heads=num_heads, key_groups=groups or 1, value_groups=groups or 1, bias=bias
         )
     if name == "clustering":
         return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear, bias=bias)
@@ -67,7 +67,7 @@ def make_transformer(
     relation: str,
     num_tokens: int,
     token_channels: int,
-    heads: int,
+    num_heads: int,
     groups: int,
     norm: bool | str,
     version: int,
@@ -76,13 +76,13 @@ def make_transformer(
     """The relation between tokens called `relation`, see `VisualTransformer.build`."""
     if relation == "attention":
         return TokenTransformer(
-            token_channels, heads=heads, groups=groups, norm=norm, version=version, bias=bias
+            token_channels, num_heads=num_heads, groups=groups, norm=norm, version=version, bias=bias
         )
     if relation not in RELATIONS:
         raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
-    if heads != 1 or groups != 1 or version != 2:
+    if num_heads != 1 or groups != 1 or version != 2:
         raise ValueError(
-            "`token_heads`, `token_groups` and `version` must have their defaults with "
+            "`num_token_heads`, `token_groups` and `version` must have their defaults with "
             f"relation={relation!r}, which has no attention"
         )
     if relation == "graph":

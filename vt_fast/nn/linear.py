@@ -62,7 +62,7 @@ class GroupedLinear(nn.Module):
         """Map (..., in) to (..., out)."""
         return linear(x, self.projection)
 
-    def fold(self, rows: Tensor, heads: int = 1, blocks: int = 1) -> Tensor:
+    def fold(self, rows: Tensor, num_heads: int = 1, blocks: int = 1) -> Tensor:
         """Apply the transpose of the weight to query or key rows, so that it need not be applied to pixels.
 
         The inner product of a projected pixel W x with a row r is the inner product of x with W^T r. With
@@ -71,9 +71,9 @@ class GroupedLinear(nn.Module):
 
         Args:
             rows: (B, L, out) or (L, out).
-            heads: channel blocks of the projection's output; must divide `out_features`.
+            num_heads: channel blocks of the projection's output; must divide `out_features`.
             blocks: also split the input channels into this many blocks, for an op that gives each of its own
-                heads one block. Must divide `heads` and `groups`, so that block b of the input feeds
+                heads one block. Must divide `num_heads` and `groups`, so that block b of the input feeds
                 block b of the output alone.
 
         Returns:
@@ -90,9 +90,9 @@ class GroupedLinear(nn.Module):
             >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
             True
         """
-        check_divides("heads", heads, out_features=self.out_features)
-        check_divides("blocks", blocks, heads=heads, groups=self.groups)
-        inside, groups = heads // blocks, self.groups // blocks
+        check_divides("num_heads", num_heads, out_features=self.out_features)
+        check_divides("blocks", blocks, num_heads=num_heads, groups=self.groups)
+        inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)
         weight = self.weight.reshape(blocks, pieces, -1, self.weight.shape[1])
@@ -122,8 +122,8 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None:
     return None if layer is None else layer.projection
 
 
-def spread(rows: Tensor, heads: int) -> Tensor:
+def spread(rows: Tensor, num_heads: int) -> Tensor:
     """Rows (..., L, C) -> (..., heads, L, C): row of head i keeps channel block i, the rest is zero."""
-    eye = torch.eye(heads, dtype=rows.dtype, device=rows.device)
-    parts = torch.unflatten(rows, -1, (heads, -1)).unsqueeze(-4)
+    eye = torch.eye(num_heads, dtype=rows.dtype, device=rows.device)
+    parts = torch.unflatten(rows, -1, (num_heads, -1)).unsqueeze(-4)
     return (parts * eye[:, None, :, None]).flatten(-2)

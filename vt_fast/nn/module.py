@@ -68,8 +68,8 @@ class VisualTransformer(Container):
         tokenizer: str | None = "filter",
         relation: str = "attention",
         project: bool = True,
-        heads: int = 1,
-        token_heads: int = 1,
+        num_heads: int = 1,
+        num_token_heads: int = 1,
         token_groups: int = 1,
         group_width: int | None = None,
         norm: bool | str = True,
@@ -89,8 +89,8 @@ class VisualTransformer(Container):
                 version's two); None for none.
             relation: "attention", "graph" or "none": how the tokens meet.
             project: False for no projector.
-            heads: of the projector and of a dynamic tokenizer.
-            token_heads: of the token transformer.
+            num_heads: of the projector and of a dynamic tokenizer.
+            num_token_heads: of the token transformer.
             token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
             group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
                 the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
@@ -125,14 +125,14 @@ class VisualTransformer(Container):
                     f"divides it and `channels` = {channels}, got {group_width}, hence {groups} groups"
                 )
             projector = Projector(
-                channels, token_channels, out_channels, heads=heads, query_groups=groups, bias=bias
+                channels, token_channels, out_channels, num_heads=num_heads, query_groups=groups, bias=bias
             )
         return cls(
             make_tokenizer(
-                tokenizer, channels, num_tokens, token_channels, heads, group_width, position, bias
+                tokenizer, channels, num_tokens, token_channels, num_heads, group_width, position, bias
             ),
             make_transformer(
-                relation, num_tokens, token_channels, token_heads, token_groups, norm, version, bias
+                relation, num_tokens, token_channels, num_token_heads, token_groups, norm, version, bias
             ),
             projector,
             backend=backend,

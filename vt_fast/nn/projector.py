@@ -34,7 +34,7 @@ class Projector(Module):
     returned as it came, or through the shortcut.
 
     Folded, each head of each token is a row of C channels: that is less work than projecting the pixels while
-    heads * L < C. The first version is ``heads=16, query_groups=16``.
+    num_heads * L < C. The first version is ``num_heads=16, query_groups=16``.
 
     Args:
         channels: C of the feature map.
@@ -42,7 +42,7 @@ class Projector(Module):
         out_channels: D of the map returned, by default `channels`; another D adds the shortcut, a 1x1
             convolution C -> D without bias on the pixels, the one product with N x C that cannot be folded.
         width: channels of queries and keys; by default D, or what the side without a projection has.
-        heads: head h takes channel block h of `width` and writes channel block h of D.
+        num_heads: head h takes channel block h of `width` and writes channel block h of D.
         query_groups: groups of W_Q; None for no W_Q, where the pixels themselves are the queries.
         key: False for no W_K, where the tokens themselves are the keys.
         value: False for no W_V, as eq. 5 is printed: the tokens themselves are added, at initialisation too.
@@ -55,7 +55,7 @@ class Projector(Module):
 
     Example:
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 128)
-        >>> Projector(64, 128, out_channels=96, heads=4)(x, tokens).shape
+        >>> Projector(64, 128, out_channels=96, num_heads=4)(x, tokens).shape
         torch.Size([2, 96, 14, 14])
     """
 
@@ -66,7 +66,7 @@ class Projector(Module):
         out_channels: int | None = None,
         *,
         width: int | None = None,
-        heads: int = 1,
+        num_heads: int = 1,
         query_groups: int | None = 1,
         key: bool = True,
         value: bool = True,
@@ -82,7 +82,7 @@ class Projector(Module):
         check_positive(
             channels=channels, token_channels=token_channels, out_channels=out_channels, width=width
         )
-        check_divides("heads", heads, width=width, out_channels=out_channels)
+        check_divides("num_heads", num_heads, width=width, out_channels=out_channels)
         if query_groups is None and width != channels:
             raise ValueError(f"`width` must be channels = {channels} without a query projection, got {width}")
         if not key and width != token_channels:
@@ -92,8 +92,8 @@ class Projector(Module):
                 f"`out_channels` must be token_channels = {token_channels} without values, got {out_channels}"
             )
         self.channels, self.token_channels, self.out_channels = channels, token_channels, out_channels
-        self.width, self.heads = width, heads
-        self.scale = math.sqrt(heads / width) if scale is None else scale
+        self.width, self.num_heads = width, num_heads
+        self.scale = math.sqrt(num_heads / width) if scale is None else scale
         self.query = None if query_groups is None else GroupedLinear(channels, width, query_groups, bias=bias)
         self.key = GroupedLinear(token_channels, width, bias=False) if key else None
         self.value = GroupedLinear(token_channels, out_channels, bias=bias, gain=0) if value else None
@@ -107,7 +107,7 @@ class Projector(Module):
             tokens: (B, L, CT).
 
         Returns:
-            keys (B, heads * L, C), values (B, L, D), and the bias (B, heads * L) that the query bias
+            keys (B, num_heads * L, C), values (B, L, D), and the bias (B, num_heads * L) that the query bias
             becomes, or None without one.
         """
         check_tokens(tokens, self.token_channels)
@@ -115,11 +115,11 @@ class Projector(Module):
         rows = tokens if self.key is None else linear(tokens, self.key.projection)
         rows = rows * self.scale
         if self.query is None:
-            return spread(rows, self.heads).flatten(1, 2), values, None
-        keys = self.query.fold(rows, self.heads).flatten(1, 3)
+            return spread(rows, self.num_heads).flatten(1, 2), values, None
+        keys = self.query.fold(rows, self.num_heads).flatten(1, 3)
         if self.query.bias is None:
             return keys, values, None
-        bias = torch.unflatten(rows * self.query.bias, 2, (self.heads, -1)).sum(3)
+        bias = torch.unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
         return keys, values, bias.transpose(1, 2).flatten(1)
 
     def residual(self, x: Tensor) -> Tensor | None:
@@ -150,9 +150,9 @@ class Projector(Module):
             x,
             keys,
             values,
-            heads=self.heads,
-            bias=bias,
-            residual="input" if residual is None else residual,
+            num_heads=self.num_heads,
+            token_bias=bias,
+            residual=x if residual is None else residual,
             backend=self.backend,
         )
 
@@ -197,16 +197,16 @@ class Projector(Module):
             return (y if return_map else None), found
         keys, values, bias = self.operands(tokens)
         residual = self.residual(x)
-        projected, pooled, _ = functional.project_tokenize(
+        projected, pooled = functional.project_tokenize(
             x,
             keys,
             values,
             tokenizer.queries(tokens),
-            heads=self.heads,
-            bias=bias,
-            residual="input" if residual is None else residual,
+            num_heads=self.num_heads,
+            token_bias=bias,
+            residual=x if residual is None else residual,
             mask=mask,
-            position=tokenizer.position_table(x),
+            extra_values=tokenizer.position_table(x),
             return_map=return_map,
             backend=self.backend,
         )
@@ -222,13 +222,15 @@ class Projector(Module):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             query, key = projection_of(self.query), projection_of(self.key)
-            weights = pixel_attention(as_pixels(x), tokens, query, key, heads=self.heads, scale=self.scale)
+            weights = pixel_attention(
+                as_pixels(x), tokens, query, key, num_heads=self.num_heads, scale=self.scale
+            )
             return maps_like(weights.transpose(2, 3), x)
         keys, _, bias = self.operands(tokens)
         logits = keys @ as_pixels(x).transpose(1, 2)
         if bias is not None:
             logits = logits + bias.unsqueeze(2)
-        return maps_like(torch.unflatten(logits, 1, (self.heads, -1)).softmax(2), x)
+        return maps_like(torch.unflatten(logits, 1, (self.num_heads, -1)).softmax(2), x)
 
     def _check(self, x: Tensor, tokens: Tensor) -> None:
         check_map(x, self, self.channels)
@@ -241,14 +243,14 @@ class Projector(Module):
             projection_of(self.query),
             projection_of(self.key),
             projection_of(self.value),
-            heads=self.heads,
+            num_heads=self.num_heads,
             scale=self.scale,
             shortcut=projection_of(self.shortcut),
         )
 
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
-        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
         backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"token_channels={self.token_channels}, out_channels={self.out_channels}, width={self.width}"
-        return f"{self.channels}, {sizes}{heads}{backend}"
+        return f"{self.channels}, {sizes}{num_heads}{backend}"

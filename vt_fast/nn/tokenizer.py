@@ -24,7 +24,7 @@ from vt_fast.reference.tokenizers import gather, spatial_attention
 class Tokenizer(Module):
     """Base class: a softmax over the pixels, folded so that the pixels are read once and never projected.
 
-    tokens = finish(tokenize(x, queries(tokens_in), heads=heads, position=position_table(x))), where every
+    tokens = finish(tokenize(x, queries(tokens_in), num_heads=heads, position=position_table(x))), where every
     linear map of the paper acts on the few tokens, not on the many pixels. A stack uses the three parts to
     fuse this pass with the projector before it. Subclasses give `queries` and `_reference_attention`.
 
@@ -41,7 +41,7 @@ class Tokenizer(Module):
     """
 
     #: Channel blocks that the op pools with weights of their own; see `vt_fast.functional.tokenize`.
-    heads: int = 1
+    num_heads: int = 1
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Tokenizer(Module):
     @property
     def unfusable(self) -> str | None:
         """Why a stack cannot fuse this tokenizer with the projector before it; None where it can."""
-        return None if self.heads == 1 else f"pools {self.heads} heads"
+        return None if self.num_heads == 1 else f"pools {self.num_heads} heads"
 
     @property
     def fusable(self) -> bool:
@@ -129,9 +129,9 @@ class Tokenizer(Module):
         pooled = functional.tokenize(
             x,
             self._bank(x, tokens),
-            heads=self.heads,
+            num_heads=self.num_heads,
             mask=mask,
-            position=self.position_table(x),
+            extra_values=self.position_table(x),
             backend=self.backend,
         )
         return self.finish(pooled, tokens)
@@ -171,7 +171,7 @@ class Tokenizer(Module):
 
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
-        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
         backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"num_tokens={self.num_tokens}, token_channels={self.token_channels}"
-        return f"{self.channels}, {sizes}{heads}{backend}"
+        return f"{self.channels}, {sizes}{num_heads}{backend}"

@@ -26,8 +26,8 @@ class TokenTransformer(TokenRelation):
             is printed, whose branch is not zero at initialisation.
         groups: groups of the key, query and value projections.
         hidden: width between F1 and F2 (version 2); by default CT.
-        heads: attention heads, over blocks of `width` and of the values.
-        scale: multiplies the logits; by default 1 / sqrt(width / heads), our choice.
+        num_heads: attention heads, over blocks of `width` and of the values.
+        scale: multiplies the logits; by default 1 / sqrt(width / num_heads), our choice.
         version: 2 for eqs. 3 and 4; 1 for the first version, whose second half is one linear layer, T' +
             T' F.
         bias: whether the projections other than Q have one.
@@ -39,7 +39,7 @@ class TokenTransformer(TokenRelation):
     Example:
         >>> import torch
         >>> tokens = torch.randn(2, 16, 128)
-        >>> torch.equal(TokenTransformer(128, heads=4)(tokens), tokens)  # at initialisation
+        >>> torch.equal(TokenTransformer(128, num_heads=4)(tokens), tokens)  # at initialisation
         True
     """
 
@@ -51,7 +51,7 @@ class TokenTransformer(TokenRelation):
         value: bool = True,
         groups: int = 1,
         hidden: int | None = None,
-        heads: int = 1,
+        num_heads: int = 1,
         scale: float | None = None,
         norm: bool | str = False,
         version: int = 2,
@@ -66,9 +66,9 @@ class TokenTransformer(TokenRelation):
                 "`value` must be True and `hidden` None in version 1, which has V and one linear layer"
             )
         width = max(token_channels // 2, 1) if width is None else width
-        check_divides("heads", heads, width=width, token_channels=token_channels)
-        self.heads, self.version = heads, version
-        self.scale = math.sqrt(heads / width) if scale is None else scale
+        check_divides("num_heads", num_heads, width=width, token_channels=token_channels)
+        self.num_heads, self.version = num_heads, version
+        self.scale = math.sqrt(num_heads / width) if scale is None else scale
         self.key = GroupedLinear(token_channels, width, groups, bias=bias)
         self.query = GroupedLinear(token_channels, width, groups, bias=False)
         self.value = (
@@ -90,7 +90,7 @@ class TokenTransformer(TokenRelation):
                 query,
                 self.value.projection,
                 self.linear.projection,
-                heads=self.heads,
+                num_heads=self.num_heads,
                 scale=self.scale,
             )
         return transformer(
@@ -100,7 +100,7 @@ class TokenTransformer(TokenRelation):
             self.first.projection,
             self.second.projection,
             value=projection_of(self.value),
-            heads=self.heads,
+            num_heads=self.num_heads,
             scale=self.scale,
         )
 
@@ -110,11 +110,11 @@ class TokenTransformer(TokenRelation):
             self._enter(tokens),
             self.key.projection,
             self.query.projection,
-            heads=self.heads,
+            num_heads=self.num_heads,
             scale=self.scale,
         )
 
     def extra_repr(self) -> str:
         """Width, heads and version, for printing."""
-        heads = f", heads={self.heads}" if self.heads > 1 else ""
-        return f"{self.token_channels}{heads}{', version=1' if self.version == 1 else ''}"
+        num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
+        return f"{self.token_channels}{num_heads}{', version=1' if self.version == 1 else ''}"

@@ -62,7 +62,7 @@ class DynamicTokenizer(Tokenizer):
     """First version, later modules: half of the tokens ask for new ones, the other half stay.
 
     T_in = [T_a | T_b], split at L / 2. Head h takes block h of the channels of the queries T_a W_Q, the
-    keys X W_key and the values X W_V; its weights are softmax_N(keys queries^T / sqrt(C / heads)). The
+    keys X W_key and the values X W_V; its weights are softmax_N(keys queries^T / sqrt(C / num_heads)). The
     blocks side by side, through a 1x1 to CT, are L / 2 new tokens: T = [T_b | new].
 
     Folded: a block of channels that whole heads and whole groups share is one head of the op,
@@ -77,7 +77,7 @@ class DynamicTokenizer(Tokenizer):
         channels: C of the feature map.
         num_tokens: L, even; of the incoming tokens too.
         token_channels: CT, of the incoming tokens too; by default `channels`.
-        heads: must divide C.
+        num_heads: must divide C.
         query_groups: groups of W_Q.
         key_groups: groups of the key convolution C -> C.
         value_groups: groups of the value convolution C -> C; None for none.
@@ -89,7 +89,7 @@ class DynamicTokenizer(Tokenizer):
 
     Example:
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 128)
-        >>> DynamicTokenizer(64, 16, 128, heads=16, key_groups=4, value_groups=4)(x, tokens).shape
+        >>> DynamicTokenizer(64, 16, 128, num_heads=16, key_groups=4, value_groups=4)(x, tokens).shape
         torch.Size([2, 16, 128])
     """
 
@@ -99,7 +99,7 @@ class DynamicTokenizer(Tokenizer):
         num_tokens: int = 16,
         token_channels: int | None = None,
         *,
-        heads: int = 16,
+        num_heads: int = 16,
         query_groups: int = 1,
         key_groups: int = 1,
         value_groups: int | None = 1,
@@ -115,30 +115,30 @@ class DynamicTokenizer(Tokenizer):
             bias=bias,
             backend=backend,
         )
-        check_divides("heads", heads, channels=channels)
+        check_divides("num_heads", num_heads, channels=channels)
         if num_tokens % 2:
             raise ValueError(f"`num_tokens` must be even, got {num_tokens}")
         self.query = GroupedLinear(self.token_channels, channels, query_groups, bias=bias)
         self.key = GroupedLinear(channels, channels, key_groups, bias=False)
-        self.attention_heads = heads
+        self.attention_heads = num_heads
         # Pixels that no value convolution mixes are as good as one group per channel.
-        self.heads = math.gcd(heads, key_groups, channels if value_groups is None else value_groups)
-        self.scale = math.sqrt(heads / channels)
+        self.num_heads = math.gcd(num_heads, key_groups, channels if value_groups is None else value_groups)
+        self.scale = math.sqrt(num_heads / channels)
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
-        """Rows (B, heads * R, C / heads) for the op's heads, R = attention heads per op head times L / 2."""
+        """Rows (B, num_heads * R, C / num_heads) for the op's heads, R = attention heads per op head times L / 2."""
         asking = check_tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]
         rows = self.query(asking) * self.scale
-        return self.key.fold(rows, self.attention_heads, self.heads).flatten(1, 3)
+        return self.key.fold(rows, self.attention_heads, self.num_heads).flatten(1, 3)
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From what `tokenize` pooled, (B, R, C), to [T_b | new], (B, L, CT)."""
         tokens = check_tokens(tokens, self.token_channels, self.num_tokens)
-        half, extra = self.num_tokens // 2, self.attention_heads // self.heads
+        half, extra = self.num_tokens // 2, self.attention_heads // self.num_heads
         if self.value is not None:
             pooled = self.value(pooled)
         # (B, sub-head of the row, L / 2, op head, sub-head of the channels, channels): the two must agree.
-        parts = pooled.reshape(-1, extra, half, self.heads, extra, self.channels // self.attention_heads)
+        parts = pooled.reshape(-1, extra, half, self.num_heads, extra, self.channels // self.attention_heads)
         picked = parts.diagonal(dim1=1, dim2=4).permute(0, 1, 2, 4, 3).flatten(2)
         return torch.cat((tokens[:, half:], picked if self.token is None else self.token(picked)), 1)
 
@@ -156,8 +156,8 @@ class DynamicTokenizer(Tokenizer):
                 1, 2
             )
         else:
-            keys = torch.unflatten(as_pixels(x), 2, (self.heads, -1))
-            rows = torch.unflatten(self.queries(tokens), 1, (self.heads, -1))
+            keys = torch.unflatten(as_pixels(x), 2, (self.num_heads, -1))
+            rows = torch.unflatten(self.queries(tokens), 1, (self.num_heads, -1))
         weights = torch.einsum("bnhc,bhrc->bhrn", keys, rows).softmax(-1).flatten(1, 2)
         return maps_like(torch.unflatten(weights, 1, (self.attention_heads, -1)), x)
 
@@ -171,7 +171,7 @@ class DynamicTokenizer(Tokenizer):
             check_tokens(tokens, self.token_channels, self.num_tokens),
             self.query.projection,
             self.key.projection,
-            heads=self.attention_heads,
+            num_heads=self.attention_heads,
             value=projection_of(self.value),
             token=projection_of(self.token),
         )

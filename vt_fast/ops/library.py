@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from vt_fast.backends import load
+from vt_fast.backends.contract import Backend
 from vt_fast.precision import without_autocast
 
 # The records that hold an op's arguments, see vt_fast.backends.contract.
@@ -38,12 +40,12 @@ class DifferentiableOp:
         self,
         name: str,
         *,
-        forward: Callable[[F], Any],
+        forward: Callable[[F, Backend], Any],
         forward_record: Callable[..., F],
         forward_schema: str,
         forward_fake: Callable[[F], Any],
         forward_flops: Callable[[F], int],
-        backward: Callable[[B], Any],
+        backward: Callable[[B, Backend], Any],
         backward_record: Callable[..., B],
         backward_schema: str,
         backward_fake: Callable[[B], Any],
@@ -116,32 +118,32 @@ def _define(
     name: str,
     schema: str,
     record: Callable[..., R],
-    implementation: Callable[[R], Any],
+    implementation: Callable[[R, Backend], Any],
     fake: Callable[[R], Any],
     flops: Callable[[R], int],
 ) -> torch._ops.OpOverload[..., Any]:
-    """Register an op whose functions take their arguments as a record."""
+    """Register an op whose functions take its arguments as a record; the backend's name comes last."""
 
     def run(*args: Any) -> Any:
         # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
         device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
         with without_autocast(device):
-            return implementation(record(*args))
+            return implementation(record(*args[:-1]), load(args[-1]))
 
     LIBRARY.define(name + schema, tags=_TAGS)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args)), lib=LIBRARY)
+    torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args[:-1])), lib=LIBRARY)
     packet = getattr(torch.ops.vt_fast, name)
     # The counter passes the output too, which no formula needs.
     _flop_counter().register_flop_formula(packet, get_raw=True)(
-        lambda *args, out_val=None: flops(record(*args))
+        lambda *args, out_val=None: flops(record(*args[:-1]))
     )
     overload: torch._ops.OpOverload[..., Any] = packet.default
     return overload
 
 
 def _flop_counter() -> Any:
-    """torch.utils.flop_counter, without its warning that Triton is missing, which is no concern of ours."""
+    """torch.utils.flop_counter, without its warning that Triton is missing, which the counter does not need."""
     name = "torch.utils.flop_counter"
     logger = logging.getLogger(name)
     level = logger.level

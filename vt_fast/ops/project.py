@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast.backends import load
-from vt_fast.backends.contract import Project, ProjectBackward
-from vt_fast.checks import pixel_count
-from vt_fast.layout import empty_map_like
+from vt_fast.backends.contract import Backend, Project, ProjectBackward
+from vt_fast.layout import empty_map_like, pixel_count
 from vt_fast.ops.library import DifferentiableOp, fake_gradients, gradients, nothing, optional
 
 
-def _forward(call: Project) -> Tensor:
-    return load(call.backend).project(call)
+def _forward(call: Project, backend: Backend) -> Tensor:
+    return backend.project(call)
 
 
 def _forward_fake(call: Project) -> Tensor:
@@ -27,19 +25,22 @@ def _forward_flops(call: Project) -> int:
 
 
 def spreading_products(x: Tensor, keys: Tensor, values: Tensor, *, of_keys: int, of_values: int) -> int:
-    """FLOPs of so many products of N pixels with the keys (heads * L, C), and with the values (L, D)."""
+    """FLOPs of so many products of N pixels with the keys (num_heads * L, C), and with the values (L, D)."""
     key_columns, value_columns = keys.shape[-2] * keys.shape[-1], values.shape[-2] * values.shape[-1]
     return 2 * x.shape[0] * pixel_count(x) * (of_keys * key_columns + of_values * value_columns)
 
 
-def _backward(call: ProjectBackward) -> tuple[Tensor, ...]:
-    dx, *small = load(call.backend).project_backward(call)
-    return (nothing(call.x) if dx is None else dx, *gradients(small, (call.keys, call.values, call.bias)))
+def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor, ...]:
+    dx, *small = backend.project_backward(call)
+    return (
+        nothing(call.x) if dx is None else dx,
+        *gradients(small, (call.keys, call.values, call.token_bias)),
+    )
 
 
 def _backward_fake(call: ProjectBackward) -> tuple[Tensor, ...]:
     dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
-    return (dx, *fake_gradients(call.needs[1:], (call.keys, call.values, call.bias)))
+    return (dx, *fake_gradients(call.needs[1:], (call.keys, call.values, call.token_bias)))
 
 
 def _backward_flops(call: ProjectBackward) -> int:
@@ -49,9 +50,9 @@ def _backward_flops(call: ProjectBackward) -> int:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call = Project(*inputs)
-    ctx.save_for_backward(call.x, call.keys, call.values, call.bias)
-    ctx.residual_input, ctx.heads, ctx.backend = call.residual_input, call.heads, call.backend
+    call = Project(*inputs[:-1])
+    ctx.save_for_backward(call.x, call.keys, call.values, call.token_bias)
+    ctx.residual_is_input, ctx.num_heads, ctx.backend = call.residual_is_input, call.num_heads, inputs[-1]
 
 
 def _derivative(ctx: Any, grad_map: Tensor) -> tuple[Any, ...]:
@@ -59,10 +60,8 @@ def _derivative(ctx: Any, grad_map: Tensor) -> tuple[Any, ...]:
     dresidual = grad_map if ctx.needs_input_grad[4] else None
     if not any(needs):
         return (None, None, None, None, dresidual, None, None, None)
-    call = ProjectBackward._make(
-        (grad_map, *ctx.saved_tensors, ctx.residual_input, ctx.heads, needs, ctx.backend)
-    )
-    return (*optional(PROJECT.call_backward(*call), needs), dresidual, None, None, None)
+    call = ProjectBackward._make((grad_map, *ctx.saved_tensors, ctx.residual_is_input, ctx.num_heads, needs))
+    return (*optional(PROJECT.call_backward(*call, ctx.backend), needs), dresidual, None, None, None)
 
 
 PROJECT = DifferentiableOp(
@@ -70,16 +69,16 @@ PROJECT = DifferentiableOp(
     forward=_forward,
     forward_record=Project,
     forward_schema=(
-        "(Tensor x, Tensor keys, Tensor values, Tensor? bias, Tensor? residual, bool residual_input, "
-        "int heads, str backend) -> Tensor"
+        "(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, bool residual_is_input, "
+        "int num_heads, str backend) -> Tensor"
     ),
     forward_fake=_forward_fake,
     forward_flops=_forward_flops,
     backward=_backward,
     backward_record=ProjectBackward,
     backward_schema=(
-        "(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? bias, bool residual_input, "
-        "int heads, bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dbias)"
+        "(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
+        "int num_heads, bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias)"
     ),
     backward_fake=_backward_fake,
     backward_flops=_backward_flops,

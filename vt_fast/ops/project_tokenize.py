@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast.backends import load
-from vt_fast.backends.contract import ProjectTokenize, ProjectTokenizeBackward
+from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
 from vt_fast.layout import empty_map_like
 from vt_fast.ops.library import DifferentiableOp, fake_gradients, gradients, nothing, optional
 from vt_fast.ops.project import spreading_products
 from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
 
 
-def _forward(call: ProjectTokenize) -> tuple[Tensor, ...]:
-    y, tokens, lse = load(call.backend).project_tokenize(call)
+def _forward(call: ProjectTokenize, backend: Backend) -> tuple[Tensor, ...]:
+    y, tokens, lse = backend.project_tokenize(call)
     rounded = round_tokens(tokens, call.x.dtype, call.keep_exact)
     return (nothing(call.x) if y is None else y, *rounded, lse)
 
@@ -24,20 +23,20 @@ def _forward(call: ProjectTokenize) -> tuple[Tensor, ...]:
 def _forward_fake(call: ProjectTokenize) -> tuple[Tensor, ...]:
     channels, rows = call.values.shape[-1], call.queries.shape[-2]
     y = empty_map_like(call.x, channels) if call.return_map else nothing(call.x)
-    return (y, *fake_tokens(call.x, rows, channels, call.position, rows, call.keep_exact))
+    return (y, *fake_tokens(call.x, rows, channels, call.extra_values, rows, call.keep_exact))
 
 
 def _forward_flops(call: ProjectTokenize) -> int:
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=1, of_values=1)
-    return spreading + pooling_products(call.x, call.queries, call.position, of_queries=2, of_table=1)
+    return spreading + pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_table=1)
 
 
 def _small_operands(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
-    return call.keys, call.values, call.queries, call.bias, call.log_weights, call.position
+    return call.keys, call.values, call.queries, call.token_bias, call.pixel_bias, call.extra_values
 
 
-def _backward(call: ProjectTokenizeBackward) -> tuple[Tensor, ...]:
-    found = load(call.backend).project_tokenize_backward(call)
+def _backward(call: ProjectTokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+    found = backend.project_tokenize_backward(call)
     small = gradients([*found[1:5], *found[6:]], _small_operands(call))
     dx, dresidual = (nothing(call.x) if part is None else part for part in (found.x, found.residual))
     return (dx, *small[:4], dresidual, *small[4:])
@@ -52,23 +51,23 @@ def _backward_fake(call: ProjectTokenizeBackward) -> tuple[Tensor, ...]:
 
 
 def _backward_flops(call: ProjectTokenizeBackward) -> int:
-    # the map again, its logits and dA; the gradient at the map, dqueries, dposition; project's backward
+    # the map again, its logits and dA; the gradient at the map, dqueries, dextra_values; project's backward
     needs = call.needs
     of_keys, of_values = 1 + needs[0] + needs[1], 2 + needs[2]
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=of_keys, of_values=of_values)
     of_queries, of_table = 4 + needs[3], 1 + needs[7]
     return spreading + pooling_products(
-        call.x, call.queries, call.position, of_queries=of_queries, of_table=of_table
+        call.x, call.queries, call.extra_values, of_queries=of_queries, of_table=of_table
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    call = ProjectTokenize(*inputs)
+    call = ProjectTokenize(*inputs[:-1])
     y, tokens, exact, lse = output
     ctx.mark_non_differentiable(exact, *([] if call.return_map else [y]))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*call[:9], exact if exact.numel() else tokens, lse)
-    ctx.residual_input, ctx.heads, ctx.backend = call.residual_input, call.heads, call.backend
+    ctx.residual_is_input, ctx.num_heads, ctx.backend = call.residual_is_input, call.num_heads, inputs[-1]
 
 
 def _derivative(
@@ -81,9 +80,9 @@ def _derivative(
         grad_tokens = torch.zeros_like(saved[9])
     needs = [*ctx.needs_input_grad[:6], *ctx.needs_input_grad[7:9]]
     call = ProjectTokenizeBackward._make(
-        (grad_map, grad_tokens, grad_lse, *saved, ctx.residual_input, ctx.heads, needs, ctx.backend)
+        (grad_map, grad_tokens, grad_lse, *saved, ctx.residual_is_input, ctx.num_heads, needs)
     )
-    found = optional(PROJECT_TOKENIZE.call_backward(*call), needs)
+    found = optional(PROJECT_TOKENIZE.call_backward(*call, ctx.backend), needs)
     return (*found[:6], None, *found[6:], None, None, None, None, None)
 
 
@@ -92,8 +91,8 @@ PROJECT_TOKENIZE = DifferentiableOp(
     forward=_forward,
     forward_record=ProjectTokenize,
     forward_schema=(
-        "(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? bias, Tensor? residual, "
-        "Tensor? mask, Tensor? log_weights, Tensor? position, bool residual_input, int heads, "
+        "(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, "
+        "Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, int num_heads, "
         "bool return_map, bool keep_exact, str backend) "
         "-> (Tensor map, Tensor tokens, Tensor exact, Tensor lse)"
     ),
@@ -103,10 +102,10 @@ PROJECT_TOKENIZE = DifferentiableOp(
     backward_record=ProjectTokenizeBackward,
     backward_schema=(
         "(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor keys, Tensor values, "
-        "Tensor queries, Tensor? bias, Tensor? residual, Tensor? mask, Tensor? log_weights, "
-        "Tensor? position, Tensor tokens, Tensor lse, bool residual_input, int heads, bool[] needs, "
-        "str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dqueries, Tensor dbias, "
-        "Tensor dresidual, Tensor dlog_weights, Tensor dposition)"
+        "Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, Tensor? pixel_bias, "
+        "Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int num_heads, bool[] needs, "
+        "str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dqueries, Tensor dtoken_bias, "
+        "Tensor dresidual, Tensor dpixel_bias, Tensor dextra_values)"
     ),
     backward_fake=_backward_fake,
     backward_flops=_backward_flops,

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast.backends import load
-from vt_fast.backends.contract import Tokenize, TokenizeBackward
-from vt_fast.checks import channel_count, pixel_count
+from vt_fast.backends.contract import Backend, Tokenize, TokenizeBackward
+from vt_fast.layout import channel_count, pixel_count
 from vt_fast.ops.library import (
     DifferentiableOp,
     fake_gradients,
@@ -20,8 +19,8 @@ from vt_fast.ops.library import (
 from vt_fast.precision import compute_dtype
 
 
-def _forward(call: Tokenize) -> tuple[Tensor, ...]:
-    tokens, lse = load(call.backend).tokenize(call)
+def _forward(call: Tokenize, backend: Backend) -> tuple[Tensor, ...]:
+    tokens, lse = backend.tokenize(call)
     return (*round_tokens(tokens, call.x.dtype, call.keep_exact), lse)
 
 
@@ -35,15 +34,15 @@ def round_tokens(tokens: Tensor, dtype: torch.dtype, keep_exact: bool) -> tuple[
 def _forward_fake(call: Tokenize) -> tuple[Tensor, ...]:
     rows = call.queries.shape[-2]
     return fake_tokens(
-        call.x, rows // call.heads, channel_count(call.x), call.position, rows, call.keep_exact
+        call.x, rows // call.num_heads, channel_count(call.x), call.extra_values, rows, call.keep_exact
     )
 
 
 def fake_tokens(
-    x: Tensor, count: int, channels: int, position: Tensor | None, rows: int, keep_exact: bool
+    x: Tensor, count: int, channels: int, extra_values: Tensor | None, rows: int, keep_exact: bool
 ) -> tuple[Tensor, ...]:
     """Tokens (B, count, channels + P), the same unrounded, and lse (B, rows), without data."""
-    shape = (x.shape[0], count, channels + (0 if position is None else position.shape[1]))
+    shape = (x.shape[0], count, channels + (0 if extra_values is None else extra_values.shape[1]))
     dtype = compute_dtype(x.dtype)
     exact_shape = shape if keep_exact and x.dtype != dtype else (0,)
     return (
@@ -54,42 +53,42 @@ def fake_tokens(
 
 
 def _forward_flops(call: Tokenize) -> int:
-    return pooling_products(call.x, call.queries, call.position, of_queries=2, of_table=1)
+    return pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_table=1)
 
 
 def pooling_products(
-    x: Tensor, queries: Tensor, position: Tensor | None, *, of_queries: int, of_table: int
+    x: Tensor, queries: Tensor, extra_values: Tensor | None, *, of_queries: int, of_table: int
 ) -> int:
     """FLOPs of so many products of N pixels with the queries, and of so many of the table with the scores."""
     rows, width = queries.shape[-2:]
-    columns = of_queries * width + (0 if position is None else of_table * position.shape[1])
+    columns = of_queries * width + (0 if extra_values is None else of_table * extra_values.shape[1])
     return 2 * x.shape[0] * pixel_count(x) * rows * columns
 
 
-def _backward(call: TokenizeBackward) -> tuple[Tensor, ...]:
-    dx, *small = load(call.backend).tokenize_backward(call)
-    operands = (call.queries, call.log_weights, call.position)
+def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+    dx, *small = backend.tokenize_backward(call)
+    operands = (call.queries, call.pixel_bias, call.extra_values)
     return (nothing(call.x) if dx is None else dx, *gradients(small, operands))
 
 
 def _backward_fake(call: TokenizeBackward) -> tuple[Tensor, ...]:
     dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
-    return (dx, *fake_gradients(call.needs[1:], (call.queries, call.log_weights, call.position)))
+    return (dx, *fake_gradients(call.needs[1:], (call.queries, call.pixel_bias, call.extra_values)))
 
 
 def _backward_flops(call: TokenizeBackward) -> int:
-    # logits again and dA, then dx = A dT + dS queries, dqueries, dposition
+    # logits again and dA, then dx = A dT + dS queries, dqueries, dextra_values
     of_queries, of_table = 2 + 2 * call.needs[0] + call.needs[1], 1 + call.needs[3]
-    return pooling_products(call.x, call.queries, call.position, of_queries=of_queries, of_table=of_table)
+    return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_table=of_table)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    call = Tokenize(*inputs)
+    call = Tokenize(*inputs[:-1])
     tokens, exact, lse = output
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*call[:5], exact if exact.numel() else tokens, lse)
-    ctx.heads, ctx.backend = call.heads, call.backend
+    ctx.num_heads, ctx.backend = call.num_heads, inputs[-1]
 
 
 def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None) -> tuple[Any, ...]:
@@ -99,9 +98,9 @@ def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor 
             return (None,) * 8
         grad_tokens = torch.zeros_like(saved[5])
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 3, 4)]
-    call = TokenizeBackward._make((grad_tokens, grad_lse, *saved, ctx.heads, needs, ctx.backend))
-    dx, dqueries, dweights, dposition = optional(TOKENIZE.call_backward(*call), needs)
-    return dx, dqueries, None, dweights, dposition, None, None, None
+    call = TokenizeBackward._make((grad_tokens, grad_lse, *saved, ctx.num_heads, needs))
+    dx, dqueries, dweights, dextra_values = optional(TOKENIZE.call_backward(*call, ctx.backend), needs)
+    return dx, dqueries, None, dweights, dextra_values, None, None, None
 
 
 TOKENIZE = DifferentiableOp(
@@ -109,7 +108,7 @@ TOKENIZE = DifferentiableOp(
     forward=_forward,
     forward_record=Tokenize,
     forward_schema=(
-        "(Tensor x, Tensor queries, Tensor? mask, Tensor? log_weights, Tensor? position, int heads, "
+        "(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
         "bool keep_exact, str backend) -> (Tensor tokens, Tensor exact, Tensor lse)"
     ),
     forward_fake=_forward_fake,
@@ -118,8 +117,8 @@ TOKENIZE = DifferentiableOp(
     backward_record=TokenizeBackward,
     backward_schema=(
         "(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
-        "Tensor? log_weights, Tensor? position, Tensor tokens, Tensor lse, int heads, bool[] needs, "
-        "str backend) -> (Tensor dx, Tensor dqueries, Tensor dlog_weights, Tensor dposition)"
+        "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs, "
+        "str backend) -> (Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values)"
     ),
     backward_fake=_backward_fake,
     backward_flops=_backward_flops,

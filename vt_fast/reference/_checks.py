@@ -62,7 +62,7 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     Example:
         >>> check_count("heads", 0)
         Traceback (most recent call last):
-        ValueError: `heads` must be at least 1, got 0
+        ValueError: `num_heads` must be at least 1, got 0
     """
     # A size read from a tensor is a SymInt under torch.compile and a tensor under torch.jit.trace.
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Tensor)):
@@ -71,27 +71,27 @@ def check_count(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"`{name}` must be at least {least}, got {value}")
 
 
-def split_heads(name: str, tensor: Tensor, heads: int) -> Tensor:
-    """Return (B, M, C) as (B, heads, M, C / heads): head h gets channels [h C / heads, (h + 1) C / heads).
+def split_heads(name: str, tensor: Tensor, num_heads: int) -> Tensor:
+    """Return (B, M, C) as (B, heads, M, C / num_heads): head h gets channels [h C / num_heads, (h + 1) C / num_heads).
 
     Raises:
-        TypeError: ``heads`` is not an int.
-        ValueError: ``heads`` is below 1 or does not divide the channels.
+        TypeError: ``num_heads`` is not an int.
+        ValueError: ``num_heads`` is below 1 or does not divide the channels.
 
     Example:
         >>> split_heads("values", torch.arange(6.0).view(1, 1, 6), 3).tolist()
         [[[[0.0, 1.0]], [[2.0, 3.0]], [[4.0, 5.0]]]]
     """
-    check_count("heads", heads)
-    if tensor.shape[-1] % heads:
+    check_count("num_heads", num_heads)
+    if tensor.shape[-1] % num_heads:
         raise ValueError(
-            f"the channels of {name} must be divisible by `heads`, got {int(tensor.shape[-1])} and {heads}"
+            f"the channels of {name} must be divisible by `num_heads`, got {int(tensor.shape[-1])} and {num_heads}"
         )
-    return torch.stack(tensor.chunk(heads, dim=-1), dim=1)
+    return torch.stack(tensor.chunk(num_heads, dim=-1), dim=1)
 
 
 def join_heads(tensor: Tensor) -> Tensor:
-    """Return (B, heads, M, C / heads) as (B, M, C), the inverse of `split_heads`.
+    """Return (B, heads, M, C / num_heads) as (B, M, C), the inverse of `split_heads`.
 
     Example:
         >>> tensor = torch.rand(2, 5, 6)

@@ -6,13 +6,8 @@ and take the same arguments as the fused ops, without ``backend``.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-from vt_fast import arguments, checks
-from vt_fast.precision import compute_dtype
 
 __all__ = ["project", "project_tokenize", "tokenize"]
 
@@ -21,11 +16,12 @@ def tokenize(
     x: Tensor,
     queries: Tensor,
     *,
-    heads: int = 1,
+    num_heads: int = 1,
+    scale: float = 1.0,
     mask: Tensor | None = None,
-    log_weights: Tensor | None = None,
-    position: Tensor | None = None,
-    return_lse: bool = False,
+    pixel_bias: Tensor | None = None,
+    extra_values: Tensor | None = None,
+    return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X``, head by head.
 
@@ -37,32 +33,30 @@ def tokenize(
         >>> tokenize(x, queries).shape
         torch.Size([2, 4, 8])
     """
-    checks.feature_map("x", x)
-    arguments.tokenize(x, queries, heads, mask, log_weights, position)
-    checks.flag("return_lse", return_lse)
     pixels = _pixels(x)
     batch, _, channels = pixels.shape
-    valid = _valid_pixels(pixels, mask, log_weights)
+    valid = _valid_pixels(pixels, mask, pixel_bias)
     pixels = torch.where(valid[..., None], pixels, 0)
-    blocks = pixels.unflatten(2, (heads, channels // heads))
-    rows = queries.unflatten(-2, (heads, -1)).expand(batch, -1, -1, -1)
-    logits = torch.einsum("bnhc,bhlc->bhln", blocks, rows)
-    if log_weights is not None:
-        finite = torch.where(valid, log_weights.reshape(valid.shape), 0)
+    blocks = pixels.unflatten(2, (num_heads, channels // num_heads))
+    rows = queries.unflatten(-2, (num_heads, -1)).expand(batch, -1, -1, -1)
+    logits = scale * torch.einsum("bnhc,bhlc->bhln", blocks, rows)
+    if pixel_bias is not None:
+        finite = torch.where(valid, pixel_bias.reshape(valid.shape), 0)
         logits = logits + finite[:, None, None, :]
     # A sample without any valid pixel takes part with logits of 0, and its results are replaced:
     # so no -inf - -inf enters the graph and its gradients are exactly 0.
     some = valid.any(1)
     logits = torch.where((valid | ~some[:, None])[:, None, None, :], logits, -torch.inf)
-    attention = torch.softmax(logits, -1)
-    lse = torch.logsumexp(logits.to(compute_dtype(x.dtype)), -1).flatten(1)
+    attention = torch.softmax(logits, -1).to(x.dtype)
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    lse = torch.logsumexp(logits.to(exact), -1).flatten(1)
     tokens = torch.einsum("bhln,bnhc->blhc", attention, blocks).flatten(2)
-    if position is not None:
-        table = torch.where(valid[..., None], position, 0)
+    if extra_values is not None:
+        table = torch.where(valid[..., None], extra_values, 0)
         tokens = torch.cat([tokens, attention[:, 0] @ table], -1)
     tokens = torch.where(some[:, None, None], tokens, 0)
     lse = torch.where(some[:, None], lse, -torch.inf)
-    return (tokens, lse) if return_lse else tokens
+    return (tokens, lse) if return_stats else tokens
 
 
 def project(
@@ -70,9 +64,10 @@ def project(
     keys: Tensor,
     values: Tensor,
     *,
-    heads: int = 1,
-    bias: Tensor | None = None,
-    residual: Tensor | Literal["input"] | None = "input",
+    num_heads: int = 1,
+    scale: float = 1.0,
+    token_bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V``, head by head.
 
@@ -84,14 +79,12 @@ def project(
         >>> project(x, tokens, tokens).shape
         torch.Size([2, 8, 7, 7])
     """
-    checks.feature_map("x", x)
-    arguments.project(x, keys, values, heads, bias, residual)
     pixels = _pixels(x)
-    keys = keys.unflatten(-2, (heads, -1))
-    values = values.unflatten(-1, (heads, -1))
-    if bias is not None:
-        bias = bias.unflatten(-1, (heads, -1))
-        removed = bias == -torch.inf
+    keys = keys.unflatten(-2, (num_heads, -1))
+    values = values.unflatten(-1, (num_heads, -1))
+    if token_bias is not None:
+        token_bias = token_bias.unflatten(-1, (num_heads, -1))
+        removed = token_bias == -torch.inf
         # (.., heads, L) -> (.., L, heads, 1), the rows of each channel block of the values
         removed_values = removed.transpose(-1, -2)[..., None]
         keys = torch.where(removed[..., None], 0, keys)
@@ -99,20 +92,20 @@ def project(
     batch = pixels.shape[0]
     keys = keys.expand(batch, -1, -1, -1)
     values = values.expand(batch, -1, -1, -1)
-    logits = torch.einsum("bnc,bhlc->bhnl", pixels, keys)
-    if bias is not None:
+    logits = scale * torch.einsum("bnc,bhlc->bhnl", pixels, keys)
+    if token_bias is not None:
         removed = removed.expand(batch, -1, -1)[:, :, None, :]
         some = ~removed.all(-1, keepdim=True)
-        logits = logits + torch.where(bias == -torch.inf, 0, bias).expand(batch, -1, -1)[:, :, None, :]
+        logits = (
+            logits + torch.where(token_bias == -torch.inf, 0, token_bias).expand(batch, -1, -1)[:, :, None, :]
+        )
         logits = torch.where(removed & some, -torch.inf, logits)
-        attention = torch.where(some, torch.softmax(logits, -1), 0)
+        attention = torch.where(some, torch.softmax(logits, -1), 0).to(x.dtype)
     else:
         attention = torch.softmax(logits, -1)
     out = torch.einsum("bhnl,blhd->bnhd", attention, values).flatten(2)
-    if isinstance(residual, Tensor):
+    if residual is not None:
         out = out + _pixels(residual)
-    elif residual == "input":
-        out = out + pixels
     return out if x.dim() == 3 else out.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -122,36 +115,45 @@ def project_tokenize(
     values: Tensor,
     queries: Tensor,
     *,
-    heads: int = 1,
-    bias: Tensor | None = None,
-    residual: Tensor | Literal["input"] | None = "input",
+    num_heads: int = 1,
+    scale: float = 1.0,
+    token_bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    query_scale: float = 1.0,
     mask: Tensor | None = None,
-    log_weights: Tensor | None = None,
-    position: Tensor | None = None,
+    pixel_bias: Tensor | None = None,
+    extra_values: Tensor | None = None,
     return_map: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)``: the map, its tokens and their lse.
+    return_stats: bool = False,
+) -> tuple[Tensor | None, Tensor] | tuple[Tensor | None, Tensor, Tensor]:
+    """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)``: the map and its tokens.
 
     Shapes and errors are those of :func:`vt_fast.functional.project_tokenize`.
 
     Example:
         >>> import torch
         >>> x, tokens = torch.ones(2, 8, 7, 7), torch.zeros(2, 4, 8)
-        >>> y, pooled, lse = project_tokenize(x, tokens, tokens, torch.zeros(5, 8))
-        >>> y.shape, pooled.shape, lse.shape
-        (torch.Size([2, 8, 7, 7]), torch.Size([2, 5, 8]), torch.Size([2, 5]))
+        >>> y, pooled = project_tokenize(x, tokens, tokens, torch.zeros(5, 8), residual=x)
+        >>> y.shape, pooled.shape
+        (torch.Size([2, 8, 7, 7]), torch.Size([2, 5, 8]))
     """
-    checks.feature_map("x", x)
-    arguments.project_tokenize(x, keys, values, queries, heads, bias, residual, mask, log_weights, position)
-    checks.flag("return_map", return_map)
     if not return_map:
-        # Nobody sees the map, so a masked pixel is not used at all, not even by the projection.
-        valid = _valid_pixels(_pixels(x), mask, log_weights)
+        # Without the map a masked pixel is not used at all, not even by the projection.
+        valid = _valid_pixels(_pixels(x), mask, pixel_bias)
         x = _keep(x, valid)
-        residual = _keep(residual, valid) if isinstance(residual, Tensor) else residual
-    y = project(x, keys, values, heads=heads, bias=bias, residual=residual)
-    tokens, lse = tokenize(y, queries, mask=mask, log_weights=log_weights, position=position, return_lse=True)
-    return (y if return_map else None), tokens, lse
+        residual = None if residual is None else _keep(residual, valid)
+    y = project(x, keys, values, num_heads=num_heads, scale=scale, token_bias=token_bias, residual=residual)
+    tokens, lse = tokenize(
+        y,
+        queries,
+        scale=query_scale,
+        mask=mask,
+        pixel_bias=pixel_bias,
+        extra_values=extra_values,
+        return_stats=True,
+    )
+    returned = y if return_map else None
+    return (returned, tokens, lse) if return_stats else (returned, tokens)
 
 
 def _pixels(feature_map: Tensor) -> Tensor:
@@ -166,11 +168,11 @@ def _keep(feature_map: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid.unflatten(1, feature_map.shape[2:])[:, None], feature_map, 0)
 
 
-def _valid_pixels(pixels: Tensor, mask: Tensor | None, log_weights: Tensor | None) -> Tensor:
-    """(B, N) bool: neither masked nor given a log weight of -inf."""
+def _valid_pixels(pixels: Tensor, mask: Tensor | None, pixel_bias: Tensor | None) -> Tensor:
+    """(B, N) bool: neither masked nor given a bias of -inf."""
     valid = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
     if mask is not None:
         valid = valid & mask.flatten(1)
-    if log_weights is not None:
-        valid = valid & (log_weights.flatten(1) != -torch.inf)
+    if pixel_bias is not None:
+        valid = valid & (pixel_bias.flatten(1) != -torch.inf)
     return valid

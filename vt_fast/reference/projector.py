@@ -15,7 +15,7 @@ def pixel_attention(
     query: Projection | None,
     key: Projection | None,
     *,
-    heads: int = 1,
+    num_heads: int = 1,
     scale: float = 1.0,
 ) -> Tensor:
     """Weigh the tokens for each pixel: softmax_L((X W_Q)(T W_K)^T), the attention of equation 5.
@@ -25,14 +25,14 @@ def pixel_attention(
         tokens: T (B, L, CT).
         query: W_Q, C -> width on the pixels; None compares the pixels themselves.
         key: W_K, CT -> width on the tokens; None compares the tokens themselves.
-        heads: a divisor of width; head h uses block h of the channels.
+        num_heads: a divisor of width; head h uses block h of the channels.
         scale: multiplies the logits.
 
     Returns:
         weights (B, heads, N, L); over the L tokens the weights of each pixel sum to 1.
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -44,7 +44,7 @@ def pixel_attention(
     queries = x if query is None else linear(x, query)
     keys = tokens if key is None else linear(tokens, key)
     check_shape("the keys", keys, B=x.shape[0], L=tokens.shape[1], width=queries.shape[2])
-    queries, keys = split_heads("the queries", queries, heads), split_heads("the keys", keys, heads)
+    queries, keys = split_heads("the queries", queries, num_heads), split_heads("the keys", keys, num_heads)
     return torch.softmax(scale * (queries @ keys.transpose(-2, -1)), dim=-1)
 
 
@@ -55,14 +55,14 @@ def projector(
     key: Projection | None,
     value: Projection | None,
     *,
-    heads: int = 1,
+    num_heads: int = 1,
     scale: float = 1.0,
     shortcut: Projection | None = None,
 ) -> Tensor:
     """Projector, equation 5: X_out = X + softmax_L((X W_Q)(T W_K)^T) T.
 
     The equation has one head, no scale and no value projection. The first version is heads = 16, scale =
-    1 / sqrt(C / heads), a grouped `query` and a `value` CT -> C. The paper's models change the width of the
+    1 / sqrt(C / num_heads), a grouped `query` and a `value` CT -> C. The paper's models change the width of the
     map once, with `shortcut` in the place of the first X.
 
     Args:
@@ -71,7 +71,7 @@ def projector(
         query: W_Q, C -> width on the pixels; None is the identity.
         key: W_K, CT -> width on the tokens; None is the identity.
         value: W_V, CT -> D on the tokens; None is the identity.
-        heads: a divisor of width and D; head h weighs with block h of the width and writes block h of D.
+        num_heads: a divisor of width and D; head h weighs with block h of the width and writes block h of D.
         scale: multiplies the logits.
         shortcut: C -> D on the pixels; None is the identity and needs D = C.
 
@@ -79,7 +79,7 @@ def projector(
         the map (B, N, D).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -89,9 +89,9 @@ def projector(
         >>> projector(x, tokens, zero, zero, None).tolist()  # equal weights: each pixel gains the mean token
         [[[21.0], [22.0]]]
     """
-    weights = pixel_attention(x, tokens, query, key, heads=heads, scale=scale)
+    weights = pixel_attention(x, tokens, query, key, num_heads=num_heads, scale=scale)
     values = tokens if value is None else linear(tokens, value)
-    change = join_heads(weights @ split_heads("the values", values, heads))
+    change = join_heads(weights @ split_heads("the values", values, num_heads))
     residual = x if shortcut is None else linear(x, shortcut)
     check_shape("the residual", residual, B=x.shape[0], N=x.shape[1], D=change.shape[2])
     return residual + change

@@ -12,7 +12,7 @@ from vt_fast.reference.linear import linear as apply
 
 
 def token_attention(
-    tokens: Tensor, key: Projection, query: Projection, *, heads: int = 1, scale: float = 1.0
+    tokens: Tensor, key: Projection, query: Projection, *, num_heads: int = 1, scale: float = 1.0
 ) -> Tensor:
     """Weigh the tokens for each token: softmax_L((T K)(T Q)^T), the attention of equation 3.
 
@@ -23,14 +23,14 @@ def token_attention(
         tokens: T (B, L, CT).
         key: K, CT -> width.
         query: Q, CT -> width.
-        heads: a divisor of width; head h uses block h of the channels.
+        num_heads: a divisor of width; head h uses block h of the channels.
         scale: multiplies the logits.
 
     Returns:
         weights (B, heads, L, L).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -41,7 +41,7 @@ def token_attention(
     check_shape("tokens", tokens, B=None, L=None, CT=None)
     keys, queries = apply(tokens, key), apply(tokens, query)
     check_shape("the queries", queries, B=keys.shape[0], L=keys.shape[1], width=keys.shape[2])
-    keys, queries = split_heads("the keys", keys, heads), split_heads("the queries", queries, heads)
+    keys, queries = split_heads("the keys", keys, num_heads), split_heads("the queries", queries, num_heads)
     return torch.softmax(scale * (keys @ queries.transpose(-2, -1)), dim=-1)
 
 
@@ -52,12 +52,12 @@ def _add(tokens: Tensor, change: Tensor) -> Tensor:
 
 
 def _attend(
-    tokens: Tensor, key: Projection, query: Projection, value: Projection | None, heads: int, scale: float
+    tokens: Tensor, key: Projection, query: Projection, value: Projection | None, num_heads: int, scale: float
 ) -> Tensor:
     """Equation 3: T' = T + softmax_L((T K)(T Q)^T) T, or (T V) for the last T."""
-    weights = token_attention(tokens, key, query, heads=heads, scale=scale)
+    weights = token_attention(tokens, key, query, num_heads=num_heads, scale=scale)
     values = tokens if value is None else apply(tokens, value)
-    return _add(tokens, join_heads(weights @ split_heads("the values", values, heads)))
+    return _add(tokens, join_heads(weights @ split_heads("the values", values, num_heads)))
 
 
 def transformer(
@@ -68,7 +68,7 @@ def transformer(
     second: Projection,
     *,
     value: Projection | None = None,
-    heads: int = 1,
+    num_heads: int = 1,
     scale: float = 1.0,
 ) -> Tensor:
     """Token transformer, equations 3 and 4.
@@ -86,14 +86,14 @@ def transformer(
         first: F1, CT -> hidden width.
         second: F2, hidden width -> CT.
         value: V, CT -> CT; None mixes the tokens themselves.
-        heads: a divisor of width and CT.
+        num_heads: a divisor of width and CT.
         scale: multiplies the logits.
 
     Returns:
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -102,7 +102,7 @@ def transformer(
         >>> transformer(tokens, zero, zero, zero, zero).tolist()  # equal weights: each token gains the mean
         [[[3.0, 0.0], [5.0, 0.0]]]
     """
-    tokens = _attend(tokens, key, query, value, heads, scale)
+    tokens = _attend(tokens, key, query, value, num_heads, scale)
     return _add(tokens, apply(F.relu(apply(tokens, first)), second))
 
 
@@ -113,7 +113,7 @@ def transformer_v1(
     value: Projection,
     linear: Projection,
     *,
-    heads: int = 1,
+    num_heads: int = 1,
     scale: float = 1.0,
 ) -> Tensor:
     """Token transformer of the first version: attention with values, then one linear layer with residual.
@@ -126,14 +126,14 @@ def transformer_v1(
         query: Q, CT -> width.
         value: V, CT -> CT.
         linear: F, CT -> CT.
-        heads: a divisor of width and CT.
+        num_heads: a divisor of width and CT.
         scale: multiplies the logits.
 
     Returns:
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -142,7 +142,7 @@ def transformer_v1(
         >>> transformer_v1(tokens, zero, zero, one, one).tolist()
         [[[6.0], [10.0]]]
     """
-    tokens = _attend(tokens, key, query, value, heads, scale)
+    tokens = _attend(tokens, key, query, value, num_heads, scale)
     return _add(tokens, apply(tokens, linear))
 
 

@@ -54,7 +54,7 @@ def dynamic_tokenizer(
     query: Projection,
     key: Projection,
     *,
-    heads: int = 16,
+    num_heads: int = 16,
     value: Projection | None = None,
     token: Projection | None = None,
 ) -> Tensor:
@@ -62,7 +62,7 @@ def dynamic_tokenizer(
 
     T_in = [T_a | T_b], split at L / 2 along the tokens. Head h takes block h of the channels of the queries
     T_a W_Q, the keys X W_K and the values X W_V: its weights are
-    softmax_N(keys queries^T / sqrt(width / heads)), width being that of queries and keys (C in the paper).
+    softmax_N(keys queries^T / sqrt(width / num_heads)), width being that of queries and keys (C in the paper).
     The blocks side by side, through the token projection, are L / 2 new tokens, and T = [T_b | new].
 
     There is no position code, by choice: the paper's counts have one on the first tokenizer alone.
@@ -72,7 +72,7 @@ def dynamic_tokenizer(
         tokens: T_in (B, L, CT), L even.
         query: CT -> width on T_a.
         key: C -> width on the pixels, grouped in the paper.
-        heads: a divisor of the widths of keys and values; the paper has 16.
+        num_heads: a divisor of the widths of keys and values; the paper has 16.
         value: C -> Cv on the pixels; None leaves them as they are.
         token: Cv -> CT on the new tokens; None leaves them as they are.
 
@@ -80,15 +80,15 @@ def dynamic_tokenizer(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `heads` not an int.
-        ValueError: the shapes do not fit, L is odd, `heads` divides not all widths, or the new tokens' width
+        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
+        ValueError: the shapes do not fit, L is odd, `num_heads` divides not all widths, or the new tokens' width
             is not CT.
 
     Example:
         >>> x = torch.tensor([[[1.0], [3.0]]])
         >>> tokens = torch.tensor([[[0.0], [5.0]]])
         >>> one = Projection(torch.ones(1, 1))
-        >>> dynamic_tokenizer(x, tokens, one, one, heads=1).tolist()
+        >>> dynamic_tokenizer(x, tokens, one, one, num_heads=1).tolist()
         [[[5.0], [2.0]]]
     """
     check_shape("x", x, B=None, N=None, C=None)
@@ -100,9 +100,9 @@ def dynamic_tokenizer(
     keys = linear(x, key)
     queries = linear(asking, query)
     check_shape("the queries", queries, B=x.shape[0], **{"L / 2": num_tokens // 2, "width": keys.shape[2]})
-    keys = split_heads("the keys", keys, heads)
-    queries = split_heads("the queries", queries, heads)
-    values = split_heads("the values", x if value is None else linear(x, value), heads)
+    keys = split_heads("the keys", keys, num_heads)
+    queries = split_heads("the queries", queries, num_heads)
+    values = split_heads("the values", x if value is None else linear(x, value), num_heads)
     logits = keys @ queries.transpose(-2, -1) / math.sqrt(keys.shape[-1])
     new = join_heads(torch.softmax(logits, dim=2).transpose(-2, -1) @ values)
     new = new if token is None else linear(new, token)

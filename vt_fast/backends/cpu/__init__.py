@@ -15,7 +15,7 @@ from vt_fast.backends.cpu.calls import (
     tokenize_backward,
 )
 from vt_fast.backends.cpu.library import unavailable
-from vt_fast.checks import FLOATING
+from vt_fast.precision import FLOATING
 
 __all__ = [
     "project",

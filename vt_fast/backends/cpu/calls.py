@@ -20,19 +20,18 @@ from vt_fast.backends.contract import (
     TokenizeBackward,
     TokenizeGradients,
 )
-from vt_fast.checks import channel_count
-from vt_fast.layout import empty_map_like
+from vt_fast.layout import channel_count, empty_map_like
 from vt_fast.precision import compute_dtype
 
 _OPS = torch.ops.vt_fast_cpu
 
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P) and lse (B, heads * L), in the compute dtype."""
-    x, queries, mask, log_weights, position, heads, _, _ = call
+    """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
+    x, queries, mask, pixel_bias, extra_values, num_heads, _ = call
     rows = queries.shape[-2]
-    tokens, lse = _pooled(x, rows // heads, rows, channel_count(x), position)
-    _OPS.tokenize.default(x, queries, mask, log_weights, position, heads, tokens, lse)
+    tokens, lse = _pooled(x, rows // num_heads, rows, channel_count(x), extra_values)
+    _OPS.tokenize.default(x, queries, mask, pixel_bias, extra_values, num_heads, tokens, lse)
     return tokens, lse
 
 
@@ -43,8 +42,8 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     found = TokenizeGradients(
         x=torch.empty_like(x) if needs[0] else None,
         queries=_gradient(call.queries, needs[1], dtype),
-        log_weights=_gradient(call.log_weights, needs[2], dtype),
-        position=_gradient(call.position, needs[3], dtype),
+        pixel_bias=_gradient(call.pixel_bias, needs[2], dtype),
+        extra_values=_gradient(call.extra_values, needs[3], dtype),
     )
     _OPS.tokenize_backward.default(
         _as(call.grad_tokens, x.dtype),
@@ -52,11 +51,11 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
         x,
         call.queries,
         call.mask,
-        call.log_weights,
-        call.position,
+        call.pixel_bias,
+        call.extra_values,
         _as(call.tokens, dtype).contiguous(),
         call.lse.contiguous(),
-        call.heads,
+        call.num_heads,
         *found,
     )
     return found
@@ -65,7 +64,7 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
 def project(call: Project) -> Tensor:
     """The map."""
     y = empty_map_like(call.x, call.values.shape[-1])
-    _OPS.project.default(*call[:-1], y)
+    _OPS.project.default(*call, y)
     return y
 
 
@@ -77,7 +76,7 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
         x=torch.empty_like(x) if needs[0] else None,
         keys=_gradient(call.keys, needs[1], dtype),
         values=_gradient(call.values, needs[2], dtype),
-        bias=_gradient(call.bias, needs[3], dtype),
+        token_bias=_gradient(call.token_bias, needs[3], dtype),
     )
     _OPS.project_backward.default(_as(call.grad_map, x.dtype), *call[1:7], *found)
     return found
@@ -87,7 +86,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
     """The map (None unless wanted), its tokens (B, Lq, D + P) and lse (B, Lq) in the compute dtype."""
     channels, rows = call.values.shape[-1], call.queries.shape[-2]
     y = empty_map_like(call.x, channels) if call.return_map else None
-    tokens, lse = _pooled(call.x, rows, rows, channels, call.position)
+    tokens, lse = _pooled(call.x, rows, rows, channels, call.extra_values)
     _OPS.project_tokenize.default(*call[:11], y, tokens, lse)
     return y, tokens, lse
 
@@ -101,10 +100,10 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         keys=_gradient(call.keys, needs[1], dtype),
         values=_gradient(call.values, needs[2], dtype),
         queries=_gradient(call.queries, needs[3], dtype),
-        bias=_gradient(call.bias, needs[4], dtype),
+        token_bias=_gradient(call.token_bias, needs[4], dtype),
         residual=torch.empty_like(residual) if residual is not None and needs[5] else None,
-        log_weights=_gradient(call.log_weights, needs[6], dtype),
-        position=_gradient(call.position, needs[7], dtype),
+        pixel_bias=_gradient(call.pixel_bias, needs[6], dtype),
+        extra_values=_gradient(call.extra_values, needs[7], dtype),
     )
     _OPS.project_tokenize_backward.default(
         None if call.grad_map is None else _as(call.grad_map, x.dtype),
@@ -113,18 +112,18 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
         *call[3:12],
         _as(call.tokens, dtype).contiguous(),
         call.lse.contiguous(),
-        call.residual_input,
-        call.heads,
+        call.residual_is_input,
+        call.num_heads,
         *found,
     )
     return found
 
 
 def _pooled(
-    x: Tensor, tokens: int, rows: int, channels: int, position: Tensor | None
+    x: Tensor, tokens: int, rows: int, channels: int, extra_values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Uninitialised tokens (B, tokens, channels + P) and lse (B, rows) in the compute dtype."""
-    width = channels if position is None else channels + position.shape[1]
+    width = channels if extra_values is None else channels + extra_values.shape[1]
     dtype, batch = compute_dtype(x.dtype), x.shape[0]
     return x.new_empty((batch, tokens, width), dtype=dtype), x.new_empty((batch, rows), dtype=dtype)
 

@@ -11,18 +11,18 @@ from vt_fast.backends.eager.blocks import expand, head_rows_to_blocks, pool, sco
 from vt_fast.backends.eager.tiles import keep_valid
 
 
-def weigh(logits: Tensor, log_weights: Tensor | None, valid: Tensor | None, tile: slice) -> Tensor:
+def weigh(logits: Tensor, pixel_bias: Tensor | None, valid: Tensor | None, tile: slice) -> Tensor:
     """Logits with the pixels' log weights added, and -inf where a pixel is not valid. In place."""
-    if log_weights is not None:
-        logits += log_weights[:, None, tile]
+    if pixel_bias is not None:
+        logits += pixel_bias[:, None, tile]
     return logits if valid is None else logits.masked_fill_(~valid[:, None, tile], -torch.inf)
 
 
-def table_tile(position: Tensor | None, valid: Tensor | None, tile: slice, like: Tensor) -> Tensor | None:
+def table_tile(extra_values: Tensor | None, valid: Tensor | None, tile: slice, like: Tensor) -> Tensor | None:
     """The position table's part for a tile, for each sample, with 0 in place of invalid pixels."""
-    if position is None:
+    if extra_values is None:
         return None
-    table = position[tile].to(like.dtype).expand(like.shape[0], -1, -1)
+    table = extra_values[tile].to(like.dtype).expand(like.shape[0], -1, -1)
     return table if valid is None else keep_valid(table, valid, tile)
 
 
@@ -37,19 +37,19 @@ class Pool:
     Keeps, for each token, the highest logit so far, and the sums relative to it.
     """
 
-    def __init__(self, heads: int, valid: Tensor | None) -> None:
-        self.heads, self.valid = heads, valid
+    def __init__(self, num_heads: int, valid: Tensor | None) -> None:
+        self.num_heads, self.valid = num_heads, valid
         self.state: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, logits: Tensor, values: Tensor, table: Tensor | None) -> None:
-        """A tile: logits (b, heads * L, n), pixels (b, n, C), and its part (b, n, P) of the table."""
+        """A tile: logits (b, num_heads * L, n), pixels (b, n, C), and its part (b, n, P) of the table."""
         highest = logits.amax(-1, keepdim=True)
         if self.state is not None:
             highest = torch.maximum(self.state[0], highest)
         # Where nothing valid has come yet, -inf - -inf would be NaN.
         base = highest.masked_fill(highest == -torch.inf, 0)
         weights = torch.exp(logits - base)
-        total, tokens = weights.sum(-1, keepdim=True), pool(weights, values, self.heads)
+        total, tokens = weights.sum(-1, keepdim=True), pool(weights, values, self.num_heads)
         if table is not None:
             tokens = torch.cat([tokens, torch.bmm(weights, table)], -1)
         if self.state is not None:
@@ -59,7 +59,7 @@ class Pool:
         self.state = highest, total, tokens
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """Tokens (b, L, C + P) and lse (b, heads * L): 0 and -inf where no pixel was valid."""
+        """Tokens (b, L, C + P) and lse (b, num_heads * L): 0 and -inf where no pixel was valid."""
         if self.state is None:
             raise RuntimeError("no tile was added")
         highest, total, tokens = self.state
@@ -71,11 +71,11 @@ class Pool:
         return tokens, lse.squeeze(-1)
 
     def _to_channels(self, statistic: Tensor, tokens: Tensor) -> Tensor:
-        """(b, heads * L, 1) repeated over each head's channels, to multiply tokens with."""
-        if self.heads == 1:
+        """(b, num_heads * L, 1) repeated over each head's channels, to multiply tokens with."""
+        if self.num_heads == 1:
             return statistic
-        return head_rows_to_blocks(statistic, self.heads).repeat_interleave(
-            tokens.shape[-1] // self.heads, -1
+        return head_rows_to_blocks(statistic, self.num_heads).repeat_interleave(
+            tokens.shape[-1] // self.num_heads, -1
         )
 
 
@@ -83,7 +83,7 @@ class PoolBackward:
     """The backward of the softmax over pixels.
 
     With A = exp(logits - lse), dA = x dT^T and delta = rowsum(dT * T) - dlse: dS = A * (dA - delta),
-    dx = A dT + dS queries, dqueries = dS^T x, dlog_weights = rowsum(dS), dposition = A dT[:, C:].
+    dx = A dT + dS queries, dqueries = dS^T x, dpixel_bias = rowsum(dS), dextra_values = A dT[:, C:].
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class PoolBackward:
         lse: Tensor,
         valid: Tensor | None,
         channels: int,
-        heads: int,
+        num_heads: int,
     ) -> None:
-        delta = (grad_tokens * tokens).unflatten(-1, (heads, -1)).sum(-1).mT.flatten(1)
+        delta = (grad_tokens * tokens).unflatten(-1, (num_heads, -1)).sum(-1).mT.flatten(1)
         if grad_lse is not None:
             delta = delta - grad_lse
         if valid is not None:
@@ -106,7 +106,7 @@ class PoolBackward:
             grad_tokens = grad_tokens.masked_fill(empty[..., None], 0)
         self.lse, self.delta = lse[..., None], delta[..., None]
         self.grad_tokens, self.grad_table = grad_tokens[..., :channels], grad_tokens[..., channels:]
-        self.heads = heads
+        self.num_heads = num_heads
 
     def group(self, blocks: Tensor, samples: slice) -> GroupBackward:
         """The part that belongs to a group of samples, whose queries in block form are ``blocks``."""
@@ -116,7 +116,7 @@ class PoolBackward:
             self.grad_table[samples],
             self.lse[samples],
             self.delta[samples],
-            self.heads,
+            self.num_heads,
         )
 
 
@@ -129,12 +129,12 @@ class GroupBackward:
     grad_table: Tensor
     lse: Tensor
     delta: Tensor
-    heads: int
+    num_heads: int
 
     def tile(self, values: Tensor, logits: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A and dS (b, heads * L, n) of a tile. The logits are overwritten."""
+        """A and dS (b, num_heads * L, n) of a tile. The logits are overwritten."""
         attention = logits.sub_(self.lse).exp_()
-        grad = scores(values, self.grad_tokens, self.heads)
+        grad = scores(values, self.grad_tokens, self.num_heads)
         if table is not None:
             grad += torch.bmm(self.grad_table, table.mT)
         return attention, grad.sub_(self.delta).mul_(attention)
@@ -143,14 +143,14 @@ class GroupBackward:
         self, attention: Tensor, grad: Tensor, valid: Tensor | None, tile: slice, out: Tensor
     ) -> Tensor:
         """dx (b, n, C) of a tile, exactly 0 in invalid pixels, written to ``out``."""
-        expand(attention, self.grad_tokens, out, self.heads)
-        expand(grad, self.blocks, out, self.heads, add=True)
+        expand(attention, self.grad_tokens, out, self.num_heads)
+        expand(grad, self.blocks, out, self.num_heads, add=True)
         return out if valid is None else out.masked_fill_(~valid[:, tile, None], 0)
 
     def grad_blocks(self, grad: Tensor, values: Tensor) -> Tensor:
         """A tile's part of the queries' gradient, (b, L, C) in block form."""
-        return pool(grad, values, self.heads)
+        return pool(grad, values, self.num_heads)
 
-    def grad_position(self, attention: Tensor) -> Tensor:
+    def grad_extra_values(self, attention: Tensor) -> Tensor:
         """The position table's gradient (n, P) in a tile."""
         return torch.bmm(attention.mT, self.grad_table).sum(0)

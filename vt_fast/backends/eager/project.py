@@ -14,8 +14,8 @@ from vt_fast.layout import as_pixels
 def project(call: Project) -> Tensor:
     """The map (B, N, D) or (B, D, H, W)."""
     pixels = as_pixels(call.x)
-    skip = skip_pixels(pixels, call.residual, call.residual_input)
-    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
+    skip = skip_pixels(pixels, call.residual, call.residual_is_input)
+    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
     out = PixelWriter(call.x, call.values.shape[-1])
     tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
@@ -30,8 +30,8 @@ def project(call: Project) -> Tensor:
 def project_backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed, in one pass over the map and its gradient."""
     pixels, grads = as_pixels(call.x), as_pixels(call.grad_map)
-    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
-    backward = SpreadBackward(call.keys, call.values, call.bias, call.needs[1:])
+    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
+    backward = SpreadBackward(call.keys, call.values, call.token_bias, call.needs[1:])
     dx = PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
     tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
@@ -41,6 +41,6 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
             grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)
             if dx is not None:
                 target = expand(grad_logits, tokens.keys, dx.tile(samples, tile))
-                dx.write(samples, tile, target.add_(grad) if call.residual_input else target)
+                dx.write(samples, tile, target.add_(grad) if call.residual_is_input else target)
         backward.end_group()
     return ProjectGradients(None if dx is None else dx.finish(), *backward.result())

@@ -31,10 +31,10 @@ from vt_fast.precision import compute_dtype
 
 def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     """The map (None unless wanted), its tokens (B, Lq, D + P) and lse (B, Lq) in the compute dtype."""
-    pixels, weights = as_pixels(call.x), per_pixel(call.log_weights)
-    skip = skip_pixels(pixels, call.residual, call.residual_input)
+    pixels, weights = as_pixels(call.x), per_pixel(call.pixel_bias)
+    skip = skip_pixels(pixels, call.residual, call.residual_is_input)
     valid = valid_pixels(per_pixel(call.mask), weights)
-    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
+    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
     blocks = batched(call.queries.to(compute_dtype(call.x.dtype)), 2)
     channels = call.values.shape[-1]
     out = PixelWriter(call.x, channels) if call.return_map else None
@@ -53,7 +53,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
                 out.write(samples, tile, y)
             y = y if group_valid is None else keep_valid(y, group_valid, tile)
             logits = weigh(scores(y, rows), group_weights, group_valid, tile)
-            running.add(logits, y, table_tile(call.position, group_valid, tile, y))
+            running.add(logits, y, table_tile(call.extra_values, group_valid, tile, y))
         results.append(running.result())
     tokens, lse = (torch.cat(parts) for parts in zip(*results, strict=True))
     return None if out is None else out.finish(), tokens, lse
@@ -65,14 +65,14 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     Y is recomputed; with H = grad_map + (tokenize's dx at Y), the rest is project's backward with H for
     its gradient.
     """
-    x, residual, position, needs = call.x, call.residual, call.position, call.needs
+    x, residual, extra_values, needs = call.x, call.residual, call.extra_values, call.needs
     dtype, channels = compute_dtype(x.dtype), call.values.shape[-1]
-    pixels, weights = as_pixels(x), per_pixel(call.log_weights)
-    skip = skip_pixels(pixels, residual, call.residual_input)
+    pixels, weights = as_pixels(x), per_pixel(call.pixel_bias)
+    skip = skip_pixels(pixels, residual, call.residual_is_input)
     grads = None if call.grad_map is None else as_pixels(call.grad_map)
     valid = valid_pixels(per_pixel(call.mask), weights)
-    spread = Spread.prepare(call.keys, call.values, call.bias, call.heads)
-    spread_backward = SpreadBackward(call.keys, call.values, call.bias, [needs[1], needs[2], needs[4]])
+    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
+    spread_backward = SpreadBackward(call.keys, call.values, call.token_bias, [needs[1], needs[2], needs[4]])
     blocks = batched(call.queries.to(dtype), 2)
     pool_backward = PoolBackward(
         call.grad_tokens.to(dtype), call.grad_lse, call.tokens.to(dtype), call.lse, valid, channels, 1
@@ -81,7 +81,9 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     dqueries = OperandGradient(call.queries, 2, needs[3])
     dresidual = PixelWriter(residual, channels) if residual is not None and needs[5] else None
     dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[6] else None
-    dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[7] else None
+    dextra_values = (
+        torch.zeros_like(extra_values, dtype=dtype) if extra_values is not None and needs[7] else None
+    )
     tiling = Tiling(pixels, call.keys.shape[-2], channels, call.queries.shape[-2])
     for samples in tiling.groups():
         group, group_skip, group_grads = pixels[samples], part(skip, samples), part(grads, samples)
@@ -96,7 +98,7 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             y = group_spread.output(attention, group_skip, tile, empty_tile(values, channels))
             y = y if group_valid is None else keep_valid(y, group_valid, tile)
             logits = weigh(scores(y, pooled.blocks), group_weights, group_valid, tile)
-            pooling, grad = pooled.tile(y, logits, table_tile(position, group_valid, tile, y))
+            pooling, grad = pooled.tile(y, logits, table_tile(extra_values, group_valid, tile, y))
             target = empty_tile(y) if dresidual is None else dresidual.tile(samples, tile)
             grad_y = pooled.grad_pixels(pooling, grad, group_valid, tile, target)
             if group_grads is not None:
@@ -108,23 +110,23 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
                 dresidual.write(samples, tile, grad_y)
             if dweights is not None:
                 dweights[samples, tile] = grad.sum(1)
-            if dposition is not None:
-                dposition[tile] += pooled.grad_position(pooling)
+            if dextra_values is not None:
+                dextra_values[tile] += pooled.grad_extra_values(pooling)
             if dx is not None:
                 target = expand(grad_logits, group_spread.keys, dx.tile(samples, tile))
-                dx.write(samples, tile, target.add_(grad_y) if call.residual_input else target)
+                dx.write(samples, tile, target.add_(grad_y) if call.residual_is_input else target)
         spread_backward.end_group()
         dqueries.end_group()
-    dkeys, dvalues, dbias = spread_backward.result()
+    dkeys, dvalues, dtoken_bias = spread_backward.result()
     return ProjectTokenizeGradients(
         x=None if dx is None else dx.finish(),
         keys=dkeys,
         values=dvalues,
         queries=dqueries.result(),
-        bias=dbias,
+        token_bias=dtoken_bias,
         residual=None if dresidual is None else dresidual.finish(),
-        log_weights=dweights,
-        position=dposition,
+        pixel_bias=dweights,
+        extra_values=dextra_values,
     )
 
 

@@ -62,11 +62,11 @@ def keep_valid(values: Tensor, valid: Tensor, tile: slice) -> Tensor:
     return values.masked_fill(~valid[:, tile, None], 0)
 
 
-def valid_pixels(mask: Tensor | None, log_weights: Tensor | None) -> Tensor | None:
+def valid_pixels(mask: Tensor | None, pixel_bias: Tensor | None) -> Tensor | None:
     """(B, N) bool, or None for all: neither masked nor given a log weight of -inf."""
-    if log_weights is None:
+    if pixel_bias is None:
         return mask
-    finite = log_weights != -torch.inf
+    finite = pixel_bias != -torch.inf
     return finite if mask is None else finite & mask
 
 

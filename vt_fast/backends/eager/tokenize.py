@@ -23,35 +23,37 @@ from vt_fast.precision import compute_dtype
 
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P) and lse (B, heads * L), in the compute dtype."""
-    pixels, weights = as_pixels(call.x), per_pixel(call.log_weights)
+    """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
+    pixels, weights = as_pixels(call.x), per_pixel(call.pixel_bias)
     valid = valid_pixels(per_pixel(call.mask), weights)
     queries = call.queries.to(compute_dtype(call.x.dtype))
-    blocks = batched(head_rows_to_blocks(queries, call.heads), 2)
+    blocks = batched(head_rows_to_blocks(queries, call.num_heads), 2)
     tiling, results = Tiling(pixels, queries.shape[-2]), []
     for samples in tiling.groups():
         group, rows = pixels[samples], rows_of(blocks, samples)
         group_valid, group_weights = part(valid, samples), part(weights, samples)
-        running = Pool(call.heads, group_valid)
+        running = Pool(call.num_heads, group_valid)
         for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
-            logits = weigh(scores(values, rows, call.heads), group_weights, group_valid, tile)
-            running.add(logits, values, table_tile(call.position, group_valid, tile, values))
+            logits = weigh(scores(values, rows, call.num_heads), group_weights, group_valid, tile)
+            running.add(logits, values, table_tile(call.extra_values, group_valid, tile, values))
         results.append(running.result())
     return torch.cat([tokens for tokens, _ in results]), torch.cat([lse for _, lse in results])
 
 
 def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed, in one pass over the map."""
-    x, position, heads, needs = call.x, call.position, call.heads, call.needs
+    x, extra_values, num_heads, needs = call.x, call.extra_values, call.num_heads, call.needs
     dtype = compute_dtype(x.dtype)
-    pixels, weights = as_pixels(x), per_pixel(call.log_weights)
+    pixels, weights = as_pixels(x), per_pixel(call.pixel_bias)
     valid = valid_pixels(per_pixel(call.mask), weights)
-    blocks = batched(head_rows_to_blocks(call.queries.to(dtype), heads), 2)
+    blocks = batched(head_rows_to_blocks(call.queries.to(dtype), num_heads), 2)
     dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
     dblocks = OperandGradient(call.queries, 2, needs[1])
     dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[2] else None
-    dposition = torch.zeros_like(position, dtype=dtype) if position is not None and needs[3] else None
+    dextra_values = (
+        torch.zeros_like(extra_values, dtype=dtype) if extra_values is not None and needs[3] else None
+    )
     backward = PoolBackward(
         call.grad_tokens.to(dtype),
         call.grad_lse,
@@ -59,7 +61,7 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
         call.lse,
         valid,
         pixels.shape[2],
-        heads,
+        num_heads,
     )
     tiling = Tiling(pixels, call.queries.shape[-2])
     for samples in tiling.groups():
@@ -67,8 +69,8 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
         group_valid, group_weights = part(valid, samples), part(weights, samples)
         for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
-            logits = weigh(scores(values, pooled.blocks, heads), group_weights, group_valid, tile)
-            attention, grad = pooled.tile(values, logits, table_tile(position, group_valid, tile, values))
+            logits = weigh(scores(values, pooled.blocks, num_heads), group_weights, group_valid, tile)
+            attention, grad = pooled.tile(values, logits, table_tile(extra_values, group_valid, tile, values))
             if dx is not None:
                 target = dx.tile(samples, tile)
                 dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile, target))
@@ -76,13 +78,13 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
                 dblocks.add(pooled.grad_blocks(grad, values))
             if dweights is not None:
                 dweights[samples, tile] = grad.sum(1)
-            if dposition is not None:
-                dposition[tile] += pooled.grad_position(attention)
+            if dextra_values is not None:
+                dextra_values[tile] += pooled.grad_extra_values(attention)
         dblocks.end_group()
     dqueries = dblocks.result()
     return TokenizeGradients(
         x=None if dx is None else dx.finish(),
-        queries=None if dqueries is None else blocks_to_head_rows(dqueries, heads),
-        log_weights=dweights,
-        position=dposition,
+        queries=None if dqueries is None else blocks_to_head_rows(dqueries, num_heads),
+        pixel_bias=dweights,
+        extra_values=dextra_values,
     )

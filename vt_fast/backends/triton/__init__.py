@@ -16,7 +16,7 @@ from vt_fast.backends.contract import (
     Tokenize,
 )
 from vt_fast.backends.triton.library import INTERPRETED, unavailable
-from vt_fast.checks import FLOATING
+from vt_fast.precision import FLOATING
 
 __all__ = [
     "project",
@@ -45,13 +45,13 @@ def refuses(call: Call) -> str | None:
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
-    if isinstance(call, Tokenize) and call.queries.shape[-2] // call.heads > _MOST_ROWS:
+    if isinstance(call, Tokenize) and call.queries.shape[-2] // call.num_heads > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries for each head"
     if isinstance(call, Project | ProjectTokenize):
-        most = _MOST_ROWS >> (call.heads - 1).bit_length()
+        most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
         if most < 16 or call.values.shape[-2] > most:
             return (
-                f"it takes at most {_MOST_ROWS} heads * tokens, both rounded up to powers of two and "
+                f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
                 "the tokens to at least 16"
             )
     if isinstance(call, ProjectTokenize) and call.queries.shape[-2] > _MOST_ROWS:

@@ -14,12 +14,12 @@ def rows(operand: Tensor) -> tuple[Tensor, int]:
     return dense, 0 if operand.dim() == 2 else dense.stride(0)
 
 
-def biases(bias: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
+def biases(token_bias: Tensor | None, like: Tensor) -> tuple[Tensor, int]:
     """(B, rows) or (rows,); ``like`` is a stand-in for none."""
-    if bias is None:
+    if token_bias is None:
         return like, 0
-    dense = bias.contiguous()
-    return dense, 0 if bias.dim() == 1 else dense.stride(0)
+    dense = token_bias.contiguous()
+    return dense, 0 if token_bias.dim() == 1 else dense.stride(0)
 
 
 def pixels(value: Tensor | None, like: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, par
     return Cut(own, 1, blocks, keep, ceil_div(pixels, each), each, each == setting.tile)
 
 
-def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: int, part_bytes: int) -> Cut:
+def cut_across(
+    setting: Setting, x: Tensor, pixels: int, channels: int, num_heads: int, part_bytes: int
+) -> Cut:
     """Parts of the whole batch, counted in tiles; ``part_bytes``: what one of them leaves.
 
     There are enough to keep the device busy, also where these leave more than is affordable: a part of each
@@ -74,9 +76,9 @@ def cut_across(setting: Setting, x: Tensor, pixels: int, channels: int, heads: i
     keep = setting.form == KEEP
     own = chunks if keep else min(setting.own or chunks, chunks)
     tiles = x.shape[0] * ceil_div(pixels, setting.tile)
-    most = min(max(_affordable(x, part_bytes), ceil_div(processors, heads)), tiles)
+    most = min(max(_affordable(x, part_bytes), ceil_div(processors, num_heads)), tiles)
     blocks = 1 if setting.form == WHOLE else ceil_div(chunks, own)
-    wanted = ceil_div(processors * _PROGRAMS_EACH, heads * blocks)
+    wanted = ceil_div(processors * _PROGRAMS_EACH, num_heads * blocks)
     each = ceil_div(tiles, min(wanted, most))
     own, loops = (1, chunks) if setting.form == WHOLE else (ceil_div(chunks, blocks), 1)
     return Cut(own, loops, blocks, keep, ceil_div(tiles, each), each, each == 1)

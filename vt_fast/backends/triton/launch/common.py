@@ -101,11 +101,11 @@ def cut_options(cut: Cut) -> dict[str, Any]:
     }
 
 
-def row_shape(heads: int, tokens: int) -> dict[str, int]:
+def row_shape(num_heads: int, tokens: int) -> dict[str, int]:
     """Heads and tokens, and what they are padded to."""
     return {
-        "HEADS": heads,
-        "HEADS_PADDED": power_of_two(heads),
+        "HEADS": num_heads,
+        "HEADS_PADDED": power_of_two(num_heads),
         "TOKENS": tokens,
         "TOKENS_PADDED": power_of_two(tokens, 16),
     }
@@ -118,11 +118,13 @@ def acc(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def deltas(grad_tokens: Tensor, tokens: Tensor, grad_lse: Tensor | None, lse: Tensor, heads: int) -> Tensor:
-    """delta (B, heads * L): what the mean of A * dA over the pixels is, less the gradient of lse."""
+def deltas(
+    grad_tokens: Tensor, tokens: Tensor, grad_lse: Tensor | None, lse: Tensor, num_heads: int
+) -> Tensor:
+    """delta (B, num_heads * L): what the mean of A * dA over the pixels is, less the gradient of lse."""
     delta = torch.empty_like(lse, memory_format=torch.contiguous_format)
     batch, count, width = tokens.shape
-    rows = batch * heads * count
+    rows = batch * num_heads * count
     launch(
         deltas_kernel,
         (ceil_div(rows, 4),),
@@ -131,12 +133,12 @@ def deltas(grad_tokens: Tensor, tokens: Tensor, grad_lse: Tensor | None, lse: Te
         lse if grad_lse is None else grad_lse.contiguous(),
         delta,
         rows,
-        HEADS=heads,
+        HEADS=num_heads,
         TOKENS=count,
-        CHANNELS=width // heads,
+        CHANNELS=width // num_heads,
         HAS_GRAD_LSE=grad_lse is not None,
         ROWS=4,
-        BLOCK=min(256, power_of_two(width // heads, 16)),
+        BLOCK=min(256, power_of_two(width // num_heads, 16)),
     )
     return delta
 
@@ -156,6 +158,6 @@ def part_dtype(cut: Cut, operand: Tensor, *, shared: bool, sums: torch.dtype) ->
     return operand.dtype if cut.direct and not shared else sums
 
 
-def position_gradient(attention: Tensor, grad_entries: Tensor) -> Tensor:
+def extra_values_gradient(attention: Tensor, grad_entries: Tensor) -> Tensor:
     """(N, P) from weights (B, N, L) and the gradients (B, L, P) of the tokens' columns."""
     return torch.einsum("bnl,blp->np", attention, grad_entries)

@@ -33,19 +33,17 @@ def too_many_rows(rows: int) -> bool:
 def forward(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     """The map (None unless wanted), its tokens and lse."""
     y = _map(call)
-    made = Tokenize(
-        y, call.queries, call.mask, call.log_weights, call.position, 1, call.keep_exact, call.backend
-    )
+    made = Tokenize(y, call.queries, call.mask, call.pixel_bias, call.extra_values, 1, call.keep_exact)
     return (y if call.return_map else None, *tokenize(made))
 
 
 def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
     """The gradients that are needed."""
     needs_x, needs_keys, needs_values, needs_queries = call.needs[:4]
-    needs_bias, needs_residual, needs_log_weights, needs_position = call.needs[4:]
+    needs_token_bias, needs_residual, needs_pixel_bias, needs_extra_values = call.needs[4:]
     back = TokenizeBackward(
-        call.grad_tokens, call.grad_lse, _map(call), call.queries, call.mask, call.log_weights, call.position,
-        call.tokens, call.lse, 1, [True, needs_queries, needs_log_weights, needs_position], call.backend,
+        call.grad_tokens, call.grad_lse, _map(call), call.queries, call.mask, call.pixel_bias, call.extra_values,
+        call.tokens, call.lse, 1, [True, needs_queries, needs_pixel_bias, needs_extra_values],
     )  # fmt: skip
     of_tokens = tokenize_backward(back)
     dy = of_tokens.x
@@ -54,8 +52,8 @@ def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
         dy = dy + call.grad_map.to(dy.dtype)
     spread = project_backward(
         ProjectBackward(
-            dy, _used(call, dy), call.keys, call.values, call.bias, call.residual_input, call.heads,
-            [needs_x, needs_keys, needs_values, needs_bias], call.backend,
+            dy, _used(call, dy), call.keys, call.values, call.token_bias, call.residual_is_input, call.num_heads,
+            [needs_x, needs_keys, needs_values, needs_token_bias],
         )
     )  # fmt: skip
     return ProjectTokenizeGradients(
@@ -63,18 +61,17 @@ def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
         keys=spread.keys,
         values=spread.values,
         queries=of_tokens.queries,
-        bias=spread.bias,
+        token_bias=spread.token_bias,
         residual=dy if needs_residual and call.residual is not None else None,
-        log_weights=of_tokens.log_weights,
-        position=of_tokens.position,
+        pixel_bias=of_tokens.pixel_bias,
+        extra_values=of_tokens.extra_values,
     )
 
 
 def _map(call: ProjectTokenize | ProjectTokenizeBackward) -> Tensor:
     return project(
         Project(
-            call.x, call.keys, call.values, call.bias, call.residual, call.residual_input, call.heads,
-            call.backend,
+            call.x, call.keys, call.values, call.token_bias, call.residual, call.residual_is_input, call.num_heads,
         )
     )  # fmt: skip
 
@@ -82,7 +79,7 @@ def _map(call: ProjectTokenize | ProjectTokenizeBackward) -> Tensor:
 def _used(call: ProjectTokenizeBackward, dy: Tensor) -> Tensor:
     """x, and 0 in pixels that take no part and to which no gradient arrives, whatever is there."""
     x = call.x
-    weights = per_pixel(call.log_weights)
+    weights = per_pixel(call.pixel_bias)
     part = per_pixel(call.mask)
     if weights is not None:
         kept = weights != -torch.inf

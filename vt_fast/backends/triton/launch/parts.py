@@ -14,27 +14,27 @@ from vt_fast.precision import compute_dtype
 
 
 class Tokens:
-    """Tokens (B, rows, heads * channels + columns) and lse (B, heads * rows), and the parts of them."""
+    """Tokens (B, rows, num_heads * channels + columns) and lse (B, num_heads * rows), and the parts of them."""
 
     def __init__(
-        self, x: Tensor, heads: int, rows: int, channels: int, columns: int, cut: Cut, *, exact: bool
+        self, x: Tensor, num_heads: int, rows: int, channels: int, columns: int, cut: Cut, *, exact: bool
     ) -> None:
         sums = compute_dtype(x.dtype)
-        self.heads, self.rows, self.channels, self.columns, self.parts = (
-            heads,
+        self.num_heads, self.rows, self.channels, self.columns, self.parts = (
+            num_heads,
             rows,
             channels,
             columns,
             cut.parts,
         )
         self.tokens = x.new_empty(
-            (x.shape[0], rows, heads * channels + columns), dtype=sums if exact else x.dtype
+            (x.shape[0], rows, num_heads * channels + columns), dtype=sums if exact else x.dtype
         )
-        self.lse = x.new_empty((x.shape[0], heads * rows), dtype=sums)
+        self.lse = x.new_empty((x.shape[0], num_heads * rows), dtype=sums)
         self.limit = library.limit(x.dtype)
         self._pieces: tuple[Tensor, ...] = ()
         if not cut.direct:
-            shape = (x.shape[0] * heads, cut.parts, rows)
+            shape = (x.shape[0] * num_heads, cut.parts, rows)
             self._pieces = (
                 x.new_empty((*shape, channels + columns), dtype=sums),
                 *(x.new_empty(shape, dtype=sums) for _ in range(3)),
@@ -61,7 +61,7 @@ class Tokens:
                 self.tokens,
                 self.lse,
                 self.parts,
-                HEADS=self.heads,
+                HEADS=self.num_heads,
                 TOKENS=self.rows,
                 CHANNELS=self.channels,
                 COLUMNS=self.columns,

@@ -13,21 +13,20 @@ from vt_fast.backends.triton.launcher import launch
 from vt_fast.backends.triton.maps import Placed, alignment
 from vt_fast.backends.triton.plan import cut
 from vt_fast.backends.triton.settings import KEEP, Problem, Setting
-from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.project import project_forward
 from vt_fast.kernels.project_backward import project_backward as backward_kernel
-from vt_fast.layout import empty_map_like
+from vt_fast.layout import channel_count, empty_map_like, pixel_count
 from vt_fast.precision import compute_dtype
 
 
 def project(call: Project) -> Tensor:
     """The map."""
-    x, heads = call.x, call.heads
+    x, num_heads = call.x, call.num_heads
     pixels, channels = pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
     widest = max(channels, out_channels)
     y = empty_map_like(x, out_channels)
-    shape = common.row_shape(heads, tokens)
+    shape = common.row_shape(num_heads, tokens)
     place, out = Placed.of(x), Placed.of(y)
     base = place if call.residual is None else Placed.of(call.residual)
     align = alignment(place, base, out)
@@ -43,7 +42,7 @@ def project(call: Project) -> Tensor:
             keys_batch,
             values,
             values_batch,
-            *operands.biases(call.bias, x),
+            *operands.biases(call.token_bias, x),
             *base.arguments(align),
             *out.arguments(align),
             *common.shape_arguments(pixels, align, place, base, out),
@@ -56,11 +55,11 @@ def project(call: Project) -> Tensor:
             **shape,
             CHANNELS=channels,
             OUT_CHANNELS=out_channels,
-            HAS_BIAS=call.bias is not None,
+            HAS_TOKEN_BIAS=call.token_bias is not None,
             HAS_RESIDUAL=call.residual is not None,
-            RESIDUAL_INPUT=call.residual_input,
+            RESIDUAL_INPUT=call.residual_is_input,
             ACC=common.acc(x.dtype),
-            KEEP=call.residual_input and setting.form == KEEP,
+            KEEP=call.residual_is_input and setting.form == KEEP,
             **common.options(setting, x.dtype),
             LIMIT=library.limit(x.dtype),
         )
@@ -73,13 +72,13 @@ def project(call: Project) -> Tensor:
 
 def project_backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed."""
-    x, heads = call.x, call.heads
-    needs_x, needs_keys, needs_values, needs_bias = call.needs
+    x, num_heads = call.x, call.num_heads
+    needs_x, needs_keys, needs_values, needs_token_bias = call.needs
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
     widest = max(channels, out_channels)
     sums = compute_dtype(x.dtype)
-    shape = common.row_shape(heads, tokens)
+    shape = common.row_shape(num_heads, tokens)
     grad = call.grad_map.to(x.dtype)
     dx = torch.empty_like(x) if needs_x else None
     arriving, place, out = Placed.of(grad), Placed.of(x), Placed.of(x if dx is None else dx)
@@ -87,20 +86,22 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
     keys, keys_batch = operands.rows(call.keys)
     values, values_batch = operands.rows(call.values)
     share_keys, share_values = call.keys.dim() == 2, call.values.dim() == 2
-    bias = call.bias if needs_bias else None
-    share_bias = bias is not None and bias.dim() == 1
+    token_bias = call.token_bias if needs_token_bias else None
+    share_bias = token_bias is not None and token_bias.dim() == 1
 
     def run(setting: Setting) -> tuple[Tensor | None, ...]:
-        left = 4 * batch * tokens * (heads * channels * needs_keys + out_channels * needs_values)
+        left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)
         plan = cut(setting, x, pixels, widest, batch, left)
 
         def parts(operand: Tensor, shared: bool, needed: bool, *sizes: int) -> Tensor:
             dtype = common.part_dtype(plan, operand, shared=shared, sums=sums)
             return x.new_empty((batch, plan.parts, *sizes) if needed else 0, dtype=dtype)
 
-        part_dkeys = parts(keys, share_keys, needs_keys, heads * tokens, channels)
+        part_dkeys = parts(keys, share_keys, needs_keys, num_heads * tokens, channels)
         part_dvalues = parts(values, share_values, needs_values, tokens, out_channels)
-        part_dbias = parts(keys if bias is None else bias, share_bias, needs_bias, heads * tokens)
+        part_dtoken_bias = parts(
+            keys if token_bias is None else token_bias, share_bias, needs_token_bias, num_heads * tokens
+        )
         launch(
             backward_kernel,
             (plan.blocks * plan.parts * batch,),
@@ -110,11 +111,11 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
             keys_batch,
             values,
             values_batch,
-            *operands.biases(call.bias, x),
+            *operands.biases(call.token_bias, x),
             *out.arguments(align),
             part_dkeys,
             part_dvalues,
-            part_dbias,
+            part_dtoken_bias,
             *common.shape_arguments(pixels, align, place, arriving, out),
             plan.parts,
             plan.each,
@@ -127,12 +128,12 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
             **shape,
             CHANNELS=channels,
             OUT_CHANNELS=out_channels,
-            HAS_BIAS=call.bias is not None,
-            RESIDUAL_INPUT=call.residual_input,
+            HAS_TOKEN_BIAS=call.token_bias is not None,
+            RESIDUAL_INPUT=call.residual_is_input,
             NEEDS_X=needs_x,
             NEEDS_KEYS=needs_keys,
             NEEDS_VALUES=needs_values,
-            NEEDS_BIAS=needs_bias,
+            NEEDS_TOKEN_BIAS=needs_token_bias,
             ACC=common.acc(x.dtype),
             **common.cut_options(plan),
             **common.options(setting, x.dtype),
@@ -141,11 +142,11 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
         return (
             common.summed(part_dkeys, keys, shared=share_keys) if needs_keys else None,
             common.summed(part_dvalues, values, shared=share_values) if needs_values else None,
-            None if bias is None else common.summed(part_dbias, bias, shared=share_bias),
+            None if token_bias is None else common.summed(part_dtoken_bias, token_bias, shared=share_bias),
         )
 
     rows = shape["HEADS_PADDED"] * shape["TOKENS_PADDED"]
     kind, layout = library.kind(x.dtype), common.layout_name(arriving, place, out)
     problem = Problem("project_backward", kind, layout, widest, rows, pixels)
-    dkeys, dvalues, dbias = common.attempt(problem, x, run)
-    return ProjectGradients(x=dx, keys=dkeys, values=dvalues, bias=dbias)
+    dkeys, dvalues, dtoken_bias = common.attempt(problem, x, run)
+    return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias)

@@ -18,22 +18,21 @@ from vt_fast.backends.triton.launcher import launch
 from vt_fast.backends.triton.maps import Placed, alignment
 from vt_fast.backends.triton.plan import cut
 from vt_fast.backends.triton.settings import Problem, Setting
-from vt_fast.checks import channel_count, pixel_count
 from vt_fast.kernels.project_tokenize import project_tokenize_forward
 from vt_fast.kernels.project_tokenize_backward import project_tokenize_backward as backward_kernel
-from vt_fast.layout import empty_map_like
+from vt_fast.layout import channel_count, empty_map_like, pixel_count
 from vt_fast.precision import compute_dtype
 
 
 def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     """The map (None unless wanted), its tokens (B, Lq, D + P) as tokenize's, and lse (B, Lq)."""
-    x, heads = call.x, call.heads
+    x, num_heads = call.x, call.num_heads
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
     widest = max(channels, out_channels)
     count = call.queries.shape[-2]
-    columns = 0 if call.position is None else call.position.shape[1]
-    shape = common.row_shape(heads, tokens)
+    columns = 0 if call.extra_values is None else call.extra_values.shape[1]
+    shape = common.row_shape(num_heads, tokens)
     padded = power_of_two(count, 16)
     rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
     if composed.too_many_rows(rows):
@@ -57,13 +56,13 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
             keys_batch,
             values,
             values_batch,
-            *operands.biases(call.bias, x),
+            *operands.biases(call.token_bias, x),
             *base.arguments(align),
             queries,
             queries_batch,
             operands.pixels(call.mask, x),
-            operands.pixels(call.log_weights, x),
-            x if call.position is None else call.position.contiguous(),
+            operands.pixels(call.pixel_bias, x),
+            x if call.extra_values is None else call.extra_values.contiguous(),
             *out.arguments(align),
             *made.arguments,
             *common.shape_arguments(pixels, align, place, base, out),
@@ -82,11 +81,11 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
             OUT_CHANNELS=out_channels,
             COLUMNS=columns,
             COLUMNS_PADDED=power_of_two(columns, 16),
-            HAS_BIAS=call.bias is not None,
+            HAS_TOKEN_BIAS=call.token_bias is not None,
             HAS_RESIDUAL=call.residual is not None,
-            RESIDUAL_INPUT=call.residual_input,
+            RESIDUAL_INPUT=call.residual_is_input,
             HAS_MASK=call.mask is not None,
-            HAS_LOG_WEIGHTS=call.log_weights is not None,
+            HAS_PIXEL_BIAS=call.pixel_bias is not None,
             STORE=call.return_map,
             DIRECT=plan.direct,
             ACC=common.acc(x.dtype),
@@ -104,25 +103,25 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
 
 def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
     """The gradients that are needed."""
-    x, heads, residual = call.x, call.heads, call.residual
+    x, num_heads, residual = call.x, call.num_heads, call.residual
     needs_x, needs_keys, needs_values, needs_queries = call.needs[:4]
-    needs_bias, needs_residual, needs_log_weights, needs_position = call.needs[4:]
+    needs_token_bias, needs_residual, needs_pixel_bias, needs_extra_values = call.needs[4:]
     needs_residual = needs_residual and residual is not None
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
     widest = max(channels, out_channels)
     count = call.queries.shape[-2]
-    columns = 0 if call.position is None else call.position.shape[1]
+    columns = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(x.dtype)
-    shape = common.row_shape(heads, tokens)
+    shape = common.row_shape(num_heads, tokens)
     padded = power_of_two(count, 16)
     rows = max(padded, shape["HEADS_PADDED"] * shape["TOKENS_PADDED"])
     if composed.too_many_rows(rows):
         return composed.backward(call)
     dx = torch.empty_like(x) if needs_x else None
     dresidual = torch.empty_like(residual) if residual is not None and needs_residual else None
-    dlog_weights = x.new_empty((batch, pixels) if needs_log_weights else 0, dtype=sums)
-    attention = x.new_empty((batch, pixels, count) if needs_position else 0, dtype=sums)
+    dpixel_bias = x.new_empty((batch, pixels) if needs_pixel_bias else 0, dtype=sums)
+    attention = x.new_empty((batch, pixels, count) if needs_extra_values else 0, dtype=sums)
     place, out = Placed.of(x), Placed.of(x if dx is None else dx)
     arriving = place if call.grad_map is None else Placed.of(call.grad_map.to(x.dtype))
     base = place if residual is None else Placed.of(residual)
@@ -133,12 +132,12 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
     values, values_batch = operands.rows(call.values)
     queries, queries_batch = operands.rows(call.queries)
     share_keys, share_values, share_queries = (each.dim() == 2 for each in (keys, values, queries))
-    bias = call.bias if needs_bias else None
-    share_bias = bias is not None and bias.dim() == 1
+    token_bias = call.token_bias if needs_token_bias else None
+    share_bias = token_bias is not None and token_bias.dim() == 1
     lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
 
     def run(setting: Setting) -> tuple[Tensor | None, ...]:
-        left = heads * tokens * channels * needs_keys
+        left = num_heads * tokens * channels * needs_keys
         left += out_channels * (tokens * needs_values + count * needs_queries)
         plan = cut(setting, x, pixels, widest, batch, 4 * batch * left)
 
@@ -146,9 +145,11 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             dtype = common.part_dtype(plan, operand, shared=shared, sums=sums)
             return x.new_empty((batch, plan.parts, *sizes) if needed else 0, dtype=dtype)
 
-        part_dkeys = parts(keys, share_keys, needs_keys, heads * tokens, channels)
+        part_dkeys = parts(keys, share_keys, needs_keys, num_heads * tokens, channels)
         part_dvalues = parts(values, share_values, needs_values, tokens, out_channels)
-        part_dbias = parts(keys if bias is None else bias, share_bias, needs_bias, heads * tokens)
+        part_dtoken_bias = parts(
+            keys if token_bias is None else token_bias, share_bias, needs_token_bias, num_heads * tokens
+        )
         part_dqueries = parts(queries, share_queries, needs_queries, count, out_channels)
         launch(
             backward_kernel,
@@ -160,22 +161,22 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             keys_batch,
             values,
             values_batch,
-            *operands.biases(call.bias, x),
+            *operands.biases(call.token_bias, x),
             *base.arguments(align),
             queries,
             queries_batch,
             operands.pixels(call.mask, x),
-            operands.pixels(call.log_weights, x),
-            x if call.position is None else call.position.contiguous(),
+            operands.pixels(call.pixel_bias, x),
+            x if call.extra_values is None else call.extra_values.contiguous(),
             lse,
             common.deltas(grad_tokens, call.tokens, call.grad_lse, lse, 1),
             *out.arguments(align),
             *to_base.arguments(align),
             part_dkeys,
             part_dvalues,
-            part_dbias,
+            part_dtoken_bias,
             part_dqueries,
-            dlog_weights,
+            dpixel_bias,
             attention,
             *common.shape_arguments(pixels, align, *places),
             plan.parts,
@@ -196,19 +197,19 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             COLUMNS=columns,
             COLUMNS_PADDED=power_of_two(columns, 16),
             HAS_GRAD=call.grad_map is not None,
-            HAS_BIAS=call.bias is not None,
+            HAS_TOKEN_BIAS=call.token_bias is not None,
             HAS_RESIDUAL=residual is not None,
-            RESIDUAL_INPUT=call.residual_input,
+            RESIDUAL_INPUT=call.residual_is_input,
             HAS_MASK=call.mask is not None,
-            HAS_LOG_WEIGHTS=call.log_weights is not None,
+            HAS_PIXEL_BIAS=call.pixel_bias is not None,
             NEEDS_X=needs_x,
             NEEDS_KEYS=needs_keys,
             NEEDS_VALUES=needs_values,
             NEEDS_QUERIES=needs_queries,
-            NEEDS_BIAS=needs_bias,
+            NEEDS_TOKEN_BIAS=needs_token_bias,
             NEEDS_RESIDUAL=needs_residual,
-            NEEDS_LOG_WEIGHTS=needs_log_weights,
-            NEEDS_ATTENTION=needs_position,
+            NEEDS_PIXEL_BIAS=needs_pixel_bias,
+            NEEDS_ATTENTION=needs_extra_values,
             **common.cut_options(plan),
             **common.options(setting, x.dtype),
             SMALL_PRECISION=library.small_precision(x.dtype),
@@ -218,18 +219,18 @@ def project_tokenize_backward(call: ProjectTokenizeBackward) -> ProjectTokenizeG
             common.summed(part_dkeys, keys, shared=share_keys) if needs_keys else None,
             common.summed(part_dvalues, values, shared=share_values) if needs_values else None,
             common.summed(part_dqueries, queries, shared=share_queries) if needs_queries else None,
-            None if bias is None else common.summed(part_dbias, bias, shared=share_bias),
+            None if token_bias is None else common.summed(part_dtoken_bias, token_bias, shared=share_bias),
         )
 
     kind, layout = library.kind(x.dtype), common.layout_name(*places)
     problem = Problem("project_tokenize_backward", kind, layout, widest, rows, pixels)
-    dkeys, dvalues, dqueries, dbias = common.attempt(problem, x, run)
-    weights = call.log_weights
-    dlog = dlog_weights.view(weights.shape) if needs_log_weights and weights is not None else None
-    dposition = None
-    if needs_position:
-        dposition = common.position_gradient(attention, grad_tokens[..., out_channels:].to(sums))
+    dkeys, dvalues, dqueries, dtoken_bias = common.attempt(problem, x, run)
+    weights = call.pixel_bias
+    dlog = dpixel_bias.view(weights.shape) if needs_pixel_bias and weights is not None else None
+    dextra_values = None
+    if needs_extra_values:
+        dextra_values = common.extra_values_gradient(attention, grad_tokens[..., out_channels:].to(sums))
     return ProjectTokenizeGradients(
-        x=dx, keys=dkeys, values=dvalues, queries=dqueries, bias=dbias, residual=dresidual,
-        log_weights=dlog, position=dposition,
+        x=dx, keys=dkeys, values=dvalues, queries=dqueries, token_bias=dtoken_bias, residual=dresidual,
+        pixel_bias=dlog, extra_values=dextra_values,
     )  # fmt: skip
