@@ -376,5 +376,5 @@ def merge(tokens: Any, lse: Any) -> None:
     ):
         raise ValueError(
             f"`lse` must be (S, B, num_heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, L = {count} "
-            f"and heads a divisor of C = {channels}, got {shape(lse)}"
+            f"and num_heads a divisor of C = {channels}, got {shape(lse)}"
         )

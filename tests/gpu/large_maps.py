@@ -43,8 +43,8 @@ class InParts:
             tokens, lse = reference.tokenize(pixels, **self.small, return_stats=True)
             return {"tokens": tokens, "lse": lse}
         if self.op == "project":
-            return {"y": reference.project(pixels, **self.small)}
-        y, tokens, lse = reference.project_tokenize(pixels, **self.small)
+            return {"y": reference.project(pixels, **self.small, residual=pixels)}
+        y, tokens, lse = reference.project_tokenize(pixels, **self.small, residual=pixels, return_stats=True)
         return {"y": y, "tokens": tokens, "lse": lse}
 
     def parts(self, samples: int, pixels: int) -> Iterator[Part]:

@@ -15,8 +15,8 @@ small = st.integers(1, 3)
 seeds = st.integers(0, 2**32 - 1)
 
 OPTIONAL = {
-    "tokenize": ("shared", "num_heads", "mask", "pixel_bias", "extra_values"),
-    "project": ("shared", "num_heads", "token_bias", "shared bias", "no residual", "residual"),
+    "tokenize": ("shared", "num_heads", "mask", "pixel_bias", "extra_values", "scale"),
+    "project": ("shared", "num_heads", "token_bias", "shared bias", "no residual", "residual", "scale"),
 }
 OPTIONAL["project_tokenize"] = (*OPTIONAL["project"], "mask", "pixel_bias", "extra_values", "no map")
 # an option, and what it does not go with
@@ -59,7 +59,7 @@ def problems(draw, op, always=(), never=(), batch=small):
 
 def solver(problem):
     """The problem's op as a function of its operands."""
-    return lambda **operands: getattr(functional, problem.op)(**operands, **problem.options)
+    return lambda **operands: getattr(functional, problem.op)(**problem.arguments(operands))
 
 
 def samples_with_pixels(problem):

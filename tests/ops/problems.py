@@ -84,7 +84,6 @@ class Problem:
     op: str
     operands: dict[str, torch.Tensor]
     options: dict[str, object] = field(default_factory=dict)
-    residual_is_input: bool = False  # the call gets the very leaf that it gets for x
 
     @property
     def lse(self) -> str | None:
@@ -93,21 +92,33 @@ class Problem:
             return "result 2" if self.options["return_map"] else "result 1"
         return "result 1" if self.op == "tokenize" else None
 
+    def arguments(self, operands: dict[str, torch.Tensor]) -> dict[str, object]:
+        """The op's keyword arguments; where the residual is x, it is the very tensor."""
+        arguments = {**operands, **self.options}
+        return (
+            arguments | {"residual": arguments["x"]}
+            if isinstance(arguments.get("residual"), str)
+            else arguments
+        )
+
     def call(self, operands: dict[str, torch.Tensor], plain: bool) -> list[torch.Tensor]:
         """The op's results, by ``vt_fast.reference`` or by the public function."""
-        arguments = {**operands, **self.options}
-        if self.residual_is_input:
-            arguments["residual"] = operands["x"]
         if plain:
-            result = getattr(reference, self.op)(**arguments)
+            result = getattr(reference, self.op)(**self.arguments(operands))
         else:
-            result = getattr(functional, self.op)(**arguments, backend=BACKEND)
+            result = getattr(functional, self.op)(**self.arguments(operands), backend=BACKEND)
         results = result if isinstance(result, tuple) else (result,)
         return [tensor for tensor in results if tensor is not None]
 
-    def leaves(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    def leaves(
+        self, dtype: torch.dtype | None = None, bias_dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
         """The operands rounded to ``dtype``, by default to the backend's widest, as leaves."""
-        return {name: rounded(value, dtype or widest()) for name, value in self.operands.items()}
+        dtype = dtype or widest()
+        return {
+            name: rounded(value, (bias_dtype or dtype) if name.endswith("_bias") else dtype)
+            for name, value in self.operands.items()
+        }
 
     def round_operands(self, dtype: torch.dtype) -> None:
         """Give the operands values that ``dtype`` has."""
@@ -115,14 +126,16 @@ class Problem:
             if value.dtype != torch.bool:
                 self.operands[name] = rounded(rounded(value, dtype).detach(), value.dtype).detach()
 
-    def solve(self, dtype: torch.dtype | None = None, plain: bool = False) -> dict[str, torch.Tensor]:
+    def solve(
+        self, dtype: torch.dtype | None = None, plain: bool = False, bias_dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
         """Results and gradients by name, computed in ``dtype`` from operands rounded to it.
 
         By default in float64, or where the op does not compute in it, in its widest dtype.
         """
         if dtype is None:
             dtype = torch.float64 if plain else widest()
-        operands = self.leaves(dtype)
+        operands = self.leaves(dtype, bias_dtype)
         results = self.call(operands, plain)
         generator = torch.Generator().manual_seed(1)
         loss = torch.zeros((), dtype=torch.float64)
@@ -218,5 +231,6 @@ def _make(
         settings["scale"] = -1.5
     if op != "project":
         settings["return_stats"] = True
-    residual_is_input = op != "tokenize" and not {"residual", "no residual"} & set(options)
-    return Problem(op, operands, settings, residual_is_input)
+    if op != "tokenize" and not {"residual", "no residual"} & set(options):
+        settings["residual"] = "x"
+    return Problem(op, operands, settings)

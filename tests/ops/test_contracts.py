@@ -3,10 +3,13 @@
 import itertools
 
 import devices
+import problems
 import pytest
 import torch
 from comparing import assert_repeated, tolerance
+from functorch.compile import make_boxed_func
 from problems import LAYOUTS, OPS, make, widest
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
@@ -37,9 +40,9 @@ def like(x, channels):
 def test_maps_have_the_strides_of_empty_like(layout, channels):
     x = LAYOUTS[layout](2, 12, 5, 7).requires_grad_()
     keys, values = torch.randn(2, 4, 12), torch.randn(2, 4, channels)
-    y = vt_fast.project(x, keys, values, residual=None)
+    y = vt_fast.project(x, keys, values)
     assert y.stride() == like(x, channels).stride()
-    y2, tokens, lse = vt_fast.project_tokenize(x, keys, values, torch.randn(3, channels), residual=None)
+    y2, tokens, lse = vt_fast.project_tokenize(x, keys, values, torch.randn(3, channels), return_stats=True)
     assert y2.stride() == y.stride()
     assert tokens.is_contiguous()
     assert lse.is_contiguous()
@@ -56,9 +59,9 @@ def test_fake_tensors_have_the_true_strides(layout, channels):
 
     def results(x, keys, values, queries):
         x = x.detach().requires_grad_()
-        y, tokens, lse = vt_fast.project_tokenize(x, keys, values, queries, residual=None)
+        y, tokens, lse = vt_fast.project_tokenize(x, keys, values, queries, return_stats=True)
         first, first_lse = vt_fast.tokenize(x, keys, return_stats=True)
-        found = [y, tokens, lse, first, first_lse, vt_fast.project(x, keys, values, residual=None)]
+        found = [y, tokens, lse, first, first_lse, vt_fast.project(x, keys, values)]
         return found + [torch.autograd.grad(result.sum(), x, retain_graph=True)[0] for result in found]
 
     true = results(x, keys, values, queries)
@@ -75,7 +78,7 @@ def test_dtypes(dtype, backend):
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     x, tokens = torch.randn(2, 6, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
     pooled, lse = vt_fast.tokenize(x, tokens, return_stats=True)
-    y, pooled2, lse2 = vt_fast.project_tokenize(x, tokens, tokens, tokens)
+    y, pooled2, lse2 = vt_fast.project_tokenize(x, tokens, tokens, tokens, return_stats=True)
     merged, merged_lse = vt_fast.merge(pooled[None], lse[None])
     assert {t.dtype for t in (pooled, pooled2, merged, y, vt_fast.project(x, tokens, tokens))} == {dtype}
     assert {t.dtype for t in (lse, lse2, merged_lse)} == {statistics}
@@ -113,7 +116,7 @@ def test_a_map_that_is_wanted_is_computed_in_masked_pixels_too():
     mask = problem.operands.pop("mask")
     operands = problem.leaves()
     plain = vt_fast.project(*(operands[name] for name in ("x", "keys", "values")))
-    y, _, _ = vt_fast.project_tokenize(**operands, mask=mask)
+    y, _ = vt_fast.project_tokenize(**operands, mask=mask)
     assert_repeated(y, plain)
 
 
@@ -123,7 +126,7 @@ def test_an_unused_map_does_not_bring_masked_pixels_into_gradients():
     operands["x"][~operands["mask"]] = torch.nan
     for name in ("x", "keys", "values", "queries"):
         operands[name].requires_grad_()
-    _, tokens, lse = vt_fast.project_tokenize(**operands)
+    _, tokens, lse = vt_fast.project_tokenize(**operands, return_stats=True)
     (tokens.sum() + lse.sum()).backward()
     assert all(operands[name].grad.isfinite().all() for name in ("x", "keys", "values", "queries"))
 
@@ -190,10 +193,10 @@ def test_bias_of_minus_infinity_removes_a_token(num_heads):
 def test_without_any_token_nothing_is_added():
     x, tokens = torch.randn(2, 6, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
     token_bias = torch.tensor([[-torch.inf] * 4, [0.0] * 4])
-    y = vt_fast.project(x, tokens, tokens, token_bias=token_bias)
+    y = vt_fast.project(x, tokens, tokens, token_bias=token_bias, residual=x)
     assert torch.equal(y[0], x[0])
     assert not torch.equal(y[1], x[1])
-    assert (vt_fast.project(x, tokens, tokens, token_bias=token_bias, residual=None)[0] == 0).all()
+    assert (vt_fast.project(x, tokens, tokens, token_bias=token_bias)[0] == 0).all()
     dx, dtokens = torch.autograd.grad(y.sum(), (x, tokens))
     assert torch.equal(dx[0], torch.ones(6, 8))
     assert (dtokens[0] == 0).all()
@@ -270,6 +273,115 @@ def test_the_same_tensor_may_be_passed_twice(case, how):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance(1e-12))
 
 
+class ResidualIsInput(torch.nn.Module):
+    """Calls whose map is computed inside the graph and is its own residual."""
+
+    def __init__(self, op):
+        super().__init__()
+        self.op = op
+
+    def forward(self, x, t):
+        x = x.sin()
+        if self.op == "project":
+            return vt_fast.project(x, t, t, residual=x)
+        return vt_fast.project_tokenize(x, t, t, t, residual=x)[1]
+
+
+@pytest.mark.parametrize("how", ["compiled", "exported", "exported strictly"])
+@pytest.mark.parametrize("op", ["project", "project_tokenize"])
+def test_a_residual_that_is_x_is_one_operand_of_the_op(op, how):
+    x, t = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    module, graphs = ResidualIsInput(op), []
+    if how == "compiled":
+
+        def keep(graph, inputs):
+            graphs.append(graph)
+            return make_boxed_func(graph.forward)
+
+        torch.compile(module, fullgraph=True, backend=aot_autograd(fw_compiler=keep))(x, t)
+    else:
+        graphs.append(torch.export.export(module, (x, t), strict=how.endswith("strictly")).module())
+    raw = getattr(torch.ops.vt_fast, op).default
+    (call,) = (node for graph in graphs for node in graph.graph.nodes if node.target is raw)
+    names = [argument.name for argument in raw._schema.arguments]
+    assert call.args[names.index("residual")] is None
+    assert call.args[names.index("residual_is_input")] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["project", "project_tokenize"])
+def test_a_residual_that_is_x_compiled_by_inductor(op):
+    x, t = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 5, 8, requires_grad=True)
+    module = ResidualIsInput(op)
+    results = [function(x, t) for function in (torch.compile(module, fullgraph=True), module)]
+    grads = [torch.autograd.grad(result.sin().sum(), (x, t)) for result in results]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_scale_multiplies_the_logits(op):
+    problem = make(op, ("scale", "pixel_bias") if op != "project" else ("scale", "token_bias"))
+    found = problem.solve()
+    for name, rows in (("scale", "queries" if op == "tokenize" else "keys"), ("query_scale", "queries")):
+        if name in problem.options:
+            problem.operands[rows] = problem.operands[rows] * problem.options.pop(name)
+    expected = problem.solve()
+    for name in found.keys() - {"dqueries", "dkeys"}:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance(1e-10), msg=name)
+
+
+def with_large_biases(op):
+    """A problem whose operands bfloat16 can hold, but for biases of 1000: rounded, these lose their meaning."""
+    options = {
+        "tokenize": ("pixel_bias",),
+        "project": ("token_bias",),
+        "project_tokenize": ("pixel_bias", "token_bias"),
+    }
+    problem = make(op, options[op], "nchw", channels=16)
+    for name, value in problem.operands.items():
+        biased = name in ("pixel_bias", "token_bias")
+        problem.operands[name] = (value + 1000).float().double() if biased else value.bfloat16().double()
+    return problem
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_biases_in_float32_are_not_rounded(op, backend):
+    if torch.bfloat16 not in devices.dtypes(backend):
+        pytest.skip("this backend does not compute in bfloat16 here")
+    problem = with_large_biases(op)
+    exact = problem.solve(plain=True)
+    plain = problem.solve(torch.bfloat16, plain=True, bias_dtype=torch.float32)
+    found = problem.solve(torch.bfloat16, bias_dtype=torch.float32)
+    lse = 0.0 if problem.lse is None else exact[problem.lse].abs().max().item()
+    for name, value in found.items():
+        assert value.dtype == plain[name].dtype
+        assert_as_accurate(
+            value,
+            exact[name],
+            plain[name],
+            name,
+            lse=lse,
+            truncates=devices.truncates(backend, torch.bfloat16),
+        )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_autocast_leaves_biases_in_float32(op, backend):
+    if torch.bfloat16 not in devices.dtypes(backend):
+        pytest.skip("this backend does not compute in bfloat16 here")
+    problem = with_large_biases(op)
+    operands = problem.leaves(torch.float32)
+    with torch.autocast(problems.device(), torch.bfloat16):
+        results = problem.call(operands, plain=False)
+    expected = problem.call(problem.leaves(torch.bfloat16, torch.float32), plain=False)
+    for a, b in zip(results, expected, strict=True):
+        assert torch.equal(a, b)
+    leaves = [value for value in operands.values() if value.requires_grad]
+    grads = torch.autograd.grad(sum(result.double().sum() for result in results), leaves)
+    assert {grad.dtype for grad in grads} == {torch.float32}
+
+
 def test_the_same_tensor_twice_as_two_arguments_of_a_compiled_function():
     x = torch.randn(2, 5, 8, requires_grad=True)
     compiled = torch.compile(
@@ -323,7 +435,7 @@ def test_an_infinite_logit_gives_an_infinite_lse_as_in_plain_pytorch():
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled"])
-@pytest.mark.parametrize("residual", ["input", "a map"])
+@pytest.mark.parametrize("residual", ["x", "a map"])
 def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual):
     """The map may be used elsewhere: what counts is that no gradient arrives at those of its pixels."""
     problem = make("project_tokenize", ("mask", "shared", *(("residual",) if residual == "a map" else ())))
@@ -334,7 +446,9 @@ def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual
     leaves = [value.requires_grad_() for value in operands.values()]
 
     def loss(used, **operands):
-        y, tokens, lse = vt_fast.project_tokenize(**operands, mask=mask)
+        if residual == "x":
+            operands["residual"] = operands["x"]
+        y, tokens, lse = vt_fast.project_tokenize(**operands, mask=mask, return_stats=True)
         rest = torch.where(mask[..., None], y, 0).square().sum() if used else 0
         return tokens.sum() + lse.sum() + rest
 

@@ -9,11 +9,11 @@ import torch
 from comparing import assert_close, assert_same, evaluate
 from folding import CT, B, C, H, L, N, W, as_map, back, pixels_and_tokens, randn, weight
 from torch.nn import functional as F
-from vt_fast.reference.extra_values import conv_position_code, linear_position_code, resize_matrix
 
 from vt_fast.functional import merge, tokenize
 from vt_fast.reference.clustering import clustering_tokenizer, initial_centroids, kmeans
 from vt_fast.reference.linear import Projection, linear
+from vt_fast.reference.position import conv_position_code, linear_position_code, resize_matrix
 from vt_fast.reference.tokenizers import filter_tokenizer, gather, recurrent_tokenizer, spatial_attention
 from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
 

@@ -53,7 +53,8 @@ def test_the_query_projection_leaves_the_pixels_and_heads_are_rows(num_heads, gr
         keys, values, token_bias = fold_projector(
             tokens, **named, num_heads=num_heads, groups=groups, scale=scale
         )
-        return as_pixels(project(as_map(x), keys, values, num_heads=num_heads, token_bias=token_bias))
+        x = as_map(x)
+        return as_pixels(project(x, keys, values, num_heads=num_heads, token_bias=token_bias, residual=x))
 
     assert_same(
         paper,
@@ -76,7 +77,7 @@ def test_heads_without_any_projection(num_heads):
             F.pad(block, (h * width, C - (h + 1) * width))
             for h, block in enumerate(tokens.chunk(num_heads, -1))
         ]
-        return project(x, torch.cat(blocks, 1), tokens, num_heads=num_heads)
+        return project(x, torch.cat(blocks, 1), tokens, num_heads=num_heads, residual=x)
 
     assert_same(
         lambda x, tokens: projector(x, tokens, None, None, None, num_heads=num_heads),
@@ -172,7 +173,7 @@ def test_eval_mode_batch_norm_after_the_query_and_key_convolutions():
         query, query_bias = absorb(query, none, **norm, **statistics)
         keys = linear(tokens, Projection(*absorb(key, none, **norm, **statistics)))
         values = linear(tokens, Projection(value))
-        return project(x, back(keys, query), values, token_bias=keys @ query_bias)
+        return project(x, back(keys, query), values, token_bias=keys @ query_bias, residual=x)
 
     assert_same(
         paper,

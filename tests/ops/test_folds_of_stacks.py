@@ -97,11 +97,11 @@ def one_pass_per_module(x, filters, shortcut, shortcut_bias, **operands):
     for module, following in itertools.pairwise(modules):
         keys, values, token_bias = module.spread(results[-1])
         queries = linear(results[-1], following.recurrent)
-        x, pooled, _ = project_tokenize(x, keys, values, queries, token_bias=token_bias, residual=residual)
-        residual = "input"
+        x, pooled = project_tokenize(x, keys, values, queries, token_bias=token_bias, residual=residual)
+        residual = x
         results.append(following.finish(pooled))
     keys, values, token_bias = modules[-1].spread(results[-1])
-    return project(x, keys, values, token_bias=token_bias), *results
+    return project(x, keys, values, token_bias=token_bias, residual=x), *results
 
 
 class LowRankMap:
@@ -126,7 +126,7 @@ class LowRankMap:
 
     def add(self, keys, values, token_bias):
         identity = torch.eye(L, dtype=torch.float64)
-        weights = project(self.known, self.rows(keys), identity, token_bias=token_bias, residual=None)
+        weights = project(self.known, self.rows(keys), identity, token_bias=token_bias)
         self.known = torch.cat([self.known, weights], -1)
         self.values.append(values)
 

@@ -11,6 +11,7 @@ from comparing import assert_close, assert_same
 from drawing import at_pixels, problems, properties, randn, seeds, small, solver
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import Problem
 
 from vt_fast.backends.eager import tiles
 from vt_fast.functional import merge, project, tokenize
@@ -150,7 +151,7 @@ def test_heads_of_project_are_calls_for_channel_blocks(seed, num_heads, shared, 
             token_bias.chunk(num_heads, -1),
             strict=True,
         )
-        return x + torch.cat([project(x, k, v, token_bias=b, residual=None) for k, v, b in blocks], -1)
+        return torch.cat([project(x, k, v, token_bias=b) for k, v, b in blocks], -1)
 
     assert_same(
         lambda **operands: project(**operands, num_heads=num_heads),
@@ -192,10 +193,12 @@ def test_project_tokenize_is_project_then_tokenize(problem):
         pooling = {
             name: operands.pop(name) for name in ("mask", "pixel_bias", "extra_values") if name in operands
         }
-        settings = {name: value for name, value in problem.options.items() if name != "return_map"}
-        y = project(**operands, **settings)
-        pooled = tokenize(y, queries, **pooling, return_stats=True)
-        return (y, *pooled) if problem.options["return_map"] else pooled
+        settings = dict(problem.options)
+        return_map, return_stats = settings.pop("return_map"), settings.pop("return_stats")
+        scale = settings.pop("query_scale", 1.0)
+        y = project(**Problem("project", operands, settings).arguments(operands))
+        pooled = tokenize(y, queries, **pooling, scale=scale, return_stats=return_stats)
+        return (y, *pooled) if return_map else pooled
 
     assert_same(solver(problem), composed, **problem.operands)
 

@@ -24,7 +24,7 @@ def raw_arguments(problem, dtype, keep_exact=True):
     if problem.op == "tokenize":
         tensors = [operand(name) for name in ("x", "queries", "mask", "pixel_bias", "extra_values")]
         return (*tensors, num_heads, keep_exact, problems.BACKEND)
-    residual_is_input = operand("residual") is None and "residual" not in options
+    residual_is_input = "residual" in options
     if problem.op == "project":
         tensors = [operand(name) for name in ("x", "keys", "values", "token_bias", "residual")]
         return (*tensors, residual_is_input, num_heads, problems.BACKEND)
@@ -135,7 +135,7 @@ class Model(torch.nn.Module):
 
     def forward(self, x):
         tokens, lse = vt_fast.tokenize(x.relu(), self.queries, return_stats=True)
-        y, tokens, _ = vt_fast.project_tokenize(x, tokens, tokens.sin(), self.queries)
+        y, tokens = vt_fast.project_tokenize(x, tokens, tokens.sin(), self.queries, residual=x)
         return vt_fast.project(y, tokens, tokens, residual=x).cos(), tokens, lse
 
 
