@@ -1,7 +1,7 @@
 """Which model each shape of the registry comes from, and how large the op is there.
 
-Names only, no torch. A layer with ``num_heads`` that looks at all channels, as attention pooling does once its
-key projection is folded into the queries, has a token for each head and query.
+Names only, no torch. A layer whose heads look at all channels, as attention pooling does once its key
+projection is folded into the queries, has a token for each head and query.
 """
 
 from __future__ import annotations

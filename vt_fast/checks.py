@@ -1,7 +1,7 @@
 """Argument checks: every message names the argument, what it must be and what it was.
 
-The functions named after an op check all of its arguments but x, which :func:`feature_map` checks first, since
-autocast casts x in between.
+The functions named after an op check all of its arguments but x: :func:`feature_map` checks x first, since
+autocast may cast it in between.
 """
 
 from __future__ import annotations
@@ -270,7 +270,8 @@ def _check_token_bias(token_bias: Any, keys: Tensor, x: Tensor, num_heads: int) 
     ):
         count = "L" if num_heads == 1 else "num_heads * L"
         raise ValueError(
-            f"`token_bias` must be ({count},) or (B, {count}) with B = {batch}, {count} = {rows}, got {shape(token_bias)}"
+            f"`token_bias` must be ({count},) or (B, {count}) with B = {batch}, {count} = {rows}, "
+            f"got {shape(token_bias)}"
         )
 
 
@@ -375,6 +376,6 @@ def merge(tokens: Any, lse: Any) -> None:
         or channels % (lse.shape[2] // count) != 0
     ):
         raise ValueError(
-            f"`lse` must be (S, B, num_heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, L = {count} "
-            f"and num_heads a divisor of C = {channels}, got {shape(lse)}"
+            f"`lse` must be (S, B, num_heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, "
+            f"L = {count} and num_heads a divisor of C = {channels}, got {shape(lse)}"
         )

@@ -1,14 +1,15 @@
 """The public ops: check the arguments, choose a backend, call the op.
 
 A feature map ``x`` is (B, N, C), or (B, C, H, W) in any memory format, whose pixels are then numbered
-row-major. Rows of several heads are head-major: rows ``h L`` to ``(h + 1) L`` belong to head h. No op works
-in place, and none has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
+row-major. Rows of several heads are head-major: rows h L to (h + 1) L belong to head h. No op works in
+place, and none has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
 
-The logits are ``S = scale * (x rows^T) + bias``. ``scale`` is a number without a gradient; it multiplies the
-rows, not the map, before autocast casts them, so that a scale other than a power of two rounds 16-bit rows once.
-x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its dtype.
-``token_bias`` and ``pixel_bias`` may have x's dtype or float32 (float64 for float64): they are never rounded to
-x's dtype, also under autocast, and get their gradients in their own dtype.
+The logits are ``S = scale * (x rows^T) + bias``. ``scale`` is a number without a gradient. It multiplies the
+rows, not the map, before autocast casts them; unless it is a power of two, 16-bit rows are rounded once more.
+
+x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its
+dtype. ``token_bias`` and ``pixel_bias`` may have x's dtype or float32 (float64 for float64). They are never
+rounded to x's dtype, also not under autocast, and get their gradients in their own dtype.
 """
 
 from __future__ import annotations
@@ -314,7 +315,7 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
             set.
 
     Returns:
-        tokens (B, L, C) in the same dtype and lse (B, L) or (B, num_heads * L); 0 and -inf where all are empty.
+        tokens (B, L, C) in the same dtype, and lse shaped as one set's; 0 and -inf where all sets are empty.
 
     Raises:
         TypeError: an argument of another type or dtype.

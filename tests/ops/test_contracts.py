@@ -332,7 +332,7 @@ def test_the_scale_multiplies_the_logits(op):
 
 
 def with_large_biases(op):
-    """A problem whose operands bfloat16 can hold, but for biases of 1000: rounded, these lose their meaning."""
+    """Operands that bfloat16 can hold, and biases near 1000, which it would round by up to 4."""
     options = {
         "tokenize": ("pixel_bias",),
         "project": ("token_bias",),

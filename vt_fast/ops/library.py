@@ -143,7 +143,7 @@ def _define(
 
 
 def _flop_counter() -> Any:
-    """torch.utils.flop_counter, without its warning that Triton is missing, which the counter does not need."""
+    """torch.utils.flop_counter, without its warning that Triton is missing."""
     name = "torch.utils.flop_counter"
     logger = logging.getLogger(name)
     level = logger.level

@@ -69,16 +69,17 @@ PROJECT = DifferentiableOp(
     forward=_forward,
     forward_record=Project,
     forward_schema=(
-        "(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, bool residual_is_input, "
-        "int num_heads, str backend) -> Tensor"
+        "(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, "
+        "bool residual_is_input, int num_heads, str backend) -> Tensor"
     ),
     forward_fake=_forward_fake,
     forward_flops=_forward_flops,
     backward=_backward,
     backward_record=ProjectBackward,
     backward_schema=(
-        "(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
-        "int num_heads, bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias)"
+        "(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
+        "bool residual_is_input, int num_heads, bool[] needs, str backend) "
+        "-> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias)"
     ),
     backward_fake=_backward_fake,
     backward_flops=_backward_flops,

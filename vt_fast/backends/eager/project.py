@@ -6,36 +6,36 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.eager.blocks import expand
-from vt_fast.backends.eager.spreading import Spread, SpreadBackward, skip_pixels
 from vt_fast.backends.eager.tiles import PixelWriter, Tiling, part, read_tile
+from vt_fast.backends.eager.token_softmax import TokenSoftmax, TokenSoftmaxBackward, residual_pixels
 from vt_fast.layout import as_pixels
 
 
 def project(call: Project) -> Tensor:
     """The map (B, N, D) or (B, D, H, W)."""
     pixels = as_pixels(call.x)
-    skip = skip_pixels(pixels, call.residual, call.residual_is_input)
-    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
+    added = residual_pixels(pixels, call.residual, call.residual_is_input)
+    softmax = TokenSoftmax.prepare(call.keys, call.values, call.token_bias, call.num_heads)
     out = PixelWriter(call.x, call.values.shape[-1])
     tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
-        group, group_skip, tokens = pixels[samples], part(skip, samples), spread.group(samples)
+        group, group_residual, tokens = pixels[samples], part(added, samples), softmax.group(samples)
         for tile in tiling.tiles(samples):
             attention = tokens.attention(read_tile(group, tile))
             target = out.tile(samples, tile)
-            out.write(samples, tile, tokens.output(attention, group_skip, tile, target))
+            out.write(samples, tile, tokens.output(attention, group_residual, tile, target))
     return out.finish()
 
 
 def project_backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed, in one pass over the map and its gradient."""
     pixels, grads = as_pixels(call.x), as_pixels(call.grad_map)
-    spread = Spread.prepare(call.keys, call.values, call.token_bias, call.num_heads)
-    backward = SpreadBackward(call.keys, call.values, call.token_bias, call.needs[1:])
+    softmax = TokenSoftmax.prepare(call.keys, call.values, call.token_bias, call.num_heads)
+    backward = TokenSoftmaxBackward(call.keys, call.values, call.token_bias, call.needs[1:])
     dx = PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
     tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
-        group, group_grads, tokens = pixels[samples], grads[samples], spread.group(samples)
+        group, group_grads, tokens = pixels[samples], grads[samples], softmax.group(samples)
         for tile in tiling.tiles(samples):
             values, grad = read_tile(group, tile), read_tile(group_grads, tile)
             grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)

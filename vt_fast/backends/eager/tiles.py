@@ -63,7 +63,7 @@ def keep_valid(values: Tensor, valid: Tensor, tile: slice) -> Tensor:
 
 
 def valid_pixels(mask: Tensor | None, pixel_bias: Tensor | None) -> Tensor | None:
-    """(B, N) bool, or None for all: neither masked nor given a log weight of -inf."""
+    """(B, N) bool, or None for all: neither masked nor given a bias of -inf."""
     if pixel_bias is None:
         return mask
     finite = pixel_bias != -torch.inf

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
 from vt_fast.backends.eager.blocks import blocks_to_head_rows, head_rows_to_blocks, scores
-from vt_fast.backends.eager.pooling import Pool, PoolBackward, table_tile, weigh
+from vt_fast.backends.eager.pixel_softmax import (
+    PixelSoftmax,
+    PixelSoftmaxBackward,
+    add_bias,
+    extra_values_tile,
+)
 from vt_fast.backends.eager.tiles import (
     OperandGradient,
     PixelWriter,
@@ -24,19 +29,19 @@ from vt_fast.precision import compute_dtype
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
-    pixels, weights = as_pixels(call.x), per_pixel(call.pixel_bias)
-    valid = valid_pixels(per_pixel(call.mask), weights)
+    pixels, bias = as_pixels(call.x), per_pixel(call.pixel_bias)
+    valid = valid_pixels(per_pixel(call.mask), bias)
     queries = call.queries.to(compute_dtype(call.x.dtype))
     blocks = batched(head_rows_to_blocks(queries, call.num_heads), 2)
     tiling, results = Tiling(pixels, queries.shape[-2]), []
     for samples in tiling.groups():
         group, rows = pixels[samples], rows_of(blocks, samples)
-        group_valid, group_weights = part(valid, samples), part(weights, samples)
-        running = Pool(call.num_heads, group_valid)
+        group_valid, group_bias = part(valid, samples), part(bias, samples)
+        running = PixelSoftmax(call.num_heads, group_valid)
         for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
-            logits = weigh(scores(values, rows, call.num_heads), group_weights, group_valid, tile)
-            running.add(logits, values, table_tile(call.extra_values, group_valid, tile, values))
+            logits = add_bias(scores(values, rows, call.num_heads), group_bias, group_valid, tile)
+            running.add(logits, values, extra_values_tile(call.extra_values, group_valid, tile, values))
         results.append(running.result())
     return torch.cat([tokens for tokens, _ in results]), torch.cat([lse for _, lse in results])
 
@@ -45,16 +50,16 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed, in one pass over the map."""
     x, extra_values, num_heads, needs = call.x, call.extra_values, call.num_heads, call.needs
     dtype = compute_dtype(x.dtype)
-    pixels, weights = as_pixels(x), per_pixel(call.pixel_bias)
-    valid = valid_pixels(per_pixel(call.mask), weights)
+    pixels, bias = as_pixels(x), per_pixel(call.pixel_bias)
+    valid = valid_pixels(per_pixel(call.mask), bias)
     blocks = batched(head_rows_to_blocks(call.queries.to(dtype), num_heads), 2)
     dx = PixelWriter(x, pixels.shape[2]) if needs[0] else None
     dblocks = OperandGradient(call.queries, 2, needs[1])
-    dweights = torch.empty_like(weights, dtype=dtype) if weights is not None and needs[2] else None
+    dpixel_bias = torch.empty_like(bias, dtype=dtype) if bias is not None and needs[2] else None
     dextra_values = (
         torch.zeros_like(extra_values, dtype=dtype) if extra_values is not None and needs[3] else None
     )
-    backward = PoolBackward(
+    backward = PixelSoftmaxBackward(
         call.grad_tokens.to(dtype),
         call.grad_lse,
         call.tokens.to(dtype),
@@ -66,18 +71,20 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     tiling = Tiling(pixels, call.queries.shape[-2])
     for samples in tiling.groups():
         group, pooled = pixels[samples], backward.group(rows_of(blocks, samples), samples)
-        group_valid, group_weights = part(valid, samples), part(weights, samples)
+        group_valid, group_bias = part(valid, samples), part(bias, samples)
         for tile in tiling.tiles(samples):
             values = read_tile(group, tile, group_valid)
-            logits = weigh(scores(values, pooled.blocks, num_heads), group_weights, group_valid, tile)
-            attention, grad = pooled.tile(values, logits, table_tile(extra_values, group_valid, tile, values))
+            logits = add_bias(scores(values, pooled.blocks, num_heads), group_bias, group_valid, tile)
+            attention, grad = pooled.tile(
+                values, logits, extra_values_tile(extra_values, group_valid, tile, values)
+            )
             if dx is not None:
                 target = dx.tile(samples, tile)
                 dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile, target))
             if dblocks.needed:
                 dblocks.add(pooled.grad_blocks(grad, values))
-            if dweights is not None:
-                dweights[samples, tile] = grad.sum(1)
+            if dpixel_bias is not None:
+                dpixel_bias[samples, tile] = grad.sum(1)
             if dextra_values is not None:
                 dextra_values[tile] += pooled.grad_extra_values(attention)
         dblocks.end_group()
@@ -85,6 +92,6 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     return TokenizeGradients(
         x=None if dx is None else dx.finish(),
         queries=None if dqueries is None else blocks_to_head_rows(dqueries, num_heads),
-        pixel_bias=dweights,
+        pixel_bias=dpixel_bias,
         extra_values=dextra_values,
     )

@@ -11,19 +11,21 @@ from vt_fast.backends.eager.blocks import expand, head_rows_to_blocks, pool, sco
 from vt_fast.backends.eager.tiles import keep_valid
 
 
-def weigh(logits: Tensor, pixel_bias: Tensor | None, valid: Tensor | None, tile: slice) -> Tensor:
-    """Logits with the pixels' log weights added, and -inf where a pixel is not valid. In place."""
+def add_bias(logits: Tensor, pixel_bias: Tensor | None, valid: Tensor | None, tile: slice) -> Tensor:
+    """Logits with the pixels' bias added, and -inf where a pixel is not valid. In place."""
     if pixel_bias is not None:
         logits += pixel_bias[:, None, tile]
     return logits if valid is None else logits.masked_fill_(~valid[:, None, tile], -torch.inf)
 
 
-def table_tile(extra_values: Tensor | None, valid: Tensor | None, tile: slice, like: Tensor) -> Tensor | None:
-    """The position table's part for a tile, for each sample, with 0 in place of invalid pixels."""
+def extra_values_tile(
+    extra_values: Tensor | None, valid: Tensor | None, tile: slice, like: Tensor
+) -> Tensor | None:
+    """A tile of the extra values for each sample, with 0 in place of invalid pixels."""
     if extra_values is None:
         return None
-    table = extra_values[tile].to(like.dtype).expand(like.shape[0], -1, -1)
-    return table if valid is None else keep_valid(table, valid, tile)
+    extra = extra_values[tile].to(like.dtype).expand(like.shape[0], -1, -1)
+    return extra if valid is None else keep_valid(extra, valid, tile)
 
 
 def empty_samples(valid: Tensor) -> Tensor:
@@ -31,40 +33,40 @@ def empty_samples(valid: Tensor) -> Tensor:
     return ~valid.any(1, keepdim=True)
 
 
-class Pool:
+class PixelSoftmax:
     """The running softmax over pixels: tiles go in one by one, tokens and their lse come out.
 
-    Keeps, for each token, the highest logit so far, and the sums relative to it.
+    Keeps, for each token, the maximum logit so far, and the sums relative to it.
     """
 
     def __init__(self, num_heads: int, valid: Tensor | None) -> None:
         self.num_heads, self.valid = num_heads, valid
         self.state: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def add(self, logits: Tensor, values: Tensor, table: Tensor | None) -> None:
-        """A tile: logits (b, num_heads * L, n), pixels (b, n, C), and its part (b, n, P) of the table."""
-        highest = logits.amax(-1, keepdim=True)
+    def add(self, logits: Tensor, values: Tensor, extra: Tensor | None) -> None:
+        """A tile: logits (b, num_heads * L, n), pixels (b, n, C), and extra values (b, n, P)."""
+        maximum = logits.amax(-1, keepdim=True)
         if self.state is not None:
-            highest = torch.maximum(self.state[0], highest)
+            maximum = torch.maximum(self.state[0], maximum)
         # Where nothing valid has come yet, -inf - -inf would be NaN.
-        base = highest.masked_fill(highest == -torch.inf, 0)
+        base = maximum.masked_fill(maximum == -torch.inf, 0)
         weights = torch.exp(logits - base)
         total, tokens = weights.sum(-1, keepdim=True), pool(weights, values, self.num_heads)
-        if table is not None:
-            tokens = torch.cat([tokens, torch.bmm(weights, table)], -1)
+        if extra is not None:
+            tokens = torch.cat([tokens, torch.bmm(weights, extra)], -1)
         if self.state is not None:
             rescale = torch.exp(self.state[0] - base)
             total += self.state[1] * rescale
             tokens += self.state[2] * self._to_channels(rescale, tokens)
-        self.state = highest, total, tokens
+        self.state = maximum, total, tokens
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Tokens (b, L, C + P) and lse (b, num_heads * L): 0 and -inf where no pixel was valid."""
         if self.state is None:
             raise RuntimeError("no tile was added")
-        highest, total, tokens = self.state
+        maximum, total, tokens = self.state
         # inf - inf is NaN, but the sum itself is infinite.
-        lse = torch.where(highest == torch.inf, highest, torch.log(total) + highest)
+        lse = torch.where(maximum == torch.inf, maximum, torch.log(total) + maximum)
         tokens = tokens / self._to_channels(total, tokens)
         if self.valid is not None:
             tokens = tokens.masked_fill(empty_samples(self.valid)[..., None], 0)
@@ -79,7 +81,7 @@ class Pool:
         )
 
 
-class PoolBackward:
+class PixelSoftmaxBackward:
     """The backward of the softmax over pixels.
 
     With A = exp(logits - lse), dA = x dT^T and delta = rowsum(dT * T) - dlse: dS = A * (dA - delta),
@@ -105,7 +107,7 @@ class PoolBackward:
             lse, delta = lse.masked_fill(empty, 0), delta.masked_fill(empty, 0)
             grad_tokens = grad_tokens.masked_fill(empty[..., None], 0)
         self.lse, self.delta = lse[..., None], delta[..., None]
-        self.grad_tokens, self.grad_table = grad_tokens[..., :channels], grad_tokens[..., channels:]
+        self.grad_tokens, self.grad_extra = grad_tokens[..., :channels], grad_tokens[..., channels:]
         self.num_heads = num_heads
 
     def group(self, blocks: Tensor, samples: slice) -> GroupBackward:
@@ -113,7 +115,7 @@ class PoolBackward:
         return GroupBackward(
             blocks,
             self.grad_tokens[samples],
-            self.grad_table[samples],
+            self.grad_extra[samples],
             self.lse[samples],
             self.delta[samples],
             self.num_heads,
@@ -122,21 +124,21 @@ class PoolBackward:
 
 @dataclass(frozen=True)
 class GroupBackward:
-    """:class:`PoolBackward` for one group of samples."""
+    """:class:`PixelSoftmaxBackward` for one group of samples."""
 
     blocks: Tensor
     grad_tokens: Tensor
-    grad_table: Tensor
+    grad_extra: Tensor
     lse: Tensor
     delta: Tensor
     num_heads: int
 
-    def tile(self, values: Tensor, logits: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    def tile(self, values: Tensor, logits: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
         """A and dS (b, num_heads * L, n) of a tile. The logits are overwritten."""
         attention = logits.sub_(self.lse).exp_()
         grad = scores(values, self.grad_tokens, self.num_heads)
-        if table is not None:
-            grad += torch.bmm(self.grad_table, table.mT)
+        if extra is not None:
+            grad += torch.bmm(self.grad_extra, extra.mT)
         return attention, grad.sub_(self.delta).mul_(attention)
 
     def grad_pixels(
@@ -152,5 +154,5 @@ class GroupBackward:
         return pool(grad, values, self.num_heads)
 
     def grad_extra_values(self, attention: Tensor) -> Tensor:
-        """The position table's gradient (n, P) in a tile."""
-        return torch.bmm(attention.mT, self.grad_table).sum(0)
+        """The gradient (n, P) of a tile of the extra values."""
+        return torch.bmm(attention.mT, self.grad_extra).sum(0)

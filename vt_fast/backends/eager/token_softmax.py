@@ -20,7 +20,7 @@ from vt_fast.layout import as_pixels
 from vt_fast.precision import compute_dtype
 
 
-def skip_pixels(pixels: Tensor, residual: Tensor | None, residual_is_input: bool) -> Tensor | None:
+def residual_pixels(pixels: Tensor, residual: Tensor | None, residual_is_input: bool) -> Tensor | None:
     """The pixels (B, N, D) that are added to the result, or None."""
     if residual_is_input:
         return pixels
@@ -28,8 +28,8 @@ def skip_pixels(pixels: Tensor, residual: Tensor | None, residual_is_input: bool
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Keys (b or 1, num_heads * L, C), values (b or 1, L, D) and bias (b or 1, num_heads * L) of some samples."""
+class TokenSoftmax:
+    """Keys (b or 1, R, C), values (b or 1, L, D) and bias (b or 1, R) of some samples, R = num_heads * L."""
 
     keys: Tensor
     values: Tensor
@@ -38,7 +38,7 @@ class Spread:
     removed: Tensor | None = None  # (b or 1, num_heads * L), the tokens whose bias is -inf
 
     @classmethod
-    def prepare(cls, keys: Tensor, values: Tensor, token_bias: Tensor | None, num_heads: int) -> Spread:
+    def prepare(cls, keys: Tensor, values: Tensor, token_bias: Tensor | None, num_heads: int) -> TokenSoftmax:
         """From the op's operands. A token whose bias is -inf is removed, even if it holds NaN."""
         dtype = compute_dtype(keys.dtype)
         keys, values = batched(keys.to(dtype), 2), batched(values.to(dtype), 2)
@@ -55,11 +55,11 @@ class Spread:
         )
         return cls(keys, values, token_bias, num_heads, removed)
 
-    def group(self, samples: slice) -> Spread:
+    def group(self, samples: slice) -> TokenSoftmax:
         """The part that belongs to a group of samples."""
         token_bias = None if self.token_bias is None else rows_of(self.token_bias, samples)
         removed = None if self.removed is None else rows_of(self.removed, samples)
-        return Spread(
+        return TokenSoftmax(
             rows_of(self.keys, samples), rows_of(self.values, samples), token_bias, self.num_heads, removed
         )
 
@@ -70,13 +70,13 @@ class Spread:
             logits += self.token_bias[..., None]
         return softmax_over_tokens(logits, self.removed, self.num_heads)
 
-    def output(self, attention: Tensor, skip: Tensor | None, tile: slice, out: Tensor) -> Tensor:
+    def output(self, attention: Tensor, residual: Tensor | None, tile: slice, out: Tensor) -> Tensor:
         """P V, plus the tile of the residual pixels (b, N, D) where there are any, written to ``out``."""
         expand(attention, self.values, out, self.num_heads)
-        return out if skip is None else out.add_(skip[:, tile])
+        return out if residual is None else out.add_(residual[:, tile])
 
 
-class SpreadBackward:
+class TokenSoftmaxBackward:
     """The backward of the softmax over tokens.
 
     With dP = G V^T: dS = P * (dP - rowsum(P * dP)), dx = dS keys, dkeys = dS^T x, dvalues = P^T G,
@@ -88,15 +88,15 @@ class SpreadBackward:
         self.values = OperandGradient(values, 2, needs[1])
         self.token_bias = OperandGradient(token_bias, 1, needs[2])
 
-    def tile(self, spread: Spread, values: Tensor, attention: Tensor, grad: Tensor) -> Tensor:
+    def tile(self, softmax: TokenSoftmax, values: Tensor, attention: Tensor, grad: Tensor) -> Tensor:
         """dS (b, num_heads * L, n) for a tile of pixels (b, n, C) and of the gradient G (b, n, D)."""
         grad_logits = softmax_backward(
-            attention, scores(grad, spread.values, spread.num_heads), spread.num_heads
+            attention, scores(grad, softmax.values, softmax.num_heads), softmax.num_heads
         )
         if self.keys.needed:
             self.keys.add(pool(grad_logits, values))
         if self.values.needed:
-            self.values.add(pool(attention, grad, spread.num_heads))
+            self.values.add(pool(attention, grad, softmax.num_heads))
         if self.token_bias.needed:
             self.token_bias.add(grad_logits.sum(-1))
         return grad_logits
