@@ -33,12 +33,13 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test interpreted offline bench gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test cases interpreted offline bench gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
+	@echo 'make cases   faults reported to other projects, tried on this one (tests/cases)'
 	@echo 'make interpreted  the part of it that runs the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make offline  compile the Triton kernels for GPUs that are not there; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
@@ -60,8 +61,12 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules tests vt_fast benchmarks examples $(TEST_FLAGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules --ignore=tests/cases -m "not cases" \
+		tests vt_fast benchmarks examples $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
+
+cases: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)
 
 # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
 interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp

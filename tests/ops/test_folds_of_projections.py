@@ -19,7 +19,7 @@ pytestmark = pytest.mark.on_cpu
 
 
 def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, num_heads, groups, scale):
-    """Keys (B, R, C), values (B, L, D) and bias (B, R), R = num_heads * L, of equation 5 with all its options."""
+    """Keys (B, R, C), values (B, L, D) and bias (B, R) of equation 5 with all its options."""
     rows = linear(tokens, Projection(key, key_bias)) * scale
     keys, biases = [], []
     for head, block in enumerate(rows.chunk(num_heads, -1)):

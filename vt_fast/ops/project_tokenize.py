@@ -104,7 +104,8 @@ PROJECT_TOKENIZE = DifferentiableOp(
         "(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor keys, Tensor values, "
         "Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, Tensor? pixel_bias, "
         "Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int num_heads, "
-        "bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dqueries, Tensor dtoken_bias, "
+        "bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, "
+        "Tensor dqueries, Tensor dtoken_bias, "
         "Tensor dresidual, Tensor dpixel_bias, Tensor dextra_values)"
     ),
     backward_fake=_backward_fake,
