@@ -1,8 +1,8 @@
-"""The implementations of the ops: which there are, which can run here, and which one a call gets.
+"""The implementations of the ops: which exist, which can run here, and which one a call gets.
 
 A backend is a module with the functions of :class:`vt_fast.backends.contract.Backend`. To add one, add
-a line to ``_MODULES``. They are all imported with the first op: that must be cheap and must not
-initialise a device.
+a line to ``_MODULES``. All of them are imported with the first op, so importing one must be cheap and must
+not initialise a device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMES = tuple(_MODULES)
 
 _BACKENDS = {name: cast(Backend, importlib.import_module(module)) for name, module in _MODULES.items()}
 
-# Settled once, so that to a compiler the choice of a backend is made of constants.
+# Computed once, so that torch.compile sees the choice of a backend as constants.
 _REASONS: dict[str, str | None] = {name: backend.unavailable() for name, backend in _BACKENDS.items()}
 
 
@@ -43,11 +43,11 @@ def report() -> list[tuple[str, str | None]]:
 
 
 def choose(backend: str | None, call: Call) -> str:
-    """The backend of a call: the one asked for, which never falls back, or the first that can do it.
+    """The backend of a call: the named one, which never falls back, or the first that takes the call.
 
     Raises:
         TypeError: ``backend`` is no string.
-        ValueError: it is not known, or it cannot do this call; the message says why.
+        ValueError: it is unknown, or it refuses this call; the message says why.
         RuntimeError: it cannot run here; the message says why.
     """
     if backend is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Tokenize(NamedTuple):
-    """A call of tokenize. ``keep_exact``: a gradient will be asked for, which wants unrounded tokens."""
+    """A call of tokenize. ``keep_exact``: keep the unrounded tokens, which the backward starts from."""
 
     x: Tensor
     queries: Tensor
@@ -25,7 +25,7 @@ class Tokenize(NamedTuple):
 
 
 class TokenizeBackward(NamedTuple):
-    """Its backward. ``tokens`` are unrounded if there was a choice; ``needs``: which gradients to compute."""
+    """Its backward. ``tokens`` are unrounded where those were kept; ``needs``: which gradients to compute."""
 
     grad_tokens: Tensor
     grad_lse: Tensor | None
@@ -84,7 +84,7 @@ class ProjectTokenize(NamedTuple):
 
 
 class ProjectTokenizeBackward(NamedTuple):
-    """Its backward. ``grad_map`` is None where the map was not wanted or not used."""
+    """Its backward. ``grad_map`` is None where the map was not returned or not used."""
 
     grad_map: Tensor | None
     grad_tokens: Tensor
@@ -140,13 +140,13 @@ class ProjectTokenizeGradients(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module with these functions. Whoever calls one has asked :meth:`refuses` before.
+    """A module with these functions. Callers ask :meth:`refuses` first.
 
-    Pixels that are masked, or have a log weight of -inf, must not be used, whatever they hold. In
+    Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
     project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
 
-    Maps come back in x's dtype, strided like ``torch.empty_like``. Tokens come back as they were summed,
-    in float32 (float64 for float64), and so do lse and the gradients of small operands.
+    Maps are returned in x's dtype, strided like ``torch.empty_like``. Tokens, lse and the gradients of small
+    operands are returned as they were summed, in float32 (float64 for float64).
     """
 
     def unavailable(self) -> str | None:

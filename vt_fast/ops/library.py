@@ -24,7 +24,7 @@ B = TypeVar("B")
 
 LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
 
-# Fake kernels derive the strides of a map from those of the input: a compiler must not change them.
+# Fake kernels derive a map's strides from the input's, so a compiler must not change those.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
@@ -77,15 +77,15 @@ class DifferentiableOp:
 
     def call_backward(self, *args: Any) -> Any:
         """The backward op's results, for use in the derivative."""
-        # Gradients are enabled here under create_graph=True and in torch.func. Then the results must
-        # remember that they have no derivative, in a way that torch.func understands.
+        # Gradients are enabled here under create_graph=True and in torch.func. Then the results must carry
+        # a derivative that raises, in a form that torch.func understands.
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.raw_backward(*args)
         return self._backward_function.apply(*args)
 
 
 def nothing(like: Tensor) -> Tensor:
-    """0 elements: schemas here never return an optional tensor, which ``torch.jit.trace`` rejects."""
+    """A tensor of 0 elements in place of None: ``torch.jit.trace`` rejects optional results."""
     return like.new_empty(0)
 
 
@@ -163,7 +163,7 @@ def _function(
     def run(*args: Any) -> Any:
         return forward(*args)
 
-    # Function.apply asks for the signature in each call; working it out anew costs more than the call.
+    # Function.apply reads the signature in each call; computing it there costs more than the call.
     run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
     methods = {
         "forward": run,
@@ -171,7 +171,7 @@ def _function(
         "backward": backward,
         "jvp": _refusal(name, "forward mode"),
     }
-    # vmap runs the op once for each entry: slow, but right, and what per-sample gradients need.
+    # vmap runs the op once per entry: slow but correct, and enough for per-sample gradients.
     members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
     return type(f"vt_fast_{name}", (torch.autograd.Function,), members | {"generate_vmap_rule": True})
 
@@ -181,7 +181,7 @@ def _requires_grad(args: tuple[Any, ...]) -> bool:
 
 
 def _forward_mode() -> bool:
-    """Whether tangents are being carried: the raw op would drop them without a word."""
+    """Whether forward-mode AD is active: the raw op would silently drop the tangents."""
     return bool(forward_ad._current_level >= 0)
 
 
