@@ -10,7 +10,7 @@ from vt_fast.backends.contract import Tokenize
 
 def call(dtype=torch.float32):
     x = torch.randn(2, 5, 8, dtype=dtype)
-    return Tokenize(x, x, None, None, None, 1, False, "")
+    return Tokenize(x, x, None, None, None, 1, False)
 
 
 def test_the_plain_backend_always_runs():

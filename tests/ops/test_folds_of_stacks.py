@@ -70,7 +70,7 @@ class Module:
     def spread(self, tokens):
         """The folded keys, the values, and the folded bias."""
         rows = linear(tokens, self.key)
-        return back(rows, self.query.weight), linear(tokens, self.value), rows @ self.query.token_bias
+        return back(rows, self.query.weight), linear(tokens, self.value), rows @ self.query.bias
 
 
 def modules_of(operands):
