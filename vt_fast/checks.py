@@ -7,13 +7,15 @@ autocast may cast it in between.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vt_fast.backends import NAMES
 from vt_fast.layout import channel_count, map_shape, pixel_count
-from vt_fast.precision import FLOATING, compute_dtype
+from vt_fast.precision import FLOATING, autocast_enabled, compute_dtype
 
 _OPTIONAL = "None or a torch.Tensor"
 
@@ -36,18 +38,19 @@ def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
         raise TypeError(f"`{name}` must be a dense (torch.strided) tensor, got {kind} tensor")
 
 
-def feature_map(name: str, value: Any) -> None:
-    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0.
+def feature_map(name: str, value: Any, channels: int | None = None) -> None:
+    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0, and C as given.
 
     Raises:
         TypeError: no dense tensor, or not float16, bfloat16, float32 or float64.
-        ValueError: another rank, or an empty one.
+        ValueError: another rank or number of channels, or an empty one.
     """
     tensor(name, value)
     if value.dtype not in FLOATING:
         raise TypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {value.dtype}")
-    if value.dim() not in (3, 4):
-        raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W), got {shape(value)}")
+    if value.dim() not in (3, 4) or (channels is not None and channel_count(value) != channels):
+        known = "" if channels is None else f" with C = {channels}"
+        raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W){known}, got {shape(value)}")
     if any(size == 0 for size in value.shape):
         raise ValueError(f"`{name}` must have no size of 0 (leave an empty shard out), got {shape(value)}")
 
@@ -115,27 +118,33 @@ def flag(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a bool, got {type(value).__name__}")
 
 
-def _head_count(num_heads: Any) -> None:
+def count(name: str, value: Any) -> None:
     """A positive int.
 
     Raises:
         TypeError: not an int.
         ValueError: below 1.
     """
-    if not isinstance(num_heads, int) or isinstance(num_heads, bool):
-        raise TypeError(f"`num_heads` must be an int, got {type(num_heads).__name__}")
-    if num_heads < 1:
-        raise ValueError(f"`num_heads` must be at least 1, got {num_heads}")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}")
 
 
-def _divides(num_heads: int, size: int, what: str) -> None:
-    """``num_heads`` divides ``size``.
+def counts(**values: Any) -> None:
+    """Positive ints, each named by its keyword; see :func:`count`."""
+    for name, value in values.items():
+        count(name, value)
+
+
+def divides(name: str, value: int, what: str, size: int) -> None:
+    """``value`` divides ``size``, which messages call ``what``.
 
     Raises:
         ValueError: it does not.
     """
-    if size % num_heads != 0:
-        raise ValueError(f"`num_heads` must divide {what} = {size}, got {num_heads}")
+    if size % value != 0:
+        raise ValueError(f"`{name}` must divide {what} = {size}, got {value}")
 
 
 def _rows(
@@ -174,9 +183,9 @@ def tokenize(x: Tensor, queries: Any, num_heads: Any, mask: Any, pixel_bias: Any
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device.
     """
-    _head_count(num_heads)
+    count("num_heads", num_heads)
     channels = channel_count(x)
-    _divides(num_heads, channels, "the channels of `x`, C")
+    divides("num_heads", num_heads, "the channels of `x`, C", channels)
     form = "L, C" if num_heads == 1 else "num_heads * L, C / num_heads"
     _rows("queries", queries, x, width=channels // num_heads, num_heads=num_heads, form=form)
     _pixel_options(x, mask, pixel_bias, extra_values, num_heads)
@@ -189,7 +198,7 @@ def project(x: Tensor, keys: Any, values: Any, num_heads: Any, token_bias: Any, 
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device.
     """
-    _head_count(num_heads)
+    count("num_heads", num_heads)
     form = "L, C" if num_heads == 1 else "num_heads * L, C"
     _rows("keys", keys, x, width=channel_count(x), num_heads=num_heads, form=form)
     _check_values(values, keys, x, num_heads)
@@ -250,7 +259,7 @@ def _check_values(values: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
             f"`values` must be (L, D) or (B, L, D) with B = {x.shape[0]}, L = {tokens} (`keys` has "
             f"{keys.shape[-2]} rows, `num_heads` is {num_heads}) and D not 0, got {shape(values)}"
         )
-    _divides(num_heads, values.shape[-1], "the channels of `values`, D")
+    divides("num_heads", num_heads, "the channels of `values`, D", values.shape[-1])
 
 
 def _check_token_bias(token_bias: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
@@ -379,3 +388,87 @@ def merge(tokens: Any, lse: Any) -> None:
             f"`lse` must be (S, B, num_heads * L) with S = {tokens.shape[0]}, B = {tokens.shape[1]}, "
             f"L = {count} and num_heads a divisor of C = {channels}, got {shape(lse)}"
         )
+
+
+# For the modules.
+
+
+def choice(name: str, value: Any, choices: Iterable[str], optional: bool = False) -> None:
+    """One of some strings, or None where ``optional``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value in choices or (optional and value is None):
+        return
+    known = ", ".join(f'"{each}"' for each in choices) + (" or None" if optional else "")
+    raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
+
+
+def backend(value: Any, *others: str) -> None:
+    """None, the name of a backend or one of the others; whether it can run is asked when it is to run.
+
+    Raises:
+        TypeError: neither None nor a string.
+        ValueError: another name.
+    """
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"`backend` must be None or a string, got {type(value).__name__}")
+    if value is not None and value not in (*others, *NAMES):
+        known = ", ".join(f'"{name}"' for name in (*others, *NAMES))
+        raise ValueError(f'`backend` must be None or one of {known}, got "{value}"')
+
+
+def module_map(x: Any, channels: int, dtype: torch.dtype | None) -> None:
+    """A feature map of C channels in the dtype of a module's parameters; None where it has none.
+
+    Raises:
+        TypeError: no dense tensor of a floating-point dtype, or, outside of autocast, of another one.
+        ValueError: another shape, or a size of 0.
+    """
+    feature_map("x", x, channels)
+    if dtype is not None and x.dtype != dtype and not autocast_enabled(x.device.type):
+        raise TypeError(f"`x` must have the dtype of the module's parameters ({dtype}), got {x.dtype}")
+
+
+def map_size(x: Tensor) -> tuple[int, int]:
+    """(H, W) of a map.
+
+    Raises:
+        ValueError: it is (B, N, C), which does not say.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"`x` must be (B, C, H, W) where a position or a grid matters, got {shape(x)}")
+    return x.shape[2], x.shape[3]
+
+
+def tokens(value: Any, channels: int, num_tokens: int | None = None, batch: int | None = None) -> Tensor:
+    """Return the tokens: a tensor (B, L, CT) with CT = ``channels``, and L and B where given.
+
+    Raises:
+        TypeError: no dense tensor.
+        ValueError: None, or another shape.
+    """
+    if value is not None:
+        tensor("tokens", value)
+        if (
+            value.dim() == 3
+            and value.shape[2] == channels
+            and (num_tokens is None or value.shape[1] == num_tokens)
+            and (batch is None or value.shape[0] == batch)
+        ):
+            return value  # type: ignore[no-any-return]
+    sizes = {"B": batch, "L": num_tokens, "CT": channels}
+    known = ", ".join(f"{name} = {size}" for name, size in sizes.items() if size is not None)
+    got = None if value is None else shape(value)
+    raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {got}")
+
+
+def features(name: str, value: Tensor, width: int) -> None:
+    """A tensor (..., in).
+
+    Raises:
+        ValueError: another width.
+    """
+    if value.dim() == 0 or value.shape[-1] != width:
+        raise ValueError(f"`{name}` must be (..., in) with in = {width}, got {shape(value)}")

@@ -1,16 +1,14 @@
 """Drop-in modules: tokenizers, token transformer, projector, the Visual Transformer and its stack.
 
-They take feature maps (B, C, H, W) in either memory format, or pixels (B, N, C), and fold every linear
-map of the paper from the pixels to the tokens, so that the map itself is only ever read by the ops of
-:mod:`vt_fast.functional`. ``backend="reference"`` runs the paper as it is written, with the same
-parameters.
+They take feature maps (B, C, H, W) in any memory format, or pixels (B, N, C), and fold every linear map of
+the paper from the pixels to the tokens, so that only the ops of :mod:`vt_fast.functional` read the map.
+``backend="reference"`` runs the paper's equations as written, with the same parameters.
 """
 
-from vt_fast.nn.base import Module, set_backend
+from vt_fast.nn.base import set_backend
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
 from vt_fast.nn.linear import GroupedLinear
-from vt_fast.nn.module import VisualTransformer
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 from vt_fast.nn.projector import Projector
@@ -19,6 +17,7 @@ from vt_fast.nn.stack import VisualTransformerStack
 from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.nn.transformer import TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
+from vt_fast.nn.visual_transformer import VisualTransformer
 
 __all__ = [
     "ClusteringTokenizer",
@@ -28,7 +27,6 @@ __all__ = [
     "GraphConv",
     "GroupedLinear",
     "LinearPositionCode",
-    "Module",
     "PoolingTokenizer",
     "PositionCode",
     "Projector",

@@ -1,18 +1,37 @@
-"""Names and numbers to modules, for the `build` constructors."""
+"""Parts of a Visual Transformer by name: the closed sets of names, and the modules that they stand for."""
 
 from __future__ import annotations
 
+import torch
+from torch.types import Device
+
+from vt_fast import checks
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
+from vt_fast.nn.options import ModuleOptions, TokenizerOptions
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
 from vt_fast.nn.tokenizer import Tokenizer
-from vt_fast.nn.transformer import TokenTransformer
+from vt_fast.nn.transformer import VARIANTS, TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
-RELATIONS = ("attention", "graph", "none")
+RELATIONS = ("transformer", "graph", "none")
+
+# The others have no place for a code.
+_WITH_POSITION = ("filter", "recurrent", "static")
+_LATER = {"filter": "recurrent", "clustering": "recurrent", "static": "dynamic"}
+
+
+def default_later_tokenizer(tokenizer: str) -> str:
+    """The tokenizer of the later blocks where the first block has `tokenizer`.
+
+    Example:
+        >>> [default_later_tokenizer(name) for name in ("filter", "static", "pooling")]
+        ['recurrent', 'dynamic', 'pooling']
+    """
+    return _LATER.get(tokenizer, tokenizer)
 
 
 def make_tokenizer(
@@ -20,71 +39,83 @@ def make_tokenizer(
     channels: int,
     num_tokens: int,
     token_channels: int,
-    num_heads: int,
-    group_width: int | None,
-    position: PositionCode | None,
-    bias: bool,
+    num_heads: int = 1,
+    group_width: int | None = None,
+    position: PositionCode | None = None,
+    bias: bool = True,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> Tokenizer | None:
-    """The tokenizer called `name`, see `VisualTransformer.build`."""
-    groups = None if group_width is None else max(channels // group_width, 1)
-    if position is not None and name not in ("filter", "recurrent", "static"):
-        raise ValueError(
-            f"`position` must be None with the tokenizer {name!r}, which has no place for a code"
-        )
+    """The tokenizer called `name`, see :class:`vt_fast.nn.VisualTransformer`.
+
+    Raises:
+        ValueError: another name, or a position code for a tokenizer that takes none.
+    """
+    checks.choice("tokenizer", name, TOKENIZERS, optional=True)
+    if position is not None and name not in _WITH_POSITION:
+        raise ValueError(f"`position` must be None with tokenizer={name!r}, which has no place for a code")
     if name is None:
         return None
+    groups = None if group_width is None else max(channels // group_width, 1)
     sizes = (channels, num_tokens, token_channels)
-    # The paper's counts have a token 1x1 wherever there is a value 1x1.
-    token_linear = True if groups is not None else None
-    if name == "filter":
-        return FilterTokenizer(
-            *sizes, value_groups=groups, token_linear=token_linear, position=position, bias=bias
-        )
-    if name == "recurrent":
-        return RecurrentTokenizer(
-            *sizes,
-            key_groups=groups,
-            value_groups=groups,
-            token_linear=token_linear,
-            position=position,
-            bias=bias,
-        )
+    common: ModuleOptions = {"bias": bias, "device": device, "dtype": dtype}
     if name == "static":
-        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, bias=bias)
+        return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, **common)
     if name == "dynamic":
-        return DynamicTokenizer(
-            *sizes, num_heads=num_heads, key_groups=groups or 1, value_groups=groups or 1, bias=bias
-        )
-    if name == "clustering":
-        return ClusteringTokenizer(*sizes, value_groups=groups, token_linear=token_linear, bias=bias)
+        groups = groups or 1
+        return DynamicTokenizer(*sizes, num_heads=num_heads, key_groups=groups, value_groups=groups, **common)
+    # In the paper's counts a value 1x1 comes with a token 1x1, and pooling has the token 1x1 alone.
+    options: TokenizerOptions = {
+        **common,
+        "value_groups": None if name == "pooling" else groups,
+        "token_linear": None if groups is None else True,
+    }
     if name == "pooling":
-        # Its counts have no value 1x1.
-        return PoolingTokenizer(*sizes, token_linear=token_linear, bias=bias)
-    raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)} or None, got {name!r}")
+        return PoolingTokenizer(*sizes, **options)
+    if name == "clustering":
+        return ClusteringTokenizer(*sizes, **options)
+    if name == "filter":
+        return FilterTokenizer(*sizes, position=position, **options)
+    return RecurrentTokenizer(*sizes, key_groups=groups, position=position, **options)
 
 
 def make_transformer(
     relation: str,
     num_tokens: int,
     token_channels: int,
-    num_heads: int,
-    groups: int,
-    norm: bool | str,
-    version: int,
-    bias: bool,
+    num_heads: int = 1,
+    groups: int = 1,
+    token_norm: str | None = None,
+    variant: str = "v2",
+    bias: bool = True,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> TokenRelation:
-    """The relation between tokens called `relation`, see `VisualTransformer.build`."""
-    if relation == "attention":
+    """The relation between tokens called `relation`, see :class:`vt_fast.nn.VisualTransformer`.
+
+    Raises:
+        ValueError: another name, or an option of the transformer with a relation that has no attention.
+    """
+    checks.choice("relation", relation, RELATIONS)
+    checks.choice("variant", variant, VARIANTS)
+    if relation == "transformer":
         return TokenTransformer(
-            token_channels, num_heads=num_heads, groups=groups, norm=norm, version=version, bias=bias
+            token_channels,
+            num_heads=num_heads,
+            groups=groups,
+            variant=variant,
+            token_norm=token_norm,
+            bias=bias,
+            device=device,
+            dtype=dtype,
         )
-    if relation not in RELATIONS:
-        raise ValueError(f"`relation` must be one of {', '.join(RELATIONS)}, got {relation!r}")
-    if num_heads != 1 or groups != 1 or version != 2:
+    if num_heads != 1 or groups != 1 or variant != "v2":
         raise ValueError(
-            "`num_token_heads`, `token_groups` and `version` must have their defaults with "
+            "`num_token_heads`, `token_groups` and `variant` must have their defaults with "
             f"relation={relation!r}, which has no attention"
         )
     if relation == "graph":
-        return GraphConv(num_tokens, token_channels, norm=norm, bias=bias)
-    return TokenFeedForward(token_channels, norm=norm, bias=bias)
+        return GraphConv(
+            num_tokens, token_channels, token_norm=token_norm, bias=bias, device=device, dtype=dtype
+        )
+    return TokenFeedForward(token_channels, token_norm=token_norm, bias=bias, device=device, dtype=dtype)

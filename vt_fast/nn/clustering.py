@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import math
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Unpack
+
+from vt_fast import checks
 from vt_fast.layout import as_pixels
-from vt_fast.nn.base import check_positive, map_size
+from vt_fast.nn.options import TokenizerOptions, spelled_out
 from vt_fast.nn.tokenizer import Tokenizer
-from vt_fast.reference.clustering import DEFAULT_ITERATIONS, initial_centroids, kmeans
-from vt_fast.reference.tokenizers import spatial_attention
+from vt_fast.precision import compute_dtype, without_autocast
 
 
 class ClusteringTokenizer(Tokenizer):
     """Eq. 1 with the centroids of a spherical k-means for filters: T = softmax_N(X U^T)^T X.
 
     The centroids U are of unit length and carry no gradient; the pixels of the softmax and of the product
-    are the raw ones, and carry theirs. The k-means runs in plain PyTorch; it reads the map once per
+    are the raw ones, and carry theirs. The k-means runs in plain PyTorch and reads the map once per
     iteration, so a stack cannot fuse it.
 
     Args:
@@ -24,62 +29,97 @@ class ClusteringTokenizer(Tokenizer):
         token_channels: CT, by default `channels`.
         iterations: of the k-means; the paper does not say how many.
         scale: multiplies the logits. 1 as in the paper: the logits are lengths of pixels times cosines.
-        value_groups, token_linear, bias, backend: see :class:`Tokenizer`.
+        **options: `value_groups`, `token_linear`, `bias`, `backend`, `device`, `dtype`: see
+            :class:`Tokenizer`.
 
     Example:
-        >>> import torch
         >>> ClusteringTokenizer(64, num_tokens=8)(torch.randn(2, 64, 14, 14)).shape
         torch.Size([2, 8, 64])
     """
 
+    @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,
         channels: int,
         num_tokens: int = 16,
         token_channels: int | None = None,
         *,
-        iterations: int = DEFAULT_ITERATIONS,
+        iterations: int = 10,
         scale: float = 1.0,
-        value_groups: int | None = None,
-        token_linear: bool | None = None,
-        bias: bool = True,
-        backend: str | None = None,
+        **options: Unpack[TokenizerOptions],
     ) -> None:
-        super().__init__(
-            channels,
-            num_tokens,
-            token_channels,
-            value_groups=value_groups,
-            token_linear=token_linear,
-            bias=bias,
-            backend=backend,
-        )
-        check_positive(iterations=iterations)
+        super().__init__(channels, num_tokens, token_channels, position=None, **options)
+        checks.counts(iterations=iterations)
         self.iterations, self.scale = iterations, scale
 
-    @property
-    def unfusable(self) -> str | None:
-        """A k-means needs the written map."""
+    def why_not_fusable(self) -> str | None:
+        """The k-means needs the map that the projector would not write."""
         return "clusters the written map"
 
     def centroids(self, x: Tensor) -> Tensor:
         """The unit-length centroids (B, L, C) of the map (B, C, H, W), without gradient."""
-        map_size(x)
+        checks.map_size(x)
         x = x.detach()
-        return kmeans(as_pixels(x), initial_centroids(x, self.num_tokens), iterations=self.iterations)
+        return kmeans(as_pixels(x), initial_centroids(x, self.num_tokens), self.iterations)
 
     def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, L, CT) of a feature map (B, C, H, W).
 
         Raises:
-            ValueError: `x` has a wrong shape, or there is a mask, which the k-means has no place for.
+            ValueError: `x` has a wrong shape, or there is a mask.
         """
         if mask is not None:
             raise ValueError("`mask` must be None with a ClusteringTokenizer, which clusters all pixels")
         return super().forward(x, tokens)
 
-    def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+    def _queries_for(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self.centroids(x) * self.scale
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        return spatial_attention(as_pixels(x), self.centroids(x), scale=self.scale)
+        from vt_fast.reference.clustering import initial_centroids, kmeans
+        from vt_fast.reference.tokenizers import spatial_attention
+
+        checks.map_size(x)
+        pixels, start = as_pixels(x), initial_centroids(x, self.num_tokens)
+        return spatial_attention(pixels, kmeans(pixels, start, iterations=self.iterations), scale=self.scale)
+
+
+def initial_centroids(x: Tensor, num_tokens: int) -> Tensor:
+    """The first centroids (B, L, C): means over the cells of a near-square grid, row-major, the first L."""
+    height = math.isqrt(num_tokens)
+    cells = F.adaptive_avg_pool2d(x, (height, -(-num_tokens // height)))
+    return cells.flatten(2).transpose(1, 2)[:, :num_tokens]
+
+
+def kmeans(pixels: Tensor, centroids: Tensor, iterations: int) -> Tensor:
+    """Spherical k-means: move the centroids to the directions of the pixels nearest to them.
+
+    A pixel equally near to several centroids belongs to the one of lowest index. A cluster keeps its centroid
+    where its mean has no direction: without pixels, or where they cancel. 16-bit maps are clustered in
+    float32, under autocast too.
+
+    Args:
+        pixels: (B, N, C).
+        centroids: (B, L, C) to start from, of any length.
+        iterations: how often to move them.
+
+    Returns:
+        centroids (B, L, C) of unit length, in the dtype of the pixels, without gradient.
+    """
+    dtype = compute_dtype(pixels.dtype)
+    with torch.no_grad(), without_autocast(pixels.device.type):
+        directions, units = _unit(pixels.to(dtype)), _unit(centroids.to(dtype))
+        for _ in range(iterations):
+            nearest = (directions @ units.transpose(1, 2)).argmax(2)
+            members = F.one_hot(nearest, units.shape[1]).to(dtype)
+            sizes = members.sum(1).clamp(min=1).unsqueeze(2)
+            means = members.transpose(1, 2) @ directions / sizes
+            units = torch.where((means == 0).all(2, keepdim=True), units, _unit(means))
+        return units.to(pixels.dtype)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    # A vector of zeros has no direction and stays zero. Every other one, however short, gets unit length,
+    # which clamping the norm to a small number would not give.
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norm.masked_fill(norm == 0, 1)

@@ -6,28 +6,31 @@ import math
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
+from vt_fast import checks
 from vt_fast.layout import as_pixels
-from vt_fast.nn.base import check_tokens
 from vt_fast.nn.init import lecun_normal_
-from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.options import TokenizerOptions, factory_of, spelled_out
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.tokenizer import Tokenizer
-from vt_fast.reference.tokenizers import spatial_attention, token_filters
 
 
 class FilterTokenizer(Tokenizer):
     """Eq. 1, the tokenizer of a first module: T = softmax_N(X W_A)^T X, one learned filter per token.
 
-    There is no filter bias: the softmax over the pixels cancels whatever is added to all of them.
+    There is no filter bias: it would add a constant to all pixels of a token, which the softmax cancels.
 
     Args:
         channels: C of the feature map.
         num_tokens: L.
         token_channels: CT, by default `channels`.
-        scale: multiplies the logits. The paper has none; ours is 1 / sqrt(C) by default, with filters of unit
+        scale: multiplies the logits. The paper has none. By default 1 / sqrt(C), with filters of unit
             deviation, so that the logits start at order 1 for features of order 1.
-        value_groups, token_linear, position, bias, backend: see :class:`Tokenizer`.
+        position: a position code.
+        **options: `value_groups`, `token_linear`, `bias`, `backend`, `device`, `dtype`: see
+            :class:`Tokenizer`.
 
     Attributes:
         filters: (L, C), W_A transposed.
@@ -38,6 +41,7 @@ class FilterTokenizer(Tokenizer):
         torch.Size([2, 16, 128])
     """
 
+    @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,
         channels: int,
@@ -45,24 +49,12 @@ class FilterTokenizer(Tokenizer):
         token_channels: int | None = None,
         *,
         scale: float | None = None,
-        value_groups: int | None = None,
-        token_linear: bool | None = None,
         position: PositionCode | None = None,
-        bias: bool = True,
-        backend: str | None = None,
+        **options: Unpack[TokenizerOptions],
     ) -> None:
-        super().__init__(
-            channels,
-            num_tokens,
-            token_channels,
-            value_groups=value_groups,
-            token_linear=token_linear,
-            position=position,
-            bias=bias,
-            backend=backend,
-        )
+        super().__init__(channels, num_tokens, token_channels, position=position, **options)
         self.scale = 1 / math.sqrt(channels) if scale is None else scale
-        self.filters = nn.Parameter(torch.empty(num_tokens, channels))
+        self.filters = nn.Parameter(torch.empty(num_tokens, channels, **factory_of(options)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,25 +66,28 @@ class FilterTokenizer(Tokenizer):
         return self.filters * self.scale
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        from vt_fast.reference.tokenizers import spatial_attention
+
         return spatial_attention(as_pixels(x), self.filters, scale=self.scale)
 
 
 class RecurrentTokenizer(Tokenizer):
     """Eq. 2, the tokenizer of later modules: W_R = T_in W_{T->R}, T = softmax_N(X W_R^T)^T X.
 
-    The tokens of the module before give one bank of filters per sample. With `key_groups` the pixels go
-    through a 1x1 convolution before they meet the filters, here folded into the filters: W_R W_key^T.
-    That convolution has no bias, which the softmax over the pixels would cancel.
+    The tokens of the module before give one bank of filters per sample. With `key_groups` the logits compare
+    a 1x1 convolution of the pixels with the filters; it is folded into the filters: W_R W_key^T. It has no
+    bias, which the softmax over the pixels would cancel.
 
     Args:
         channels: C of the feature map.
         num_tokens: L, of the incoming tokens too.
         token_channels: CT, of the incoming tokens too; by default `channels`.
-        scale: multiplies the logits; by default 1 / sqrt(C), our choice as in :class:`FilterTokenizer`.
+        scale: multiplies the logits; by default 1 / sqrt(C), as in :class:`FilterTokenizer`.
         query_groups: groups of W_{T->R}.
         key_groups: None for eq. 2; a number adds the key 1x1 convolution C -> C in so many groups.
-        value_groups, token_linear, position, bias, backend: see :class:`Tokenizer`. `bias` adds one to
-            W_{T->R} as well: a filter that does not depend on the tokens.
+        position: a position code.
+        **options: `value_groups`, `token_linear`, `bias`, `backend`, `device`, `dtype`: see
+            :class:`Tokenizer`. `bias` also adds one to W_{T->R}: a filter that does not depend on the tokens.
 
     Example:
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 128)
@@ -100,6 +95,7 @@ class RecurrentTokenizer(Tokenizer):
         torch.Size([2, 16, 128])
     """
 
+    @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,
         channels: int,
@@ -109,36 +105,33 @@ class RecurrentTokenizer(Tokenizer):
         scale: float | None = None,
         query_groups: int = 1,
         key_groups: int | None = None,
-        value_groups: int | None = None,
-        token_linear: bool | None = None,
         position: PositionCode | None = None,
-        bias: bool = True,
-        backend: str | None = None,
+        **options: Unpack[TokenizerOptions],
     ) -> None:
-        super().__init__(
-            channels,
-            num_tokens,
-            token_channels,
-            value_groups=value_groups,
-            token_linear=token_linear,
-            position=position,
-            bias=bias,
-            backend=backend,
-        )
+        super().__init__(channels, num_tokens, token_channels, position=position, **options)
+        factory, bias = factory_of(options), options.get("bias", True)
         self.scale = 1 / math.sqrt(channels) if scale is None else scale
-        self.query = GroupedLinear(self.token_channels, channels, query_groups, bias=bias)
-        self.key = None if key_groups is None else GroupedLinear(channels, channels, key_groups, bias=False)
+        self.query = GroupedLinear(self.token_channels, channels, query_groups, bias=bias, **factory)
+        self.key = (
+            None
+            if key_groups is None
+            else GroupedLinear(channels, channels, key_groups, bias=False, **factory)
+        )
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """(T_in W_{T->R}) W_key^T times the scale, one bank (B, L, C) per sample."""
-        rows = self.query(check_tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
+        rows = self.query(checks.tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
         return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         super()._check(x, tokens)
-        check_tokens(tokens, self.token_channels, self.num_tokens, x)
+        checks.tokens(tokens, self.token_channels, self.num_tokens, batch=x.shape[0])
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        tokens = check_tokens(tokens, self.token_channels, self.num_tokens)
-        rows = as_pixels(x) if self.key is None else self.key(as_pixels(x))
-        return spatial_attention(rows, token_filters(tokens, self.query.projection), scale=self.scale)
+        from vt_fast.reference.linear import linear
+        from vt_fast.reference.tokenizers import spatial_attention, token_filters
+
+        tokens = checks.tokens(tokens, self.token_channels, self.num_tokens)
+        key, query = projection_of(self.key), projection_of(self.query)
+        keys = as_pixels(x) if key is None else linear(as_pixels(x), key)
+        return spatial_attention(keys, token_filters(tokens, query), scale=self.scale)

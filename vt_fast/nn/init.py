@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def lecun_normal_(weight: Tensor, fan_in: int, gain: float = 1.0) -> Tensor:
     """Fill `weight` in place from a normal distribution of deviation gain / sqrt(fan_in).
 
-    Unit-variance inputs then give outputs of variance gain^2. A gain of 0 fills with zeros: what the last
-    weight of a residual branch starts from, so that the branch adds nothing at first.
+    Inputs of unit variance then give outputs of variance gain^2. A gain of 0 fills with zeros, as the last
+    weight of a residual branch starts, so that the branch adds nothing at first.
 
     Args:
         weight: the tensor to fill, any shape.

@@ -1,15 +1,20 @@
-"""Grouped 1x1 convolution, and its transpose: what carries a projection from N pixels to L tokens."""
+"""Grouped 1x1 convolution, and its transpose, which moves a projection from N pixels to L tokens."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.types import Device
 
-from vt_fast.nn.base import check_divides, check_positive
+from vt_fast import checks
 from vt_fast.nn.init import lecun_normal_
-from vt_fast.reference.linear import Projection, linear
+
+if TYPE_CHECKING:
+    from vt_fast.reference.linear import Projection
 
 
 class GroupedLinear(nn.Module):
@@ -19,8 +24,9 @@ class GroupedLinear(nn.Module):
         in_features: input width.
         out_features: output width.
         groups: output block g reads input block g alone; must divide both widths.
-        bias: whether to add one; it starts at zero.
+        bias: whether to add a bias; it starts at zero.
         gain: deviation of the outputs at initialisation for unit-variance inputs; 0 starts from zero weights.
+        device, dtype: of the parameters.
 
     Attributes:
         weight: (out, in / groups), as a 1x1 convolution stores it without the trailing ones.
@@ -37,14 +43,25 @@ class GroupedLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, groups: int = 1, *, bias: bool = True, gain: float = 1.0
+        self,
+        in_features: int,
+        out_features: int,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        gain: float = 1.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(in_features=in_features, out_features=out_features, groups=groups)
-        check_divides("groups", groups, in_features=in_features, out_features=out_features)
+        checks.counts(in_features=in_features, out_features=out_features, groups=groups)
+        checks.divides("groups", groups, "in_features", in_features)
+        checks.divides("groups", groups, "out_features", out_features)
         self.in_features, self.out_features, self.groups, self.gain = in_features, out_features, groups, gain
-        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        weight = torch.empty(out_features, in_features // groups, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight)
+        vector = torch.empty(out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if vector is None else nn.Parameter(vector))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -53,31 +70,37 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    @property
-    def projection(self) -> Projection:
-        """The parameters as `vt_fast.reference` takes them."""
-        return Projection(self.weight, self.bias, self.groups)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return linear(x, self.projection)
+        """Map (..., in) to (..., out).
+
+        Raises:
+            ValueError: another width.
+        """
+        checks.features("x", x, self.in_features)
+        if self.groups == 1:
+            return F.linear(x, self.weight, self.bias)
+        # One small product for each group: no block-diagonal matrix is formed, nor counted by FLOP counters.
+        rows = x.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
+        blocks = torch.unflatten(self.weight, 0, (self.groups, -1)).transpose(1, 2)
+        y = torch.bmm(rows, blocks).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
 
     def fold(self, rows: Tensor, num_heads: int = 1, blocks: int = 1) -> Tensor:
         """Apply the transpose of the weight to query or key rows, so that it need not be applied to pixels.
 
-        The inner product of a projected pixel W x with a row r is the inner product of x with W^T r. With
-        heads, head i sees channel block i of W x, so its row is W^T r_i where r_i is r outside of block i
-        set to zero; no such masked row and no block-diagonal matrix is formed. The bias is not used.
+        The inner product of a projected pixel W x with a row r is that of x with W^T r. With heads, head i
+        sees channel block i of W x, so its row is W^T r_i, where r_i is r with zeros outside of block i.
+        Neither r_i nor a block-diagonal matrix is formed. The bias is not used.
 
         Args:
             rows: (B, L, out) or (L, out).
             num_heads: channel blocks of the projection's output; must divide `out_features`.
-            blocks: also split the input channels into this many blocks, for an op that gives each of its own
-                heads one block. Must divide `num_heads` and `groups`, so that block b of the input feeds
-                block b of the output alone.
+            blocks: also split the input channels into this many blocks, for an op whose heads take one block
+                each. Must divide `num_heads` and `groups`, so that block b of the input feeds block b of the
+                output alone.
 
         Returns:
-            (..., blocks, heads / blocks, L, in / blocks): entry (b, j) is the row of head b heads /
+            (..., blocks, num_heads / blocks, L, in / blocks): entry (b, j) is the row of head b * num_heads /
             blocks + j, restricted to channel block b, outside of which it is zero.
 
         Raises:
@@ -90,8 +113,10 @@ class GroupedLinear(nn.Module):
             >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
             True
         """
-        check_divides("num_heads", num_heads, out_features=self.out_features)
-        check_divides("blocks", blocks, num_heads=num_heads, groups=self.groups)
+        checks.counts(num_heads=num_heads, blocks=blocks)
+        checks.divides("num_heads", num_heads, "out_features", self.out_features)
+        checks.divides("blocks", blocks, "num_heads", num_heads)
+        checks.divides("blocks", blocks, "groups", self.groups)
         inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)
@@ -117,13 +142,23 @@ class GroupedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}{groups}, bias={self.bias is not None}"
 
 
+@overload
+def projection_of(layer: GroupedLinear) -> Projection: ...
+
+
+@overload
+def projection_of(layer: GroupedLinear | None) -> Projection | None: ...
+
+
 def projection_of(layer: GroupedLinear | None) -> Projection | None:
-    """The parameters of an optional layer as `vt_fast.reference` takes them."""
-    return None if layer is None else layer.projection
+    """The parameters of a layer as `vt_fast.reference` takes them."""
+    from vt_fast.reference.linear import Projection
+
+    return None if layer is None else Projection(layer.weight, layer.bias, layer.groups)
 
 
 def spread(rows: Tensor, num_heads: int) -> Tensor:
-    """Rows (..., L, C) -> (..., heads, L, C): row of head i keeps channel block i, the rest is zero."""
+    """Rows (..., L, C) -> (..., num_heads, L, C): head i keeps channel block i, the rest is zero."""
     eye = torch.eye(num_heads, dtype=rows.dtype, device=rows.device)
     parts = torch.unflatten(rows, -1, (num_heads, -1)).unsqueeze(-4)
     return (parts * eye[:, None, :, None]).flatten(-2)

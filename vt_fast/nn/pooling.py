@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
-from vt_fast.nn.base import REFERENCE, map_size
+from vt_fast import checks
+from vt_fast.nn.base import REFERENCE
 from vt_fast.nn.linear import projection_of
+from vt_fast.nn.options import TokenizerOptions, spelled_out
+from vt_fast.nn.position import resize_matrix
 from vt_fast.nn.tokenizer import Tokenizer
-from vt_fast.reference.position import resize_matrix
-from vt_fast.reference.tokenizers import pooling_tokenizer
 
 
 class PoolingTokenizer(Tokenizer):
@@ -25,7 +28,8 @@ class PoolingTokenizer(Tokenizer):
         num_tokens: L.
         token_channels: CT, by default `channels`.
         grid: (h, w) with h w = L; by default the divisors of L nearest to a square, h <= w.
-        value_groups, token_linear, bias, backend: see :class:`Tokenizer`.
+        **options: `value_groups`, `token_linear`, `bias`, `backend`, `device`, `dtype`: see
+            :class:`Tokenizer`.
 
     Raises:
         ValueError: the grid does not hold `num_tokens` pixels.
@@ -35,6 +39,7 @@ class PoolingTokenizer(Tokenizer):
         torch.Size([2, 16, 64])
     """
 
+    @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,
         channels: int,
@@ -42,20 +47,9 @@ class PoolingTokenizer(Tokenizer):
         token_channels: int | None = None,
         *,
         grid: tuple[int, int] | None = None,
-        value_groups: int | None = None,
-        token_linear: bool | None = None,
-        bias: bool = True,
-        backend: str | None = None,
+        **options: Unpack[TokenizerOptions],
     ) -> None:
-        super().__init__(
-            channels,
-            num_tokens,
-            token_channels,
-            value_groups=value_groups,
-            token_linear=token_linear,
-            bias=bias,
-            backend=backend,
-        )
+        super().__init__(channels, num_tokens, token_channels, position=None, **options)
         if grid is None:
             height = next(side for side in range(math.isqrt(num_tokens), 0, -1) if num_tokens % side == 0)
             grid = (height, num_tokens // height)
@@ -63,32 +57,47 @@ class PoolingTokenizer(Tokenizer):
             raise ValueError(f"`grid` must be (h, w) with h * w = num_tokens = {num_tokens}, got {grid}")
         self.grid = grid
 
-    @property
-    def unfusable(self) -> str | None:
-        """A resize is no softmax over the pixels."""
+    def why_not_fusable(self) -> str | None:
+        """The resize needs the map that the projector would not write."""
         return "resizes the written map"
 
     def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Tokens (B, L, CT), row-major over the grid, of a feature map (B, C, H, W).
 
         Raises:
-            ValueError: `x` has a wrong shape, or there is a mask, which a resize cannot follow.
+            ValueError: `x` has a wrong shape, or there is a mask.
         """
         self._check(x, tokens)
-        map_size(x)
         if mask is not None:
             raise ValueError("`mask` must be None with a PoolingTokenizer, whose weights are fixed")
         if self.backend == REFERENCE:
-            value, token = projection_of(self.value), projection_of(self.token)
-            return pooling_tokenizer(x, self.grid, value=value, token=token)
+            return self._reference(x, tokens)
         resized = F.interpolate(x, size=self.grid, mode="bilinear", align_corners=False)
         return self.finish(resized.flatten(2).transpose(1, 2))
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The weights of the resize, the same for every sample: (B, L, H, W)."""
         self._check(x, tokens)
-        height, width = map_size(x)
-        rows = resize_matrix(height, self.grid[0], x.dtype, x.device)
-        columns = resize_matrix(width, self.grid[1], x.dtype, x.device)
+        if self.backend == REFERENCE:
+            from vt_fast.reference import position
+
+            return self._weights(x, position.resize_matrix)
+        return self._weights(x, resize_matrix)
+
+    def _weights(self, x: Tensor, matrix: Callable[[int, int, torch.dtype, torch.device], Tensor]) -> Tensor:
+        rows, columns = (
+            matrix(source, target, x.dtype, x.device)
+            for source, target in zip(x.shape[2:], self.grid, strict=True)
+        )
         weights = torch.einsum("sh,tw->sthw", rows, columns).flatten(0, 1)
         return weights.expand(x.shape[0], -1, -1, -1)
+
+    def _check(self, x: Tensor, tokens: Tensor | None) -> None:
+        super()._check(x, tokens)
+        checks.map_size(x)
+
+    def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        from vt_fast.reference.tokenizers import pooling_tokenizer
+
+        value, token = projection_of(self.value), projection_of(self.token)
+        return pooling_tokenizer(x, self.grid, value=value, token=token)

@@ -1,24 +1,46 @@
-"""Position codes: where a token looks, as a few numbers, linear in its attention: they fold into a table."""
+"""Position codes: where a token looks, as numbers linear in its attention, so that they fold into a table."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.types import Device
 
-from vt_fast.nn.base import check_positive
+from vt_fast import checks
 from vt_fast.nn.init import lecun_normal_
-from vt_fast.reference.position import conv_position_code, linear_position_code, resize_matrix
+
+
+def resize_matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The one-dimensional bilinear resize as a matrix (target, source), whose rows sum to 1.
+
+    Applied to both sides of a map it is `torch.nn.functional.interpolate` with mode "bilinear", pixel centres
+    aligned (``align_corners=False``) and no antialiasing. The coordinates are computed in float64 and rounded
+    once.
+
+    Example:
+        >>> resize_matrix(4, 2, torch.float32, torch.device("cpu")).tolist()
+        [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    """
+    centres = torch.arange(target, dtype=torch.float64, device=device) + 0.5
+    coordinates = (centres * (source / target) - 0.5).clamp(min=0)
+    left = coordinates.long().clamp(max=source - 1)
+    right = (left + 1).clamp(max=source - 1)
+    part = (coordinates - left).unsqueeze(1)
+    # Not F.one_hot, which fixes the length where a compiler or an exporter leaves it open.
+    cells = torch.arange(source, device=device)
+    return ((1 - part) * (left[:, None] == cells) + part * (right[:, None] == cells)).to(dtype)
 
 
 class PositionCode(nn.Module, ABC):
     """Base class: a linear map from a token's attention over the pixels to `features` numbers.
 
-    A code is A^T E for a table E of (N, P) that depends on the parameters and the size of the map alone:
-    so it is a second value operand of `tokenize`, pooled in the same pass. The weights start at order 1:
-    attention that sits on one pixel gives numbers of order 1, attention spread evenly gives small ones.
+    A code is A^T E for a table E of (N, P) that depends on the parameters and the size of the map alone, so
+    `tokenize` pools it as `extra_values` in the same pass. The weights start at order 1: attention on a
+    single pixel gives numbers of order 1, evenly spread attention gives small ones.
 
     Args:
         grid: S, the attention is resized to S x S.
@@ -27,19 +49,19 @@ class PositionCode(nn.Module, ABC):
 
     def __init__(self, grid: int, features: int) -> None:
         super().__init__()
-        check_positive(grid=grid, features=features)
+        checks.counts(grid=grid, features=features)
         self.grid, self.features = grid, features
 
     def table(self, height: int, width: int) -> Tensor:
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""
         rows = resize_matrix(height, self.grid, *self._like())
         columns = resize_matrix(width, self.grid, *self._like())
-        # One side at a time: all three in one einsum would form S S H W numbers on the way.
+        # One side at a time: a single einsum of all three would form S S H W numbers in between.
         stretched = torch.einsum("sh,stp->htp", rows, self._cells())
         return torch.einsum("tw,htp->hwp", columns, stretched).flatten(0, 1)
 
     @abstractmethod
-    def code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
+    def _reference(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
         """The code as the paper writes it: attention (B, N, L) over a map of `size` (H, W) -> (B, L, P)."""
 
     @abstractmethod
@@ -61,6 +83,7 @@ class LinearPositionCode(PositionCode):
     Args:
         grid: S.
         features: P.
+        device, dtype: of the parameters.
 
     Attributes:
         weight: (S S, P), W_{A->P}.
@@ -70,17 +93,25 @@ class LinearPositionCode(PositionCode):
         torch.Size([560, 49])
     """
 
-    def __init__(self, grid: int = 14, features: int = 49) -> None:
+    def __init__(
+        self,
+        grid: int = 14,
+        features: int = 49,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(grid, features)
-        self.weight = nn.Parameter(torch.empty(grid * grid, features))
+        self.weight = nn.Parameter(torch.empty(grid * grid, features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from a unit normal distribution."""
         lecun_normal_(self.weight, 1)
 
-    def code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
-        """The code as the paper writes it: attention (B, N, L) over a map of `size` (H, W) -> (B, L, P)."""
+    def _reference(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
+        from vt_fast.reference.position import linear_position_code
+
         return linear_position_code(attention, size, self.grid, self.weight)
 
     def _cells(self) -> Tensor:
@@ -90,14 +121,15 @@ class LinearPositionCode(PositionCode):
 class ConvPositionCode(PositionCode):
     """The first version's form: A resized to S x S, n 3x3 convolutions of stride 2, a 1x1, a matrix.
 
-    There is no activation between the convolutions (the paper names none), which keeps the code linear:
-    the table is the transposed chain applied to the matrix.
+    There is no activation between the convolutions (the paper names none), so the code is linear: the table
+    is the transposed chain applied to the matrix.
 
     Args:
         grid: S; odd sides are rounded up by each stride.
         features: P.
         convolutions: n, at least 1.
         width: channels between the convolutions.
+        device, dtype: of the parameters.
 
     Attributes:
         kernels: n tensors (width, 1 or width, 3, 3).
@@ -110,18 +142,28 @@ class ConvPositionCode(PositionCode):
         (torch.Size([49, 49]), torch.Size([784, 49]))
     """
 
-    def __init__(self, grid: int = 14, features: int = 49, *, convolutions: int = 1, width: int = 8) -> None:
+    def __init__(
+        self,
+        grid: int = 14,
+        features: int = 49,
+        *,
+        convolutions: int = 1,
+        width: int = 8,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(grid, features)
-        check_positive(convolutions=convolutions, width=width)
+        checks.counts(convolutions=convolutions, width=width)
         self.width = width
+        empty = partial(torch.empty, device=device, dtype=dtype)
         self.kernels = nn.ParameterList(
-            torch.empty(width, 1 if index == 0 else width, 3, 3) for index in range(convolutions)
+            empty(width, 1 if index == 0 else width, 3, 3) for index in range(convolutions)
         )
-        self.mix = nn.Parameter(torch.empty(1, width, 1, 1))
+        self.mix = nn.Parameter(empty(1, width, 1, 1))
         side = grid
         for _ in range(convolutions):
             side = (side + 1) // 2
-        self.weight = nn.Parameter(torch.empty(side * side, features))
+        self.weight = nn.Parameter(empty(side * side, features))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -131,8 +173,9 @@ class ConvPositionCode(PositionCode):
         lecun_normal_(self.mix, self.width)
         lecun_normal_(self.weight, 1)
 
-    def code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
-        """The code as the paper writes it: attention (B, N, L) over a map of `size` (H, W) -> (B, L, P)."""
+    def _reference(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
+        from vt_fast.reference.position import conv_position_code
+
         return conv_position_code(attention, size, self.grid, list(self.kernels), self.mix, self.weight)
 
     def _cells(self) -> Tensor:
@@ -142,6 +185,6 @@ class ConvPositionCode(PositionCode):
         maps = torch.unflatten(self.weight.t(), 1, (1, sides[-1], sides[-1]))
         maps = F.conv_transpose2d(maps, self.mix)
         for kernel, side in zip(reversed(list(self.kernels)), reversed(sides[:-1]), strict=True):
-            # An even side loses its last column to the stride; the transpose has to be told to give it back.
+            # The stride drops the last column of an even side; output_padding restores it.
             maps = F.conv_transpose2d(maps, kernel, stride=2, padding=1, output_padding=1 - side % 2)
         return maps.squeeze(1).permute(1, 2, 0)

@@ -7,31 +7,22 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.types import Device
 
-from vt_fast import functional
+from vt_fast import checks, functional
 from vt_fast.layout import as_pixels
-from vt_fast.nn.base import (
-    REFERENCE,
-    Module,
-    check_divides,
-    check_map,
-    check_positive,
-    check_tokens,
-    like_map,
-    maps_like,
-)
+from vt_fast.nn.base import REFERENCE, BackendModule, check_map, like_map, maps_like
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
+from vt_fast.nn.options import Factory
 from vt_fast.nn.tokenizer import Tokenizer
-from vt_fast.reference.linear import linear
-from vt_fast.reference.projector import pixel_attention, projector
 
 
-class Projector(Module):
-    """Eq. 5: X_out = X + softmax_L((X W_Q)(T W_K)^T) T W_V, each pixel asking the tokens for what it lacks.
+class Projector(BackendModule):
+    """Eq. 5: X_out = X + softmax_L((X W_Q)(T W_K)^T) T W_V: each pixel attends to the tokens.
 
     W_Q is folded into the keys, so that no pixel is projected. The keys have no bias: it would add the
     same to all tokens of a pixel, which the softmax cancels. At initialisation W_V is zero: the map is
-    returned as it came, or through the shortcut.
+    returned unchanged, or through the shortcut.
 
     Folded, each head of each token is a row of C channels: that is less work than projecting the pixels while
     num_heads * L < C. The first version is ``num_heads=16, query_groups=16``.
@@ -46,9 +37,10 @@ class Projector(Module):
         query_groups: groups of W_Q; None for no W_Q, where the pixels themselves are the queries.
         key: False for no W_K, where the tokens themselves are the keys.
         value: False for no W_V, as eq. 5 is printed: the tokens themselves are added, at initialisation too.
-        scale: multiplies the logits; by default sqrt(heads / width), as in the first version.
+        scale: multiplies the logits; by default sqrt(num_heads / width), as in the first version.
         bias: whether the query and value projections have one.
-        backend: see :class:`vt_fast.nn.Module`.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters.
 
     Raises:
         ValueError: widths that do not fit without a projection, or groups or heads that do not divide them.
@@ -73,16 +65,24 @@ class Projector(Module):
         scale: float | None = None,
         bias: bool = True,
         backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(backend)
+        factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
         if width is None:
             width = channels if query_groups is None else out_channels if key else token_channels
-        check_positive(
-            channels=channels, token_channels=token_channels, out_channels=out_channels, width=width
+        checks.counts(
+            channels=channels,
+            token_channels=token_channels,
+            out_channels=out_channels,
+            width=width,
+            num_heads=num_heads,
         )
-        check_divides("num_heads", num_heads, width=width, out_channels=out_channels)
+        checks.divides("num_heads", num_heads, "width", width)
+        checks.divides("num_heads", num_heads, "out_channels", out_channels)
         if query_groups is None and width != channels:
             raise ValueError(f"`width` must be channels = {channels} without a query projection, got {width}")
         if not key and width != token_channels:
@@ -94,11 +94,18 @@ class Projector(Module):
         self.channels, self.token_channels, self.out_channels = channels, token_channels, out_channels
         self.width, self.num_heads = width, num_heads
         self.scale = math.sqrt(num_heads / width) if scale is None else scale
-        self.query = None if query_groups is None else GroupedLinear(channels, width, query_groups, bias=bias)
-        self.key = GroupedLinear(token_channels, width, bias=False) if key else None
-        self.value = GroupedLinear(token_channels, out_channels, bias=bias, gain=0) if value else None
-        same = out_channels == channels
-        self.shortcut = None if same else GroupedLinear(channels, out_channels, bias=False)
+        self.query = (
+            None
+            if query_groups is None
+            else GroupedLinear(channels, width, query_groups, bias=bias, **factory)
+        )
+        self.key = GroupedLinear(token_channels, width, bias=False, **factory) if key else None
+        self.value = (
+            GroupedLinear(token_channels, out_channels, bias=bias, gain=0, **factory) if value else None
+        )
+        self.shortcut = (
+            None if out_channels == channels else GroupedLinear(channels, out_channels, bias=False, **factory)
+        )
 
     def operands(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `vt_fast.functional.project` takes, with every projection and the scale folded in.
@@ -107,13 +114,12 @@ class Projector(Module):
             tokens: (B, L, CT).
 
         Returns:
-            keys (B, num_heads * L, C), values (B, L, D), and the bias (B, num_heads * L) that the query bias
-            becomes, or None without one.
+            keys (B, num_heads * L, C), values (B, L, D), and the token bias (B, num_heads * L) that the query
+            bias becomes, or None without one.
         """
-        check_tokens(tokens, self.token_channels)
-        values = tokens if self.value is None else linear(tokens, self.value.projection)
-        rows = tokens if self.key is None else linear(tokens, self.key.projection)
-        rows = rows * self.scale
+        checks.tokens(tokens, self.token_channels)
+        values = tokens if self.value is None else self.value(tokens)
+        rows = (tokens if self.key is None else self.key(tokens)) * self.scale
         if self.query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
         keys = self.query.fold(rows, self.num_heads).flatten(1, 3)
@@ -122,13 +128,14 @@ class Projector(Module):
         bias = torch.unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
         return keys, values, bias.transpose(1, 2).flatten(1)
 
-    def residual(self, x: Tensor) -> Tensor | None:
-        """The map through the shortcut, in the form of `x`; None without one, where `x` is the residual."""
+    def residual(self, x: Tensor) -> Tensor:
+        """The map to add to: `x` itself, or `x` through the shortcut, in the form of `x`."""
         if self.shortcut is None:
-            return None
+            return x
         if x.dim() == 4:
             return F.conv2d(x, self.shortcut.weight[:, :, None, None])
-        return linear(x, self.shortcut.projection)
+        shortcut: Tensor = self.shortcut(x)
+        return shortcut
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """The map (B, N, D) or (B, D, H, W), in the form of `x`.
@@ -144,15 +151,14 @@ class Projector(Module):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
-        keys, values, bias = self.operands(tokens)
-        residual = self.residual(x)
+        keys, values, token_bias = self.operands(tokens)
         return functional.project(
             x,
             keys,
             values,
             num_heads=self.num_heads,
-            token_bias=bias,
-            residual=x if residual is None else residual,
+            token_bias=token_bias,
+            residual=self.residual(x),
             backend=self.backend,
         )
 
@@ -173,9 +179,9 @@ class Projector(Module):
         Args:
             x: (B, N, C), or (B, C, H, W) in any memory format.
             tokens: (B, L, CT), for the projector and, if it needs any, for the tokenizer.
-            tokenizer: one with `fusable`, of D channels.
-            mask: see :class:`Tokenizer`.
-            return_map: False where nobody needs the map between the two: it is then not written.
+            tokenizer: a fusable one of D channels.
+            mask: see :meth:`Tokenizer.forward`.
+            return_map: False if only the tokens are wanted: the map is then not written.
 
         Returns:
             The map, or None, and the tokenizer's tokens.
@@ -184,8 +190,9 @@ class Projector(Module):
             ValueError: a wrong shape, or the tokenizer is not fusable.
         """
         self._check(x, tokens)
-        if tokenizer.unfusable is not None:
-            raise ValueError(f"`tokenizer` must be fusable, got one that {tokenizer.unfusable}")
+        reason = tokenizer.why_not_fusable()
+        if reason is not None:
+            raise ValueError(f"`tokenizer` must be fusable, got one that {reason}")
         if tokenizer.channels != self.out_channels:
             raise ValueError(
                 f"`tokenizer` must have channels = {self.out_channels}, the projector's out_channels, "
@@ -195,16 +202,15 @@ class Projector(Module):
             y = self(x, tokens)
             found = tokenizer(y, tokens, mask=mask)
             return (y if return_map else None), found
-        keys, values, bias = self.operands(tokens)
-        residual = self.residual(x)
+        keys, values, token_bias = self.operands(tokens)
         projected, pooled = functional.project_tokenize(
             x,
             keys,
             values,
             tokenizer.queries(tokens),
             num_heads=self.num_heads,
-            token_bias=bias,
-            residual=x if residual is None else residual,
+            token_bias=token_bias,
+            residual=self.residual(x),
             mask=mask,
             extra_values=tokenizer.position_table(x),
             return_map=return_map,
@@ -213,30 +219,34 @@ class Projector(Module):
         return projected, tokenizer.finish(pooled, tokens)
 
     def attention_maps(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """What each pixel takes from each token, computed for viewing and kept nowhere.
+        """What each pixel takes from each token, computed for viewing; the module keeps nothing of it.
 
         Returns:
-            (B, heads, L, H, W), or (B, heads, L, N) for a map (B, N, C): non-negative, the tokens of each
-            pixel sum to 1.
+            (B, num_heads, L, H, W), or (B, num_heads, L, N) for a map (B, N, C): non-negative, the tokens of
+            each pixel sum to 1.
         """
         self._check(x, tokens)
         if self.backend == REFERENCE:
+            from vt_fast.reference.projector import pixel_attention
+
             query, key = projection_of(self.query), projection_of(self.key)
             weights = pixel_attention(
                 as_pixels(x), tokens, query, key, num_heads=self.num_heads, scale=self.scale
             )
             return maps_like(weights.transpose(2, 3), x)
-        keys, _, bias = self.operands(tokens)
+        keys, _, token_bias = self.operands(tokens)
         logits = keys @ as_pixels(x).transpose(1, 2)
-        if bias is not None:
-            logits = logits + bias.unsqueeze(2)
+        if token_bias is not None:
+            logits = logits + token_bias.unsqueeze(2)
         return maps_like(torch.unflatten(logits, 1, (self.num_heads, -1)).softmax(2), x)
 
     def _check(self, x: Tensor, tokens: Tensor) -> None:
         check_map(x, self, self.channels)
-        check_tokens(tokens, self.token_channels, x=x)
+        checks.tokens(tokens, self.token_channels, batch=x.shape[0])
 
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
+        from vt_fast.reference.projector import projector
+
         return projector(
             as_pixels(x),
             tokens,

@@ -1,4 +1,4 @@
-"""Tokens to tokens: what all relations share, and the two that the paper holds its transformer against."""
+"""Tokens to tokens: what all relations share, and the two that the paper compares its transformer with."""
 
 from __future__ import annotations
 
@@ -6,34 +6,48 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.types import Device
+from typing_extensions import Unpack
 
-from vt_fast.nn.base import Module, check_positive, check_tokens
-from vt_fast.nn.linear import GroupedLinear
-from vt_fast.nn.norm import token_norm
-from vt_fast.reference.transformer import graph_convolution, no_relation
+from vt_fast import checks
+from vt_fast.nn.base import REFERENCE, BackendModule
+from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.norm import make_token_norm
+from vt_fast.nn.options import RelationOptions, factory_of, spelled_out
 
-# relu has no gradient at 0: a weight behind it that starts at 0 never moves, so these start small instead.
+# relu has no gradient at 0: a weight before it that started at 0 would never move, so these start small
+# instead.
 _SMALL = 0.1
 
 
-class TokenRelation(Module, ABC):
+class TokenRelation(BackendModule, ABC):
     """Base class of what happens between tokens: (B, L, CT) -> (B, L, CT).
 
-    There are few tokens and nothing to fold: every backend computes `vt_fast.reference`'s formula.
+    There are few tokens and nothing to fold: all backends but "reference" compute the same in plain PyTorch.
 
     Args:
         token_channels: CT.
-        norm: what normalises the incoming tokens, whose scale follows the map's: "batch", "layer" (or True)
-            or False for nothing, as in the paper's equations; see :func:`vt_fast.nn.norm.token_norm`. What
-            the residual branches are added to is then the normalised tokens.
-        backend: see :class:`vt_fast.nn.Module`; makes no difference here.
+        token_norm: norm of the incoming tokens, whose scale follows the map's: "batch", "layer" or None, as
+            in the paper's equations; see :func:`vt_fast.nn.norm.make_token_norm`. The residual branches are
+            added to the normalised tokens.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters.
     """
 
-    def __init__(self, token_channels: int, *, norm: bool | str = False, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        token_channels: int,
+        *,
+        token_norm: str | None = None,
+        backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(backend)
-        check_positive(token_channels=token_channels)
+        checks.count("token_channels", token_channels)
         self.token_channels = token_channels
-        self.norm = token_norm(norm, token_channels)
+        self.norm = make_token_norm(token_norm, token_channels, device=device, dtype=dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Relate the tokens: (B, L, CT) -> (B, L, CT).
@@ -41,10 +55,11 @@ class TokenRelation(Module, ABC):
         Raises:
             ValueError: `tokens` has a wrong shape.
         """
-        return self._relate(self._enter(tokens))
+        tokens = self._normalise(tokens)
+        return self._reference(tokens) if self.backend == REFERENCE else self._relate(tokens)
 
-    def _enter(self, tokens: Tensor) -> Tensor:
-        tokens = check_tokens(tokens, self.token_channels)
+    def _normalise(self, tokens: Tensor) -> Tensor:
+        tokens = checks.tokens(tokens, self.token_channels)
         if self.norm is None:
             return tokens
         # As rows: a BatchNorm would take the second of three dimensions for the channels.
@@ -53,61 +68,15 @@ class TokenRelation(Module, ABC):
 
     @abstractmethod
     def _relate(self, tokens: Tensor) -> Tensor:
-        """The relation of tokens that are checked and normalised."""
+        """The relation of checked and normalised tokens."""
+
+    @abstractmethod
+    def _reference(self, tokens: Tensor) -> Tensor:
+        """The same by `vt_fast.reference`."""
 
     def extra_repr(self) -> str:
         """Width, for printing."""
         return f"{self.token_channels}"
-
-
-class GraphConv(TokenRelation):
-    """The paper's GraphConv relation: a learned L x L mix of the tokens, then one feed-forward layer.
-
-    The mix starts at zero, so that the layer starts as :class:`TokenFeedForward`.
-
-    Args:
-        num_tokens: L.
-        token_channels: CT.
-        groups: groups of the feed-forward layer.
-        bias: whether the feed-forward layer has one.
-        norm, backend: see :class:`TokenRelation`.
-
-    Attributes:
-        adjacency: (L, L).
-
-    Example:
-        >>> GraphConv(16, 128)(torch.randn(2, 16, 128)).shape
-        torch.Size([2, 16, 128])
-    """
-
-    def __init__(
-        self,
-        num_tokens: int,
-        token_channels: int,
-        *,
-        groups: int = 1,
-        bias: bool = True,
-        norm: bool | str = False,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(token_channels, norm=norm, backend=backend)
-        check_positive(num_tokens=num_tokens)
-        self.num_tokens = num_tokens
-        self.adjacency = nn.Parameter(torch.empty(num_tokens, num_tokens))
-        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Zero the adjacency; the feed-forward layer has a `reset_parameters` of its own."""
-        nn.init.zeros_(self.adjacency)
-
-    def _relate(self, tokens: Tensor) -> Tensor:
-        check_tokens(tokens, self.token_channels, self.num_tokens)
-        return graph_convolution(tokens, self.adjacency, self.linear.projection)
-
-    def extra_repr(self) -> str:
-        """Tokens and width, for printing."""
-        return f"{self.num_tokens}, {self.token_channels}"
 
 
 class TokenFeedForward(TokenRelation):
@@ -117,24 +86,86 @@ class TokenFeedForward(TokenRelation):
         token_channels: CT.
         groups: groups of F.
         bias: whether F has one.
-        norm, backend: see :class:`TokenRelation`.
+        **options: `token_norm`, `backend`, `device`, `dtype`: see :class:`TokenRelation`.
 
     Example:
         >>> TokenFeedForward(128)(torch.randn(2, 16, 128)).shape
         torch.Size([2, 16, 128])
     """
 
+    @spelled_out(TokenRelation.__init__, RelationOptions)
     def __init__(
         self,
         token_channels: int,
         *,
         groups: int = 1,
         bias: bool = True,
-        norm: bool | str = False,
-        backend: str | None = None,
+        **options: Unpack[RelationOptions],
     ) -> None:
-        super().__init__(token_channels, norm=norm, backend=backend)
-        self.linear = GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=_SMALL)
+        super().__init__(token_channels, **options)
+        self.linear = GroupedLinear(
+            token_channels, token_channels, groups, bias=bias, gain=_SMALL, **factory_of(options)
+        )
 
     def _relate(self, tokens: Tensor) -> Tensor:
-        return no_relation(tokens, self.linear.projection)
+        return tokens + F.relu(self.linear(tokens))
+
+    def _reference(self, tokens: Tensor) -> Tensor:
+        from vt_fast.reference.transformer import no_relation
+
+        return no_relation(tokens, projection_of(self.linear))
+
+
+class GraphConv(TokenFeedForward):
+    """The paper's GraphConv relation: a learned L x L mix of the tokens, then one feed-forward layer.
+
+    T' = T + A T; T_out = T' + relu(T' F). The mix starts at zero, so that the layer starts as
+    :class:`TokenFeedForward`.
+
+    Args:
+        num_tokens: L.
+        token_channels: CT.
+        groups, bias: of F.
+        **options: `token_norm`, `backend`, `device`, `dtype`: see :class:`TokenRelation`.
+
+    Attributes:
+        adjacency: A (L, L).
+
+    Example:
+        >>> GraphConv(16, 128)(torch.randn(2, 16, 128)).shape
+        torch.Size([2, 16, 128])
+    """
+
+    @spelled_out(TokenRelation.__init__, RelationOptions)
+    def __init__(
+        self,
+        num_tokens: int,
+        token_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        **options: Unpack[RelationOptions],
+    ) -> None:
+        super().__init__(token_channels, groups=groups, bias=bias, **options)
+        checks.count("num_tokens", num_tokens)
+        self.num_tokens = num_tokens
+        self.adjacency = nn.Parameter(torch.empty(num_tokens, num_tokens, **factory_of(options)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the adjacency; the feed-forward layer has a `reset_parameters` of its own."""
+        nn.init.zeros_(self.adjacency)
+
+    def _relate(self, tokens: Tensor) -> Tensor:
+        checks.tokens(tokens, self.token_channels, self.num_tokens)
+        return super()._relate(tokens + self.adjacency @ tokens)
+
+    def _reference(self, tokens: Tensor) -> Tensor:
+        from vt_fast.reference.transformer import graph_convolution
+
+        checks.tokens(tokens, self.token_channels, self.num_tokens)
+        return graph_convolution(tokens, self.adjacency, projection_of(self.linear))
+
+    def extra_repr(self) -> str:
+        """Tokens and width, for printing."""
+        return f"{self.num_tokens}, {self.token_channels}"

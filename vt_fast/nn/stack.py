@@ -3,106 +3,129 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Self, Unpack
 
-from vt_fast.nn.base import REFERENCE, Container, autocast_map, set_backend
-from vt_fast.nn.module import VisualTransformer
+from vt_fast import checks
+from vt_fast.nn.base import REFERENCE, CompositeModule, autocast_map, set_backend
+from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
+from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
+from vt_fast.nn.visual_transformer import VisualTransformer
 
 
-class VisualTransformerStack(Container):
-    """n modules in a row. Each projector and the tokenizer after it read the map once, together.
+class VisualTransformerStack(CompositeModule):
+    """n blocks in a row. Each projector and the tokenizer after it read the map once, together.
 
-    Written plainly, n modules read the map 2 n times and write it n times; here there is one `tokenize`,
-    n - 1 `project_tokenize` and one `project`: n + 1 passes. Without the last projector it is n passes,
-    the last of which does not write the map. Tokenizers that cannot be fused (clustering, pooling, the
+    Run one by one, n blocks read the map 2 n times and write it n times; here there are one `tokenize`,
+    n - 1 `project_tokenize` and one `project`: n + 1 passes. Without the last projector there are n passes,
+    the last of which does not write the map. Tokenizers that cannot be fused (clustering, pooling, and the
     dynamic one where it pools several heads) run on their own, and printing the stack says so.
 
+    :meth:`from_parts` takes ready-made blocks.
+
     Args:
-        blocks: the modules, in order. The first may need tokens from outside.
-        backend: if given, set on all members; see :class:`vt_fast.nn.Module`. With "reference" the
-            modules run one by one, as the paper writes them.
+        channels: C of the incoming map.
+        num_blocks: n.
+        num_tokens: L.
+        token_channels: CT, by default `channels`.
+        out_channels: D of the map from the first block on, by default `channels`.
+        tokenizer: the first block's. "recurrent" and "dynamic" need tokens from outside.
+        later_tokenizer: that of the other blocks, by default the paper's choice: "recurrent" after "filter"
+            or "clustering", "dynamic" after "static", otherwise the same as the first.
+        last_projector: False where only the tokens are wanted, as for classification.
+        position: a position code for the first tokenizer.
+        **options: of every block: `relation`, `num_heads`, `num_token_heads`, `token_groups`, `group_width`,
+            `token_norm`, `bias`, `variant`, `backend`, `device`, `dtype`: see :class:`VisualTransformer`.
+                With
+            backend="reference" the blocks run one by one, as the paper writes them.
 
     Raises:
-        TypeError: a member is no VisualTransformer.
-        ValueError: there is none, or the channels of two that follow each other do not fit.
+        ValueError: an unknown name, or numbers that do not divide as they must.
 
     Example:
         >>> import torch
-        >>> stack = VisualTransformerStack.build(3, 64, num_tokens=16)
+        >>> stack = VisualTransformerStack(64, 3, num_tokens=16)
         >>> y, tokens = stack(torch.randn(2, 64, 14, 14))
         >>> y.shape, tokens.shape, stack.passes
         (torch.Size([2, 64, 14, 14]), torch.Size([2, 16, 64]), 4)
+        >>> stack = VisualTransformerStack(64, 2, token_channels=128, last_projector=False)
+        >>> y, tokens = stack(torch.randn(2, 64, 14, 14))
+        >>> y, tokens.shape, stack.passes
+        (None, torch.Size([2, 16, 128]), 2)
     """
 
-    def __init__(self, blocks: Iterable[VisualTransformer], *, backend: str | None = None) -> None:
-        super().__init__()
-        members = list(blocks)
-        if not members:
-            raise ValueError("`blocks` must hold at least one VisualTransformer, got none")
-        for index, block in enumerate(members):
-            if not isinstance(block, VisualTransformer):
-                raise TypeError(f"`blocks[{index}]` must be a VisualTransformer, got {type(block).__name__}")
-        _check_channels(members)
-        self.blocks = nn.ModuleList(members)
-        if backend is not None:
-            set_backend(self, backend)
-
-    @classmethod
-    def build(
-        cls,
-        depth: int,
+    @spelled_out(VisualTransformer.__init__, BlockOptions)
+    def __init__(
+        self,
         channels: int,
+        num_blocks: int,
         *,
         num_tokens: int = 16,
         token_channels: int | None = None,
         out_channels: int | None = None,
+        tokenizer: str = "filter",
+        later_tokenizer: str | None = None,
         last_projector: bool = True,
-        first: str = "filter",
-        later: str = "recurrent",
         position: PositionCode | None = None,
-        **options: Any,
-    ) -> VisualTransformerStack:
-        """Make the paper's arrangement: a filter-based tokenizer first, recurrent ones later.
-
-        Args:
-            depth: n modules.
-            channels: C of the incoming map.
-            num_tokens: L.
-            token_channels: CT, by default `channels`.
-            out_channels: D of the map from the first module on, by default `channels`.
-            last_projector: False where only the tokens are wanted, as for classification.
-            first: the first module's tokenizer.
-            later: the tokenizer of the others.
-            position: a position code for the first tokenizer.
-            **options: passed to :meth:`VisualTransformer.build` for every module.
-
-        Example:
-            >>> import torch
-            >>> stack = VisualTransformerStack.build(2, 64, token_channels=128, last_projector=False)
-            >>> y, tokens = stack(torch.randn(2, 64, 14, 14))
-            >>> y, tokens.shape, stack.passes
-            (None, torch.Size([2, 16, 128]), 2)
-        """
-        if depth < 1:
-            raise ValueError(f"`depth` must be at least 1, got {depth}")
+        **options: Unpack[BlockOptions],
+    ) -> None:
+        super().__init__()
+        checks.count("num_blocks", num_blocks)
+        checks.choice("tokenizer", tokenizer, TOKENIZERS)
+        checks.choice("later_tokenizer", later_tokenizer, TOKENIZERS, optional=True)
+        later_tokenizer = later_tokenizer or default_later_tokenizer(tokenizer)
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
-        return cls(
-            VisualTransformer.build(
-                channels if index == 0 else out_channels,
-                num_tokens=num_tokens,
-                token_channels=token_channels,
-                out_channels=out_channels,
-                tokenizer=first if index == 0 else later,
-                position=position if index == 0 else None,
-                project=last_projector or index < depth - 1,
-                **options,
-            )
-            for index in range(depth)
+        self._assemble(
+            [
+                VisualTransformer(
+                    channels if index == 0 else out_channels,
+                    num_tokens,
+                    token_channels=token_channels,
+                    out_channels=out_channels,
+                    tokenizer=tokenizer if index == 0 else later_tokenizer,
+                    position=position if index == 0 else None,
+                    projector=last_projector or index < num_blocks - 1,
+                    **options,
+                )
+                for index in range(num_blocks)
+            ]
         )
+
+    @classmethod
+    def from_parts(cls, blocks: Iterable[VisualTransformer], *, backend: str | None = None) -> Self:
+        """A stack of ready-made blocks.
+
+        Args:
+            blocks: in order. The first may need tokens from outside.
+            backend: if given, set on all blocks; see :func:`vt_fast.nn.set_backend`.
+
+        Raises:
+            TypeError: a block is no VisualTransformer.
+            ValueError: there is none, or the channels of consecutive blocks do not fit.
+
+        Example:
+            >>> blocks = [VisualTransformer(64), VisualTransformer(64, tokenizer="recurrent")]
+            >>> VisualTransformerStack.from_parts(blocks).passes
+            3
+        """
+        made = cls.__new__(cls)
+        CompositeModule.__init__(made)
+        made._assemble(list(blocks))
+        if backend is not None:
+            set_backend(made, backend)
+        return made
+
+    def _assemble(self, blocks: list[VisualTransformer]) -> None:
+        if not blocks:
+            raise ValueError("`blocks` must hold at least one VisualTransformer, got none")
+        for index, block in enumerate(blocks):
+            if not isinstance(block, VisualTransformer):
+                raise TypeError(f"`blocks[{index}]` must be a VisualTransformer, got {type(block).__name__}")
+        _check_channels(blocks)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(
         self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
@@ -112,31 +135,36 @@ class VisualTransformerStack(Container):
         Args:
             x: (B, N, C), or (B, C, H, W) in any memory format.
             tokens: for a first tokenizer that needs them.
-            mask: (B, N) or (B, H, W) bool, True where a pixel may be looked at by the tokens of every module;
-                every pixel of the map is written. Not with backend="reference".
+            mask: (B, N) or (B, H, W) bool, True where the tokens of all blocks may use a pixel; every pixel
+                of the map is written. Not with backend="reference".
 
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
         x = autocast_map(x, self)
         tokens = self[0].tokenize(x, tokens, mask=mask)
-        # A projector that has not run yet: it waits for a tokenizer to share its pass.
-        waiting = self[0].projector
+        # It runs together with the next tokenizer where the two can share a pass.
+        pending_projector = self[0].projector
         for index in range(1, len(self)):
             block = self[index]
-            if waiting is not None and block.tokenizer is not None and self._reason(index) is None:
-                keep = self._needs_map(index)
-                y, tokens = waiting.project_tokenize(x, tokens, block.tokenizer, mask=mask, return_map=keep)
+            if (
+                pending_projector is not None
+                and block.tokenizer is not None
+                and self._why_not_fused(index) is None
+            ):
+                y, tokens = pending_projector.project_tokenize(
+                    x, tokens, block.tokenizer, mask=mask, return_map=self._needs_map(index)
+                )
                 x = x if y is None else y
                 tokens = block.transformer(tokens)
             else:
-                x = x if waiting is None else waiting(x, tokens)
+                x = x if pending_projector is None else pending_projector(x, tokens)
                 tokens = block.tokenize(x, tokens, mask=mask)
-            waiting = block.projector
-        return (None if waiting is None else waiting(x, tokens)), tokens
+            pending_projector = block.projector
+        return (None if pending_projector is None else pending_projector(x, tokens)), tokens
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
-        """What the tokens of each module look at, one :meth:`Tokenizer.attention_maps` each."""
+        """What the tokens of each block look at, one :meth:`Tokenizer.attention_maps` each."""
         maps = []
         for block in self:
             maps.append(block.attention_maps(x, tokens))
@@ -146,31 +174,34 @@ class VisualTransformerStack(Container):
 
     @property
     def passes(self) -> int:
-        """How often the map is read by an op of the package (k-means and a resize come on top).
+        """How often the ops read the map. The reads of k-means and of a resize are not counted.
 
-        With backend="reference" no op runs and nothing is fused: the number is then that of the tokenizers
-        and projectors, each of which goes over the map several times.
+        With backend="reference" no op runs and nothing is fused: it is then the number of tokenizers and
+        projectors, each of which reads the map several times.
         """
         count = 0
         for index, block in enumerate(self):
-            shared = index > 0 and self[index - 1].projector is not None and self._reason(index) is None
+            shared = (
+                index > 0 and self[index - 1].projector is not None and self._why_not_fused(index) is None
+            )
             count += (block.tokenizer is not None and not shared) + (block.projector is not None)
         return count
 
-    def _reason(self, index: int) -> str | None:
-        """Why module `index` does not share a pass with the projector before it; None where it can."""
+    def _why_not_fused(self, index: int) -> str | None:
+        """Why block `index` does not share a pass with the projector before it; None where it can."""
         tokenizer, projector = self[index].tokenizer, self[index - 1].projector
         if tokenizer is None:
             return "it has no tokenizer"
-        if tokenizer.unfusable is not None:
-            return f"its tokenizer {tokenizer.unfusable}"
+        reason = tokenizer.why_not_fusable()
+        if reason is not None:
+            return f"its tokenizer {reason}"
         backends = {tokenizer.backend, None if projector is None else projector.backend}
         if REFERENCE in backends:
             return 'backend="reference"'
-        return None if len(backends) == 1 else "its backend is another"
+        return None if len(backends) == 1 else "its backend differs from the projector's"
 
     def _needs_map(self, index: int) -> bool:
-        """Whether anyone reads the map that module `index` gets, once its tokens are known."""
+        """Whether the map that block `index` gets is read again once its tokens are known."""
         later = list(self)[index + 1 :]
         return self[index].projector is not None or any(
             block.tokenizer is not None or block.projector is not None for block in later
@@ -186,12 +217,12 @@ class VisualTransformerStack(Container):
         return self.blocks[index]  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
-        """The number of passes, and which modules do not share one and why, for printing."""
+        """The number of passes, and which blocks do not share one and why, for printing."""
         if self.backend == REFERENCE:
             return "as the paper writes it: nothing is fused"
         lines = [f"{self.passes} passes over the map"]
         for index in range(1, len(self)):
-            reason = self._reason(index)
+            reason = self._why_not_fused(index)
             if reason is not None and self[index - 1].projector is not None:
                 lines.append(f"blocks.{index} runs on its own: {reason}")
         return "\n".join(lines)

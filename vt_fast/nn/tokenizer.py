@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
-from vt_fast import functional
+from vt_fast import checks, functional
 from vt_fast.layout import as_pixels
-from vt_fast.nn.base import (
-    REFERENCE,
-    Module,
-    check_map,
-    check_positive,
-    map_size,
-    maps_like,
-)
+from vt_fast.nn.base import REFERENCE, BackendModule, check_map, maps_like
 from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.options import Factory
 from vt_fast.nn.position import PositionCode
-from vt_fast.reference.linear import linear
-from vt_fast.reference.tokenizers import gather, spatial_attention
 
 
-class Tokenizer(Module):
+class Tokenizer(BackendModule):
     """Base class: a softmax over the pixels, folded so that the pixels are read once and never projected.
 
-    tokens = finish(tokenize(x, queries(tokens_in), num_heads=heads, position=position_table(x))), where every
-    linear map of the paper acts on the few tokens, not on the many pixels. A stack uses the three parts to
-    fuse this pass with the projector before it. Subclasses give `queries` and `_reference_attention`.
+    tokens = finish(tokenize(x, queries(tokens_in), num_heads=op_heads, extra_values=position_table(x))):
+    every linear map of the paper acts on the few tokens, not on the many pixels. A stack uses the three parts
+    to fuse this pass with the projector before it. Subclasses define `queries` and `_reference_attention`.
 
     Args:
         channels: C of the feature map.
@@ -35,13 +28,14 @@ class Tokenizer(Module):
         value_groups: None pools the pixels themselves; a number adds the value 1x1 convolution C -> C in so
             many groups. It is applied to the pooled tokens: each token's weights sum to 1.
         token_linear: whether a 1x1 convolution to CT follows; by default only where the widths differ.
-        position: a position code, whose numbers are appended to the tokens before the 1x1 convolution.
+        position: a position code, appended to the tokens before the 1x1 convolution.
         bias: whether the value and token convolutions have one.
-        backend: see :class:`vt_fast.nn.Module`.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters. A position code keeps its own.
     """
 
-    #: Channel blocks that the op pools with weights of their own; see `vt_fast.functional.tokenize`.
-    num_heads: int = 1
+    #: Channel blocks that the op pools with weights of their own: its `num_heads`.
+    op_heads: int = 1
 
     def __init__(
         self,
@@ -54,10 +48,13 @@ class Tokenizer(Module):
         position: PositionCode | None = None,
         bias: bool = True,
         backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(backend)
+        factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
-        check_positive(channels=channels, num_tokens=num_tokens, token_channels=token_channels)
+        checks.counts(channels=channels, num_tokens=num_tokens, token_channels=token_channels)
         self.channels, self.num_tokens, self.token_channels = channels, num_tokens, token_channels
         pooled = channels + (0 if position is None else position.features)
         if token_linear is None:
@@ -68,20 +65,16 @@ class Tokenizer(Module):
                 f"got {token_channels}"
             )
         self.value = (
-            None if value_groups is None else GroupedLinear(channels, channels, value_groups, bias=bias)
+            None
+            if value_groups is None
+            else GroupedLinear(channels, channels, value_groups, bias=bias, **factory)
         )
         self.position = position
-        self.token = GroupedLinear(pooled, token_channels, bias=bias) if token_linear else None
+        self.token = GroupedLinear(pooled, token_channels, bias=bias, **factory) if token_linear else None
 
-    @property
-    def unfusable(self) -> str | None:
+    def why_not_fusable(self) -> str | None:
         """Why a stack cannot fuse this tokenizer with the projector before it; None where it can."""
-        return None if self.num_heads == 1 else f"pools {self.num_heads} heads"
-
-    @property
-    def fusable(self) -> bool:
-        """Whether a stack can fuse this tokenizer with the projector before it."""
-        return self.unfusable is None
+        return None if self.op_heads == 1 else f"pools {self.op_heads} heads"
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """The rows that pool the pixels, with every scale and projection folded in: (L, C) or (B, L, C)."""
@@ -93,15 +86,13 @@ class Tokenizer(Module):
         Raises:
             ValueError: there is a position code and `x` is not (B, C, H, W).
         """
-        if self.position is None:
-            return None
-        return self.position.table(*map_size(x))
+        return None if self.position is None else self.position.table(*checks.map_size(x))
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """From what `tokenize` pooled, (B, L, C + P), to tokens (B, L, CT): value and token projections.
+        """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.
 
-        The biases assume weights that sum to 1. Where a mask leaves no pixel of a sample, pooled rows are
-        0 and the tokens are what the biases make of 0.
+        The biases assume weights that sum to 1. Where a mask leaves no pixel of a sample, its pooled rows are
+        0, and its tokens are what the biases make of 0.
         """
         if self.value is not None:
             valued = self.value(pooled[..., : self.channels])
@@ -128,8 +119,8 @@ class Tokenizer(Module):
             return self._reference(x, tokens)
         pooled = functional.tokenize(
             x,
-            self._bank(x, tokens),
-            num_heads=self.num_heads,
+            self._queries_for(x, tokens),
+            num_heads=self.op_heads,
             mask=mask,
             extra_values=self.position_table(x),
             backend=self.backend,
@@ -137,7 +128,7 @@ class Tokenizer(Module):
         return self.finish(pooled, tokens)
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """What each token looks at, computed for viewing and kept nowhere.
+        """What each token looks at, computed for viewing; the module keeps nothing of it.
 
         Returns:
             (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
@@ -146,24 +137,28 @@ class Tokenizer(Module):
         if self.backend == REFERENCE:
             weights = self._reference_attention(x, tokens)
         else:
-            weights = spatial_attention(as_pixels(x), self._bank(x, tokens))
+            weights = (as_pixels(x) @ self._queries_for(x, tokens).transpose(-2, -1)).softmax(1)
         return maps_like(weights.transpose(1, 2), x)
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
-        """Raise unless `x`, and `tokens` where they are used, are as they must be."""
+        """Raise unless `x` is a map for this module, and `tokens`, where they are used, fit it."""
         check_map(x, self, self.channels)
 
-    def _bank(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+    def _queries_for(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The queries, for tokenizers whose queries may depend on the map too."""
         return self.queries(tokens)
 
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The tokens as the paper writes them, with every projection on the pixels."""
+        from vt_fast.reference.linear import linear
+        from vt_fast.reference.tokenizers import gather
+
         attention = self._reference_attention(x, tokens)
         pooled = gather(attention, as_pixels(x), value=projection_of(self.value))
         if self.position is not None:
-            pooled = torch.cat((pooled, self.position.code(attention, map_size(x))), -1)
-        return pooled if self.token is None else linear(pooled, self.token.projection)
+            pooled = torch.cat((pooled, self.position._reference(attention, checks.map_size(x))), -1)
+        token = projection_of(self.token)
+        return pooled if token is None else linear(pooled, token)
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The attention (B, N, L) as the paper writes it."""
@@ -171,7 +166,7 @@ class Tokenizer(Module):
 
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
-        num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
+        op_heads = f", op_heads={self.op_heads}" if self.op_heads > 1 else ""
         backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"num_tokens={self.num_tokens}, token_channels={self.token_channels}"
-        return f"{self.channels}, {sizes}{num_heads}{backend}"
+        return f"{self.channels}, {sizes}{op_heads}{backend}"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Unpack
 
-from vt_fast.nn.base import check_divides
+from vt_fast import checks
+from vt_fast.nn.base import REFERENCE
 from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.options import RelationOptions, factory_of, spelled_out
 from vt_fast.nn.relations import TokenRelation
-from vt_fast.reference.transformer import token_attention, transformer, transformer_v1
+
+VARIANTS = ("v2", "v1")
 
 
 class TokenTransformer(TokenRelation):
@@ -22,27 +28,27 @@ class TokenTransformer(TokenRelation):
     Args:
         token_channels: CT.
         width: channels of keys and queries; by default CT // 2.
-        value: True for a value projection V: CT -> CT, as the paper's counts have it; False for eq. 3 as it
-            is printed, whose branch is not zero at initialisation.
+        value: True for a value projection V: CT -> CT, as in the paper's counts; False for eq. 3 as it is
+            printed, whose branch is not zero at initialisation.
         groups: groups of the key, query and value projections.
-        hidden: width between F1 and F2 (version 2); by default CT.
+        hidden: width between F1 and F2 (variant "v2"); by default CT.
         num_heads: attention heads, over blocks of `width` and of the values.
-        scale: multiplies the logits; by default 1 / sqrt(width / num_heads), our choice.
-        version: 2 for eqs. 3 and 4; 1 for the first version, whose second half is one linear layer, T' +
-            T' F.
+        scale: multiplies the logits; by default 1 / sqrt(width / num_heads); the paper has none.
+        variant: "v2" for eqs. 3 and 4; "v1" for the first version, whose second half is one linear layer, T'
+            + T' F.
         bias: whether the projections other than Q have one.
-        norm, backend: see :class:`TokenRelation`.
+        **options: `token_norm`, `backend`, `device`, `dtype`: see :class:`TokenRelation`.
 
     Raises:
-        ValueError: groups or heads do not divide the widths, or the version is unknown.
+        ValueError: groups or heads do not divide the widths, or the variant is unknown.
 
     Example:
-        >>> import torch
         >>> tokens = torch.randn(2, 16, 128)
         >>> torch.equal(TokenTransformer(128, num_heads=4)(tokens), tokens)  # at initialisation
         True
     """
 
+    @spelled_out(TokenRelation.__init__, RelationOptions)
     def __init__(
         self,
         token_channels: int,
@@ -53,43 +59,73 @@ class TokenTransformer(TokenRelation):
         hidden: int | None = None,
         num_heads: int = 1,
         scale: float | None = None,
-        norm: bool | str = False,
-        version: int = 2,
+        variant: str = "v2",
         bias: bool = True,
-        backend: str | None = None,
+        **options: Unpack[RelationOptions],
     ) -> None:
-        super().__init__(token_channels, norm=norm, backend=backend)
-        if version not in (1, 2):
-            raise ValueError(f"`version` must be 1 or 2, got {version!r}")
-        if version == 1 and not (value and hidden is None):
+        super().__init__(token_channels, **options)
+        checks.choice("variant", variant, VARIANTS)
+        if variant == "v1" and not (value and hidden is None):
             raise ValueError(
-                "`value` must be True and `hidden` None in version 1, which has V and one linear layer"
+                '`value` must be True and `hidden` None in variant "v1", which has V and one linear layer'
             )
         width = max(token_channels // 2, 1) if width is None else width
-        check_divides("num_heads", num_heads, width=width, token_channels=token_channels)
-        self.num_heads, self.version = num_heads, version
+        checks.counts(width=width, num_heads=num_heads)
+        checks.divides("num_heads", num_heads, "width", width)
+        checks.divides("num_heads", num_heads, "token_channels", token_channels)
+        factory = factory_of(options)
+        self.num_heads, self.variant = num_heads, variant
         self.scale = math.sqrt(num_heads / width) if scale is None else scale
-        self.key = GroupedLinear(token_channels, width, groups, bias=bias)
-        self.query = GroupedLinear(token_channels, width, groups, bias=False)
+        self.key = GroupedLinear(token_channels, width, groups, bias=bias, **factory)
+        self.query = GroupedLinear(token_channels, width, groups, bias=False, **factory)
         self.value = (
-            GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=0) if value else None
+            GroupedLinear(token_channels, token_channels, groups, bias=bias, gain=0, **factory)
+            if value
+            else None
         )
-        if version == 2:
+        if variant == "v2":
             hidden = token_channels if hidden is None else hidden
-            self.first = GroupedLinear(token_channels, hidden, bias=bias)
-            self.second = GroupedLinear(hidden, token_channels, bias=bias, gain=0)
+            self.first = GroupedLinear(token_channels, hidden, bias=bias, **factory)
+            self.second = GroupedLinear(hidden, token_channels, bias=bias, gain=0, **factory)
         else:
-            self.linear = GroupedLinear(token_channels, token_channels, bias=bias, gain=0)
+            self.linear = GroupedLinear(token_channels, token_channels, bias=bias, gain=0, **factory)
+
+    def attention_maps(self, tokens: Tensor) -> Tensor:
+        """What each token takes from each other one: (B, num_heads, L, L), rows sum to 1."""
+        tokens = self._normalise(tokens)
+        if self.backend != REFERENCE:
+            return self._attention(tokens)
+        from vt_fast.reference.transformer import token_attention
+
+        key, query = projection_of(self.key), projection_of(self.query)
+        return token_attention(tokens, key, query, num_heads=self.num_heads, scale=self.scale)
+
+    def _attention(self, tokens: Tensor) -> Tensor:
+        keys, queries = self._heads(self.key(tokens)), self._heads(self.query(tokens))
+        return torch.softmax(self.scale * (keys @ queries.transpose(-2, -1)), -1)
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        """(B, L, C) as (B, num_heads, L, C / num_heads)."""
+        return torch.unflatten(rows, 2, (self.num_heads, -1)).transpose(1, 2)
 
     def _relate(self, tokens: Tensor) -> Tensor:
-        key, query = self.key.projection, self.query.projection
-        if self.value is not None and self.version == 1:
+        values = self._heads(tokens if self.value is None else self.value(tokens))
+        tokens = tokens + (self._attention(tokens) @ values).transpose(1, 2).flatten(2)
+        v1 = self.variant == "v1"
+        change: Tensor = self.linear(tokens) if v1 else self.second(F.relu(self.first(tokens)))
+        return tokens + change
+
+    def _reference(self, tokens: Tensor) -> Tensor:
+        from vt_fast.reference.transformer import transformer, transformer_v1
+
+        key, query = projection_of(self.key), projection_of(self.query)
+        if self.value is not None and self.variant == "v1":
             return transformer_v1(
                 tokens,
                 key,
                 query,
-                self.value.projection,
-                self.linear.projection,
+                projection_of(self.value),
+                projection_of(self.linear),
                 num_heads=self.num_heads,
                 scale=self.scale,
             )
@@ -97,24 +133,15 @@ class TokenTransformer(TokenRelation):
             tokens,
             key,
             query,
-            self.first.projection,
-            self.second.projection,
+            projection_of(self.first),
+            projection_of(self.second),
             value=projection_of(self.value),
             num_heads=self.num_heads,
             scale=self.scale,
         )
 
-    def attention_maps(self, tokens: Tensor) -> Tensor:
-        """What each token takes from each other one: (B, heads, L, L), rows sum to 1."""
-        return token_attention(
-            self._enter(tokens),
-            self.key.projection,
-            self.query.projection,
-            num_heads=self.num_heads,
-            scale=self.scale,
-        )
-
     def extra_repr(self) -> str:
-        """Width, heads and version, for printing."""
+        """Width, heads and variant, for printing."""
         num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
-        return f"{self.token_channels}{num_heads}{', version=1' if self.version == 1 else ''}"
+        variant = f", variant={self.variant!r}" if self.variant != "v2" else ""
+        return f"{self.token_channels}{num_heads}{variant}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.precision import without_autocast
 from vt_fast.reference._checks import check_count, check_shape
 from vt_fast.reference.linear import Projection
 from vt_fast.reference.tokenizers import filter_tokenizer
@@ -31,7 +32,6 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
         centroids (B, L, C), not normalised.
 
     Raises:
-        TypeError: the map is not a floating-point tensor, or `num_tokens` not an int.
         ValueError: the map is not 4-D, or `num_tokens` is below 1.
 
     Example:
@@ -47,9 +47,16 @@ def initial_centroids(feature_map: Tensor, num_tokens: int) -> Tensor:
     return cells.flatten(2).transpose(1, 2)[:, :num_tokens]
 
 
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # There is no autocast for some types of device, such as meta. A compiler, which torch 2.11 cannot ask for
+    # it, does not run on those.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
+
+
 def _unit(vectors: Tensor) -> Tensor:
-    # A zero vector has no direction and stays zero; any other, however short, gets unit length: clamping the
-    # norm to some small number would not do that.
+    # A zero vector has no direction and stays zero. Any other, however short, gets unit length, which
+    # clamping the norm to a small number would not give.
     norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm == 0, 1)
 
@@ -78,7 +85,6 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
         centroids (B, L, C) of unit length, in the dtype of ``x``, without gradient.
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `iterations` not an int.
         ValueError: the shapes do not fit, or `iterations` is negative.
 
     Example:
@@ -90,7 +96,7 @@ def kmeans(x: Tensor, centroids: Tensor, *, iterations: int) -> Tensor:
     check_shape("centroids", centroids, B=x.shape[0], L=None, C=x.shape[2])
     check_count("iterations", iterations, least=0)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.no_grad(), without_autocast(x.device.type):
+    with torch.no_grad(), _without_autocast(x.device.type):
         pixels = _unit(x.to(dtype))
         units = _unit(centroids.to(dtype))
         for _ in range(iterations):
@@ -114,9 +120,9 @@ def clustering_tokenizer(
 ) -> Tensor:
     """Clustering tokenizer (appendix): equation 1 with the k-means centroids of the pixels for W_A.
 
-    The paper leaves three things open. Here `iterations` is 10 unless told otherwise; no gradient passes
-    through the centroids, while the pixels get theirs through the softmax and the product; and the pixels of
-    the final softmax and product are the raw ones: only the centroids are of unit length.
+    Three choices where the paper is silent: `iterations` is 10 by default; no gradient passes through the
+    centroids, while the pixels get theirs through the softmax and the product; and the pixels of the final
+    softmax and product are the raw ones: only the centroids are of unit length.
 
     Args:
         feature_map: (B, C, H, W).
@@ -130,7 +136,6 @@ def clustering_tokenizer(
         tokens (B, L, CT), CT = C without projections.
 
     Raises:
-        TypeError: the map is not a floating-point tensor, or a count is not an int.
         ValueError: the shapes do not fit, or a count is out of range.
 
     Example:

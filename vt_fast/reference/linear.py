@@ -1,4 +1,4 @@
-"""The one linear map of the paper: a 1x1 convolution, grouped or not, over the last dimension."""
+"""The paper's linear map: a 1x1 convolution, grouped or not, over the last dimension."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_count, check_floating, check_shape
+from vt_fast.reference._checks import check_divides, check_shape
 
 
 class Projection(NamedTuple):
@@ -33,8 +33,8 @@ class Projection(NamedTuple):
 def linear(x: Tensor, projection: Projection) -> Tensor:
     """Apply a (grouped) 1x1 convolution to the last dimension: x W + b, with W = weight^T.
 
-    Costs in * out / groups multiply-accumulates per row, and FLOP counters see exactly that: no
-    block-diagonal matrix is ever formed.
+    Costs in * out / groups multiply-accumulates per row, as FLOP counters see it too: no block-diagonal
+    matrix is formed.
 
     Args:
         x: (..., in), any floating dtype.
@@ -44,7 +44,6 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
         (..., out).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or groups is not an int.
         ValueError: the weight is not 2-D, the input width is not its width times groups, groups does not
             divide the output width, or the bias is not (out,).
 
@@ -54,12 +53,9 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
         [3.0, 70.0]
     """
     weight, bias, groups = projection
-    check_floating("the input", x)
-    check_count("groups", groups)
     check_shape("weight", weight, out=None, **{"in / groups": None})
     out, width = weight.shape
-    if out % groups:
-        raise ValueError(f"the rows of `weight` must be divisible by `groups`, got {int(out)} and {groups}")
+    check_divides("groups", groups, "the rows of `weight`", out)
     if x.dim() < 1 or x.shape[-1] != width * groups:
         raise ValueError(f"the input must be (..., in) with in = {int(width * groups)}, got {tuple(x.shape)}")
     if bias is not None:

@@ -1,13 +1,15 @@
-"""The meaning of the three ops of :mod:`vt_fast.functional`, in plain differentiable PyTorch.
+"""The definitions of the three ops of :mod:`vt_fast.functional`, in plain differentiable PyTorch.
 
-These are the definitions: they save every intermediate, can be differentiated as often as wanted,
-and take the same arguments as the fused ops, without ``backend``.
+They take the same arguments as the fused ops, without ``backend``, and can be differentiated any number of
+times. They save every intermediate.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from vt_fast.reference._checks import check_divides, check_rows, check_shape
 
 __all__ = ["project", "project_tokenize", "tokenize"]
 
@@ -25,7 +27,7 @@ def tokenize(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X``, head by head.
 
-    Shapes and errors are those of :func:`vt_fast.functional.tokenize`.
+    Shapes are those of :func:`vt_fast.functional.tokenize`.
 
     Example:
         >>> import torch
@@ -33,9 +35,16 @@ def tokenize(
         >>> tokenize(x, queries).shape
         torch.Size([2, 4, 8])
     """
-    pixels = _pixels(x)
-    batch, _, channels = pixels.shape
-    valid = _valid_pixels(pixels, mask, pixel_bias)
+    pixels = _pixels("x", x)
+    batch, count, channels = pixels.shape
+    check_divides("num_heads", num_heads, "the channels of `x`", channels)
+    check_rows("queries", queries, batch, **{"num_heads * L": None, "C / num_heads": channels // num_heads})
+    check_divides("num_heads", num_heads, "the rows of `queries`", queries.shape[-2])
+    if extra_values is not None:
+        check_shape("extra_values", extra_values, N=count, P=None)
+        if num_heads != 1:
+            raise ValueError(f"`num_heads` must be 1 where `extra_values` is given, got {num_heads}")
+    valid = _valid_pixels(x, mask, pixel_bias)
     pixels = torch.where(valid[..., None], pixels, 0)
     blocks = pixels.unflatten(2, (num_heads, channels // num_heads))
     rows = queries.unflatten(-2, (num_heads, -1)).expand(batch, -1, -1, -1)
@@ -43,8 +52,8 @@ def tokenize(
     if pixel_bias is not None:
         finite = torch.where(valid, pixel_bias.reshape(valid.shape), 0)
         logits = logits + finite[:, None, None, :]
-    # A sample without any valid pixel takes part with logits of 0, and its results are replaced:
-    # so no -inf - -inf enters the graph and its gradients are exactly 0.
+    # A sample without a valid pixel gets logits of 0, and its results are replaced below. So the graph has no
+    # -inf - -inf, and the sample's gradients are exactly 0.
     some = valid.any(1)
     logits = torch.where((valid | ~some[:, None])[:, None, None, :], logits, -torch.inf)
     attention = torch.softmax(logits, -1).to(x.dtype)
@@ -71,7 +80,7 @@ def project(
 ) -> Tensor:
     """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V``, head by head.
 
-    Shapes and errors are those of :func:`vt_fast.functional.project`.
+    Shapes are those of :func:`vt_fast.functional.project`.
 
     Example:
         >>> import torch
@@ -79,7 +88,17 @@ def project(
         >>> project(x, tokens, tokens).shape
         torch.Size([2, 8, 7, 7])
     """
-    pixels = _pixels(x)
+    pixels = _pixels("x", x)
+    batch, count, channels = pixels.shape
+    check_rows("keys", keys, batch, **{"num_heads * L": None, "C": channels})
+    check_divides("num_heads", num_heads, "the rows of `keys`", keys.shape[-2])
+    check_rows("values", values, batch, L=keys.shape[-2] // num_heads, D=None)
+    check_divides("num_heads", num_heads, "the channels of `values`", values.shape[-1])
+    if token_bias is not None:
+        check_rows("token_bias", token_bias, batch, **{"num_heads * L": keys.shape[-2]})
+    if residual is not None:
+        added = _pixels("residual", residual)
+        check_shape("the pixels of `residual`", added, B=batch, N=count, D=values.shape[-1])
     keys = keys.unflatten(-2, (num_heads, -1))
     values = values.unflatten(-1, (num_heads, -1))
     if token_bias is not None:
@@ -89,7 +108,6 @@ def project(
         removed_values = removed.transpose(-1, -2)[..., None]
         keys = torch.where(removed[..., None], 0, keys)
         values = torch.where(removed_values, 0, values)
-    batch = pixels.shape[0]
     keys = keys.expand(batch, -1, -1, -1)
     values = values.expand(batch, -1, -1, -1)
     logits = scale * torch.einsum("bnc,bhlc->bhnl", pixels, keys)
@@ -105,7 +123,7 @@ def project(
         attention = torch.softmax(logits, -1)
     out = torch.einsum("bhnl,blhd->bnhd", attention, values).flatten(2)
     if residual is not None:
-        out = out + _pixels(residual)
+        out = out + added
     return out if x.dim() == 3 else out.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -128,7 +146,7 @@ def project_tokenize(
 ) -> tuple[Tensor | None, Tensor] | tuple[Tensor | None, Tensor, Tensor]:
     """``Y = project(x, keys, values)`` and ``tokenize(Y, queries)``: the map and its tokens.
 
-    Shapes and errors are those of :func:`vt_fast.functional.project_tokenize`.
+    Shapes are those of :func:`vt_fast.functional.project_tokenize`.
 
     Example:
         >>> import torch
@@ -139,7 +157,7 @@ def project_tokenize(
     """
     if not return_map:
         # Without the map a masked pixel is not used at all, not even by the projection.
-        valid = _valid_pixels(_pixels(x), mask, pixel_bias)
+        valid = _valid_pixels(x, mask, pixel_bias)
         x = _keep(x, valid)
         residual = None if residual is None else _keep(residual, valid)
     y = project(x, keys, values, num_heads=num_heads, scale=scale, token_bias=token_bias, residual=residual)
@@ -156,9 +174,14 @@ def project_tokenize(
     return (returned, tokens, lse) if return_stats else (returned, tokens)
 
 
-def _pixels(feature_map: Tensor) -> Tensor:
+def _pixels(name: str, feature_map: Tensor) -> Tensor:
     """(B, N, C) of a map in either form."""
-    return feature_map if feature_map.dim() == 3 else feature_map.flatten(2).transpose(1, 2)
+    if feature_map.dim() == 3:
+        return feature_map
+    if feature_map.dim() != 4:
+        shape = tuple(feature_map.shape)
+        raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W), got {shape}")
+    return feature_map.flatten(2).transpose(1, 2)
 
 
 def _keep(feature_map: Tensor, valid: Tensor) -> Tensor:
@@ -168,11 +191,22 @@ def _keep(feature_map: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid.unflatten(1, feature_map.shape[2:])[:, None], feature_map, 0)
 
 
-def _valid_pixels(pixels: Tensor, mask: Tensor | None, pixel_bias: Tensor | None) -> Tensor:
+def _valid_pixels(x: Tensor, mask: Tensor | None, pixel_bias: Tensor | None) -> Tensor:
     """(B, N) bool: neither masked nor given a bias of -inf."""
-    valid = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
+    pixels = _pixels("x", x)
+    valid = torch.ones(pixels.shape[:2], dtype=torch.bool, device=x.device)
     if mask is not None:
-        valid = valid & mask.flatten(1)
+        valid = valid & _per_pixel("mask", mask, x)
     if pixel_bias is not None:
-        valid = valid & (pixel_bias.flatten(1) != -torch.inf)
+        valid = valid & (_per_pixel("pixel_bias", pixel_bias, x) != -torch.inf)
     return valid
+
+
+def _per_pixel(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """(B, N) of what is given as (B, N) or, for a 4-D map, as (B, H, W)."""
+    if x.dim() == 4 and value.dim() == 3:
+        check_shape(name, value, B=x.shape[0], H=x.shape[2], W=x.shape[3])
+        return value.flatten(1)
+    batch, count, _ = _pixels("x", x).shape
+    check_shape(name, value, B=batch, N=count)
+    return value

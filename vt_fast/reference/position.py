@@ -19,7 +19,7 @@ def resize_matrix(
     source: int,
     target: int,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Return the one-dimensional bilinear resize as a matrix.
 
@@ -36,7 +36,6 @@ def resize_matrix(
         (target, source); each row sums to 1 and has at most two entries that are not 0.
 
     Raises:
-        TypeError: a length is not an int.
         ValueError: a length is below 1.
 
     Example:
@@ -45,22 +44,15 @@ def resize_matrix(
     """
     check_count("source", source)
     check_count("target", target)
-    dtype = torch.get_default_dtype() if dtype is None else dtype
     centres = torch.arange(target, dtype=torch.float64, device=device) + 0.5
-    coordinates = (centres * (source / target) - 0.5).clamp(min=0)
-    left = coordinates.long().clamp(max=source - 1)
-    right = (left + 1).clamp(max=source - 1)
-    part = (coordinates - left).unsqueeze(1)
-    # Not F.one_hot, which fixes the length where a compiler or an exporter leaves it open.
-    cells = torch.arange(source, device=device)
-    return ((1 - part) * (left[:, None] == cells) + part * (right[:, None] == cells)).to(dtype)
+    coordinates = (centres * (source / target) - 0.5).clamp(0, source - 1)
+    distances = (coordinates[:, None] - torch.arange(source, device=device)).abs()
+    return (1 - distances).clamp(min=0).to(torch.get_default_dtype() if dtype is None else dtype)
 
 
 def _resized_attention(attention: Tensor, size: tuple[int, int], grid: int) -> Tensor:
     """Return the attention (B, N, L) as maps (B, L, S, S)."""
     height, width = size
-    check_count("size[0]", height)
-    check_count("size[1]", width)
     check_count("grid", grid)
     check_shape("attention", attention, B=None, N=height * width, L=None)
     maps = attention.transpose(1, 2).reshape(attention.shape[0], attention.shape[2], height, width)
@@ -80,7 +72,6 @@ def linear_position_code(attention: Tensor, size: tuple[int, int], grid: int, we
         codes (B, L, P).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or a size not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -122,7 +113,6 @@ def conv_position_code(
         codes (B, L, P).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or a size not an int.
         ValueError: the shapes do not fit.
 
     Example:

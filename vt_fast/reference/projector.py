@@ -29,10 +29,9 @@ def pixel_attention(
         scale: multiplies the logits.
 
     Returns:
-        weights (B, heads, N, L); over the L tokens the weights of each pixel sum to 1.
+        weights (B, num_heads, N, L); over the L tokens the weights of each pixel sum to 1.
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -61,9 +60,9 @@ def projector(
 ) -> Tensor:
     """Projector, equation 5: X_out = X + softmax_L((X W_Q)(T W_K)^T) T.
 
-    The equation has one head, no scale and no value projection. The first version is heads = 16, scale =
-    1 / sqrt(C / num_heads), a grouped `query` and a `value` CT -> C. The paper's models change the width of the
-    map once, with `shortcut` in the place of the first X.
+    The equation has one head, no scale and no value projection. The first version has num_heads = 16, scale =
+    1 / sqrt(C / num_heads), a grouped `query` and a `value` CT -> C. Where the paper's models change the
+    width of the map, `shortcut` replaces the first X.
 
     Args:
         x: (B, N, C) pixels.
@@ -79,7 +78,6 @@ def projector(
         the map (B, N, D).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:

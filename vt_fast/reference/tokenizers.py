@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vt_fast.reference._checks import check_count, check_floating, check_shape
+from vt_fast.reference._checks import check_count, check_rows, check_shape
 from vt_fast.reference.linear import Projection, linear
 
 
 def spatial_attention(x: Tensor, filters: Tensor, *, scale: float = 1.0) -> Tensor:
     """Weigh the pixels for each token: A = softmax_N(scale X W_A), the first half of equations 1 and 2.
 
-    A filter bias would add a constant to one token's logits, which the softmax over the pixels cancels: hence
-    there is none.
+    There is no filter bias: it would add a constant to one token's logits, which the softmax cancels.
 
     Args:
         x: (B, N, C) pixels.
@@ -25,7 +24,6 @@ def spatial_attention(x: Tensor, filters: Tensor, *, scale: float = 1.0) -> Tens
         A (B, N, L); over the N pixels the weights of each token sum to 1.
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -34,11 +32,7 @@ def spatial_attention(x: Tensor, filters: Tensor, *, scale: float = 1.0) -> Tens
         [[[0.5], [0.5]]]
     """
     check_shape("x", x, B=None, N=None, C=None)
-    check_floating("filters", filters)
-    if filters.dim() == 3:
-        check_shape("filters", filters, B=x.shape[0], L=None, C=x.shape[2])
-    else:
-        check_shape("filters", filters, L=None, C=x.shape[2])
+    check_rows("filters", filters, x.shape[0], L=None, C=x.shape[2])
     return torch.softmax(scale * (x @ filters.transpose(-2, -1)), dim=1)
 
 
@@ -63,7 +57,6 @@ def gather(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -93,8 +86,8 @@ def filter_tokenizer(
 ) -> Tensor:
     """Filter-based tokenizer, equation 1: T = softmax_N(X W_A)^T X.
 
-    The equation itself has neither a scale, nor a value projection, nor a code, nor a token projection: those
-    are the paper's first version and its models.
+    The equation itself has no scale, no value projection, no position code and no token projection: the
+    paper's first version and its models have them.
 
     Args:
         x: (B, N, C) pixels.
@@ -108,7 +101,6 @@ def filter_tokenizer(
         tokens (B, L, CT), CT = C without projections.
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -131,7 +123,6 @@ def token_filters(tokens: Tensor, query: Projection) -> Tensor:
         W_R (B, L, C), one filter bank per sample.
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -155,7 +146,7 @@ def recurrent_tokenizer(
 ) -> Tensor:
     """Recurrent tokenizer, equation 2: W_R = T_in W_{T->R}, T = softmax_N(X W_R^T)^T X.
 
-    With a key projection, which the paper's counts need and its equation leaves out, the logits are
+    With a key projection, which the paper's counts include and its equation leaves out, the logits are
     (X W_key + b) W_R^T.
 
     Args:
@@ -172,7 +163,6 @@ def recurrent_tokenizer(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -209,7 +199,6 @@ def pooling_tokenizer(
         tokens (B, h w, CT), row-major over the grid.
 
     Raises:
-        TypeError: the map is not a floating-point tensor, or the grid not two ints.
         ValueError: the shapes do not fit, or the grid is not positive.
 
     Example:

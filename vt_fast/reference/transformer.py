@@ -1,4 +1,4 @@
-"""The token transformer, equations 3 and 4, its first version, and the relations of the paper's ablation."""
+"""The token transformer, equations 3 and 4, its first version, and the other relations of the ablation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def token_attention(
         scale: multiplies the logits.
 
     Returns:
-        weights (B, heads, L, L).
+        weights (B, num_heads, L, L).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -93,7 +92,6 @@ def transformer(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -133,7 +131,6 @@ def transformer_v1(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
         ValueError: the shapes do not fit.
 
     Example:
@@ -149,8 +146,8 @@ def transformer_v1(
 def no_relation(tokens: Tensor, weight: Projection) -> Tensor:
     """Token relation "None" of the paper's ablation: one feed-forward layer per token, no exchange.
 
-    T_out = T + relu(T F). The paper's counts say that the attention and one feed-forward layer go; that the
-    layer left keeps its ReLU and its residual is our choice.
+    T_out = T + relu(T F). By the paper's counts the attention and one feed-forward layer are removed; that
+    the remaining layer keeps its ReLU and its residual is our choice.
 
     Args:
         tokens: T (B, L, CT).
@@ -160,7 +157,6 @@ def no_relation(tokens: Tensor, weight: Projection) -> Tensor:
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -174,9 +170,9 @@ def no_relation(tokens: Tensor, weight: Projection) -> Tensor:
 def graph_convolution(tokens: Tensor, adjacency: Tensor, weight: Projection) -> Tensor:
     """Token relation "GraphConv" of the paper's ablation: a learned mix in place of the attention.
 
-    T' = T + A T;  T_out = T' + relu(T' F). The paper's counts say: `no_relation` plus an L x L mix. The
-    residual around the mix is our choice, after equation 3, of which A replaces the attention; A is used as
-    it is, with no softmax and no normalisation.
+    T' = T + A T;  T_out = T' + relu(T' F). By the paper's counts it is `no_relation` plus an L x L mix. The
+    residual around the mix is our choice, after equation 3, whose attention A replaces. There is no softmax
+    and no normalisation of A.
 
     Args:
         tokens: T (B, L, CT).
@@ -187,7 +183,6 @@ def graph_convolution(tokens: Tensor, adjacency: Tensor, weight: Projection) -> 
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:

@@ -34,7 +34,6 @@ def static_tokenizer(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one.
         ValueError: the shapes do not fit.
 
     Example:
@@ -46,6 +45,45 @@ def static_tokenizer(
     check_shape("filters", filters, L=None, C=x.shape[2])
     scale = 1 / math.sqrt(x.shape[2])
     return filter_tokenizer(x, filters, scale=scale, value=value, position=position, token=token)
+
+
+def dynamic_attention(
+    x: Tensor, tokens: Tensor, query: Projection, key: Projection, *, num_heads: int = 16
+) -> Tensor:
+    """Weigh the pixels for each new token: softmax_N(keys queries^T / sqrt(width / num_heads)), head by head.
+
+    T_in = [T_a | T_b], split at L / 2 along the tokens. Head h takes block h of the channels of the queries
+    T_a W_Q and of the keys X W_K; width is that of queries and keys (C in the paper).
+
+    Args:
+        x: (B, N, C) pixels.
+        tokens: T_in (B, L, CT), L even.
+        query: CT -> width on T_a.
+        key: C -> width on the pixels, grouped in the paper.
+        num_heads: a divisor of the width; the paper has 16.
+
+    Returns:
+        weights (B, num_heads, N, L / 2); over the N pixels the weights of each token sum to 1.
+
+    Raises:
+        ValueError: the shapes do not fit, L is odd, or `num_heads` does not divide the width.
+
+    Example:
+        >>> zero = Projection(torch.zeros(2, 1))
+        >>> dynamic_attention(torch.zeros(1, 2, 1), torch.zeros(1, 2, 1), zero, zero, num_heads=2).tolist()
+        [[[[0.5], [0.5]], [[0.5], [0.5]]]]
+    """
+    check_shape("x", x, B=None, N=None, C=None)
+    check_shape("tokens", tokens, B=x.shape[0], L=None, CT=None)
+    num_tokens = tokens.shape[1]
+    if num_tokens % 2:
+        raise ValueError(f"`tokens` must be (B, L, CT) with L even, got {tuple(tokens.shape)}")
+    keys = linear(x, key)
+    queries = linear(tokens[:, : num_tokens // 2], query)
+    check_shape("the queries", queries, B=x.shape[0], **{"L / 2": num_tokens // 2, "width": keys.shape[2]})
+    keys = split_heads("the keys", keys, num_heads)
+    queries = split_heads("the queries", queries, num_heads)
+    return torch.softmax(keys @ queries.transpose(-2, -1) / math.sqrt(keys.shape[-1]), dim=2)
 
 
 def dynamic_tokenizer(
@@ -60,12 +98,11 @@ def dynamic_tokenizer(
 ) -> Tensor:
     """Dynamic tokenizer (first version): half of the tokens ask for new ones, the other half stay.
 
-    T_in = [T_a | T_b], split at L / 2 along the tokens. Head h takes block h of the channels of the queries
-    T_a W_Q, the keys X W_K and the values X W_V: its weights are
-    softmax_N(keys queries^T / sqrt(width / num_heads)), width being that of queries and keys (C in the paper).
-    The blocks side by side, through the token projection, are L / 2 new tokens, and T = [T_b | new].
+    T_in = [T_a | T_b], split at L / 2 along the tokens. Head h pools block h of the channels of the values X
+    W_V with its weights, see `dynamic_attention`. The blocks side by side, through the token projection, are
+    L / 2 new tokens, and T = [T_b | new].
 
-    There is no position code, by choice: the paper's counts have one on the first tokenizer alone.
+    There is no position code: in the paper's counts only the first tokenizer has one.
 
     Args:
         x: (B, N, C) pixels.
@@ -80,9 +117,8 @@ def dynamic_tokenizer(
         tokens (B, L, CT).
 
     Raises:
-        TypeError: a tensor is not a floating-point one, or `num_heads` not an int.
-        ValueError: the shapes do not fit, L is odd, `num_heads` divides not all widths, or the new tokens' width
-            is not CT.
+        ValueError: the shapes do not fit, L is odd, `num_heads` does not divide all widths, or the new
+            tokens' width is not CT.
 
     Example:
         >>> x = torch.tensor([[[1.0], [3.0]]])
@@ -91,20 +127,10 @@ def dynamic_tokenizer(
         >>> dynamic_tokenizer(x, tokens, one, one, num_heads=1).tolist()
         [[[5.0], [2.0]]]
     """
-    check_shape("x", x, B=None, N=None, C=None)
-    check_shape("tokens", tokens, B=x.shape[0], L=None, CT=None)
-    num_tokens = tokens.shape[1]
-    if num_tokens % 2:
-        raise ValueError(f"`tokens` must be (B, L, CT) with L even, got {tuple(tokens.shape)}")
-    asking, staying = tokens.tensor_split(2, dim=1)
-    keys = linear(x, key)
-    queries = linear(asking, query)
-    check_shape("the queries", queries, B=x.shape[0], **{"L / 2": num_tokens // 2, "width": keys.shape[2]})
-    keys = split_heads("the keys", keys, num_heads)
-    queries = split_heads("the queries", queries, num_heads)
+    attention = dynamic_attention(x, tokens, query, key, num_heads=num_heads)
     values = split_heads("the values", x if value is None else linear(x, value), num_heads)
-    logits = keys @ queries.transpose(-2, -1) / math.sqrt(keys.shape[-1])
-    new = join_heads(torch.softmax(logits, dim=2).transpose(-2, -1) @ values)
+    new = join_heads(attention.transpose(-2, -1) @ values)
     new = new if token is None else linear(new, token)
-    check_shape("the new tokens", new, B=x.shape[0], **{"L / 2": num_tokens // 2, "CT": tokens.shape[2]})
-    return torch.cat((staying, new), dim=1)
+    half = tokens.shape[1] // 2
+    check_shape("the new tokens", new, B=x.shape[0], **{"L / 2": half, "CT": tokens.shape[2]})
+    return torch.cat((tokens[:, half:], new), dim=1)

@@ -1,0 +1,81 @@
+"""Keyword arguments that several constructors share, typed once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
+
+import torch
+from torch.types import Device
+
+Constructor = TypeVar("Constructor", bound=Callable[..., None])
+
+
+class Factory(TypedDict, total=False):
+    """Where parameters are made, as torch's modules take it."""
+
+    device: Device
+    dtype: torch.dtype | None
+
+
+class ModuleOptions(Factory, total=False):
+    """What every module takes that projects something and runs an op."""
+
+    bias: bool
+    backend: str | None
+
+
+class TokenizerOptions(ModuleOptions, total=False):
+    """What most tokenizers take; see :class:`vt_fast.nn.Tokenizer`."""
+
+    value_groups: int | None
+    token_linear: bool | None
+
+
+class RelationOptions(Factory, total=False):
+    """What all relations take; see :class:`vt_fast.nn.TokenRelation`."""
+
+    token_norm: str | None
+    backend: str | None
+
+
+class BlockOptions(ModuleOptions, total=False):
+    """What all blocks of a stack have in common; see :class:`vt_fast.nn.VisualTransformer`."""
+
+    relation: str
+    num_heads: int
+    num_token_heads: int
+    token_groups: int
+    group_width: int | None
+    token_norm: str | None
+    variant: str
+
+
+def factory_of(options: Factory) -> Factory:
+    """The device and the dtype among the options."""
+    return {"device": options.get("device"), "dtype": options.get("dtype")}
+
+
+def spelled_out(source: Callable[..., None], options: Any) -> Callable[[Constructor], Constructor]:
+    """Replace ``**options`` in a constructor's signature by the keywords of a TypedDict.
+
+    `help`, `inspect.signature` and `torch.nn.utils.skip_init` then see them as if they were listed.
+
+    Args:
+        source: the constructor that the options are passed to, which has their defaults.
+        options: the TypedDict.
+    """
+
+    def decorate(constructor: Constructor) -> Constructor:
+        own = inspect.signature(constructor)
+        shown = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        shown += [
+            each
+            for name, each in inspect.signature(source).parameters.items()
+            if name in options.__optional_keys__
+        ]
+        constructor.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        return constructor
+
+    return decorate

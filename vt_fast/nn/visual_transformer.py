@@ -1,0 +1,226 @@
+"""One Visual Transformer: pixels to tokens, tokens among themselves, tokens back to pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.types import Device
+from typing_extensions import Self
+
+from vt_fast import checks
+from vt_fast.nn.base import CompositeModule, autocast_map, set_backend
+from vt_fast.nn.build import make_tokenizer, make_transformer
+from vt_fast.nn.options import Factory
+from vt_fast.nn.position import PositionCode
+from vt_fast.nn.projector import Projector
+from vt_fast.nn.tokenizer import Tokenizer
+
+
+class VisualTransformer(CompositeModule):
+    """The paper's module: tokenizer, token transformer, projector. :meth:`from_parts` takes them ready-made.
+
+    Args:
+        channels: C of the incoming map.
+        num_tokens: L.
+        token_channels: CT, by default `channels`.
+        out_channels: D of the map returned, by default `channels`.
+        tokenizer: "filter", "recurrent", "clustering", "pooling", "static" or "dynamic" (the first
+            version's two); None hands the incoming tokens straight to the relation.
+        relation: "transformer", "graph" or "none": how the tokens are related.
+        projector: False where only the tokens are wanted.
+        num_heads: of the projector and of a dynamic tokenizer.
+        num_token_heads: of the token transformer.
+        token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
+        group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
+            the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
+            groups of this many channels (the paper's counts: 64).
+        token_norm: of the tokens that enter the relation, so that it does not depend on the scale of the map:
+            "batch", "layer" or None. The paper's equations have none, its counts cannot tell. "layer" needs
+            no batch; in a network trained by SGD at rates such as 0.1 use "batch", as :mod:`vt_fast.models`
+            does; see :func:`vt_fast.nn.norm.make_token_norm`.
+        bias: whether the projections have one, except those whose bias a softmax would cancel. The paper's
+            equations and counts have none.
+        variant: of the token transformer, "v2" or "v1".
+        position: a position code for the tokenizer; it keeps its device and dtype.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: an unknown name, or numbers that do not divide as they must.
+
+    Example:
+        >>> vt = VisualTransformer(64, num_tokens=16)
+        >>> y, tokens = vt(torch.randn(2, 64, 14, 14))
+        >>> y.shape, tokens.shape
+        (torch.Size([2, 64, 14, 14]), torch.Size([2, 16, 64]))
+    """
+
+    tokenizer: Tokenizer | None
+    transformer: nn.Module
+    projector: Projector | None
+
+    def __init__(
+        self,
+        channels: int,
+        num_tokens: int = 16,
+        *,
+        token_channels: int | None = None,
+        out_channels: int | None = None,
+        tokenizer: str | None = "filter",
+        relation: str = "transformer",
+        projector: bool = True,
+        num_heads: int = 1,
+        num_token_heads: int = 1,
+        token_groups: int = 1,
+        group_width: int | None = None,
+        token_norm: str | None = "layer",
+        bias: bool = True,
+        variant: str = "v2",
+        position: PositionCode | None = None,
+        backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        token_channels = channels if token_channels is None else token_channels
+        out_channels = channels if out_channels is None else out_channels
+        checks.counts(channels=channels, num_tokens=num_tokens, out_channels=out_channels)
+        query_groups = 1
+        if group_width is not None:
+            checks.count("group_width", group_width)
+            query_groups = max(out_channels // group_width, 1)
+            if projector and (channels % query_groups or out_channels % query_groups):
+                raise ValueError(
+                    f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
+                    f"divides it and `channels` = {channels}, got {group_width}, hence {query_groups} groups"
+                )
+        factory: Factory = {"device": device, "dtype": dtype}
+        to_pixels = None
+        if projector:
+            to_pixels = Projector(
+                channels,
+                token_channels,
+                out_channels,
+                num_heads=num_heads,
+                query_groups=query_groups,
+                bias=bias,
+                **factory,
+            )
+        self._assemble(
+            make_tokenizer(
+                tokenizer,
+                channels,
+                num_tokens,
+                token_channels,
+                num_heads,
+                group_width,
+                position,
+                bias,
+                **factory,
+            ),
+            make_transformer(
+                relation,
+                num_tokens,
+                token_channels,
+                num_token_heads,
+                token_groups,
+                token_norm,
+                variant,
+                bias,
+                **factory,
+            ),
+            to_pixels,
+            backend,
+        )
+
+    @classmethod
+    def from_parts(
+        cls,
+        tokenizer: Tokenizer | None,
+        transformer: nn.Module,
+        projector: Projector | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Self:
+        """A Visual Transformer of ready-made parts.
+
+        Args:
+            tokenizer: pixels to tokens; None hands the incoming tokens straight to the transformer.
+            transformer: (B, L, CT) -> (B, L, CT), for example a :class:`TokenTransformer`.
+            projector: tokens to pixels; None where only the tokens are wanted.
+            backend: if given, set on all parts; see :func:`vt_fast.nn.set_backend`.
+
+        Raises:
+            ValueError: the channels of the parts do not fit together.
+
+        Example:
+            >>> from vt_fast.nn import FilterTokenizer
+            >>> vt = VisualTransformer.from_parts(FilterTokenizer(64, 8), nn.Linear(64, 64))
+            >>> vt(torch.randn(2, 64, 14, 14))[1].shape
+            torch.Size([2, 8, 64])
+        """
+        made = cls.__new__(cls)
+        CompositeModule.__init__(made)
+        made._assemble(tokenizer, transformer, projector, backend)
+        return made
+
+    def _assemble(
+        self,
+        tokenizer: Tokenizer | None,
+        transformer: nn.Module,
+        projector: Projector | None,
+        backend: str | None,
+    ) -> None:
+        self.tokenizer, self.transformer, self.projector = tokenizer, transformer, projector
+        if tokenizer is not None and projector is not None and projector.channels != tokenizer.channels:
+            raise ValueError(
+                f"`projector` must have channels = {tokenizer.channels}, the tokenizer's, "
+                f"got {projector.channels}"
+            )
+        found = None
+        for name in ("tokenizer", "transformer", "projector"):
+            width = getattr(getattr(self, name), "token_channels", None)
+            if found is not None and width not in (None, found):
+                raise ValueError(
+                    f"`{name}` must have token_channels = {found}, as the parts before it, got {width}"
+                )
+            found = width if found is None else found
+        if backend is not None:
+            set_backend(self, backend)
+
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The map, in the form of `x` (None without projector), and the tokens (B, L, CT).
+
+        Args:
+            x: (B, N, C), or (B, C, H, W) in any memory format.
+            tokens: tokens of the module before, for tokenizers that need them.
+            mask: (B, N) or (B, H, W) bool, True where the tokens may use a pixel; every pixel of the map is
+                written. Not with backend="reference".
+
+        Raises:
+            ValueError: `x` or `tokens` has a wrong shape or is missing.
+        """
+        x = autocast_map(x, self)
+        tokens = self.tokenize(x, tokens, mask=mask)
+        return (None if self.projector is None else self.projector(x, tokens)), tokens
+
+    def tokenize(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """The tokens alone: tokenizer and transformer."""
+        if self.tokenizer is not None:
+            tokens = self.tokenizer(x, tokens, mask=mask)
+        elif tokens is None:
+            raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
+        related: Tensor = self.transformer(tokens)
+        return related
+
+    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """The tokenizer's attention maps, (B, L, H, W) or (B, L, N); see :meth:`Tokenizer.attention_maps`.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("`tokenizer` must not be None where attention maps are wanted")
+        return self.tokenizer.attention_maps(x, tokens)
