@@ -15,7 +15,7 @@ B, C, H, W, L, CT, D = 2, 24, 7, 9, 4, 20, 36
 
 FORMS = ("contiguous", "channels_last", "rows")
 
-build, stack = VisualTransformer.build, VisualTransformerStack.build
+build, stack = VisualTransformer, VisualTransformerStack
 
 TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
     "filter": lambda: nn.FilterTokenizer(C, L),
@@ -67,16 +67,16 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
 RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
     "transformer": lambda: nn.TokenTransformer(CT),
     "transformer heads": lambda: nn.TokenTransformer(
-        CT, width=8, num_heads=4, groups=2, hidden=30, norm=True
+        CT, width=8, num_heads=4, groups=2, hidden=30, token_norm="layer"
     ),
-    "transformer batch norm": lambda: nn.TokenTransformer(CT, norm="batch"),
+    "transformer batch norm": lambda: nn.TokenTransformer(CT, token_norm="batch"),
     "transformer no value": lambda: nn.TokenTransformer(CT, value=False, bias=False, scale=0.2),
-    "transformer v1": lambda: nn.TokenTransformer(CT, version=1, num_heads=2),
+    "transformer v1": lambda: nn.TokenTransformer(CT, variant="v1", num_heads=2),
     "graph": lambda: nn.GraphConv(L, CT, groups=2),
-    "graph norm": lambda: nn.GraphConv(L, CT, norm=True, bias=False),
-    "graph batch norm": lambda: nn.GraphConv(L, CT, norm="batch"),
+    "graph norm": lambda: nn.GraphConv(L, CT, token_norm="layer", bias=False),
+    "graph batch norm": lambda: nn.GraphConv(L, CT, token_norm="batch"),
     "none": lambda: nn.TokenFeedForward(CT),
-    "none norm": lambda: nn.TokenFeedForward(CT, groups=4, norm=True),
+    "none norm": lambda: nn.TokenFeedForward(CT, groups=4, token_norm="layer"),
 }
 
 PROJECTORS: dict[str, Callable[[], nn.Projector]] = {
@@ -97,16 +97,16 @@ PROJECTORS: dict[str, Callable[[], nn.Projector]] = {
 MODULES: dict[str, Callable[[], VisualTransformer]] = {
     "default": lambda: build(C, num_tokens=L),
     "recurrent": lambda: build(C, num_tokens=L, token_channels=CT, tokenizer="recurrent", num_heads=2),
-    "tokens only": lambda: build(C, num_tokens=L, token_channels=CT, project=False, relation="graph"),
+    "tokens only": lambda: build(C, num_tokens=L, token_channels=CT, projector=False, relation="graph"),
     "no tokenizer": lambda: build(C, num_tokens=L, token_channels=CT, tokenizer=None, relation="none"),
     "paper's counts": lambda: build(
-        C, num_tokens=L, token_channels=CT, out_channels=D, group_width=12, token_groups=2, norm=False
+        C, num_tokens=L, token_channels=CT, out_channels=D, group_width=12, token_groups=2, token_norm=None
     ),
     "v1": lambda: build(
         C,
         num_tokens=L,
         tokenizer="static",
-        version=1,
+        variant="v1",
         num_heads=4,
         group_width=6,
         position=nn.ConvPositionCode(6, 5),
@@ -116,12 +116,12 @@ MODULES: dict[str, Callable[[], VisualTransformer]] = {
 }
 
 STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
-    "default": lambda: stack(3, C, num_tokens=L),
-    "one": lambda: stack(1, C, num_tokens=L),
-    "tokens only": lambda: stack(3, C, num_tokens=L, token_channels=CT, last_projector=False),
+    "default": lambda: stack(C, 3, num_tokens=L),
+    "one": lambda: stack(C, 1, num_tokens=L),
+    "tokens only": lambda: stack(C, 3, num_tokens=L, token_channels=CT, last_projector=False),
     "paper's counts": lambda: stack(
-        3,
         C,
+        3,
         num_tokens=L,
         token_channels=CT,
         out_channels=D,
@@ -130,9 +130,9 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
         last_projector=False,
     ),
     "position and heads": lambda: stack(
-        2, C, num_tokens=L, num_heads=4, position=nn.LinearPositionCode(5, 6)
+        C, 2, num_tokens=L, num_heads=4, position=nn.LinearPositionCode(5, 6)
     ),
-    "later position": lambda: VisualTransformerStack(
+    "later position": lambda: VisualTransformerStack.from_parts(
         [
             build(C, num_tokens=L, token_channels=CT, out_channels=D),
             build(
@@ -144,23 +144,21 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
             ),
         ]
     ),
-    "v1, fused": lambda: stack(2, C, num_tokens=L, first="static", later="dynamic", num_heads=4, version=1),
-    "v1, several heads": lambda: stack(
-        2, C, num_tokens=L, first="static", later="dynamic", num_heads=4, group_width=6
-    ),
-    "filters only": lambda: stack(2, C, num_tokens=L, later="filter", relation="none"),
-    "clustering": lambda: stack(2, C, num_tokens=L, first="clustering", later="clustering"),
-    "pooling": lambda: stack(2, C, num_tokens=L, first="pooling", later="pooling"),
-    "other numbers of tokens": lambda: VisualTransformerStack(
+    "v1, fused": lambda: stack(C, 2, num_tokens=L, tokenizer="static", num_heads=4, variant="v1"),
+    "v1, several heads": lambda: stack(C, 2, num_tokens=L, tokenizer="static", num_heads=4, group_width=6),
+    "filters only": lambda: stack(C, 2, num_tokens=L, later_tokenizer="filter", relation="none"),
+    "clustering": lambda: stack(C, 2, num_tokens=L, tokenizer="clustering", later_tokenizer="clustering"),
+    "pooling": lambda: stack(C, 2, num_tokens=L, tokenizer="pooling"),
+    "other numbers of tokens": lambda: VisualTransformerStack.from_parts(
         [build(C, num_tokens=3), build(C, num_tokens=5), build(C, num_tokens=2)]
     ),
-    "a module without projector": lambda: VisualTransformerStack(
+    "a module without projector": lambda: VisualTransformerStack.from_parts(
         [
-            build(C, num_tokens=L, project=False),
+            build(C, num_tokens=L, projector=False),
             build(C, num_tokens=L, tokenizer="recurrent"),
             build(C, num_tokens=L, tokenizer=None),
-            build(C, num_tokens=L, tokenizer="recurrent", project=False),
-            build(C, num_tokens=L, tokenizer=None, project=False),
+            build(C, num_tokens=L, tokenizer="recurrent", projector=False),
+            build(C, num_tokens=L, tokenizer=None, projector=False),
         ]
     ),
 }

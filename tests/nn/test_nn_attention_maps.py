@@ -51,7 +51,7 @@ def check(module, form, num_heads, sums_over):
 def test_of_a_tokenizer(name, form):
     module = made(TOKENIZERS[name])
     if isinstance(module, nn.DynamicTokenizer):
-        check(module, form, (B, module.attention_heads, L // 2), -1)
+        check(module, form, (B, module.num_heads, L // 2), -1)
     else:
         check(module, form, (B, module.num_tokens), -1)
 
@@ -82,7 +82,7 @@ def test_they_are_the_weights_that_change_the_map():
 
 
 def test_of_a_token_transformer():
-    module = made(lambda: nn.TokenTransformer(20, width=8, num_heads=4, norm=True))
+    module = made(lambda: nn.TokenTransformer(20, width=8, num_heads=4, token_norm="layer"))
     tokens = incoming(module)
     maps = module.attention_maps(tokens)
     assert maps.shape == (B, 4, L, L)

@@ -98,9 +98,9 @@ def test_clustering_compiled_under_autocast():
 
 # A position code makes a table of the map's size, in a stack or alone, where N = H W meets no other size.
 POSITIONS = {
-    "no position": lambda: stack(2, C, num_tokens=L, num_heads=2),
-    "linear position": lambda: stack(2, C, num_tokens=L, position=nn.LinearPositionCode(5, 3)),
-    "conv position": lambda: stack(2, C, num_tokens=L, position=nn.ConvPositionCode(6, 3)),
+    "no position": lambda: stack(C, 2, num_tokens=L, num_heads=2),
+    "linear position": lambda: stack(C, 2, num_tokens=L, position=nn.LinearPositionCode(5, 3)),
+    "conv position": lambda: stack(C, 2, num_tokens=L, position=nn.ConvPositionCode(6, 3)),
     "tokenizer alone": lambda: nn.FilterTokenizer(C, L, position=nn.LinearPositionCode(5, 3)),
 }
 

@@ -56,10 +56,10 @@ CONSTRUCTION = [
         "`num_heads` must divide token_channels = 20, got 3",
     ),
     (lambda: nn.TokenTransformer(CT, groups=3), "`groups` must divide in_features = 20, got 3"),
-    (lambda: nn.TokenTransformer(CT, version=3), "`version` must be 1 or 2, got 3"),
+    (lambda: nn.TokenTransformer(CT, variant="v3"), '`variant` must be one of "v2", "v1", got \'v3\''),
     (
-        lambda: nn.TokenTransformer(CT, version=1, value=False),
-        "`value` must be True and `hidden` None in version 1, which has V and one linear layer",
+        lambda: nn.TokenTransformer(CT, variant="v1", value=False),
+        '`value` must be True and `hidden` None in variant "v1", which has V and one linear layer',
     ),
     (lambda: nn.GraphConv(0, CT), "`num_tokens` must be at least 1, got 0"),
     (lambda: nn.TokenFeedForward(0), "`token_channels` must be at least 1, got 0"),
@@ -82,32 +82,37 @@ CONSTRUCTION = [
         "`out_channels` must be token_channels = 20 without values, got 24",
     ),
     (lambda: build(C, group_width=0), "`group_width` must be at least 1, got 0"),
-    (lambda: build(C, relation="gossip"), "`relation` must be one of attention, graph, none, got 'gossip'"),
+    (
+        lambda: build(C, relation="gossip"),
+        '`relation` must be one of "transformer", "graph", "none", got \'gossip\'',
+    ),
     (
         lambda: build(C, tokenizer="words"),
-        "`tokenizer` must be one of filter, recurrent, clustering, pooling, static, dynamic or None, "
+        '`tokenizer` must be one of "filter", "recurrent", "clustering", "pooling", "static", "dynamic" or None, '
         "got 'words'",
     ),
     (
         lambda: build(C, relation="graph", num_token_heads=2),
-        "`num_token_heads`, `token_groups` and `version` must have their defaults with relation='graph', "
+        "`num_token_heads`, `token_groups` and `variant` must have their defaults with relation='graph', "
         "which has no attention",
     ),
     (
         lambda: build(C, tokenizer="pooling", position=nn.LinearPositionCode(4, 3)),
-        "`position` must be None with the tokenizer 'pooling', which has no place for a code",
+        "`position` must be None with tokenizer='pooling', which has no place for a code",
     ),
     (
-        lambda: nn.VisualTransformer(nn.FilterTokenizer(C), nn.TokenTransformer(C), nn.Projector(32, C)),
+        lambda: nn.VisualTransformer.from_parts(
+            nn.FilterTokenizer(C), nn.TokenTransformer(C), nn.Projector(32, C)
+        ),
         "`projector` must have channels = 24, the tokenizer's, got 32",
     ),
     (
-        lambda: nn.VisualTransformer(nn.FilterTokenizer(C), nn.TokenTransformer(CT)),
-        "`transformer` must have token_channels = 24, as the members before it, got 20",
+        lambda: nn.VisualTransformer.from_parts(nn.FilterTokenizer(C), nn.TokenTransformer(CT)),
+        "`transformer` must have token_channels = 24, as the parts before it, got 20",
     ),
     (
-        lambda: nn.VisualTransformer(None, nn.TokenTransformer(CT), nn.Projector(C, C)),
-        "`projector` must have token_channels = 20, as the members before it, got 24",
+        lambda: nn.VisualTransformer.from_parts(None, nn.TokenTransformer(CT), nn.Projector(C, C)),
+        "`projector` must have token_channels = 20, as the parts before it, got 24",
     ),
 ]
 
@@ -130,7 +135,7 @@ FORWARD = [
         lambda: build(C, tokenizer=None)(x4),
         "`tokens` must be (B, L, CT) where there is no tokenizer, got None",
     ),
-    (lambda: stack(2, C, first="recurrent")(x4), TOKENS + "B = 2, L = 16, CT = 24, got None"),
+    (lambda: stack(C, 2, tokenizer="recurrent")(x4), TOKENS + "B = 2, L = 16, CT = 24, got None"),
 ]
 
 # One sample too many, and one too few, which would broadcast.
@@ -154,7 +159,7 @@ for others in (torch.randn(3, L, CT), tokens[:1]):
             (partial(build(C, tokenizer=None, token_channels=CT, backend=backend), x4, others), message),
         ]
 
-EMPTY = "`x` must have no size of 0, got "
+EMPTY = "`x` must have no size of 0 (leave an empty shard out), got "
 FORWARD += [
     (lambda: nn.FilterTokenizer(C)(x4[:0]), EMPTY + "(0, 24, 5, 6)"),
     (lambda: nn.FilterTokenizer(C, backend="reference")(x3[:, :0]), EMPTY + "(2, 0, 24)"),
@@ -207,7 +212,7 @@ OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
             lambda: nn.Projector(C, CT)(x4.double(), tokens),
             OF_PARAMETERS + "(torch.float32), got torch.float64",
         ),
-        (lambda: stack(2, C)([1.0]), "`x` must be a torch.Tensor, got list"),
+        (lambda: stack(C, 2)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.FilterTokenizer(C)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.Projector(C, CT)(x4, "tokens"), "`tokens` must be a torch.Tensor, got str"),
         (lambda: nn.TokenFeedForward(CT)(3), "`tokens` must be a torch.Tensor, got int"),
@@ -240,7 +245,7 @@ def test_unknown_backends():
     for call in (
         lambda: nn.FilterTokenizer(C, backend="fast"),
         lambda: nn.set_backend(torch.nn.Linear(2, 2), "fast"),
-        lambda: stack(2, C, backend="fast"),
+        lambda: stack(C, 2, backend="fast"),
         lambda: setattr(build(C), "backend", "mixed"),
     ):
         with pytest.raises(
@@ -261,7 +266,7 @@ def test_group_width_that_does_not_fit_both_widths():
         "`channels` = 64, got 32, hence 3 groups"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        nn.VisualTransformer.build(64, out_channels=96, group_width=32)
+        nn.VisualTransformer(64, out_channels=96, group_width=32)
 
 
 @pytest.mark.parametrize("base", [lambda: nn.PositionCode(4, 3), lambda: nn.TokenRelation(8)])

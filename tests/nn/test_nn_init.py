@@ -20,13 +20,13 @@ def seeded():
 @pytest.mark.parametrize("form", ["contiguous", "rows"])
 def test_the_map_is_the_input(backend, form):
     x = feature_map(form, dtype=torch.float32)
-    y, _ = stack(3, C, num_tokens=L, num_heads=2, backend=backend)(x)
+    y, _ = stack(C, 3, num_tokens=L, num_heads=2, backend=backend)(x)
     assert torch.equal(y, x)
 
 
 def test_the_map_is_the_shortcut_where_channels_change():
     x = feature_map("contiguous", dtype=torch.float32)
-    module = stack(2, C, num_tokens=L, out_channels=32)
+    module = stack(C, 2, num_tokens=L, out_channels=32)
     y, _ = module(x)
     torch.testing.assert_close(y, module[0].projector.residual(x))
 
@@ -46,15 +46,17 @@ def test_the_relation_starts_at_or_near_the_identity(name):
 
 @pytest.mark.parametrize(("channels", "length"), [(16, 4.0), (64, 6.0), (1024, 6.0)])
 def test_batch_norm_leaves_nothing_that_all_tokens_share_and_a_short_rest(channels, length):
-    module = nn.TokenTransformer(channels, norm="batch")
+    module = nn.TokenTransformer(channels, token_norm="batch")
     tokens = module(5 + 3 * torch.randn(8, 16, channels))
     assert tokens.mean((0, 1)).abs().max() < 1e-5
     assert tokens.norm(dim=2).square().mean().sqrt().item() == pytest.approx(length, rel=1e-3)
 
 
 def test_a_norm_that_there_is_not():
-    with pytest.raises(ValueError, match='`norm` must be one of "batch", "layer" or a bool, got \'group\''):
-        nn.TokenTransformer(8, norm="group")
+    with pytest.raises(
+        ValueError, match='`token_norm` must be one of "batch", "layer" or None, got \'group\''
+    ):
+        nn.TokenTransformer(8, token_norm="group")
 
 
 def logits_of(module, x, tokens):
@@ -64,9 +66,9 @@ def logits_of(module, x, tokens):
         keys, _, _ = module.operands(tokens)
         return rows @ keys.transpose(1, 2)
     queries = module.queries(tokens)
-    if module.num_heads > 1:
-        rows = rows.unflatten(2, (module.num_heads, -1)).transpose(1, 2)
-        queries = queries.unflatten(1, (module.num_heads, -1))
+    if module.op_heads > 1:
+        rows = rows.unflatten(2, (module.op_heads, -1)).transpose(1, 2)
+        queries = queries.unflatten(1, (module.op_heads, -1))
     return rows @ queries.transpose(-2, -1)
 
 

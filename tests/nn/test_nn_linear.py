@@ -9,7 +9,7 @@ import torch
 
 from vt_fast.nn import GroupedLinear
 from vt_fast.nn.init import lecun_normal_
-from vt_fast.nn.linear import spread
+from vt_fast.nn.linear import projection_of, spread
 
 
 def dense(layer):
@@ -82,13 +82,14 @@ def test_gain_zero_starts_from_zero():
     assert torch.all(lecun_normal_(torch.ones(3), 1, gain=0.0) == 0)
 
 
-def test_projection_shares_the_parameters():
+def test_the_reference_gets_the_parameters_themselves():
     layer = GroupedLinear(4, 6, 2)
-    weight, bias, groups = layer.projection
+    weight, bias, groups = projection_of(layer)
     assert weight is layer.weight
     assert bias is layer.bias
     assert groups == 2
-    assert GroupedLinear(4, 6, bias=False).projection.bias is None
+    assert projection_of(GroupedLinear(4, 6, bias=False)).bias is None
+    assert projection_of(None) is None
 
 
 def test_repr():

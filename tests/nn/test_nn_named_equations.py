@@ -52,7 +52,7 @@ def test_recurrent(name):
     expected = recurrent_tokenizer(
         x.flatten(2).mT,
         tokens,
-        module.query.projection,
+        projection_of(module.query),
         key=projection_of(module.key),
         scale=module.scale,
         position=module.position_table(x),
@@ -96,19 +96,19 @@ def test_relations(name):
     tokens = incoming(module)
     entering = tokens if module.norm is None else normalised(tokens, module.norm)
     if isinstance(module, nn.GraphConv):
-        expected = graph_convolution(entering, module.adjacency, module.linear.projection)
+        expected = graph_convolution(entering, module.adjacency, projection_of(module.linear))
     elif isinstance(module, nn.TokenFeedForward):
-        expected = no_relation(entering, module.linear.projection)
-    elif module.version == 1:
+        expected = no_relation(entering, projection_of(module.linear))
+    elif module.variant == "v1":
         layers = (module.key, module.query, module.value, module.linear)
         expected = transformer_v1(
-            entering, *(layer.projection for layer in layers), num_heads=2, scale=module.scale
+            entering, *(projection_of(layer) for layer in layers), num_heads=2, scale=module.scale
         )
     else:
         layers = (module.key, module.query, module.first, module.second)
         expected = transformer(
             entering,
-            *(layer.projection for layer in layers),
+            *(projection_of(layer) for layer in layers),
             value=projection_of(module.value),
             num_heads=module.num_heads,
             scale=module.scale,
@@ -153,7 +153,7 @@ class TestPositionCodes:
         attention = torch.rand(B, H * W, L, dtype=torch.float64).softmax(1).requires_grad_()
         folded, written = attention.mT @ code.table(H, W), self.plain(code, attention)
         close(folded, written)
-        close(code.code(attention, (H, W)), written)
+        close(code._reference(attention, (H, W)), written)
         weights, leaves = torch.randn_like(written), [attention, *code.parameters()]
         for one, two in zip(
             torch.autograd.grad((folded * weights).sum(), leaves),

@@ -77,8 +77,8 @@ def test_passes_over_the_map(name):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
 def test_n_modules_are_n_plus_1_passes(depth):
-    assert stack(depth, C).passes == depth + 1
-    assert stack(depth, C, last_projector=False).passes == depth
+    assert stack(C, depth).passes == depth + 1
+    assert stack(C, depth, last_projector=False).passes == depth
 
 
 def test_a_stack_for_tokens_writes_no_last_map():
@@ -97,8 +97,8 @@ def test_no_projection_touches_the_pixels(form, shortcut):
     channels, side = 16, 24
     module = made(
         lambda: stack(
-            3,
             channels,
+            3,
             num_tokens=3,
             token_channels=8,
             out_channels=32 if shortcut else 16,
@@ -152,7 +152,7 @@ def test_equals_its_modules_one_by_one(name):
 
 
 def test_a_first_module_may_take_tokens():
-    module = made(lambda: stack(2, C, num_tokens=L, first="recurrent"))
+    module = made(lambda: stack(C, 2, num_tokens=L, tokenizer="recurrent"))
     x, tokens = feature_map("contiguous"), incoming(module[0])
     y, out = module[0](x, tokens)
     y, out = module[1](y, out)
@@ -172,39 +172,39 @@ def test_members_with_different_backends_do_not_share_a_pass():
     assert recorder.ops == ["tokenize", "project", "tokenize", "project"]
     assert_same(outputs_and_gradients(module, x, incoming(module[0])), expected)
     module[1].backend = "torch"
-    assert "blocks.1 runs on its own: its backend is another" in repr(module)
+    assert "blocks.1 runs on its own: its backend differs from the projector's" in repr(module)
     assert_same(outputs_and_gradients(module, x, incoming(module[0])), expected)
 
 
 @pytest.mark.parametrize(
-    ("later", "reason"),
+    ("tokenizer", "reason"),
     [
         ("clustering", "its tokenizer clusters the written map"),
         ("pooling", "its tokenizer resizes the written map"),
         ("dynamic", "its tokenizer pools 4 heads"),
     ],
 )
-def test_repr_says_what_is_not_fused_and_why(later, reason):
-    text = repr(stack(2, C, num_tokens=L, later=later, num_heads=4, group_width=6))
+def test_repr_says_what_is_not_fused_and_why(tokenizer, reason):
+    text = repr(stack(C, 2, num_tokens=L, later_tokenizer=tokenizer, num_heads=4, group_width=6))
     assert "4 passes over the map" in text
     assert f"blocks.1 runs on its own: {reason}" in text
 
 
 def test_repr_of_a_fused_stack():
-    text = repr(stack(3, C, num_tokens=L))
+    text = repr(stack(C, 3, num_tokens=L))
     assert "4 passes over the map" in text
     assert "runs on its own" not in text
 
 
 def test_repr_of_the_reference():
-    text = repr(stack(3, C, num_tokens=L, backend="reference"))
+    text = repr(stack(C, 3, num_tokens=L, backend="reference"))
     assert "as the paper writes it: nothing is fused" in text
     assert "passes over the map" not in text
     assert "runs on its own" not in text
 
 
 def test_is_a_sequence_of_modules():
-    module = stack(3, C, num_tokens=L)
+    module = stack(C, 3, num_tokens=L)
     assert len(module) == 3
     assert list(module) == [module[0], module[1], module[2]] == list(module.blocks)
     assert isinstance(module[0].tokenizer, nn.FilterTokenizer)
@@ -277,7 +277,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("form", ["contiguous", "channels_last", "rows"])
     def test_tokens_are_those_of_the_pixels_left(self, form):
-        module = made(lambda: stack(3, C, num_tokens=L, num_heads=2))
+        module = made(lambda: stack(C, 3, num_tokens=L, num_heads=2))
         x, mask = self.sample(form)
         rows = x if form == "rows" else x.flatten(2).transpose(1, 2)
         y, tokens = module(x, mask=mask.flatten(1) if form == "rows" else mask)
@@ -292,8 +292,8 @@ class TestMasks:
         "make",
         [
             lambda: build(C, num_tokens=L),
-            lambda: stack(2, C, last_projector=False),
-            lambda: stack(3, C, last_projector=False),
+            lambda: stack(C, 2, last_projector=False),
+            lambda: stack(C, 3, last_projector=False),
         ],
     )
     def test_nothing_of_a_masked_pixel_is_used(self, make):
@@ -319,7 +319,7 @@ class TestMasks:
 
     @pytest.mark.parametrize("backend", ["reference"])
     def test_the_reference_has_no_masks(self, backend):
-        module = stack(2, C, num_tokens=L, backend=backend).double()
+        module = stack(C, 2, num_tokens=L, backend=backend).double()
         x, mask = self.sample("contiguous")
         with pytest.raises(ValueError, match='`mask` must be None with backend="reference"'):
             module(x, mask=mask)
@@ -333,16 +333,16 @@ class TestMasks:
 
 def test_refuses_what_is_no_stack():
     with pytest.raises(ValueError, match="`blocks` must hold at least one VisualTransformer, got none"):
-        VisualTransformerStack([])
+        VisualTransformerStack.from_parts([])
     with pytest.raises(TypeError, match=r"`blocks\[1\]` must be a VisualTransformer, got Linear"):
-        VisualTransformerStack([build(C), torch.nn.Linear(2, 2)])
-    with pytest.raises(ValueError, match="`depth` must be at least 1, got 0"):
-        stack(0, C)
+        VisualTransformerStack.from_parts([build(C), torch.nn.Linear(2, 2)])
+    with pytest.raises(ValueError, match="`num_blocks` must be at least 1, got 0"):
+        stack(C, 0)
     with pytest.raises(
         ValueError, match=r"`blocks\[1\].tokenizer` must have channels = 24, those of its map, got 32"
     ):
-        VisualTransformerStack([build(C), build(32, token_channels=C)])
+        VisualTransformerStack.from_parts([build(C), build(32, token_channels=C)])
     with pytest.raises(
         ValueError, match=r"`blocks\[1\].*` must have token_channels = 24, those of its tokens, got 8"
     ):
-        VisualTransformerStack([build(C), build(C, token_channels=8, tokenizer="recurrent")])
+        VisualTransformerStack.from_parts([build(C), build(C, token_channels=8, tokenizer="recurrent")])

@@ -11,6 +11,7 @@ import torch
 from nn_cases import CASES, B, C, L, build, feature_map, incoming, made, run, stack
 
 from vt_fast import nn
+from vt_fast.nn.base import BackendModule
 
 # A stored model depends on these: change none without a way to load the old ones.
 NAMES = {
@@ -66,7 +67,7 @@ NAMES = {
     "clustering": (lambda: nn.ClusteringTokenizer(8, 2), {}),
     "pooling": (lambda: nn.PoolingTokenizer(8, 2, 6), {"token.weight": (6, 8), "token.bias": (6,)}),
     "transformer": (
-        lambda: nn.TokenTransformer(8, hidden=12, norm=True, groups=2),
+        lambda: nn.TokenTransformer(8, hidden=12, token_norm="layer", groups=2),
         {
             "norm.weight": (8,),
             "norm.bias": (8,),
@@ -82,7 +83,7 @@ NAMES = {
         },
     ),
     "transformer v1": (
-        lambda: nn.TokenTransformer(8, version=1, bias=False),
+        lambda: nn.TokenTransformer(8, variant="v1", bias=False),
         {"key.weight": (4, 8), "query.weight": (4, 8), "value.weight": (8, 8), "linear.weight": (8, 8)},
     ),
     "graph": (
@@ -102,7 +103,7 @@ NAMES = {
         },
     ),
     "stack": (
-        lambda: nn.VisualTransformerStack.build(2, 8, num_tokens=2, relation="none", last_projector=False),
+        lambda: nn.VisualTransformerStack(8, 2, num_tokens=2, relation="none", last_projector=False),
         {
             "blocks.0.tokenizer.filters": (2, 8),
             "blocks.0.transformer.norm.weight": (8,),
@@ -237,10 +238,10 @@ def test_autocast_leaves_the_map_of_the_reference_and_float64_alone():
 
 
 def test_a_container_sets_and_tells_the_backend_of_its_members():
-    module = stack(2, C, num_tokens=L, backend="torch")
+    module = stack(C, 2, num_tokens=L, backend="torch")
     assert module.backend == module[1].backend == module[0].projector.backend == "torch"
     module.backend = "reference"
-    assert {part.backend for part in module.modules() if isinstance(part, nn.Module)} == {"reference"}
+    assert {part.backend for part in module.modules() if isinstance(part, BackendModule)} == {"reference"}
     module[0].backend = None
     assert module.backend == "mixed"
     assert module[0].backend is None
@@ -249,9 +250,9 @@ def test_a_container_sets_and_tells_the_backend_of_its_members():
 
 def test_a_container_leaves_the_choice_of_its_members_alone():
     tokenizer = nn.FilterTokenizer(C, backend="reference")
-    module = nn.VisualTransformer(tokenizer, torch.nn.Identity())
+    module = nn.VisualTransformer.from_parts(tokenizer, torch.nn.Identity())
     assert module.backend == tokenizer.backend == "reference"
-    assert nn.VisualTransformer(None, torch.nn.Identity()).backend is None
+    assert nn.VisualTransformer.from_parts(None, torch.nn.Identity()).backend is None
 
 
 def test_set_backend_reaches_into_any_network():
@@ -273,11 +274,11 @@ def test_repr(name):
 
 def test_repr_of_the_parts():
     assert repr(nn.FilterTokenizer(64, 8)) == "FilterTokenizer(64, num_tokens=8, token_channels=64)"
-    assert "64, num_tokens=16, token_channels=64, num_heads=4, attention_heads=16" in repr(
+    assert "64, num_tokens=16, token_channels=64, op_heads=4, num_heads=16" in repr(
         nn.DynamicTokenizer(64, key_groups=4, value_groups=4)
     )
-    assert repr(nn.TokenTransformer(64, num_heads=4, version=1)).startswith(
-        "TokenTransformer(\n  64, num_heads=4, version=1"
+    assert repr(nn.TokenTransformer(64, num_heads=4, variant="v1")).startswith(
+        "TokenTransformer(\n  64, num_heads=4, variant='v1'"
     )
     assert repr(nn.LinearPositionCode(14, 9)) == "LinearPositionCode(grid=14, features=9)"
     assert "64, token_channels=32, out_channels=96, width=96, num_heads=2" in repr(
@@ -288,7 +289,7 @@ def test_repr_of_the_parts():
 def test_shared_parameters_get_the_sum_of_their_gradients():
     """One recurrent module used twice, as a user may do to save parameters."""
     block = made(lambda: build(C, num_tokens=L, tokenizer="recurrent"))
-    shared = nn.VisualTransformerStack([made(lambda: build(C, num_tokens=L)), block, block])
+    shared = nn.VisualTransformerStack.from_parts([made(lambda: build(C, num_tokens=L)), block, block])
     apart = copy.deepcopy(shared)
     apart.blocks[2] = copy.deepcopy(block)
     x = feature_map("contiguous")
