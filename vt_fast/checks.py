@@ -104,7 +104,7 @@ def number(name: str, value: Any) -> None:
         return
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be a float, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # not math.isfinite, which a compiler cannot trace
         raise ValueError(f"`{name}` must be finite, got {value}")
 
 

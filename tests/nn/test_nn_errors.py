@@ -88,8 +88,8 @@ CONSTRUCTION = [
     ),
     (
         lambda: build(C, tokenizer="words"),
-        '`tokenizer` must be one of "filter", "recurrent", "clustering", "pooling", "static", "dynamic" or None, '
-        "got 'words'",
+        '`tokenizer` must be one of "filter", "recurrent", "clustering", "pooling", "static", "dynamic" '
+        "or None, got 'words'",
     ),
     (
         lambda: build(C, relation="graph", num_token_heads=2),
