@@ -109,8 +109,9 @@ class TokenTransformer(TokenRelation):
         return torch.unflatten(rows, 2, (self.num_heads, -1)).transpose(1, 2)
 
     def _relate(self, tokens: Tensor) -> Tensor:
+        attention = self._attention(tokens)
         values = self._heads(tokens if self.value is None else self.value(tokens))
-        tokens = tokens + (self._attention(tokens) @ values).transpose(1, 2).flatten(2)
+        tokens = tokens + (attention @ values).transpose(1, 2).flatten(2)
         v1 = self.variant == "v1"
         change: Tensor = self.linear(tokens) if v1 else self.second(F.relu(self.first(tokens)))
         return tokens + change
