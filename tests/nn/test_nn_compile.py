@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from nn_cases import (
     MODULES,
     STACKS,
@@ -18,6 +19,7 @@ from nn_cases import (
     outputs_and_gradients,
     stack,
 )
+from torch._dynamo.backends.common import aot_autograd
 from torch.export import Dim
 
 from vt_fast import nn
@@ -131,6 +133,39 @@ def test_exported_for_all_batch_and_map_sizes(name):
         x = torch.randn(shape[0], C, *shape[1:], dtype=torch.float64)
         for one, two in zip(outputs(exported, x), outputs(module, x), strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+
+
+class OnComputedMap(torch.nn.Module):
+    """A stack behind an operation, so that its map is no input of the graph."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.sin())
+
+
+@pytest.mark.parametrize("how", ["compiled", "exported"])
+def test_a_map_that_is_added_to_itself_is_one_operand(how):
+    module, graphs = OnComputedMap(made(STACKS["default"])), []
+    x = feature_map("contiguous").detach()
+    if how == "compiled":
+
+        def keep(graph, inputs):
+            graphs.append(graph)
+            return make_boxed_func(graph.forward)
+
+        with torch.no_grad():
+            torch.compile(module, fullgraph=True, backend=aot_autograd(fw_compiler=keep))(x)
+    else:
+        graphs.append(torch.export.export(module, (x,)).module())
+    found = []
+    for raw in (torch.ops.vt_fast.project.default, torch.ops.vt_fast.project_tokenize.default):
+        names = [argument.name for argument in raw._schema.arguments]
+        for node in (node for graph in graphs for node in graph.graph.nodes if node.target is raw):
+            found.append([node.args[names.index(name)] for name in ("residual", "residual_is_input")])
+    assert found == [[None, True]] * 3
 
 
 def test_functional_call_under_torch_func_grad():
