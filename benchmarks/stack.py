@@ -19,9 +19,7 @@ from vt_fast.nn import VisualTransformerStack, set_backend
 def build(shape: Shape, depth: int = STACK_DEPTH) -> VisualTransformerStack:
     """The stack: tokens as wide as the map, 1x1 convolutions in groups of 64 channels."""
     channels = shape.channels
-    return VisualTransformerStack.build(
-        depth, channels, num_tokens=shape.tokens, group_width=min(64, channels)
-    )
+    return VisualTransformerStack(channels, depth, num_tokens=shape.tokens, group_width=min(64, channels))
 
 
 def draw(

@@ -34,7 +34,7 @@ TINY = Case(
     STAGE,
     "tiny stage",
     lambda: nn.Conv2d(16, 32, 3, padding=1),
-    lambda: Tokens(VisualTransformerStack.build(2, 16, num_tokens=4, last_projector=False)),
+    lambda: Tokens(VisualTransformerStack(16, 2, num_tokens=4, last_projector=False)),
     "",
     2,
     ((16, 5, 6),),

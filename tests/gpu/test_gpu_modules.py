@@ -56,7 +56,7 @@ def test_equals_the_reference(name, form):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_module_under_autocast(dtype):
     """What comes out is in the dtype of autocast, and gradients are in that of the parameters."""
-    module, x = nn.VisualTransformer.build(32, num_tokens=4), torch.randn(2, 32, 8, 8, requires_grad=True)
+    module, x = nn.VisualTransformer(32, num_tokens=4), torch.randn(2, 32, 8, 8, requires_grad=True)
     with torch.autocast(devices.GPU, dtype=dtype):
         y, tokens = module(x)
     assert y.dtype == dtype
