@@ -41,18 +41,11 @@ class TokenBatchNorm(nn.BatchNorm1d):
         nn.init.constant_(self.weight, min(1.0, _LENGTH / math.sqrt(self.num_features)))
 
 
-NORMS: dict[str, type[nn.LayerNorm] | type[TokenBatchNorm]] = {
-    "batch": TokenBatchNorm,
-    "layer": nn.LayerNorm,
-}
+NORMS: dict[str, type[nn.LayerNorm] | type[TokenBatchNorm]] = {"batch": TokenBatchNorm, "layer": nn.LayerNorm}
 
 
 def make_token_norm(
-    token_norm: str | None,
-    token_channels: int,
-    *,
-    device: Device = None,
-    dtype: torch.dtype | None = None,
+    token_norm: str | None, token_channels: int, *, device: Device = None, dtype: torch.dtype | None = None
 ) -> nn.Module | None:
     """A norm of rows (B L, CT), each a token.
 

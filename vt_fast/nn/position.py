@@ -94,12 +94,7 @@ class LinearPositionCode(PositionCode):
     """
 
     def __init__(
-        self,
-        grid: int = 14,
-        features: int = 49,
-        *,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        self, grid: int = 14, features: int = 49, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(grid, features)
         self.weight = nn.Parameter(torch.empty(grid * grid, features, device=device, dtype=dtype))

@@ -95,12 +95,7 @@ class TokenFeedForward(TokenRelation):
 
     @spelled_out(TokenRelation.__init__, RelationOptions)
     def __init__(
-        self,
-        token_channels: int,
-        *,
-        groups: int = 1,
-        bias: bool = True,
-        **options: Unpack[RelationOptions],
+        self, token_channels: int, *, groups: int = 1, bias: bool = True, **options: Unpack[RelationOptions]
     ) -> None:
         super().__init__(token_channels, **options)
         self.linear = GroupedLinear(

@@ -95,43 +95,20 @@ class VisualTransformer(CompositeModule):
                     f"divides it and `channels` = {channels}, got {group_width}, hence {query_groups} groups"
                 )
         factory: Factory = {"device": device, "dtype": dtype}
+        sizes = (num_tokens, token_channels)
         to_pixels = None
         if projector:
+            widths = (channels, token_channels, out_channels)
             to_pixels = Projector(
-                channels,
-                token_channels,
-                out_channels,
-                num_heads=num_heads,
-                query_groups=query_groups,
-                bias=bias,
-                **factory,
+                *widths, num_heads=num_heads, query_groups=query_groups, bias=bias, **factory
             )
-        self._assemble(
-            make_tokenizer(
-                tokenizer,
-                channels,
-                num_tokens,
-                token_channels,
-                num_heads,
-                group_width,
-                position,
-                bias,
-                **factory,
-            ),
-            make_transformer(
-                relation,
-                num_tokens,
-                token_channels,
-                num_token_heads,
-                token_groups,
-                token_norm,
-                variant,
-                bias,
-                **factory,
-            ),
-            to_pixels,
-            backend,
+        to_tokens = make_tokenizer(
+            tokenizer, channels, *sizes, num_heads, group_width, position, bias, **factory
         )
+        relate = make_transformer(
+            relation, *sizes, num_token_heads, token_groups, token_norm, variant, bias, **factory
+        )
+        self._assemble(to_tokens, relate, to_pixels, backend)
 
     @classmethod
     def from_parts(

@@ -16,10 +16,7 @@ from vt_fast.reference._checks import check_count, check_shape
 
 
 def resize_matrix(
-    source: int,
-    target: int,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
+    source: int, target: int, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> Tensor:
     """Return the one-dimensional bilinear resize as a matrix.
 
