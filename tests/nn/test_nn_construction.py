@@ -88,6 +88,25 @@ def test_the_signature_lists_every_keyword_with_its_default(name):
     make(name, **{key: default for key, default in keywords.items() if key not in usual})
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FilterTokenizer", "scale, position, value_groups, token_linear, bias"),
+        ("DynamicTokenizer", "num_heads, query_groups, key_groups, value_groups, bias"),
+        ("GraphConv", "groups, bias, token_norm"),
+        (
+            "VisualTransformerStack",
+            "num_tokens, token_channels, out_channels, tokenizer, later_tokenizer, last_projector, position, "
+            "relation, num_heads, num_token_heads, token_groups, group_width, token_norm, bias, variant",
+        ),
+    ],
+)
+def test_keywords_of_the_shared_options_are_listed_last(name, options):
+    parameters = inspect.signature(getattr(nn, name)).parameters.values()
+    keywords = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    assert keywords == [*options.split(", "), "backend", "device", "dtype"]
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_unknown_keywords_are_named(name):
     with pytest.raises(TypeError, match="'heads'"):

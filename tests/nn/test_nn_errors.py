@@ -117,6 +117,8 @@ CONSTRUCTION = [
 ]
 
 FORWARD = [
+    (lambda: nn.GroupedLinear(12, 8, 2)(x3), "`x` must be (..., in) with in = 12, got (2, 30, 24)"),
+    (lambda: nn.GroupedLinear(12, 8)(x3[0, 0, 0]), "`x` must be (..., in) with in = 12, got ()"),
     (lambda: nn.FilterTokenizer(C)(x4[0]), MAP + "24, got (24, 5, 6)"),
     (lambda: nn.FilterTokenizer(32)(x4), MAP + "32, got (2, 24, 5, 6)"),
     (lambda: nn.Projector(32, CT)(x3, tokens), MAP + "32, got (2, 30, 24)"),
