@@ -54,7 +54,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     torch = [f"-isystem{tools.torch_include}"]
     python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
     kernels = [
-        _Object(f"isa_{name}.o", f"csrc/cpu/isa/{name}.cpp", [*flags, *_quiet(tools)])
+        _Object(f"isa_{name}.o", "csrc/cpu/kernels.cpp", [*flags, *_quiet(tools)])
         for name, flags in _INSTRUCTION_SETS.get(tools.machine, _PLAIN).items()
     ]
     library = [

@@ -1,6 +1,10 @@
-// The product whose results are a map's.
-//
-//   expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]
+// The product whose result is a tile of a map: out[r][c] = base[r][c] + sum_k a[k][r] b[k][c].
+#pragma once
+
+#include "products.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
 
 template <class N>
 struct Expand {  // operands of a block, see expand_product
@@ -36,7 +40,7 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
       for (int v = 0; v < vectors; v++) N::madd(sums[m][v], am, bk[v]);
     }
   }
-  // The base comes last: a sum that starts from something large loses what is small.
+  // The base is added last: a sum that starts from a large base would lose small terms.
   VT_UNROLL
   for (int m = 0; m < rows; m++) {
     if (e.base) {
@@ -58,7 +62,7 @@ VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t 
   for (; r < end; r++) expand_block<N, 1, vectors, part>(e, r, c, columns);
 }
 
-// Past the caches, to wherever it lies: whole cache lines but for the first and the last.
+// Copies to any address past the caches: in whole cache lines except for the first and the last.
 template <class Elem>
 void stream_run(const Elem* from, Elem* to, int64_t count) {
   const int64_t bytes = count * sizeof(Elem), head = smaller<int64_t>(-(uintptr_t)to % 64, bytes);
@@ -72,13 +76,13 @@ void stream_run(const Elem* from, Elem* to, int64_t count) {
   __builtin_memcpy(q + i, p + i, bytes - i);
 }
 
-// How a result is stored: in place, or past the caches. There aligned vectors can go directly; other rows
-// are put together first, a block of them in one piece where they touch.
+// How a result is stored: through the caches, or past them. Only aligned vectors can be streamed directly;
+// other rows are assembled in a buffer first, contiguous rows in one piece.
 enum class Storing { cached, streamed, assembled };
 
-// out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a map; no base: 0.
-// a and b are lanes [groups of k][..], b with room for columns rounded up to block_columns. A block of rows
-// stays while all columns pass: what is read and written is then walked through in order.
+// out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a tile; a missing
+// base is 0. a and b hold lanes [groups of k][..], b with room for columns rounded up to block_columns. The
+// loop over columns is the inner one, so that memory is read and written in order.
 template <class N>
 void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing) {
   using Elem = typename N::Elem;
@@ -103,3 +107,6 @@ void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing)
       for (int64_t i = 0; i < count; i++) stream_run(assembled + i * columns, out + (r + i) * ldo, columns);
   }
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

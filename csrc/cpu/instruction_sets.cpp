@@ -1,4 +1,4 @@
-// The table of instruction sets, and the choice among them. Compiled for the plainest processor.
+// The table of instruction sets, and the choice among them.
 #include "instruction_sets.h"
 
 #include <atomic>
@@ -12,11 +12,20 @@
 
 namespace vt {
 
-extern const Kernels kernels_baseline;
+// Each is defined by kernels.cpp, compiled with the flags of its instruction set.
+namespace baseline {
+extern const Kernels kernels;
+}
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512_bf16;
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 namespace {
@@ -37,11 +46,11 @@ bool has_avx512_bf16() { return processor().avx512_bf16; }
 }  // namespace
 
 const InstructionSet instruction_sets[] = {
-    {"baseline", &kernels_baseline, always},
+    {"baseline", &baseline::kernels, always},
 #if defined(__x86_64__)
-    {"avx2", &kernels_avx2, has_avx2},
-    {"avx512", &kernels_avx512, has_avx512},
-    {"avx512_bf16", &kernels_avx512_bf16, has_avx512_bf16},
+    {"avx2", &avx2::kernels, has_avx2},
+    {"avx512", &avx512::kernels, has_avx512},
+    {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
 #endif
 };
 
@@ -67,7 +76,7 @@ std::string names(bool supported_only) {
   return text;
 }
 
-// What runs unless a test says otherwise.
+// The best that is supported, or the one that the environment names.
 struct Default {
   Default() {
     const char* name = std::getenv(variable);
@@ -98,7 +107,7 @@ const Default& standard() {
   return chosen;
 }
 
-// What a test chose, or nullptr.
+// A test's choice, or nullptr.
 std::atomic<const InstructionSet*> overruling{nullptr};
 
 }  // namespace

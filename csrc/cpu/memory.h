@@ -1,5 +1,14 @@
-// Memory of a call: taken piece by piece out of one block, whose size a first round without one finds out.
+// The memory of a call, its split into units, and loops over items on several threads.
+#pragma once
 
+#include "call.h"
+#include "products.h"
+#include "simd.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
+
+// Hands out pieces of one block. Without a block (base == 0) it only adds up their sizes.
 struct Arena {
   uintptr_t base = 0;
   size_t used = 0;
@@ -12,10 +21,10 @@ struct Arena {
   }
 };
 
-constexpr int64_t most_units = 64;  // about; never more chunks of a sample
+constexpr int64_t most_units = 64;  // approximately; a limit for the chunks of a sample
 
-// How the pixels of a batch are cut into units, each for one thread: several whole samples, or a chunk of
-// one. By shape alone, so that results do not depend on the number of threads.
+// How the pixels of a batch are split into units, each for one thread: several whole samples, or a chunk of
+// one. The split depends on the shape alone, so that results do not depend on the number of threads.
 struct Split {
   int64_t batch, pixels;
   int64_t tile;     // pixels of a tile
@@ -23,10 +32,10 @@ struct Split {
   int64_t chunks;   // of a sample
   int64_t samples;  // of a unit
   int64_t units;
-  int64_t workers = 1;  // that share the units: only says what a worker will probably do next
+  int64_t workers = 1;  // that share the units; used to guess which unit a worker takes next
 
-  // most: pixels of a tile; all have a multiple of `step`, about as many each. least: pixels that a unit
-  // should have, so that its own overhead does not count.
+  // most: pixels of a tile at most; tiles are multiples of `step` of nearly equal size. least: pixels that
+  // make a unit's overhead negligible.
   Split(int64_t batch, int64_t pixels, int64_t most, int64_t least, int64_t step)
       : batch(batch), pixels(pixels) {
     const int64_t wanted =
@@ -41,7 +50,7 @@ struct Split {
   }
 };
 
-// Runs body(index) for each index of [0, count), claimed one by one by as many threads as may help.
+// Calls body(worker, claim) on up to `threads` threads; claim() returns the next index of [0, count), or -1.
 template <class Body>
 void for_each(const Host& host, int64_t count, int64_t threads, const Body& body) {
   struct Claims {
@@ -62,11 +71,11 @@ void for_each(const Host& host, int64_t count, int64_t threads, const Body& body
     host.parallel(host.self, threads, work, &claims);
 }
 
-// Work too small to share: waking a thread costs as much as this many multiplications.
+// A call with fewer multiplications runs on one thread: waking another would take longer.
 constexpr int64_t least_shared_work = 1 << 18;
 
-// Where the gradient of a small operand goes: straight to its place where one unit makes all of it, else
-// to a slot for each unit, to be summed up in order.
+// Where the gradient of a small operand is written: directly to the result if one unit computes all of it,
+// otherwise to a slot for each unit; the slots are summed in order.
 template <class Acc>
 struct Sink {
   Acc* out = nullptr;
@@ -82,7 +91,7 @@ struct Sink {
         slotted(out && (shared ? split.units : split.chunks) > 1) {
     if (slotted) slots = arena.take<Acc>(split.units * size);
   }
-  // Per sample and chunk, or per unit where shared.
+  // The result or the slot of a unit, and of a sample where the operand is not shared.
   Acc* place(int64_t unit, int64_t sample) const {
     return slotted ? slots + unit * size : shared ? out : out + sample * size;
   }
@@ -106,3 +115,6 @@ struct Sink {
     });
   }
 };
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

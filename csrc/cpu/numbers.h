@@ -1,7 +1,14 @@
-// The numbers that maps hold, and what one step of a product is for each.
+// The number types of maps, and one step of a product for each.
 //
-// A product multiplies `lanes`: a lane is a group of neighbouring elements that one instruction reduces,
-// one element for float and double, two for bfloat16's dot product. Packed operands are arrays of lanes.
+// A product multiplies lanes: a lane is a group of neighbouring elements that one instruction reduces, one
+// element for float and double, two for bfloat16's dot product. Packed operands are arrays of lanes.
+#pragma once
+
+#include "call.h"
+#include "simd.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
 
 struct Bfloat16 {
   uint16_t bits;
@@ -24,12 +31,12 @@ VT_INLINE Bfloat16 to_bfloat16(float x) {
   return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
-// Without subnormal numbers on the way, which a thread may have been told to take for 0.
+// Without subnormal intermediate results, which a thread may be set to flush to 0.
 VT_INLINE float to_float(Float16 x) {
   const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
   uint32_t bits = (rest << 13) + (rest < 0x7c00 ? 112u << 23 : 224u << 23);
   float value;
-  if (rest < 0x0400) {  // subnormal: 0.5 and so many of its units in the last place
+  if (rest < 0x0400) {  // subnormal: 0.5 plus that many units in the last place of 0.5, minus 0.5
     bits = 0x3f000000 + rest;
     __builtin_memcpy(&value, &bits, 4);
     value -= 0.5f;
@@ -83,7 +90,7 @@ struct Rounded<Float16> {
   }
 };
 
-// Half as many 16-bit numbers as a vector has bytes, for conversions from and to a vector of float.
+// As many 16-bit numbers as a vector has floats, for conversions.
 typedef uint16_t Vec16 __attribute__((vector_size(VT_BYTES / 2)));
 
 VT_INLINE Vec<float> widen(const Bfloat16* p) {
@@ -122,7 +129,7 @@ VT_INLINE void narrow(Float16* p, Vec<float> x) {
 #endif
 }
 
-// float or double as they are.
+// float or double.
 template <class T, Dtype dtype_>
 struct Plain {
   using Elem = T;
@@ -134,16 +141,16 @@ struct Plain {
 
   static VT_INLINE void madd(Vec<T>& acc, Packed a, Packed b) { acc += a * b; }
 
-  // Vectors of columns from one row of a map, the first `columns` of them where not all.
+  // Loads vectors of columns from one row of a tile; with `part`, only the first `columns`.
   template <int vectors, bool part>
   static VT_INLINE void rows(const T* x, int64_t, bool, int64_t columns, Packed (&b)[vectors]) {
     base<vectors, part>(x, columns, b);
   }
-  // Sums over `rows` come out in the order of the columns.
+  // Puts sums over what `rows` loaded into the order of the columns: they are.
   template <int vectors>
   static VT_INLINE void in_order(Vec<T> (&)[vectors]) {}
 
-  // Columns of a map's row that expand adds to, and its results.
+  // Loads the columns of a tile's row that expand adds to; `put` stores its results.
   template <int vectors, bool part>
   static VT_INLINE void base(const T* x, int64_t columns, Vec<T> (&v)[vectors]) {
     constexpr int W = lanes<T>;
@@ -169,8 +176,8 @@ struct Plain {
   }
 };
 
-using Single = Plain<float, Dtype::float32>;
-using Double = Plain<double, Dtype::float64>;
+using Float32 = Plain<float, Dtype::float32>;
+using Float64 = Plain<double, Dtype::float64>;
 
 #if defined(__AVX512BF16__)
 VT_INLINE Vec<double> doubles(const Bfloat16* p) {
@@ -178,8 +185,8 @@ VT_INLINE Vec<double> doubles(const Bfloat16* p) {
   return (Vec<double>)_mm512_cvtps_pd(_mm256_castsi256_ps(bits));
 }
 
-// bfloat16 pairs, reduced two at a time into float.
-struct Brain {
+// bfloat16 in pairs, whose dot products are summed in float.
+struct Bfloat16Pairs {
   using Elem = Bfloat16;
   using Acc = float;
   using Lane = uint32_t;
@@ -197,8 +204,8 @@ struct Brain {
   static VT_INLINE __m512i widen16(const Bfloat16* x, int64_t columns) {
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << columns) - 1), x));
   }
-  // Two rows, interleaved: within each 128 bits, the low halves in b[0] and the high ones in b[1]. Up to 16
-  // columns, all that is left of a row, are one vector, in order.
+  // Two rows, interleaved: within each 128 bits, the low halves in b[0] and the high halves in b[1]. The last
+  // up to 16 columns are one vector, in order.
   template <int vectors, bool part>
   static VT_INLINE void rows(const Bfloat16* x, int64_t ld, bool second, int64_t columns,
                              Packed (&b)[vectors]) {
@@ -223,8 +230,8 @@ struct Brain {
     }
   }
 
-  // Of 32 columns the even ones in v[0] and the odd ones in v[1], which takes no shuffle; up to 16 columns
-  // in order.
+  // The even ones of 32 columns in v[0] and the odd ones in v[1], which takes no shuffle; up to 16 columns in
+  // order.
   template <int vectors, bool part>
   static VT_INLINE void base(const Bfloat16* x, int64_t columns, Vec<float> (&v)[vectors]) {
     if constexpr (vectors == 2) {
@@ -252,7 +259,7 @@ struct Brain {
     }
   }
 
-  // Two vectors in order, rounded, and what they became.
+  // Two vectors in order, rounded. `round` also returns the rounded values in v.
   static VT_INLINE __m512i rounded(Vec<float> low, Vec<float> high) {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   }
@@ -264,3 +271,6 @@ struct Brain {
   }
 };
 #endif
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

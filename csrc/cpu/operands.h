@@ -1,7 +1,16 @@
-// Small operands, packed for products, and the sums that become tokens or their gradients.
+// Small operands, packed for products, and the sums over pixels that become tokens or gradients.
+#pragma once
 
-// Elements of two rows as lanes; without a second row, with zeros. `split`: as the columns that expand
-// writes, see Brain::base.
+#include "expand.h"
+#include "memory.h"
+#include "products.h"
+#include "tiles.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
+
+// Elements of two rows as lanes, with zeros for a missing second row. `split`: in the order of the columns
+// that expand writes, see Bfloat16Pairs::base.
 template <bool split>
 void pair_rows(const Bfloat16* first, const Bfloat16* second, int64_t columns, uint32_t* to) {
   constexpr int64_t W = lanes<uint32_t>;
@@ -19,7 +28,7 @@ void pair_rows(const Bfloat16* first, const Bfloat16* second, int64_t columns, u
   }
 }
 
-// Rows of elements, `ld` apart, by columns: lanes [depth / group][`to_ld` columns], folded or not.
+// Packs rows of elements, `ld` apart, by columns: lanes [depth / group][`to_ld` columns], folded or not.
 template <class N>
 void pack_columns(const typename N::Elem* from, int64_t ld, int64_t rows, int64_t depth, bool fold,
                   typename N::Lane* to, int64_t to_ld) {
@@ -31,7 +40,7 @@ void pack_columns(const typename N::Elem* from, int64_t ld, int64_t rows, int64_
     transpose((const Acc*)from, ld / N::group, rows, divided_up(depth, N::group), (Acc*)to, to_ld);
 }
 
-// A bank: `count` matrices (one for each head) of `rows` x `depth`, in x's elements, and packed in the two
+// A bank: `count` matrices (one for each head) of `rows` x `depth` in a product's elements, packed in the
 // forms that products take: by columns for scores, by rows for expand.
 template <class N, bool pixels_innermost>
 struct Bank {
@@ -39,15 +48,15 @@ struct Bank {
   using Lane = typename N::Lane;
 
   int64_t count = 0, rows = 0, depth = 0;
-  int64_t parts = 1, part_rows = 0;  // scored one after the other
+  int64_t parts = 1, part_rows = 0;  // scored one after another
   int64_t ld = 0, columns_ld = 0;
   Elem* staged = nullptr;
   Lane* columns = nullptr;
   Lane* pairs = nullptr;
 
   Bank() = default;
-  // `scored_by` rows elsewhere: then a backward's scores must be summed in the same order, to the bit, or
-  // exp(score - lse) is off by the scores' own error, which a large score makes large.
+  // `scored_by`: how many rows the forward scores at once. A backward must sum the scores in the same order,
+  // to the bit: otherwise exp(score - lse) is off by the scores' rounding error, which grows with the score.
   Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena,
        int64_t scored_by = 0)
       : count(count), rows(rows), depth(depth) {
@@ -61,14 +70,14 @@ struct Bank {
     if (expands && N::group > 1) pairs = arena.take<Lane>(count * divided_up(rows, 2) * ld);
   }
   int64_t staged_size() const { return rounded_up(rows, 16) * ld; }
-  // Folded lanes are twice as long and half as many.
+  // Folded lanes are twice as wide and half as many.
   int64_t columns_size() const {
     return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16);
   }
 
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
-  // A row from memory, or of zeros where it must not be looked at.
+  // Reads a row, or sets it to zeros if it must not be read.
   void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample, int64_t from_row,
                int64_t first_column, bool zero = false) const {
     Elem* to = row(matrix, index);
@@ -80,11 +89,11 @@ struct Bank {
     for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
   }
 
-  // A row times as many numbers, summed in double.
+  // The dot product of a row and `numbers`, in double.
   double dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
     constexpr int64_t W = lanes<double>;
     const Elem* from = row(matrix, index);  // padded with zeros
-    Vec<double> sums[4] = {};               // that do not wait for each other
+    Vec<double> sums[4] = {};               // independent, to hide their latency
     int64_t c = 0;
     for (; c + 4 * W <= depth; c += 4 * W) VT_UNROLL
     for (int64_t i = 0; i < 4; i++) sums[i] += doubles(from + c + i * W) * doubles(numbers + c + i * W);
@@ -125,7 +134,7 @@ struct Bank {
   }
 };
 
-// Weights of a tile's pixels, rows [l][pixel] of score_ld, in the forms that products take.
+// The weights of a tile's pixels, rows [l][pixel] of score_ld, in the forms that products take.
 template <class N, bool pixels_innermost>
 struct Weights {
   using Acc = typename N::Acc;
@@ -133,12 +142,12 @@ struct Weights {
   using Lane = typename N::Lane;
 
   Acc* data = nullptr;
-  Elem* rounded = nullptr;  // rows in x's elements, where those are not sums
-  Lane* pairs = nullptr;    // the same by pairs of rows
-  Lane* columns = nullptr;  // by columns, to pool channels of pixels
+  Elem* rounded = nullptr;  // the same in a product's elements, if these are narrower
+  Lane* pairs = nullptr;    // `rounded` by pairs of rows, for expand
+  Lane* columns = nullptr;  // by columns, to pool where pixels lie innermost
 
   Weights() = default;
-  // `matrices` of `rows` each; all pool, and expand together.
+  // `matrices` of `rows` each.
   Weights(int64_t matrices, int64_t rows, bool expands, Arena& arena) {
     const int64_t room = matrices * rows + 16;
     data = arena.take<Acc>(room * score_ld);
@@ -148,11 +157,11 @@ struct Weights {
   }
   Acc* row(int64_t index) const { return data + index * score_ld; }
 
-  // Two vectors of a row, in x's elements; returns what they became.
+  // Rounds two vectors of a row and stores them; `both` become the rounded values.
   VT_INLINE void round_to(int64_t index, int64_t pixel, Vec<Acc> (&both)[2]) const {
     if constexpr (N::group > 1) N::round(rounded + index * score_ld + pixel, both);
   }
-  // Rounds rows [first, first + count) to x's elements.
+  // Rounds rows [first, first + count).
   void round(int64_t first, int64_t count, int64_t pixels) const {
     if constexpr (N::group > 1)
       for (int64_t l = first; l < first + count; l++)
@@ -161,7 +170,7 @@ struct Weights {
           round_to(l, i, both);
         }
   }
-  // Rows [first, first + count), rounded already, for expand.
+  // Rows [first, first + count) of a matrix for expand, after they were rounded.
   const Lane* for_expand(int64_t matrix, int64_t first, int64_t count, int64_t pixels) const {
     if constexpr (N::group == 1) {
       return (const Lane*)row(first);
@@ -175,7 +184,7 @@ struct Weights {
       return to;
     }
   }
-  // Rows [first, first + count), rounded already, to pool with.
+  // Rows [first, first + count) for pooling, after they were rounded.
   const Lane* for_pool(int64_t first, int64_t count, int64_t pixels) const {
     const Elem* from;
     if constexpr (N::group == 1)
@@ -195,19 +204,19 @@ struct Sums {
   int64_t rows = 0, columns = 0, ld = 0, size = 0;
   Acc* data = nullptr;
   Acc* turned = nullptr;
-  bool fresh = true;  // nothing has been added yet, and data holds anything
+  bool fresh = true;  // nothing has been added yet, and data is uninitialised
 
   Sums() = default;
   Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : rows(rows), columns(columns) {
     const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
-    // Channels innermost: blocks of columns, which an addition walks through in order.
+    // Channels innermost: in blocks of columns, so that a product walks through memory in order.
     ld = pixels_innermost ? padded<N>(rows) : block_columns<N>;
     size = pixels_innermost ? columns_room * ld + 16 : rounded_up(columns, ld) * rows;
     data = arena.take<Acc>(count * size);
     if (pixels_innermost) turned = arena.take<Acc>(rows_room * columns_room);
   }
 
-  // += weights^T times a tile. `scale`: what each row's earlier sum is multiplied with, with padding.
+  // sum = scale * sum + weights^T times a tile. `scale`: a factor for each row, padded; nullptr: 1.
   void add(int64_t matrix, View<const typename N::Elem> x, int64_t pixels, const typename N::Lane* weights,
            const Acc* scale, int64_t ahead = 0) const {
     const Onto onto = fresh ? Onto::nothing : scale ? Onto::scaled : Onto::sum;
@@ -219,7 +228,7 @@ struct Sums {
                                                  out, ld, rows * ld, onto, scale, ahead);
   }
 
-  // to[row][column] = factor[row] * sum, or the sum; to is dense but for the distance of rows.
+  // to[row][column] = factor[row] * sum; factor == nullptr: 1. Rows of `to` are to_ld apart.
   void emit(int64_t matrix, Acc* to, int64_t to_ld, const Acc* factor) const {
     if (fresh) {
       for (int64_t r = 0; r < rows; r++)
@@ -252,8 +261,9 @@ struct Sums {
   }
 };
 
-// scores[l][pixel] of a tile with the rows of a bank's matrix, to rows of score_ld. `scratch` has room for
-// score_ld rows of padded columns. Up to 15 rows behind are overwritten too, so heads go in their order.
+// scores[l][pixel] of a tile with the rows of a bank's matrix, in rows of score_ld. `scratch` has room for
+// score_ld rows of padded columns. Up to 15 rows behind the last one are overwritten, so heads are scored in
+// order.
 template <class N, bool pixels_innermost>
 void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank,
            int64_t matrix, typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
@@ -263,7 +273,7 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
                              (const typename N::Acc*)nullptr, ahead);
   } else {
     const int64_t ld = padded<N>(bank.part_rows);
-    // A part's transposition may write more rows than it has, which the next part then writes.
+    // A part's transposition may write up to 15 rows too many, which the next part overwrites.
     for (int64_t part = 0; part < bank.parts; part++) {
       broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix, part), bank.part_rows,
                            scratch, ld, Onto::nothing, (const typename N::Acc*)nullptr, part ? 0 : ahead);
@@ -272,20 +282,27 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
   }
 }
 
-// out = base + weights^T times a bank's matrix: a tile of a map.
+// out = base + weights^T times a bank: a tile of a map, of which each matrix makes its own block of channels.
 template <class N, bool pixels_innermost>
-void expand(const typename N::Lane* weights, const Bank<N, pixels_innermost>& bank, int64_t matrix,
+void expand(const Weights<N, pixels_innermost>& weights, const Bank<N, pixels_innermost>& bank,
             int64_t pixels, View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing,
-            int64_t ahead = 0) {
+            int64_t ahead) {
   const int64_t groups = divided_up(bank.rows, N::group);
-  // Scores came from accumulate where pixels are innermost, else from broadcast.
+  // Scores are an accumulate product where pixels lie innermost, else a broadcast product.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
-  if (pixels_innermost)
-    expand_product<N>({bank.by_rows(matrix), weights, bank.ld, score_ld, groups, base.data, base.ld, out.data,
-                       out.ld, false, ahead},
-                      bank.depth, pixels, storing);
-  else
-    expand_product<N>({weights, bank.by_rows(matrix), score_ld, bank.ld, groups, base.data, base.ld, out.data,
-                       out.ld, false, ahead},
-                      pixels, bank.depth, storing);
+  for (int64_t matrix = 0; matrix < bank.count; matrix++) {
+    const auto b = base.template from_channel<pixels_innermost>(matrix * bank.depth);
+    const auto o = out.template from_channel<pixels_innermost>(matrix * bank.depth);
+    const typename N::Lane *w = weights.for_expand(matrix, matrix * bank.rows, bank.rows, pixels),
+                           *rows = bank.by_rows(matrix);
+    if (pixels_innermost)
+      expand_product<N>({rows, w, bank.ld, score_ld, groups, b.data, b.ld, o.data, o.ld, false, ahead},
+                        bank.depth, pixels, storing);
+    else
+      expand_product<N>({w, rows, score_ld, bank.ld, groups, b.data, b.ld, o.data, o.ld, false, ahead},
+                        pixels, bank.depth, storing);
+  }
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

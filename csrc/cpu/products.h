@@ -1,29 +1,39 @@
-// The three matrix products that everything is made of, blocked for registers and the first cache.
+// The matrix products of all kernels, blocked for registers and the first-level cache.
 //
-// Each multiplies a tile of a map with a few rows. A map's tile is rows of unit stride: pixels of C
-// channels where channels lie innermost, channels of n pixels where pixels do. One is the other's mirror,
-// so a product takes its tile either way, and no tile is ever transposed.
+// Each multiplies a tile of a map with a small operand (queries, keys, values or weights). The rows of a tile
+// have unit stride: pixels of C channels where channels lie innermost, channels of n pixels where pixels do.
+// One case mirrors the other, so that a product takes its tile either way, and no tile is transposed.
 //
-//   broadcast    out[r][l] = sum_k x[r][k] w[k][l]   an element of the map times a vector of few
-//   accumulate   out[m][c] = sum_k a[m][k] x[k][c]   one of few times a vector of the map
-//   expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]   results are a map's: expand.h
+//   broadcast    out[r][l] = sum_k x[r][k] w[k][l]   an element of the tile times a vector of the small
+//   operand accumulate   out[m][c] = sum_k a[m][k] x[k][c]   an element of the small operand times a vector
+//   of the tile expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]   the result is a tile; see
+//   expand.h
+#pragma once
 
-// Pixels of a tile at most, and how far rows of scores are apart: not a power of two, so that the rows
-// do not share cache sets.
+#include <type_traits>
+
+#include "simd.h"
+#include "numbers.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
+
+// The most pixels of a tile, and the distance between rows of scores: not a power of two, so that the rows do
+// not share cache sets.
 constexpr int64_t most_pixels = 256;
 constexpr int64_t score_ld = most_pixels + 16;
 
-// What becomes of what `out` held.
+// What a product adds its sums to: nothing, the contents of `out`, or these times a scale.
 enum class Onto { nothing, sum, scaled };
 
 template <class N>
 constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sums
 
-// Prefetching: while a tile is worked on, the next one comes in, `ahead` elements further. A processor
-// drops prefetches that come faster than memory answers, so they are spread over the two products that
-// every tile goes through: of each pair of cache lines (side by side in a row, or in two rows where a
-// block's row is one line), broadcast fetches the first and accumulate the second; expand the one that the
-// product before it has left out.
+// Prefetching: the products of a tile prefetch the next one, `ahead` elements further. Processors drop
+// prefetches that come faster than memory answers, so they are spread over the two products of each tile. Of
+// each pair of cache lines (neighbours in a row, or in two rows where a block's row is one line), broadcast
+// prefetches the first and accumulate the second; expand, where it is the second product, prefetches the line
+// that the first left out.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 template <class N>
@@ -38,8 +48,8 @@ VT_INLINE Packed splat_lane(const void* x) {
     __builtin_memcpy(&bits, x, 8);
     return (Packed)splat(bits);
   } else {
-    // As what it is: a float's compilers make an operand of the instruction that uses it, and two bfloat16
-    // must not pass for a float, which may be a NaN of a kind that arithmetic changes.
+    // Floats are loaded as floats, so that compilers fold the load into the instruction that uses it. Pairs
+    // of bfloat16 are not, as arithmetic changes the bits of signalling NaNs.
     using Whole = std::conditional_t<std::is_same_v<Packed, Vec<float>>, float, int32_t>;
     Whole value;
     __builtin_memcpy(&value, x, 4);
@@ -47,7 +57,7 @@ VT_INLINE Packed splat_lane(const void* x) {
   }
 }
 
-// The same for a lane whose elements are not all there: the others are 0.
+// The same for the last, incomplete lane: missing elements are 0.
 template <class N, class Lane, class Packed>
 VT_INLINE Packed splat_part(const typename N::Elem* x, int64_t count) {
   typename N::Elem group[sizeof(Lane) / sizeof(typename N::Elem)] = {};
@@ -55,8 +65,8 @@ VT_INLINE Packed splat_part(const typename N::Elem* x, int64_t count) {
   return splat_lane<Lane, Packed>(group);
 }
 
-// Where few columns fill only half a vector, a lane takes two groups of the map's elements, and the
-// sums of its two halves are added at the end: no part of a vector is idle.
+// Where the columns fill only half a vector, a lane takes two groups of the tile's elements, and the sums of
+// its halves are added at the end, so that no part of the vector is idle.
 template <class N>
 constexpr bool can_fold = VT_BYTES == 64 && sizeof(typename N::Acc) == 4;
 template <class N>
@@ -64,27 +74,27 @@ VT_INLINE bool folds(int64_t columns) {
   return can_fold<N> && columns <= lanes<typename N::Acc> / 2;
 }
 
-// How many sums a row of `columns` sums takes with the padding.
+// The padded length of a row of `columns` sums.
 template <class N>
 VT_INLINE int64_t padded(int64_t columns) {
   constexpr int64_t W = lanes<typename N::Acc>;
   return folds<N>(columns) ? W / 2 : rounded_up(columns, W);
 }
 
-// `scale`, where Onto::scaled wants it, from element `offset` on.
+// `scale` from element `offset` on; it is nullptr unless Onto::scaled needs it.
 template <class T>
 VT_INLINE const T* from_offset(const T* scale, int64_t offset) {
   return scale ? scale + offset : nullptr;
 }
 
-// What a block's sums become of.
+// Stores the sums of a broadcast block.
 template <class N, bool folded, int rows, int vectors>
 VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typename N::Acc* out, int64_t ldo,
                              Onto onto, const typename N::Acc* scale) {
   using Acc = typename N::Acc;
   constexpr int64_t W = lanes<Acc>;
   if constexpr (folded) {
-    // Adds neighbouring lanes: the lower half of the result is the sums.
+    // Adds neighbouring lanes: the lower half of the result has the sums.
     VT_UNROLL
     for (int r = 0; r < rows; r++) {
       const Vec<Acc> a = sums[r][0];
@@ -118,7 +128,7 @@ VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typena
 
 constexpr int64_t sum_depth = 64;  // lanes that are summed in a register at a time
 
-// Not inlined: among its callers' variables GCC runs out of registers for addresses.
+// Not inlined: with its callers' variables alive, GCC would run out of registers for addresses.
 template <class N, class Lane, int rows, int vectors>
 __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
                                                const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
@@ -129,12 +139,12 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
   constexpr int64_t group = sizeof(Lane) / sizeof(Elem);
   constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
   constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
-  // Lines to prefetch come one by one with these lanes, of each row or of every second; where a lane takes
-  // long, all at once.
+  // The prefetches of a stretch of lanes, from every row or every second one, are issued one a lane; where a
+  // lane takes many instructions, all at once.
   constexpr int64_t stretch = block_columns<N> / group, row_step = 3 - lines<N>, fetched = rows / row_step;
   constexpr int64_t at_once = larger<int64_t>(1, vectors > 2 ? fetched : divided_up(fetched, stretch));
   const int64_t fetching = ahead ? fetched / at_once : 0;
-  const Elem* at[(rows + 2) / 3];  // each for three rows, whose distances addresses can express
+  const Elem* at[(rows + 2) / 3];  // one for three rows: addressing modes express 0, 1 and 2 times ldx
   VT_UNROLL
   for (int i = 0; i < (rows + 2) / 3; i++) at[i] = x + 3 * i * ldx;
   const int64_t groups = depth / group;
@@ -174,15 +184,15 @@ template <class N, class Lane, int vectors>
 void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,
                     int64_t ldw, typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
                     int64_t ahead) {
-  // As many rows as leave registers for the vectors; with 32 registers enough to hide the latency.
+  // As many rows as fit into the registers beside the vectors; with 32 registers, enough to hide latency.
   constexpr int most = VT_BYTES == 64 ? (vectors == 1   ? 12
                                          : vectors == 4 ? 6
                                                         : 8)
                                       : (vectors == 1   ? 8
                                          : vectors == 2 ? 4
                                                         : 2);
-  // Sums are taken over slices of the same depth whatever the columns: a backward computes scores among more
-  // columns than the forward did, and has to find the very same ones. Folded lanes are never cut.
+  // Slices have the same depth for any number of columns: a backward computes scores beside more columns than
+  // the forward, and they must have the same bits. Folded lanes are not sliced.
   constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
   constexpr int64_t slice = folded ? INT64_MAX : sum_depth * N::group;
   int64_t r = 0;
@@ -203,8 +213,8 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
   while (r < rows) block(std::integral_constant<int, 1>());
 }
 
-// out[r][l] = sum_k x[r][k] w[k][l]: rows of a map (ldx) times `columns` columns packed as lanes
-// [depth / group][padded columns]. `ahead`: prefetch what lies so many elements further.
+// out[r][l] = sum_k x[r][k] w[k][l]: rows of a tile (ldx) times `columns` columns packed as lanes
+// [depth / group][padded columns]. `ahead`: the distance at which to prefetch, in elements; 0: not at all.
 template <class N>
 void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth,
                        const void* packed, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
@@ -217,7 +227,7 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
       return broadcast_rows<N, uint64_t, 1>(x, ldx, rows, depth, (const uint64_t*)packed, W / 2, out, ldo,
                                             onto, scale, ahead);
   const int64_t ldw = padded<N>(columns);
-  // A slice of w that stays in the first cache while all rows pass over it.
+  // A slice of w that stays in the first-level cache while all rows pass over it.
   constexpr int64_t unit = sum_depth * group;
   const int64_t slice = larger<int64_t>(1, 20480 / (ldw * (int64_t)sizeof(Lane)) / sum_depth) * unit;
   for (int64_t k = 0; k < depth; k += slice) {
@@ -277,8 +287,8 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   }
 }
 
-// What accumulate prefetches while rows [0, ..) pass over a block: lines from `first` on, and with the block
-// of rows after that from `second` on; none: nothing.
+// What accumulate prefetches: lines from `first` on with the first block of rows, and from `second` on with
+// the next block; nullptr: nothing.
 template <class Elem>
 struct Fetch {
   const Elem *first = nullptr, *second = nullptr;
@@ -302,22 +312,21 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
   while (m < rows) block(std::integral_constant<int, 1>());
 }
 
-// out[m][c] = sum_k a[m][k] x[k][c]: `rows` of few times rows of a map (ldx) with `columns` columns. `a` is
-// lanes, `a_row` and `a_depth` apart; `out` is blocks of block_columns columns, out_block apart, the last one
-// with room for all. The depth is taken in slices, so that the map's rows in one slice stay in the first
-// cache and its page table.
+// out[m][c] = sum_k a[m][k] x[k][c]: `rows` of the small operand times rows of a tile (ldx) with `columns`
+// columns. `a` holds lanes, `a_row` and `a_depth` apart; `out` holds blocks of block_columns columns,
+// out_block apart, all with room for whole blocks. The depth is sliced, so that the tile's rows in one slice
+// stay in the first-level cache and TLB.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
                         int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr,
                         int64_t ahead = 0) {
   constexpr int64_t step = block_columns<N>;
-  // Many rows of few pass over a block of columns: it is copied together, out of rows that may share a
-  // cache set.
+  // With many rows of the small operand, a block of columns is copied out of rows that may share cache sets.
   constexpr int64_t many = 32, most_packed = 128;
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
-  // The second lines; broadcast fetches the first ones.
+  // The second lines of the pairs; broadcast prefetches the first ones.
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
     if (!ahead) return {};
     return {x + k * ldx + c + ahead + second_line<N>(ldx), nullptr, ldx};
@@ -351,3 +360,6 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
       rest(std::integral_constant<int, 1>());
   }
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

@@ -1,4 +1,12 @@
-// project: tokens onto pixels, one read of the map and one write.
+// project: tokens to pixels, in one read of the map and one write.
+#pragma once
+
+#include "operands.h"
+#include "run.h"
+#include "softmax.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
 
 // The projecting half of a worker: keys, values and bias of a sample, and the weights of a tile.
 template <class N, bool pixels_innermost>
@@ -6,39 +14,38 @@ struct Projector {
   using Acc = typename N::Acc;
   using Elem = typename N::Elem;
   const Call& call;
-  int64_t heads, L, part;  // channels of a head's block of the result
+  int64_t num_heads, L, part;  // part: channels of a head's block of the result
   Bank<N, pixels_innermost> keys, values;
   Weights<N, pixels_innermost> weights;  // P
-  Acc *bias = nullptr, *scratch;
+  Acc *token_bias = nullptr, *scratch;
   uint8_t* empty = nullptr;  // heads all of whose tokens are removed
   Current current;
 
   // `backward`: keys will be expanded, and values scored, too.
   Projector(const Call& call, bool backward, Arena& arena)
       : call(call),
-        heads(call.heads),
-        L(call.tokens),
-        part(call.out_channels / call.heads),
-        keys(1, heads * L, call.channels, true, backward, arena),
-        values(heads, L, part, backward, true, arena),
-        weights(heads, L, true, arena) {
-    if (call.bias.data) bias = arena.take<Acc>(heads * L), empty = arena.take<uint8_t>(heads);
-    scratch = arena.take<Acc>(score_ld * rounded_up(heads * L, 16));
+        num_heads(call.num_heads),
+        L(call.keys_per_head),
+        part(call.out_channels / num_heads),
+        keys(1, call.key_rows, call.channels, true, backward, arena),
+        values(num_heads, L, part, backward, true, arena),
+        weights(num_heads, L, true, arena) {
+    if (call.token_bias.data)
+      token_bias = arena.take<Acc>(call.key_rows), empty = arena.take<uint8_t>(num_heads);
+    scratch = arena.take<Acc>(score_ld * rounded_up(call.key_rows, 16));
   }
 
   void begin(int64_t sample) {
-    if (current.is(sample, call.keys.shared && call.values.shared && (!bias || call.bias.shared))) return;
-    for (int64_t h = 0; h < heads; h++) {
-      if (bias) empty[h] = 1;
+    const Rows& bias = call.token_bias;
+    if (current.is(sample, call.keys.shared && call.values.shared && (!token_bias || bias.shared))) return;
+    if (token_bias)
+      gather(bias.data, call.token_bias_dtype, sample * bias.batch, bias.column, token_bias, call.key_rows);
+    for (int64_t h = 0; h < num_heads; h++) {
+      if (token_bias) empty[h] = 1;
       for (int64_t l = 0; l < L; l++) {
         const int64_t row = h * L + l;
-        bool removed = false;
-        if (bias) {
-          gather(call.bias.data, call.dtype, sample * call.bias.batch + row * call.bias.column, 1, bias + row,
-                 1);
-          removed = bias[row] == -(Acc)__builtin_inff();
-          if (!removed) empty[h] = 0;
-        }
+        const bool removed = token_bias && token_bias[row] == -(Acc)__builtin_inff();
+        if (token_bias && !removed) empty[h] = 0;
         keys.set_row(0, row, call.keys, call.dtype, sample, row, 0, removed);
         values.set_row(h, l, call.values, call.dtype, sample, l, h * part, removed);
       }
@@ -51,38 +58,33 @@ struct Projector {
   void attend(PixelRange range, View<const Elem> x, int64_t ahead) {
     const int64_t n = range.count;
     score<N, pixels_innermost>(x, n, keys, 0, weights.row(0), scratch, ahead);
-    fill_padding(weights.row(0), heads * L, n, (Acc)0);
-    for (int64_t h = 0; h < heads; h++) {
+    fill_padding(weights.row(0), num_heads * L, n, (Acc)0);
+    for (int64_t h = 0; h < num_heads; h++) {
       Acc* s = weights.row(h * L);
-      if (bias)
+      if (token_bias)
         for (int64_t l = 0; l < L; l++)
           for (int64_t i = 0; i < n; i += lanes<Acc>)
-            store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + bias[h * L + l]);
+            store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + token_bias[h * L + l]);
       softmax_over_rows(weights, h * L, L, n);
-      if (bias && empty[h])
-        for (int64_t l = 0; l < L; l++)
-          for (int64_t i = 0; i < rounded_up(n, 32); i++) s[l * score_ld + i] = 0;
-      if (bias && empty[h]) weights.round(h * L, L, n);
+      if (!token_bias || !empty[h]) continue;
+      for (int64_t l = 0; l < L; l++)
+        for (int64_t i = 0; i < rounded_up(n, 32); i++) s[l * score_ld + i] = 0;
+      weights.round(h * L, L, n);
     }
   }
 
   // out = base + P values.
-  void spread(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing, int64_t ahead) const {
-    for (int64_t h = 0; h < heads; h++) {
-      const int64_t step = h * part;
-      const View<const Elem> b = base.template from_channel<pixels_innermost>(step);
-      const View<Elem> o = out.template from_channel<pixels_innermost>(step);
-      expand<N, pixels_innermost>(weights.for_expand(h, h * L, L, range.count), values, h, range.count, b, o,
-                                  storing, ahead);
-    }
+  void project(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing,
+               int64_t ahead) const {
+    expand(weights, values, range.count, base, out, storing, ahead);
   }
 };
 
-// What the projected tokens are added to: the tile itself, another map's, or nothing.
+// What the projected tokens are added to: the tile itself, the residual's tile, or nothing.
 template <class N, bool pixels_innermost, class Tile>
 Tile residual_of(const Call& call, const TiledMap<N, pixels_innermost>& residual, Tile tile, PixelRange range,
                  const uint8_t* valid) {
-  if (call.residual_input) return tile;
+  if (call.residual_is_input) return tile;
   return call.residual.data ? residual.read(range, valid) : Tile{nullptr, 0};
 }
 
@@ -95,14 +97,12 @@ template <class N, bool pixels_innermost>
 struct ProjectWorker {
   using Elem = typename N::Elem;
   const Call& call;
-  const Split& split;
   TiledMap<N, pixels_innermost> x, residual, map;
   Projector<N, pixels_innermost> projector;
   Storing storing;
 
   ProjectWorker(const Call& call, const Split& split, const NoPlan&, Arena& arena)
       : call(call),
-        split(split),
         x(call.x, Use::read, call, call.channels),
         residual(call.residual, Use::read, call, call.out_channels),
         map(call.map, Use::write, call, call.out_channels),
@@ -110,25 +110,26 @@ struct ProjectWorker {
         storing(storing_of(map, projector.part, call, split)) {
     for (auto* each : {&x, &residual, &map}) each->take_buffer_if_needed(arena, split.tile);
   }
-  void unit(int64_t unit) {
-    for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
-      projector.begin(sample);
-      for_each_tile(split, unit, sample, chunk, [&](PixelRange range, Place next) {
-        const View<const Elem> tile = x.read(range, nullptr);
-        projector.attend(range, tile, x.ahead(range, next));
-        const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
-        projector.spread(range, base, map.target(range), storing,
-                         call.residual_input ? x.ahead(range, next) : 0);
-        map.write(range);
-      });
-    });
+  void begin(int64_t sample) { projector.begin(sample); }
+  void tile(PixelRange range, Place next) {
+    const View<const Elem> tile = x.read(range, nullptr);
+    projector.attend(range, tile, x.ahead(range, next));
+    const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
+    projector.project(range, base, map.target(range), storing,
+                      call.residual_is_input ? x.ahead(range, next) : 0);
+    map.write(range);
   }
+  void end_chunk(int64_t, int64_t, int64_t) {}
+  void end_unit(int64_t) {}
 };
 
 template <class N, bool pixels_innermost>
 void project(const Call& call, const Host& host) {
-  const int64_t pixels = call.height * call.width, rows = call.heads * call.tokens;
-  const Split split = split_of<N, pixels_innermost>(call, larger(call.channels, call.out_channels), 4 * rows);
+  const Split split =
+      split_of<N, pixels_innermost>(call, larger(call.channels, call.out_channels), 4 * call.key_rows);
   run<NoPlan, ProjectWorker<N, pixels_innermost>>(
-      call, split, call.batch * pixels * rows * (call.channels + call.out_channels), host);
+      call, split, call.batch * call.pixels * call.key_rows * (call.channels + call.out_channels), host);
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

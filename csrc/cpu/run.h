@@ -1,28 +1,71 @@
-// How an op's worker is driven: measured for its memory, then given units until none is left.
+// The driver of an op: it splits the call, allocates its memory and hands units to workers.
+#pragma once
 
-// Pixels of a tile, so that what is read and written of it (`width` elements a pixel) stays in the second
-// cache while `products` pass over it, and the rows of few are worth loading.
+#include "call.h"
+#include "expand.h"
+#include "memory.h"
+#include "tiles.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
+
+// Pixels of a tile: few enough that its data (`width` elements a pixel) stays in the second-level cache
+// between the products, and at least `fewest`, so that loading the small operand pays.
 template <class N, bool pixels_innermost>
 int64_t tile_pixels(int64_t width, int64_t pixels, int64_t fewest) {
-  // Whole rows of a small map make the tile one piece of memory, worth more than the second cache.
+  // With whole rows of a small map the tile is contiguous, which matters more than the second-level cache.
   const bool small = pixels <= most_pixels && width * pixels * (int64_t)sizeof(typename N::Elem) <= 4 << 20;
   if (pixels_innermost && small) return most_pixels;
   const int64_t fitting = (512 << 10) / (width * (int64_t)sizeof(typename N::Elem)) / 32 * 32;
   return smaller<int64_t>(larger<int64_t>(fitting, fewest), pixels_innermost ? most_pixels : 128);
 }
 
-// `least`: pixels of a unit; `fewest`: of a tile.
+// `least`: pixels of a unit at least; `fewest`: of a tile.
 template <class N, bool pixels_innermost>
 Split split_of(const Call& call, int64_t width, int64_t least, int64_t fewest = 64) {
-  const int64_t pixels = call.height * call.width;
-  // Where pixels lie innermost, half a block of a product's columns, or whole cache lines where rows have
-  // such.
-  const int64_t step = pixels_innermost ? (pixels % 32 ? 16 : 32) : 4;
-  return {call.batch, pixels, tile_pixels<N, pixels_innermost>(width, pixels, fewest), least, step};
+  // Where pixels lie innermost: half a block of a product's columns, or whole cache lines where rows are made
+  // of them.
+  const int64_t step = pixels_innermost ? (call.pixels % 32 ? 16 : 32) : 4;
+  return {call.batch, call.pixels, tile_pixels<N, pixels_innermost>(width, call.pixels, fewest), least, step};
 }
 
-// Worker: constructed from (call, split, plan, arena); unit(index) does one unit. Plan: constructed from
-// (call, split, arena), holds what the workers share; finish(host, threads) after them.
+// Where the chunk begins that a worker probably continues with after `last`, the last tile of a chunk.
+VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
+  const int64_t next = unit + split.workers;
+  if (split.chunks == 1 && last.sample + 1 < smaller((unit + 1) * split.samples, split.batch))
+    return {last.sample + 1, 0};
+  if (next >= split.units) return {last.sample, last.first};
+  if (split.chunks == 1) return {next * split.samples, 0};
+  return {next / split.chunks, next % split.chunks * split.chunk};
+}
+
+// Calls body(range, next) for each tile of a chunk; next: where the worker's next tile begins, or this one if
+// there is none.
+template <class Body>
+VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, int64_t chunk, Body body) {
+  const int64_t begin = chunk * split.chunk, end = smaller(begin + split.chunk, split.pixels);
+  for (int64_t first = begin; first < end; first += split.tile) {
+    const PixelRange range = {sample, first, smaller(split.tile, end - first)};
+    body(range,
+         first + split.tile < end ? Place{sample, first + split.tile} : next_chunk(split, unit, range));
+  }
+}
+// Calls body(sample, chunk) for each chunk of a unit.
+template <class Body>
+VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
+  if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);
+  const int64_t first = unit * split.samples;
+  for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++)
+    body(sample, (int64_t)0);
+}
+
+// Plan: constructed from (call, split, arena); what the workers share; finish(host, threads) runs after them.
+//
+// Worker: constructed from (call, split, plan, arena), one for each thread. For each chunk of a unit it gets
+// begin(sample), tile(range, next) for each tile, where `next` is the place of the worker's next tile, and
+// end_chunk(unit, sample, chunk); after the unit, end_unit(unit).
+//
+// Both are first constructed with an empty arena, which measures their memory.
 template <class Plan, class Worker>
 void run(const Call& call, Split split, int64_t work, const Host& host) {
   int64_t threads = work < least_shared_work ? 1 : larger<int64_t>(1, host.threads);
@@ -41,43 +84,21 @@ void run(const Call& call, Split split, int64_t work, const Host& host) {
   for_each(host, split.units, workers, [&](int64_t index, auto claim) {
     Arena own{base + shared + (size_t)index * one.used, 0};
     Worker worker(call, split, plan, own);
-    for (int64_t unit; (unit = claim()) >= 0;) worker.unit(unit);
+    for (int64_t unit; (unit = claim()) >= 0;) {
+      for_each_chunk(split, unit, [&](int64_t sample, int64_t chunk) {
+        worker.begin(sample);
+        for_each_tile(split, unit, sample, chunk,
+                      [&](PixelRange range, Place next) { worker.tile(range, next); });
+        worker.end_chunk(unit, sample, chunk);
+      });
+      worker.end_unit(unit);
+    }
     fence_streaming();
   });
   plan.finish(host, threads);
 }
 
-// Where the chunk begins that a worker will go on with after the last tile of one.
-VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
-  const int64_t next = unit + split.workers;
-  if (split.chunks == 1 && last.sample + 1 < smaller((unit + 1) * split.samples, split.batch))
-    return {last.sample + 1, 0};
-  if (next >= split.units) return {last.sample, last.first};
-  if (split.chunks == 1) return {next * split.samples, 0};
-  return {next / split.chunks, next % split.chunks * split.chunk};
-}
-
-// Calls body(range, next) for each tile of a chunk; next: where the worker's next tile begins, or this one
-// again where there is none.
-template <class Body>
-VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, int64_t chunk, Body body) {
-  const int64_t begin = chunk * split.chunk, end = smaller(begin + split.chunk, split.pixels);
-  for (int64_t first = begin; first < end; first += split.tile) {
-    const PixelRange range = {sample, first, smaller(split.tile, end - first)};
-    body(range,
-         first + split.tile < end ? Place{sample, first + split.tile} : next_chunk(split, unit, range));
-  }
-}
-// Calls body(sample, chunk) for what a unit consists of.
-template <class Body>
-VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
-  if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);
-  const int64_t first = unit * split.samples;
-  for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++)
-    body(sample, (int64_t)0);
-}
-
-// A bank's matrices are packed anew for each sample, but only once where all share them.
+// The sample whose operands are packed; operands that the batch shares are packed once.
 struct Current {
   int64_t sample = -1;
   bool is(int64_t wanted, bool shared) {
@@ -87,15 +108,14 @@ struct Current {
   }
 };
 
-// Results larger than this are not read again before they leave the caches, so they are not put there.
+// Larger results leave the caches before they are read again, so they are stored past them.
 constexpr int64_t streamed_bytes = 12 << 20;
 
 // `part`: channels that a product writes at once.
 template <class N, bool pixels_innermost>
 Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call,
                    const Split& split) {
-  const int64_t bytes =
-      call.batch * call.height * call.width * map.channels * (int64_t)sizeof(typename N::Elem);
+  const int64_t bytes = call.batch * call.pixels * map.channels * (int64_t)sizeof(typename N::Elem);
   if (!map.in_place || bytes < streamed_bytes) return Storing::cached;
   if (map.aligned(split.tile) && map.aligned(split.chunk) &&
       (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0))
@@ -103,6 +123,11 @@ Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const
   return pixels_innermost ? Storing::assembled : Storing::cached;
 }
 
-VT_INLINE Map table_map(const Rows& position, const Call& call) {
-  return {position.data, 0, call.width * position.row, position.row, position.column};
+// The extra values as a map of P channels that all samples share.
+VT_INLINE Map extra_values_map(const Call& call) {
+  const Rows& extra = call.extra_values;
+  return {extra.data, 0, call.width * extra.row, extra.row, extra.column};
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

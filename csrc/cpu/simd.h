@@ -1,5 +1,27 @@
-// Vectors of the width that the including file was compiled for (VT_BYTES), in GCC's and clang's vector
-// extensions. Included inside an instruction set's own namespace, so that no two sets share a symbol.
+// Vectors of the width that the including file is compiled for, in the vector extensions of GCC and clang.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+// The instruction set that the compiler's flags select: the bytes of a vector, and a namespace of its own, so
+// that no two instruction sets share a symbol.
+#if defined(__AVX512BF16__)
+#define VT_BYTES 64
+#define VT_NAMESPACE avx512_bf16
+#elif defined(__AVX512F__)
+#define VT_BYTES 64
+#define VT_NAMESPACE avx512
+#elif defined(__AVX2__)
+#define VT_BYTES 32
+#define VT_NAMESPACE avx2
+#else
+#define VT_BYTES 16
+#define VT_NAMESPACE baseline
+#endif
 
 #define VT_INLINE inline __attribute__((always_inline))
 #if defined(__clang__)
@@ -7,6 +29,9 @@
 #else
 #define VT_UNROLL _Pragma("GCC unroll 64")
 #endif
+
+namespace vt::VT_NAMESPACE {
+namespace {
 
 template <class T>
 struct VectorOf {
@@ -17,7 +42,7 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = VT_BYTES / sizeof(T);
 
-// A vector of `count` numbers, for conversions from and to vectors of wider ones.
+// A vector of `count` numbers, for conversions between widths.
 template <class T, int count>
 struct Few {
   typedef T type __attribute__((vector_size(count * sizeof(T))));
@@ -45,13 +70,13 @@ VT_INLINE void store(void* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// x in every lane. Subtracting 0 changes no bit, and compilers see a broadcast.
+// x in every lane. Subtracting 0 changes no bit, and compilers recognise a broadcast.
 template <class T>
 VT_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
-// The first n elements, and zeros.
+// The first n elements, then zeros.
 template <class T>
 VT_INLINE Vec<T> load_part(const T* p, int64_t n) {
 #if defined(__AVX512F__)
@@ -74,7 +99,7 @@ VT_INLINE void store_part(T* p, Vec<T> v, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i] = part[i];
 }
 
-// Past the caches, for results too large to stay there. p is aligned to the vector.
+// Stores past the caches. p is aligned to the vector.
 template <class T>
 VT_INLINE void store_streaming(T* p, Vec<T> v) {
 #if defined(__AVX512F__)
@@ -98,10 +123,10 @@ VT_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 2);
 }
 
-// As many numbers as a vector has doubles.
+// Loads as many numbers as a vector has doubles.
 VT_INLINE Vec<double> doubles(const double* p) { return load<double>(p); }
 VT_INLINE Vec<double> doubles(const float* p) {
-#if defined(__AVX512F__)  // GCC makes two conversions and an insertion of it
+#if defined(__AVX512F__)  // GCC compiles the general form to two conversions and an insertion
   return (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p));
 #else
   typename Few<float, lanes<double>>::type v;
@@ -110,7 +135,7 @@ VT_INLINE Vec<double> doubles(const float* p) {
 #endif
 }
 
-// NaN in a lane of `b` is lost here: callers that must not lose one look for it themselves.
+// Drops a NaN in `b`: callers that must keep it check for it themselves.
 template <class T>
 VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
@@ -129,7 +154,7 @@ VT_INLINE T highest(Vec<T> v) {
     return highest<T, half / 2>(
         max_of<T>(v, upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>())));
 }
-// In a fixed order.
+// The sum of the lanes, in a fixed order.
 template <class T, int half = lanes<T> / 2>
 VT_INLINE T total(Vec<T> v) {
   if constexpr (half == 0)
@@ -138,7 +163,7 @@ VT_INLINE T total(Vec<T> v) {
     return total<T, half / 2>(v + upper_half<half>(v, std::make_integer_sequence<int, lanes<T>>()));
 }
 
-// e^x to about one unit in the last place. Below the smallest normal result: 0. NaN stays NaN.
+// e^x to about one unit in the last place; 0 where the result would be subnormal. NaN stays NaN.
 VT_INLINE Vec<float> exponential(Vec<float> x) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Vec<float> shifted = x * 1.44269504088896341f + magic;
@@ -177,8 +202,8 @@ VT_INLINE Vec<double> exponential(Vec<double> x) {
   return x < splat(-708.0) ? Vec<double>{} : scaled;
 }
 
-// Exchanges the lanes of a and b so that, over all pairs of a stage, bit `stage` of the vector's number and
-// of the lane's number change places.
+// Exchanges the lanes of a and b so that, over all pairs of a stage, bit `stage` of the vector's index and of
+// the lane's index are swapped.
 template <int stage, class V, int... lane>
 VT_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
   constexpr int width = sizeof...(lane);
@@ -187,7 +212,7 @@ VT_INLINE void exchange(V& a, V& b, std::integer_sequence<int, lane...>) {
   a = low, b = high;
 }
 
-// Transposes count x count blocks of lanes, for count vectors: all of them, or the blocks' halves.
+// Transposes count x count blocks of lanes of count vectors.
 template <class T, int count, int stage = 1>
 VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   if constexpr (stage < count) {
@@ -198,8 +223,8 @@ VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   }
 }
 
-// to[j][i] = from[i][j] for i < rows, j < columns. Reads and writes whole vectors: both matrices have
-// room for rows and columns rounded up to the vector's lanes.
+// to[j][i] = from[i][j] for i < rows, j < columns. Reads and writes whole vectors: both matrices have room
+// for rows and columns rounded up to the vector's lanes.
 template <class T>
 void transpose(const T* from, int64_t from_ld, int64_t rows, int64_t columns, T* to, int64_t to_ld) {
   constexpr int W = lanes<T>;
@@ -213,3 +238,6 @@ void transpose(const T* from, int64_t from_ld, int64_t rows, int64_t columns, T*
       for (int k = 0; k < W; k++) store<T>(to + (j + k) * to_ld + i, v[k]);
     }
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

@@ -1,44 +1,50 @@
-// What happens to scores between the products. Scores are rows [l][pixel], score_ld apart.
+// The operations on scores between the products. Scores are rows [l][pixel], score_ld apart.
+#pragma once
 
-// Which pixels of a tile take part, and with which weights.
+#include "operands.h"
+#include "tiles.h"
+
+namespace vt::VT_NAMESPACE {
+namespace {
+
+// The mask and the pixel bias of a tile. A pixel is valid unless it is masked or its bias is -inf.
 template <class N>
 struct PixelOptions {
   using Acc = typename N::Acc;
   const Call& call;
   uint8_t* valid = nullptr;
-  Acc* weights = nullptr;
+  Acc* bias = nullptr;
   int64_t valid_count = 0;
-  bool any;  // whether there are options at all
+  bool any;  // whether there is a mask or a bias
 
-  PixelOptions(const Call& call, Arena& arena) : call(call), any(call.mask.data || call.log_weights.data) {
+  PixelOptions(const Call& call, Arena& arena) : call(call), any(call.mask.data || call.pixel_bias.data) {
     if (any) valid = arena.take<uint8_t>(most_pixels);
-    if (call.log_weights.data) weights = arena.take<Acc>(score_ld);
+    if (call.pixel_bias.data) bias = arena.take<Acc>(score_ld);
   }
 
-  // Reads a tile's; returns its valid bytes, or none where all pixels are.
+  // Reads those of a tile; returns a byte for each pixel, or nullptr if all are valid.
   const uint8_t* read(PixelRange range) {
     valid_count = range.count;
     if (!any) return nullptr;
-    const auto run = [&](const Pixels& p, auto body) {
-      for_each_run(call.width, p.batch, p.row, p.column, range,
-                   [&](int64_t first, int64_t offset, int64_t count) {
-                     for (int64_t i = 0; i < count; i++) body(first + i, offset + i * p.column);
-                   });
-    };
-    for (int64_t i = 0; i < range.count; i++) valid[i] = 1;
-    if (call.mask.data)
-      run(call.mask,
-          [&](int64_t i, int64_t offset) { valid[i] = ((const uint8_t*)call.mask.data)[offset] != 0; });
-    if (call.log_weights.data) {
-      run(call.log_weights, [&](int64_t i, int64_t offset) {
-        gather(call.log_weights.data, call.dtype, offset, 1, weights + i, 1);
-        if (weights[i] == -(Acc)__builtin_inff()) valid[i] = 0, weights[i] = 0;
+    const int64_t n = range.count;
+    for (int64_t i = 0; i < n; i++) valid[i] = 1;
+    const Pixels &mask = call.mask, &given = call.pixel_bias;
+    if (mask.data)
+      for_each_run(mask, call.width, range, [&](int64_t first, int64_t offset, int64_t count) {
+        const uint8_t* from = (const uint8_t*)mask.data + offset;
+        for (int64_t i = 0; i < count; i++) valid[first + i] = from[i * mask.column] != 0;
       });
-      for (int64_t i = range.count; i < rounded_up(range.count, lanes<Acc>); i++) weights[i] = 0;
+    if (given.data) {
+      for_each_run(given, call.width, range, [&](int64_t first, int64_t offset, int64_t count) {
+        gather(given.data, call.pixel_bias_dtype, offset, given.column, bias + first, count);
+      });
+      for (int64_t i = 0; i < n; i++)
+        if (bias[i] == -(Acc)__builtin_inff()) valid[i] = 0, bias[i] = 0;
+      for (int64_t i = n; i < rounded_up(n, lanes<Acc>); i++) bias[i] = 0;
     }
     valid_count = 0;
-    for (int64_t i = 0; i < range.count; i++) valid_count += valid[i];
-    return valid_count == range.count ? nullptr : valid;
+    for (int64_t i = 0; i < n; i++) valid_count += valid[i];
+    return valid_count == n ? nullptr : valid;
   }
 };
 
@@ -54,28 +60,21 @@ void fill_invalid(Acc* scores, int64_t rows, int64_t pixels, const uint8_t* vali
     if (!valid[i])
       for (int64_t l = 0; l < rows; l++) scores[l * score_ld + i] = value;
 }
-// scores[l] += row, for all rows.
+// scores[l] += others[l], which are `ld` apart; 0: one row for all.
 template <class Acc>
-void add_to_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* row) {
-  for (int64_t l = 0; l < rows; l++)
+void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others, int64_t ld) {
+  for (int64_t l = 0; l < rows; l++, scores += score_ld, others += ld)
     for (int64_t i = 0; i < pixels; i += lanes<Acc>)
-      store<Acc>(scores + l * score_ld + i, load<Acc>(scores + l * score_ld + i) + load<Acc>(row + i));
-}
-template <class Acc>
-void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others) {
-  for (int64_t l = 0; l < rows; l++)
-    for (int64_t i = 0; i < pixels; i += lanes<Acc>)
-      store<Acc>(scores + l * score_ld + i,
-                 load<Acc>(scores + l * score_ld + i) + load<Acc>(others + l * score_ld + i));
+      store<Acc>(scores + i, load<Acc>(scores + i) + load<Acc>(others + i));
 }
 
-// The running softmax over pixels of some rows.
+// The running softmax over pixels, for each row of scores.
 template <class Acc>
 struct Running {
-  Acc* highest = nullptr;  // the highest score so far; NaN once there was one
+  Acc* highest = nullptr;  // the highest score so far; NaN if any was NaN
   Acc* sum = nullptr;      // of exp(score - highest)
-  Acc* pooled = nullptr;   // the same sum of the weights as they were rounded to pool with
-  Acc* scale = nullptr;    // what the sums before the last tile were multiplied with
+  Acc* pooled = nullptr;   // the same sum of the rounded weights that pooling uses
+  Acc* scale = nullptr;    // the factor by which the last tile rescaled earlier sums
   int64_t rows = 0;
 
   Running() = default;
@@ -90,8 +89,8 @@ struct Running {
   }
 };
 
-// Rows [first, ..) of weights, which hold scores -> exp(scores - highest so far), whose padding is 0; and
-// what that makes of the sums. Where products take them rounded, the rounded ones alone are kept.
+// Turns rows [first, ..) of weights from scores into exp(score - highest so far), with padding of 0, and
+// updates the sums. Where products take rounded weights, only those are stored.
 template <class N, bool pixels_innermost>
 void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights,
                  int64_t first, int64_t rows, int64_t pixels) {
@@ -113,7 +112,7 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     const Acc nan = total<Acc>(unordered);  // NaN if any was, else 0
     if (nan != nan) now = nan;
     if (before != before) now = before;
-    // Where nothing valid has come yet, -inf - -inf would be NaN.
+    // Before the first valid pixel, -inf - -inf would be NaN.
     const Acc base = now == -infinity ? 0 : now;
     Vec<Acc> sum[2] = {}, pooled[2] = {};
     for (int64_t i = 0; i < pixels; i += 2 * W) {
@@ -133,7 +132,7 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     running.highest[l] = now;
     running.scale[l] = scale;
     running.sum[l] = running.sum[l] * scale + total<Acc>(sum[0] + sum[1]);
-    // So that the weights sum to 1 exactly, whatever their rounding.
+    // Divided by the sum of the rounded weights, they sum to 1 exactly.
     running.pooled[l] =
         N::group == 1 ? running.sum[l] : running.pooled[l] * scale + total<Acc>(pooled[0] + pooled[1]);
   }
@@ -189,8 +188,8 @@ void softmax_over_rows_backward(const Acc* weights, Acc* grad, int64_t rows, int
   }
 }
 
-// scores -> dS, grad: dA -> A, of a softmax over pixels: A = exp(score - lse), dS = A * (dA - delta). In
-// this order dS and A lie beside the queries and the tokens' gradients that they are multiplied with.
+// scores -> dS, grad: dA -> A, of a softmax over pixels: A = exp(score - lse), dS = A * (dA - delta). This is
+// the order of the queries and the tokens' gradients that dS and A are multiplied with.
 template <class Acc>
 void pool_backward(Acc* scores, Acc* grad, int64_t rows, int64_t pixels, const Acc* lse, const Acc* delta) {
   for (int64_t l = 0; l < rows; l++)
@@ -203,3 +202,6 @@ void pool_backward(Acc* scores, Acc* grad, int64_t rows, int64_t pixels, const A
   fill_padding(scores, rows, pixels, (Acc)0);
   fill_padding(grad, rows, pixels, (Acc)0);
 }
+
+}  // namespace
+}  // namespace vt::VT_NAMESPACE

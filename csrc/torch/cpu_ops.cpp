@@ -1,8 +1,8 @@
-// torch.ops.vt_fast_cpu.*: the CPU kernels for tensors, on torch's stable ABI, which any torch from
-// TORCH_TARGET_VERSION on can load. No file but this and its host.h knows torch.
+// torch.ops.vt_fast_cpu.*: the CPU kernels as ops on tensors, on torch's stable ABI: the library loads with
+// every torch from TORCH_TARGET_VERSION on.
 //
-// Results are allocated by the caller and passed as mutable arguments, None where not wanted. Nothing is
-// checked here: shapes, dtypes and devices are what vt_fast/backends/cpu makes of a checked call.
+// Results are allocated by the caller and passed as mutable arguments, None where not wanted. Shapes and
+// devices are not checked here: callers go through vt_fast/backends/cpu.
 #define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))
 
 #include <torch/csrc/stable/library.h>
@@ -11,6 +11,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "host.h"
 #include "torch_facts.h"
@@ -25,10 +26,12 @@ namespace {
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-// ---- from tensors to what a kernel is told ----
+// ---- from tensors to a kernel's arguments ----
 
-Dtype dtype_of(const Tensor& tensor) {
+Dtype dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
+    case torch::headeronly::ScalarType::Float:
+      return Dtype::float32;
     case torch::headeronly::ScalarType::Double:
       return Dtype::float64;
     case torch::headeronly::ScalarType::BFloat16:
@@ -36,8 +39,21 @@ Dtype dtype_of(const Tensor& tensor) {
     case torch::headeronly::ScalarType::Half:
       return Dtype::float16;
     default:
-      return Dtype::float32;
+      throw std::invalid_argument("`" + std::string(name) +
+                                  "` must be float16, bfloat16, float32 or float64");
   }
+}
+
+// Of a bias: x's dtype, or the one that x is summed in.
+Dtype bias_dtype(const Optional& bias, Dtype x, const char* name) {
+  const Dtype sums = x == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+  if (!bias) return sums;
+  const Dtype dtype = dtype_of(*bias, name);
+  if (dtype != x && dtype != sums) {
+    throw std::invalid_argument("`" + std::string(name) + "` must have the dtype of `x`, or " +
+                                (sums == Dtype::float64 ? "float64" : "float32"));
+  }
+  return dtype;
 }
 
 // Kernels do not write to operands; Call has one kind of pointer for operands and results.
@@ -87,49 +103,76 @@ int64_t row_count(const Tensor& value) { return value.size(value.dim() - 2); }
 
 int64_t column_count(const Tensor& value) { return value.size(value.dim() - 1); }
 
-Call call_on(const Tensor& x, int64_t heads) {
+Call call_on(const Tensor& x) {
   Call call;
-  call.dtype = dtype_of(x);
+  call.dtype = dtype_of(x, "x");
   const auto sizes = x.sizes();
   const bool flat = sizes.size() == 3;
   call.batch = sizes[0];
   call.height = flat ? 1 : sizes[2];
   call.width = flat ? sizes[1] : sizes[3];
+  call.pixels = call.height * call.width;
   call.channels = flat ? sizes[2] : sizes[1];
   call.out_channels = call.channels;
-  call.heads = heads;
   call.x = operand(x);
   return call;
 }
 
-void add_spreading(Call& call, const Tensor& keys, const Tensor& values, const Optional& bias,
-                   bool residual_input) {
+// The operands of project, and of that half of project_tokenize. Before those of tokenize.
+void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
+                          bool residual_is_input, int64_t num_heads) {
+  call.num_heads = num_heads;
+  call.keys_per_head = row_count(values);
+  call.key_rows = num_heads * call.keys_per_head;
   call.out_channels = column_count(values);
-  call.tokens = row_count(values);
-  call.residual_input = residual_input;
+  call.residual_is_input = residual_is_input;
   call.keys = rows(keys);
   call.values = rows(values);
-  call.bias = row(bias);
+  call.token_bias = row(token_bias);
+  call.token_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
 }
 
-void add_pooling(Call& call, const Tensor& queries, int64_t heads, const Optional& mask,
-                 const Optional& log_weights, const Optional& position) {
-  call.queries_per_head = row_count(queries) / heads;
+void add_tokenize_operands(Call& call, const Tensor& queries, const Optional& mask,
+                           const Optional& pixel_bias, const Optional& extra_values, int64_t query_heads) {
+  call.query_heads = query_heads;
+  call.queries_per_head = row_count(queries) / query_heads;
   call.queries = rows(queries);
   call.mask = pixels(mask, call.width);
-  call.log_weights = pixels(log_weights, call.width);
-  if (position) {
-    call.table = column_count(*position);
-    call.position = rows(*position);
+  call.pixel_bias = pixels(pixel_bias, call.width);
+  call.pixel_bias_dtype = bias_dtype(pixel_bias, call.dtype, "pixel_bias");
+  if (extra_values) {
+    call.extra_columns = column_count(*extra_values);
+    call.extra_values = rows(*extra_values);
   }
 }
 
-void add_pooled(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
-                const Tensor& lse) {
+void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
+  call.tokens_out = write(tokens);
+  call.lse_out = write(lse);
+}
+
+// The gradients of tokenize's results, and what its forward saved.
+void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
+                        const Tensor& lse) {
   call.grad_tokens = rows(grad_tokens);
   call.grad_lse = row(grad_lse);
   call.exact_tokens = read(tokens);
   call.saved_lse = read(lse);
+}
+
+void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys, const Optional& dvalues,
+                           const Optional& dtoken_bias) {
+  call.dx = result(dx);
+  call.dkeys = write(dkeys);
+  call.dvalues = write(dvalues);
+  call.dtoken_bias = write(dtoken_bias);
+}
+
+void add_tokenize_gradients(Call& call, const Optional& dqueries, const Optional& dpixel_bias,
+                            const Optional& dextra_values) {
+  call.dqueries = write(dqueries);
+  call.dpixel_bias = write(dpixel_bias);
+  call.dextra_values = write(dextra_values);
 }
 
 // ---- the ops ----
@@ -142,88 +185,78 @@ void run(Kernel Kernels::* kernel, const Call& call) {
   (set->kernels->*kernel)(call, torch.host());
 }
 
-void tokenize(const Tensor& x, const Tensor& queries, const Optional& mask, const Optional& log_weights,
-              const Optional& position, int64_t heads, const Tensor& tokens, const Tensor& lse) {
-  Call call = call_on(x, heads);
-  add_pooling(call, queries, heads, mask, log_weights, position);
-  call.tokens_out = write(tokens);
-  call.lse_out = write(lse);
+void tokenize(const Tensor& x, const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
+              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse) {
+  Call call = call_on(x);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
+  add_tokenize_results(call, tokens, lse);
   run(&Kernels::tokenize, call);
 }
 
 void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
-                       const Tensor& queries, const Optional& mask, const Optional& log_weights,
-                       const Optional& position, const Tensor& tokens, const Tensor& lse, int64_t heads,
-                       const Optional& dx, const Optional& dqueries, const Optional& dlog_weights,
-                       const Optional& dposition) {
-  Call call = call_on(x, heads);
-  add_pooling(call, queries, heads, mask, log_weights, position);
-  add_pooled(call, grad_tokens, grad_lse, tokens, lse);
+                       const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
+                       const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
+                       int64_t num_heads, const Optional& dx, const Optional& dqueries,
+                       const Optional& dpixel_bias, const Optional& dextra_values) {
+  Call call = call_on(x);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
+  add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
   call.dx = result(dx);
-  call.dqueries = write(dqueries);
-  call.dlog_weights = write(dlog_weights);
-  call.dposition = write(dposition);
+  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values);
   run(&Kernels::tokenize_backward, call);
 }
 
-void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Optional& bias,
-             const Optional& residual, bool residual_input, int64_t heads, const Tensor& map) {
-  Call call = call_on(x, heads);
-  add_spreading(call, keys, values, bias, residual_input);
+void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Optional& token_bias,
+             const Optional& residual, bool residual_is_input, int64_t num_heads, const Tensor& map) {
+  Call call = call_on(x);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
   call.residual = operand(residual);
   call.map = map_of(map, write(map));
   run(&Kernels::project, call);
 }
 
 void project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
-                      const Optional& bias, bool residual_input, int64_t heads, const Optional& dx,
-                      const Optional& dkeys, const Optional& dvalues, const Optional& dbias) {
-  Call call = call_on(x, heads);
-  add_spreading(call, keys, values, bias, residual_input);
+                      const Optional& token_bias, bool residual_is_input, int64_t num_heads,
+                      const Optional& dx, const Optional& dkeys, const Optional& dvalues,
+                      const Optional& dtoken_bias) {
+  Call call = call_on(x);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
   call.grad_map = operand(grad_map);
-  call.dx = result(dx);
-  call.dkeys = write(dkeys);
-  call.dvalues = write(dvalues);
-  call.dbias = write(dbias);
+  add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);
   run(&Kernels::project_backward, call);
 }
 
 void project_tokenize(const Tensor& x, const Tensor& keys, const Tensor& values, const Tensor& queries,
-                      const Optional& bias, const Optional& residual, const Optional& mask,
-                      const Optional& log_weights, const Optional& position, bool residual_input,
-                      int64_t heads, const Optional& map, const Tensor& tokens, const Tensor& lse) {
-  Call call = call_on(x, heads);
-  add_spreading(call, keys, values, bias, residual_input);
-  add_pooling(call, queries, 1, mask, log_weights, position);
+                      const Optional& token_bias, const Optional& residual, const Optional& mask,
+                      const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
+                      int64_t num_heads, const Optional& map, const Tensor& tokens, const Tensor& lse) {
+  Call call = call_on(x);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, 1);
   call.residual = operand(residual);
   call.map = result(map);
-  call.tokens_out = write(tokens);
-  call.lse_out = write(lse);
+  add_tokenize_results(call, tokens, lse);
   run(&Kernels::project_tokenize, call);
 }
 
 void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
                                const Tensor& x, const Tensor& keys, const Tensor& values,
-                               const Tensor& queries, const Optional& bias, const Optional& residual,
-                               const Optional& mask, const Optional& log_weights, const Optional& position,
-                               const Tensor& tokens, const Tensor& lse, bool residual_input, int64_t heads,
-                               const Optional& dx, const Optional& dkeys, const Optional& dvalues,
-                               const Optional& dqueries, const Optional& dbias, const Optional& dresidual,
-                               const Optional& dlog_weights, const Optional& dposition) {
-  Call call = call_on(x, heads);
-  add_spreading(call, keys, values, bias, residual_input);
-  add_pooling(call, queries, 1, mask, log_weights, position);
-  add_pooled(call, grad_tokens, grad_lse, tokens, lse);
+                               const Tensor& queries, const Optional& token_bias, const Optional& residual,
+                               const Optional& mask, const Optional& pixel_bias, const Optional& extra_values,
+                               const Tensor& tokens, const Tensor& lse, bool residual_is_input,
+                               int64_t num_heads, const Optional& dx, const Optional& dkeys,
+                               const Optional& dvalues, const Optional& dqueries, const Optional& dtoken_bias,
+                               const Optional& dresidual, const Optional& dpixel_bias,
+                               const Optional& dextra_values) {
+  Call call = call_on(x);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, 1);
+  add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
   call.grad_map = operand(grad_map);
   call.residual = operand(residual);
-  call.dx = result(dx);
-  call.dkeys = write(dkeys);
-  call.dvalues = write(dvalues);
-  call.dqueries = write(dqueries);
-  call.dbias = write(dbias);
+  add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);
+  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values);
   call.dresidual = result(dresidual);
-  call.dlog_weights = write(dlog_weights);
-  call.dposition = write(dposition);
   run(&Kernels::project_tokenize_backward, call);
 }
 
@@ -232,29 +265,33 @@ void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_toke
 
 STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
   library.def(
-      "tokenize(Tensor x, Tensor queries, Tensor? mask, Tensor? log_weights, Tensor? position, int heads, "
+      "tokenize(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int "
+      "num_heads, "
       "Tensor(a!) tokens, Tensor(b!) lse) -> ()");
   library.def(
       "tokenize_backward(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
-      "Tensor? log_weights, Tensor? position, Tensor tokens, Tensor lse, int heads, Tensor(a!)? dx, "
-      "Tensor(b!)? dqueries, Tensor(c!)? dlog_weights, Tensor(d!)? dposition) -> ()");
+      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, Tensor(a!)? dx, "
+      "Tensor(b!)? dqueries, Tensor(c!)? dpixel_bias, Tensor(d!)? dextra_values) -> ()");
   library.def(
-      "project(Tensor x, Tensor keys, Tensor values, Tensor? bias, Tensor? residual, bool residual_input, "
-      "int heads, Tensor(a!) map) -> ()");
+      "project(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, bool "
+      "residual_is_input, "
+      "int num_heads, Tensor(a!) map) -> ()");
   library.def(
-      "project_backward(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? bias, "
-      "bool residual_input, int heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, "
-      "Tensor(d!)? dbias) -> ()");
+      "project_backward(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
+      "bool residual_is_input, int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, "
+      "Tensor(d!)? dtoken_bias) -> ()");
   library.def(
-      "project_tokenize(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? bias, "
-      "Tensor? residual, Tensor? mask, Tensor? log_weights, Tensor? position, bool residual_input, "
-      "int heads, Tensor(a!)? map, Tensor(b!) tokens, Tensor(c!) lse) -> ()");
+      "project_tokenize(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, "
+      "Tensor? residual, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, "
+      "int num_heads, Tensor(a!)? map, Tensor(b!) tokens, Tensor(c!) lse) -> ()");
   library.def(
       "project_tokenize_backward(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, "
-      "Tensor keys, Tensor values, Tensor queries, Tensor? bias, Tensor? residual, Tensor? mask, "
-      "Tensor? log_weights, Tensor? position, Tensor tokens, Tensor lse, bool residual_input, int heads, "
-      "Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, Tensor(d!)? dqueries, Tensor(e!)? dbias, "
-      "Tensor(f!)? dresidual, Tensor(g!)? dlog_weights, Tensor(h!)? dposition) -> ()");
+      "Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, "
+      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int "
+      "num_heads, "
+      "Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, Tensor(d!)? dqueries, Tensor(e!)? "
+      "dtoken_bias, "
+      "Tensor(f!)? dresidual, Tensor(g!)? dpixel_bias, Tensor(h!)? dextra_values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CPU, library) {
