@@ -89,12 +89,12 @@ struct Default {
     set = find(name);
     const std::string given = std::string(variable) + "=" + name;
     if (set == nullptr) {
-      error = given + " is none of the instruction sets that the kernels are compiled for, which are " +
-              names(false) + "; leave it unset to run the best that this processor has";
+      error = given + " names no instruction set that the kernels are compiled for (" + names(false) +
+              "); leave it unset to run the best one that this processor supports";
     } else if (!set->supported()) {
       set = nullptr;
-      error = given + " is not supported by this processor and its operating system, which have " +
-              names(true) + "; leave it unset to run the best of these";
+      error = given + " is not supported by this processor and its operating system (" + names(true) +
+              " are); leave it unset to run the best of these";
     }
   }
 

@@ -1,9 +1,9 @@
-// Which instruction sets the kernels were compiled for, and which one runs.
+// The instruction sets that the kernels are compiled for, and the one that runs.
 #pragma once
 
 #include "call.h"
 
-// What build_facts may link against; all else stays inside the library (see ../exports.map).
+// Marks what build_facts links against; all other symbols are local to the library (see ../exports.map).
 #define VT_EXPORT __attribute__((visibility("default")))
 
 namespace vt {
@@ -14,17 +14,17 @@ struct InstructionSet {
   bool (*supported)();  // by this processor and its operating system
 };
 
-// Ordered from the plainest to the best; the plainest always runs.
+// From the plainest to the best; the plainest runs on any processor.
 VT_EXPORT extern const InstructionSet instruction_sets[];
 VT_EXPORT extern const int instruction_set_count;
 
-// The one that runs: the best supported, or the one that the environment variable VT_FAST_CPU_ISA names
-// when it is first asked for. Where that names none that is compiled in and supported, `error` is set to
-// a text that says so and lives as long as the process, and the result is nullptr.
+// The one that runs: the best supported one, or the one that the environment variable VT_FAST_CPU_ISA named
+// at the first call. If that is unknown or not supported, the result is nullptr and `error` a message that
+// lives as long as the process.
 VT_EXPORT const InstructionSet* chosen_instruction_set(const char** error);
 
-// Lets tests walk through all of them in one process. nullptr: back to what the environment said, or the
-// best. Returns false, and changes nothing, if `name` is unknown or not supported here.
+// For tests: runs another one from now on; nullptr restores the default. Returns false, and changes nothing,
+// if `name` is unknown or not supported.
 VT_EXPORT bool choose_instruction_set(const char* name);
 
 }  // namespace vt

@@ -1,6 +1,7 @@
-// What this x86-64 processor can do, and its operating system lets programs use.
+// The instruction sets that this x86-64 processor has and its operating system supports.
 //
-// By hand, since __builtin_cpu_supports needs a part of the compiler's run-time library that `zig c++` lacks.
+// __builtin_cpu_supports is not used: it needs a part of the compiler's run-time library that `zig c++`
+// lacks.
 #pragma once
 
 #include <cpuid.h>
@@ -14,10 +15,10 @@ class Processor {
   Processor() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return;
-    const bool saved_by_system = bit(ecx, 27);  // OSXSAVE: then XCR0 can be read
+    const bool saved_by_system = bit(ecx, 27);  // OSXSAVE: XCR0 can be read
     const uint64_t saved = saved_by_system ? extended_control_register() : 0;
-    const bool wide = (saved & 0x06) == 0x06;    // 256 bits of each register survive a task switch
-    const bool widest = (saved & 0xe6) == 0xe6;  // so do 512 bits, registers 16 to 31 and the masks
+    const bool wide = (saved & 0x06) == 0x06;    // task switches save 256 bits of each register
+    const bool widest = (saved & 0xe6) == 0xe6;  // and 512 bits, registers 16 to 31 and the masks
     const bool fma = bit(ecx, 12), avx = bit(ecx, 28), f16c = bit(ecx, 29);
     unsigned last = 0;
     if (!__get_cpuid_count(7, 0, &last, &ebx, &ecx, &edx)) return;

@@ -1,4 +1,4 @@
-// vt_fast._native.build_facts: what the kernel library was built with and what of it can run here.
+// vt_fast._native.build_facts: how the kernel library was built, and which of its kernels can run here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -37,26 +37,25 @@ std::string compiler() {
 #elif defined(__GNUC__)
   return std::string("GCC ") + __VERSION__;
 #else
-  return "not known";
+  return "unknown";
 #endif
 }
 
 }  // namespace
 
 PYBIND11_MODULE(build_facts, module) {
-  module.doc() = "What the kernel library was built with, and what of it can run here.";
+  module.doc() = "How the kernel library was built, and which of its kernels can run here.";
   module.def(
       "compiled", [] { return instruction_sets(false); },
       "The instruction sets that the kernels are compiled for, the plainest first.");
   module.def(
       "supported", [] { return instruction_sets(true); },
-      "Those of them that this processor and its operating system support.");
-  module.def("chosen", &chosen,
-             "The one that runs. RuntimeError if VT_FAST_CPU_ISA names none that can, saying why.");
+      "Those that this processor and its operating system support.");
+  module.def("chosen", &chosen, "The one that runs. RuntimeError if VT_FAST_CPU_ISA names one that cannot.");
   module.def("choose", &choose, pybind11::arg("name"),
-             "Run another one from now on; None: the one that ran at first. False if it cannot run here.");
+             "Run another one from now on; None restores the default. False if it cannot run here.");
   module.def("compiler", &compiler, "The compiler and its version.");
-  module.def("threads", [] { return "torch's pool"; }, "Whose threads the kernels run on.");
+  module.def("threads", [] { return "torch's pool"; }, "The threads that the kernels run on.");
   module.def(
       "torch_of_headers", [] { return vt::torch_of_headers; },
       "The version of torch that the library was compiled with.");

@@ -1,5 +1,4 @@
-// What kernels ask of torch, and what torch asks of ops: memory and threads for the ones, errors for the
-// other.
+// Memory and threads for the kernels, from torch; and the kernels' exceptions, as torch's errors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -18,7 +17,7 @@
 namespace vt {
 namespace {
 
-// Kernels are handed this by address. Its memory is torch's, so that torch's accounting sees it.
+// The kernels' host. Memory comes from torch's allocator, so that torch's memory statistics include it.
 class TorchHost {
  public:
   Host host() { return {this, allocate, static_cast<int64_t>(torch::stable::get_num_threads()), parallel}; }
@@ -27,13 +26,13 @@ class TorchHost {
   static constexpr size_t alignment = 64;
 
   static void* allocate(void* self, size_t bytes) {
-    // torch aligns to 64 bytes unless somebody has replaced its allocator.
+    // torch aligns to 64 bytes, but its allocator can be replaced.
     const int64_t size = static_cast<int64_t>(bytes + alignment - 1), stride = 1;
     AtenTensorHandle handle = nullptr;
     if (aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_uint8(), aoti_torch_device_type_cpu(), 0,
                                  &handle) != TORCH_SUCCESS) {
-      throw std::runtime_error("a kernel's " + std::to_string(bytes) +
-                               " bytes of working memory are not to be had");
+      throw std::runtime_error("out of memory: a kernel needs " + std::to_string(bytes) +
+                               " bytes of workspace");
     }
     std::optional<torch::stable::Tensor>& memory = static_cast<TorchHost*>(self)->memory_;
     memory.emplace(handle);
@@ -54,7 +53,7 @@ using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 
 thread_local char failure[1024];
 
-// Never inlined, so that no handler of exceptions is left in the function below.
+// Not inlined, so that `guarded` itself contains no exception handler.
 template <Boxed op>
 __attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, uint64_t outputs) noexcept {
   try {
@@ -68,8 +67,8 @@ __attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, ui
   return false;
 }
 
-// What torch calls. An exception of ours would be a stranger to torch if this library brought a C++
-// library of its own, as it does when `zig c++` has built it. So torch is asked to throw one of its.
+// What torch calls. torch cannot catch exceptions of another C++ library, and `zig c++` links its own into
+// this one, so torch itself is asked to throw.
 template <Boxed op>
 void guarded(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   if (!succeeds<op>(stack, inputs, outputs)) {
