@@ -1,4 +1,4 @@
-"""Building the kernels in csrc/: what is needed for it, what is compiled how, and setuptools' part in it.
+"""The build of the kernels in csrc/: its toolchain, its rules for ninja, and its setuptools commands.
 
-Used by setup.py alone, and no part of the installed package.
+Used by setup.py alone; not part of the installed package.
 """

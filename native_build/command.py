@@ -1,4 +1,4 @@
-"""The part of setuptools: `build_ext` builds the kernels or says why not, and names wheels accordingly."""
+"""The setuptools commands: `build_ext` builds the kernels or records why not; `bdist_wheel` names the wheel."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from native_build.toolchain import RETRY, CannotBuildError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path("vt_fast") / "_native"
 RECORD = "build.json"
-# Objects stay here, so that the next build in this tree compiles what has changed and no more.
+# Objects stay here, so that the next build in this tree is incremental.
 OBJECTS = Path("build") / "native"
 
 _MODES = ("", "require", "skip")
 
 
 class BuildNative(build_ext):
-    """Builds libvt_fast_cpu and build_facts with ninja, and leaves a record of that next to them.
+    """Builds libvt_fast_cpu and build_facts with ninja, and writes a record of the build next to them.
 
-    The environment variable VT_FAST_BUILD says what happens where they cannot be built: unset, the
-    package works without them and the record says why; "require": an error; "skip": they are not tried.
+    The environment variable VT_FAST_BUILD decides what happens if they cannot be built. Unset: the package
+    works without them, and the record has the reason; "require": an error; "skip": they are not built.
     """
 
     built = False
 
     def run(self) -> None:
-        """Put the libraries and the record, or the record alone, into the package."""
+        """Put the libraries and the record, or only the record, into the package."""
         target = (ROOT if self.inplace or self.editable_mode else Path(self.build_lib)) / PACKAGE
         remove(target)
         mode = os.environ.get("VT_FAST_BUILD", "")
@@ -57,17 +57,17 @@ class BuildNative(build_ext):
         (target / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
     def get_outputs(self) -> list[str]:
-        """What a build leaves in its folder."""
+        """The files of a build."""
         return [str(Path(self.build_lib) / PACKAGE / name) for name in self._names()]
 
     def get_output_mapping(self) -> dict[str, str]:
-        """The same, and where it lies in the source tree if it was built there."""
+        """The same files, mapped to those in the source tree if they were built there."""
         if not self.inplace:
             return {}
         return {str(Path(self.build_lib) / PACKAGE / name): str(PACKAGE / name) for name in self._names()}
 
     def get_source_files(self) -> list[str]:
-        """None of its own: MANIFEST.in has them."""
+        """None: MANIFEST.in lists the sources."""
         return []
 
     def _names(self) -> list[str]:
@@ -75,10 +75,10 @@ class BuildNative(build_ext):
 
 
 class NativeWheel(bdist_wheel):
-    """A wheel for this platform and Python if there are kernels in it, otherwise one for all of them."""
+    """A wheel for this platform and Python if it has kernels, otherwise one for any."""
 
     def run(self) -> None:
-        """Build the kernels first: the wheel's name depends on them."""
+        """Build the kernels first, as the wheel's name depends on them."""
         if not self.skip_build:
             self.run_command("build_ext")
             if not self.get_finalized_command("build_ext").built:
@@ -88,16 +88,16 @@ class NativeWheel(bdist_wheel):
 
 
 def remove(target: Path) -> None:
-    """Remove what an earlier build left in ``target``: stale kernels are worse than none."""
+    """Remove an earlier build from ``target``, so that no stale kernels are left if this one fails."""
     for path in [*target.glob("*.so"), target / RECORD]:
         path.unlink(missing_ok=True)
 
 
 def build(target: Path) -> dict[str, Any]:
-    """Build the libraries into ``target`` and say with what.
+    """Build the libraries into ``target`` and return the record of the build.
 
     Raises:
-        CannotBuildError: something is missing, or does not compile.
+        CannotBuildError: a part of the toolchain is missing, or a source does not compile.
     """
     tools = toolchain.find()
     (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)

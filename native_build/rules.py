@@ -1,4 +1,4 @@
-"""Which source is compiled with which flags, as a file for ninja."""
+"""The sources and their compiler flags, as a file for ninja."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from native_build.toolchain import Toolchain
 LIBRARY = "libvt_fast_cpu.so"
 FACTS = "build_facts" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 
-# Nothing that depends on the machine it runs on, and nothing that changes what arithmetic means.
+# No flag that depends on the machine of the build, and none that relaxes floating-point arithmetic.
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 
-# The kernels are compiled once for each; only they get these flags, so that all else runs anywhere.
+# The kernels are compiled once for each. Only they get these flags: all other code runs on any processor.
 _INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {
     "x86_64": {
         "baseline": [],
@@ -32,7 +32,7 @@ _PLAIN: dict[str, list[str]] = {"baseline": []}
 
 
 def _sanitizers() -> list[str]:
-    """Flags for the sanitizers in VT_FAST_SANITIZE, "address,undefined" say, which `make sanitize` sets."""
+    """Flags for the sanitizers in VT_FAST_SANITIZE, such as "address,undefined" from `make sanitize`."""
     names = os.environ.get("VT_FAST_SANITIZE", "")
     if not names:
         return []
@@ -47,9 +47,9 @@ class _Object:
 
 
 def ninja_file(tools: Toolchain, directory: Path) -> str:
-    """What ninja is to do in the root of the source tree, where ``directory`` is for what it makes.
+    """The rules for ninja, which runs in the root of the source tree and builds into ``directory``.
 
-    Commands name sources relative to that root, so that no path of this machine gets into the libraries.
+    Commands name sources relative to that root, so that the libraries contain no path of this machine.
     """
     torch = [f"-isystem{tools.torch_include}"]
     python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
@@ -70,7 +70,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         f"  command = {_command(tools.compiler)} -MD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
-        "  description = compile $in",
+        "  description = compile $out",
         "rule link",
         f"  command = {_command(tools.compiler)} -shared -o $out $in $flags",
         "  description = link $out",
@@ -79,19 +79,19 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         target = _path(directory / item.name)
         lines += [
             f"build {target}: compile {item.source}",
-            f"  flags = {_command([*_COMMON, *tools.plainest, *item.flags, *_sanitizers()])}",
+            f"  flags = {_command([*_COMMON, *tools.baseline, *item.flags, *_sanitizers()])}",
         ]
     lines += _link(
         directory,
         LIBRARY,
         library,
-        # When it is loaded, torch's library is found by its name: torch has loaded it before.
+        # At run time torch's library is found by its name: it is loaded already.
         [str(tools.torch_lib / "libtorch_cpu.so"), "-Wl,--version-script=csrc/exports.map"],
         needs="csrc/exports.map",
     )
-    # $ORIGIN is the loader's: the folder that build_facts lies in.
+    # The loader expands $ORIGIN to the folder of build_facts.
     origin = ["-Wl,-rpath,$ORIGIN", str(directory / LIBRARY)]
-    # Torch's symbols that the library wants are torch's to provide when it runs.
+    # The library's undefined symbols are those of torch, which are resolved at run time.
     lines += _link(
         directory, FACTS, facts, [*origin, "-Wl,--allow-shlib-undefined"], needs=_path(directory / LIBRARY)
     )
@@ -99,7 +99,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
 
 
 def _quiet(tools: Toolchain) -> list[str]:
-    """No warnings about GCC's own intrinsics, which leave values undefined on purpose (its bug 105593)."""
+    """No warnings about GCC's own intrinsics, which use undefined values on purpose (GCC bug 105593)."""
     return ["-Wno-maybe-uninitialized"] if tools.compiler_name.startswith("GCC") else []
 
 
@@ -118,5 +118,5 @@ def _path(path: Path) -> str:
 
 
 def _command(words: list[str]) -> str:
-    """Words for a shell that ninja starts."""
+    """Words for the shell that ninja starts."""
     return shlex.join(words).replace("$", "$$")

@@ -1,4 +1,4 @@
-"""What a build needs, and where it is: a C++ compiler, ninja, pybind11, torch's headers, Python's headers."""
+"""Finds the toolchain: a C++ compiler, ninja, pybind11, torch's headers and Python's headers."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-# Its stable ABI is what csrc/torch/cpu_ops.cpp is written for.
+# csrc/torch/cpu_ops.cpp is written for its stable ABI.
 OLDEST_TORCH = (2, 11)
-# Flags for the plainest processor of a kind. Compilers differ in how they spell it, and some of them take
-# the processor that they run on unless told otherwise: `zig c++` does, and so do some distributions' GCC.
-_PLAINEST = {"x86_64": ("-march=x86-64", "-march=x86_64"), "aarch64": ("-mcpu=generic",)}
+# Flags for the baseline processor of an architecture. Spellings differ between compilers. Without such a flag some
+# compile for the processor that they run on: `zig c++` does, and so does the GCC of some distributions.
+_BASELINE = {"x86_64": ("-march=x86-64", "-march=x86_64"), "aarch64": ("-mcpu=generic",)}
 
 RETRY = "run `pip install --no-build-isolation .` in the source tree again"
 
 
 class CannotBuildError(Exception):
-    """Why the kernels cannot be built: one sentence that says what to do about it."""
+    """Why the kernels cannot be built, and what to do about it, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Toolchain:
-    """All that a build needs."""
+    """The tools and headers of a build."""
 
     compiler: list[str]
     compiler_name: str
-    machine: str  # what the compiler compiles for: "x86_64", "aarch64" or "other"
-    plainest: list[str]  # the flags that make it compile for the plainest of these
+    machine: str  # the architecture that the compiler compiles for: "x86_64", "aarch64" or "other"
+    baseline: list[str]  # flags that make it compile for that architecture's baseline processor
     ninja: str
     torch_version: str
     torch_include: Path
@@ -44,23 +44,23 @@ class Toolchain:
 
 
 def find() -> Toolchain:
-    """Look for everything, the most probable absence first.
+    """Find everything; what is missing most often is looked for first.
 
     Raises:
-        CannotBuildError: something is missing.
+        CannotBuildError: a part is missing.
     """
     if not sys.platform.startswith("linux"):
-        raise CannotBuildError(f"the kernels are built on Linux only so far, and this is {sys.platform}")
+        raise CannotBuildError(f"the kernels are built on Linux only, and this is {sys.platform}")
     torch = _torch()
     torch_version = _torch_version(torch)
     compiler = _compiler()
     macros = _macros(compiler)
-    machine = next((name for name in _PLAINEST if f"__{name}__" in macros), "other")
+    machine = next((name for name in _BASELINE if f"__{name}__" in macros), "other")
     return Toolchain(
         compiler=compiler,
         compiler_name=_compiler_name(macros),
         machine=machine,
-        plainest=_plainest(compiler, machine),
+        baseline=_baseline(compiler, machine),
         ninja=_ninja(),
         torch_version=torch_version,
         torch_include=torch / "include",
@@ -71,11 +71,11 @@ def find() -> Toolchain:
 
 
 def _torch() -> Path:
-    """The folder of torch, which is not imported: that takes seconds."""
+    """The folder of torch, which is not imported because that takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise CannotBuildError(
-            "torch was not there when the package was built (pip builds in isolation unless told not to); "
+            "torch was not found when the package was built (pip isolates builds by default); "
             f"install torch, ninja, pybind11 and setuptools, then {RETRY}"
         )
     return Path(spec.origin).parent
@@ -88,13 +88,13 @@ def _torch_version(torch: Path) -> str:
     found = re.search(r'#define TORCH_VERSION \\?\s*"([^"]+)"', text)
     if found is None:
         raise CannotBuildError(
-            f"the torch in {torch} does not tell its version in {header.name}; install torch {oldest} or "
+            f"the torch in {torch} has no version in {header.name}; install torch {oldest} or "
             f"later, then {RETRY}"
         )
     version = found[1]
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TORCH:
         raise CannotBuildError(
-            f"the kernels need torch {oldest} or later and this is {version}; upgrade it, then {RETRY}"
+            f"the kernels need torch {oldest} or later, but this is {version}; upgrade it, then {RETRY}"
         )
     return version
 
@@ -114,7 +114,7 @@ def _compiler() -> list[str]:
 
 
 def _macros(compiler: list[str]) -> dict[str, str]:
-    """What the compiler says about itself and the processor that it compiles for."""
+    """The compiler's predefined macros: its version and the architecture that it compiles for."""
     shown = " ".join(compiler)
     advice = f"install g++ or name another compiler in the environment variable CXX, then {RETRY}"
     try:
@@ -137,16 +137,16 @@ def _compiler_name(macros: dict[str, str]) -> str:
     return version if "__clang__" in macros else f"GCC {version}"
 
 
-def _plainest(compiler: list[str], machine: str) -> list[str]:
-    """The first spelling that the compiler takes; none where there is no choice to make."""
-    for flag in _PLAINEST.get(machine, ()):
+def _baseline(compiler: list[str], machine: str) -> list[str]:
+    """The first spelling that the compiler accepts; no flag for other architectures."""
+    for flag in _BASELINE.get(machine, ()):
         if _preprocess(compiler, flag).returncode == 0:
             return [flag]
     return []
 
 
 def _ninja() -> str:
-    """The binary of the package ninja, which is on no path while its environment is not active; or any."""
+    """The binary of the package ninja, which is not on the path of an inactive environment; or any other."""
     if importlib.util.find_spec("ninja") is not None:
         path = Path(importlib.import_module("ninja").BIN_DIR) / "ninja"
         if path.exists():

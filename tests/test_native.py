@@ -1,4 +1,4 @@
-"""The compiled library: what it needs, which instruction set runs, and what is said where it is missing."""
+"""The compiled library: its symbols, the choice of an instruction set, and the reasons for its absence."""
 
 import json
 import os
@@ -23,7 +23,7 @@ not_built = library.load(library._FOLDER)
 built = pytest.mark.skipif(not_built is not None, reason=str(not_built))
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
 
-# The parts of torch that are promised to stay, as of torch 2.11: a longer list is a decision.
+# Symbols of torch's stable ABI as of torch 2.11. Extending this list may raise the oldest torch that loads.
 TORCH_SYMBOLS = {
     "aoti_torch_abi_version",
     "aoti_torch_check",
@@ -46,9 +46,9 @@ TORCH_SYMBOLS = {
     "torch_parallel_for",
 }
 DTYPE_SYMBOL = re.compile(r"(aoti_)?torch_dtype_\w+")
-# Provided by the C library, the compiler's libraries and the C++ library, which version their symbols.
+# The C library, the compiler's libraries and the C++ library have versioned symbols.
 SYSTEM_SYMBOL = re.compile(r"\w+@+(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+")
-# Wanted only where somebody provides them.
+# Weak: used if they are defined.
 OPTIONAL_SYMBOLS = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
 
 
@@ -60,7 +60,7 @@ def symbols(path, *options):
 
 @pytest.fixture
 def facts():
-    """vt_fast._native.build_facts, whose choice is undone afterwards."""
+    """vt_fast._native.build_facts; its choice is reset afterwards."""
     from vt_fast._native import build_facts
 
     yield build_facts
@@ -75,14 +75,14 @@ def run(code, **environment):
 
 
 def test_it_is_built_where_that_is_required():
-    # `make test` and so .ci/run require it: there, a skipped test below would be a test that is missing.
+    # `make test` requires it, so that no test below is skipped there.
     if os.environ.get("VT_FAST_BUILD") == "require":
         assert not_built is None
 
 
 @built
 @needs_nm
-def test_the_library_needs_of_torch_what_is_promised_to_stay():
+def test_the_library_needs_only_stable_symbols_of_torch():
     needed = symbols(library._FOLDER / library._LIBRARY, "-D", "--undefined-only")
     rest = {name for name in needed if not SYSTEM_SYMBOL.fullmatch(name)} - OPTIONAL_SYMBOLS
     assert {name for name in rest if not DTYPE_SYMBOL.fullmatch(name)} <= TORCH_SYMBOLS
@@ -90,9 +90,9 @@ def test_the_library_needs_of_torch_what_is_promised_to_stay():
 
 @built
 @needs_nm
-def test_the_library_shows_no_more_than_build_facts_uses():
-    shown = symbols(library._FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
-    assert set(shown) == {
+def test_the_library_exports_only_what_build_facts_uses():
+    exported = symbols(library._FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
+    assert set(exported) == {
         "vt::instruction_sets",
         "vt::instruction_set_count",
         "vt::chosen_instruction_set",
@@ -104,17 +104,17 @@ def test_the_library_shows_no_more_than_build_facts_uses():
 
 @needs_nm
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "avx512_bf16"])
-def test_nothing_of_one_instruction_set_can_stand_in_for_another(name):
-    """Of equal weak functions the linker keeps one, perhaps the one that this processor cannot run."""
+def test_instruction_sets_share_no_symbol(name):
+    """Of equal weak functions the linker keeps one, perhaps one that this processor cannot run."""
     path = OBJECTS / f"isa_{name}.o"
     if not path.exists():
         pytest.skip("not built in this source tree, or not for this processor")
     seen = set(symbols(path, "--defined-only", "--extern-only", "-C"))
-    assert seen - {"DW.ref.__gxx_personality_v0"} == {f"vt::kernels_{name}"}
+    assert seen - {"DW.ref.__gxx_personality_v0"} == {f"vt::{name}::kernels"}
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
-def test_what_always_runs_runs_anywhere():
+def test_code_outside_the_kernels_runs_on_any_processor():
     paths = [OBJECTS / f"{name}.o" for name in ("isa_baseline", "instruction_sets", "cpu_ops", "build_facts")]
     if not all(path.exists() for path in paths):
         pytest.skip("not built in this source tree")
@@ -151,7 +151,7 @@ def test_any_supported_instruction_set_can_be_chosen_and_computes_the_same(facts
 
 
 @built
-def test_calls_from_many_threads_do_not_meet():
+def test_calls_from_many_threads_are_independent():
     problems = [(torch.randn(2, 500, 16), torch.randn(3, 16)) for _ in range(8)]
 
     def solve(problem):
@@ -200,11 +200,11 @@ for use in (lambda: vt_fast.tokenize(x, x, backend="cpu"),
 
 
 @built
-def test_a_wrong_name_in_the_environment_is_explained(facts):
+def test_an_unknown_instruction_set_in_the_environment_is_an_error(facts):
     done = run(USE_WRONG_NAME, VT_FAST_CPU_ISA="pdp11")
     assert done.returncode == 0, done.stderr
     reason = (
-        "VT_FAST_CPU_ISA=pdp11 is none of the instruction sets that the kernels are compiled for, which are "
+        "VT_FAST_CPU_ISA=pdp11 names no instruction set that the kernels are compiled for ("
         + ", ".join(facts.compiled())
     )
     (report, *raised) = done.stdout.split("RAISED ")
@@ -219,7 +219,7 @@ def test_it_is_the_first_choice_on_a_cpu():
     from vt_fast.backends.contract import Tokenize
 
     x = torch.randn(2, 5, 8)
-    assert backends.choose(None, Tokenize(x, x, None, None, None, 1, False, "")) == "cpu"
+    assert backends.choose(None, Tokenize(x, x, None, None, None, 1, False)) == "cpu"
 
 
 def test_other_devices_are_refused():
@@ -229,7 +229,7 @@ def test_other_devices_are_refused():
     from vt_fast.backends.contract import Tokenize
 
     def refusal(x):
-        return cpu.refuses(Tokenize(x, x, None, None, None, 1, False, ""))
+        return cpu.refuses(Tokenize(x, x, None, None, None, 1, False))
 
     elsewhere = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
     assert refusal(elsewhere) == "the tensors are on cuda:0; this backend is for the CPU"
@@ -237,11 +237,11 @@ def test_other_devices_are_refused():
     assert refusal(torch.zeros(1, 1, 1, device="meta")) is None
 
 
-def test_missing_libraries_are_explained(tmp_path):
+def test_a_missing_library_is_explained(tmp_path):
     assert library.load(tmp_path) == "the kernels are not built; run `make native` in vt_fast's source tree"
     record = tmp_path / library._RECORD
-    record.write_text(json.dumps({"reason": "no compiler; buy one"}))
-    assert library.load(tmp_path) == "the kernels are not built: no compiler; buy one"
+    record.write_text(json.dumps({"reason": "no compiler; install one"}))
+    assert library.load(tmp_path) == "the kernels are not built: no compiler; install one"
     record.write_text(json.dumps({"compiler": "GCC 12", "torch": "2.99.0", "oldest_torch": "2.98"}))
     assert "libvt_fast_cpu.so is missing" in library.load(tmp_path)
     record.write_text("{")
@@ -259,7 +259,7 @@ def test_a_library_that_does_not_load_is_explained_by_what_it_was_built_for(tmp_
     assert "pip install --no-build-isolation" in reason
 
 
-def test_info_says_what_is_known_of_the_library(monkeypatch, tmp_path):
+def test_info_reports_on_the_library(monkeypatch, tmp_path):
     if not_built is None:
         shown = library.facts()
         assert {"library", "compiled for", "supported", "runs", "compiler", "built with", "threads"} == set(

@@ -1,4 +1,4 @@
-"""What the build leaves here.
+"""The build's output: libvt_fast_cpu.so, build_facts and build.json.
 
-That is libvt_fast_cpu.so, build_facts and build.json; or, without kernels, build.json alone with the reason.
+Without kernels only build.json, which has the reason.
 """

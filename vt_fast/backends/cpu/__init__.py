@@ -1,8 +1,7 @@
-"""Backend ``"cpu"``: compiled kernels for CPUs, from csrc/, for whatever instruction set the machine has.
+"""Backend ``"cpu"``: C++ kernels from csrc/, compiled for several instruction sets and chosen at run time.
 
-One pass over the map forward and one backward, on torch's threads, in memory that torch accounts for.
-Sums and statistics are in float32 (float64 for float64). The result does not depend on the number of
-threads.
+One pass over the map forward and one backward, with torch's threads and memory. Sums and statistics are in
+float32 (float64 for float64). Results do not depend on the number of threads.
 """
 
 from vt_fast.backends.contract import Call
@@ -30,9 +29,9 @@ __all__ = [
 
 
 def refuses(call: Call) -> str | None:
-    """Another device, or another dtype; any shape and any strides will do."""
+    """Another device or another dtype. Any shape and any strides are supported."""
     x = call.x
-    # Nothing is computed for meta tensors, so that any backend will do for them.
+    # Nothing is computed for meta tensors, so any backend supports them.
     if x.device.type not in ("cpu", "meta"):
         return f"the tensors are on {x.device}; this backend is for the CPU"
     if x.dtype not in FLOATING:

@@ -1,7 +1,7 @@
-"""The backend's functions: each allocates its results and hands all addresses to one kernel.
+"""The backend's functions: each allocates its results and calls one kernel.
 
-The kernels are reached as torch.ops.vt_fast_cpu.*, which csrc/torch/cpu_ops.cpp registers. They take
-operands in x's dtype with any strides, and what the forward saved dense in the compute dtype.
+The kernels are torch.ops.vt_fast_cpu.*, which csrc/torch/cpu_ops.cpp registers. They take operands in x's dtype
+with any strides, biases in x's dtype or the compute dtype, and what the forward saved dense in the compute dtype.
 """
 
 from __future__ import annotations
@@ -134,5 +134,5 @@ def _gradient(operand: Tensor | None, needed: bool, dtype: torch.dtype) -> Tenso
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
-    # Tensor.to costs half a microsecond even where it changes nothing.
+    # Tensor.to takes half a microsecond even if it changes nothing.
     return value if value.dtype == dtype else value.to(dtype)

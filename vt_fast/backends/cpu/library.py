@@ -1,4 +1,4 @@
-"""The compiled library: loaded once, and if it cannot be, the reason, with what to do about it."""
+"""Loads the compiled library once; if that fails, says why and what to do about it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,14 @@ def unavailable() -> str | None:
     try:
         _build_facts().chosen()
     except ImportError:
-        return None  # built for another Python, but the kernels do not depend on it
+        return None  # build_facts was built for another Python; the kernels do not depend on Python
     except RuntimeError as error:
         return str(error)
     return None
 
 
 def load(folder: Path) -> str | None:
-    """Load the library in ``folder``, or say why that cannot be done.
-
-    The libraries and the record are what native_build/command.py leaves there.
-    """
+    """Load the library in ``folder``, where native_build/command.py puts it, or return why that failed."""
     record = _record(folder)
     if "reason" in record:
         return f"the kernels are not built: {record['reason']}"
@@ -48,7 +45,7 @@ def load(folder: Path) -> str | None:
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        cause = error.__cause__ or error  # newer versions of torch keep the loader's message there
+        cause = error.__cause__ or error  # newer versions of torch have the loader's message there
         built = {"torch": "?", "oldest_torch": "?", "compiler": "an unknown compiler"} | record
         return (
             f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']}, "
@@ -59,10 +56,10 @@ def load(folder: Path) -> str | None:
 
 
 def facts() -> dict[str, str]:
-    """What the library says about itself, by name; one line with the reason where it is not loaded.
+    """Facts about the library, by name; if it is not loaded, only the reason.
 
     Raises:
-        ImportError: it is loaded, but the module that speaks for it does not fit this Python.
+        ImportError: it is loaded, but its module build_facts was built for another Python.
     """
     reason = load(_FOLDER)
     if reason is not None:
@@ -84,7 +81,7 @@ def facts() -> dict[str, str]:
 
 
 def _record(folder: Path) -> dict[str, str]:
-    """What the build wrote down, or nothing if there was none."""
+    """The record of the build, or {} if there is none."""
     try:
         found = json.loads((folder / _RECORD).read_text())
     except (OSError, ValueError):
