@@ -203,9 +203,8 @@ for use in (lambda: vt_fast.tokenize(x, x, backend="cpu"),
 def test_an_unknown_instruction_set_in_the_environment_is_an_error(facts):
     done = run(USE_WRONG_NAME, VT_FAST_CPU_ISA="pdp11")
     assert done.returncode == 0, done.stderr
-    reason = (
-        "VT_FAST_CPU_ISA=pdp11 names no instruction set that the kernels are compiled for ("
-        + ", ".join(facts.compiled())
+    reason = "VT_FAST_CPU_ISA=pdp11 names no instruction set that the kernels are compiled for (" + ", ".join(
+        facts.compiled()
     )
     (report, *raised) = done.stdout.split("RAISED ")
     assert f"cpu no: {reason}" in " ".join(report.split())

@@ -90,7 +90,12 @@ def test_no_ninja_and_no_pybind11(toolchain, monkeypatch, package):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
 def test_no_headers_of_python(toolchain, monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda name: str(tmp_path))
+    real = toolchain.sysconfig.get_path
+    monkeypatch.setattr(
+        toolchain.sysconfig,
+        "get_path",
+        lambda name, *args, **kwargs: str(tmp_path) if name == "include" else real(name, *args, **kwargs),
+    )
     text = refusal(toolchain)
     assert text.startswith(f"Python's own headers are not in {tmp_path}; install them")
 

@@ -1,4 +1,4 @@
-"""Every test here is about the backend "cpu", on every instruction set that can run on this machine."""
+"""Tests of the backend "cpu", on every instruction set that this machine supports."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Problems and comparisons are those of the ops' own tests.
+# Problems and comparisons are those of the ops' tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
 
 import problems
@@ -16,7 +16,7 @@ from vt_fast.backends import cpu
 
 @pytest.fixture(autouse=True)
 def cpu_backend(monkeypatch):
-    """Public functions run the kernels; the instruction set and the threads are the same again afterwards."""
+    """Public functions run the kernels; the instruction set and the number of threads are restored afterwards."""
     reason = cpu.unavailable()
     if reason is not None:
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""Random calls: shapes, strides, options, dtypes, threads, instruction sets, and which gradients."""
+"""Random calls: shapes, strides, options, dtypes, threads, instruction sets and needed gradients."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from instruction_sets import supported
 from problems import Problem, make
 
-# Mostly small, but also some pixels more or less than a tile or a chunk has.
+# Mostly small, but also around the pixels of a tile or a chunk.
 SMALL = st.integers(1, 4)
 COUNTS = st.one_of(SMALL, st.integers(5, 35))
 HEIGHTS = st.one_of(SMALL, st.integers(5, 20))
 WIDTHS = st.one_of(SMALL, st.integers(5, 20))
-MOST = 60_000  # numbers in a map times tokens
+MOST = 60_000  # elements of a map times tokens
 
 
 @dataclass
 class Layout:
-    """How a tensor lies in memory: the order of its dimensions, the gaps in each, and which are expanded."""
+    """A tensor's memory layout: the order of its dimensions, the gaps in each, and which are expanded."""
 
     order: tuple[int, ...]
     gaps: tuple[int, ...]
@@ -30,7 +30,7 @@ class Layout:
     offset: int
 
     def place(self, value: torch.Tensor) -> torch.Tensor:
-        """The same values (of an expanded dimension, the first one's) so laid out, in memory full of NaN."""
+        """The values in this layout, in memory full of NaN; expanded dimensions repeat their first entry."""
         strides, step = [0] * value.dim(), 1
         for dim, gap in zip(reversed(self.order), self.gaps, strict=True):
             if not self.expanded[dim]:
@@ -49,7 +49,7 @@ class Layout:
 
 @dataclass
 class Case:
-    """A call, all of it."""
+    """A call: its operands, its options and how it runs."""
 
     op: str
     options: tuple[str, ...]
@@ -57,6 +57,7 @@ class Case:
     flat: bool
     seed: int
     dtype: torch.dtype
+    bias_dtype: torch.dtype
     instruction_set: str
     threads: int
     differentiated: list[str]
@@ -65,12 +66,12 @@ class Case:
     layouts: dict[str, Layout] = field(default_factory=dict)
 
     def problem(self) -> Problem:
-        """Its operands in float64, of values that the dtype has, in their layouts."""
+        """Its operands in float64, rounded to their dtypes, in their layouts."""
         torch.manual_seed(self.seed)
         problem = make(self.op, self.options, "bnc" if self.flat else "nchw", **self.sizes)
         for name, value in problem.operands.items():
             if value.is_floating_point():
-                value = value.to(self.dtype).double()
+                value = value.to(self.bias_dtype if name.endswith("_bias") else self.dtype).double()
             problem.operands[name] = self.layouts[name].place(value)
         if self.junk is not None:
             name, place, number = self.junk
@@ -81,7 +82,7 @@ class Case:
 
 
 def options_of(draw: Any, op: str) -> tuple[str, ...]:
-    """Any options that go together."""
+    """Any compatible options."""
     options = draw(st.sets(st.sampled_from(OPTIONAL[op])))
     if EXCLUSIVE[op][0] in options:
         options.discard(EXCLUSIVE[op][1])
@@ -91,7 +92,7 @@ def options_of(draw: Any, op: str) -> tuple[str, ...]:
 
 
 def any_layout(choose: random.Random, dims: int) -> Layout:
-    """Often dense, else any order, gaps, and now and then a dimension of stride 0."""
+    """Often dense, otherwise any order and gaps, and sometimes a dimension of stride 0."""
     if choose.random() < 0.3:
         return Layout(tuple(range(dims)), (1,) * dims, (False,) * dims, 0)
     order = tuple(choose.sample(range(dims), dims))
@@ -124,6 +125,7 @@ def cases(draw: Any, op: str, dtype: torch.dtype) -> Case:
         flat=draw(st.booleans()),
         seed=seed,
         dtype=dtype,
+        bias_dtype=draw(st.sampled_from([dtype, torch.promote_types(dtype, torch.float32)])),
         instruction_set=draw(st.sampled_from(supported())),
         threads=draw(st.sampled_from([1, 2, 3])),
         differentiated=[],

@@ -1,4 +1,4 @@
-"""Calls of the raw kernels, whose results lie in guarded memory and whose operands are watched."""
+"""Calls of the raw kernels that check memory: results are surrounded by guards, operands must not change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-MARGIN = 1024  # guarded elements in front and behind
-BYTE = 0xA5  # what they hold; as numbers of any type: small and finite
+MARGIN = 1024  # guard elements before and after a result
+BYTE = 0xA5  # their bytes, a small finite number in any dtype
 
 
 class GuardedOps:
-    """Stands in for torch.ops.vt_fast_cpu. Raises AssertionError where a kernel writes out of its results.
+    """Replaces torch.ops.vt_fast_cpu. Raises AssertionError if a kernel writes outside its results.
 
-    ``holes``: elements of a result's innermost run are that many apart, and what lies between is guarded.
-    Only maps may have holes; all else is dense. ``shift``: how many elements each result lies off its
-    memory's alignment.
+    ``holes``: neighbouring elements of a map are that many elements apart, with guards between them; other
+    results are always dense. ``shift``: the offset of each result from an aligned address, in elements.
     """
 
     def __init__(self, ops: Any, holes: int = 1, shift: int = 0) -> None:
@@ -51,14 +50,14 @@ class GuardedOps:
 
 
 class _Overload:
-    """What torch calls an op's only overload."""
+    """Replaces an op's overload packet."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.default = function
 
 
 def bytes_of(value: torch.Tensor) -> torch.Tensor:
-    """All of the memory that a tensor is part of."""
+    """The whole storage of a tensor."""
     storage = value.untyped_storage()
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
 
@@ -72,7 +71,7 @@ def _pattern(value: torch.Tensor) -> int:
 
 
 def _guarded(like: torch.Tensor, holes: int, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory full of the pattern, and a view in it that holds NaN and has ``like``'s order of dimensions."""
+    """Memory full of the pattern, and a view of NaN in it with ``like``'s order of dimensions."""
     strides = [stride * holes for stride in like.stride()]
     extent = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, strides, strict=True))
     memory = torch.full((extent + 2 * MARGIN + shift,), 0, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""Walking through the instruction sets that the kernels are compiled for and this machine supports."""
+"""The instruction sets that the kernels are compiled for and this machine supports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vt_fast.backends import cpu
 
 
 def supported() -> list[str]:
-    """Their names, the plainest first; none where the kernels are not built."""
+    """Their names, the baseline first; none if the kernels are not built."""
     if cpu.unavailable() is not None:
         return []
     try:
@@ -21,12 +21,12 @@ def supported() -> list[str]:
 
 
 def choose(name: str | None) -> None:
-    """Let the kernels run on this one from now on; None: the best."""
+    """Run the kernels on this one from now on; None: on the best."""
     assert _facts().choose(name), name
 
 
 def each() -> Iterator[str]:
-    """Choose one after the other, then the best again."""
+    """Choose each in turn, then the best again."""
     try:
         for name in supported():
             choose(name)
@@ -36,7 +36,7 @@ def each() -> Iterator[str]:
 
 
 def on_each(function: Callable[..., None]) -> Callable[..., None]:
-    """A check that is made on each, and says on which one it failed."""
+    """Runs a check on each, and names the one on which it failed."""
 
     @functools.wraps(function)
     def checks(*args: Any, **kwargs: Any) -> None:

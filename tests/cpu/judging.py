@@ -1,4 +1,4 @@
-"""The kernels' results and gradients for a problem, judged by plain PyTorch in float64."""
+"""Compares the kernels' results and gradients for a problem with plain PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def short(dtype: torch.dtype) -> str:
-    """For the names of tests."""
+    """A dtype in the names of tests."""
     return str(dtype).removeprefix("torch.")
 
 
 def round_operands(problem: Problem, dtype: torch.dtype) -> None:
-    """Round the operands to ``dtype`` in place: then the truth is that of what the kernels are given."""
+    """Round the operands to ``dtype`` in place, so that the exact result is that of the kernels' operands."""
     for name, value in problem.operands.items():
         if value.dtype != torch.bool:
             problem.operands[name] = value.to(dtype).double()
@@ -42,12 +42,12 @@ def check(problem: Problem, dtype: torch.dtype) -> None:
 def plain_solution(
     problem: Problem, dtype: torch.dtype, exact: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What plain PyTorch makes of the problem in ``dtype``: of two ways to do so, the less accurate result.
+    """The problem in ``dtype`` by plain PyTorch: the less accurate of two ways.
 
-    Autograd through the definitions is one. The other is the backend "torch", which has the kernels'
-    formulas: where these are differences of nearly equal numbers, such as in a softmax over one pixel,
-    autograd may be exact by chance. And what has gone through several roundings to 16 bits is off by one
-    at least; where a result has few numbers, an error below that is chance too.
+    One is autograd through the definitions. The other is the backend "torch", which has the kernels' formulas:
+    where these are differences of nearly equal numbers, as in a softmax over one pixel, autograd may be exact by
+    chance. A result of several roundings to 16 bits may have the error of one at least: with few numbers, a
+    smaller error is chance too.
     """
     plain = problem.solve(dtype, plain=True)
     with mock.patch.object(problems, "BACKEND", "torch"):
@@ -68,7 +68,7 @@ def compare(
     plain: dict[str, torch.Tensor],
     dtype: torch.dtype,
 ) -> None:
-    """Raise unless each result and gradient in ``found`` is as accurate as that in ``plain``."""
+    """Raise unless each result and gradient in ``found`` is about as accurate as in ``plain``."""
     assert list(found) == list(exact)
     lse = finite_size(exact[problem.lse]) if problem.lse else 0.0
     terms = summed_terms(problem)
@@ -82,7 +82,7 @@ def compare(
 
 
 def close_in_float64(value: torch.Tensor, exact: torch.Tensor, name: str) -> None:
-    """1e-10 of the largest value, and NaN and infinity where expected."""
+    """Raise unless errors are below 1e-10 of the largest value, and NaN and infinity are where expected."""
     tolerance = 1e-10 * max(1.0, finite_size(exact))
     torch.testing.assert_close(
         value, exact, rtol=0, atol=tolerance, equal_nan=True, msg=lambda text: f"{name}: {text}"
@@ -95,7 +95,7 @@ def finite_size(value: torch.Tensor) -> float:
 
 
 def summed_terms(problem: Problem) -> int:
-    """Terms of the sums that one value goes through: channels, tokens, and all pixels of the batch."""
+    """Terms of the sums behind one value: channels, tokens, and all pixels of the batch."""
     x = problem.operands["x"]
     channels = x.shape[2] if x.dim() == 3 else x.shape[1]
     rows = sum(problem.operands[name].shape[-2] for name in ("keys", "queries") if name in problem.operands)

@@ -52,7 +52,7 @@ def with_biases_near_1000(op, in_float32, layout, dtype, dense):
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "strided"])
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
-@pytest.mark.parametrize(("op", "in_float32"), CASES)
+@pytest.mark.parametrize(("op", "in_float32"), CASES, ids=["-".join((op, *names)) for op, names in CASES])
 def test_a_bias_in_float32_is_not_rounded(op, in_float32, dtype, layout, dense):
     problem = with_biases_near_1000(op, in_float32, layout, dtype, dense)
     exact = problem.solve(plain=True)

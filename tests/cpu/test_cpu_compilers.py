@@ -1,6 +1,6 @@
-"""The kernels compile with clang too, and for another processor: `make compilers` brings the compiler.
+"""The kernels compile with clang, for x86-64 and for ARM.
 
-That is the one of the package ziglang, which compiles for any processor on any machine.
+`make compilers` installs the compiler, that of the package ziglang, and runs this.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ninja") is None, reason="ninja is not installed"),
 ]
 
-# machine -> its target, the flag for the plainest of its kind, and the instruction sets
+# machine -> the compiler's target, the flag for the baseline processor, and the instruction sets
 TARGETS = {
     "x86_64": ("x86_64-linux-gnu", "-march=x86_64", ["baseline", "avx2", "avx512", "avx512_bf16"]),
     "aarch64": ("aarch64-linux-gnu", "-mcpu=generic", ["baseline"]),
@@ -33,14 +33,14 @@ def test_kernels_compile_with_clang_without_a_warning(machine, tmp_path, monkeyp
 
     from native_build import rules, toolchain
 
-    target, plainest, instruction_sets = TARGETS[machine]
+    target, baseline, instruction_sets = TARGETS[machine]
     tools = toolchain.Toolchain(
         compiler=[sys.executable, "-m", "ziglang", "c++", "-target", target, "-Werror"],
         compiler_name="clang",
         machine=machine,
-        plainest=[plainest],
+        baseline=[baseline],
         ninja="",
-        torch_version="",  # kernels know neither torch nor Python
+        torch_version="",  # kernels include neither torch nor Python
         torch_include=Path("none"),
         torch_lib=Path("none"),
         python_include=Path("none"),

@@ -1,4 +1,4 @@
-"""Far-off values, and maps of a size or with strides that 32 bits do not count."""
+"""Large values, and sizes and strides beyond 32 bits."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LARGE = 1 << 31
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("op", OPS)
 def test_a_map_far_from_zero(op, dtype, layout):
-    # Many tokens: here each one's error is a single number, and the largest of few is chance.
+    # Many tokens: each token has one error here, and the largest of a few errors is chance.
     problem = make(op, ("shared",), layout, channels=34, height=12, width=25, tokens=33, queries=33)
     problem.operands["x"] = problem.operands["x"] + 100
     for name in {"queries", "keys"} & set(problem.operands):
@@ -54,7 +54,7 @@ def test_a_constant_map_gives_that_constant(pixels, dtype, layout):
     x = x if layout == "bnc" else x.transpose(1, 2)[..., None].contiguous()
     for name in each():
         tokens = vt_fast.tokenize(x, torch.randn(9, 35).to(dtype), backend="cpu")
-        # All weights and all terms are the same, so that roundings go one way: those of a tile's sum.
+        # All terms are equal, so the roundings of a tile's sum have one sign.
         allowed = torch.finfo(dtype).eps / 2 + min(pixels, 256) * torch.finfo(torch.float32).eps / 2
         assert ((tokens - pixel).abs() <= allowed * pixel.abs()).all(), name
 
@@ -75,7 +75,7 @@ def test_a_million_pixels(dtype, layout):
         return [tokens, lse, *torch.autograd.grad(tokens, leaves, arriving.to(kind))]
 
     expected = solve(torch.float64, reference.tokenize)
-    # sums of so many terms in one type, in an order that adds up blocks
+    # the roundings of long sums, which are added block by block
     eps = torch.finfo(dtype).eps + 100 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
     for name in each():
         for found, exact in zip(solve(dtype, vt_fast.tokenize, backend="cpu"), expected, strict=True):
@@ -91,11 +91,11 @@ def test_wide_maps_and_many_tokens(op, layout, dtype):
 
 @pytest.fixture
 def untouched_memory(cpu_backend):
-    """Gigabytes of which only what is used becomes real: filling them with NaN would touch it all."""
+    """Lets tests allocate gigabytes and use only some pages: filling them with NaN would touch all."""
     torch.use_deterministic_algorithms(False)
 
 
-# which of (batch, pixel, channel) lie more than 2^31 elements apart
+# the dimension whose stride is more than 2^31 elements
 @pytest.mark.slow
 @pytest.mark.parametrize("far", ["samples", "pixels", "channels"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
@@ -134,7 +134,7 @@ def test_strides_beyond_32_bits(far, dtype, untouched_memory):
 
 @pytest.mark.slow
 def test_more_pixels_than_32_bits_count():
-    """An expanded map, of one pixel in memory."""
+    """An expanded map with one pixel in memory."""
     pixel = torch.full((1, 1, 1), 0.75)
     count = LARGE + 100
     tokens, lse = torch.empty(1, 1, 1), torch.empty(1, 1)

@@ -1,4 +1,4 @@
-"""Random calls of any kind against plain PyTorch in float64: `make fuzz` makes more of them."""
+"""Random calls against plain PyTorch in float64; `make fuzz` runs more of them."""
 
 import os
 
@@ -9,16 +9,17 @@ from fuzzing import cases
 from hypothesis import HealthCheck, given, seed, settings
 from instruction_sets import choose
 from judging import DTYPES, finite_size, short
-from problems import OPS, rounded
+from problems import OPS
 from test_cpu_nonfinite import kinds
 
-# How many for each op and dtype; unset: a few, and the same in each run.
+# The number of calls for each test; unset: a few, the same in each run.
 EXAMPLES = int(os.environ.get("VT_FAST_FUZZ", "0"))
 
 
 def solve(case, problem, dtype, backend):
-    """Results and the wanted gradients by name; ``backend`` None: of the reference."""
-    operands = {name: rounded(value, dtype).detach() for name, value in problem.operands.items()}
+    """Results and needed gradients by name; ``backend`` None: the reference's."""
+    leaves = problem.leaves(dtype, case.bias_dtype if dtype == case.dtype else None)
+    operands = {name: leaf.detach() for name, leaf in leaves.items()}
     for name in case.differentiated:
         operands[name].requires_grad_()
     problems.BACKEND = backend
@@ -26,7 +27,7 @@ def solve(case, problem, dtype, backend):
     generator = torch.Generator().manual_seed(case.seed)
     arriving = [torch.randint(-4, 5, result.shape, generator=generator) / 4 for result in results]
     answer = {f"result {index}": result.detach() for index, result in enumerate(results)}
-    # A result that does not depend on what is differentiated: only the reference's autograd may know.
+    # The reference's results may not depend on a differentiated operand.
     used = [index for index in case.used if results[index].requires_grad]
     leaves = [operands[name] for name in case.differentiated]
     grads = [torch.zeros_like(leaf) for leaf in leaves]
@@ -43,7 +44,7 @@ def solve(case, problem, dtype, backend):
 
 
 def largest(problem):
-    """Of what the sums of a backward are made: the product of all operands' sizes, and the channels."""
+    """A bound for the terms of a backward's sums: the product of all operands' largest values, times channels."""
     size = 1.0
     for value in problem.operands.values():
         if value.is_floating_point():
@@ -52,7 +53,7 @@ def largest(problem):
 
 
 def check_values(case, problem, found, exact):
-    """Errors of some roundings of the result, of the operands, and of the terms of a backward's sums."""
+    """Allow a few roundings of the result, of the operands, and of the terms of a backward's sums."""
     eps = torch.finfo(case.dtype).eps
     generator = torch.Generator().manual_seed(case.seed)
     changed = problems.Problem(problem.op, dict(problem.operands), problem.options)
@@ -83,7 +84,7 @@ def check(case):
         ways += [solve(case, problem, torch.float64, "torch"), solve(case, problem, case.dtype, "torch")]
     for name, value in found.items():
         if name == "dextra_values" and case.junk is not None:
-            continue  # a sum over samples, in one of which it may be as one says, in another as the other
+            continue  # a sum over samples, each of which may agree with another one of the ways
         allowed = ways[:1] if name.startswith("result") else ways
         same = torch.stack([kinds(value) == kinds(way[name]) for way in allowed]).any(0)
         assert same.all(), f"{name}: NaN or infinity elsewhere"

@@ -1,4 +1,4 @@
-"""The kernels write their results and nothing else, and whole results, wherever those lie in memory."""
+"""The kernels write all of their results and nothing else, at any address and with any strides."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 
 
 def check_guards(problem, dtype, monkeypatch, **placing):
-    """The same results and gradients as from results in memory of their own, without a guard touched."""
+    """Raise unless guarded results are those of unguarded memory, and no guard was overwritten."""
     ops = torch.ops.vt_fast_cpu
     for name in each():
         expected = problem.solve(dtype)
@@ -78,7 +78,7 @@ def test_sizes(op, layout, size, tokens, monkeypatch):
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("op", ["project", "project_tokenize"])
 def test_maps_too_large_for_the_caches(op, shift, layout, dtype, monkeypatch):
-    """They are written past the caches, which wants aligned memory."""
+    """They are stored past the caches, which needs aligned memory."""
     pixels = (16 << 20) // (64 * dtype.itemsize)
     problem = make(op, ("shared",), layout, batch=1, channels=64, height=64, width=pixels // 64)
     problem.operands = {name: value.to(dtype) for name, value in problem.operands.items()}
@@ -96,7 +96,7 @@ def test_maps_too_large_for_the_caches(op, shift, layout, dtype, monkeypatch):
     assert guarded.calls > 1
 
 
-def test_a_guard_that_is_touched_is_noticed():
+def test_an_overwritten_guard_is_noticed():
     class Clumsy:
         class tokenize:
             class default:

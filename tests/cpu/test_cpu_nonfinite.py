@@ -1,4 +1,4 @@
-"""NaN and infinity in any operand come out where plain PyTorch has them, whatever vector they are part of."""
+"""NaN and infinity in operands appear in the same results as with plain PyTorch, from any vector lane."""
 
 import problems
 import pytest
@@ -9,12 +9,12 @@ from problems import OPS, OPTIONS, make, rounded
 
 CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 JUNK = [torch.nan, torch.inf, -torch.inf]
-# where in a tensor, as a fraction of its elements: also in the last vector's last lane
+# positions in a tensor, as a fraction of its elements; 1.0 is the last lane of the last vector
 PLACES = [0.0, 0.13, 0.61, 1.0]
 
 
 def kinds(value):
-    """Which elements are NaN, infinite or -infinite."""
+    """Which elements are NaN, inf or -inf."""
     return value.isnan() * 3 + (value == torch.inf) * 1 + (value == -torch.inf) * 2
 
 
@@ -32,8 +32,8 @@ def poisoned(problem, name, place, junk):
 def check(solve, what):
     """Compare ``solve(dtype, plain)`` of the kernels with that of plain PyTorch.
 
-    Results are what the reference says. So is each number of a gradient, or what the backend "torch" says:
-    its formulas are those of the kernels, and 0 times infinity may stand in another place in them.
+    Results must agree with the reference. Each number of a gradient must agree with the reference or with the
+    backend "torch", which has the kernels' formulas: 0 times infinity may appear elsewhere in them.
     """
     for dtype in DTYPES:
         problems.BACKEND = "torch"
@@ -71,7 +71,7 @@ def test_in_an_operand(op, options, layout, monkeypatch):
     ("op", "options"), [case for case in CASES if case[0] != "project" or "token_bias" in str(case[1])]
 )
 def test_what_is_masked_or_removed_does_not_matter(op, options, layout, monkeypatch):
-    """Bits of junk in all that is not to be looked at, in every dtype: nothing non-finite comes out."""
+    """NaN and infinity wherever operands must not be read, in every dtype: all results are finite."""
     monkeypatch.setattr(problems, "BACKEND", "cpu")
     problem = several_chunks(op, options, layout)
     operands = problem.operands
@@ -150,7 +150,7 @@ def test_nan_in_any_lane_of_any_chunk_reaches_lse(layout, lane, monkeypatch):
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("places", [(3, 4), (4, 3), (3, 299), (299, 3), (20, 150), (150, 20)])
 def test_nan_beside_an_infinite_logit_is_not_lost(layout, places):
-    """The lse of an infinite logit is infinite, but not if there is NaN too, in the same chunk or not."""
+    """The lse of an infinite logit is infinite, but NaN if there is a NaN too, in the same chunk or another."""
     problem = several_chunks("tokenize", ("pixel_bias",), layout)
     weights = problem.operands["pixel_bias"]
     weights[0, places[0]], weights[:, places[1]] = torch.nan, torch.inf

@@ -1,4 +1,4 @@
-"""What a line-by-line review of the CPU kernels found."""
+"""Regressions: errors that a review of the CPU kernels found."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def instruction_set(request):
 
 
 def every_float16():
-    """All of them but NaN and infinity, as a map of 33 channels: whole vectors and a tail."""
+    """All finite float16 numbers, as a map of 33 channels: whole vectors and a tail."""
     values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     values = values[values.isfinite()]
     return torch.cat([values, values.new_zeros(-len(values) % 33)]).view(1, -1, 33)
@@ -39,7 +39,7 @@ def test_float16_is_read_exactly_even_where_subnormal_floats_are_flushed(instruc
 
 
 @pytest.mark.parametrize("columns", [1, 128, 129, 300])
-def test_the_gradient_of_a_wide_position_table(instruction_set, columns):
+def test_the_gradient_of_wide_extra_values(instruction_set, columns):
     torch.manual_seed(0)
     x, queries, mask = torch.randn(3, 70, 8), torch.randn(5, 8), torch.rand(3, 70) < 0.7
     grads = []
@@ -55,7 +55,7 @@ def test_the_gradient_of_a_wide_position_table(instruction_set, columns):
 
 @pytest.mark.parametrize("layout", ["channels innermost", "pixels innermost"])
 def test_the_backward_finds_the_scores_of_the_forward(instruction_set, layout):
-    """Pixels with a large mean: a score rounded otherwise no longer fits its log-sum-exp."""
+    """Pixels with a large mean: a score that is rounded differently does not fit its log-sum-exp."""
     torch.manual_seed(0)
     x, queries = torch.randn(2, 400, 512) + 50, torch.randn(16, 512) * 0.1 + 1
     if layout == "pixels innermost":

@@ -1,4 +1,4 @@
-"""`make sanitize` would notice: the sanitizers see what the kernels do to memory."""
+"""Under `make sanitize`, the sanitizers notice an out-of-bounds write of a kernel."""
 
 import os
 import subprocess

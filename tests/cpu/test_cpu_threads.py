@@ -1,4 +1,4 @@
-"""The same bits on any number of threads and from run to run, in results and in all gradients."""
+"""Results and gradients have the same bits with any number of threads and in every run."""
 
 import pytest
 import torch
@@ -22,14 +22,14 @@ def check(problem, dtype):
                 assert same, f"{key} with {threads} threads on {name}"
 
 
-# (batch, height, width): several chunks of one sample, of several, whole samples, several samples of a unit
+# (batch, height, width): chunks of one sample, chunks of several samples, one sample a unit, several a unit
 @pytest.mark.parametrize("shape", [(1, 25, 33), (2, 20, 21), (9, 9, 11), (70, 3, 4)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize(("op", "options"), CASES)
 def test_threads_do_not_matter(op, options, dtype, shape):
     batch, height, width = shape
     layout = ("bnc", "nchw")[(batch + len(options)) % 2]
-    # enough work that the kernels share it
+    # enough work for several threads
     channels = 66 if "num_heads" in options else 67
     check(make(op, options, layout, batch=batch, channels=channels, height=height, width=width), dtype)
 

@@ -1,4 +1,4 @@
-"""Every op, option, layout and dtype on every instruction set, in sizes around those that kernels cut by."""
+"""Every op, option, layout and dtype on every instruction set, in sizes around those of the kernels' blocks."""
 
 import random
 
@@ -14,7 +14,7 @@ TOKENS = [1, 7, 8, 9, 16, 17, 33, 64, 130]
 CHANNELS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 130, 257]
 SIZES = {1: (1, 1), 7: (1, 7), 31: (31, 1), 33: (3, 11), 196: (14, 14), 300: (12, 25), 1000: (8, 125)}
 BATCHES = [1, 2, 9, 70]
-# what the reference is given time for: products of a call
+# multiplications of a call, which bounds the reference's time
 MOST_WORK = 4_000_000
 
 
@@ -34,14 +34,14 @@ def test_layouts(op, layout, dtype):
 
 
 def dealt(values, count, choose):
-    """``count`` values in random order, each about as often as any other."""
+    """``count`` values in random order, each about equally often."""
     values = [values[index % len(values)] for index in range(count)]
     choose.shuffle(values)
     return values
 
 
 def size_cases(op, count=44):
-    """Each count of tokens, channels, pixels and samples several times, beside others by chance."""
+    """Each number of tokens, channels, pixels and samples several times, in random combinations."""
     choose = random.Random(op)
     columns = [
         dealt(values, count, choose)
@@ -52,7 +52,7 @@ def size_cases(op, count=44):
         if "num_heads" in options and channels % 2:
             options = ("shared",)
         work = max(tokens, queries) * channels
-        # the batch gives way first, then the pixels
+        # reduce the batch first, then the pixels
         batch = max([b for b in BATCHES if b <= batch and b * pixels * work <= MOST_WORK], default=1)
         pixels = max([n for n in SIZES if n <= pixels and batch * n * work <= MOST_WORK], default=7)
         cases.append((options, layout, batch, tokens, queries, channels, pixels))
