@@ -1,4 +1,4 @@
-"""The setuptools commands: `build_ext` builds the kernels or records why not; `bdist_wheel` names the wheel."""
+"""The setuptools commands: `build_ext` builds the kernels or records why not, `bdist_wheel` names wheels."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 # csrc/torch/cpu_ops.cpp is written for its stable ABI.
 OLDEST_TORCH = (2, 11)
-# Flags for the baseline processor of an architecture. Spellings differ between compilers. Without such a flag some
+# Flags for the baseline processor of an architecture, as different compilers spell them. Without one, some
 # compile for the processor that they run on: `zig c++` does, and so does the GCC of some distributions.
 _BASELINE = {"x86_64": ("-march=x86-64", "-march=x86_64"), "aarch64": ("-mcpu=generic",)}
 

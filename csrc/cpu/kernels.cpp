@@ -1,9 +1,7 @@
 // The entry points, compiled once for each instruction set.
-#include "project_backward.h"
+#include "project.h"
 #include "project_tokenize.h"
-#include "project_tokenize_backward.h"
 #include "tokenize.h"
-#include "tokenize_backward.h"
 
 namespace vt::VT_NAMESPACE {
 namespace {

@@ -16,7 +16,7 @@ from vt_fast.backends import cpu
 
 @pytest.fixture(autouse=True)
 def cpu_backend(monkeypatch):
-    """Public functions run the kernels; the instruction set and the number of threads are restored afterwards."""
+    """Public functions run the kernels; the instruction set and the threads are restored afterwards."""
     reason = cpu.unavailable()
     if reason is not None:
         pytest.skip(reason)

@@ -44,10 +44,10 @@ def plain_solution(
 ) -> dict[str, torch.Tensor]:
     """The problem in ``dtype`` by plain PyTorch: the less accurate of two ways.
 
-    One is autograd through the definitions. The other is the backend "torch", which has the kernels' formulas:
-    where these are differences of nearly equal numbers, as in a softmax over one pixel, autograd may be exact by
-    chance. A result of several roundings to 16 bits may have the error of one at least: with few numbers, a
-    smaller error is chance too.
+    One is autograd through the definitions. The other is the backend "torch", which has the kernels'
+    formulas: where these are differences of nearly equal numbers, as in a softmax over one pixel, autograd
+    may be exact by chance. A result of several roundings to 16 bits may have the error of one at least: with
+    few numbers, a smaller error is chance too.
     """
     plain = problem.solve(dtype, plain=True)
     with mock.patch.object(problems, "BACKEND", "torch"):

@@ -44,7 +44,7 @@ def solve(case, problem, dtype, backend):
 
 
 def largest(problem):
-    """A bound for the terms of a backward's sums: the product of all operands' largest values, times channels."""
+    """A bound for a backward's sums: the product of all operands' largest values, times channels."""
     size = 1.0
     for value in problem.operands.values():
         if value.is_floating_point():

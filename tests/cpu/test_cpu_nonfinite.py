@@ -150,7 +150,7 @@ def test_nan_in_any_lane_of_any_chunk_reaches_lse(layout, lane, monkeypatch):
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("places", [(3, 4), (4, 3), (3, 299), (299, 3), (20, 150), (150, 20)])
 def test_nan_beside_an_infinite_logit_is_not_lost(layout, places):
-    """The lse of an infinite logit is infinite, but NaN if there is a NaN too, in the same chunk or another."""
+    """The lse of an infinite logit is infinite, but NaN if there is a NaN too, in whatever chunk."""
     problem = several_chunks("tokenize", ("pixel_bias",), layout)
     weights = problem.operands["pixel_bias"]
     weights[0, places[0]], weights[:, places[1]] = torch.nan, torch.inf

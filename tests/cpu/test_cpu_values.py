@@ -1,4 +1,4 @@
-"""Every op, option, layout and dtype on every instruction set, in sizes around those of the kernels' blocks."""
+"""Every op, option, layout and dtype on every instruction set, in sizes around the kernels' block sizes."""
 
 import random
 

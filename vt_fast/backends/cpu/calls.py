@@ -1,7 +1,8 @@
 """The backend's functions: each allocates its results and calls one kernel.
 
-The kernels are torch.ops.vt_fast_cpu.*, which csrc/torch/cpu_ops.cpp registers. They take operands in x's dtype
-with any strides, biases in x's dtype or the compute dtype, and what the forward saved dense in the compute dtype.
+The kernels are torch.ops.vt_fast_cpu.*, which csrc/torch/cpu_ops.cpp registers. They take operands in x's
+dtype with any strides, biases in x's dtype or the compute dtype, and what the forward saved dense in the
+compute dtype.
 """
 
 from __future__ import annotations
