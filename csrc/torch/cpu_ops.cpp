@@ -265,17 +265,15 @@ void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_toke
 
 STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
   library.def(
-      "tokenize(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int "
-      "num_heads, "
-      "Tensor(a!) tokens, Tensor(b!) lse) -> ()");
+      "tokenize(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, "
+      "int num_heads, Tensor(a!) tokens, Tensor(b!) lse) -> ()");
   library.def(
       "tokenize_backward(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
       "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, Tensor(a!)? dx, "
       "Tensor(b!)? dqueries, Tensor(c!)? dpixel_bias, Tensor(d!)? dextra_values) -> ()");
   library.def(
-      "project(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, bool "
-      "residual_is_input, "
-      "int num_heads, Tensor(a!) map) -> ()");
+      "project(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, "
+      "bool residual_is_input, int num_heads, Tensor(a!) map) -> ()");
   library.def(
       "project_backward(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
       "bool residual_is_input, int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, "
@@ -287,11 +285,10 @@ STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
   library.def(
       "project_tokenize_backward(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, "
       "Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, "
-      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int "
-      "num_heads, "
-      "Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, Tensor(d!)? dqueries, Tensor(e!)? "
-      "dtoken_bias, "
-      "Tensor(f!)? dresidual, Tensor(g!)? dpixel_bias, Tensor(h!)? dextra_values) -> ()");
+      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, "
+      "int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, Tensor(d!)? dqueries, "
+      "Tensor(e!)? dtoken_bias, Tensor(f!)? dresidual, Tensor(g!)? dpixel_bias, "
+      "Tensor(h!)? dextra_values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CPU, library) {
