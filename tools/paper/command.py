@@ -10,9 +10,9 @@ from tools.paper.rows import ROWS, Row
 from tools.paper.tables import as_csv, markdown
 
 _NOTE = """MACs are multiply-accumulates of convolutions and matrix products for one image. Parameters do not
-include those of BatchNorm. "As written": every projection where the paper has it (backend "reference"), counted
-by {by}. "As executed": with the projections
-on the pixels folded into the tokens, counted by torch.
+include those of BatchNorm. "As written": every projection where the paper has it (backend "reference"),
+counted by {by}. "As executed": with the
+projections on the pixels folded into the tokens, counted by torch.
 """
 
 
