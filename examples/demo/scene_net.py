@@ -49,7 +49,7 @@ def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
             backbone=SmallBackbone(),
             channels=_CHANNELS,
             head_channels=_CHANNELS,
-            head_norm=_norm,
+            head_norm_layer=_norm,
         )
     if neck == "vt_fpn":
         return vt_fpn(
@@ -57,7 +57,7 @@ def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
             backbone=SmallBackbone(),
             channels=_CHANNELS,
             head_channels=_CHANNELS,
-            head_norm=_norm,
+            head_norm_layer=_norm,
             token_channels=128,
         )
     raise ValueError(f'`neck` must be "vt_fpn" or "fpn", got {neck!r}')

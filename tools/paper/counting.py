@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tools.paper.rows import Row
 from vt_fast.flops import fvcore_handles
-from vt_fast.models.modes import evaluating
+from vt_fast.models.contexts import evaluating
 from vt_fast.nn import ClusteringTokenizer, set_backend
 
 # What fvcore counts by default and torch's counter does not.

@@ -114,12 +114,12 @@ def _segmentation() -> list[Row]:
         _row("VT-FPN neck", COCO, vt_neck, "8.5"),
         _row("VT-FPN neck", LIP, vt_neck, "2.0"),
     ]
-    for kind, make, options, printed in (
-        ("FPN", fpn, {}, {COCO: ("159", "231"), LIP: ("37.1", "54.4")}),
-        ("VT-FPN", vt_fpn, {"backend": "reference"}, {COCO: ("113", "185"), LIP: ("26.4", "43.6")}),
+    for kind, make, printed in (
+        ("FPN", fpn, {COCO: ("159", "231"), LIP: ("37.1", "54.4")}),
+        ("VT-FPN", partial(vt_fpn, backend="reference"), {COCO: ("113", "185"), LIP: ("26.4", "43.6")}),
     ):
         rows += [
-            _row(f"R{depth} {kind}", size, partial(make, depth, CLASSES[size], **options), macs)
+            _row(f"R{depth} {kind}", size, partial(make, depth, CLASSES[size]), macs)
             for size, column in printed.items()
             for depth, macs in zip((50, 101), column, strict=True)
         ]

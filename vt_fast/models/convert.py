@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
+from typing_extensions import Unpack
 
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import first_channels, map_shape
 from vt_fast.models.stage import StageOptions, VTStage
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Model = TypeVar("Model", bound=nn.Module)
 # The largest number in the paper's networks.

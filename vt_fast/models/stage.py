@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 from torch.types import Device
+from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.nn import (
@@ -18,9 +19,6 @@ from vt_fast.nn import (
 )
 from vt_fast.nn.base import CompositeModule
 from vt_fast.nn.build import default_later_tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 # Both have the paper's sizes: a grid of 14 x 14, 49 numbers per token.
 POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.types import Device
+from typing_extensions import Unpack
 
 from vt_fast.models.backbone import default_num_blocks, make_backbone, stage_maps, stage_shapes
 from vt_fast.models.stage import StageOptions, make_stack
 from vt_fast.nn import Projector, TokenRelation
 from vt_fast.nn.base import CompositeModule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class VTResNet(CompositeModule):
