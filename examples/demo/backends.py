@@ -66,7 +66,7 @@ def measure(*, quick: bool = False) -> list[Line]:
 def report(lines: list[Line]) -> str:
     """The lines as a table, with an explanation of its columns."""
     head = ["op", "BxNxCxL", "code", "error", "gradient\nerror"]
-    head += ["forward\n(ms)", "fwd + bwd\n(ms)", "peak fwd\n(maps)", "peak fwd\n+ bwd (maps)"]
+    head += ["forward\n(ms)", "fwd + bwd\n(ms)", "peak fwd\n(maps)", "peak fwd\n+ bwd\n(maps)"]
     rows = [
         [
             line.op,
