@@ -17,7 +17,7 @@ from benchmarks.gate import OURS, PEERS, Gate, complaint, reached
 from benchmarks.limits import Compiling
 from benchmarks.records import PEER, Entry
 from benchmarks.trial import Trial
-from vt_fast.measure import peak_bytes
+from vt_fast.testing import peak_bytes
 
 # A peer is left out, and its line says so, where its products alone would take this long ...
 _TOO_LONG_SECONDS = 1.0

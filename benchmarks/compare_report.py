@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from benchmarks.comparison import Comparison, ours_that_are
 from benchmarks.figures import CEILING, CONTROL, OURS, Figure
 from benchmarks.noise import FASTER, SAME, SLOWER, Change, Verdict
+from benchmarks.tables import table
 from benchmarks.timing import spread_text
-from vt_fast.demo.tables import table
 
 
 def render(found: Comparison, *, everything: bool = False) -> str:

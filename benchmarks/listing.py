@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import cases, origins
 from benchmarks.peers import PEERS
 from benchmarks.peers_gpu import ABSENT, GPU_PEERS
-from vt_fast.demo.tables import table
+from benchmarks.tables import table
 
 
 def render() -> str:

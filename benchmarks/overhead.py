@@ -14,8 +14,8 @@ from benchmarks import cases, first_call, records, running
 from benchmarks.cases import FORWARD, STACK, Case, Shape
 from benchmarks.records import Cell, Run
 from benchmarks.running import CPU, Finished
+from benchmarks.tables import table, wrapped
 from benchmarks.timing import Budget
-from vt_fast.demo.tables import table, wrapped
 
 if TYPE_CHECKING:
     from benchmarks.compare import Before

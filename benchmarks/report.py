@@ -12,8 +12,8 @@ from benchmarks.figures import AnyRun
 from benchmarks.origins import origin
 from benchmarks.peers import NAMES
 from benchmarks.records import BACKEND, EAGER, PEER, SHORT, Cell, Entry, Run
+from benchmarks.tables import table, wrapped
 from benchmarks.timing import spread_text
-from vt_fast.demo.tables import table, wrapped
 
 _PASS = {FORWARD: "fwd"}
 

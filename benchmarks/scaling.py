@@ -10,8 +10,8 @@ from benchmarks import cases, running, series
 from benchmarks.cases import FORWARD
 from benchmarks.records import SHORT, Cell, Entry, Run
 from benchmarks.running import CPU, CUDA, Finished, UsageError
+from benchmarks.tables import table, wrapped
 from benchmarks.timing import QUICK, Budget
-from vt_fast.demo.tables import table, wrapped
 
 if TYPE_CHECKING:
     from benchmarks.compare import Before

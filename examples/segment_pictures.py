@@ -1,4 +1,4 @@
-"""Draw what a trained segmentation net sees in pictures of any size; see the README beside this file."""
+"""Draw the predictions of a trained segmentation network on pictures of any size; see README.md."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from recipe import checkpoint, masks, models
 from recipe.requirements import need
 
-# Of what is drawn, how much is the class's colour.
-_SHARE = 0.6
+# Opacity of the class colours.
+_OPACITY = 0.6
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Path]:
-    """Draw as the command line says; the files written."""
+    """Draw with the given command-line arguments, and return the paths of the written files."""
     given = _parser().parse_args(arguments)
     try:
         net = models.make(given.model, given.num_classes, **dict(given.model_option)).eval()
@@ -43,19 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
 
 
 def predicted(net: nn.Module, image: Image.Image) -> Tensor:
-    """The class (H, W) of each pixel of a picture, in its own size."""
+    """The class (H, W) of each pixel of a picture, at its own size."""
     with torch.no_grad():
         logits: Tensor = net(masks.prepared(image).unsqueeze(0))
     return logits[0].argmax(0)
 
 
 def drawn(image: Image.Image, classes: Tensor, num_classes: int) -> Image.Image:
-    """The picture, and beside it the same under the classes' colours; class 0 has none."""
+    """The picture, and beside it the picture under the class colours; class 0 has none."""
     hues = torch.arange(num_classes) / num_classes * 2 * torch.pi
     colours = 127.5 + 127.5 * torch.stack([torch.cos(hues - 2 * torch.pi * k / 3) for k in range(3)], 1)
     pixels = np.array(image, dtype=np.float32)
     labels = classes.numpy()
-    mixed = (1 - _SHARE) * pixels + _SHARE * colours.numpy()[labels]
+    mixed = (1 - _OPACITY) * pixels + _OPACITY * colours.numpy()[labels]
     mixed = np.where(labels[..., None] == 0, pixels, mixed)
     return Image.fromarray(np.concatenate([pixels, mixed], 1).round().astype(np.uint8))
 
@@ -66,11 +66,11 @@ def _photographs() -> list[tuple[str, Image.Image]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Draw what a trained segmentation net sees.")
+    parser = argparse.ArgumentParser(description="Draw the predictions of a trained segmentation network.")
     parser.add_argument(
         "pictures", nargs="*", type=Path, metavar="PICTURE", help="default: scikit-learn's photographs"
     )
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a run: weights.pt")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="weights.pt of a run")
     parser.add_argument("--model", default="vt_fpn_resnet50", metavar="NAME", help=models.NAMES)
     parser.add_argument(
         "--model-option", type=models.option, action="append", default=[], metavar="KEY=VALUE"

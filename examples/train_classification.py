@@ -1,4 +1,4 @@
-"""Train a classifier by one of the paper's recipes; see the README beside this file."""
+"""Train a classifier with one of the paper's recipes; see README.md."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipe.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:
-    """Train as the command line says; the finished run, for those who call this from Python."""
+    """Train with the given command-line arguments, and return the finished run."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument(
         "--teacher-option", type=models.option, action="append", default=[], metavar="KEY=VALUE"
     )
-    teacher.add_argument("--teacher-checkpoint", type=Path, metavar="FILE", help="weights, or a checkpoint")
+    teacher.add_argument(
+        "--teacher-checkpoint", type=Path, metavar="FILE", help="its weights, or a checkpoint of a run"
+    )
     return parser
 
 
@@ -54,8 +56,8 @@ def _build(given: argparse.Namespace, recipe: Recipe, processes: Group) -> Run:
         return models.make(
             given.model,
             images.num_classes,
-            drop_path=recipe.drop_path,
-            dropout=recipe.dropout,
+            drop_path_rate=recipe.drop_path_rate,
+            drop_rate=recipe.drop_rate,
             **dict(given.model_option),
         )
 
@@ -70,7 +72,7 @@ def _teacher(given: argparse.Namespace, num_classes: int) -> nn.Module | None:
         return None
     if given.teacher_checkpoint is None and not dict(given.teacher_option).get("pretrained"):
         raise ValueError(
-            "an untrained teacher teaches nothing: --teacher-checkpoint FILE, or for timm's models "
+            "the teacher has no trained weights: give --teacher-checkpoint FILE, or for timm's models "
             "--teacher-option pretrained=True"
         )
     teacher = models.make(given.teacher, num_classes, **dict(given.teacher_option))

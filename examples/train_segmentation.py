@@ -1,4 +1,4 @@
-"""Train a segmentation net by one of the paper's recipes; see the README beside this file."""
+"""Train a segmentation network with one of the paper's recipes; see README.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vt_fast.models import segmentation_loss
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:
-    """Train as the command line says; the finished run, for those who call this from Python."""
+    """Train with the given command-line arguments, and return the finished run."""
     parser = _parser()
     given = parser.parse_args(arguments)
     try:
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = options.parser("Train a segmentation net.", model="vt_fpn_resnet50", image_size=473)
+    parser = options.parser("Train a segmentation network.", model="vt_fpn_resnet50", image_size=473)
     recipes.add_arguments(parser, SEGMENTATION, without=CLASSIFIERS_ONLY)
-    parser.add_argument("--num-classes", type=int, metavar="K", help="of a folder's masks")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="number of classes in a folder's masks")
     parser.add_argument(
-        "--trunk-checkpoint", type=Path, metavar="FILE", help="weights of a classifier, for the trunk"
+        "--backbone-checkpoint", type=Path, metavar="FILE", help="weights of a classifier, for the backbone"
     )
     return parser
 
@@ -48,11 +48,11 @@ def _build(given: argparse.Namespace, recipe: Recipe, processes: Group) -> Run:
 
     def make_net() -> nn.Module:
         net = models.make(given.model, images.num_classes, **dict(given.model_option))
-        if given.trunk_checkpoint is not None:
-            models.load_trunk(net, given.trunk_checkpoint)
+        if given.backbone_checkpoint is not None:
+            models.load_backbone(net, given.backbone_checkpoint)
         return net
 
-    # A folder's images are evaluated whole, and may each have another size: one at a time.
+    # A folder's images are evaluated in full and may differ in size, hence one at a time.
     return build(
         given,
         recipe,
@@ -66,7 +66,7 @@ def _build(given: argparse.Namespace, recipe: Recipe, processes: Group) -> Run:
 
 
 def _loss(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-    """The mean is over the pixels with a class of one process's pass, and the step's the mean of these."""
+    """Mean over the labelled pixels of one forward pass; a step averages this over passes and processes."""
     return segmentation_loss(model(images).float(), target)
 
 

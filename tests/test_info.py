@@ -1,4 +1,4 @@
-"""`python -m vt_fast info` answers whatever is broken."""
+"""`python -m vt_fast info` works whatever is broken."""
 
 import json
 import subprocess

@@ -24,7 +24,7 @@ LAYERS = {
     "vt_fast._native": 0,
     "vt_fast.layout": 0,
     "vt_fast.precision": 0,
-    "vt_fast.testing": 0,
+    "vt_fast.testing": 1,
     "vt_fast.version": 0,
 }
 REFERENCE = "vt_fast.reference"

@@ -1,4 +1,4 @@
-"""What is built is what the source says: all subpackages, the kernels or why not, one version and no pins."""
+"""Wheels and source archives: their files, the kernels or why there are none, version and requirements."""
 
 import email
 import importlib.util
@@ -28,8 +28,8 @@ SOURCES = [
     "CONTRIBUTING.md",
 ]
 SOURCES += ["Makefile", "constraints.txt", ".clang-format", ".ci"]
-SOURCES += ["csrc", "native_build", "benchmarks", "examples", "tests", "vt_fast"]
-# What a build needs, for kernels and without: a compiler is looked for by the build itself.
+SOURCES += ["csrc", "native_build", "benchmarks", "examples", "tests", "tools", "vt_fast"]
+# What a build needs, with kernels or without. The build itself looks for a compiler.
 PACKAGES = ("setuptools", "torch", "ninja", "pybind11")
 
 pytestmark = [
@@ -39,13 +39,13 @@ pytestmark = [
 
 
 def copy_tree(directory):
-    """A copy to build in: a build writes into its tree. With the objects, which take long to compile."""
+    """A copy to build in, because a build writes into its tree. It has the objects, which compile slowly."""
     tree = directory / "tree"
     tree.mkdir()
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            # Libraries in the tree are left out; what is in a wheel must have been built for it.
+            # Without the libraries: those in a wheel must have been built for it.
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy2(source, tree / name)
@@ -80,7 +80,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pure_wheel(tmp_path_factory):
-    """Built where the compiler is missing, in a tree with what earlier builds have left there."""
+    """Built without a compiler, in a tree with the leftovers of earlier builds."""
     tree = copy_tree(tmp_path_factory.mktemp("pure"))
     library = tree / "build" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     for folder in (tree, library):
@@ -96,16 +96,37 @@ def metadata(wheel):
     return email.message_from_bytes(wheel.read(name))
 
 
-def test_wheel_has_every_module_and_the_type_marker(wheel):
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vt_fast").rglob("*.py")}
-    inside = {name for name in wheel.namelist() if name.startswith("vt_fast/")}
-    assert modules <= inside
-    assert "vt_fast/py.typed" in inside
+def test_wheel_has_the_library_alone(wheel):
+    """Every module of vt_fast, its data and its kernels; no demo, examples, tools, benchmarks or tests."""
+    data = {"vt_fast/py.typed", *sources("kernels/settings/*.json")}
+    about = f"vt_fast-{vt_fast.__version__}.dist-info/"
+    names = {name for name in wheel.namelist() if not name.startswith((about, "vt_fast/_native/"))}
+    assert names | {"vt_fast/_native/__init__.py"} == sources("*.py") | data
+    parts = {part for name in wheel.namelist() for part in name.split("/")}
+    assert not parts & {"demo", "paper", "examples", "tools", "benchmarks", "tests"}
 
 
-def test_wheel_has_nothing_else(wheel):
-    tops = {name.partition("/")[0] for name in wheel.namelist()}
-    assert tops == {"vt_fast", f"vt_fast-{vt_fast.__version__}.dist-info"}
+def sources(pattern):
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "vt_fast").rglob(pattern)}
+
+
+def test_installed_package_says_what_needs_a_checkout(pure_wheel, tmp_path):
+    with zipfile.ZipFile(pure_wheel) as archive:
+        archive.extractall(tmp_path)
+    for command, message in {
+        "demo": "(examples/demo): clone the repository and run `make demo` there",
+        "paper": "(tools/paper): clone the repository and run `python -m vt_fast paper` there",
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "vt_fast", command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == 2
+        assert done.stderr == f"error: `{command}` needs a source checkout of vt_fast {message}\n"
 
 
 def test_wheel_has_the_kernels_and_is_for_this_python_alone(wheel):
@@ -144,7 +165,7 @@ def test_wheel_without_a_compiler_is_for_all_pythons_and_says_why(pure_wheel, tm
 
 
 def info(folder):
-    """What `python -m vt_fast info` says of the package in ``folder``: section -> name -> text."""
+    """The report of `python -m vt_fast info` on the package in ``folder``: section -> name -> text."""
     code = """
 import json, torch, vt_fast
 from vt_fast.info import collect
@@ -194,7 +215,7 @@ def test_what_make_installs_for_the_build_is_what_the_build_needs():
 
 def test_source_archive_can_build_and_test(tmp_path):
     tree = copy_tree(tmp_path)
-    # What a build has left in the tree is of this machine, and no source.
+    # Build results in the tree belong to this machine.
     (tree / "vt_fast" / "_native" / "libvt_fast_cpu.so").write_bytes(b"")
     (tree / "vt_fast" / "_native" / "build.json").write_text("{}")
     with tarfile.open(build(tree, "build_sdist")) as archive:
@@ -207,7 +228,7 @@ def test_source_archive_can_build_and_test(tmp_path):
         } <= names
     assert not any(name.endswith((".so", ".o", "build.json")) for name in names)
     assert {"benchmarks/README.md", "benchmarks/peers.py", ".ci/run"} <= names
-    assert "tests/test_packaging.py" in names
+    assert {"tests/test_packaging.py", "examples/demo/__init__.py", "tools/paper/__init__.py"} <= names
 
 
 def test_constraints_pin_every_requirement(metadata):

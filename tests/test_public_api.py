@@ -49,7 +49,6 @@ def test_names_of_models():
         "vt_resnet34",
         "vt_resnet50",
         "vt_resnet101",
-        "vt_stack",
     }
     for name in vt_fast.models.__all__:
         assert callable(getattr(vt_fast.models, name))

@@ -50,18 +50,17 @@ def test_second_derivatives_work_on_the_ways_out():
 
 def test_the_excerpt_of_the_papers_tables_is_right():
     pytest.importorskip("torch")
-    import vt_fast.paper.counting as counting
-    from vt_fast.paper import counted, networks
+    from tools.paper import counting
+    from tools.paper.rows import ROWS
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting.importlib.util, "find_spec", lambda _: None)  # fvcore takes long, and agrees
-        named = {network.name: network for network in networks()}
         rows = re.findall(
             r"^\| ((?:VT-|R)[^|]*?)(?: \\\*)? \| (\S+) \| (\S+) \| (\S+) \|$", README.read_text(), re.M
         )
         assert len(rows) == 7
         for name, paper, written, executed in rows:
-            found = counted(named[name])
-            assert paper == found.network.printed_macs
+            found = counting.counted(ROWS[name])
+            assert paper == found.row.printed_macs
             digits = len(written.partition(".")[2])
             assert (written, executed) == (f"{found.written:.{digits}f}", f"{found.executed:.{digits}f}")

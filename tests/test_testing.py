@@ -1,9 +1,9 @@
-"""The comparison that other tests rely on notices what it must."""
+"""The helpers that other tests rely on: the accuracy check and the peak memory of a call."""
 
 import pytest
 import torch
 
-from vt_fast.testing import assert_as_accurate
+from vt_fast.testing import assert_as_accurate, peak_bytes
 
 EXACT = torch.linspace(-2, 2, 101, dtype=torch.float64)
 
@@ -73,9 +73,34 @@ def test_allows_for_another_order_of_a_sum():
     assert_as_accurate(off, EXACT, EXACT.float(), terms=100)
 
 
-def test_allows_for_digits_that_are_cut_off():
+def test_allows_for_truncation():
     exact = torch.tensor([1 + 0.9 * torch.finfo(torch.bfloat16).eps], dtype=torch.float64)
     cut = torch.ones(1, dtype=torch.bfloat16)
     with pytest.raises(AssertionError, match="allowed"):
         assert_as_accurate(cut, exact, exact)
     assert_as_accurate(cut, exact, exact, truncates=True)
+
+
+def test_peak_counts_temporaries():
+    x = torch.ones(1000)
+    assert peak_bytes(lambda: x.clone()) == 4000
+    assert peak_bytes(lambda: x.clone().clone().clone()) == 8000
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_peak_does_not_count_memory_held_before():
+    held = [torch.ones(1000)]
+    assert peak_bytes(held.clear) == 0
+
+
+def test_peak_prints_nothing(capfd):
+    peak_bytes(lambda: torch.ones(3))
+    captured = capfd.readouterr()
+    assert captured.err == captured.out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_peak_on_a_gpu():
+    x = torch.ones(1 << 20, device="cuda")
+    assert peak_bytes(lambda: x.clone(), "cuda") == x.numel() * 4

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from vt_fast.version import __version__
 
@@ -17,31 +19,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vt_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,paper,tune}")
 
-    info = commands.add_parser("info", help="versions, devices, and each backend with yes, or no and why")
+    info = commands.add_parser("info", help="versions, devices, and whether each backend can run here")
     info.add_argument("--json", action="store_true", help="print the report as JSON")
 
-    demo = commands.add_parser("demo", help="train, draw and measure on real pictures")
+    demo = commands.add_parser(
+        "demo", help="train, draw and measure on real pictures (from a source checkout)"
+    )
     demo.add_argument(
         "pictures",
         nargs="*",
         type=Path,
         metavar="PICTURE",
-        help="your own pictures, instead of the two samples",
+        help="your own pictures; default: two samples",
     )
     demo.add_argument(
         "--output", type=Path, default=Path("demo_output"), metavar="DIR", help="default: %(default)s"
     )
     demo.add_argument(
-        "--quick", action="store_true", help="a few seconds of everything; the figures mean nothing"
+        "--quick", action="store_true", help="a smoke test of a few seconds; its numbers mean nothing"
     )
 
-    paper = commands.add_parser("paper", help="count the networks of the paper's tables, beside its print")
-    paper.add_argument("--only", metavar="NAME", help="rows whose name holds this; default: all")
+    paper = commands.add_parser(
+        "paper", help="count MACs and parameters of the paper's networks (from a source checkout)"
+    )
+    paper.add_argument("--only", metavar="NAME", help="only rows whose name contains this; default: all")
     paper.add_argument(
         "--output", type=Path, default=Path("paper_output"), metavar="DIR", help="default: %(default)s"
     )
 
-    tune = commands.add_parser("tune", help="time launch settings of the Triton kernels on this GPU")
+    tune = commands.add_parser("tune", help="find fast launch settings of the Triton kernels on this GPU")
     tune.add_argument("--op", nargs="+", metavar="OP", help="tokenize, project_backward, ...; default: all")
     tune.add_argument("--dtype", nargs="+", default=["bf16"], metavar="DTYPE", help="bf16, fp16 or fp32")
     tune.add_argument("--layout", nargs="+", metavar="LAYOUT", help="channels or pixels; default: both")
@@ -50,14 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_shape,
         metavar="BxNxCxL",
-        help="of your own maps; default: some usual ones",
+        help="shapes of your maps; default: common ones",
     )
-    tune.add_argument("--minutes", type=float, help="begin no other case after so long")
+    tune.add_argument("--minutes", type=float, help="start no new case after this time")
     tune.add_argument(
         "--jobs",
         type=_positive,
         metavar="N",
-        help="processes that compile ahead of timing; default: one less than there are processors",
+        help="processes that compile ahead of timing; default: number of processors - 1",
     )
     tune.add_argument(
         "--output",
@@ -84,13 +90,14 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, or 2 for something the user has to put right.
+    """Run one command and return its exit status.
 
-    130 after Ctrl-C, and 141 where nobody reads the output any more, both as shells have it.
+    0 for success, 2 for an error that the user can fix, 130 after Ctrl-C, and 141 if the reader of the output
+    has closed it; the last two are what shells report.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A file's name may have characters that the terminal's encoding lacks.
+            # File names may have characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(_parser().parse_args(arguments))
@@ -99,14 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Python flushes at exit and would complain again.
+        # Python flushes at exit, which would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Imported here: `info` must work where torch does not import, and the demo's extra may be missing.
+    # Imported here, because `info` must work even if torch does not import.
     if options.command == "info":
         from vt_fast import info
 
@@ -115,19 +122,53 @@ def _run(options: argparse.Namespace) -> int:
         return _tune(options)
     if options.command == "paper":
         return _paper(options)
-    from vt_fast.demo import run
+    return _demo(options)
 
-    return run(options.pictures, options.output, quick=options.quick)
+
+def _demo(options: argparse.Namespace) -> int:
+    demo = _from_checkout("examples/demo", "demo", "make demo")
+    if demo is None:
+        return 2
+    status: int = demo.run(options.pictures, options.output, quick=options.quick)
+    return status
 
 
 def _paper(options: argparse.Namespace) -> int:
-    from vt_fast import paper
-
+    paper = _from_checkout("tools/paper", "tools.paper", "python -m vt_fast paper")
+    if paper is None:
+        return 2
     try:
-        return paper.main(options.output, options.only)
+        status: int = paper.main(options.output, options.only)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return status
+
+
+def _from_checkout(place: str, module: str, command: str) -> ModuleType | None:
+    """Import a module that lies beside the package in a checkout and is not installed.
+
+    Args:
+        place: its folder in a checkout.
+        module: its name.
+        command: what to run in a checkout.
+
+    Returns:
+        The module, or None after an error message if this is not a checkout.
+    """
+    folder = Path(__file__).resolve().parents[1] / place
+    if not (folder / "__init__.py").is_file():
+        name = command.split()[-1]
+        print(
+            f"error: `{name}` needs a source checkout of vt_fast ({place}): clone the repository and run "
+            f"`{command}` there",
+            file=sys.stderr,
+        )
+        return None
+    path = str(folder.parents[module.count(".")])
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return importlib.import_module(module)
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""What this machine has for vt_fast: versions, devices, and each backend with yes, or no and why.
+"""Report on this machine: versions, devices, and whether each backend can run, with the reason if not.
 
-Somebody runs this when something is broken, so no failure here may hide the rest: every probe is guarded and
-a failing one reports its cause in its own place.
+Users run this when something is broken, so a failing probe must not hide the others: each is guarded and
+    reports
+its own error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _PACKAGES = ("torch", "triton", "numpy", "fvcore")
 
 
 def _cause(error: BaseException) -> str:
-    """One line: a traceback's worth of lines would bury the report."""
+    """The error in one line."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
@@ -29,12 +30,12 @@ def _cause(error: BaseException) -> str:
 def _guarded(probe: Callable[[], Any]) -> Any:
     try:
         return probe()
-    except Exception as error:  # whatever it is, it is what the reader came for
+    except Exception as error:  # any error belongs in the report
         return f"not known ({_cause(error)})"
 
 
 def _package_version(name: str) -> str:
-    """The version, and whether the package imports: one that is there and does not is the usual trouble."""
+    """The version, and the error if the package is installed but cannot be imported."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -62,7 +63,7 @@ def _cpu_model() -> str:
 
 
 def _cores() -> int:
-    """The cores this process may use, which a container or taskset can make fewer than the machine's."""
+    """The number of cores this process may use; containers and taskset can restrict it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -114,11 +115,11 @@ def _kernels() -> dict[str, str]:
 
 
 def collect() -> dict[str, Any]:
-    """Gather the report as plain data, ready for JSON; never raises.
+    """Collect the report as plain data for JSON; never raises.
 
     Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value), ``kernels`` (name ->
     text, about the compiled library) and ``backends``: a list of ``{"name", "available", "reason"}``. The
-    last two are one text with its cause if they could not be had.
+    last two are a text with the error if they could not be determined.
 
     >>> sorted(collect())
     ['backends', 'devices', 'kernels', 'versions']
@@ -151,7 +152,7 @@ def _section(title: str, rows: list[tuple[str, str]]) -> list[str]:
 
 
 def render(report: dict[str, Any]) -> str:
-    """Lay the report out for a terminal.
+    """Format the report for a terminal.
 
     >>> print(render({"versions": {"torch": "2"}, "devices": {}, "kernels": {"runs": "avx2"}, "backends": [
     ...     {"name": "cpu", "available": False, "reason": "not built"}]}))
@@ -188,7 +189,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def main(*, as_json: bool = False) -> int:
-    """Print the report and return exit status 0: a missing backend is an answer, not a failure."""
+    """Print the report and return exit status 0, also if backends are unavailable."""
     report = collect()
     print(json.dumps(report, indent=2) if as_json else render(report))
     return 0

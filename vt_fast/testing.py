@@ -1,13 +1,20 @@
-"""Comparing an implementation with the float64 truth, with tolerances that follow from the data."""
+"""Helpers for tests and benchmarks of an implementation: accuracy against float64, and peak memory.
+
+Tolerances follow from the data: an error is compared with the one that plain PyTorch makes in the same dtype.
+"""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vt_fast.precision import compute_dtype
 
-__all__ = ["allowed_error", "assert_as_accurate"]
+__all__ = ["allowed_error", "assert_as_accurate", "peak_bytes"]
 
 
 def assert_as_accurate(
@@ -20,26 +27,27 @@ def assert_as_accurate(
     terms: int = 0,
     truncates: bool = False,
 ) -> None:
-    """Raise unless ``actual`` is about as near to ``exact`` as plain PyTorch in the same dtype is.
+    """Raise unless ``actual`` is about as close to ``exact`` as plain PyTorch is in the same dtype.
 
-    Its largest error may be twice that of ``plain``, which computes the same in plain PyTorch, plus some
-    roundings of the largest exact value: that of the result; that of lse, which a backward starts from
-    and which changes all of a token's weights by its own rounding error; and those of a sum, which in
-    another order grow with the square root of its terms. So no tolerance is chosen by hand. NaN and
-    infinity must be where ``exact`` has them.
+    The largest error may be twice that of ``plain``, plus a few roundings of the largest exact value:
+
+    - one for the result;
+    - one for the lse, from which a backward starts: its rounding error changes all weights of a token;
+    - those of a sum in another order, which grow with the square root of the number of terms.
+
+    NaN and infinity must be where ``exact`` has them.
 
     Args:
-        actual: what is tested, of any dtype.
+        actual: the result to test, of any dtype.
         exact: the same in float64.
-        plain: the same by plain PyTorch in actual's dtype.
-        name: how the message calls it.
-        lse: the largest magnitude of the lse in the problem, 0 where none is involved.
-        terms: how many terms are summed for one value, 0 where none are.
-        truncates: digits that dtype has no room for were cut off, not rounded to nearest as by plain
-            PyTorch: then all is allowed twice.
+        plain: the same by plain PyTorch in the dtype of ``actual``.
+        name: the name of the result in the message.
+        lse: the largest magnitude of the lse involved, 0 for none.
+        terms: how many terms are summed for one value, 0 for none.
+        truncates: the implementation truncates instead of rounding to nearest. Doubles the allowance.
 
     Raises:
-        AssertionError: another shape, NaN or infinity elsewhere, or a larger error.
+        AssertionError: the shape differs, NaN or infinity is elsewhere, or the error is too large.
 
     Example:
         >>> import torch
@@ -84,14 +92,14 @@ def allowed_error(
     terms: int = 0,
     multiple: float = 2.0,
 ) -> float:
-    """The largest error that :func:`assert_as_accurate` lets pass.
+    """The largest error that :func:`assert_as_accurate` accepts.
 
     Args:
         plain: the largest error of plain PyTorch in the same dtype.
         largest: the largest exact magnitude.
-        dtype: of what is tested.
-        lse: as there, and so is ``terms``.
-        terms: see above.
+        dtype: of the result to test.
+        lse: see :func:`assert_as_accurate`.
+        terms: see :func:`assert_as_accurate`.
         multiple: how many times the plain error is allowed.
 
     Example:
@@ -101,3 +109,52 @@ def allowed_error(
     statistic = compute_dtype(dtype)
     roundings = torch.finfo(dtype).eps + (lse + terms**0.5) * torch.finfo(statistic).eps
     return float(multiple * plain + roundings / 2 * largest)
+
+
+def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") -> int:
+    """Peak memory of a call in bytes: what PyTorch's allocator holds beyond what it held before.
+
+    Results count, inputs do not. On a CPU it is the exact sum of the allocator's events.
+
+    Args:
+        function: called once.
+        device: whose memory is measured.
+
+    Raises:
+        RuntimeError: on a CPU, if another profiler is running.
+
+    Example:
+        >>> x = torch.ones(1000)
+        >>> peak_bytes(lambda: x.clone())
+        4000
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        return _peak_from_events(function)
+    module = torch.get_device_module(device)
+    module.synchronize(device)
+    module.reset_peak_memory_stats(device)
+    before = module.memory_allocated(device)
+    result = function()
+    module.synchronize(device)
+    del result
+    peak: int = module.max_memory_allocated(device) - before
+    return peak
+
+
+def _peak_from_events(function: Callable[[], Any]) -> int:
+    # The profiler logs its start and stop to stderr; only a level above the documented ones silences it.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = function()
+    del result
+    recorded = profile.profiler
+    if recorded is None or recorded.kineto_results is None:
+        raise RuntimeError("the profiler recorded nothing: is another one running?")
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -16,9 +16,9 @@ from benchmarks.networks.records import NetworkCell, Side
 from benchmarks.networks.sides import COMPILED, CONVOLUTIONAL, REFERENCE, argument, module, step
 from benchmarks.operands import TORCH_DTYPES
 from benchmarks.timing import Budget, interleaved
-from vt_fast.measure import peak_bytes
-from vt_fast.models.counting import macs
+from tools.paper.counting import macs
 from vt_fast.nn import set_backend
+from vt_fast.testing import peak_bytes
 
 BUDGET = Budget(seconds=3.0, least=7, most=50, few=5, patience=30.0, behind=math.inf, far_behind=math.inf)
 

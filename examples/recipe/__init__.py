@@ -1,1 +1,1 @@
-"""What the two training scripts share: the paper's recipes, data, distributed runs and checkpoints."""
+"""Shared code of the training scripts: recipes, data, distributed runs and checkpoints."""

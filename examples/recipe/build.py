@@ -1,4 +1,4 @@
-"""From the command line to a run that can be trained."""
+"""Build a run from the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recipe.recipes import OURS, Recipe
 from recipe.run import Run
 
 _AMP = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What may change between a checkpoint and its continuation.
+# Options that may differ when a checkpoint is resumed.
 _FREE = {"output", "restart", "checkpoint_steps", "log_steps", "device", "workers", "micro_batch", "compile"}
 
 
@@ -33,23 +33,23 @@ def build(
     metric: Callable[[], Metric],
     val_batch: int | None = None,
 ) -> Run:
-    """The run, at its beginning or where its checkpoint left it.
+    """A run, new or resumed from its checkpoint.
 
     Args:
         options: of :func:`recipe.options.parser`.
         recipe: how to train.
         group: this process among all.
-        images: what to train on.
-        make_net: makes the model; called once the generators are seeded.
-        loss: what to minimise.
+        images: the training and validation data.
+        make_net: makes the model; called after the generators are seeded.
+        loss: the loss to minimise.
         metric: makes the :class:`recipe.metrics.Metric` to evaluate with.
-        val_batch: images evaluated at a time; default: as many as trained.
+        val_batch: batch size in evaluation; by default that of a training pass.
 
     Raises:
-        ValueError: batches that do not divide, or a checkpoint of another run.
+        ValueError: batch sizes that do not divide, or a checkpoint of another run.
     """
     if options.deterministic:
-        # cuBLAS looks once, when it starts.
+        # cuBLAS reads this once, when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
@@ -70,10 +70,10 @@ def build(
     net: nn.Module = make_net().to(device=group.device, memory_format=memory_format)  # type: ignore[call-overload]
     net = synchronised(net, group, recipe.sync_bn)
     average = optim.average(net, recipe)
-    randomness.seed_all(options.seed, group.rank)  # other dropout in each
+    randomness.seed_all(options.seed, group.rank)  # different dropout in each
     optimizer = optim.make(net.parameters(), recipe)
     if options.compile:
-        net.compile(backend=options.compile)  # in place: names of parameters stay as they are
+        net.compile(backend=options.compile)  # in place, which keeps the parameters' names
     run = Run(
         group=group,
         recipe=recipe,
@@ -103,7 +103,7 @@ def build(
 
 
 def _passes(batch: int, processes: int, micro: int | None) -> int:
-    """How many forward passes of ``micro`` images make a process's part of a batch."""
+    """Number of forward passes of ``micro`` images in a process's share of a batch."""
     if micro is None:
         return 1
     if micro < 1 or batch % (micro * processes):
@@ -114,13 +114,13 @@ def _passes(batch: int, processes: int, micro: int | None) -> int:
 
 
 def _settings(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    """What is no number of the recipe, as a checkpoint can hold it."""
+    """The options outside the recipe, in a form that a checkpoint can hold."""
     numbers = vars(recipe).keys() | {"recipe", "scale_lr"}
     return {key: repr(value) for key, value in vars(options).items() if key not in numbers | _FREE}
 
 
 def _describe(run: Run, options: argparse.Namespace, micro: int) -> None:
-    """Say what is about to happen, and leave nothing of another run in the folder."""
+    """Print the settings, and remove the files of an earlier run from the folder."""
     recipe, group = run.recipe, run.group
     if group.first:
         for name in (run.checkpoint, run.log, run.output / "weights.pt"):
@@ -131,7 +131,7 @@ def _describe(run: Run, options: argparse.Namespace, micro: int) -> None:
         f"{', '.join(f'{key} {value}' for key, value in vars(recipe).items())}"
     )
     if ours := OURS[options.recipe]:
-        group.say(f"of these the paper does not state {', '.join(ours)}")
+        group.say(f"not stated in the paper: {', '.join(ours)}")
     sampler = run.loaders.sampler
     group.say(
         f"a step: {sampler.batch} images = {sampler.size} processes x {sampler.passes} passes x {micro}; "

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed process leaves whole."""
+"""Checkpoints that stay intact if the process is killed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 def save(content: Any, path: Path) -> None:
-    """Write ``content`` so that ``path`` always holds a whole checkpoint: the one before or this one.
+    """Write ``content`` so that ``path`` always holds a complete checkpoint, the previous one or this one.
 
-    It is written beside ``path``, flushed to the disk, and then renamed.
+    It is written beside ``path``, flushed to disk, and then renamed.
     """
     beside = path.with_name(f"{path.name}.part")
     with beside.open("wb") as file:
@@ -20,7 +20,7 @@ def save(content: Any, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    if os.name == "posix":  # the rename itself must reach the disk too
+    if os.name == "posix":  # so that the rename reaches the disk too
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -29,12 +29,12 @@ def save(content: Any, path: Path) -> None:
 
 
 def load(path: Path) -> Any:
-    """What ``save`` has written, on the CPU. Data only: no code in the file is run."""
+    """Read a file of ``save`` onto the CPU. No code in it runs."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file: a plain state dict, or a checkpoint of a run, its moving average first.
+    """The weights in a file: a state dict, or a checkpoint of a run, whose moving average is preferred.
 
     Raises:
         ValueError: the file holds neither.

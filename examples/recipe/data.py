@@ -1,4 +1,4 @@
-"""Images with labels: a folder of your own, or scikit-learn's digits."""
+"""Images with labels: your own folder, or scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from recipe.recipes import Recipe
 from recipe.requirements import need
 from recipe.sampler import Shard, StepSampler
 
-_CROP = 0.875  # the middle that is evaluated, of the shorter side: 224 of 256
+_CROP = 0.875  # centre crop in evaluation, relative to the shorter side: 224 of 256
 
 
 class Data(NamedTuple):
-    """Two datasets by index, each of pairs (image (3, H, W), target), and the number of classes."""
+    """Two map-style datasets of pairs (image (3, H, W), target), and the number of classes."""
 
     train: Any
     val: Any
@@ -29,7 +29,7 @@ class Data(NamedTuple):
 
 
 class Loaders(NamedTuple):
-    """What a process iterates over."""
+    """The data loaders of a process."""
 
     sampler: StepSampler
     train: DataLoader[Any]
@@ -37,7 +37,7 @@ class Loaders(NamedTuple):
 
 
 class Pictures(Dataset[Any]):
-    """Pictures in memory, (n, H, W) uint8, with labels (n,), as a transform makes them."""
+    """Transformed pictures in memory, (n, H, W) uint8, with labels (n,)."""
 
     def __init__(self, pictures: Any, labels: Any, transform: Callable[[Any], Any]) -> None:
         self.pictures, self.labels, self.transform = pictures, labels, transform
@@ -54,17 +54,17 @@ def classification(source: str, size: int, recipe: Recipe) -> Data:
     """The images of a folder with one subfolder per class in `train` and in `val`, or "digits".
 
     Args:
-        source: the folder, or "digits" for scikit-learn's 1,797 real ones, a quarter of each class held out.
+        source: the folder, or "digits" for scikit-learn's 1,797 digits with a quarter of each class held out.
         size: of the images that the model gets.
-        recipe: its AutoAugment policy.
+        recipe: gives the AutoAugment policy.
 
     Raises:
-        ValueError: there is no such folder, or `val` has other classes than `train`.
+        ValueError: there is no such folder, or `val` and `train` have different classes.
     """
     create = need("timm.data").create_transform
     common = {"is_training": True, "color_jitter": None, "auto_augment": recipe.auto_augment or None}
     if source == "digits":
-        # Nothing here may turn one digit into another one: no mirror image, and no small part of it.
+        # No flips and no small crops: they could turn one digit into another.
         train = create(size, scale=(0.7, 1.0), hflip=0.0, **common)
         return _digits(train, create(size, crop_pct=1.0))
     root = Path(source)
@@ -81,11 +81,11 @@ def classification(source: str, size: int, recipe: Recipe) -> Data:
 
 
 def _digits(train: Callable[[Any], Any], val: Callable[[Any], Any]) -> Data:
-    digits = need("vt_fast.demo.digits")
+    digits = need("demo.digits")
     found = digits.load()
 
     def pictures(shifted: Tensor) -> Any:
-        """(n, 1, 8, 8) as the demo has them, as NumPy's (n, 8, 8) uint8."""
+        """The demo's (n, 1, 8, 8) as a NumPy array (n, 8, 8) uint8."""
         return (digits.ink(shifted)[:, 0] * 255).round().byte().numpy()
 
     kept = Pictures(pictures(found.train), found.train_labels, train)
@@ -95,7 +95,7 @@ def _digits(train: Callable[[Any], Any], val: Callable[[Any], Any]) -> Data:
 def loaders(
     data: Data, group: Group, *, batch: int, passes: int, val_batch: int, workers: int, seed: int
 ) -> Loaders:
-    """Loaders whose samples depend on the seed, the epoch and the index alone, not on the workers."""
+    """Loaders whose samples depend on seed, epoch and index alone, not on the workers."""
     sampler = StepSampler(
         len(data.train), batch=batch, passes=passes, rank=group.rank, size=group.size, seed=seed
     )
@@ -103,7 +103,7 @@ def loaders(
         "num_workers": workers,
         "pin_memory": group.device.type == "cuda",
         "persistent_workers": workers > 0,
-        # A loader draws a seed for its workers; the generator that dropout uses must not notice.
+        # A loader draws a seed for its workers, which must not advance the generator of dropout.
         "generator": torch.Generator(),
     }
     shard = Shard(len(data.val), rank=group.rank, size=group.size)

@@ -1,4 +1,4 @@
-"""One process or several, started by torchrun."""
+"""A single process, or several started by torchrun."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Group:
     Attributes:
         rank: number of this process.
         size: number of processes.
-        device: what this process computes on.
+        device: of this process.
     """
 
     rank: int
@@ -38,7 +38,7 @@ class Group:
             print(*words, flush=True)
 
     def gathered(self, thing: Any) -> list[Any]:
-        """Each process's thing, in order of ranks. All processes must call it."""
+        """The objects of all processes in order of rank. All processes must call it."""
         if self.size == 1:
             return [thing]
         things: list[Any] = [None] * self.size
@@ -46,13 +46,13 @@ class Group:
         return things
 
     def summed(self, numbers: Tensor) -> Tensor:
-        """The sum of all processes' tensors, in place. All processes must call it."""
+        """The sum of the tensors of all processes, in place. All processes must call it."""
         if self.size > 1:
             dist.all_reduce(numbers)
         return numbers
 
     def share_buffers(self, *modules: nn.Module | None) -> None:
-        """Give all processes the first one's buffers: plain batch norm has its own statistics in each."""
+        """Copy the first process's buffers to all: plain batch norm has different statistics in each."""
         if self.size == 1:
             return
         for module in modules:
@@ -65,7 +65,7 @@ def group(device: str | None) -> Iterator[Group]:
     """The processes that torchrun has started, or this one alone.
 
     Args:
-        device: as torch names it; None for CUDA where there is one, else the CPU.
+        device: as in torch; None for CUDA if available, otherwise the CPU.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -78,24 +78,24 @@ def group(device: str | None) -> Iterator[Group]:
     dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), size, kind)
-        # Gloo's threads drop what they have sent, for which they need the interpreter: one that ends at once
-        # after a collective may wait for them, and they for it.
+        # Gloo's threads need the interpreter to free what they have sent. Without the barrier, a process that
+        # exits right after a collective can deadlock with them.
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def synchronised(net: nn.Module, group: Group, wanted: bool) -> nn.Module:
-    """``net`` with SyncBatchNorm where it is wanted and possible; otherwise says why not."""
+    """``net`` with SyncBatchNorm if it is wanted and possible; otherwise prints why not."""
     if not wanted:
         return net
     if group.size == 1:
-        group.say("sync_bn: over one process it is plain batch norm, and that is what is trained")
+        group.say("sync_bn: with one process, plain batch norm is the same and is used")
         return net
     if group.device.type != "cuda":
         group.say(
-            f"sync_bn: SyncBatchNorm does not run on {group.device.type}; the batch norm of each process has "
-            "the statistics of its own images"
+            f"sync_bn: SyncBatchNorm does not run on {group.device.type}; each process normalises with the "
+            "statistics of its own images"
         )
         return net
     made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(net)

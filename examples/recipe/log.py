@@ -1,4 +1,4 @@
-"""What a run reports: one JSON object a line, and a picture of it."""
+"""The log of a run, one JSON object per line, and its plot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a line. A run that is killed before it saves what it has logged will log it again."""
+    """Append a line. A run that is killed before it saves logs the same epoch again when resumed."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -24,7 +24,7 @@ def epochs(path: Path) -> list[Record]:
 
 
 def draw(path: Path) -> Path | None:
-    """Draw all numbers of a log over the epochs, beside it; None where matplotlib is missing."""
+    """Plot the numbers of a log over the epochs into a file beside it; None without matplotlib."""
     try:
         from matplotlib import pyplot as plt
     except ImportError:

@@ -1,4 +1,4 @@
-"""Train, evaluate, log and save, epoch by epoch."""
+"""The training loop: train, evaluate, log and save each epoch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from recipe.run import Run
 
 
 def train(run: Run) -> None:
-    """Do what is left of a run; at the end write `weights.pt` and draw the log.
+    """Train the remaining epochs of a run, then write `weights.pt` and plot the log.
 
     Raises:
-        FloatingPointError: the loss is no longer finite; the checkpoint is the last one where it was.
+        FloatingPointError: the loss is not finite. The last checkpoint is from before.
     """
     while run.epoch < run.recipe.epochs:
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def _epoch(run: Run) -> None:
         unit="step",
         leave=False,
         dynamic_ncols=True,
-        disable=None if run.group.first else True,  # None: where nobody looks
+        disable=None if run.group.first else True,  # None: unless stderr is a terminal
     )
     with bar:
         while run.step < sampler.steps:
@@ -64,14 +64,14 @@ def _epoch(run: Run) -> None:
             bar.update()
             if run.log_steps and run.step % run.log_steps == 0:
                 _log_step(run, loss, bar)
-            # The end of the epoch is saved with what is measured there.
+            # The end of an epoch is saved after its evaluation.
             if run.checkpoint_steps and run.step % run.checkpoint_steps == 0 and run.step < sampler.steps:
-                _mean_loss(run)  # refuses to save what is not finite
+                _mean_loss(run)  # raises rather than save a loss that is not finite
                 run.save()
 
 
 def _step(run: Run, batches: Iterator[Any]) -> Tensor:
-    """One step of the optimizer; this process's mean loss."""
+    """One optimizer step. Returns this process's mean loss."""
     run.optimizer.zero_grad(set_to_none=True)
     passes = run.loaders.sampler.passes
     total = torch.zeros_like(run.total)
@@ -92,7 +92,7 @@ def _step(run: Run, batches: Iterator[Any]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: Run, net: nn.Module) -> dict[str, float]:
-    """The scores of ``net`` on the images held out, each of which counts once."""
+    """The scores of ``net`` on the held-out images, each counted once."""
     metric: Metric = run.metric()
     net.eval()
     for batch in run.loaders.val:
@@ -104,7 +104,7 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, float]:
 
 
 def _mean_loss(run: Run) -> float:
-    """Over the steps of this epoch and all processes."""
+    """Mean loss over the steps of this epoch and all processes."""
     mean = float(run.group.summed(run.total.clone())) / (run.step * run.group.size)
     if not torch.isfinite(torch.tensor(mean)):
         raise FloatingPointError(f"the loss is {mean} in epoch {run.epoch + 1}; a smaller --lr may help")
@@ -130,7 +130,7 @@ def _autocast(run: Run) -> AbstractContextManager[Any]:
 
 
 def _unsynchronised(model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
-    """Gradients of all passes but the last only add up here: they are exchanged once per step."""
+    """Skip DDP's gradient exchange in all passes but the last, so that it happens once per step."""
     if wanted and isinstance(model, DistributedDataParallel):
         context: AbstractContextManager[Any] = model.no_sync()
         return context
@@ -143,7 +143,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _finish(run: Run) -> None:
-    run.model = run.net  # DDP's threads must end before the interpreter does, see `distributed.group`
+    run.model = run.net  # DDP's threads must end before the interpreter, see `distributed.group`
     if not run.group.first:
         return
     best = run.net if run.average is None else run.average.module

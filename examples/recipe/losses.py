@@ -1,4 +1,4 @@
-"""What is minimised in classification: cross-entropy, with a teacher's opinion where there is one."""
+"""Losses for classification: cross-entropy, with distillation if there is a teacher."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 from recipe.recipes import Recipe
 
-# Of a model (wrapped as it is trained), images and target: a scalar.
+# A scalar from the model (wrapped as in training), images and targets.
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def classification(recipe: Recipe, teacher: nn.Module | None) -> Loss:
     """(1 - d) cross-entropy + d KL(teacher || student), d = ``distillation``.
 
-    The cross-entropy alone has the label smoothing. The paper gives no temperature: it is 1. The teacher is
-    put into evaluation mode and gets no gradient.
+    Only the cross-entropy has label smoothing. The temperature is 1, because the paper gives none. The
+    teacher is in evaluation mode and gets no gradient.
 
     Raises:
-        ValueError: d is above 0 and there is no teacher, or the other way round.
+        ValueError: d is above 0 without a teacher, or 0 with one.
 
     Example:
         >>> loss = classification(Recipe(), None)(nn.Identity(), torch.zeros(1, 4), torch.tensor([2]))
@@ -31,10 +31,10 @@ def classification(recipe: Recipe, teacher: nn.Module | None) -> Loss:
     share = recipe.distillation
     if teacher is None:
         if share:
-            raise ValueError(f"`distillation` = {share} needs a --teacher; without one: --distillation 0")
+            raise ValueError(f"`distillation` must be 0 without a --teacher, got {share}")
         return lambda model, images, labels: _cross_entropy(model(images), labels, recipe)
     if not share:
-        raise ValueError("`distillation` is 0, so the --teacher would not be heard; say, --distillation 0.8")
+        raise ValueError("`distillation` must be above 0 with a --teacher, got 0")
     teacher.eval().requires_grad_(False)
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -52,5 +52,5 @@ def _cross_entropy(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """In float32 at least: autocast makes half-precision logits."""
+    """At least float32, because autocast gives half-precision logits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Images with masks: a folder of your own, or digits over photographs."""
+"""Images with masks: your own folder, or digits over photographs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recipe.data import Data
 from recipe.requirements import need
 from vt_fast.models.metrics import IGNORE
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which trunks are trained on
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which backbones are trained on
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 Pair = tuple[Tensor, Tensor]  # image (3, H, W) float32, mask (H, W) int64
-Transform = Callable[[Any, Tensor], Pair]  # of a picture, or a tensor in [0, 1], and a mask
+Transform = Callable[[Any, Tensor], Pair]  # takes a picture, or a tensor in [0, 1], and a mask
 
 
 def segmentation(source: str, size: int, num_classes: int | None) -> Data:
@@ -27,17 +27,17 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
 
     Args:
         source: a folder with train/images, train/masks, val/images and val/masks: images in JPEG or PNG, and
-            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels that do not
-            count; or "digits" for scikit-learn's digits over its photographs.
-        size: of the squares that are cut from the training images. Those of `val` stay whole.
+            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels to ignore; or
+            "digits" for scikit-learn's digits over its photographs.
+        size: of the square crops of the training images. Those of `val` are not cropped.
         num_classes: of a folder.
 
     Raises:
-        ValueError: there is no such folder, or it has images without masks; no ``num_classes`` for a folder.
+        ValueError: there is no such folder, an image has no mask, or a folder without ``num_classes``.
     """
     val = _transform()
     if source == "digits":
-        train = _transform(_scaled_and_cut(size))  # no mirror image: digits have none
+        train = _transform(_scaled_and_cut(size))  # no flips: a mirrored digit is not a digit
         return _digits(size, train, val)
     if num_classes is None:
         raise ValueError("a folder of masks needs --num-classes")
@@ -47,7 +47,7 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
 
 
 def prepared(image: Any) -> Tensor:
-    """A picture (3, H, W) as nets are evaluated on it: numbers around 0, in its own size."""
+    """A picture as a normalised tensor (3, H, W) of its own size, as in evaluation."""
     return _transform()(image, torch.zeros(image.height, image.width, dtype=torch.int64))[0]
 
 
@@ -79,7 +79,7 @@ class Masks(Dataset[Any]):
 
 
 class Changed(Dataset[Any]):
-    """Scenes through a transform, as pairs."""
+    """Transformed scenes, as pairs."""
 
     def __init__(self, scenes: Any, transform: Transform) -> None:
         self.scenes, self.transform = scenes, transform
@@ -93,15 +93,15 @@ class Changed(Dataset[Any]):
 
 
 def _digits(size: int, train: Transform, val: Transform) -> Data:
-    """512 scenes to train on and 128 others, with digits of three to six eighths of their height."""
+    """512 scenes for training and 128 held out, with digits of three to six eighths of their height."""
     common: dict[str, Any] = {"size": (size, size), "heights": (3 * size // 8, 6 * size // 8)}
-    scenes = need("vt_fast.demo.scenes").DigitScenes
+    scenes = need("demo.scenes").DigitScenes
     kept, held_out = scenes(512, **common), scenes(128, held_out=True, **common)
     return Data(Changed(kept, train), Changed(held_out, val), kept.num_classes)
 
 
 def _scaled_and_cut(size: int) -> list[Any]:
-    """Image and mask alike: fitted to the square, then by 0.5 to 2, and a square cut out of it."""
+    """Scale image and mask to the square, jitter the scale by 0.5 to 2, and crop a square."""
     v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
     return [
         v2.ScaleJitter((size, size), scale_range=(0.5, 2.0)),
@@ -110,7 +110,7 @@ def _scaled_and_cut(size: int) -> list[Any]:
 
 
 def _transform(changes: Sequence[Any] = ()) -> Transform:
-    """Image and mask alike through ``changes``, then the image to numbers around 0."""
+    """Apply ``changes`` to image and mask, then normalise the image."""
     v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
     kinds = {tensors.Image: torch.float32, "others": None}
     change = v2.Compose([*changes, v2.ToDtype(kinds, scale=True), v2.Normalize(_MEAN, _STD)])

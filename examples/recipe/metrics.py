@@ -1,4 +1,4 @@
-"""What is measured on the images held out, over all processes."""
+"""Metrics on the held-out images, over all processes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vt_fast.models import MeanIoU
 
 
 class Metric(Protocol):
-    """Counts batches, then gives scores."""
+    """Accumulates batches, then gives scores."""
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Count a batch of this process."""
 
     def result(self, group: Group) -> dict[str, float]:
-        """The scores over all processes, each of which must call it."""
+        """The scores over all processes. All processes must call it."""
 
 
 class Accuracy:
-    """Shares of the images whose class is the first, or among the first five, of the logits (B, classes).
+    """Top-1 and top-5 accuracy.
 
     Example:
         >>> metric = Accuracy()
@@ -50,7 +50,7 @@ class Accuracy:
 
 
 class Overlap:
-    """:class:`vt_fast.models.MeanIoU` and the share of pixels that are right."""
+    """:class:`vt_fast.models.MeanIoU` and the pixel accuracy."""
 
     def __init__(self, num_classes: int) -> None:
         self.meter = MeanIoU(num_classes)

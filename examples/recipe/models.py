@@ -1,4 +1,4 @@
-"""Models by name: the package's, timm's, and your own."""
+"""Models by name: those of vt_fast and timm, and your own."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ import vt_fast.models
 from recipe import checkpoint
 from recipe.requirements import need
 
-# Names with a depth at their end that are not names in `vt_fast.models` themselves.
+# Prefixes of names that end in a depth, with their class or function in `vt_fast.models`.
 _FAMILIES = {"resnet": "ResNet", "fpn_resnet": "fpn", "vt_fpn_resnet": "vt_fpn"}
-NAMES = "vt_resnet18, resnet50 and so on; vt_fpn_resnet50, fpn_resnet18 and so on; timm:NAME; MODULE:CALLABLE"
+NAMES = "vt_resnet18, resnet50, ...; vt_fpn_resnet50, fpn_resnet18, ...; timm:NAME; MODULE:CALLABLE"
 
 
 def make(
-    name: str, num_classes: int, *, drop_path: float = 0.0, dropout: float = 0.0, **options: Any
+    name: str, num_classes: int, *, drop_path_rate: float = 0.0, drop_rate: float = 0.0, **options: Any
 ) -> nn.Module:
-    """The model of that name.
+    """The model with this name.
 
     Args:
-        name: `vt_resnet18`, `resnet34`, `vt_fpn_resnet50`, `fpn_resnet101` and the like, of
-            ``vt_fast.models``; `timm:NAME` for a model of timm; `MODULE:CALLABLE` for one of your own.
-        num_classes: passed to it.
-        drop_path: passed to it where it is not 0, and so is ``dropout``.
-        dropout: see there.
-        **options: passed to it.
+        name: `vt_resnet18`, `resnet34`, `vt_fpn_resnet50`, `fpn_resnet101` and so on, of ``vt_fast.models``;
+            `timm:NAME` for a model of timm; `MODULE:CALLABLE` for your own.
+        num_classes: passed to the model.
+        drop_path_rate: passed to the model if it is not 0.
+        drop_rate: passed to the model if it is not 0.
+        **options: passed to the model.
 
     Raises:
-        ValueError: there is none of that name, or it does not take one of the options.
+        ValueError: there is no such model, or it does not accept one of the options.
 
     Example:
-        >>> make("resnet18", 10, dropout=0.2).dropout
+        >>> make("resnet18", 10, drop_rate=0.2).dropout
         Dropout(p=0.2, inplace=False)
         >>> make("resnet18", 10, tokenizer="pooling")
         Traceback (most recent call last):
@@ -47,9 +47,8 @@ def make(
         ValueError: the model resnet18: got an unexpected keyword argument 'tokenizer'
     """
     maker, fixed = _find(name)
-    names = ("drop_path_rate", "drop_rate") if name.startswith("timm:") else ("drop_path", "dropout")
-    chances = zip(names, (drop_path, dropout), strict=True)
-    options |= {"num_classes": num_classes} | {key: chance for key, chance in chances if chance}
+    rates = {"drop_path_rate": drop_path_rate, "drop_rate": drop_rate}
+    options |= {"num_classes": num_classes} | {key: rate for key, rate in rates.items() if rate}
     try:
         inspect.signature(maker).bind(*fixed, **options)
     except TypeError as error:
@@ -59,7 +58,7 @@ def make(
 
 
 def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[Any, ...]]:
-    """What makes the model, and its first arguments."""
+    """The function that makes the model, and its first arguments."""
     where, colon, rest = name.partition(":")
     if where == "timm":
         return need("timm").create_model, (rest,)
@@ -67,7 +66,7 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[Any, ...]]:
         try:
             found: Callable[..., nn.Module] = getattr(importlib.import_module(where), rest)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"there is no model {name}: {error}") from error
+            raise ValueError(f"unknown model {name}: {error}") from error
         return found, ()
     if hasattr(vt_fast.models, name):
         return getattr(vt_fast.models, name), ()
@@ -75,11 +74,11 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[Any, ...]]:
         family = _FAMILIES.get(match[1])
         if family is not None and hasattr(vt_fast.models, family):
             return getattr(vt_fast.models, family), (int(match[2]),)
-    raise ValueError(f"there is no model {name}; there are {NAMES}")
+    raise ValueError(f"unknown model {name}; known are {NAMES}")
 
 
 def option(text: str) -> tuple[str, Any]:
-    """The key and value of "key=value", the value as Python reads it, else as it stands.
+    """Key and value of "key=value"; the value as a Python literal if it is one, otherwise as a string.
 
     Example:
         >>> option("num_tokens=8"), option("tokenizer=pooling")
@@ -94,27 +93,27 @@ def option(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def load_trunk(net: nn.Module, path: Path) -> None:
-    """Put a classifier's weights into ``net.trunk``, all but the classifier itself, `fc`.
+def load_backbone(net: nn.Module, path: Path) -> None:
+    """Load a classifier's weights, without its last layer `fc`, into ``net.backbone``.
 
     Raises:
-        ValueError: ``net`` has no trunk, or the weights are not its.
+        ValueError: ``net`` has no backbone, or the weights do not fit.
     """
-    trunk = getattr(net, "trunk", None)
-    if not isinstance(trunk, nn.Module):
-        raise ValueError("the model has no trunk to put weights into")
+    backbone = getattr(net, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError("the model has no backbone to load weights into")
     load(
-        trunk,
+        backbone,
         {key: value for key, value in checkpoint.weights(path).items() if not key.startswith("fc.")},
         path,
     )
 
 
 def load(net: nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Put weights from a file into ``net``, all of them and no others.
+    """Load weights from a file into ``net``; names and shapes must match exactly.
 
     Raises:
-        ValueError: they are not those of ``net``.
+        ValueError: they do not.
     """
     try:
         net.load_state_dict(weights)

@@ -14,11 +14,11 @@ from recipe.requirements import need
 
 
 def make(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD, or RMSProp as TensorFlow has it.
+    """SGD, or RMSProp as in TensorFlow.
 
-    The paper gives of RMSProp only the learning rates. The rest is what such rates are used with in
-    EfficientNet's recipe: alpha = 0.9 and eps = 1e-3 inside the root. With torch's RMSprop, whose eps is
-    outside the root and whose averages start at 0, these rates diverge in the first steps more easily.
+    For RMSProp the paper gives only learning rates. The other constants are those of EfficientNet's recipe,
+    which uses similar rates: alpha = 0.9, and eps = 1e-3 inside the root. torch's RMSprop has eps outside the
+    root and averages that start at 0, so the first steps diverge more easily.
     """
     common: dict[str, Any] = {
         "lr": recipe.lr,
@@ -34,7 +34,7 @@ def make(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Opti
 def average(net: nn.Module, recipe: Recipe) -> AveragedModel | None:
     """The moving average of ``net``'s parameters and buffers in evaluation mode; None without ``ema``.
 
-    After each step: average = ema average + (1 - ema) weights; the first step's weights start it.
+    After each step: average = ema average + (1 - ema) weights. It starts as the weights after the first step.
     """
     if not recipe.ema:
         return None

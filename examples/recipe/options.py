@@ -1,4 +1,4 @@
-"""What both scripts are told on the command line, besides the recipe."""
+"""Command-line options of both training scripts, besides the recipe."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from recipe import models
 
 
 def parser(description: str, model: str, image_size: int) -> argparse.ArgumentParser:
-    """A parser with the flags that do not belong to a recipe."""
+    """A parser with the options outside the recipe."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--data", required=True, metavar="FOLDER", help="or: digits, which needs no download")
+    made.add_argument("--data", required=True, metavar="FOLDER", help="or digits, which needs no download")
     made.add_argument("--model", default=model, metavar="NAME", help=f"{models.NAMES} (default: {model})")
     made.add_argument(
         "--model-option",
@@ -19,22 +19,22 @@ def parser(description: str, model: str, image_size: int) -> argparse.ArgumentPa
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="passed to the model, as in num_tokens=8; may be repeated",
+        help="passed to the model, for example num_tokens=8; may be repeated",
     )
     made.add_argument("--image-size", type=int, default=image_size, help="default: %(default)s")
-    made.add_argument("--seed", type=int, default=0, help="of weights, order and changes of the images")
+    made.add_argument("--seed", type=int, default=0, help="of weights, image order and augmentation")
 
     where = made.add_argument_group("results")
-    where.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="continued if it exists")
-    where.add_argument("--restart", action="store_true", help="begin anew where --output has a checkpoint")
+    where.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a run in it is resumed")
+    where.add_argument("--restart", action="store_true", help="start anew even if --output has a checkpoint")
     where.add_argument(
         "--checkpoint-steps", type=int, default=0, metavar="N", help="also every N steps of an epoch"
     )
     where.add_argument("--log-steps", type=int, default=50, metavar="N", help="log the loss every N steps")
 
     how = made.add_argument_group("machine")
-    how.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
-    how.add_argument("--workers", type=int, default=4, help="of each process; they load images")
+    how.add_argument("--device", help="as in torch (default: cuda if available, otherwise cpu)")
+    how.add_argument("--workers", type=int, default=4, help="data loading processes of each process")
     how.add_argument(
         "--micro-batch",
         type=int,
@@ -43,13 +43,13 @@ def parser(description: str, model: str, image_size: int) -> argparse.ArgumentPa
         "(default: all in one pass)",
     )
     how.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision; fp16 with a scaled loss")
-    how.add_argument("--channels-last", action="store_true", help="lay images and weights out so")
+    how.add_argument("--channels-last", action="store_true", help="use the channels_last memory format")
     how.add_argument(
         "--compile", nargs="?", const="inductor", metavar="BACKEND", help="with torch.compile (inductor)"
     )
     how.add_argument(
         "--deterministic",
         action="store_true",
-        help="only algorithms that repeat bit for bit; CPUs have no others",
+        help="use deterministic algorithms only; CPU runs are always deterministic",
     )
     return made

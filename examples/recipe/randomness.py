@@ -1,4 +1,4 @@
-"""Random numbers that can be continued: states of all generators, and seeds of single samples."""
+"""Reproducible random numbers: states of all generators, and seeds of single samples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def states(device: torch.device) -> dict[str, Any]:
 
 
 def restore(saved: dict[str, Any], device: torch.device) -> None:
-    """Put each generator back into a state that ``states`` returned."""
+    """Restore the state of each generator from ``states``."""
     version, numbers, gauss = saved["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = saved["numpy"]
@@ -45,10 +45,10 @@ def restore(saved: dict[str, Any], device: torch.device) -> None:
 
 
 class Seeded(Dataset[Any]):
-    """A dataset whose sample (epoch, index) has random numbers of its own.
+    """A dataset that seeds the generators for each sample (epoch, index).
 
-    So a sample is the same whichever worker draws it, however many there are, and whether the run was
-    interrupted before. Outside, the generators go on as if nothing had been drawn.
+    A sample then does not depend on which worker draws it, on the number of workers, or on interruptions of
+    the run. The generators outside are not affected.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -71,7 +71,7 @@ def _generators(*key: int) -> Iterator[None]:
     try:
         random.seed(first)
         np.random.seed(second % 2**32)
-        # Not torch.manual_seed, which also seeds CUDA: in a worker that would start it.
+        # Not torch.manual_seed, which would initialise CUDA in a worker.
         torch.default_generator.manual_seed(first)
         yield
     finally:
@@ -82,4 +82,4 @@ def _generators(*key: int) -> Iterator[None]:
 
 def _words(*key: int) -> tuple[int, int]:
     first, second = np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()
-    return int(first) >> 1, int(second)  # torch takes seeds below 2^63
+    return int(first) >> 1, int(second)  # torch accepts seeds below 2^63

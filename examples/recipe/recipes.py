@@ -1,4 +1,4 @@
-"""The numbers of the paper's training recipes, each of which a flag overrides."""
+"""The settings of the paper's training recipes, each of which a flag overrides."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _number(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Field by field what ``--help`` says of the flag of that name.
+    """How to train. ``--help`` describes each field under the flag of the same name.
 
-    Where the paper gives no number, the value here is this project's choice, and ``OURS`` names it.
+    ``OURS`` lists the settings that the paper does not state, whose values are this project's choice.
 
     Example:
         >>> CLASSIFICATION["advanced"].optimizer, CLASSIFICATION["advanced"].ema
@@ -34,15 +34,15 @@ class Recipe:
     warmup_lr: float = _number(0.0, "rate of the first step of the warm-up")
     decay: str = _number("step", "how the rate falls after the warm-up", ("step", "poly"))
     decay_epochs: int = _number(30, "--decay step: epochs between two falls")
-    decay_factor: float = _number(0.1, "--decay step: what a fall multiplies the rate by")
-    decay_power: float = _number(0.9, "--decay poly: power of the share of steps still to come")
+    decay_factor: float = _number(0.1, "--decay step: factor of a fall")
+    decay_power: float = _number(0.9, "--decay poly: exponent of the share of remaining steps")
     sync_bn: bool = _number(False, "batch norm over all processes (CUDA only)")
-    label_smoothing: float = _number(0.0, "share of the target that is spread over all classes")
+    label_smoothing: float = _number(0.0, "share of the target spread over all classes")
     auto_augment: str = _number("", "timm's name of an AutoAugment policy, '' for none")
-    drop_path: float = _number(0.0, "chance that a sample skips the last residual branch (1 - survival)")
-    dropout: float = _number(0.0, "before the classifier")
+    drop_path_rate: float = _number(0.0, "probability of skipping the last residual branch (1 - survival)")
+    drop_rate: float = _number(0.0, "of the dropout before the classifier")
     ema: float = _number(0.0, "decay of the moving average of the weights, per step; 0 for none")
-    distillation: float = _number(0.0, "weight of the teacher in the loss; cross-entropy has the rest")
+    distillation: float = _number(0.0, "weight of the teacher in the loss; the rest is cross-entropy")
 
 
 CLASSIFICATION: Mapping[str, Recipe] = {
@@ -60,8 +60,8 @@ CLASSIFICATION: Mapping[str, Recipe] = {
         sync_bn=True,
         label_smoothing=0.1,
         auto_augment="original",
-        drop_path=0.1,
-        dropout=0.2,
+        drop_path_rate=0.1,
+        drop_rate=0.2,
         ema=0.99985,
         distillation=0.8,
     ),
@@ -70,7 +70,7 @@ SEGMENTATION: Mapping[str, Recipe] = {
     "coco": Recipe(epochs=12, batch_size=32, lr=0.04, weight_decay=1e-4, decay="poly", sync_bn=True),
     "lip": Recipe(epochs=150, batch_size=96, lr=0.01, weight_decay=5e-4, decay="poly", sync_bn=True),
 }
-# What the paper does not state. RMSProp's other constants are in `optim`.
+# Settings that the paper does not state. RMSProp's other constants are in `optim`.
 OURS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "advanced": ("momentum", "weight_decay", "label_smoothing"),
@@ -79,15 +79,15 @@ OURS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# Fields that mean nothing in segmentation, where there are no flags for them.
-CLASSIFIERS_ONLY = ("label_smoothing", "auto_augment", "drop_path", "dropout", "distillation")
+# Fields without a flag in segmentation.
+CLASSIFIERS_ONLY = ("label_smoothing", "auto_augment", "drop_path_rate", "drop_rate", "distillation")
 
 
 def add_arguments(
     parser: argparse.ArgumentParser, recipes: Mapping[str, Recipe], without: Collection[str] = ()
 ) -> None:
-    """A flag ``--recipe``, and one for each number that a recipe fixes, but for those ``without``."""
-    group = parser.add_argument_group("recipe", "Each flag overrides one number of --recipe.")
+    """Add the flag ``--recipe``, and one for each of its settings except those in ``without``."""
+    group = parser.add_argument_group("recipe", "Each flag overrides one setting of --recipe.")
     group.add_argument("--recipe", choices=tuple(recipes), default=next(iter(recipes)))
     kinds = {"int": int, "float": float, "str": str}
     for each in dataclasses.fields(Recipe):
@@ -104,15 +104,15 @@ def add_arguments(
     group.add_argument(
         "--scale-lr",
         action="store_true",
-        help="multiply both rates by --batch-size over the recipe's batch; without it they stay as they are",
+        help="multiply both learning rates by --batch-size divided by the recipe's batch size",
     )
 
 
 def chosen(options: argparse.Namespace, recipes: Mapping[str, Recipe]) -> Recipe:
-    """The recipe that the command line asks for.
+    """The recipe with the command line's overrides.
 
     Raises:
-        ValueError: a number that no training can have.
+        ValueError: a setting out of range.
     """
     recipe = recipes[options.recipe]
     asked = {each.name: getattr(options, each.name, None) for each in dataclasses.fields(Recipe)}
@@ -134,7 +134,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(
             f"`warmup_epochs` must be 0 to epochs - 1 = {recipe.epochs - 1}, got {recipe.warmup_epochs}"
         )
-    for name in ("label_smoothing", "drop_path", "dropout", "ema"):
+    for name in ("label_smoothing", "drop_path_rate", "drop_rate", "ema"):
         if not 0 <= getattr(recipe, name) < 1:
             raise ValueError(f"`{name}` must be in [0, 1), got {getattr(recipe, name)}")
     if not 0 <= recipe.distillation <= 1:

@@ -1,4 +1,4 @@
-"""What the examples need and the package does not: timm, torchvision and scikit-learn."""
+"""Packages that only the examples need: timm, torchvision and scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def need(module: str) -> Any:
-    """The module of that name.
+    """Import a module.
 
     Raises:
         SystemExit: it cannot be imported; the message says how to install it.
@@ -22,7 +22,7 @@ def need(module: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:  # torchvision built for another torch: RuntimeError
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
         package = (getattr(error, "name", None) or module).partition(".")[0]
         raise SystemExit(
             f"error: the examples need {package}: pip install 'vt_fast[examples]' ({error})"

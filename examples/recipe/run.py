@@ -1,4 +1,4 @@
-"""A run and its state: what is trained, by what, how far, and how that is saved and continued."""
+"""A training run: its state, and how it is saved and resumed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _FORMAT = 1
 
 @dataclass
 class Run:
-    """All there is of a run in this process.
+    """The state of a run in this process.
 
     Attributes:
-        net: the model itself; ``model`` is the same as it is called in training.
+        net: the model itself; ``model`` is the same, wrapped for training.
         average: its moving average, or None.
-        settings: what a checkpoint must agree in to be continued.
-        layout: how the work is split over processes and passes. A checkpoint of another layout can be
-            continued, though not bit for bit.
-        epoch: epochs done.
-        step: steps done of the epoch after these.
-        total: sum of the losses of these steps on this process.
+        settings: must be the same when a checkpoint is resumed.
+        layout: how the work is split over processes and passes. A run can be resumed with another layout, but
+            not bit for bit.
+        epoch: finished epochs.
+        step: finished steps of the current epoch.
+        total: sum of the losses of these steps in this process.
     """
 
     group: Group
@@ -63,22 +63,22 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The file to continue from."""
+        """The checkpoint's path."""
         return self.output / "last.pt"
 
     @property
     def log(self) -> Path:
-        """The file with what was measured."""
+        """The log's path."""
         return self.output / "log.jsonl"
 
     @property
     def rate(self) -> float:
-        """The learning rate of the step done last."""
+        """The learning rate of the last step."""
         steps = self.loaders.sampler.steps
         return learning_rate(self.recipe, self.epoch * steps + self.step - 1, steps)
 
     def save(self) -> None:
-        """Write a checkpoint. All processes must call it; the first one writes."""
+        """Write a checkpoint. All processes must call it; the first writes."""
         self.group.share_buffers(self.net, self.average)
         own = {"random": randomness.states(self.group.device), "total": self.total.cpu()}
         ranks = self.group.gathered(own)
@@ -103,7 +103,7 @@ class Run:
         checkpoint.save(content, self.checkpoint)
 
     def resume(self) -> bool:
-        """Go on from the checkpoint, if there is one.
+        """Resume from the checkpoint if there is one, and return whether there was.
 
         Raises:
             ValueError: it was written with another recipe or other settings.
@@ -125,25 +125,25 @@ class Run:
             own = content["ranks"][self.group.rank]
             self.total = own["total"].to(self.group.device)
             randomness.restore(own["random"], self.group.device)
-            self.group.say(f"continued from {where}")
+            self.group.say(f"resumed from {where}")
         else:
-            # The same images in the same order, but sums in another order and new random numbers.
+            # The same images in the same order, but different summation orders and random numbers.
             mean = torch.stack([own["total"] for own in content["ranks"]]).mean()
             self.total = mean.to(self.group.device)
             randomness.seed_all(self.seed, self.epoch, self.step, self.group.rank)
             self.group.say(
-                f"continued from {where}, not bit for bit: it was written with {content['layout']}, "
+                f"resumed from {where}, not bit for bit: it was written with {content['layout']}, "
                 f"this is {self.layout}"
             )
         return True
 
     def _check(self, content: dict[str, Any]) -> None:
         if content["format"] != _FORMAT:
-            raise ValueError(f"{self.checkpoint} has format {content['format']}, and {_FORMAT} is read")
+            raise ValueError(f"{self.checkpoint} must have format {_FORMAT}, got {content['format']}")
         old = content["settings"] | content["recipe"]
         new = self.settings | dataclasses.asdict(self.recipe)
         odd = [f"{key} = {old.get(key)!r}, now {new[key]!r}" for key in new if old.get(key) != new[key]]
         if odd:
             raise ValueError(
-                f"{self.checkpoint} was written with {'; '.join(odd)}: name another --output, or --restart"
+                f"{self.checkpoint} was written with {'; '.join(odd)}: choose another --output, or --restart"
             )

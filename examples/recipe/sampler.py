@@ -1,4 +1,4 @@
-"""Which images are in which step, on which process, from where on."""
+"""Which images each step and process gets."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from recipe.randomness import Draw
 
 
 class StepSampler(Sampler[list[Draw]]):
-    """Batches of (epoch, index) in a new order each epoch, from any step of any epoch on.
+    """Batches of (epoch, index), reshuffled each epoch, starting at any step.
 
-    The images of a step do not depend on how many processes and forward passes share them: step s of an
-    epoch has images s * batch to (s + 1) * batch of the epoch's order. What is left at the end, less than
-    a batch, is left out of this epoch.
+    The images of a step do not depend on the number of processes and forward passes: step s of an epoch has
+    images s * batch to (s + 1) * batch of the epoch's order. An incomplete last batch is dropped.
 
     Args:
         length: number of images.
         batch: images per step, over all processes and passes.
-        passes: forward passes per step on each process.
+        passes: forward passes per step in each process.
         rank: this process.
         size: number of processes.
         seed: of the order.
 
     Raises:
-        ValueError: ``batch`` is larger than ``length`` or is no multiple of ``passes * size``.
+        ValueError: ``batch`` is larger than ``length`` or not a multiple of ``passes * size``.
 
     Example:
         >>> sampler = StepSampler(8, batch=4, passes=2, rank=0, size=2)
@@ -52,7 +51,7 @@ class StepSampler(Sampler[list[Draw]]):
         self.start(0, 0)
 
     def start(self, epoch: int, step: int) -> None:
-        """Let the next iteration begin at this step of this epoch."""
+        """Make the next iteration start at this step of this epoch."""
         self.epoch, self.step = epoch, step
 
     def __len__(self) -> int:
@@ -69,7 +68,7 @@ class StepSampler(Sampler[list[Draw]]):
 
 
 class Shard(Sampler[Draw]):
-    """Every size-th image, each once, for evaluation: ranks may differ by one in how many they have."""
+    """Every size-th image, for evaluation. Each image is in one shard; shard sizes may differ by one."""
 
     def __init__(self, length: int, *, rank: int = 0, size: int = 1) -> None:
         self.indices = range(rank, length, size)

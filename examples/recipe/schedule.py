@@ -1,4 +1,4 @@
-"""The learning rate at each step."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from recipe.recipes import Recipe
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate at an optimizer step, counted from 0.
+    """The learning rate of an optimizer step, counted from 0.
 
-    With e = step / steps_per_epoch epochs done and w epochs of warm-up: in the warm-up the line from
-    ``warmup_lr`` at e = 0 to ``lr`` at e = w; then lr decay_factor^floor((e - w) / decay_epochs), or with
-    ``decay="poly"`` lr (1 - (e - w) / (epochs - w))^decay_power.
+    With e = step / steps_per_epoch and w epochs of warm-up: in the warm-up linear from ``warmup_lr`` at e = 0
+    to ``lr`` at e = w; then lr decay_factor^floor((e - w) / decay_epochs), or with ``decay="poly"``
+    lr (1 - (e - w) / (epochs - w))^decay_power.
 
     Example:
         >>> from recipe.recipes import CLASSIFICATION
@@ -29,11 +29,11 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if recipe.decay == "step":
         falls = (step - warmup) // (recipe.decay_epochs * steps_per_epoch)
         return recipe.lr * recipe.decay_factor**falls
-    # A scheduler also asks for the rate after the last step, which is 0.
+    # Schedulers also ask for the rate after the last step, which is 0.
     left = 1 - (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
     return recipe.lr * math.pow(max(left, 0.0), recipe.decay_power)
 
 
 def make(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
-    """A scheduler to step after each step of the optimizer, whose rate must be the recipe's."""
+    """A scheduler that is stepped after each optimizer step. The optimizer must have the recipe's rate."""
     return LambdaLR(optimizer, lambda step: learning_rate(recipe, step, steps_per_epoch) / recipe.lr)

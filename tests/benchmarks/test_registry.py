@@ -13,7 +13,7 @@ from benchmarks.measuring import measure, refuse
 from benchmarks.peers import operand_names
 from benchmarks.records import PEER, SKIPPED
 from benchmarks.trial import who
-from vt_fast.measure import peak_bytes
+from vt_fast.testing import peak_bytes
 
 SHAPE = cases.Shape(2, 16, 20, 64, 16)
 LARGER = cases.Shape(2, 40, 40, 128, 16)

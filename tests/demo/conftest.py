@@ -4,7 +4,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _one_thread():
     pytest.importorskip("torch")
-    from vt_fast.demo.threads import one_thread
+    from demo.timing import one_thread
 
     with one_thread():
         yield

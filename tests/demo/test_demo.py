@@ -1,4 +1,4 @@
-"""The demo from end to end, quickly, and the tables it prints."""
+"""A quick run of the whole demo, and its tables."""
 
 import json
 import subprocess
@@ -13,14 +13,13 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
+from demo import backends, comparison, digits, nets, story  # noqa: E402
+from demo.clusters import cluster  # noqa: E402
+from demo.pictures import Picture, load_all  # noqa: E402
+from demo.sheets import cluster_sheet  # noqa: E402
+from demo.timing import interleaved_medians, one_thread  # noqa: E402
 from vt_fast import backends as all_backends  # noqa: E402
 from vt_fast.__main__ import main  # noqa: E402
-from vt_fast.demo import backends, digits, nets, story  # noqa: E402
-from vt_fast.demo.clusters import cluster  # noqa: E402
-from vt_fast.demo.pictures import Picture, load_all  # noqa: E402
-from vt_fast.demo.sheets import cluster_sheet  # noqa: E402
-from vt_fast.demo.tables import table, winner  # noqa: E402
-from vt_fast.demo.threads import one_thread  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def demo(tmp_path_factory):
     paths = []
     for name, size in (("a", (70, 50)), ("b", (30, 90))):
         (folder / name).mkdir()
-        paths.append(folder / name / "mi$n_{e$.png")  # a file's name is no formula
+        paths.append(folder / name / "mi$n_{e$.png")  # must not be parsed as a formula
         noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(paths[-1])
     before, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -138,21 +137,21 @@ def test_split_is_fixed_stratified_and_disjoint():
 def test_training_learns_and_comparison_names_the_winners(capfd):
     torch.manual_seed(0)
     data, net = digits.load(), nets.TokenNet()
-    before = digits.correct(net, data)
-    digits.train(net, data, "VT", epochs=4)
+    before = comparison.correct(net, data)
+    comparison.train(net, data, "VT", epochs=4)
     assert "training VT" in capfd.readouterr().err
-    assert digits.correct(net, data) > max(before, 300)  # chance is 45
+    assert comparison.correct(net, data) > max(before, 300)  # chance is 45
     results = {
-        "VT": digits.Result(440, 450, 10, 12, 5, 0.2),
-        "convolution": digits.Result(445, 450, 20, 20, 4, 0.1),
+        "VT": comparison.Result(440, 450, 10, 12, 5, 0.2),
+        "convolution": comparison.Result(445, 450, 20, 20, 4, 0.1),
     }
-    text = digits.report(results)
+    text = comparison.report(results)
     (better,) = (line for line in text.splitlines() if line.startswith("better"))
     assert better.split() == ["better", "convolution", "VT", "VT", "convolution", "convolution"]
     words = " ".join(text.split())
     assert "differ by 5 of them" in words
-    assert "convolution reads 5 of 450 digits more than VT (one seed)" in words
-    assert "convolution's step is 2.0 times as fast as VT's, although it has 2.00 times the MACs" in words
+    assert "convolution classifies 5 of 450 digits more than VT correctly (one seed)" in words
+    assert "A step of convolution is 2.0 times as fast as one of VT, although it has 2.00 times the" in words
 
 
 def test_verdict_on_backends_is_computed():
@@ -165,7 +164,7 @@ def test_verdict_on_backends_is_computed():
     assert max(map(len, text.splitlines())) <= 100
     words = " ".join(text.split())
     assert "groups of 16 channels" in words
-    assert "on single ops 1.50 to 1.50 times eager's time and 0.50 to 0.50 times its memory" in words
+    assert "on single ops 1.50 to 1.50 times the time and 0.50 to 0.50 times the memory of eager" in words
     assert "on the stack 0.25 to 0.25 times" in words
 
 
@@ -176,8 +175,8 @@ def test_attention_maps_of_both_tokenizers():
         torch.testing.assert_close(each.sum((2, 3)), torch.ones(3, 8))
 
 
-def test_threads_are_given_back_after_an_error():
-    torch.set_num_threads(2)  # the fixture around every test puts back what was there
+def test_threads_are_restored_after_an_error():
+    torch.set_num_threads(2)  # the autouse fixture restores the number
 
     def fail():
         with one_thread():
@@ -199,7 +198,7 @@ def test_sheets_of_any_names_do_not_overwrite_each_other(tmp_path):
         path.write_text("")
 
 
-def test_titles_of_the_same_name_tell_the_folder(demo):
+def test_titles_of_the_same_name_show_the_folder(demo):
     paths = [demo.parent.parent / name / "mi$n_{e$.png" for name in "ab"]
     assert [picture.title for picture in load_all(paths)] == [str(path) for path in paths]
     assert [picture.title for picture in load_all(paths[:1])] == [""]
@@ -220,25 +219,26 @@ def test_digits_tokens_peak_on_distinct_places(demo):
         assert 1 <= figures["effective_pixels"] <= 64
 
 
-def test_both_ways_to_filters_agree():
+def test_folded_and_reference_filters_agree():
     torch.manual_seed(0)
     net, pictures = nets.TokenNet().double().eval(), torch.rand(3, 1, 8, 8).double()
     fast = net(pictures)
-    torch.testing.assert_close(fast, net(pictures))
     nets.set_backend(net, "reference")
     torch.testing.assert_close(net(pictures), fast, atol=1e-10, rtol=1e-10)
 
 
-def test_table_is_aligned_and_refuses_ragged_rows():
-    lines = table(["name", "value"], [["a", "1.0"], ["longer", "10.0"]]).splitlines()
-    assert [line.rfind("0") for line in lines[2:]] == [12, 12]
-    with pytest.raises(ValueError, match="2 cells"):
-        table(["name", "value"], [["a"]])
-
-
 def test_winner_and_tie():
-    assert winner({"a": 1, "b": 2}, more_is_better=True) == "b"
-    assert winner({"a": 1, "b": 1, "c": 2}) == "tie"
+    assert comparison._winner({"a": 1, "b": 2}, more_is_better=True) == "b"
+    assert comparison._winner({"a": 1, "b": 1, "c": 2}) == "tie"
+
+
+def test_medians_are_taken_in_turn():
+    order = []
+    seconds = interleaved_medians(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=5, warmup=2
+    )
+    assert order == ["a", "b"] * 7
+    assert set(seconds) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,7 @@ def test_winner_and_tie():
         ("torch", "torch"),
         ("matplotlib", "matplotlib"),
         ("sklearn", "scikit-learn"),
+        ("tabulate", "tabulate"),
         ("tqdm", "tqdm"),
         ("PIL", "Pillow"),
     ],
@@ -275,15 +276,15 @@ def test_interruptions_and_full_disks_end_without_a_traceback(tmp_path, monkeypa
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("vt_fast.demo.story.tell", fail)
+    monkeypatch.setattr("demo.story.tell", fail)
     assert main(["demo", "--output", str(tmp_path)]) == status
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_folder_that_takes_no_files_is_refused_before_training(monkeypatch, capsys):
-    monkeypatch.setattr("vt_fast.demo.story.tell", lambda *arguments, **options: pytest.fail("trained"))
+    monkeypatch.setattr("demo.story.tell", lambda *arguments, **options: pytest.fail("trained"))
     if not Path("/proc").is_dir():
-        pytest.skip("needs a folder that nobody can write to")
+        pytest.skip("needs a folder that is never writable")
     assert main(["demo", "--output", "/proc"]) == 2
     assert capsys.readouterr().err.startswith("error: cannot write to the folder /proc")
 

@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from vt_fast.demo.clusters import NUM_TOKENS, cluster
-from vt_fast.demo.features import blur, pixel_features, rgb_to_lab
-from vt_fast.demo.sheets import pixels_looked_at
+from demo.clusters import NUM_TOKENS, cluster
+from demo.features import blur, pixel_features, rgb_to_lab
+from demo.sheets import pixels_looked_at
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Any picture goes in; what is no picture gets one line and exit status 2, before anything is trained."""
+"""Any picture can be loaded; anything else is a one-line error and exit status 2 before training."""
 
 import os
 
@@ -10,9 +10,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 Image = pytest.importorskip("PIL.Image")
 
+from demo import pictures  # noqa: E402
+from demo.pictures import PictureError, load  # noqa: E402
 from vt_fast.__main__ import main  # noqa: E402
-from vt_fast.demo import pictures  # noqa: E402
-from vt_fast.demo.pictures import PictureError, load  # noqa: E402
 
 
 def ramp(height=20, width=30):
@@ -98,25 +98,25 @@ def bad_files(folder):
     ("name", "message"),
     [
         ("missing.png", "there is no file"),
-        ("text.png", "is no picture"),
-        ("empty.jpg", "is no picture"),
+        ("text.png", "is not a picture"),
+        ("empty.jpg", "is not a picture"),
         ("cut.png", "cannot be read as a picture"),
         ("folder.png", "is a folder"),
-        ("pipe.png", "is no regular file"),
+        ("pipe.png", "is not a regular file"),
         ("line.png", "has 3000 x 2 pixels"),
         ("x" * 300, "cannot be read"),
     ],
 )
-def test_what_is_no_picture_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, name, message):
+def test_a_file_that_is_not_a_picture_is_one_line_and_status_2(tmp_path, capsys, monkeypatch, name, message):
     bad_files(tmp_path)
     path = tmp_path / name
     with pytest.raises(PictureError, match=message):
         load(path)
 
     def trained(*arguments, **options):
-        raise RuntimeError("trained before looking at the files")
+        raise RuntimeError("trained before the files were read")
 
-    monkeypatch.setattr("vt_fast.demo.story.tell", trained)
+    monkeypatch.setattr("demo.story.tell", trained)
     output = tmp_path / "out"
     assert main(["demo", str(tmp_path / "whole.png"), str(path), "--output", str(output)]) == 2
     printed = capsys.readouterr()
@@ -139,7 +139,7 @@ def test_samples_are_the_two_photographs():
     assert names == [("china", (3, 427, 640)), ("flower", (3, 427, 640))]
 
 
-def test_scaled_keeps_the_form():
+def test_scaled_keeps_the_aspect_ratio():
     picture = pictures.Picture("a", torch.rand(3, 200, 100))
     assert pictures.scaled(picture, 50).pixels.shape == (3, 50, 25)
     assert pictures.scaled(picture, 200) is picture

@@ -1,4 +1,4 @@
-"""Scenes with a label for each pixel, and a net that learns them."""
+"""Scenes with a label for each pixel, and a network that learns them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("PIL")
 
-from vt_fast.demo import digits, pictures
-from vt_fast.demo.scene_net import scene_net
-from vt_fast.demo.scenes import DigitScenes, batch
-from vt_fast.demo.segmenting import ColourClassifier, evaluate, majority, train
+from demo import digits, pictures
+from demo.scene_net import scene_net
+from demo.scenes import DigitScenes, batch
+from demo.segmenting import ColourClassifier, evaluate, majority, train
 
 
 def test_scenes_are_the_same_each_time_and_differ_from_one_another():
@@ -34,9 +34,9 @@ def test_labels_lie_where_the_photograph_was_changed():
         changed = (one.image - two.image).abs().amax(0) > 0
         labelled = two.labels > 0
         assert 0.01 < labelled.float().mean() < 0.5
-        # A photograph's pixel may by chance have the digit's colour.
+        # A pixel of the photograph may have the digit's colour by chance.
         assert (labelled & ~changed).sum() <= 0.02 * labelled.sum()
-        # What is less than half ink is changed and not labelled.
+        # Pixels with less than half ink are changed and not labelled.
         assert changed.sum() > labelled.sum()
         assert two.image.min() >= 0
         assert two.image.max() <= 1
@@ -46,7 +46,7 @@ def test_labels_lie_where_the_photograph_was_changed():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_backgrounds_are_the_left_or_the_right_of_the_photographs(held_out):
-    """Scenes as large as the part that they may come from can only be that part."""
+    """Scenes as large as the part of the photograph that they come from equal that part."""
     parts = [each.pixels[..., 448:] if held_out else each.pixels[..., :448] for each in pictures.samples()]
     size = tuple(parts[0].shape[1:])
     found = DigitScenes(6, size=size, per_scene=0, held_out=held_out)
@@ -57,7 +57,7 @@ def test_backgrounds_are_the_left_or_the_right_of_the_photographs(held_out):
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_digits_are_those_of_the_split(held_out):
-    """Digits in their own 8 x 8 pixels: the labels lie where one of the split's digits has its ink."""
+    """At 8 x 8 pixels the labels are where one of the digits of the split has its ink."""
     data = digits.load()
     drawn, labels = (data.test, data.test_labels) if held_out else (data.train, data.train_labels)
     scenes = DigitScenes(60, size=(8, 8), heights=(8, 8), per_scene=1, classes=(7, 4), held_out=held_out)
@@ -77,12 +77,12 @@ def test_digits_are_those_of_the_split(held_out):
         ({"size": (64, 500)}, r"`size` must be at most \(427, 448\), got \(64, 500\)"),
     ],
 )
-def test_scenes_that_cannot_be(options, message):
+def test_errors_of_scenes(options, message):
     with pytest.raises(ValueError, match=message):
         DigitScenes(1, **options)
 
 
-def test_no_scene_beyond_the_last():
+def test_index_out_of_range():
     with pytest.raises(IndexError, match="scene 2 of 2"):
         DigitScenes(2)[2]
 
@@ -93,12 +93,12 @@ def test_baselines():
     share = (labels == 0).double().mean().item()
     assert scores.accuracy == pytest.approx(share)
     assert scores.mean == pytest.approx(share / 3)
-    # On the scenes that it has seen, knowing the colour is better than knowing nothing.
+    # On the scenes that it was made from, colour is better than nothing.
     assert evaluate(ColourClassifier(scenes), scenes).accuracy > share
 
 
-def test_a_vt_fpn_learns_what_colour_does_not_tell():
-    """Held-out digits over held-out parts of the photographs; 0 and 1 differ by their form alone."""
+def test_a_vt_fpn_learns_more_than_colour():
+    """Held-out digits over held-out parts of the photographs; 0 and 1 differ only in shape."""
     scenes = DigitScenes(400, classes=(0, 1))
     tested = DigitScenes(48, classes=(0, 1), held_out=True)
     net = scene_net(scenes.num_classes)
@@ -111,9 +111,9 @@ def test_a_vt_fpn_learns_what_colour_does_not_tell():
         for size in ((427, 639), (101, 67)):
             classes = net.predict(picture.pixels[None, :, : size[0], : size[1]])
             assert classes.shape == (1, *size)
-            assert (classes == 0).float().mean() > 0.7  # there are no digits in it
+            assert (classes == 0).float().mean() > 0.7  # there are no digits
 
 
-def test_no_other_neck():
+def test_unknown_neck():
     with pytest.raises(ValueError, match='`neck` must be "vt_fpn" or "fpn", got \'pan\''):
         scene_net(3, "pan")

@@ -1,4 +1,4 @@
-"""The examples as their user starts them, and their parts as modules."""
+"""Run the example scripts as a user would."""
 
 import importlib.util
 import os
@@ -13,12 +13,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXAMPLES = ROOT / "examples"
 
-# As `python examples/...py` has it.
-sys.path.insert(0, str(EXAMPLES))
-
 
 def missing():
-    """Why what needs timm and torchvision cannot run here, or None."""
+    """Why examples that need timm and torchvision cannot run here, or None."""
     for name in ("timm", "sklearn", "tqdm", "PIL"):
         if importlib.util.find_spec(name) is None:
             return f"the examples need {name}"
@@ -27,7 +24,7 @@ def missing():
 
 @pytest.fixture(scope="session")
 def libraries():
-    """timm and torchvision, or a skip."""
+    """Skip without timm and torchvision."""
     reason = missing()
     if reason is not None:
         pytest.skip(reason)
@@ -35,7 +32,7 @@ def libraries():
 
 @pytest.fixture
 def start(libraries):
-    """Run a script in processes of its own, with one thread each; what it printed, and how it ended."""
+    """Run a script in separate processes with one thread each, and return its output."""
 
     def run(script, *arguments, processes=1, ends=0, **environment):
         command = [sys.executable]

@@ -1,6 +1,6 @@
-"""Start an example: run_example.py SCRIPT ARGUMENTS, with torchvision where its own library does not load.
+"""Run an example: run_example.py SCRIPT ARGUMENTS, with a stub if torchvision's own library does not load.
 
-Where TESTS_LEAVE is a folder, each process leaves its weights and last gradients there.
+If TESTS_LEAVE is a folder, each process saves its weights and last gradients there.
 """
 
 import os

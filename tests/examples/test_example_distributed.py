@@ -1,10 +1,10 @@
-"""Two processes do what one does with the joint batch."""
+"""Two processes train as one does with the same batch."""
 
 import pytest
 import torch
 
-# In float64, without batch norm and dropout, so that nothing but the order of sums may differ. SGD, two
-# epochs of 3 steps.
+# In float64, without batch norm and dropout, so that only the order of sums may differ. SGD, two epochs of 3
+# steps.
 FLAGS = (
     "--data",
     "digits",
@@ -37,14 +37,14 @@ def test_two_processes_end_with_the_weights_of_one(start, tmp_path):
     assert output.count("sync_bn: SyncBatchNorm does not run on cpu") == 1
     assert output.count("epoch 2:") == 1
     alone, (one,) = train("one", processes=1)
-    assert "over one process it is plain batch norm" in alone
+    assert "with one process, plain batch norm is the same" in alone
     for kind in ("weights", "gradients"):  # gradients are those of the last step
         for name, exact in one[kind].items():
             assert exact.dtype == torch.float64
             assert torch.equal(first[kind][name], second[kind][name]), name
             torch.testing.assert_close(first[kind][name], exact, rtol=1e-9, atol=1e-12)
     assert max(each.abs().max() for each in one["gradients"].values()) > 1e-3
-    # Images held out are shared, each counted once: the scores are those of one process.
+    # Held-out images are shared out and each counted once, so the scores are those of one process.
     scores = [
         next(line for line in text.splitlines() if line.startswith("epoch 2:")) for text in (output, alone)
     ]

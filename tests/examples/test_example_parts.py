@@ -1,4 +1,4 @@
-"""The parts of a run: order of images, random numbers, losses, averages, checkpoints, logs and models."""
+"""The parts of a run: image order, random numbers, losses, averages, checkpoints, logs and models."""
 
 import math
 import os
@@ -32,7 +32,7 @@ def test_a_step_has_the_same_images_however_they_are_shared(passes, size):
         assert sum(map(len, mine)) == len(expected) == 8
 
 
-def test_each_epoch_has_an_order_of_its_own_and_can_be_entered_anywhere():
+def test_each_epoch_has_its_own_order_and_can_start_anywhere():
     sampler = StepSampler(21, batch=4, passes=2, seed=1)
     first = list(sampler)
     sampler.start(2, 0)
@@ -48,7 +48,7 @@ def test_each_epoch_has_an_order_of_its_own_and_can_be_entered_anywhere():
     assert len(sampler) == 4
 
 
-def test_what_does_not_divide_is_refused():
+def test_batches_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="`batch` must be at most the 7 training images, got 8"):
         StepSampler(7, batch=8)
     with pytest.raises(ValueError, match=r"multiple of passes \* processes = 2 \* 3, got 8"):
@@ -68,7 +68,7 @@ class Noise:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_samples_have_random_numbers_of_their_own_and_leave_the_others_alone():
+def test_samples_have_their_own_random_numbers_and_do_not_affect_others():
     data = Seeded(Noise(), 5)
     before = randomness.states(torch.device("cpu"))
     samples = {(epoch, index): data[epoch, index] for epoch in range(3) for index in range(9)}
@@ -108,7 +108,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save({"epoch": 2}, path)
     assert checkpoint.load(path) == {"epoch": 1}
-    # Flushed to the disk before it takes the old one's place, and the place itself after.
+    # Flushed to disk before the rename, and the folder after it.
     order = []
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: order.append("fsync"))
@@ -161,9 +161,9 @@ def test_loss_is_a_fifth_cross_entropy_and_four_fifths_the_teachers():
 
 
 def test_a_teacher_and_its_weight_need_each_other():
-    with pytest.raises(ValueError, match=r"`distillation` = 0\.8 needs a --teacher"):
+    with pytest.raises(ValueError, match=r"`distillation` must be 0 without a --teacher, got 0\.8"):
         losses.classification(Recipe(distillation=0.8), None)
-    with pytest.raises(ValueError, match="would not be heard"):
+    with pytest.raises(ValueError, match="`distillation` must be above 0 with a --teacher"):
         losses.classification(Recipe(), nn.Identity())
 
 
@@ -225,27 +225,27 @@ def test_help_needs_none_of_the_libraries(script):
 
 
 def test_models_are_found_by_name():
-    assert models.make("resnet18", 7, drop_path=0.1).fc.out_features == 7
-    assert models.make("tiny_nets:classifier", 3, dropout=0.5)[5].p == 0.5
+    assert models.make("resnet18", 7, drop_path_rate=0.1).fc.out_features == 7
+    assert models.make("tiny_nets:classifier", 3, drop_rate=0.5)[5].p == 0.5
     assert models.make("fpn_resnet18", 4)(torch.zeros(1, 3, 64, 64)).shape == (1, 4, 64, 64)
     for name in ("unet", "resnext50", "tiny_nets:nothing", "no_such_module:net"):
-        with pytest.raises(ValueError, match=f"there is no model {name}"):
+        with pytest.raises(ValueError, match=f"unknown model {name}"):
             models.make(name, 3)
     with pytest.raises(
-        ValueError, match="the model fpn_resnet18: got an unexpected keyword argument 'dropout'"
+        ValueError, match="the model fpn_resnet18: got an unexpected keyword argument 'drop_rate'"
     ):
-        models.make("fpn_resnet18", 4, dropout=0.1)
+        models.make("fpn_resnet18", 4, drop_rate=0.1)
 
 
-def test_a_trunk_takes_a_classifiers_weights(tmp_path):
+def test_a_backbone_takes_a_classifiers_weights(tmp_path):
     classifier, net = models.make("resnet18", 7), models.make("fpn_resnet18", 4)
     checkpoint.save(classifier.state_dict(), tmp_path / "weights.pt")
-    models.load_trunk(net, tmp_path / "weights.pt")
-    assert torch.equal(net.trunk.layer4[1].conv2.weight, classifier.layer4[1].conv2.weight)
+    models.load_backbone(net, tmp_path / "weights.pt")
+    assert torch.equal(net.backbone.layer4[1].conv2.weight, classifier.layer4[1].conv2.weight)
     with pytest.raises(ValueError, match="do not fit"):
-        models.load_trunk(models.make("fpn_resnet34", 4), tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="has no trunk"):
-        models.load_trunk(classifier, tmp_path / "weights.pt")
+        models.load_backbone(models.make("fpn_resnet34", 4), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="has no backbone"):
+        models.load_backbone(classifier, tmp_path / "weights.pt")
 
 
 def test_rmsprop_is_tensorflows(libraries):

@@ -1,9 +1,8 @@
-"""Pictures of any size through a trained segmentation net."""
+"""Predictions of a segmentation network on pictures of any size."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES
 from PIL import Image
 
 
@@ -24,8 +23,7 @@ def options(weights, folder):
     ]  # fmt: skip
 
 
-def test_photographs_and_pictures_of_odd_sizes(weights, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_photographs_and_pictures_of_odd_sizes(weights, tmp_path):
     import segment_pictures
 
     noise = np.random.default_rng(0).integers(0, 256, (61, 97, 3), dtype=np.uint8)
@@ -40,8 +38,7 @@ def test_photographs_and_pictures_of_odd_sizes(weights, tmp_path, monkeypatch):
     assert all(Image.open(path).size == (2 * 640, 427) for path in written)
 
 
-def test_colours_are_those_of_the_classes(libraries, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_colours_are_those_of_the_classes(libraries):
     import segment_pictures
 
     image = Image.new("RGB", (2, 1), (100, 100, 100))
@@ -50,8 +47,7 @@ def test_colours_are_those_of_the_classes(libraries, monkeypatch):
     assert right.tolist() != left.tolist()
 
 
-def test_weights_of_another_net(weights, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+def test_weights_of_another_net(weights, tmp_path):
     import segment_pictures
 
     wrong = [word if word != "4" else "5" for word in options(weights, tmp_path)]

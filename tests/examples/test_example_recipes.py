@@ -1,4 +1,4 @@
-"""The numbers of the paper's recipes, what flags make of them, and the learning rate at each step."""
+"""The settings of the paper's recipes, the flags that override them, and the learning rate at each step."""
 
 import argparse
 import dataclasses
@@ -28,7 +28,7 @@ def test_numbers_are_the_papers():
     assert advanced.sync_bn
     assert advanced.label_smoothing > 0
     assert advanced.auto_augment == "original"
-    assert (1 - advanced.drop_path, advanced.dropout) == (0.9, 0.2)
+    assert (1 - advanced.drop_path_rate, advanced.drop_rate) == (0.9, 0.2)
     assert (advanced.ema, advanced.distillation) == (0.99985, 0.8)
     coco, lip = SEGMENTATION["coco"], SEGMENTATION["lip"]
     assert (coco.batch_size, coco.lr, coco.sync_bn) == (32, 0.04, True)
@@ -41,7 +41,7 @@ def test_numbers_are_the_papers():
     )
 
 
-def test_what_the_paper_does_not_state_is_named():
+def test_settings_that_the_paper_does_not_state_are_named():
     names = {each.name for each in dataclasses.fields(Recipe)}
     assert OURS.keys() == CLASSIFICATION.keys() | SEGMENTATION.keys()
     assert all(set(ours) <= names for ours in OURS.values())
@@ -56,7 +56,7 @@ def test_every_number_has_a_flag_that_overrides_it():
             (new,) = set(each.metadata["choices"]) - {old}
             given = [flag, new]
         else:
-            # What all checks allow: 45 epochs, a quarter of anything else.
+            # Values that pass all checks: 45 for integers, a quarter for floats.
             new = {"int": 45, "float": 0.25, "str": "v0"}[each.type]
             new = 3 if each.name == "warmup_epochs" else new
             given = [flag, str(new)]
@@ -88,7 +88,7 @@ def test_flags_without_a_meaning_do_not_exist(capsys):
         (["--epochs", "0"], "`epochs` must be at least 1, got 0"),
         (["--lr", "0"], "`lr` must be above 0, got 0.0"),
         (["--warmup-epochs", "90"], "`warmup_epochs` must be 0 to epochs - 1 = 89, got 90"),
-        (["--dropout", "1"], r"`dropout` must be in \[0, 1\), got 1.0"),
+        (["--drop-rate", "1"], r"`drop_rate` must be in \[0, 1\), got 1.0"),
         (["--distillation", "1.1"], r"`distillation` must be in \[0, 1\], got 1.1"),
     ],
 )
@@ -98,7 +98,7 @@ def test_impossible_numbers_are_refused(flags, message):
 
 
 def rates(recipe, steps_per_epoch):
-    """What an optimizer that a scheduler steps really gets."""
+    """The learning rates that an optimizer gets from the scheduler."""
     parameter = torch.nn.Parameter(torch.zeros(()))
     parameter.grad = torch.zeros(())
     optimizer = torch.optim.SGD([parameter], lr=recipe.lr)

@@ -1,4 +1,4 @@
-"""Whole runs within this process: what flags do, what data may look like, and what is refused."""
+"""Whole runs in this process: flags, data, and errors."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def test_a_teacher_teaches(tmp_path, capsys):
         str(tmp_path / "teacher" / "last.pt"),
     )
     run = classify(tmp_path / "student", *teacher, "--distillation", "0.8", "--lr", "0.2")
-    # Of a student with its teacher's own weights all that is left is 0.2 cross-entropy.
+    # With the teacher's own weights, only 0.2 cross-entropy remains.
     run.net.load_state_dict(torch.load(tmp_path / "teacher" / "weights.pt"))
     images, labels = next(iter(run.loaders.val))
     run.net.eval()
@@ -80,7 +80,7 @@ def test_ways_to_run_do_not_change_what_is_learned_by_much(flags, tmp_path):
     for name, value in plain.net.state_dict().items():
         assert other.net.state_dict()[name].dtype == value.dtype
         torch.testing.assert_close(other.net.state_dict()[name], value, rtol=0.05, atol=5e-3)
-    if "--amp" in flags:  # narrow numbers are seen to be used
+    if "--amp" in flags:  # the narrow dtype was used
         assert any(
             not torch.equal(other.net.state_dict()[name], value)
             for name, value in plain.net.state_dict().items()
@@ -91,7 +91,7 @@ def test_ways_to_run_do_not_change_what_is_learned_by_much(flags, tmp_path):
         assert other.net[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_continued_in_another_number_of_passes(tmp_path, monkeypatch, capsys):
+def test_resumed_with_another_number_of_passes(tmp_path, monkeypatch, capsys):
     data = ("--data", "digits", "--model", "tiny_nets:exact", "--batch-size", "448", *SMALL)
     flags = ("--checkpoint-steps", "1", "--log-steps", "1")
     whole = classify(tmp_path / "whole", *flags, data=data, epochs=2)
@@ -139,7 +139,7 @@ def test_segmentation_of_digits(tmp_path):
     segment(tmp_path, *flags, epochs=2)
     found = records(tmp_path)
     assert found[-1]["train_loss"] < found[0]["train_loss"]
-    # All ground would be 1/11 of the classes, at most.
+    # Predicting only background would give at most 1/11.
     assert found[-1]["pixel_accuracy"] > 0.5
     assert 0 < found[-1]["ema_mean_iou"] < 1
 
@@ -187,34 +187,34 @@ def test_training_stops_where_numbers_are_no_longer_finite(tmp_path):
         (["--micro-batch", "100"], r"multiple of micro_batch \* processes = 100 \* 1, got 449"),
         (
             ["--recipe", "advanced", "--warmup-epochs", "0"],
-            "needs a --teacher; without one: --distillation 0",
+            "`distillation` must be 0 without a --teacher, got 0.8",
         ),
-        (["--teacher", "resnet18", "--distillation", "0.8"], "an untrained teacher teaches nothing"),
+        (["--teacher", "resnet18", "--distillation", "0.8"], "the teacher has no trained weights"),
         (["--teacher-checkpoint", "x.pt"], "need a --teacher"),
-        (["--model", "unet"], "there is no model unet"),
+        (["--model", "unet"], "unknown model unet"),
         (["--model-option", "wings=2"], "unexpected keyword argument 'wings'"),
         (["--data", "nowhere"], "`data` must be digits or a folder with train and val in it, got nowhere"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(flags, message, tmp_path):
+def test_errors(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
         classify(tmp_path, *flags)
 
 
-def test_a_folder_with_another_run_is_not_continued(tmp_path):
+def test_a_folder_with_another_run_is_not_resumed(tmp_path):
     classify(tmp_path)
-    with pytest.raises(SystemExit, match=r"lr = 0.1, now 0.2: name another --output, or --restart"):
+    with pytest.raises(SystemExit, match=r"lr = 0.1, now 0.2: choose another --output, or --restart"):
         classify(tmp_path, "--lr", "0.2")
     with pytest.raises(SystemExit, match="seed = '0', now '1'"):
         classify(tmp_path, "--seed", "1")
     assert classify(tmp_path, "--seed", "1", "--restart").epoch == 1
     assert len(records(tmp_path)) == 1
-    # Finished: there is nothing to do.
+    # Already finished.
     assert classify(tmp_path, "--seed", "1").epoch == 1
     assert len(records(tmp_path)) == 1
 
 
-def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.data", None)
     with pytest.raises(SystemExit, match=r"error: the examples need timm: pip install 'vt_fast\[examples\]'"):
         classify(tmp_path)

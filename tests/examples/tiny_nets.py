@@ -1,4 +1,4 @@
-"""Nets small enough for tests of training, by names that --model takes: tiny_nets:classifier."""
+"""Networks small enough for training tests, by the names that --model takes: tiny_nets:classifier."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Net(nn.Sequential):
-    """Dies in its n-th forward pass in training where TESTS_DIE_AT is n, as a machine without power does."""
+    """Kills its process in the n-th training forward pass if TESTS_DIE_AT is n."""
 
     passes = 0
 
@@ -19,16 +19,16 @@ class Net(nn.Sequential):
         return super().forward(x.to(self[0].weight.dtype))
 
 
-def classifier(num_classes, drop_path=0.0, dropout=0.0):
-    """With batch norm and dropout, to have statistics and random numbers to lose."""
+def classifier(num_classes, drop_path_rate=0.0, drop_rate=0.0):
+    """With batch norm and dropout, whose statistics and random numbers a checkpoint must keep."""
     layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
     return Net(
-        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(32, num_classes)
+        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(drop_rate), nn.Linear(32, num_classes)
     )
 
 
-def exact(num_classes, **chances):
-    """In float64 and without batch norm: only the order of sums can differ."""
+def exact(num_classes, **rates):
+    """In float64 and without batch norm, so that only the order of sums can differ."""
     layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     return Net(*layers, nn.Linear(32, num_classes)).double()
 

@@ -5,7 +5,7 @@ import torch
 from gpu_cases import SHAPE, prepared
 from problems import OPS, make
 
-from vt_fast.measure import peak_bytes
+from vt_fast.testing import peak_bytes
 
 pytestmark = pytest.mark.usefixtures("cuda", "own_allocation")
 MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}  # among the results

@@ -1,4 +1,4 @@
-"""Small networks, one for each ablation, and how to compare two ways of running one."""
+"""A small network for each ablation, and comparisons of two ways to run one."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ SMALL = {"num_tokens": 4, "token_channels": 64, "group_width": 16}
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "default": {},
-    "filter": {"tokenizer": "filter"},
+    "filter": {"later_tokenizer": "filter"},
     "clustering": {"tokenizer": "clustering"},
     "pooling": {"tokenizer": "pooling"},
-    "v1": {"tokenizer": "v1", "position": "conv"},
-    "v1 without projector": {"tokenizer": "v1", "position": "conv", "projector": False},
+    "v1": {"tokenizer": "static", "position": "conv", "variant": "v1"},
+    "static": {"tokenizer": "static", "position": "conv"},
+    "static without projector": {"tokenizer": "static", "position": "conv", "projector": False},
     "linear position": {"position": "linear"},
     "graph": {"relation": "graph"},
     "none": {"relation": "none"},
     "without projector": {"projector": False},
-    "num_heads": {"num_heads": 4, "token_heads": 2},
-    "as counted": {"norm": False, "bias": False},
+    "num_heads": {"num_heads": 4, "num_token_heads": 2},
+    "layer norm": {"token_norm": "layer"},
+    "as counted": {"token_norm": None, "bias": False},
     "as printed": {"group_width": None, "token_groups": 1},
-    "another width": {"width": 48, "num_tokens": 6, "num_modules": 2, "group_width": None},
+    "another width": {"width": 48, "num_tokens": 6, "num_blocks": 2, "group_width": None},
 }
 
 
-def small_trunk() -> nn.Module:
+def small_backbone() -> nn.Module:
     """Images to a map of 32 channels at a quarter of the size."""
     convolution = nn.Conv2d(3, CHANNELS, 5, stride=4, padding=2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(CHANNELS), nn.ReLU())
 
 
 def classifier(**options: Any) -> models.VTResNet:
-    return models.VTResNet(trunk=small_trunk(), num_classes=5, **{**SMALL, **options})
+    return models.VTResNet(backbone=small_backbone(), num_classes=5, **{**SMALL, **options})
 
 
-def backbone(**options: Any) -> models.VTResNetFeatures:
-    return models.VTResNetFeatures(trunk=small_trunk(), **{**SMALL, **options})
+def features(**options: Any) -> models.VTResNetFeatures:
+    return models.VTResNetFeatures(backbone=small_backbone(), **{**SMALL, **options})
 
 
 def residual_net(**options: Any) -> models.ResNet:
-    """A whole ResNet whose last stage was replaced; the trunk is that of ResNet-18."""
+    """A whole ResNet-18 whose last stage was replaced."""
     return models.convert(models.ResNet(18, num_classes=5), **{**SMALL, **options})
 
 
@@ -58,7 +60,7 @@ CASES: dict[str, Callable[[], nn.Module]] = (
         for name, options in ABLATIONS.items()
     }
     | {
-        f"backbone: {name}": lambda options=options: backbone(**options)
+        f"features: {name}": lambda options=options: features(**options)
         for name, options in ABLATIONS.items()
         if options.get("projector", True)
     }
@@ -67,7 +69,7 @@ CASES: dict[str, Callable[[], nn.Module]] = (
 
 
 def made(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The network with no parameter left at zero, so that every branch counts."""
+    """The network with no parameter at zero, so that every branch has an effect."""
     model = make().to(dtype)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -91,7 +93,7 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def outputs_and_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What the network returns, and the gradients of a weighted sum of it, for the images too."""
+    """The outputs, and the gradients of a weighted sum of them for the images and all parameters."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     found = outputs(model, x)
     generator = torch.Generator().manual_seed(3)
@@ -108,7 +110,7 @@ def outputs_and_gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
-    """Equal names, and values that differ by no more than the tolerance times the largest, or 1."""
+    """Equal names, and values within the tolerance times the largest value or 1."""
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         scale = max(float(value.abs().max()), 1.0)

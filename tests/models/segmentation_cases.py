@@ -1,4 +1,4 @@
-"""Small necks and nets, with every parameter random, and maps and images for them."""
+"""Small necks and networks with random parameters, and maps and images for them."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ NECKS: dict[str, Callable[[], VTFPN]] = {
     "no relation": lambda: neck(relation="none"),
     "num_heads": lambda: neck(num_heads=2, num_token_heads=3, token_groups=2),
     "no query": lambda: neck(query_groups=None),
-    "no token norm": lambda: neck(token_norm=False),
-    "version 1": lambda: neck(version=1),
+    "no token norm": lambda: neck(token_norm=None),
+    "variant v1": lambda: neck(variant="v1"),
     "position": lambda: neck(position=lambda: LinearPositionCode(5, 3)),
-    "norm": lambda: neck(norm=group_norm),
+    "norm": lambda: neck(norm_layer=group_norm),
 }
 
-SMALL = {"channels": C, "head_channels": 8, "head_norm": group_norm}
+SMALL = {"channels": C, "head_channels": 8, "head_norm_layer": group_norm}
 TOKENS = {"num_tokens": L, "token_channels": CT, "query_groups": 4}
 
 
-class SmallTrunk(nn.Module):
-    """Any trunk will do that has these three names: here, one convolution and norm for each level."""
+class SmallBackbone(nn.Module):
+    """A backbone needs only these three attributes: here one convolution and norm per level."""
 
     channels, strides = IN_CHANNELS, (4, 8, 16)
 
@@ -74,16 +74,16 @@ class SmallTrunk(nn.Module):
 
 
 NETS: dict[str, Callable[[], SegmentationNet]] = {
-    "FPN": lambda: fpn(num_classes=CLASSES, trunk=SmallTrunk(), **SMALL),
-    "VT-FPN": lambda: vt_fpn(num_classes=CLASSES, trunk=SmallTrunk(), **SMALL, **TOKENS),
+    "FPN": lambda: fpn(num_classes=CLASSES, backbone=SmallBackbone(), **SMALL),
+    "VT-FPN": lambda: vt_fpn(num_classes=CLASSES, backbone=SmallBackbone(), **SMALL, **TOKENS),
     "VT-FPN on ResNet": lambda: vt_fpn(
-        num_classes=CLASSES, trunk=ResNet(18, stages=2, stride_in_1x1=True), **SMALL, **TOKENS
+        num_classes=CLASSES, backbone=ResNet(18, stages=2, stride_in_1x1=True), **SMALL, **TOKENS
     ),
 }
 
 
 def randomised(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The module in `dtype`, with no parameter at zero: neither gradients nor tokens vanish."""
+    """The module in `dtype` with no parameter at zero, so that neither gradients nor tokens vanish."""
     module = module.to(dtype)
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
@@ -94,7 +94,7 @@ def randomised(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Modu
 
 
 def levels(dtype: torch.dtype = torch.float64, batch: int = 2) -> list[Tensor]:
-    """Maps that a neck takes: leaves that require their gradient."""
+    """Maps for a neck, which require gradients."""
     generator = torch.Generator().manual_seed(2)
     return [
         torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Parameters of other people's ResNets in our trunks."""
+"""Load trained ResNets into backbones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torchvision_stub
-from model_cases import small_trunk
+from model_cases import small_backbone
 
 from vt_fast import models
 from vt_fast.models import ResNet, load_backbone
@@ -16,7 +16,7 @@ NARROW = {"token_channels": 64, "num_tokens": 4, "width": 256}
 
 
 def resnet(depth=18):
-    """One whose BatchNorms have statistics of their own."""
+    """A ResNet with random BatchNorm statistics."""
     model = ResNet(depth, num_classes=10)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
@@ -31,7 +31,7 @@ def vt(**options):
 
 
 def assert_loaded(model, source):
-    for name, value in model.trunk.state_dict().items():
+    for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, source.state_dict()[name]), name
 
 
@@ -42,7 +42,7 @@ def test_a_state_dict(network):
     report = load_backbone(model, source.state_dict())
     assert_loaded(model, source)
     assert report.complete
-    assert set(report.taken) == set(model.trunk.state_dict())
+    assert set(report.taken) == set(model.backbone.state_dict())
     assert {name.split(".")[0] for name in report.left} == {"layer4", "fc"}
     assert report.section is None
     assert str(report) == f"{len(report.taken)} taken, {len(report.left)} left in the checkpoint"
@@ -51,7 +51,7 @@ def test_a_state_dict(network):
 
 
 @pytest.mark.parametrize("section", ["state_dict", "model", "state_dict_ema", None])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "trunk.", "module.backbone."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "backbone.", "module.backbone."])
 def test_sections_and_prefixes(section, prefix):
     source, model = resnet(), vt()
     tensors = {prefix + name: value for name, value in source.state_dict().items()}
@@ -95,26 +95,26 @@ def test_a_classifier_of_another_size_is_reported():
     report = load_backbone(model, source.state_dict())
     assert report.mismatched == {"fc.weight": ((10, 512), (3, 512)), "fc.bias": ((10,), (3,))}
     assert not report.complete
-    assert "fc.weight: (10, 512) in the checkpoint, (3, 512) in the trunk" in str(report)
+    assert "fc.weight: (10, 512) in the checkpoint, (3, 512) in the backbone" in str(report)
     assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
-def test_what_is_missing_is_reported_and_kept():
+def test_missing_parameters_are_reported_and_unchanged():
     source, model = resnet().state_dict(), vt()
     del source["layer2.0.conv1.weight"]
     source = {name: value for name, value in source.items() if not name.endswith("num_batches_tracked")}
-    kept = model.trunk.layer2[0].conv1.weight.clone()
+    kept = model.backbone.layer2[0].conv1.weight.clone()
     report = load_backbone(model, source)
-    assert report.missing == ("layer2.0.conv1.weight",), "and no counters of batches"
+    assert report.missing == ("layer2.0.conv1.weight",), "batch counters are not listed"
     assert "missing in the checkpoint: layer2.0.conv1.weight" in str(report)
-    assert torch.equal(model.trunk.layer2[0].conv1.weight, kept)
+    assert torch.equal(model.backbone.layer2[0].conv1.weight, kept)
 
 
 def test_another_dtype_becomes_the_models():
     source, model = resnet(), vt().double()
     load_backbone(model, source.state_dict())
-    assert model.trunk.conv1.weight.dtype == torch.float64
-    assert torch.equal(model.trunk.conv1.weight, source.conv1.weight.double())
+    assert model.backbone.conv1.weight.dtype == torch.float64
+    assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.double())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_another_dtype_becomes_the_models():
         ),
         (
             {"conv1.weight": torch.zeros(3)},
-            r"conv1.weight: \(3,\) in the checkpoint, \(64, 3, 7, 7\) in the tr",
+            r"conv1.weight: \(3,\) in the checkpoint, \(64, 3, 7, 7\) in the ba",
         ),
         ({"bn1.num_batches_tracked": torch.tensor(4)}, "got bn1.num_batches_tracked"),
     ],
@@ -143,8 +143,8 @@ def test_nothing_fits(checkpoint, message):
 
 
 def test_wrong_types(tmp_path):
-    with pytest.raises(TypeError, match="`model` must be a ResNet or have a `trunk`, got Sequential"):
-        load_backbone(small_trunk(), {})
+    with pytest.raises(TypeError, match="`model` must be a ResNet or have a `backbone`, got Sequential"):
+        load_backbone(small_backbone(), {})
     with pytest.raises(TypeError, match="`checkpoint` must be a mapping or a path, got int"):
         load_backbone(vt(), 3)
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
@@ -161,7 +161,7 @@ def randomised(model):
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize("depth", [18, 50])
-def test_the_trunk_computes_what_theirs_does(library, depth):
+def test_the_backbone_computes_what_theirs_does(library, depth):
     """Their network up to its third stage, in float64, from their own state dict."""
     if not torchvision_stub.importable():
         pytest.skip("torchvision is not installed")
@@ -179,7 +179,7 @@ def test_the_trunk_computes_what_theirs_does(library, depth):
         logits = theirs(x)
         model = models.VTResNet(depth, num_classes=5, token_channels=64, group_width=None).double().eval()
         assert load_backbone(model, theirs.state_dict()).complete
-        torch.testing.assert_close(model.trunk(x), found["map"], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model.backbone(x), found["map"], rtol=1e-10, atol=1e-10)
         whole = ResNet(depth, num_classes=10).double().eval()
         report = load_backbone(whole, theirs.state_dict())
         assert report.complete

@@ -1,4 +1,4 @@
-"""Compiled, exported and saved networks give eager's outputs and gradients."""
+"""Compiled, exported and saved networks have the outputs and gradients of eager mode."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from model_cases import CASES, assert_same, images, made, outputs, outputs_and_gradients
 
-# Tracing takes seconds, and tests/nn compiles every kind of stack.
-COMPILED = [("classifier: default", False), ("classifier: v1", True), ("converted", False)]
-EXPORTED = ("classifier: default", "classifier: v1", "backbone: default", "converted")
+# Tracing takes seconds; tests/nn compiles every kind of stack.
+COMPILED = [("classifier: default", False), ("classifier: static", True), ("converted", False)]
+EXPORTED = ("classifier: default", "classifier: static", "features: default", "converted")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_exported(name):
         torch.testing.assert_close(each, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["classifier: default", "classifier: v1", "backbone: default"])
+@pytest.mark.parametrize("name", ["classifier: default", "classifier: static", "features: default"])
 def test_saved_by_safetensors(name, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     model, other = made(CASES[name]), CASES[name]().double()

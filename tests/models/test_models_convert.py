@@ -1,4 +1,4 @@
-"""A VT stage in someone's own network, in one line."""
+"""`convert` on ResNets of several libraries."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_last_stage(library):
     maps = {}
     model.layer4.register_forward_hook(lambda module, inputs, output: maps.update(y=output))
     logits = model(torch.randn(1, 3, 64, 64))
-    assert maps["y"].shape == (1, 512, 4, 4), "the resolution of the stage before"
+    assert maps["y"].shape == (1, 512, 4, 4), "the resolution of the previous stage"
     assert logits.shape == (1, 7)
     logits.sum().backward()
     assert model.conv1.weight.grad.abs().sum() > 0
@@ -62,7 +62,7 @@ def test_bottlenecks(library):
 
 
 def test_equals_the_stage_by_hand():
-    """At initialisation and after: the network is what its parts, run one by one, give."""
+    """The network gives what its parts give one by one."""
     model = vt_fast.convert(ResNet(18, num_classes=7), **SMALL).double().eval()
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     y = model.layer4[0].stack(model.features(x)[2])[0]
@@ -74,7 +74,7 @@ def test_options_reach_the_stage():
         ResNet(18),
         tokenizer="pooling",
         relation="graph",
-        num_modules=1,
+        num_blocks=1,
         width=300,
         backend="reference",
         **SMALL,
@@ -95,7 +95,7 @@ def test_dtype_mode_and_copies():
     assert not isinstance(original.layer4[0], VTStage)
 
 
-def test_trying_the_stage_changes_nothing():
+def test_the_probe_of_the_old_stage_changes_nothing():
     model = ResNet(18)
     model.layer4[0].bn1.eval()
     old = model.layer4
@@ -107,7 +107,7 @@ def test_trying_the_stage_changes_nothing():
         assert torch.equal(value, before[name])
 
 
-def test_strides_of_our_resnet():
+def test_strides_of_resnet():
     model = vt_fast.convert(ResNet(18), **SMALL)
     assert model.strides == (4, 8, 16, 16)
     earlier = vt_fast.convert(ResNet(18), "layer3", **SMALL)
@@ -140,7 +140,7 @@ def test_a_stage_without_convolution():
     model = nn.Sequential(nn.Conv2d(3, 24, 4, stride=4), nn.Identity())
     with pytest.raises(ValueError, match="`channels` must be given for `1`, which has no 2-D convolution"):
         vt_fast.convert(model, "1", **SMALL)
-    vt_fast.convert(model, "1", channels=24, num_modules=1, num_tokens=4, token_channels=48)
+    vt_fast.convert(model, "1", channels=24, num_blocks=1, num_tokens=4, token_channels=48)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 24, 4, 4)
 
 

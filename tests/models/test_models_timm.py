@@ -1,4 +1,4 @@
-"""The names that timm knows, and that nobody imports timm unasked."""
+"""Models registered with timm, and that vt_fast does not import timm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_create_model(timm):
     assert isinstance(model, models.VTResNet)
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
     assert model.dropout.p == 0.2
-    assert model.trunk.layer3[-1].drop_path.chance == 0.1
+    assert model.backbone.layer3[-1].drop_path.rate == 0.1
     assert model.num_classes == 10
 
 

@@ -1,4 +1,4 @@
-"""From scratch, by SGD at the paper's learning rate and without warm-up: the networks learn at once."""
+"""Training with SGD at the paper's learning rate, without warm-up, learns from the first steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vt_fast import models
 BATCH, STEPS = 32, 10
 
 
-def small_trunk() -> nn.Module:
+def small_backbone() -> nn.Module:
     """Images (B, 3, 32, 32) to maps (B, 256, 4, 4), as wide as a ResNet-18's."""
     first = nn.Conv2d(3, 32, 5, stride=4, padding=2, bias=False)
     second = nn.Conv2d(32, 256, 3, stride=2, padding=1, bias=False)
@@ -23,7 +23,10 @@ def small_trunk() -> nn.Module:
 
 def losses(model: nn.Module, rate: float) -> list[float]:
     """The loss of each step on real digits, with the paper's momentum and weight decay."""
-    digits = pytest.importorskip("vt_fast.demo.digits").load()
+    pytest.importorskip("sklearn")
+    from demo.digits import load
+
+    digits = load()
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=4e-5)
     found = []
     for step in range(STEPS):
@@ -37,10 +40,10 @@ def losses(model: nn.Module, rate: float) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.025])  # the paper's, and what --scale-lr makes of it for this batch
+@pytest.mark.parametrize("rate", [0.1, 0.025])  # the paper's, and the same scaled to this batch size
 def test_sgd_at_the_papers_rate_learns_from_the_first_steps(rate):
     torch.manual_seed(0)
-    found = losses(models.VTResNet(trunk=small_trunk(), num_classes=10, num_modules=2), rate)
+    found = losses(models.VTResNet(backbone=small_backbone(), num_classes=10, num_blocks=2), rate)
     assert all(math.isfinite(loss) for loss in found), found
     # Chance is log(10) = 2.3.
     assert max(found) < 3.5, found

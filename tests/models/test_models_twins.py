@@ -1,4 +1,4 @@
-"""Every network and ablation, folded and fused, equals the paper as it is written: outputs and gradients."""
+"""Outputs and gradients of every network and ablation equal those of the paper as written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from vt_fast.nn import VisualTransformer, set_backend
 from vt_fast.testing import assert_as_accurate
 
-# Biases that a whole map or all tokens have in common: zero gradient where the next thing is a BatchNorm.
+# Biases that all tokens share: their gradient is zero if a BatchNorm follows.
 SHARED_BIASES = (
     "tokenizer.value",
     "tokenizer.token",
@@ -21,7 +21,7 @@ SHARED_BIASES = (
 
 
 def cancelled(model: nn.Module) -> set[str]:
-    """Gradients that may be zero, as BatchNorm on the tokens subtracts what all of them share."""
+    """Gradients that may be zero, because BatchNorm on the tokens subtracts what they share."""
     blocks = [
         name
         for name, part in model.named_modules()
@@ -37,7 +37,7 @@ def test_equals_the_reference(name, last):
     if last:
         model = model.to(memory_format=torch.channels_last)
     x = images(last=last)
-    # One pass each in training: BatchNorm's statistics of the batch are the same in both.
+    # In training mode, so that both use the statistics of this batch.
     folded = outputs_and_gradients(model, x)
     set_backend(model, "reference")
     written = outputs_and_gradients(model, x)
@@ -48,7 +48,7 @@ def test_equals_the_reference(name, last):
     assert zero <= cancelled(model), "the case leaves a gradient at zero"
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("backbone")])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("features")])
 def test_maps_keep_the_memory_format(name):
     model = made(CASES[name]).to(memory_format=torch.channels_last)
     for backend in (None, "reference"):
@@ -57,9 +57,11 @@ def test_maps_keep_the_memory_format(name):
             assert each.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", ["classifier: default", "classifier: v1", "backbone: default", "converted"])
+@pytest.mark.parametrize(
+    "name", ["classifier: default", "classifier: static", "features: default", "converted"]
+)
 def test_autocast(name):
-    """In bfloat16 the network is about as near to float64 as the paper as written is under autocast."""
+    """Under bfloat16 autocast the network is about as accurate as the paper as written is."""
     model = made(CASES[name]).eval()
     exact = outputs(model, images())
     single = model.float()
@@ -87,9 +89,9 @@ def test_gradients_under_autocast_are_finite_and_float32():
         assert parameter.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["classifier: default", "backbone: default", "converted"])
+@pytest.mark.parametrize("name", ["classifier: default", "features: default", "converted"])
 def test_synchronised_batch_norm(name):
-    """The usual conversion finds every BatchNorm and changes no number where there is one process."""
+    """torch's conversion finds every BatchNorm and changes no result with one process."""
     model = made(CASES[name])
     expected = outputs(model.eval(), images())
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)

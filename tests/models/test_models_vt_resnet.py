@@ -1,10 +1,10 @@
-"""The networks themselves: their parts, sizes, trunks, heads and errors."""
+"""VT-ResNets: parts, sizes, backbones, heads and errors."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from model_cases import CHANNELS, SMALL, backbone, classifier, images, small_trunk
+from model_cases import CHANNELS, SMALL, classifier, features, images, small_backbone
 from torch import nn
 
 from vt_fast import models
@@ -13,7 +13,7 @@ from vt_fast.nn import DynamicTokenizer, FilterTokenizer, LinearPositionCode, Re
 
 
 @pytest.mark.parametrize(
-    ("build", "modules", "channels", "width"),
+    ("build", "num_blocks", "channels", "width"),
     [
         (models.vt_resnet18, 2, 256, 512),
         (models.vt_resnet34, 3, 256, 512),
@@ -21,18 +21,18 @@ from vt_fast.nn import DynamicTokenizer, FilterTokenizer, LinearPositionCode, Re
         (models.vt_resnet101, 3, 1024, 1024),
     ],
 )
-def test_the_papers_arrangement(build, modules, channels, width):
+def test_the_papers_arrangement(build, num_blocks, channels, width):
     with torch.device("meta"):
         model = build(num_classes=7)
-        shape = model.trunk(torch.empty(1, 3, 224, 224)).shape
+        shape = model.backbone(torch.empty(1, 3, 224, 224)).shape
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, 7)
     assert shape == (1, channels, 14, 14)
-    assert len(model.stage) == modules
+    assert len(model.stage) == num_blocks
     assert [type(block.tokenizer) for block in model.stage] == [FilterTokenizer] + [RecurrentTokenizer] * (
-        modules - 1
+        num_blocks - 1
     )
-    assert [block.tokenizer.channels for block in model.stage] == [channels] + [width] * (modules - 1)
-    assert [block.projector is None for block in model.stage] == [False] * (modules - 1) + [True]
+    assert [block.tokenizer.channels for block in model.stage] == [channels] + [width] * (num_blocks - 1)
+    assert [block.projector is None for block in model.stage] == [False] * (num_blocks - 1) + [True]
     for block in model.stage:
         assert block.tokenizer.num_tokens == 16
         assert block.transformer.token_channels == 1024
@@ -42,7 +42,7 @@ def test_the_papers_arrangement(build, modules, channels, width):
 
 def test_the_head_takes_the_mean_of_the_tokens():
     model = classifier().double().eval()
-    tokens = model.stage(model.trunk(images()))[1]
+    tokens = model.stage(model.backbone(images()))[1]
     expected = tokens.mean(1) @ model.fc.weight.T + model.fc.bias
     torch.testing.assert_close(model(images()), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(
@@ -51,7 +51,7 @@ def test_the_head_takes_the_mean_of_the_tokens():
 
 
 def test_dropout_is_before_the_classifier_and_in_training_alone():
-    model = classifier(dropout=0.5).double()
+    model = classifier(drop_rate=0.5).double()
     model.fc.weight.data.fill_(0)
     assert torch.equal(model(images()), model.fc.bias.expand(2, 5)), "nothing is dropped after the classifier"
     model.reset_classifier(0)
@@ -59,13 +59,13 @@ def test_dropout_is_before_the_classifier_and_in_training_alone():
     assert not (model.eval()(images()) == 0).any()
 
 
-def test_drop_path_rises_over_the_trunk():
-    chances = [
-        part.chance
-        for part in models.vt_resnet18(drop_path=0.25).trunk.modules()
+def test_drop_path_rate_rises_over_the_backbone():
+    rates = [
+        part.rate
+        for part in models.vt_resnet18(drop_path_rate=0.25).backbone.modules()
         if isinstance(part, DropPath)
     ]
-    assert chances == pytest.approx([0.25 * index / 5 for index in range(6)])
+    assert rates == pytest.approx([0.25 * index / 5 for index in range(6)])
 
 
 def test_reset_classifier():
@@ -81,9 +81,9 @@ def test_reset_classifier():
 
 
 def test_tokenizers_of_the_first_version():
-    model = classifier(tokenizer="v1", position=LinearPositionCode(5, 3))
+    model = classifier(tokenizer="static", position=LinearPositionCode(5, 3))
     assert isinstance(model.stage[1].tokenizer, DynamicTokenizer)
-    assert model.stage[1].tokenizer.attention_heads == 16
+    assert model.stage[1].tokenizer.num_heads == 16
     assert model.stage[0].projector.num_heads == 16
     assert model.stage[0].tokenizer.position.features == 3
 
@@ -121,50 +121,50 @@ def test_features_chosen_by_index():
     assert [each.shape for each in early(x)] == [(1, 64, 16, 16)]
 
 
-def test_features_of_a_trunk_of_your_own():
-    model = backbone(out_channels=24, group_width=None).double()
+def test_features_of_another_backbone():
+    model = features(out_channels=24, group_width=None).double()
     assert model.channels == (CHANNELS, 24)
     assert model.strides == (4, 4)
     assert [each.shape[1:] for each in model(images())] == [(CHANNELS, 7, 9), (24, 7, 9)]
 
 
-def test_a_classifiers_weights_fit_the_backbone():
-    trained, model = classifier().double().eval(), backbone().double().eval()
+def test_a_classifiers_weights_fit_the_features():
+    trained, model = classifier().double().eval(), features().double().eval()
     found = model.load_state_dict(trained.state_dict(), strict=False)
     assert set(found.unexpected_keys) == {"fc.weight", "fc.bias"}
     assert {name.split(".")[3] for name in found.missing_keys} == {"projector"}
-    tokens = model.stage(model.trunk(images()))[1]
+    tokens = model.stage(model.backbone(images()))[1]
     assert torch.equal(tokens, trained.forward_features(images()))
 
 
-def test_a_resnet_of_your_own_as_trunk():
-    """One with another norm: its stages are known, and how many modules the paper puts on it."""
-    trunk = models.ResNet(18, stages=3, norm=lambda channels: nn.GroupNorm(8, channels))
-    model = models.VTResNetFeatures(trunk=trunk, **SMALL)
+def test_a_resnet_as_backbone():
+    """Its stages are known, and the paper's number of blocks for it."""
+    backbone = models.ResNet(18, stages=3, norm_layer=lambda channels: nn.GroupNorm(8, channels))
+    model = models.VTResNetFeatures(backbone=backbone, **SMALL)
     assert len(model.stage) == 2
     assert model.strides == (4, 8, 16, 16)
     assert len(model(torch.zeros(1, 3, 32, 32))) == 4
-    with pytest.raises(ValueError, match=r"`trunk` must return a map \(B, C, H, W\), got \(1, 5\)"):
-        models.VTResNet(trunk=models.ResNet(18, num_classes=5))
+    with pytest.raises(ValueError, match=r"`backbone` must return a map \(B, C, H, W\), got \(1, 5\)"):
+        models.VTResNet(backbone=models.ResNet(18, num_classes=5))
 
 
-def test_trying_a_trunk_changes_nothing():
-    trunk = small_trunk()
-    trunk[1].eval()
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    model = models.VTResNet(trunk=trunk, **SMALL)
-    assert model.trunk is trunk
-    assert trunk.training
-    assert not trunk[1].training
-    for name, value in trunk.state_dict().items():
+def test_the_probe_of_a_backbone_changes_nothing():
+    backbone = small_backbone()
+    backbone[1].eval()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    model = models.VTResNet(backbone=backbone, **SMALL)
+    assert model.backbone is backbone
+    assert backbone.training
+    assert not backbone[1].training
+    for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-def test_trunks_of_other_image_channels_and_given_channels():
-    gray = models.VTResNet(trunk=nn.Conv2d(1, 32, 4, stride=4), num_classes=5, **SMALL)
+def test_backbones_of_other_image_channels_and_given_channels():
+    gray = models.VTResNet(backbone=nn.Conv2d(1, 32, 4, stride=4), num_classes=5, **SMALL)
     assert gray(torch.zeros(1, 1, 16, 16)).shape == (1, 5)
-    opaque = nn.Unflatten(1, (32, -1))  # takes no image that could be tried on it
-    model = models.VTResNet(trunk=opaque, trunk_channels=32, num_classes=5, **SMALL)
+    opaque = nn.Unflatten(1, (32, -1))  # takes no image, so it cannot be probed
+    model = models.VTResNet(backbone=opaque, backbone_channels=32, num_classes=5, **SMALL)
     assert model(torch.zeros(1, 32 * 6, 4)).shape == (1, 5)
 
 
@@ -179,27 +179,42 @@ def test_backend_is_that_of_all_members():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: models.VTResNet(), "either `depth` or `trunk` must be given, got depth = None and no trunk"),
-        (lambda: models.VTResNet(18, trunk=small_trunk()), "got depth = 18 and a trunk of type Sequential"),
+        (
+            lambda: models.VTResNet(),
+            "either `depth` or `backbone` must be given, got depth = None and no backbone",
+        ),
+        (
+            lambda: models.VTResNet(18, backbone=small_backbone()),
+            "got depth = 18 and a backbone of type Sequential",
+        ),
         (lambda: models.VTResNet(20), "`depth` must be one of 18, 34, 50, 101, got 20"),
         (
-            lambda: models.VTResNet(18, trunk_channels=3),
-            "`trunk_channels` must be None without `trunk`, got 3",
+            lambda: models.VTResNet(18, backbone_channels=3),
+            "`backbone_channels` must be None without `backbone`, got 3",
         ),
-        (lambda: classifier(drop_path=0.1), "`drop_path` must be 0 with `trunk`, which has its own, got 0.1"),
-        (lambda: models.VTResNet(trunk=nn.Linear(3, 4)), r"`trunk` must take a map \(1, 3, 224, 224\), got"),
-        (lambda: models.VTResNet(trunk=nn.Flatten()), r"must return a map \(B, C, H, W\), got \(1, 150528\)"),
+        (lambda: classifier(drop_path_rate=0.1), "`drop_path_rate` must be 0 with `backbone`, .* got 0.1"),
         (
-            lambda: classifier(tokenizer="static"),
-            '`tokenizer` must be one of "recurrent", "filter", .*static',
+            lambda: models.VTResNet(backbone=nn.Linear(3, 4)),
+            r"`backbone` must take a map \(1, 3, 224, 224\), got",
+        ),
+        (
+            lambda: models.VTResNet(backbone=nn.Flatten()),
+            r"must return a map \(B, C, H, W\), got \(1, 150528\)",
+        ),
+        (
+            lambda: classifier(tokenizer="recurrent"),
+            '`tokenizer` must be one of "filter", "clustering", "pooling", "static", got \'recurrent\'',
         ),
         (lambda: classifier(relation="attention"), '`relation` must be one of "transformer", .*attention'),
+        (
+            lambda: classifier(projector=False, later_tokenizer="filter"),
+            "`later_tokenizer` must be None without projectors",
+        ),
         (lambda: classifier(position="sine"), '`position` must be one of "conv", "linear", got \'sine\''),
-        (lambda: classifier(num_modules=0), "`num_modules` must be at least 1, got 0"),
-        (lambda: classifier(out_channels=8), "`out_channels` must be None where no map is wanted, got 8"),
-        (lambda: backbone(projector=False), "`projector` must be True where a map is wanted, got False"),
-        (lambda: backbone(out_indices=(0, 2)), r"`out_indices` must be one or more of 0 to 1, got \(0, 2\)"),
-        (lambda: backbone(out_indices=()), r"`out_indices` must be one or more of 0 to 1, got \(\)"),
+        (lambda: classifier(num_blocks=0), "`num_blocks` must be at least 1, got 0"),
+        (lambda: features(projector=False), "`projector` must be True if a map is returned, got False"),
+        (lambda: features(out_indices=(0, 2)), r"`out_indices` must be one or more of 0 to 1, got \(0, 2\)"),
+        (lambda: features(out_indices=()), r"`out_indices` must be one or more of 0 to 1, got \(\)"),
         (lambda: classifier(backend="cuda9"), "`backend` must be None or one of"),
     ],
 )
@@ -208,6 +223,7 @@ def test_errors(make, message):
         make()
 
 
-def test_options_that_there_are_not():
-    with pytest.raises(TypeError, match="tokeniser"):
-        classifier(tokeniser="filter")
+def test_unknown_options():
+    for option in ("tokeniser", "out_channels"):
+        with pytest.raises(TypeError, match=option):
+            classifier(**{option: "filter"})

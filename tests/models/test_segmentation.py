@@ -1,4 +1,4 @@
-"""Segmentation nets: twins, sizes, layouts, precisions, compilers, and how they are kept and converted."""
+"""Segmentation networks: reference, sizes, layouts, dtypes, compilers, state and errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from segmentation_cases import CLASSES, NETS, SMALL, TOKENS, C, SmallTrunk, group_norm, images, randomised
+from segmentation_cases import CLASSES, NETS, SMALL, TOKENS, C, SmallBackbone, group_norm, images, randomised
 from torch.export import Dim
 
 from vt_fast.models import FPN, VTFPN, FeaturePyramid, PanopticHead, ResNet, SegmentationNet, fpn, vt_fpn
@@ -62,11 +62,11 @@ def test_sizes_are_rounded_up():
     assert net.out_channels == C
 
 
-def test_the_trunk_of_the_builders():
-    trunk = fpn(50, 2).trunk
-    assert trunk.layer2[0].conv1.stride == (2, 2)
-    assert trunk.layer2[0].conv2.stride == (1, 1)
-    assert trunk.fc is None
+def test_the_default_backbone():
+    backbone = fpn(50, 2).backbone
+    assert backbone.layer2[0].conv1.stride == (2, 2)
+    assert backbone.layer2[0].conv2.stride == (1, 1)
+    assert backbone.fc is None
 
 
 def test_predict_takes_the_largest_logit_and_keeps_no_gradient():
@@ -79,8 +79,8 @@ def test_predict_takes_the_largest_logit_and_keeps_no_gradient():
 
 
 def test_features_by_name():
-    trunk = SmallTrunk()
-    pyramid = FeaturePyramid(trunk, VTFPN(trunk.channels, C, **TOKENS)).eval()
+    backbone = SmallBackbone()
+    pyramid = FeaturePyramid(backbone, VTFPN(backbone.channels, C, **TOKENS)).eval()
     x = images(dtype=torch.float32)
     named = pyramid(x)
     assert list(named) == ["0", "1", "2"]
@@ -112,7 +112,7 @@ def test_channels_last(name):
 
 @pytest.mark.parametrize("name", ["FPN", "VT-FPN"])
 def test_autocast(name):
-    """As near to float64 as plain autocast of the net written plainly comes, within twice its error."""
+    """Within twice the error of the paper as written under autocast."""
     exact = made(name)(images())
     net = made(name, torch.float32)
     x = images(dtype=torch.float32)
@@ -133,7 +133,7 @@ def test_trains_under_autocast():
     assert all(torch.isfinite(each.grad).all() for each in net.parameters())
 
 
-# Tracing costs seconds. The other neck is plain PyTorch.
+# Tracing takes seconds. The other neck is plain PyTorch.
 def test_compiled():
     net = made("VT-FPN")
     expected = gradients(net, images())
@@ -171,11 +171,11 @@ def test_copies_are_independent():
 
 @pytest.mark.parametrize("kind", [FPN, VTFPN])
 def test_synchronised_batch_norm(kind):
-    trunk = SmallTrunk()
+    backbone = SmallBackbone()
     options = TOKENS if kind is VTFPN else {}
-    neck = kind(trunk.channels, C, norm=torch.nn.BatchNorm2d, **options)
+    neck = kind(backbone.channels, C, norm_layer=torch.nn.BatchNorm2d, **options)
     net = SegmentationNet(
-        trunk, neck, PanopticHead(CLASSES, C, levels=3, channels=8, norm=torch.nn.BatchNorm2d)
+        backbone, neck, PanopticHead(CLASSES, C, levels=3, channels=8, norm_layer=torch.nn.BatchNorm2d)
     )
     net = randomised(net).eval()
     expected, names = net(images()), list(net.state_dict())
@@ -204,16 +204,18 @@ def test_errors_of_the_images(x, error, message):
 
 def test_errors_of_the_parts():
     with pytest.raises(ValueError, match=r"`neck` must have in_channels = \(6, 10, 14\), .* got \(4,\)"):
-        SegmentationNet(SmallTrunk(), FPN((4,)), torch.nn.Identity())
-    with pytest.raises(TypeError, match="`trunk` must have the attribute `channels`, got Identity without"):
-        vt_fpn(trunk=torch.nn.Identity())
+        SegmentationNet(SmallBackbone(), FPN((4,)), torch.nn.Identity())
+    with pytest.raises(
+        TypeError, match="`backbone` must have the attribute `channels`, got Identity without"
+    ):
+        vt_fpn(backbone=torch.nn.Identity())
     with pytest.raises(ValueError, match="`depth` must be one of"):
         vt_fpn(51)
 
 
-def test_head_as_its_stages_say():
+def test_head_as_documented():
     """One convolution at the finest level, i with a resize each at level i, a sum, and a 1x1."""
-    head = PanopticHead(CLASSES, 4, levels=3, channels=8, norm=group_norm).double()
+    head = PanopticHead(CLASSES, 4, levels=3, channels=8, norm_layer=group_norm).double()
     assert [len(branch) for branch in head.branches] == [1, 1, 2]
     maps = [torch.randn(1, 4, *size, dtype=torch.float64) for size in ((12, 8), (6, 4), (3, 2))]
 
@@ -226,7 +228,7 @@ def test_head_as_its_stages_say():
     torch.testing.assert_close(head(maps, (24, 16)), twice(head(maps)))
 
 
-def test_drop_in_trunk_of_two_stages():
-    net = vt_fpn(num_classes=2, trunk=ResNet(18, stages=2), **SMALL, **TOKENS)
+def test_backbone_of_two_stages():
+    net = vt_fpn(num_classes=2, backbone=ResNet(18, stages=2), **SMALL, **TOKENS)
     assert net.strides == (4, 8)
     assert [len(branch) for branch in net.head.branches] == [1, 1]

@@ -1,4 +1,4 @@
-"""The necks: folded equals the paper as written, and each does what its equations say."""
+"""The necks: folded equals the paper as written, and both equal their equations."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_equals_the_reference(name):
     assert [tuple(folded[index].shape) for index in range(3)] == [(2, C, *size) for size in SIZES]
 
 
-def test_as_the_equations_say():
-    """The paragraph of the paper, once more and by hand, with a softmax at a time."""
-    module, maps = randomised(neck(token_norm=False)), levels()
+def test_equals_the_equations():
+    """The paper's equations by hand, with explicit softmaxes."""
+    module, maps = randomised(neck(token_norm=None)), levels()
     lateral = [
         torch.einsum("oc,bchw->bhwo", block[0].weight[:, :, 0, 0], x).flatten(1, 2) + block[0].bias
         for block, x in zip(module.inner_blocks, maps, strict=True)
@@ -56,25 +56,25 @@ def test_as_the_equations_say():
         torch.testing.assert_close(out.flatten(2).mT, y + added, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("relation", "meet"), [("attention", True), ("graph", True), ("none", False)])
-def test_levels_meet_as_tokens_alone(relation, meet):
+@pytest.mark.parametrize(("relation", "interact"), [("transformer", True), ("graph", True), ("none", False)])
+def test_levels_interact_only_through_tokens(relation, interact):
     module, maps = randomised(neck(relation=relation)), levels()
     with torch.no_grad():
         before = module(maps)
         after = module([maps[0], maps[1], maps[2] + 1])
     assert not torch.equal(before[2], after[2])
-    assert torch.equal(before[0], after[0]) != meet
+    assert torch.equal(before[0], after[0]) != interact
 
 
-def test_starts_as_its_laterals():
+def test_initialised_as_its_laterals():
     module, maps = neck().double(), levels()
     for out, lateral in zip(module(maps), module.laterals(maps), strict=True):
         torch.testing.assert_close(out, lateral, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("tokenizer", ["filter", "static"])
-def test_padding_that_is_masked_changes_nothing(tokenizer):
-    """A batch of padded images gives what the images alone give, where they are."""
+def test_masked_padding_changes_nothing(tokenizer):
+    """Padded images give the same result inside their borders as without padding."""
     module = randomised(neck(tokenizer=tokenizer))
     alone = [each[:1] for each in levels()]
     generator = torch.Generator().manual_seed(5)
@@ -105,11 +105,11 @@ def test_backend_of_all_members():
     assert {projector.backend for projector in module.projectors} == {"torch"}
 
 
-def test_fpn_as_its_equations_say():
+def test_fpn_equals_its_equations():
     module, maps = randomised(plain_neck()), levels()
     top = F.conv2d(maps[2], module.inner_blocks[2][0].weight, module.inner_blocks[2][0].bias)
     middle = F.conv2d(maps[1], module.inner_blocks[1][0].weight, module.inner_blocks[1][0].bias)
-    # 4 x 3 pixels under 7 x 5: each of them covers two of each side, the last ones one.
+    # From 4 x 3 to 7 x 5 pixels: each covers two per side, the last ones one.
     middle = middle + top.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :7, :5]
     found = module(maps)
     for out, summed, block in zip(found[1:], (middle, top), module.layer_blocks[1:], strict=True):
@@ -129,7 +129,7 @@ def test_laterals_have_the_same_names():
 
 @pytest.mark.parametrize("kind", [FPN, VTFPN])
 def test_norms_replace_biases(kind):
-    module = kind(IN_CHANNELS, norm=torch.nn.BatchNorm2d)
+    module = kind(IN_CHANNELS, norm_layer=torch.nn.BatchNorm2d)
     convolutions = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
     norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     assert len(convolutions) == len(norms) == (6 if kind is FPN else 3)
@@ -139,11 +139,14 @@ def test_norms_replace_biases(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokenizer": "recurrent"}, "`tokenizer` must be one of filter, clustering, pooling, static"),
-        ({"relation": "mean"}, "`relation` must be one of attention, graph, none, got 'mean'"),
+        (
+            {"tokenizer": "recurrent"},
+            '`tokenizer` must be one of "filter", "clustering", "pooling", "static", got',
+        ),
+        ({"relation": "mean"}, '`relation` must be one of "transformer", "graph", "none", got'),
         ({"num_tokens": 0}, "`num_tokens` must be at least 1, got 0"),
         ({"query_groups": 3}, "`groups` must divide in_features = 16, got 3"),
-        ({"relation": "graph", "token_heads": 2}, "`num_token_heads`, `token_groups` and `version`"),
+        ({"relation": "graph", "num_token_heads": 2}, "`num_token_heads`, `token_groups` and `variant`"),
         ({"backend": "fast"}, '`backend` must be None or one of "reference"'),
     ],
 )
@@ -153,7 +156,7 @@ def test_errors_of_the_constructor(options, message):
 
 
 @pytest.mark.parametrize("kind", [FPN, VTFPN])
-def test_levels_that_cannot_be(kind):
+def test_errors_of_the_levels(kind):
     with pytest.raises(ValueError, match="`in_channels` must have one number for each map, got none"):
         kind(())
     with pytest.raises(ValueError, match=r"`in_channels\[1\]` must be at least 1, got 0"):

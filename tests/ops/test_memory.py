@@ -5,7 +5,7 @@ import torch
 from problems import OPS, make, rounded
 
 from vt_fast.backends.eager import tiles
-from vt_fast.measure import peak_bytes
+from vt_fast.testing import peak_bytes
 
 pytestmark = pytest.mark.on_cpu
 RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}

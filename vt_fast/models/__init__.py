@@ -1,7 +1,7 @@
-"""The paper's networks, those that they are compared with, and VT stages for networks of your own.
+"""The paper's networks, their baselines, and VT stages for your own networks.
 
-Where timm was imported before, `timm.create_model` knows the VT-ResNets as soon as this is imported; else
-:func:`register_with_timm` tells it.
+If timm was imported before, importing this package registers the VT-ResNets with `timm.create_model`.
+Otherwise call :func:`register_with_timm`.
 """
 
 from vt_fast.models.checkpoint import LoadReport, load_backbone
@@ -11,7 +11,7 @@ from vt_fast.models.metrics import MeanIoU, segmentation_loss
 from vt_fast.models.panoptic_head import PanopticHead
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.segmentation import FeaturePyramid, SegmentationNet, fpn, vt_fpn
-from vt_fast.models.stage import VTStage, vt_stack
+from vt_fast.models.stage import VTStage
 from vt_fast.models.timm_registry import register_if_imported, register_with_timm
 from vt_fast.models.vt_fpn_neck import VTFPN
 from vt_fast.models.vt_resnet import (
@@ -45,7 +45,6 @@ __all__ = [
     "vt_resnet34",
     "vt_resnet50",
     "vt_resnet101",
-    "vt_stack",
 ]
 
 register_if_imported()

@@ -1,4 +1,4 @@
-"""Parameters of a ResNet that someone else trained, loaded into the trunk of one of our networks."""
+"""Load the parameters of a trained ResNet into the backbone of a network."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor, nn
 
 from vt_fast.models.resnet import ResNet
 
-# Where a training script's checkpoint keeps the model, the best first.
+# Entries of a training checkpoint that hold the model, the preferred ones first.
 SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What wrappers put before every name, and what a network calls its trunk.
+# Prefixes that wrappers add to every name, and the prefix of a network's backbone.
 WRAPPERS = ("module.", "_orig_mod.")
-TRUNKS = ("trunk.", "backbone.")
-# BatchNorm's count of batches: of no use where there is a momentum, and missing in old checkpoints.
+BACKBONE = "backbone."
+# BatchNorm's batch counter has no effect with a momentum, and old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_backbone` did, by names without the checkpoint's prefixes.
+    """The result of :func:`load_backbone`, by names without the checkpoint's prefixes.
 
     Args:
-        taken: parameters and buffers of the trunk that were set.
-        left: in the checkpoint, and not in the trunk: the replaced stage, and mostly the classifier.
-        missing: in the trunk, and not in the checkpoint: they are as they were. BatchNorm's counters of
-            batches are not listed.
-        mismatched: in both, with (the checkpoint's shape, the trunk's shape): they are as they were.
-        section: the checkpoint's entry that was read, such as "state_dict"; None where it had no entries.
+        taken: parameters and buffers of the backbone that were set.
+        left: in the checkpoint but not in the backbone: the replaced stage, and usually the classifier.
+        missing: in the backbone but not in the checkpoint; unchanged. BatchNorm's batch counters are not
+            listed.
+        mismatched: in both, with (the checkpoint's shape, the backbone's shape); unchanged.
+        section: the checkpoint's entry that was read, such as "state_dict"; None for a plain state dict.
     """
 
     taken: tuple[str, ...]
@@ -43,7 +43,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether everything in the trunk was set."""
+        """Whether everything in the backbone was set."""
         return not self.missing and not self.mismatched
 
     def __str__(self) -> str:
@@ -51,31 +51,31 @@ class LoadReport:
         if self.missing:
             lines.append(f"missing in the checkpoint: {_some(self.missing)}")
         lines += [
-            f"{name}: {given} in the checkpoint, {wanted} in the trunk"
+            f"{name}: {given} in the checkpoint, {wanted} in the backbone"
             for name, (given, wanted) in self.mismatched.items()
         ]
         return "\n".join(lines)
 
 
 def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> LoadReport:
-    """Load a ResNet of torchvision, timm or our own into the trunk of a model.
+    """Load the parameters of a ResNet of torchvision, timm or this package into the backbone of a model.
 
-    Names and shapes decide. Of a checkpoint with several entries "state_dict_ema" or "model_ema" is read,
-    else "state_dict" or "model"; prefixes of wrappers ("module.", "_orig_mod.") and of a trunk ("trunk.",
-    "backbone.") are cut off. Files are read with `weights_only=True`: no code in them runs.
+    Parameters are matched by name and shape. If the checkpoint has several entries, "state_dict_ema" or
+    "model_ema" is read, otherwise "state_dict" or "model". The prefixes "module.", "_orig_mod." and
+    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs.
 
     Args:
-        model: one with a `trunk`, such as a VTResNet, or a :class:`ResNet`, whose classifier is loaded too if
-            it has the checkpoint's shape.
-        checkpoint: a state dict, what a training script saved around one, or the path of a file: .safetensors
-            (needs safetensors), else one of `torch.save`.
+        model: a network with a `backbone`, such as a VTResNet, or a :class:`ResNet`, whose classifier is
+            loaded too if its shape is the checkpoint's.
+        checkpoint: a state dict, a dict of a training script that contains one, or the path of a file:
+            .safetensors (needs safetensors), or a file of `torch.save`.
 
     Returns:
-        What was taken and what was not: look at `complete`, or print it.
+        What was loaded and what was not: check `complete`, or print it.
 
     Raises:
-        TypeError: a model without a trunk, or a checkpoint that is neither a mapping nor a path.
-        ValueError: nothing in the checkpoint fits, with reasons. The model is then as it was.
+        TypeError: a model without a backbone, or a checkpoint that is neither a mapping nor a path.
+        ValueError: nothing in the checkpoint fits; the message says why. The model is then unchanged.
         ModuleNotFoundError: a .safetensors file, and safetensors is not installed.
 
     Example:
@@ -84,14 +84,13 @@ def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         >>> report.complete, report.left[-1]
         (True, 'fc.bias')
     """
-    trunk = model if isinstance(model, ResNet) else getattr(model, "trunk", None)
-    if not isinstance(trunk, nn.Module):
-        raise TypeError(f"`model` must be a ResNet or have a `trunk`, got {type(model).__name__}")
+    backbone = model if isinstance(model, ResNet) else getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise TypeError(f"`model` must be a ResNet or have a `backbone`, got {type(model).__name__}")
     section, given = _tensors(_read(checkpoint))
-    wanted = trunk.state_dict()
-    given = max(
-        (_within(given, prefix) for prefix in ("", *TRUNKS)), key=lambda names: len(names & wanted.keys())
-    )
+    wanted = backbone.state_dict()
+    inner = {name[len(BACKBONE) :]: value for name, value in given.items() if name.startswith(BACKBONE)}
+    given = max((given, inner), key=lambda names: len(names & wanted.keys()))
     taken, mismatched = {}, {}
     for name, value in given.items():
         if name in wanted and value.shape == wanted[name].shape:
@@ -107,10 +106,10 @@ def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
     )
     if not any(not name.endswith(_COUNTER) for name in taken):
         raise ValueError(
-            f"`checkpoint` must have parameters of the trunk, such as {_some(tuple(wanted))}, "
+            f"`checkpoint` must have parameters of the backbone, such as {_some(tuple(wanted))}, "
             f"got {_some(tuple(given)) or 'no tensors'}; {report}"
         )
-    trunk.load_state_dict(taken, strict=False)
+    backbone.load_state_dict(taken, strict=False)
     return report
 
 
@@ -134,7 +133,7 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
 
 
 def _tensors(found: Mapping[str, Any]) -> tuple[str | None, dict[str, Tensor]]:
-    """The entry that holds the model, and its tensors by names without wrappers' prefixes."""
+    """The entry that holds the model, and its tensors without wrappers' prefixes."""
     section = next((name for name in SECTIONS if isinstance(found.get(name), Mapping)), None)
     tensors = {}
     for name, value in (found if section is None else found[section]).items():
@@ -143,11 +142,6 @@ def _tensors(found: Mapping[str, Any]) -> tuple[str | None, dict[str, Tensor]]:
                 name = name[name.index(".") + 1 :]
             tensors[name] = value
     return section, tensors
-
-
-def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under `prefix`, which is cut off."""
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _some(names: tuple[str, ...], count: int = 3) -> str:

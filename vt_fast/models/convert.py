@@ -1,19 +1,20 @@
-"""One line that gives someone's own ResNet a VT stage."""
+"""Give an existing ResNet a VT stage, in one line."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
+from typing_extensions import Unpack
 
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import first_channels, map_shape
-from vt_fast.models.stage import VTStage
+from vt_fast.models.stage import StageOptions, VTStage
 
 Model = TypeVar("Model", bound=nn.Module)
-# More than in any of the paper's networks would be a network of another kind.
-MOST_MODULES = 3
+# The largest number in the paper's networks.
+MAX_BLOCKS = 3
 # Side of the map that the stage is tried on.
 _SIDE = 32
 
@@ -22,32 +23,35 @@ def convert(
     model: Model,
     stage: str = "layer4",
     *,
-    num_modules: int | None = None,
+    num_blocks: int | None = None,
     channels: int | None = None,
-    **options: Any,
+    width: int | None = None,
+    **options: Unpack[StageOptions],
 ) -> Model:
-    """Replace a stage of a ResNet by VT modules, in place, and return the model.
+    """Replace a stage of a ResNet by VT blocks, in place, and return the model.
 
-    For a ResNet of torchvision, timm or your own, and any network that keeps its stages under names. The new
-    stage returns as many channels as the old one, so that pooling and classifier stay as they are. It keeps
-    the resolution of the map that it gets, as in the paper (14 x 14 for images of 224 x 224): where the old
-    stage had a stride, what follows sees a larger map, which global pooling does not mind. What a model of
-    timm says of its strides in `feature_info` is put right.
+    Works for ResNets of torchvision, timm or your own, and for any network whose stages are named submodules.
+    The new stage returns as many channels as the old one, so pooling and classifier stay as they are. It
+    keeps the resolution of its input, as in the paper (14 x 14 for images of 224 x 224): if the old stage had
+    a stride, the layers after it get a larger map, which global pooling accepts. The strides in timm's
+    `feature_info` are corrected.
 
-    Make the optimiser after this: the old stage's parameters are gone and the new ones are random.
+    Create the optimizer after this call: the old stage's parameters are gone, and the new ones are random.
 
     Args:
-        model: it is changed. `copy.deepcopy` it before if you need both.
-        stage: the name of the stage, "layer4" in ResNets; with dots inside of submodules.
-        num_modules: by default as many as the stage has blocks, but at most 3: the paper's 2 for ResNet-18
-            and 3 for the others.
-        channels: of the map that comes in; by default what the stage's first convolution takes.
-        **options: `num_tokens`, `token_channels`, `tokenizer`, `relation` and the other ablations of the
-            paper, see :func:`vt_fast.models.vt_stack`; for `width` see :class:`vt_fast.models.VTStage`.
+        model: modified in place. Use `copy.deepcopy` first to keep the original.
+        stage: the name of the stage, "layer4" in ResNets; with dots inside submodules.
+        num_blocks: by default the number of blocks of the old stage, but at most 3: the paper's 2 for
+            ResNet-18 and 3 for the others.
+        channels: of the incoming map; by default the input channels of the stage's first convolution.
+        width: see :class:`VTStage`.
+        **options: `num_tokens`, `token_channels`, `tokenizer`, `relation` and the other options of
+            :class:`VTStage`.
 
     Raises:
-        TypeError: an option that there is not.
-        ValueError: there is no such stage, or it takes no map or returns none. The model is then as it was.
+        TypeError: an unknown option.
+        ValueError: there is no such stage, or it does not map a feature map to a feature map. The model is
+            then unchanged.
 
     Example:
         >>> import torch
@@ -61,20 +65,19 @@ def convert(
         if channels is None:
             raise ValueError(f"`channels` must be given for `{stage}`, which has no 2-D convolution")
     _, out_channels, height, _ = map_shape(stage, old, channels, _SIDE)
-    if num_modules is None:
-        num_modules = min(len(old), MOST_MODULES) if isinstance(old, nn.Sequential) else MOST_MODULES
-    new = VTStage(channels, num_modules, out_channels, **options)
+    if num_blocks is None:
+        num_blocks = min(len(old), MAX_BLOCKS) if isinstance(old, nn.Sequential) else MAX_BLOCKS
     like = next(old.parameters(), None)
-    if like is not None:
-        new.to(device=like.device, dtype=like.dtype)
-    # In a Sequential, as what goes through a stage's blocks one by one takes it to be.
+    device, dtype = (None, None) if like is None else (like.device, like.dtype)
+    new = VTStage(channels, num_blocks, out_channels, width=width, device=device, dtype=dtype, **options)
+    # In a Sequential, because code that iterates over a stage's blocks expects one.
     parent.register_module(name, nn.Sequential(new).train(old.training))
-    _tell_strides(model, stage, round(_SIDE / height))
+    _correct_strides(model, stage, round(_SIDE / height))
     return model
 
 
 def _find(model: nn.Module, stage: str) -> tuple[nn.Module, nn.Module, str]:
-    """The stage, the module that it stands in, and its name there."""
+    """The stage, the module that contains it, and its name there."""
     above, _, name = stage.rpartition(".")
     try:
         parent = model.get_submodule(above)
@@ -87,14 +90,14 @@ def _find(model: nn.Module, stage: str) -> tuple[nn.Module, nn.Module, str]:
     return old, parent, name
 
 
-def _tell_strides(model: nn.Module, stage: str, stride: int) -> None:
-    """Divide by the lost stride what the model says of the strides of this stage and those after it."""
+def _correct_strides(model: nn.Module, stage: str, stride: int) -> None:
+    """Correct the strides that the model reports for this stage and the later ones."""
     found = re.match(r"layer(\d)", stage)
     if isinstance(model, ResNet) and found:
         index = int(found[1]) - 1
         model.strides = (*model.strides[:index], *(each // stride for each in model.strides[index:]))
     info = getattr(model, "feature_info", None)
-    # timm: a list of dicts in models, and in their `features_only` form an object that holds one.
+    # timm: a list of dicts in models, or an object that holds one in their `features_only` form.
     entries = getattr(info, "info", info)
     reached = False
     for entry in entries if isinstance(entries, list) else []:

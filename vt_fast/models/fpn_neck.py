@@ -1,4 +1,4 @@
-"""The feature pyramid that the paper replaces (Lin et al., arXiv 1612.03144), and what both necks share."""
+"""The feature pyramid that the paper replaces (Lin et al., arXiv 1612.03144), and parts of both necks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.types import Device
 
 from vt_fast import checks
-from vt_fast.models.resnet import Norm
-from vt_fast.nn.base import check_positive
+from vt_fast.models.contexts import on_device
+from vt_fast.models.resnet import NormLayer
 
 
 class FPN(nn.Module):
@@ -21,12 +22,13 @@ class FPN(nn.Module):
 
     Args:
         in_channels: of each incoming map, the finest first.
-        channels: of every map returned.
-        norm: makes the norm of so many channels that follows each convolution, which then has no bias;
-            None for biases and no norm.
+        channels: of every returned map.
+        norm_layer: makes a norm for a number of channels. It follows each convolution, which then has no
+            bias. None for biases and no norm.
+        device, dtype: of the parameters.
 
     Attributes:
-        out_channels: of every map returned.
+        out_channels: of every returned map.
 
     Raises:
         ValueError: no level, or channels below 1.
@@ -37,23 +39,37 @@ class FPN(nn.Module):
         [(1, 256, 24, 20), (1, 256, 12, 10)]
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, norm: Norm | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        *,
+        norm_layer: NormLayer | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_levels(in_channels, channels)
         self.in_channels, self.out_channels = tuple(in_channels), channels
-        self.inner_blocks = nn.ModuleList(convolution(each, channels, 1, norm) for each in in_channels)
-        self.layer_blocks = nn.ModuleList(convolution(channels, channels, 3, norm) for _ in in_channels)
+        with on_device(device):
+            self.inner_blocks = nn.ModuleList(
+                convolution(each, channels, 1, norm_layer) for each in in_channels
+            )
+            self.layer_blocks = nn.ModuleList(
+                convolution(channels, channels, 3, norm_layer) for _ in in_channels
+            )
+        self.to(dtype=dtype)
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """A map (B, channels, H, W) for each incoming one.
 
         Args:
-            maps: (B, C, H, W) each, the finest first; a coarser one is resized to the finer one's size.
-            mask: not used; taken so that both necks are called alike.
+            maps: (B, C, H, W) each, the finest first; a coarser map is resized to the size of the finer one.
+            mask: not used; accepted so that both necks have the same signature.
 
         Raises:
-            TypeError: no list of floating-point tensors.
-            ValueError: another number of maps or of channels.
+            TypeError: not a list of floating-point tensors.
+            ValueError: a wrong number of maps or channels.
         """
         check_maps(maps, self.in_channels)
         summed: list[Tensor] = []
@@ -65,28 +81,28 @@ class FPN(nn.Module):
         return [block(x) for block, x in zip(self.layer_blocks, reversed(summed), strict=True)]
 
 
-def convolution(channels: int, out_channels: int, kernel: int, norm: Norm | None) -> nn.Sequential:
-    """A convolution that keeps the size, drawn uniformly with unit gain, and the norm if there is one."""
-    conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)
+def convolution(channels: int, out_channels: int, kernel: int, norm_layer: NormLayer | None) -> nn.Sequential:
+    """A convolution that keeps the size, initialised uniformly with unit gain, and the norm if any."""
+    conv = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2, bias=norm_layer is None)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(out_channels))
+    return nn.Sequential(conv) if norm_layer is None else nn.Sequential(conv, norm_layer(out_channels))
 
 
 def check_levels(in_channels: Sequence[int], channels: int) -> None:
-    """Raise ValueError unless there is a level, and each width is at least 1."""
+    """Raise ValueError unless there is a level and all channel counts are at least 1."""
     if not in_channels:
         raise ValueError("`in_channels` must have one number for each map, got none")
-    check_positive(channels=channels, **{f"in_channels[{i}]": each for i, each in enumerate(in_channels)})
+    checks.counts(channels=channels, **{f"in_channels[{i}]": each for i, each in enumerate(in_channels)})
 
 
 def check_maps(maps: Any, channels: Sequence[int]) -> None:
-    """Raise unless `maps` are feature maps of so many channels each, of one batch size.
+    """Raise unless `maps` are feature maps with these channels and the same batch size.
 
     Raises:
-        TypeError: no list or tuple, or a member is no dense floating-point tensor.
-        ValueError: another number of maps, or a member of another shape.
+        TypeError: not a list or tuple, or a member is not a dense floating-point tensor.
+        ValueError: a wrong number of maps, or a member of a wrong shape.
     """
     if not isinstance(maps, list | tuple):
         raise TypeError(f"`maps` must be a list or tuple of tensors, got {type(maps).__name__}")
@@ -106,8 +122,8 @@ def check_mask(mask: Any, batch: int) -> None:
     """Raise unless `mask` is (B, H, W) bool with B = `batch`.
 
     Raises:
-        TypeError: no tensor of bools.
-        ValueError: another shape.
+        TypeError: not a tensor of bools.
+        ValueError: a wrong shape.
     """
     checks.tensor("mask", mask)
     if mask.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""What segmentation is trained with and measured by: cross-entropy, and the mean intersection over union."""
+"""Loss and metric of segmentation: cross-entropy and mean intersection over union."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vt_fast import checks
-from vt_fast.nn.base import check_positive
 
 IGNORE = 255
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
-    """Mean cross-entropy over the pixels that have a label; 0 with gradient 0 where none has one.
+    """Mean cross-entropy over the labelled pixels; 0 with zero gradient if there are none.
 
-    torch's own mean is NaN there, which one image without labels is enough for.
+    The mean of `torch.nn.functional.cross_entropy` is NaN in that case.
 
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) int64, in 0 to K - 1 or `ignore_index`.
-        ignore_index: label of the pixels that do not count.
+        ignore_index: label of pixels to ignore.
 
     Returns:
         A scalar.
@@ -36,10 +35,10 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int = IGN
 
 
 class Scores(NamedTuple):
-    """What :class:`MeanIoU` computes.
+    """The scores of :class:`MeanIoU`.
 
-    `mean` and `accuracy` are numbers in [0, 1], NaN where no pixel has counted yet; `per_class` is (K,)
-    float64 on the CPU, NaN for classes that occur in neither labels nor predictions.
+    `mean` and `accuracy` are in [0, 1], NaN if no pixel has been counted. `per_class` is (K,) float64 on the
+    CPU, NaN for classes that occur in neither labels nor predictions.
     """
 
     mean: float
@@ -50,19 +49,19 @@ class Scores(NamedTuple):
 class MeanIoU:
     """Mean intersection over union, from one confusion matrix over all pixels of all images.
 
-    Of class k, IoU = TP / (TP + FP + FN), counted over everything since the last reset, not image by image.
-    Pixels labelled `ignore_index` count nowhere, whatever is predicted there. The mean is over the classes
-    with TP + FP + FN > 0: one that neither occurs nor is predicted is left out, one that is only predicted
+    The IoU of a class is TP / (TP + FP + FN) over all pixels since the last reset, not image by image. Pixels
+    labelled `ignore_index` are ignored, whatever the prediction. The mean is over the classes with
+    TP + FP + FN > 0: a class that neither occurs nor is predicted is left out, and one that is only predicted
     counts as 0.
 
-    The matrix lies on the device of the last update.
+    The matrix is on the device of the last update.
 
     Args:
         num_classes: K.
-        ignore_index: label of the pixels that do not count.
+        ignore_index: label of pixels to ignore.
 
     Attributes:
-        confusion: (K, K) int64; entry (i, j) is the number of pixels of class i that were taken for class j.
+        confusion: (K, K) int64; entry (i, j) is the number of pixels of class i that were predicted as j.
 
     Example:
         >>> meter = MeanIoU(3)
@@ -73,7 +72,7 @@ class MeanIoU:
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = IGNORE) -> None:
-        check_positive(num_classes=num_classes)
+        checks.counts(num_classes=num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
@@ -86,13 +85,13 @@ class MeanIoU:
         """Count the pixels of a batch.
 
         Args:
-            predictions: classes, an integer tensor of the target's shape; or logits (B, K, ...), of which the
-                largest counts.
+            predictions: classes, integers of the target's shape; or logits (B, K, ...), whose argmax is
+                taken.
             target: integers of any shape (B, ...), in 0 to K - 1 or `ignore_index`.
 
         Raises:
-            TypeError: the target is not of integers.
-            ValueError: other shapes, or a class outside of 0 to K - 1.
+            TypeError: the target is floating-point.
+            ValueError: shapes that do not fit, or a class outside 0 to K - 1.
         """
         checks.tensor("predictions", predictions)
         checks.tensor("target", target)
@@ -123,15 +122,15 @@ class MeanIoU:
         self.confusion = self.confusion.to(pairs.device) + pairs.view_as(self.confusion)
 
     def all_reduce(self) -> None:
-        """Add up the matrices of all processes, once, before `compute`; nothing without a process group.
+        """Sum the matrices of all processes; call it once before `compute`. No-op without a process group.
 
-        Every process must call it, with a matrix on a device that the group's backend takes.
+        Every process must call it, with the matrix on a device that the group's backend supports.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.confusion)
 
     def compute(self) -> Scores:
-        """The scores of all pixels counted since the last reset."""
+        """The scores over all pixels since the last reset."""
         matrix = self.confusion.double().cpu()
         hits = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - hits

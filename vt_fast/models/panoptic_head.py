@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.types import Device
 
+from vt_fast import checks
+from vt_fast.models.contexts import on_device
 from vt_fast.models.fpn_neck import check_maps
-from vt_fast.models.resnet import Norm
-from vt_fast.nn.base import check_positive
+from vt_fast.models.resnet import NormLayer
 
 
 def group_norm(channels: int) -> nn.Module:
-    """GroupNorm in 32 groups, the head's norm in the original."""
+    """GroupNorm with 32 groups, the original head's norm."""
     return nn.GroupNorm(32, channels)
 
 
 class PanopticHead(nn.Module):
-    """Brings the levels of a pyramid to the finest one's size, adds them, and classifies each pixel.
+    """Resizes the levels of a pyramid to the finest one's size, adds them, and classifies each pixel.
 
-    The finest level goes through one 3x3 convolution, norm and ReLU; level i, counted from there, through i
-    of them, each followed by a bilinear resize to the next finer level's size (twice its own where that is
-    even). The sum goes through a 1x1 convolution to the classes and a bilinear resize to the image's size.
+    The finest level passes one 3x3 convolution, norm and ReLU. Level i, counted from there, passes i of them,
+    each followed by a bilinear resize to the next finer level's size. The sum passes a 1x1 convolution to the
+    classes and a bilinear resize to the image's size.
 
     Args:
         num_classes: K.
         in_channels: of every level.
-        levels: how many levels there are.
+        levels: number of levels.
         channels: of the 3x3 convolutions.
-        norm: makes the norm of so many channels.
+        norm_layer: makes a norm for a number of channels.
+        device, dtype: of the parameters.
 
     Raises:
-        ValueError: a number below 1, or channels that the norm refuses.
+        ValueError: a number below 1, or channels that the norm does not accept.
 
     Example:
-        >>> import torch
         >>> maps = [torch.zeros(1, 256, 8, 6), torch.zeros(1, 256, 4, 3)]
         >>> PanopticHead(21, levels=2)(maps, size=(32, 24)).shape
         torch.Size([1, 21, 32, 24])
@@ -48,27 +51,33 @@ class PanopticHead(nn.Module):
         *,
         levels: int = 4,
         channels: int = 128,
-        norm: Norm = group_norm,
+        norm_layer: NormLayer = group_norm,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes, in_channels=in_channels, levels=levels, channels=channels)
+        checks.counts(num_classes=num_classes, in_channels=in_channels, levels=levels, channels=channels)
         self.num_classes, self.in_channels, self.levels = num_classes, in_channels, levels
-        self.branches = nn.ModuleList(
-            nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv2d(in_channels if stage == 0 else channels, channels, 3, padding=1, bias=False),
-                    norm(channels),
-                    nn.ReLU(inplace=True),
+        with on_device(device):
+            self.branches = nn.ModuleList(
+                nn.ModuleList(
+                    nn.Sequential(
+                        nn.Conv2d(
+                            in_channels if stage == 0 else channels, channels, 3, padding=1, bias=False
+                        ),
+                        norm_layer(channels),
+                        nn.ReLU(inplace=True),
+                    )
+                    for stage in range(max(level, 1))
                 )
-                for stage in range(max(level, 1))
+                for level in range(levels)
             )
-            for level in range(levels)
-        )
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.reset_parameters()
+            self.classifier = nn.Conv2d(channels, num_classes, 1)
+            self.reset_parameters()
+        self.to(dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the 3x3 convolutions as He et al. do, and a classifier that hardly prefers any class."""
+        """Initialise the 3x3 convolutions as He et al. do, and the classifier with small weights."""
         for branch in self.branches:
             for module in branch.modules():
                 if isinstance(module, nn.Conv2d):
@@ -82,11 +91,11 @@ class PanopticHead(nn.Module):
 
         Args:
             maps: (B, in_channels, H, W) each, the finest first.
-            size: (H, W) of the logits; by default they stay at the finest level's size.
+            size: (H, W) of the logits; by default that of the finest level.
 
         Raises:
-            TypeError: no list of floating-point tensors.
-            ValueError: another number of maps or of channels.
+            TypeError: not a list of floating-point tensors.
+            ValueError: a wrong number of maps or channels.
         """
         check_maps(maps, (self.in_channels,) * self.levels)
         total: Tensor | None = None

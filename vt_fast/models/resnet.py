@@ -1,13 +1,17 @@
-"""The ResNets that the paper starts from and compares with (He et al., arXiv 1512.03385).
+"""The ResNets that the paper builds on and compares with (He et al., arXiv 1512.03385).
 
-Parameters have torchvision's names, so that checkpoints of torchvision and timm fit.
+Parameters have torchvision's names, so that checkpoints of torchvision and timm can be loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.types import Device
+
+from vt_fast.models.contexts import on_device
 
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -16,7 +20,8 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
 }
-Norm = Callable[[int], nn.Module]
+# Makes a norm for a number of channels.
+NormLayer = Callable[[int], nn.Module]
 
 
 class ResNet(nn.Module):
@@ -24,14 +29,15 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        num_classes: of the classifier; None for none: the module then returns the last stage's map.
-        stages: how many of the four stages there are; a classifier needs no certain number.
-        stride_in_1x1: a bottleneck's stride stands in its first 1x1 convolution, as in the original and in
-            detection code, and not in its 3x3, as in torchvision's.
-        drop_path: chance that a block's residual branch is left out of a sample in training. It rises
-            linearly from the first block to this at the last.
-        dropout: before the classifier.
-        norm: makes the norm of so many channels.
+        num_classes: of the classifier; None for none, which returns the last stage's map.
+        stages: number of stages, 1 to 4.
+        stride_in_1x1: True puts a bottleneck's stride in its first 1x1 convolution, as in the original and in
+            detection code; False in the 3x3 convolution, as in torchvision.
+        drop_path_rate: probability that training skips a block's residual branch for a sample; rises linearly
+            from 0 at the first block to this value at the last.
+        drop_rate: of the dropout before the classifier.
+        norm_layer: makes a norm for a number of channels.
+        device, dtype: of the parameters.
 
     Attributes:
         channels: of each stage's map.
@@ -41,7 +47,6 @@ class ResNet(nn.Module):
         ValueError: an unknown depth, or a number of stages other than 1 to 4.
 
     Example:
-        >>> import torch
         >>> ResNet(18, num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 10])
         >>> [tuple(stage.shape) for stage in ResNet(50, stages=2).features(torch.zeros(1, 3, 64, 64))]
@@ -55,9 +60,11 @@ class ResNet(nn.Module):
         *,
         stages: int = 4,
         stride_in_1x1: bool = False,
-        drop_path: float = 0.0,
-        dropout: float = 0.0,
-        norm: Norm = nn.BatchNorm2d,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -65,38 +72,38 @@ class ResNet(nn.Module):
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
         counts, deep = DEPTHS[depth]
-        blocks = sum(counts[:stages])
-        chances = iter([drop_path * index / max(blocks - 1, 1) for index in range(blocks)])
-        self.depth = depth
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = norm(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = 64
-        for index, count in enumerate(counts[:stages]):
-            width = 64 << index
-            layer = nn.Sequential()
-            for block in range(count):
-                stride = 2 if block == 0 and index > 0 else 1
-                made: nn.Module
-                if deep:
-                    made = Bottleneck(channels, width, stride, stride_in_1x1, next(chances), norm)
-                    channels = width * Bottleneck.expansion
-                else:
-                    made = BasicBlock(channels, width, stride, next(chances), norm)
-                    channels = width
-                layer.append(made)
-            self.add_module(f"layer{index + 1}", layer)
         expansion = Bottleneck.expansion if deep else 1
+        self.depth = depth
         self.channels = tuple((64 << index) * expansion for index in range(stages))
         self.strides = tuple(4 << index for index in range(stages))
-        self.avgpool = nn.AdaptiveAvgPool2d(1) if num_classes else None
-        self.dropout = nn.Dropout(dropout) if num_classes else None
-        self.fc = nn.Linear(channels, num_classes) if num_classes else None
-        self.reset_parameters()
+        num_blocks = sum(counts[:stages])
+        rates = iter([drop_path_rate * index / max(num_blocks - 1, 1) for index in range(num_blocks)])
+        with on_device(device):
+            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+            self.bn1 = norm_layer(64)
+            self.relu = nn.ReLU(inplace=True)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+            channels = 64
+            for index, out_channels in enumerate(self.channels):
+                layer = nn.Sequential()
+                for block in range(counts[index]):
+                    stride = 2 if block == 0 and index > 0 else 1
+                    rate, width = next(rates), 64 << index
+                    layer.append(
+                        Bottleneck(channels, width, stride, stride_in_1x1, rate, norm_layer)
+                        if deep
+                        else BasicBlock(channels, width, stride, rate, norm_layer)
+                    )
+                    channels = out_channels
+                self.add_module(f"layer{index + 1}", layer)
+            self.avgpool = nn.AdaptiveAvgPool2d(1) if num_classes else None
+            self.dropout = nn.Dropout(drop_rate) if num_classes else None
+            self.fc = nn.Linear(channels, num_classes) if num_classes else None
+            self.reset_parameters()
+        self.to(dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw convolutions as He et al. do; each block starts as its shortcut."""
+        """Initialise convolutions as He et al. do, and each block as its shortcut."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -106,12 +113,12 @@ class ResNet(nn.Module):
                     nn.init.zeros_(weight)
 
     def stem(self, x: Tensor) -> Tensor:
-        """What comes before the stages: (B, 3, H, W) -> (B, 64, H / 4, W / 4)."""
+        """The layers before the stages: (B, 3, H, W) -> (B, 64, H / 4, W / 4)."""
         found: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return found
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's map of images (B, 3, H, W), the finest first."""
+        """Each stage's map for images (B, 3, H, W), the finest first."""
         x = self.stem(x)
         maps = []
         for index in range(len(self.channels)):
@@ -120,7 +127,7 @@ class ResNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes), or without a classifier the last stage's map (B, C, H, W)."""
+        """Logits (B, num_classes), or the last stage's map (B, C, H, W) without a classifier."""
         x = self.features(x)[-1]
         if self.avgpool is None or self.dropout is None or self.fc is None:
             return x
@@ -131,19 +138,21 @@ class ResNet(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, the block of ResNet-18 and 34."""
 
-    def __init__(self, channels: int, width: int, stride: int, drop_path: float, norm: Norm) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, drop_path_rate: float, norm_layer: NormLayer
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(width)
+        self.bn1 = norm_layer(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = norm(width)
-        self.downsample = _shortcut(channels, width, stride, norm)
-        self.drop_path = DropPath(drop_path)
+        self.bn2 = norm_layer(width)
+        self.downsample = _shortcut(channels, width, stride, norm_layer)
+        self.drop_path = DropPath(drop_path_rate)
 
     @property
     def last_norm(self) -> nn.Module:
-        """The norm whose scale is what the residual branch is multiplied by."""
+        """The norm whose scale multiplies the residual branch."""
         return self.bn2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,24 +170,30 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, channels: int, width: int, stride: int, stride_in_1x1: bool, drop_path: float, norm: Norm
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        stride_in_1x1: bool,
+        drop_path_rate: float,
+        norm_layer: NormLayer,
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(channels, width, 1, stride=first, bias=False)
-        self.bn1 = norm(width)
+        self.bn1 = norm_layer(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride=second, padding=1, bias=False)
-        self.bn2 = norm(width)
+        self.bn2 = norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = norm(out_channels)
+        self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(channels, out_channels, stride, norm)
-        self.drop_path = DropPath(drop_path)
+        self.downsample = _shortcut(channels, out_channels, stride, norm_layer)
+        self.drop_path = DropPath(drop_path_rate)
 
     @property
     def last_norm(self) -> nn.Module:
-        """The norm whose scale is what the residual branch is multiplied by."""
+        """The norm whose scale multiplies the residual branch."""
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,31 +207,32 @@ class Bottleneck(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, leave out a sample's branch by chance.
+    """Stochastic depth (Huang et al., arXiv 1603.09382): training skips a branch at random for each sample.
 
     Args:
-        chance: that a sample's branch is left out. What stays is divided by 1 - chance.
+        rate: probability that a sample's branch is skipped. The others are divided by 1 - rate.
     """
 
-    def __init__(self, chance: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= chance < 1:
-            raise ValueError(f"`drop_path` must be in [0, 1), got {chance}")
-        self.chance = chance
+        if not 0 <= rate < 1:
+            raise ValueError(f"`drop_path_rate` must be in [0, 1), got {rate}")
+        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
-        if not self.training or self.chance == 0:
+        if not self.training or self.rate == 0:
             return x
-        kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1 - self.chance)
-        return x * kept.div_(1 - self.chance)
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
 
     def extra_repr(self) -> str:
-        """The chance, for printing."""
-        return f"{self.chance:.3g}"
+        """The rate, for printing."""
+        return f"{self.rate:.3g}"
 
 
-def _shortcut(channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
+def _shortcut(channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Sequential | None:
     if stride == 1 and channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False), norm(out_channels))
+    convolution = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(convolution, norm_layer(out_channels))

@@ -1,4 +1,4 @@
-"""What shape a module's map has, found by running it on a tensor without data."""
+"""The shape of a module's map, found by running it on a tensor without data."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vt_fast.models.modes import evaluating
+from vt_fast.models.contexts import evaluating
 
-#: Side of the image that a trunk is tried on, the one that trunks of a fixed size mostly have.
+#: Side of the image that a backbone is tried on. Backbones of a fixed size mostly take this one.
 IMAGE = 224
 
 
 def map_shape(name: str, module: nn.Module, channels: int, side: int) -> tuple[int, int, int, int]:
-    """The shape (B, C, H, W) that `module` makes of a map of `channels` x `side` x `side`.
+    """The shape (B, C, H, W) of the output of `module` for a map of `channels` x `side` x `side`.
 
-    Nothing is computed and no state changes: the map is a fake tensor, and the module is in evaluation
-    meanwhile.
+    The map is a fake tensor and the module is in evaluation mode, so nothing is computed and no state
+    changes.
 
     Args:
-        name: how the message calls the module.
-        module: any module of one argument.
-        channels: of the map that goes in.
-        side: its height and width.
+        name: the module's name in messages.
+        module: any module with one argument.
+        channels: of the input map.
+        side: height and width of the input map.
 
     Raises:
-        ValueError: the module fails on such a map, or returns no (B, C, H, W).
+        ValueError: the module fails on such a map, or does not return a (B, C, H, W) tensor.
 
     Example:
         >>> map_shape("stage", nn.Conv2d(8, 16, 3, stride=2, padding=1), 8, 16)
@@ -35,7 +35,7 @@ def map_shape(name: str, module: nn.Module, channels: int, side: int) -> tuple[i
     try:
         with torch.no_grad(), evaluating(module), FakeTensorMode(allow_non_fake_inputs=True):
             found = module(torch.empty(1, channels, side, side, dtype=like.dtype, device=like.device))
-    except Exception as error:  # whatever a module of someone else raises
+    except Exception as error:  # a user's module may raise anything
         raise ValueError(
             f"`{name}` must take a map (1, {channels}, {side}, {side}), got {type(error).__name__}: {error}"
         ) from error
@@ -46,6 +46,6 @@ def map_shape(name: str, module: nn.Module, channels: int, side: int) -> tuple[i
 
 
 def first_channels(module: nn.Module) -> int | None:
-    """Channels that the first 2-D convolution of `module` takes; None where it has none."""
+    """Input channels of the first 2-D convolution in `module`; None if there is none."""
     convolution = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
     return None if convolution is None else convolution.in_channels

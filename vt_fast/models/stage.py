@@ -1,11 +1,15 @@
-"""The stage of VT modules that takes the place of a ResNet's last stage, with every ablation of the paper."""
+"""The stage of VT blocks that replaces a ResNet's last stage, with every ablation of the paper."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TypedDict, cast
 
+import torch
 from torch import Tensor
+from torch.types import Device
+from typing_extensions import Unpack
 
+from vt_fast import checks
 from vt_fast.nn import (
     ConvPositionCode,
     LinearPositionCode,
@@ -13,173 +17,202 @@ from vt_fast.nn import (
     VisualTransformer,
     VisualTransformerStack,
 )
-from vt_fast.nn.base import Container
+from vt_fast.nn.base import CompositeModule
+from vt_fast.nn.build import default_later_tokenizer
 
-# The tokenizer of the first module and that of the later ones.
-TOKENIZERS: dict[str, tuple[str, str]] = {
-    "recurrent": ("filter", "recurrent"),
-    "filter": ("filter", "filter"),
-    "clustering": ("clustering", "recurrent"),
-    "pooling": ("pooling", "pooling"),
-    "v1": ("static", "dynamic"),
+# Both have the paper's sizes: a grid of 14 x 14, 49 numbers per token.
+POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
+    "conv": ConvPositionCode,
+    "linear": LinearPositionCode,
 }
-# The paper's names, and those of `VisualTransformer.build`.
-RELATIONS = {"transformer": "attention", "graph": "graph", "none": "none"}
-# Both with the paper's numbers: the attention on 14 x 14 cells, 49 numbers for each token.
-POSITIONS: dict[str, type[PositionCode]] = {"conv": ConvPositionCode, "linear": LinearPositionCode}
+# The others need the tokens of a block before.
+FIRST_TOKENIZERS = ("filter", "clustering", "pooling", "static")
 V1_HEADS = 16
 TOKEN_CHANNELS = 1024
 
 
-def vt_stack(
-    channels: int,
-    num_modules: int,
-    *,
-    last_projector: bool = False,
-    out_channels: int | None = None,
-    width: int | None = None,
-    num_tokens: int = 16,
-    token_channels: int = TOKEN_CHANNELS,
-    tokenizer: str = "recurrent",
-    relation: str = "transformer",
-    projector: bool = True,
-    position: str | PositionCode | None = None,
-    num_heads: int | None = None,
-    num_token_heads: int = 1,
-    token_groups: int = 4,
-    group_width: int | None = 64,
-    norm: bool | str = "batch",
-    bias: bool = True,
-    backend: str | None = None,
-) -> VisualTransformerStack:
-    """VT modules in a row, as the paper's networks have them; each keyword is one of its ablations.
+class StageOptions(TypedDict, total=False):
+    """The options that all networks with a VT stage take; see :class:`VTStage`."""
 
-    What the paper's counts fix is the default. They cannot tell norms and biases: we have both, as networks
-    train better with them, and `norm=False, bias=False` is what the counts were taken of.
+    num_tokens: int
+    token_channels: int
+    tokenizer: str
+    later_tokenizer: str | None
+    relation: str
+    projector: bool
+    position: str | PositionCode | None
+    num_heads: int | None
+    num_token_heads: int
+    token_groups: int | None
+    group_width: int | None
+    token_norm: str | None
+    variant: str
+    bias: bool
+    backend: str | None
+
+
+class VTStage(CompositeModule):
+    """A stage of VT blocks (the paper's VT modules): a map in, a map of the same size out.
+
+    Sizes that the paper's counts determine are the defaults. The counts do not determine norms and biases.
+    The defaults have both, because networks train better with them; the counts have neither
+    (`token_norm=None, bias=False`).
 
     Args:
-        channels: C of the map that comes in.
-        num_modules: 2 or 3 in the paper.
-        last_projector: True for a map; False where only the tokens are wanted, as for classification.
-        out_channels: of the map that the last projector returns, by default `width`.
-        width: channels of the map between the modules, from the first projector on. By default 2 C, as a
-            ResNet's last stage has, but not above `token_channels` nor below C: 512 for C = 256, 1024 for
-            C = 1024.
+        channels: C of the incoming map.
+        num_blocks: number of VT blocks, 2 or 3 in the paper.
+        out_channels: of the map that is returned.
+        width: channels of the map between the blocks; by default `out_channels`, but at most `token_channels`
+            and at least `channels`: 512 in place of ResNet-18's last stage, 1024 in place of ResNet-50's.
         num_tokens: L.
         token_channels: CT.
-        tokenizer: "recurrent": filter-based in the first module, recurrent in the later ones. "filter":
-            filter-based in all. "clustering": k-means in the first, recurrent in the later ones. "pooling":
-            the resized map in all. "v1": the first version's static one, then its dynamic one.
-        relation: "transformer", "graph" or "none": what relates the tokens.
-        projector: False for no projector: later modules are a token relation alone.
-        position: a position code on the first tokenizer: "conv" (the first version's) or "linear", both of a
-            grid of 14 x 14 and with 49 numbers, or one of your own; None for none.
-        num_heads: of projectors and dynamic tokenizers; by default 16 with "v1", as there, else 1.
+        tokenizer: of the first block: "filter", "clustering" (k-means), "pooling" (the resized map) or
+            "static" (the paper's first version).
+        later_tokenizer: of the other blocks. By default "recurrent" after "filter" or "clustering", "dynamic"
+            after "static", otherwise the same as the first.
+        relation: "transformer", "graph" or "none": how the tokens of a block interact.
+        projector: False for no projectors: the later blocks are then a token relation alone.
+        position: a position code for the first tokenizer: "conv" (the first version's) or "linear", both with
+            a grid of 14 x 14 and 49 numbers per token, or your own; None for none.
+        num_heads: of projectors and dynamic tokenizers; by default 16 with the first version's tokenizers,
+            otherwise 1.
         num_token_heads: of the token transformer.
-        token_groups: groups of its key, query and value.
-        group_width: channels in each group of the tokenizers' value and key and of the projectors' query
-            convolutions; None for ungrouped queries, and tokenizers without these convolutions.
-        norm: of the tokens that enter a relation: "batch", "layer" or True for the same, False for none. With
-            "layer" or none, VT-ResNet-18 diverged from scratch at the paper's rate, 0.1 by SGD; see
-            :func:`vt_fast.nn.norm.token_norm`.
+        token_groups: groups of its key, query and value; by default 4.
+        group_width: channels per group in the tokenizers' value and key convolutions and in the projectors'
+            query convolutions; None for ungrouped queries, and tokenizers without these convolutions.
+        token_norm: of the tokens that enter a relation: "batch", "layer" or None. With "layer" or None,
+            VT-ResNet-18 diverged from scratch at the paper's learning rate (0.1, SGD).
+        variant: of the token transformer: "v2", or "v1" for the paper's first version.
         bias: whether projections have one.
-        backend: see :class:`vt_fast.nn.Module`.
-
-    Raises:
-        ValueError: an unknown name, numbers that do not divide as they must, or a map is wanted from modules
-            without projectors.
-
-    Example:
-        >>> import torch
-        >>> stack = vt_stack(64, 2, token_channels=128, tokenizer="pooling")
-        >>> stack(torch.randn(2, 64, 14, 14))[1].shape
-        torch.Size([2, 16, 128])
-    """
-    first, later = _choice("tokenizer", tokenizer, TOKENIZERS)
-    related = _choice("relation", relation, RELATIONS)
-    if num_modules < 1:
-        raise ValueError(f"`num_modules` must be at least 1, got {num_modules}")
-    if last_projector and not projector:
-        raise ValueError("`projector` must be True where a map is wanted, got False")
-    if out_channels is not None and not last_projector:
-        raise ValueError(f"`out_channels` must be None where no map is wanted, got {out_channels}")
-    code: PositionCode | None
-    code = _choice("position", position, POSITIONS)() if isinstance(position, str) else position
-    if width is None:
-        width = max(channels, min(2 * channels, token_channels))
-    if num_heads is None:
-        num_heads = V1_HEADS if tokenizer == "v1" else 1
-    common: dict[str, Any] = {
-        "num_tokens": num_tokens,
-        "token_channels": token_channels,
-        "relation": related,
-        "num_heads": num_heads,
-        "token_heads": num_token_heads,
-        # The others have no projections to group.
-        "token_groups": token_groups if related == "attention" else 1,
-        "group_width": group_width,
-        "norm": norm,
-        "bias": bias,
-    }
-    blocks = []
-    for index in range(num_modules):
-        last = index == num_modules - 1
-        wide = width if out_channels is None or not last else out_channels
-        blocks.append(
-            VisualTransformer.build(
-                channels if index == 0 or not projector else width,
-                out_channels=wide,
-                tokenizer=first if index == 0 else later if projector else None,
-                position=code if index == 0 else None,
-                project=projector and (last_projector or not last),
-                **common,
-            )
-        )
-    return VisualTransformerStack(blocks, backend=backend)
-
-
-class VTStage(Container):
-    """A stage of a network that is made of VT modules: a map comes in, a map of the same size goes out.
-
-    Args:
-        channels: C of the map that comes in.
-        num_modules: 2 or 3 in the paper.
-        out_channels: of the map that goes out.
-        width: of the map between the modules; by default `out_channels`, but not above `token_channels` nor
-            below `channels`: 512 in the place of ResNet-18's last stage, 1024 in that of ResNet-50's.
-        **options: see :func:`vt_stack`.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters. A position code of your own keeps its own.
 
     Attributes:
-        stack: the modules.
+        stack: the blocks.
 
     Raises:
-        ValueError: as :func:`vt_stack`.
+        TypeError: an unknown option.
+        ValueError: an unknown name, sizes that do not divide as they must, or no projector.
 
     Example:
-        >>> import torch
         >>> VTStage(64, 2, 128)(torch.randn(2, 64, 14, 14)).shape
         torch.Size([2, 128, 14, 14])
     """
 
     def __init__(
-        self, channels: int, num_modules: int, out_channels: int, *, width: int | None = None, **options: Any
+        self,
+        channels: int,
+        num_blocks: int,
+        out_channels: int,
+        *,
+        width: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[StageOptions],
     ) -> None:
         super().__init__()
         if width is None:
             width = max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
         self.channels, self.out_channels = channels, out_channels
-        self.stack = vt_stack(
-            channels, num_modules, last_projector=True, out_channels=out_channels, width=width, **options
+        self.stack = make_stack(
+            channels,
+            num_blocks,
+            last_projector=True,
+            out_channels=out_channels,
+            width=width,
+            device=device,
+            dtype=dtype,
+            **options,
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H, W), in the memory format of `x`."""
-        # Never None: the last module has a projector.
+        # Never None: the last block has a projector.
         return cast(Tensor, self.stack(x)[0])
 
 
-def _choice(name: str, value: str, choices: dict[str, Any]) -> Any:
-    if value not in choices:
-        known = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
-    return choices[value]
+def make_stack(
+    channels: int,
+    num_blocks: int,
+    *,
+    last_projector: bool,
+    out_channels: int | None = None,
+    width: int | None = None,
+    num_tokens: int = 16,
+    token_channels: int = TOKEN_CHANNELS,
+    tokenizer: str = "filter",
+    later_tokenizer: str | None = None,
+    relation: str = "transformer",
+    projector: bool = True,
+    position: str | PositionCode | None = None,
+    num_heads: int | None = None,
+    num_token_heads: int = 1,
+    token_groups: int | None = None,
+    group_width: int | None = 64,
+    token_norm: str | None = "batch",
+    variant: str = "v2",
+    bias: bool = True,
+    backend: str | None = None,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+) -> VisualTransformerStack:
+    """The blocks of a VT stage; for the options see :class:`VTStage`.
+
+    Args:
+        channels: C of the incoming map.
+        num_blocks: number of VT blocks.
+        last_projector: True for a map, False if only the tokens are needed, as in classification.
+        out_channels: of the map that the last projector returns; by default `width`.
+        width: channels of the map between the blocks; by default 2 C, as in a ResNet's last stage, but at
+            most `token_channels` and at least C: 512 for C = 256, 1024 for C = 1024.
+
+    Example:
+        >>> stack = make_stack(64, 2, last_projector=False, token_channels=128, tokenizer="pooling")
+        >>> stack(torch.randn(2, 64, 14, 14))[1].shape
+        torch.Size([2, 16, 128])
+    """
+    checks.counts(num_blocks=num_blocks)
+    checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
+    if last_projector and not projector:
+        raise ValueError("`projector` must be True if a map is returned, got False")
+    if later_tokenizer is not None and not projector:
+        raise ValueError(
+            f"`later_tokenizer` must be None without projectors, where only the first block has a tokenizer, "
+            f"got {later_tokenizer!r}"
+        )
+    if isinstance(position, str):
+        checks.choice("position", position, POSITIONS)
+        position = POSITIONS[position](device=device, dtype=dtype)
+    if width is None:
+        width = max(channels, min(2 * channels, token_channels))
+    if later_tokenizer is None:
+        later_tokenizer = default_later_tokenizer(tokenizer)
+    if num_heads is None:
+        num_heads = V1_HEADS if tokenizer == "static" or later_tokenizer == "dynamic" else 1
+    if token_groups is None:
+        token_groups = 4 if relation == "transformer" else 1  # the other relations have nothing to group
+    blocks = []
+    for index in range(num_blocks):
+        first, last = index == 0, index == num_blocks - 1
+        blocks.append(
+            VisualTransformer(
+                channels if first or not projector else width,
+                num_tokens,
+                token_channels=token_channels,
+                out_channels=out_channels if last and out_channels is not None else width,
+                tokenizer=tokenizer if first else later_tokenizer if projector else None,
+                relation=relation,
+                projector=projector and (last_projector or not last),
+                num_heads=num_heads,
+                num_token_heads=num_token_heads,
+                token_groups=token_groups,
+                group_width=group_width,
+                token_norm=token_norm,
+                variant=variant,
+                bias=bias,
+                position=position if first else None,
+                device=device,
+                dtype=dtype,
+            )
+        )
+    return VisualTransformerStack.from_parts(blocks, backend=backend)

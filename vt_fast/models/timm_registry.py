@@ -1,7 +1,7 @@
-"""VT-ResNets under the names that `timm.create_model` knows.
+"""VT-ResNets as models of `timm.create_model`.
 
-timm is optional and slow to import, so nothing here imports it unasked: `import vt_fast.models` registers the
-networks where timm was imported before, else `register_with_timm()` does.
+timm is optional and slow to import, so this module does not import it: `import vt_fast.models` registers the
+networks if timm was imported before. Otherwise call `register_with_timm()`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from vt_fast.models.trunk import MODULES
+from vt_fast.models.backbone import NUM_BLOCKS
 from vt_fast.models.vt_resnet import VTResNet, VTResNetFeatures
 
-# timm looks for these two in the module of what it registers. Pictures come as its ResNets take them.
+# timm reads these two names in the module of a registered function. Images are preprocessed as for its
+# ResNets.
 __all__ = ["register_with_timm"]
 default_cfgs: dict[str, dict[str, Any]] = {
     f"vt_resnet{depth}": {
@@ -25,19 +26,18 @@ default_cfgs: dict[str, dict[str, Any]] = {
         "interpolation": "bilinear",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
-        "first_conv": "trunk.conv1",
+        "first_conv": "backbone.conv1",
         "classifier": "fc",
     }
-    for depth in MODULES
+    for depth in NUM_BLOCKS
 }
 
 
 def register_with_timm() -> None:
-    """Let `timm.create_model` make "vt_resnet18", "vt_resnet34", "vt_resnet50" and "vt_resnet101".
+    """Register "vt_resnet18", "vt_resnet34", "vt_resnet50" and "vt_resnet101" with `timm.create_model`.
 
-    They take the options of :class:`VTResNet`, and timm's `num_classes`, `drop_rate` (its `dropout`),
-    `drop_path_rate` (its `drop_path`), `features_only` and `out_indices` (both of
-    :class:`VTResNetFeatures`: index 0 is the map of stride 4). A second call changes nothing.
+    They take the options of :class:`VTResNet`, and timm's `features_only` and `out_indices`, which make a
+    :class:`VTResNetFeatures`: index 0 is the map of stride 4. A second call changes nothing.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
@@ -52,7 +52,7 @@ def register_with_timm() -> None:
 
 
 def register_if_imported() -> None:
-    """The same where timm was already imported, whole; else nothing."""
+    """Register if timm has been imported completely; otherwise do nothing."""
     if "timm" in sys.modules and hasattr(sys.modules.get("timm.models"), "register_model"):
         register_with_timm()
 
@@ -84,37 +84,32 @@ def _make(
     num_classes: int = 1000,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Any = None,
     cache_dir: Any = None,
     **options: Any,
 ) -> nn.Module:
-    """A network from the arguments that timm passes; the last three are about trained parameters alone."""
+    """A network from timm's arguments; those for pretrained parameters are not used."""
     if pretrained:
-        raise ValueError("`pretrained` must be False: there are no trained parameters of VT-ResNets")
+        raise ValueError("`pretrained` must be False: there are no pretrained VT-ResNets")
     if features_only:
-        backbone = VTResNetFeatures(depth, out_indices=out_indices, drop_path=drop_path_rate, **options)
-        return _with_feature_info(backbone)
+        return _with_feature_info(VTResNetFeatures(depth, out_indices=out_indices, **options))
     if out_indices is not None:
         raise ValueError(f"`out_indices` must be None without `features_only`, got {out_indices}")
-    model = VTResNet(depth, num_classes, dropout=drop_rate, drop_path=drop_path_rate, **options)
-    # What timm's data pipeline and training script read of a model, under both of its names.
+    model = VTResNet(depth, num_classes, **options)
+    # timm's data pipeline and training script read both names.
     described = {**default_cfgs[f"vt_resnet{depth}"], "num_classes": num_classes}
     model.pretrained_cfg = model.default_cfg = described  # type: ignore[assignment]
     return model
 
 
-def _with_feature_info(backbone: VTResNetFeatures) -> VTResNetFeatures:
-    """Tell channels and strides as timm does, by `feature_info.channels()` and `.reduction()`."""
+def _with_feature_info(model: VTResNetFeatures) -> VTResNetFeatures:
+    """Report channels and strides as timm does, by `feature_info.channels()` and `.reduction()`."""
     from timm.models import FeatureInfo
 
     entries = [
         {"num_chs": channels, "reduction": stride, "module": f"maps.{index}"}
-        for index, channels, stride in zip(
-            backbone.out_indices, backbone.channels, backbone.strides, strict=True
-        )
+        for index, channels, stride in zip(model.out_indices, model.channels, model.strides, strict=True)
     ]
-    backbone.feature_info = FeatureInfo(entries, tuple(range(len(entries))))  # type: ignore[assignment]
-    return backbone
+    model.feature_info = FeatureInfo(entries, tuple(range(len(entries))))  # type: ignore[assignment]
+    return model

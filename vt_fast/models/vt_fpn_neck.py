@@ -1,4 +1,4 @@
-"""VT-FPN: the paper's feature pyramid, whose levels meet as tokens."""
+"""VT-FPN: the paper's feature pyramid, whose levels interact through tokens."""
 
 from __future__ import annotations
 
@@ -8,56 +8,62 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.types import Device
 
+from vt_fast import checks
+from vt_fast.models.contexts import on_device
 from vt_fast.models.fpn_neck import check_levels, check_maps, check_mask, convolution
-from vt_fast.models.resnet import Norm
+from vt_fast.models.resnet import NormLayer
+from vt_fast.models.stage import FIRST_TOKENIZERS
 from vt_fast.nn import PositionCode, Projector, Tokenizer
-from vt_fast.nn.base import Container, set_backend
+from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 
-# The others take the tokens of a module before, and there is none.
-TOKENIZERS = ("filter", "clustering", "pooling", "static")
 
+class VTFPN(CompositeModule):
+    """The paper's pyramid: each level becomes tokens, all tokens interact, each level gets its own back.
 
-class VTFPN(Container):
-    """The paper's pyramid: each level becomes tokens, all tokens meet, each level takes its own ones back.
+    With Y_i = X_i M_i the level's lateral 1x1 convolution:
 
-    With Y_i = X_i M_i the level's lateral 1x1 convolution, T_i = tokenizer_i(Y_i), [T'_1 | T'_2 | ..] =
-    transformer([T_1 | T_2 | ..]) and out_i = projector_i(Y_i, T'_i) = Y_i + softmax_L((Y_i W_Q)(T'_i W_K)^T)
-    T'_i W_V. There is no path from coarse to fine between the maps and no 3x3 convolution. The defaults are
-    those that meet the paper's counts. At initialisation W_V is zero, so that the laterals are returned.
+    - T_i = tokenizer_i(Y_i)
+    - [T'_1 | T'_2 | ..] = transformer([T_1 | T_2 | ..])
+    - out_i = projector_i(Y_i, T'_i) = Y_i + softmax_L((Y_i W_Q)(T'_i W_K)^T) T'_i W_V
 
-    All projections of the pixels but the lateral itself are folded into the tokens. The lateral could be: but
-    Y_i has to be written all the same, as what the projector adds to, and tokenizer and projector would
-    then read X_i, which at each level of a ResNet-50 or 101 has no fewer channels than Y_i. So Y_i is
-    written once and read twice. The parameters of the laterals have the names of :class:`FPN`'s.
+    There is no top-down path between the maps and no 3x3 convolution. The defaults meet the paper's counts.
+    At initialisation W_V is zero, so the result is the laterals.
+
+    All projections of the pixels except the lateral are folded into the tokens. Folding the lateral would not
+    pay: Y_i has to be written anyway, because the projector adds to it, and in a ResNet-50 or 101 X_i has at
+    least as many channels as Y_i at each level. So Y_i is written once and read twice. The parameters of the
+    laterals have the names that they have in :class:`FPN`.
 
     Args:
         in_channels: of each incoming map, the finest first.
-        channels: of the laterals, and of every map returned.
+        channels: of the laterals and of every returned map.
         num_tokens: L, of each level.
         token_channels: CT.
         tokenizer: "filter", "clustering", "pooling" or "static".
-        group_width: None for eq. 1 as printed; a number adds the value 1x1 convolution in groups of so many
-            channels; see :meth:`vt_fast.nn.VisualTransformer.build`.
-        relation: "attention", "graph" or "none": how the tokens meet. With "none" the levels never do.
+        group_width: None for eq. 1 as printed; a number adds the value 1x1 convolution, with this many
+            channels per group; see :class:`vt_fast.nn.VisualTransformer`.
+        relation: "transformer", "graph" or "none": how the tokens interact. With "none" the levels do not.
         num_heads: of the projectors.
         num_token_heads: of the token transformer.
         query_groups: groups of the projectors' W_Q; None for no W_Q.
-        token_groups: groups of the token transformer's key, query and value; by default 4 with attention.
-        token_norm: LayerNorm on the tokens that enter the transformer. Our default, as in
-            :class:`vt_fast.nn.VisualTransformer`.
-        version: of the token transformer, 2 or 1.
-        position: makes a position code for one level's tokenizer; None for none.
-        norm: makes the norm of so many channels that follows each lateral, which then has no bias; None for
-            biases and no norm.
-        backend: see :class:`vt_fast.nn.Module`.
+        token_groups: groups of the token transformer's key, query and value; by default 4.
+        token_norm: of the tokens that enter the transformer: "layer" (the default, as in
+            :class:`vt_fast.nn.VisualTransformer`), "batch" or None.
+        variant: of the token transformer: "v2", or "v1" for the paper's first version.
+        position: makes the position code of one level's tokenizer; None for none.
+        norm_layer: makes a norm for a number of channels. It follows each lateral, which then has no bias.
+            None for biases and no norm.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters.
 
     Attributes:
-        out_channels: of every map returned.
+        out_channels: of every returned map.
 
     Raises:
-        ValueError: no level, an unknown name, or numbers that do not divide as they must.
+        ValueError: no level, an unknown name, or sizes that do not divide as they must.
 
     Example:
         >>> maps = [torch.zeros(1, 64, 24, 20), torch.zeros(1, 128, 12, 10)]
@@ -74,38 +80,45 @@ class VTFPN(Container):
         token_channels: int = 1024,
         tokenizer: str = "filter",
         group_width: int | None = None,
-        relation: str = "attention",
+        relation: str = "transformer",
         num_heads: int = 1,
         num_token_heads: int = 1,
         query_groups: int | None = 16,
         token_groups: int | None = None,
-        token_norm: bool = True,
-        version: int = 2,
+        token_norm: str | None = "layer",
+        variant: str = "v2",
         position: Callable[[], PositionCode] | None = None,
-        norm: Norm | None = None,
+        norm_layer: NormLayer | None = None,
         backend: str | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_levels(in_channels, channels)
-        if tokenizer not in TOKENIZERS:
-            raise ValueError(f"`tokenizer` must be one of {', '.join(TOKENIZERS)}, got {tokenizer!r}")
+        checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
         if token_groups is None:
-            token_groups = 4 if relation == "attention" else 1
+            token_groups = 4 if relation == "transformer" else 1
         self.in_channels, self.out_channels, self.num_tokens = tuple(in_channels), channels, num_tokens
-        self.inner_blocks = nn.ModuleList(convolution(each, channels, 1, norm) for each in in_channels)
-        self.tokenizers = nn.ModuleList()
-        for _ in in_channels:
-            code = None if position is None else position()
-            made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code, True)
-            self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
-        count = num_tokens * len(in_channels)
-        self.transformer = make_transformer(
-            relation, count, token_channels, num_token_heads, token_groups, token_norm, version, True
-        )
-        self.projectors = nn.ModuleList(
-            Projector(channels, token_channels, num_heads=num_heads, query_groups=query_groups)
-            for _ in in_channels
-        )
+        with on_device(device):
+            self.inner_blocks = nn.ModuleList(
+                convolution(each, channels, 1, norm_layer) for each in in_channels
+            )
+            self.tokenizers = nn.ModuleList()
+            for _ in in_channels:
+                code = None if position is None else position()
+                made = make_tokenizer(
+                    tokenizer, channels, num_tokens, token_channels, 1, group_width, code, True
+                )
+                self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
+            count = num_tokens * len(in_channels)
+            self.transformer = make_transformer(
+                relation, count, token_channels, num_token_heads, token_groups, token_norm, variant, True
+            )
+            self.projectors = nn.ModuleList(
+                Projector(channels, token_channels, num_heads=num_heads, query_groups=query_groups)
+                for _ in in_channels
+            )
+        self.to(dtype=dtype)
         if backend is not None:
             set_backend(self, backend)
 
@@ -114,14 +127,14 @@ class VTFPN(Container):
 
         Args:
             maps: (B, C, H, W) each, of any sizes.
-            mask: (B, H, W) bool in the image's resolution or any other, False where images of several sizes
-                were padded: no token looks there. Each level takes the nearest pixels' values. For filter
-                and static tokenizers; not with backend="reference".
+            mask: (B, H, W) bool of any resolution, False where images of several sizes were padded: no token
+                attends there. Each level takes the nearest value. For filter and static tokenizers; not with
+                backend="reference".
 
         Raises:
-            TypeError: no list of floating-point tensors, or a mask of something else than bools.
-            ValueError: another number of maps or of channels, or a mask of a wrong shape or where there must
-                be none.
+            TypeError: not a list of floating-point tensors, or a mask that is not bool.
+            ValueError: a wrong number of maps or channels, or a mask of a wrong shape or where none is
+                supported.
         """
         laterals = self.laterals(maps)
         tokens: Tensor = self.transformer(torch.cat(self.tokenize(laterals, mask), 1))
@@ -133,12 +146,12 @@ class VTFPN(Container):
         ]
 
     def laterals(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Each map through its 1x1 convolution: what is tokenized, and what the projectors add to."""
+        """Each map after its 1x1 convolution: the input of tokenizers and projectors."""
         check_maps(maps, self.in_channels)
         return [block(x) for block, x in zip(self.inner_blocks, maps, strict=True)]
 
     def tokenize(self, laterals: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
-        """Each level's tokens (B, L, CT), before they have met."""
+        """Each level's tokens (B, L, CT), before they interact."""
         if mask is not None:
             check_mask(mask, laterals[0].shape[0])
         return [
@@ -147,7 +160,7 @@ class VTFPN(Container):
         ]
 
     def attention_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """What each level's tokens look at, (B, L, H, W) each, computed for viewing and kept nowhere."""
+        """The attention of each level's tokens, (B, L, H, W) each; `forward` never computes it."""
         return [
             tokenizer.attention_maps(x)  # type: ignore[operator]
             for tokenizer, x in zip(self.tokenizers, self.laterals(maps), strict=True)
@@ -155,6 +168,6 @@ class VTFPN(Container):
 
 
 def _resized(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask in the size of the map: the nearest pixels' values."""
+    """The mask in the size of the map, by nearest neighbours."""
     wide = F.interpolate(mask.unsqueeze(1).to(torch.uint8), size=x.shape[-2:], mode="nearest")
     return wide.squeeze(1).bool()

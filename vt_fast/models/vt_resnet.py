@@ -1,59 +1,62 @@
-"""The paper's classifiers: a ResNet whose last stage is made of VT modules, and the same as a backbone."""
+"""The paper's classifiers, ResNets whose last stage consists of VT blocks, and the same as a backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
+from torch.types import Device
+from typing_extensions import Unpack
 
-from vt_fast.models.resnet import ResNet
-from vt_fast.models.stage import vt_stack
-from vt_fast.models.trunk import MODULES, make_trunk, stage_maps, stage_shapes
+from vt_fast.models.backbone import default_num_blocks, make_backbone, stage_maps, stage_shapes
+from vt_fast.models.stage import StageOptions, make_stack
 from vt_fast.nn import Projector, TokenRelation
-from vt_fast.nn.base import Container
+from vt_fast.nn.base import CompositeModule
 
 
-class VTResNet(Container):
-    """VT-ResNet-18, 34, 50 or 101, or VT modules on a trunk of your own.
+class VTResNet(CompositeModule):
+    """VT-ResNet-18, 34, 50 or 101, or VT blocks on a backbone of your own.
 
-    The trunk's map, 14 x 14 for images of 224 x 224, goes through 2 (depth 18) or 3 VT modules without a
-    stride in between; the classifier takes the mean of their tokens. The last module has no projector.
+    The backbone's map, 14 x 14 for images of 224 x 224, passes 2 (depth 18) or 3 VT blocks without a stride.
+    The classifier takes the mean of their tokens. The last block has no projector.
 
-    Defaults are what we would train: the paper's sizes, with BatchNorm on the tokens and with biases. What
-    the paper counts is `VTResNet(depth, norm=False, bias=False, backend="reference")`, and for its ablations
-    `vt_fast.models.paper_rows.ROWS[name].build()`. The backend changes how much work there is, not what
-    comes out.
+    The defaults are the paper's sizes, with BatchNorm on the tokens and with biases. The network that the
+    paper counts is `VTResNet(depth, token_norm=None, bias=False, backend="reference")`. The backend changes
+    the amount of work, not the result.
 
     Args:
-        depth: 18, 34, 50 or 101; None with `trunk`.
-        num_classes: of the classifier; 0 for none: the mean of the tokens (B, CT) is returned.
-        trunk: a module that returns a map (B, C, H, W), instead of the ResNet cut off after its third stage.
-        trunk_channels: C of its map; by default found by running it on an image without data.
-        num_modules: VT modules; by default the paper's 2 on a ResNet-18, and 3 on all else.
-        drop_path: chance that a residual branch of the ResNet trunk is left out of a sample in training,
-            rising linearly to this at its last block. VT modules are never left out.
-        dropout: before the classifier.
-        **options: `num_tokens`, `token_channels`, `tokenizer`, `relation`, `projector`, `position`, `width`,
-            `norm`, `bias`, `backend` and what else :func:`vt_fast.models.vt_stack` takes.
+        depth: 18, 34, 50 or 101; None with `backbone`.
+        num_classes: of the classifier; 0 for none, which returns the mean of the tokens (B, CT).
+        backbone: a module that returns a map (B, C, H, W), in place of the ResNet without its last stage.
+        backbone_channels: C of its map; by default found by running it on an image without data.
+        num_blocks: VT blocks; by default 2 on a ResNet-18 and 3 on anything else, as in the paper.
+        drop_path_rate: probability that training skips a residual branch of the ResNet for a sample; rises
+            linearly to this value at the last block. VT blocks are never skipped.
+        drop_rate: of the dropout before the classifier.
+        width: channels of the map between the VT blocks; by default 2 C, but at most `token_channels` and at
+            least C.
+        device, dtype: of the parameters. A `backbone` keeps its own.
+        **options: `num_tokens`, `token_channels`, `tokenizer`, `relation`, `token_norm`, `backend` and the
+            other options of :class:`VTStage`.
 
     Attributes:
-        trunk: images to a map.
-        stage: the VT modules.
+        backbone: images to a map.
+        stage: the VT blocks, a :class:`vt_fast.nn.VisualTransformerStack`.
         fc: the classifier.
 
     Raises:
-        TypeError: an option that there is not.
-        ValueError: an unknown depth or name, numbers that do not divide as they must, both or neither of
-            `depth` and `trunk`, or a trunk that does not return a map.
+        TypeError: an unknown option.
+        ValueError: an unknown depth or name, sizes that do not divide as they must, both or neither of
+            `depth` and `backbone`, or a backbone that does not return a map.
 
     Example:
-        >>> import torch
         >>> model = VTResNet(18, num_classes=10)
         >>> model(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 10])
-        >>> trunk = nn.Conv2d(3, 64, 16, stride=16)
-        >>> VTResNet(trunk=trunk, num_classes=10, tokenizer="pooling")(torch.zeros(1, 3, 64, 64)).shape
+        >>> patches = nn.Conv2d(3, 64, 16, stride=16)
+        >>> VTResNet(backbone=patches, num_classes=10, tokenizer="pooling")(torch.zeros(1, 3, 64, 64)).shape
         torch.Size([1, 10])
     """
 
@@ -62,22 +65,31 @@ class VTResNet(Container):
         depth: int | None = None,
         num_classes: int = 1000,
         *,
-        trunk: nn.Module | None = None,
-        trunk_channels: int | None = None,
-        num_modules: int | None = None,
-        drop_path: float = 0.0,
-        dropout: float = 0.0,
-        **options: Any,
+        backbone: nn.Module | None = None,
+        backbone_channels: int | None = None,
+        num_blocks: int | None = None,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        width: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[StageOptions],
     ) -> None:
         super().__init__()
-        self.trunk, channels = make_trunk(depth, trunk, trunk_channels, drop_path)
-        self.stage = vt_stack(channels, _count(num_modules, self.trunk), **options)
+        self.backbone, channels = make_backbone(
+            depth, backbone, backbone_channels, drop_path_rate, device, dtype
+        )
+        if num_blocks is None:
+            num_blocks = default_num_blocks(self.backbone)
+        self.stage = make_stack(
+            channels, num_blocks, last_projector=False, width=width, device=device, dtype=dtype, **options
+        )
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new classifier of so many classes in the place of the old one; 0 for none."""
+        """Replace the classifier by a new one with `num_classes` classes; 0 for none."""
         if num_classes < 0:
             raise ValueError(f"`num_classes` must be at least 0, got {num_classes}")
         like = next(self.stage.parameters())
@@ -92,11 +104,11 @@ class VTResNet(Container):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The tokens (B, L, CT) of images (B, 3, H, W)."""
-        tokens: Tensor = self.stage(self.trunk(images))[1]
+        tokens: Tensor = self.stage(self.backbone(images))[1]
         return tokens
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of tokens (B, L, CT), or what the classifier would get, (B, CT)."""
+        """Logits (B, num_classes) from tokens (B, L, CT), or the classifier's input (B, CT)."""
         mean = self.dropout(tokens.mean(1))
         found: Tensor = mean if pre_logits else self.fc(mean)
         return found
@@ -106,30 +118,29 @@ class VTResNet(Container):
         return self.forward_head(self.forward_features(images))
 
 
-class VTResNetFeatures(Container):
-    """The trunk and VT stage of a :class:`VTResNet` as a backbone: images to a list of maps.
+class VTResNetFeatures(CompositeModule):
+    """The backbone and the VT stage of a :class:`VTResNet`, returning a list of maps.
 
-    The last module has its projector here, whose map has `width` channels, or `out_channels`. Names of
-    parameters are those of :class:`VTResNet`, but for that projector and the classifier.
+    Here the last block has a projector. Parameters have the names that they have in :class:`VTResNet`.
 
     Args:
-        depth: see :class:`VTResNet`, as for all that is not listed here.
-        out_indices: which maps to return, in this order; negative ones count from the end. By default all:
-            those of the ResNet's three stages and the VT stage's. A trunk of your own counts as one.
+        depth: see :class:`VTResNet` for the arguments that are not listed here.
+        out_indices: which maps to return, in this order; negative indices count from the end. By default all:
+            those of the ResNet's three stages and that of the VT stage. Another backbone has one map.
+        out_channels: of the VT stage's map; by default `width`.
 
     Attributes:
-        channels: of each map returned.
-        strides: of each map returned, in pixels of the image. The VT stage's is that of the trunk.
+        channels: of each returned map.
+        strides: of each returned map, in pixels of the image. The VT stage has the backbone's stride.
 
     Raises:
-        ValueError: as :class:`VTResNet`, or an index that there is not.
+        ValueError: as :class:`VTResNet`, or an index out of range.
 
     Example:
-        >>> import torch
-        >>> backbone = VTResNetFeatures(18)
-        >>> [tuple(stage.shape) for stage in backbone(torch.zeros(1, 3, 64, 64))]
+        >>> net = VTResNetFeatures(18)
+        >>> [tuple(stage.shape) for stage in net(torch.zeros(1, 3, 64, 64))]
         [(1, 64, 16, 16), (1, 128, 8, 8), (1, 256, 4, 4), (1, 512, 4, 4)]
-        >>> backbone.channels, backbone.strides
+        >>> net.channels, net.strides
         ((64, 128, 256, 512), (4, 8, 16, 16))
     """
 
@@ -137,17 +148,34 @@ class VTResNetFeatures(Container):
         self,
         depth: int | None = None,
         *,
-        trunk: nn.Module | None = None,
-        trunk_channels: int | None = None,
-        num_modules: int | None = None,
+        backbone: nn.Module | None = None,
+        backbone_channels: int | None = None,
+        num_blocks: int | None = None,
         out_indices: Sequence[int] | None = None,
-        drop_path: float = 0.0,
-        **options: Any,
+        drop_path_rate: float = 0.0,
+        out_channels: int | None = None,
+        width: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[StageOptions],
     ) -> None:
         super().__init__()
-        self.trunk, channels = make_trunk(depth, trunk, trunk_channels, drop_path)
-        self.stage = vt_stack(channels, _count(num_modules, self.trunk), last_projector=True, **options)
-        all_channels, all_strides = stage_shapes(self.trunk)
+        self.backbone, channels = make_backbone(
+            depth, backbone, backbone_channels, drop_path_rate, device, dtype
+        )
+        if num_blocks is None:
+            num_blocks = default_num_blocks(self.backbone)
+        self.stage = make_stack(
+            channels,
+            num_blocks,
+            last_projector=True,
+            out_channels=out_channels,
+            width=width,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+        all_channels, all_strides = stage_shapes(self.backbone)
         all_channels += (cast(Projector, self.stage[-1].projector).out_channels,)
         all_strides += (all_strides[-1],)
         count = len(all_channels)
@@ -160,33 +188,27 @@ class VTResNetFeatures(Container):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, 3, H, W)."""
-        maps = stage_maps(self.trunk, images)
+        maps = stage_maps(self.backbone, images)
         if len(maps) in self.out_indices:
             maps.append(self.stage(maps[-1])[0])
         return [maps[index] for index in self.out_indices]
 
 
 def vt_resnet18(num_classes: int = 1000, **options: Any) -> VTResNet:
-    """VT-ResNet-18: two VT modules; see :class:`VTResNet` for the options."""
+    """VT-ResNet-18, with two VT blocks; see :class:`VTResNet` for the options."""
     return VTResNet(18, num_classes, **options)
 
 
 def vt_resnet34(num_classes: int = 1000, **options: Any) -> VTResNet:
-    """VT-ResNet-34: three VT modules; see :class:`VTResNet` for the options."""
+    """VT-ResNet-34, with three VT blocks; see :class:`VTResNet` for the options."""
     return VTResNet(34, num_classes, **options)
 
 
 def vt_resnet50(num_classes: int = 1000, **options: Any) -> VTResNet:
-    """VT-ResNet-50: three VT modules, maps as wide as tokens; see :class:`VTResNet` for the options."""
+    """VT-ResNet-50, with three VT blocks; see :class:`VTResNet` for the options."""
     return VTResNet(50, num_classes, **options)
 
 
 def vt_resnet101(num_classes: int = 1000, **options: Any) -> VTResNet:
-    """VT-ResNet-101: three VT modules, maps as wide as tokens; see :class:`VTResNet` for the options."""
+    """VT-ResNet-101, with three VT blocks; see :class:`VTResNet` for the options."""
     return VTResNet(101, num_classes, **options)
-
-
-def _count(num_modules: int | None, trunk: nn.Module) -> int:
-    if num_modules is not None:
-        return num_modules
-    return MODULES[trunk.depth] if isinstance(trunk, ResNet) else max(MODULES.values())

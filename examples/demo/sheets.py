@@ -1,4 +1,4 @@
-"""The sheets: pictures with what each token looks at laid over them."""
+"""Drawings of pictures with each token's attention laid over them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from matplotlib.patheffects import Normal, Stroke
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from vt_fast.demo.clusters import Clusters
-from vt_fast.demo.features import CAPTION
-from vt_fast.demo.pictures import Picture
+from demo.clusters import Clusters
+from demo.features import CAPTION
+from demo.pictures import Picture
 
 _INK = "#222222"
 _GREY = "#666666"
@@ -35,14 +35,14 @@ def digit_sheet(
     maps: Sequence[Tensor],
     captions: Sequence[str],
 ) -> None:
-    """What each token looks at on test digits, as figure 5 of the paper: rows are digits, columns tokens.
+    """Draw each token's attention on test digits, as figure 5 of the paper: rows are digits, columns tokens.
 
     Args:
         path: the PNG to write.
         pictures: (n, 8, 8), ink in [0, 1].
-        labels: what was written.
-        guesses: what the net says it is.
-        maps: attention of the filter and of the recurrent tokenizer, each (n, L, 8, 8), each map of sum 1.
+        labels: the true digits.
+        guesses: the network's predictions.
+        maps: attention of the filter and of the recurrent tokenizer, (n, L, 8, 8) each; every map sums to 1.
         captions: a few lines for each of the two.
     """
     count, tokens = maps[0].shape[:2]
@@ -59,8 +59,8 @@ def digit_sheet(
         wspace=0.06,
         hspace=0.06,
     )
-    # A scale each, since a filter's wide attention would vanish beside the narrow one of a recurrent
-    # tokenizer; the strongest 2 % share the last colour.
+    # One scale per tokenizer: the wide attention of filters would vanish beside the narrow one of the
+    # recurrent tokenizer. The strongest 2 % share the last colour.
     even = 1 / maps[0][0, 0].numel()
     scales = [Normalize(0, max(_quantile(each, 0.98) / even, 1.0), clip=True) for each in maps]
     for row in range(count):
@@ -98,7 +98,7 @@ def digit_sheet(
 
 
 def pixels_looked_at(attention: Tensor) -> float:
-    """Over how many pixels the attention is spread: the exponential of its entropy, averaged over the maps.
+    """Effective number of pixels: the exponential of the attention's entropy, averaged over the maps.
 
     >>> pixels_looked_at(torch.full((1, 1, 8, 8), 1 / 64))
     64.0
@@ -107,7 +107,7 @@ def pixels_looked_at(attention: Tensor) -> float:
 
 
 def places_looked_at(attention: Tensor) -> float:
-    """On how many different pixels the tokens of a picture have their peaks, averaged over the pictures.
+    """Number of distinct pixels on which the tokens of a picture peak, averaged over the pictures.
 
     >>> maps = torch.zeros(1, 3, 8, 8)
     >>> maps[0, :2, 1, 1] = maps[0, 2, 4, 4] = 1
@@ -119,24 +119,24 @@ def places_looked_at(attention: Tensor) -> float:
 
 
 def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
-    """A picture, the segments that its clustering tokens cut, and what each token looks at.
+    """Draw a picture, its segments by nearest token, and each token's attention.
 
     Args:
         path: the PNG to write.
-        picture: what was clustered.
+        picture: the clustered picture.
         clusters: its tokens, with maps of the picture's size.
     """
     pixels = picture.pixels.permute(1, 2, 0).numpy()
     segments, tokens, columns = clusters.segments.numpy(), len(clusters.attention), 4
-    # Cells have the picture's form, within reason, and about the same area for all pictures.
+    # Cells have the picture's aspect ratio, within limits, and about the same area for all pictures.
     true_form = pixels.shape[1] / pixels.shape[0]
     form = float(np.clip(true_form, 1 / 3, 4))
     aspect = "equal" if form == true_form else "auto"
     cell_width, cell_height = 2.5 * form**0.5, 2.5 / form**0.5
     width = columns * cell_width * 1.03 + 1.5
     caption = (
-        f"{CAPTION}. Per cent: pixels nearest to the token. Segments: in the mean colour their token pools. "
-        "Colours: each token by its own scale, which ends where its strongest 1 % of the pixels begin."
+        f"{CAPTION}. Per cent: pixels nearest to the token. Segments: in the mean colour of their token. "
+        "Heat: a scale for each token, whose top is the token's 99th percentile."
     ) + (" The picture is stretched." if aspect == "auto" else "")
     lines = textwrap.wrap(caption, max(30, int((width - 0.4) * 12.5)))
     head = 1.0 + 0.19 * len(lines)
@@ -152,7 +152,7 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
         wspace=0.05,
         hspace=0.36 / cell_height,
     )
-    # A few pixels would be nothing but borders.
+    # Segments of a small picture would be nothing but borders.
     zoom = -(-160 // max(segments.shape))
     large = segments.repeat(zoom, 0).repeat(zoom, 1)
     axes = figure.add_subplot(grid[:2, :2])
@@ -183,7 +183,7 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
 
 
 def elided(name: str, longest: int) -> str:
-    """The name without its middle where it is too long, and its unprintable characters as escapes.
+    """The name, shortened in the middle if it is too long, with unprintable characters escaped.
 
     >>> elided("a_rather_long_name.jpg", 12), elided("a\\nb", 12)
     ('a_rat…me.jpg', 'a\\\\nb')
@@ -200,7 +200,7 @@ def _quantile(values: Tensor, share: float) -> float:
 
 
 def _segments(segments: Any, colours: Any) -> Any:
-    """Each pixel in its token's colour, with white borders between segments."""
+    """Pixels in the colour of their token, with white borders between segments."""
     image = colours[segments]
     border = np.zeros(segments.shape, dtype=bool)
     border[1:] |= segments[1:] != segments[:-1]
@@ -235,14 +235,14 @@ def _heat(values: Any) -> Any:
 
 
 def _on_paper(heat: Any) -> Any:
-    """The colours of heat on white: the weaker the heat, the more of the paper shows through."""
+    """Heat colours over white, more transparent for weaker heat."""
     strength = np.asarray(heat)[..., None]
     return 1 - strength + _heat(heat) * strength
 
 
 def _title(figure: Any, text: str, left: float) -> None:
     width, height = figure.get_size_inches()
-    # A file may be called a$b$.png, which is no formula.
+    # A file may be named a$b$.png, which must not be parsed as a formula.
     figure.text(left / width, 1 - 0.42 / height, text, fontsize=16, color=_INK, parse_math=False)
 
 
@@ -260,6 +260,6 @@ def _scale_bar(
 
 def _save(figure: Any, path: Path, dpi: int) -> None:
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes; that is no news for a terminal.
+        # Characters that the font lacks are drawn as boxes; the warning would clutter the terminal.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, dpi=dpi)

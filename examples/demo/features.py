@@ -1,4 +1,4 @@
-"""Features of a photograph's pixels, computed and not learned, for the clustering tokenizer to work on."""
+"""Hand-made features of a photograph's pixels, as the input of the clustering tokenizer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _EDGE_WEIGHT = 0.7
 
 
 def pixel_features(pixels: Tensor) -> Tensor:
-    """Describe each pixel by colour, texture and place: (3, H, W) in [0, 1] -> (1, 14, H, W).
+    """Describe each pixel by colour, texture and position: (3, H, W) in [0, 1] -> (1, 14, H, W).
 
-    Lab colour as it is and blurred twice, edge strength averaged over two neighbourhoods, row and column;
-    each standardised over the picture. Last a constant: the k-means compares directions, and without it a
-    pixel of average colour has none.
+    Lab colour at full resolution and at two blurs, edge strength averaged over two neighbourhoods, row and
+    column; each standardised over the picture. The last feature is a constant: the k-means compares
+    directions, and a pixel of average colour has none without it.
     """
     lab = rgb_to_lab(pixels)[None]
     side = max(pixels.shape[1:])
@@ -58,7 +58,7 @@ def rgb_to_lab(pixels: Tensor) -> Tensor:
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (1, C, H, W), edges repeated.
+    """Gaussian blur of (1, C, H, W) with replicated edges.
 
     >>> float(blur(torch.ones(1, 1, 4, 5), 1.5).sub(1).abs().max()) < 1e-6
     True
@@ -81,7 +81,7 @@ def _edge_strength(lightness: Tensor) -> Tensor:
 
 
 def _standard(maps: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 for each channel; a constant channel becomes 0."""
+    """Zero mean and unit deviation for each channel; a constant channel becomes 0."""
     centred = maps - maps.mean((2, 3), keepdim=True)
     deviation = centred.square().mean((2, 3), keepdim=True).sqrt()
     return centred / torch.where(deviation > 1e-4, deviation, 1.0)

@@ -1,38 +1,27 @@
-"""scikit-learn's 1,797 handwritten digits: the split, the training and the comparison."""
+"""Two small networks on the digits: training, and a comparison of accuracy, size and time."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vt_fast.demo.nets import ConvolutionNet, TokenNet, macs, parameters
-from vt_fast.demo.tables import table, winner, wrapped
-from vt_fast.measure import interleaved_medians
+from demo.digits import MEAN, Digits, load
+from demo.nets import ConvolutionNet, TokenNet, macs, parameters
+from demo.tables import table
+from demo.timing import interleaved_medians
 
 _SEED = 0
 _BATCH = 64
-_INK = 16.0  # the largest value of a pixel in this data set
-_MEAN = 0.3  # of all pixels, to one digit
-
-
-class Digits(NamedTuple):
-    """Pictures (n, 1, 8, 8), shifted to a mean near zero, and labels (n,): for training and held out."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
 
 
 class Result(NamedTuple):
-    """What the comparison says of one net."""
+    """The measurements of one network."""
 
     correct: int
     held_out: int
@@ -43,29 +32,12 @@ class Result(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share of the held-out pictures that it gets right."""
+        """Share of the held-out images that it classifies correctly."""
         return self.correct / self.held_out
 
 
-def load() -> Digits:
-    """The digits in a fixed split: a quarter of each class is held out."""
-    data = load_digits()
-    pictures = torch.from_numpy(data.images).float()[:, None] / _INK - _MEAN
-    labels = torch.from_numpy(data.target)
-    indices = torch.arange(len(labels)).numpy()
-    kept, held_out = map(
-        torch.from_numpy, train_test_split(indices, test_size=0.25, stratify=data.target, random_state=_SEED)
-    )
-    return Digits(pictures[kept], labels[kept], pictures[held_out], labels[held_out])
-
-
-def ink(pictures: Tensor) -> Tensor:
-    """Undo the shift: the pixels as they were written, in [0, 1]."""
-    return pictures + _MEAN
-
-
 def train(net: nn.Module, digits: Digits, name: str, *, epochs: int) -> None:
-    """Train in place. The last weights count: nothing is picked by its score on the held-out set."""
+    """Train in place. The last weights are used: the held-out set selects nothing."""
     optimizer, count = _optimizer(net), len(digits.train)
     steps = epochs * (count // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.2)
@@ -81,20 +53,20 @@ def train(net: nn.Module, digits: Digits, name: str, *, epochs: int) -> None:
 
 
 def correct(net: nn.Module, digits: Digits) -> int:
-    """How many of the held-out pictures the net gets right."""
+    """Number of held-out images that the network classifies correctly."""
     net.eval()
     with torch.no_grad():
         return int((net(digits.test).argmax(1) == digits.test_labels).sum())
 
 
 def compare(*, quick: bool = False) -> tuple[dict[str, Result], TokenNet, Digits]:
-    """Train both nets from the same seed; return what came out, the token net and the data."""
+    """Train both networks from the same seed. Returns the results, the token network and the data."""
     digits, epochs = load(), 1 if quick else 30
     torch.manual_seed(_SEED)
     token_net = TokenNet()
     nets: dict[str, nn.Module] = {"VT": token_net, "convolution": ConvolutionNet()}
     for name, net in nets.items():
-        torch.manual_seed(_SEED)  # the same order of pictures and the same shifts for both
+        torch.manual_seed(_SEED)  # the same order of images and the same shifts for both
         train(net, digits, name, epochs=epochs)
     seconds = _step_times(nets, digits, rounds=3 if quick else 60)
     results = {
@@ -112,7 +84,7 @@ def compare(*, quick: bool = False) -> tuple[dict[str, Result], TokenNet, Digits
 
 
 def report(results: dict[str, Result]) -> str:
-    """The comparison as a table, with the winner of each column and what the difference is worth."""
+    """The comparison as a table, with the better network in each column and a sentence on the differences."""
     head = ["last stage", "held-out accuracy", "MACs", "as written", "parameters", "training step"]
     rows = [
         [
@@ -128,32 +100,45 @@ def report(results: dict[str, Result]) -> str:
     best = ["better"]
     for field in ("correct", "macs", "macs_as_written", "parameters", "step"):
         values = {name: float(getattr(result, field)) for name, result in results.items()}
-        best.append(winner(values, more_is_better=field == "correct"))
+        best.append(_winner(values, more_is_better=field == "correct"))
     counts = [result.correct for result in results.values()]
     held_out = next(iter(results.values())).held_out
-    note = wrapped(
-        f"{held_out} pictures are held out, so the accuracies differ by {max(counts) - min(counts)} of them. "
+    return table(
+        head,
+        [*rows, best],
+        f"{held_out} images are held out; the accuracies differ by {max(counts) - min(counts)} of them. "
         '"As written": MACs of the paper\'s equations with every projection on the pixels.',
-        f"Step: batch of {_BATCH}, forward, backward and update, medians of interleaved steps on one thread.",
+        f"Training step: batch of {_BATCH}, forward, backward and update; median of interleaved steps on one "
+        "thread.",
         _verdict(*results.items()),
     )
-    return f"{table(head, [*rows, best])}\n{note}"
+
+
+def _winner(values: dict[str, float], *, more_is_better: bool = False) -> str:
+    """The name with the best value, or "tie".
+
+    >>> _winner({"VT": 2.0, "convolution": 3.0}), _winner({"VT": 1.0, "convolution": 1.0})
+    ('VT', 'tie')
+    """
+    best = (max if more_is_better else min)(values.values())
+    names = [name for name, value in values.items() if value == best]
+    return names[0] if len(names) == 1 else "tie"
 
 
 def _verdict(first: tuple[str, Result], second: tuple[str, Result]) -> str:
-    """Who reads more digits and whose step is faster, in words."""
+    """Which network is more accurate and which has the faster step, in words."""
     (more, most), (less, least) = sorted((first, second), key=lambda item: -item[1].correct)
     gap = most.correct - least.correct
     read = (
-        f"{more} reads {gap} of {most.held_out} digits more than {less}"
+        f"{more} classifies {gap} of {most.held_out} digits more than {less}"
         if gap
-        else "Both read as many digits"
+        else "Both classify the same number of digits"
     )
     (fast, quicker), (slow, slower) = sorted((first, second), key=lambda item: item[1].step)
     times, macs = slower.step / quicker.step, quicker.macs / slower.macs
     link = "although it has" if macs > 1 else "and it has"
     return (
-        f"{read} (one seed). {fast}'s step is {times:.1f} times as fast as {slow}'s, "
+        f"{read} correctly (one seed). A step of {fast} is {times:.1f} times as fast as one of {slow}, "
         f"{link} {macs:.2f} times the MACs."
     )
 
@@ -162,27 +147,27 @@ def _optimizer(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.02)
 
 
-def _step(net: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, labels: Tensor) -> Tensor:
-    loss = F.cross_entropy(net(pictures), labels, label_smoothing=0.05)
+def _step(net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
+    loss = F.cross_entropy(net(images), labels, label_smoothing=0.05)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     return loss.detach()
 
 
-def _moved(pictures: Tensor) -> Tensor:
-    """The batch moved by up to one pixel in each direction: 1,347 pictures are few."""
-    height, width = pictures.shape[2:]
+def _moved(images: Tensor) -> Tensor:
+    """The batch shifted by up to one pixel in each direction, because 1,347 images are few."""
+    height, width = images.shape[2:]
     down, right = torch.randint(0, 3, (2,)).tolist()
-    padded = F.pad(pictures, (1, 1, 1, 1), value=-_MEAN)
+    padded = F.pad(images, (1, 1, 1, 1), value=-MEAN)
     return padded[:, :, down : down + height, right : right + width]
 
 
 def _step_times(nets: dict[str, nn.Module], digits: Digits, *, rounds: int) -> dict[str, float]:
-    """Both nets take turns on one batch. Copies are timed: the trained weights stay as they are."""
+    """Seconds per step on one batch. Copies are timed, so that the trained weights do not change."""
     batch, labels = digits.train[:_BATCH], digits.train_labels[:_BATCH]
 
-    def stepper(net: nn.Module) -> Any:
+    def stepper(net: nn.Module) -> Callable[[], Tensor]:
         timed = copy.deepcopy(net).train()
         optimizer = _optimizer(timed)
         return lambda: _step(timed, optimizer, batch, labels)

@@ -1,4 +1,4 @@
-"""Segmentation nets small enough to learn on one core in seconds, with either neck."""
+"""Segmentation networks with either neck, small enough to train on one core in seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vt_fast.models import SegmentationNet, fpn, vt_fpn
 _CHANNELS = 64
 
 
-class SmallTrunk(nn.Module):
+class SmallBackbone(nn.Module):
     """Three levels of plain 3x3 convolutions with BatchNorm, at strides 4, 8 and 16."""
 
     channels, strides = (48, 64, 96), (4, 8, 16)
@@ -34,10 +34,10 @@ class SmallTrunk(nn.Module):
 
 
 def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
-    """A net for scenes of so many classes.
+    """A network for scenes.
 
     Args:
-        num_classes: the background's included.
+        num_classes: number of classes, background included.
         neck: "vt_fpn" or "fpn".
 
     Raises:
@@ -46,18 +46,18 @@ def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
     if neck == "fpn":
         return fpn(
             num_classes=num_classes,
-            trunk=SmallTrunk(),
+            backbone=SmallBackbone(),
             channels=_CHANNELS,
             head_channels=_CHANNELS,
-            head_norm=_norm,
+            head_norm_layer=_norm,
         )
     if neck == "vt_fpn":
         return vt_fpn(
             num_classes=num_classes,
-            trunk=SmallTrunk(),
+            backbone=SmallBackbone(),
             channels=_CHANNELS,
             head_channels=_CHANNELS,
-            head_norm=_norm,
+            head_norm_layer=_norm,
             token_channels=128,
         )
     raise ValueError(f'`neck` must be "vt_fpn" or "fpn", got {neck!r}')

@@ -1,4 +1,4 @@
-"""A first table: each backend that can run here against plain eager code, in error, time and memory."""
+"""Each available backend against plain eager code: errors, times and memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
+from demo.tables import table
+from demo.timing import interleaved_medians
 from vt_fast import backends, functional
-from vt_fast.demo.tables import table, wrapped
-from vt_fast.measure import interleaved_medians, peak_bytes
 from vt_fast.nn import VisualTransformerStack, set_backend
 from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import filter_tokenizer
+from vt_fast.testing import peak_bytes
 
 EAGER = "eager"
 _STACK = "stack of two"
@@ -29,7 +30,7 @@ Op = Callable[..., Results]
 
 
 class Case(NamedTuple):
-    """One job, its inputs (the map first; all get gradients) and the pieces of code that can do it."""
+    """One op, its inputs (the map first; all require gradients) and the implementations to compare."""
 
     op: str
     inputs: list[Tensor]
@@ -37,7 +38,7 @@ class Case(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of the table; errors are relative to the largest value, memory is in multiples of the map."""
+    """One line of the table. Errors are relative to the largest value, memory is in multiples of the map."""
 
     op: str
     shape: tuple[int, int, int, int]
@@ -51,7 +52,7 @@ class Line(NamedTuple):
 
 
 def measure(*, quick: bool = False) -> list[Line]:
-    """Measure every op, shape and code: the paper as written under autograd ("eager"), and each backend."""
+    """Measure every op and shape with the paper as written under autograd ("eager") and with each backend."""
     lines: list[Line] = []
     shapes = _QUICK_SHAPES if quick else _SHAPES
     with tqdm(total=4 * len(shapes), desc="measuring", unit="op", dynamic_ncols=True) as bar:
@@ -63,9 +64,9 @@ def measure(*, quick: bool = False) -> list[Line]:
 
 
 def report(lines: list[Line]) -> str:
-    """The lines as a table, with what its columns mean."""
+    """The lines as a table, with an explanation of its columns."""
     head = ["op", "BxNxCxL", "code", "error", "gradient\nerror"]
-    head += ["forward\n(ms)", "fwd + bwd\n(ms)", "peak fwd\n(maps)", "peak fwd\n+ bwd (maps)"]
+    head += ["forward\n(ms)", "fwd + bwd\n(ms)", "peak fwd\n(maps)", "peak fwd\n+ bwd\n(maps)"]
     rows = [
         [
             line.op,
@@ -81,19 +82,20 @@ def report(lines: list[Line]) -> str:
         for line in lines
     ]
     group = min(64, lines[0].shape[2])
-    note = wrapped(
+    return table(
+        head,
+        rows,
         f'float32, {torch.get_num_threads()} thread. "{EAGER}": the paper as written, under autograd. '
-        "Errors: the largest, against float64, over the largest value.",
-        "Times: medians of interleaved runs. Peak: what is allocated on top of the inputs, results included; "
-        "1 map is the bytes of x.",
+        "Errors: the largest error against float64, divided by the largest value.",
+        "Times: medians of interleaved runs. Peak: memory allocated beyond the inputs, results included; "
+        "1 map is the size of x.",
         f"Stack of two: Visual Transformers with the paper's 1x1 projections in groups of {group} channels.",
         *_verdicts(lines),
     )
-    return f"{table(head, rows)}\n{note}"
 
 
 def _verdicts(lines: list[Line]) -> Iterator[str]:
-    """A sentence for each backend: its times and memory, forward and backward, in multiples of eager's."""
+    """A sentence for each backend: time and memory of forward + backward, relative to eager."""
     eager = {(line.op, line.shape): line for line in lines if line.code == EAGER}
     for code in dict.fromkeys(line.code for line in lines if line.code != EAGER):
         parts = []
@@ -103,7 +105,7 @@ def _verdicts(lines: list[Line]) -> Iterator[str]:
             times = [line.both / other.both for line, other in zip(own, others, strict=True)]
             peaks = [line.both_peak / other.both_peak for line, other in zip(own, others, strict=True)]
             time_range, peak_range = (f"{min(v):.2f} to {max(v):.2f} times" for v in (times, peaks))
-            parts.append(f"on {where} {time_range} eager's time and {peak_range} its memory")
+            parts.append(f"on {where} {time_range} the time and {peak_range} the memory of eager")
         yield f'Forward + backward, "{code}" takes {parts[0]}, and {parts[1]}.'
 
 
@@ -111,7 +113,7 @@ def _cases(shape: tuple[int, int, int, int]) -> Iterator[Case]:
     batch, pixels, channels, count = shape
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, pixels, channels, generator=generator)
-    # Logits of order one, as trained ones are.
+    # Logits of order one, as in a trained network.
     tokens = torch.randn(batch, count, channels, generator=generator) / channels**0.5
     queries = torch.randn(count, channels, generator=generator) / channels**0.5
     usable = [name for name, reason in backends.report() if reason is None]
@@ -153,11 +155,11 @@ def _project_tokenize(backend: str) -> Op:
 
 
 def _stack(x: Tensor, count: int, generator: torch.Generator, usable: list[str]) -> Case:
-    """Two modules with the paper's 1x1 projections of the pixels, which the folded code does not run."""
+    """Two modules with the paper's 1x1 projections of the pixels, which folding moves to the tokens."""
     channels = x.shape[2]
-    stack = VisualTransformerStack.build(2, channels, num_tokens=count, group_width=min(64, channels))
+    stack = VisualTransformerStack(channels, 2, num_tokens=count, group_width=min(64, channels))
     names = [name for name, _ in stack.named_parameters()]
-    # Residual branches start at zero; here they have to do something.
+    # Residual branches start at zero, which would hide errors.
     weights = [
         torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
         for parameter in stack.parameters()
@@ -218,7 +220,7 @@ def _compare(case: Case, shape: tuple[int, int, int, int], *, seconds: float) ->
 def _medians(functions: dict[str, Callable[[], Results]], seconds: float) -> dict[str, float]:
     """Medians over about as many rounds as fit into `seconds`, between 5 and 50."""
     for function in functions.values():
-        function()  # the first call pays for memory and threads
+        function()  # the first call allocates memory and starts threads
     start = time.perf_counter()
     for function in functions.values():
         function()
@@ -227,9 +229,9 @@ def _medians(functions: dict[str, Callable[[], Results]], seconds: float) -> dic
 
 
 def _error(found: Results, expected: Results) -> float:
-    """The largest error over the largest value, all results together.
+    """The largest error of all results, divided by the largest value of all results.
 
-    Not each by its own size: some gradients of a stack all but vanish, and their rounding is no concern.
+    Not relative to each result: some gradients of a stack almost vanish, and their rounding does not matter.
     """
     errors = [float((have.double() - want).abs().max()) for have, want in zip(found, expected, strict=True)]
     return max(errors) / max(float(want.abs().max()) for want in expected)

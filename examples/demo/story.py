@@ -1,4 +1,4 @@
-"""The demo in order: digits, what tokens look at, backends. What is printed is also written down."""
+"""The demo's three parts in order: digits, attention, backends. All output is also saved."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from demo import backends, comparison, digits
+from demo.clusters import cluster
+from demo.nets import TokenNet
+from demo.pictures import Picture, scaled
+from demo.sheets import cluster_sheet, digit_sheet, pixels_looked_at, places_looked_at
+from demo.timing import one_thread
 from vt_fast import info
-from vt_fast.demo import backends, digits
-from vt_fast.demo.clusters import cluster
-from vt_fast.demo.nets import TokenNet
-from vt_fast.demo.pictures import Picture, scaled
-from vt_fast.demo.sheets import cluster_sheet, digit_sheet, pixels_looked_at, places_looked_at
-from vt_fast.demo.threads import one_thread
 
-# File systems take names of 255 bytes; this leaves room, and a terminal can show it.
+# File systems allow names of 255 bytes; this leaves room for prefix and number.
 _LONGEST_NAME = 80
 
 
 def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> None:
     """Run everything and leave ``report.txt``, ``report.json`` and the sheets in `output`."""
     report = _Report()
-    # The caller's random numbers are none of the demo's business.
     with torch.random.fork_rng(devices=[]), one_thread():
         report.say(
-            "1. Digits: the same small net with a Visual Transformer stage and with a convolutional one"
-            + (" (--quick: these figures mean nothing)" if quick else "")
+            "1. Digits: the same small network with a Visual Transformer stage and with a convolutional one"
+            + (" (--quick: these numbers mean nothing)" if quick else "")
         )
-        results, net, data = digits.compare(quick=quick)
-        report.say(digits.report(results))
+        results, net, data = comparison.compare(quick=quick)
+        report.say(comparison.report(results))
         report.data["digits"] = {
             name: {**result._asdict(), "accuracy": result.accuracy} for name, result in results.items()
         }
 
-        report.say("2. What tokens look at")
+        report.say("2. Attention of the tokens")
         path = output / "digits_attention.png"
         captions, report.data["attention"] = _look(net, data)
         _draw_digits(path, net, data, captions)
@@ -56,11 +55,11 @@ def tell(pictures: Sequence[Picture], output: Path, *, quick: bool = False) -> N
     report.data["machine"] = info.collect()
     (output / "report.txt").write_text("\n".join(report.text), "utf-8", "backslashreplace")
     (output / "report.json").write_text(json.dumps(report.data, indent=2), encoding="utf-8")
-    print(f"all of this is in {output / 'report.txt'} and {output / 'report.json'}")
+    print(f"saved in {output / 'report.txt'} and {output / 'report.json'}")
 
 
 class _Report:
-    """Prints as it goes and keeps what it printed."""
+    """Prints text and keeps it."""
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -72,15 +71,15 @@ class _Report:
 
 
 def _look(net: TokenNet, data: digits.Digits) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """How the tokens share the held-out digits: a caption for each tokenizer, and its figures."""
+    """How the tokens' attention is spread over the held-out digits: a caption and numbers per tokenizer."""
     captions, figures = [], {}
-    kinds = {"filter": "same filters for all", "recurrent": "filters from the digit's tokens too"}
+    kinds = {"filter": "the same filters for all", "recurrent": "filters also from the digit's tokens"}
     for (kind, what), maps in zip(kinds.items(), net.attention_maps(data.test), strict=True):
         tokens, pixels = maps.shape[1], maps[0, 0].numel()
         places, spread = places_looked_at(maps), pixels_looked_at(maps)
         captions.append(
             f"{kind} tokenizer, {what}\n{tokens} tokens peak on {places:.1f} distinct places, "
-            f"each looks at {spread:.0f} of {pixels} pixels\n(effective number; means of {len(maps)} "
+            f"each attends to {spread:.0f} of {pixels} pixels\n(effective number; means over {len(maps)} "
             "held-out digits)"
         )
         figures[kind] = {"tokens": tokens, "distinct_places": places, "effective_pixels": spread}
@@ -104,7 +103,7 @@ def _guess(net: nn.Module, pictures: Tensor) -> list[int]:
 
 
 def _sheet_paths(pictures: Sequence[Picture], output: Path) -> list[Path]:
-    """A name for each sheet that any file system takes, and no two the same, whatever their case."""
+    """A distinct file name for each sheet, valid on any file system, case-insensitive ones included."""
     names: list[str] = []
     taken: set[str] = set()
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Two small nets for the digits that differ in their last stage alone."""
+"""Two small networks for the digits that differ only in their last stage."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CLASSES = 10
 class TokenNet(nn.Module):
     """Convolutional stem, two Visual Transformers (filter, then recurrent), a linear layer on the tokens.
 
-    The layer reads the tokens side by side, where the paper takes their mean, so that each has a part of its
-    own. That alone does not keep recurrent tokens apart: with plain eq. 2, eight of them put their peaks on
-    about two pixels. Hence :class:`TokenFilters`. The demo measures and prints how many places are left.
+    The classifier reads the concatenated tokens, where the paper takes their mean, so that tokens can differ.
+    That alone does not keep recurrent tokens apart: with plain eq. 2, eight of them peak on about two pixels.
+    :class:`TokenFilters` does. The demo prints the number of distinct peaks.
     """
 
     def __init__(self, num_tokens: int = 8, token_channels: int = 64) -> None:
         super().__init__()
         self.stem = _stem()
-        self.stage = VisualTransformerStack.build(
-            2,
+        self.stage = VisualTransformerStack(
             _CHANNELS,
+            2,
             num_tokens=num_tokens,
             token_channels=token_channels,
             group_width=16,
@@ -52,15 +52,15 @@ class TokenNet(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, pictures: Tensor) -> list[Tensor]:
-        """What the tokens look at, for each of the two tokenizers: (B, L, 8, 8), each map of sum 1."""
+        """Attention maps of the two tokenizers: (B, L, 8, 8) each; every map sums to 1."""
         return self.stage.attention_maps(self.stem(pictures))
 
 
 class TokenFilters(RecurrentTokenizer):
-    """Eq. 2 with filters that have a part of the token's own: unit(T_in W_{T->R}) + W_own.
+    """Eq. 2 with an additional learned filter per token: unit(T_in W_{T->R}) + W_own.
 
-    W_own (L, C) is learned and the same for all pictures; the part made of the picture's tokens has length
-    sqrt(C), whatever the tokens' scale. Without both, all tokens grow the same filter.
+    W_own (L, C) is shared by all pictures. The part that depends on the picture has length sqrt(C), whatever
+    the scale of the tokens. Without both, all tokens learn the same filter.
     """
 
     def __init__(self, channels: int, num_tokens: int, token_channels: int, **options: Any) -> None:
@@ -84,7 +84,7 @@ class TokenFilters(RecurrentTokenizer):
 
 
 class ConvolutionNet(nn.Module):
-    """The same stem, a residual block of two 3x3 convolutions as in a ResNet, mean of the pixels."""
+    """The same stem, a residual block of two 3x3 convolutions as in a ResNet, and a mean over the pixels."""
 
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Residual(nn.Module):
         self.second = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Conv2d(channels, out_channels, 1, stride=2, bias=False)
-        # Residual branches start at zero, as those of vt_fast.nn do.
+        # Residual branches start at zero, as in vt_fast.nn.
         nn.init.zeros_(self.second_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ def _stem() -> nn.Sequential:
 
 
 def macs(net: nn.Module, *, backend: str | None = None) -> int:
-    """Multiply-accumulates of one picture's forward pass, counted by PyTorch's own counter.
+    """Multiply-accumulates of a forward pass on one picture, by `torch.utils.flop_counter`.
 
-    With ``backend="reference"`` those of the paper as written, where projections run on the pixels.
+    With ``backend="reference"``, those of the paper as written, where projections run on the pixels.
     """
     counted = copy.deepcopy(net).eval()
     set_backend(counted, backend)
@@ -136,5 +136,5 @@ def macs(net: nn.Module, *, backend: str | None = None) -> int:
 
 
 def parameters(net: nn.Module) -> int:
-    """Number of trained numbers."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in net.parameters())

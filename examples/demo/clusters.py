@@ -1,4 +1,4 @@
-"""Clustering tokens on photographs: what each token looks at, and the segments that they cut."""
+"""Clustering tokens on photographs: the attention of each token, and the segments of the picture."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vt_fast.demo.features import pixel_features
+from demo.features import pixel_features
 from vt_fast.nn import ClusteringTokenizer
 
 NUM_TOKENS = 8
 
 
 class Clusters(NamedTuple):
-    """Eight tokens of one picture."""
+    """The eight tokens of one picture."""
 
     attention: Tensor
-    """(L, H, W): what each token looks at; each map sums to 1."""
+    """(L, H, W): each token's attention, which sums to 1."""
     segments: Tensor
-    """(H, W): the token whose centroid is nearest to the pixel."""
+    """(H, W): index of the token whose centroid is nearest to the pixel."""
     colours: Tensor
-    """(L, 3): the mean colour under each token's attention, which is what a token pools."""
+    """(L, 3): the mean colour under each token's attention."""
 
 
 @torch.no_grad()
 def cluster(pixels: Tensor) -> Clusters:
-    """Tokens of a picture (3, H, W) in [0, 1], largest segment first.
+    """The tokens of a picture (3, H, W) in [0, 1], the largest segment first.
 
     Example:
         >>> clusters = cluster(torch.rand(3, 24, 32))

@@ -1,4 +1,4 @@
-"""Training and testing a segmentation net on scenes, and what it must be better than."""
+"""Training and evaluating a segmentation network on scenes, and two baselines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from vt_fast.demo.scenes import DigitScenes, batch
+from demo.scenes import DigitScenes, batch
 from vt_fast.models import MeanIoU, segmentation_loss
 from vt_fast.models.metrics import Scores
 
@@ -24,14 +24,14 @@ def train(
     seed: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train in place with AdamW and one cycle of the learning rate; the last weights count.
+    """Train in place with AdamW and a one-cycle learning rate; the last weights are used.
 
     Args:
-        net: images (B, 3, H, W) to logits (B, K, H, W), on the device where it is to be trained.
-        scenes: in random order, over and over.
-        steps: how many batches.
-        batch_size: scenes in each.
-        learning_rate: the largest of the cycle.
+        net: maps images (B, 3, H, W) to logits (B, K, H, W); trained on the device where it is.
+        scenes: drawn in random order, repeatedly.
+        steps: number of batches.
+        batch_size: scenes per batch.
+        learning_rate: the maximum of the cycle.
         seed: of the order.
         report: called after each step with its number, from 1, and its loss.
 
@@ -58,14 +58,14 @@ def train(
 
 
 def evaluate(predict: Callable[[Tensor], Tensor], scenes: DigitScenes, *, batch_size: int = 8) -> Scores:
-    """Scores of whatever gives a class (B, H, W) for each pixel of images (B, 3, H, W).
+    """Scores of a function from images (B, 3, H, W) to classes (B, H, W), on all scenes.
 
-    For a net: ``evaluate(net.eval().predict, scenes)``.
+    For a network: ``evaluate(net.eval().predict, scenes)``.
 
     Args:
-        predict: gets images on the CPU.
-        scenes: all of them are used.
-        batch_size: how many at once.
+        predict: called with images on the CPU.
+        scenes: what to evaluate on.
+        batch_size: scenes per batch.
     """
     meter = MeanIoU(scenes.num_classes)
     for indices in torch.arange(len(scenes)).split(batch_size):
@@ -75,15 +75,15 @@ def evaluate(predict: Callable[[Tensor], Tensor], scenes: DigitScenes, *, batch_
 
 
 def majority(images: Tensor) -> Tensor:
-    """The baseline that takes every pixel for background."""
+    """The baseline that predicts background everywhere."""
     return torch.zeros(images.shape[0], *images.shape[2:], dtype=torch.int64)
 
 
 class ColourClassifier:
-    """The baseline that knows a pixel's colour alone: the class most frequent in its cell of 8 x 8 x 8.
+    """The baseline that knows only colours: the most frequent class in a pixel's cell of 8 x 8 x 8 colours.
 
     Args:
-        scenes: from which the frequencies are taken. Colours that do not occur there are background.
+        scenes: give the frequencies. Colours that do not occur there are background.
     """
 
     def __init__(self, scenes: DigitScenes) -> None:
@@ -104,7 +104,7 @@ def _cells(images: Tensor) -> Tensor:
 
 
 def _order(count: int, size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Batches of indices, in a new order each time all have been used."""
+    """Batches of indices, reshuffled each time all have been used."""
     left: list[int] = []
     while True:
         while len(left) < size:

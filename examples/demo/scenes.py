@@ -1,4 +1,4 @@
-"""Pictures with a label for each pixel: handwritten digits laid over photographs, both real."""
+"""Images with a label for each pixel: real handwritten digits over real photographs."""
 
 from __future__ import annotations
 
@@ -11,44 +11,43 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from vt_fast.demo import digits, pictures
+from demo import digits, pictures
 
-# Ink is blended smoothly; a pixel counts as the digit's where there is more than this of it.
+# Ink is blended smoothly; a pixel with more ink than this is labelled as the digit.
 _INKED = 0.5
-# A digit's colour is white less up to this much of red, green and blue each.
+# A digit's colour is white minus up to this much of red, green and blue each.
 _TINT = 0.4
-# Held-out scenes have the right-hand part of each photograph for a background, the others the left-hand one.
+# Backgrounds of held-out scenes come from the right-hand part of each photograph, the others from the left.
 _SPLIT = 0.7
 
 
 class Scene(NamedTuple):
-    """A picture (3, H, W) in [0, 1], and labels (H, W) int64: 0 is the background, 1 + i the i-th digit."""
+    """An image (3, H, W) in [0, 1], and labels (H, W) int64: 0 is background, 1 + i the i-th digit."""
 
     image: Tensor
     labels: Tensor
 
 
 class DigitScenes(Dataset[Scene]):
-    """scikit-learn's handwritten digits in random sizes, places and light colours over its two photographs.
+    """scikit-learn's handwritten digits in random size, position and light colour over its two photographs.
 
-    The colour tells a digit from dark parts of the photographs, but not one digit from another. Scene i of a
-    seed is always the same. Neither the digits nor the parts of the photographs of held-out scenes occur in
-    the others.
+    Colour distinguishes a digit from dark parts of the photographs, but not from other digits. Scene i of a
+    seed is always the same. Held-out scenes share no digit and no part of a photograph with the others.
 
     Args:
-        count: how many scenes.
+        count: number of scenes.
         size: (H, W).
-        classes: which digits; class 1 + i is the i-th of them, class 0 the background.
-        per_scene: how many digits are laid over a photograph; a later one may cover part of an earlier.
-        heights: the least and the largest height of a digit in pixels.
+        classes: the digits to use; class 1 + i is the i-th of them, class 0 the background.
+        per_scene: number of digits in a scene; a later one may cover part of an earlier one.
+        heights: the smallest and the largest height of a digit in pixels.
         held_out: whether the scenes are for testing.
         seed: of all random choices.
 
     Attributes:
-        num_classes: the background's included.
+        num_classes: number of classes, background included.
 
     Raises:
-        ValueError: a digit does not fit, or is none.
+        ValueError: a digit does not fit, or a class is not a digit.
 
     Example:
         >>> scenes = DigitScenes(4, size=(48, 64), classes=(0, 1))
@@ -101,7 +100,7 @@ class DigitScenes(Dataset[Scene]):
         return Scene(image, labels)
 
     def _lay(self, image: Tensor, labels: Tensor, random: np.random.Generator) -> None:
-        """Lay one digit over the picture, in place."""
+        """Draw one digit over the image, in place."""
         number = int(random.integers(len(self.classes)))
         side = int(random.integers(self.heights[0], self.heights[1] + 1))
         ink = self._ink[number][random.integers(len(self._ink[number]))]

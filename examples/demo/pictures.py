@@ -1,4 +1,4 @@
-"""Pictures in: scikit-learn's two photographs, or whatever file a user has."""
+"""Loading pictures: scikit-learn's two photographs, or the user's files."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-# Nothing is gained by clustering more pixels than a sheet shows.
+# A sheet does not show more pixels.
 _LONGEST_SIDE = 640
-# What is longer than this many times its width is a line on a sheet.
+# A picture with a larger aspect ratio would be a line on a sheet.
 _LONGEST_FORM = 40
 
 
 class Picture(NamedTuple):
-    """A picture ready for use: its name and its pixels, (3, H, W) in [0, 1]."""
+    """A loaded picture: its name and its pixels, (3, H, W) in [0, 1]."""
 
     name: str
     pixels: Tensor
     title: str = ""
-    """What tells it from another picture of the same name; empty where its name does."""
+    """Distinguishes it from another picture of the same name; empty if the name is unique."""
 
 
 class PictureError(Exception):
-    """A file that is missing or no picture; the message is one line and names the file."""
+    """The file is missing or not a picture. The message is one line and names the file."""
 
 
 def load(path: Path) -> Picture:
-    """Read one picture of any size and colour mode, upright and at most 640 pixels long.
+    """Read one picture of any size and colour mode, upright, scaled to at most 640 pixels.
 
-    Transparent parts are laid over white, and of an animation the first frame is taken.
+    Transparent parts become white. An animation gives its first frame.
 
     Raises:
-        PictureError: the file is missing, unreadable or no picture.
+        PictureError: the file is missing, unreadable or not a picture.
     """
     try:
         if not path.exists():
@@ -45,9 +45,9 @@ def load(path: Path) -> Picture:
         if path.is_dir():
             raise PictureError(f"{path} is a folder, not a picture")
         if not path.is_file():
-            raise PictureError(f"{path} is no regular file")  # a pipe, say, on which reading would wait
+            raise PictureError(f"{path} is not a regular file")  # reading a pipe would block
         with warnings.catch_warnings():
-            # A huge picture is scaled down at once; Pillow still refuses one that is a bomb.
+            # A huge picture is scaled down at once. Pillow still refuses decompression bombs.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if max(image.size) > _LONGEST_FORM * min(image.size):
@@ -59,20 +59,20 @@ def load(path: Path) -> Picture:
     except PictureError:
         raise
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is no picture of a kind that Pillow can read") from None
+        raise PictureError(f"{path} is not a picture that Pillow can read") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"{path} has too many pixels to be a picture that anyone meant") from None
-    # A damaged file fails wherever its decoder happens to be, with whatever that raises.
+        raise PictureError(f"{path} has too many pixels") from None
+    # Decoders raise many types of errors on damaged files.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PictureError(f"{path} cannot be read as a picture: {reason}") from None
 
 
 def load_all(paths: Sequence[Path]) -> list[Picture]:
-    """Read all the pictures, or the two sample photographs where there are none.
+    """Read all the pictures, or the two sample photographs if no path is given.
 
     Raises:
-        PictureError: for the first file that is missing or no picture.
+        PictureError: for the first file that is missing or not a picture.
     """
     if not paths:
         return samples()
@@ -95,7 +95,7 @@ def samples() -> list[Picture]:
 
 
 def scaled(picture: Picture, longest: int) -> Picture:
-    """The picture with its longer side at most `longest`."""
+    """The picture scaled so that its longer side is at most `longest`."""
     height, width = picture.pixels.shape[1:]
     if max(height, width) <= longest:
         return picture

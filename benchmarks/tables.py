@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left and numbers to the right.
+    """A table with the first column aligned left and the others right.
 
     >>> print(table(["net", "accuracy"], [["VT", "99.1 %"], ["convolution", "98.0 %"]]))
     net          accuracy
@@ -19,29 +19,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         if len(row) != len(head):
             raise ValueError(f"`rows` must have {len(head)} cells each, got {len(row)}: {row}")
     # A cell of the head may have two lines.
-    num_heads = [[part.rpartition("\n")[0] for part in head], [part.rpartition("\n")[2] for part in head]]
-    num_heads = num_heads if any(num_heads[0]) else num_heads[1:]
-    widths = [max(len(row[column]) for row in [*num_heads, *rows]) for column in range(len(head))]
+    heads = [[part.rpartition("\n")[0] for part in head], [part.rpartition("\n")[2] for part in head]]
+    heads = heads if any(heads[0]) else heads[1:]
+    widths = [max(len(row[column]) for row in [*heads, *rows]) for column in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([*map(line, num_heads), line(["-" * width for width in widths]), *map(line, rows)])
+    return "\n".join([*map(line, heads), line(["-" * width for width in widths]), *map(line, rows)])
 
 
 def wrapped(*notes: str) -> str:
     """Each note as a paragraph of lines of at most 100 columns."""
     return "\n".join(textwrap.fill(note, 100) for note in notes)
-
-
-def winner(values: dict[str, float], *, more_is_better: bool = False) -> str:
-    """The name with the best value, or "tie".
-
-    >>> winner({"VT": 2.0, "convolution": 3.0}), winner({"VT": 1.0, "convolution": 1.0})
-    ('VT', 'tie')
-    """
-    best = (max if more_is_better else min)(values.values())
-    names = [name for name, value in values.items() if value == best]
-    return names[0] if len(names) == 1 else "tie"

@@ -1,0 +1,61 @@
+"""The backbone under a VT stage: a ResNet cut off after its third stage, or any module that returns a map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.types import Device
+
+from vt_fast.models.resnet import ResNet
+from vt_fast.models.shapes import IMAGE, first_channels, map_shape
+
+# The ResNet stages that stay: VT blocks replace the fourth.
+STAGES = 3
+# VT blocks in the paper's networks, by depth of the ResNet.
+NUM_BLOCKS = {18: 2, 34: 3, 50: 3, 101: 3}
+
+
+def make_backbone(
+    depth: int | None,
+    backbone: nn.Module | None,
+    channels: int | None,
+    drop_path_rate: float,
+    device: Device,
+    dtype: torch.dtype | None,
+) -> tuple[nn.Module, int]:
+    """The backbone, from either a depth or a module, and the channels of its map; see :class:`VTResNet`."""
+    if (depth is None) == (backbone is None):
+        kind = "no backbone" if backbone is None else f"a backbone of type {type(backbone).__name__}"
+        raise ValueError(f"either `depth` or `backbone` must be given, got depth = {depth!r} and {kind}")
+    if backbone is None:
+        if channels is not None:
+            raise ValueError(f"`backbone_channels` must be None without `backbone`, got {channels}")
+        made = ResNet(depth or 0, stages=STAGES, drop_path_rate=drop_path_rate, device=device, dtype=dtype)
+        return made, made.channels[-1]
+    if drop_path_rate:
+        raise ValueError(
+            f"`drop_path_rate` must be 0 with `backbone`, whose blocks are already made, got {drop_path_rate}"
+        )
+    return backbone, channels if channels is not None else _map_shape(backbone)[1]
+
+
+def default_num_blocks(backbone: nn.Module) -> int:
+    """The paper's number of VT blocks: 2 on a ResNet-18, 3 on anything else."""
+    return NUM_BLOCKS[backbone.depth] if isinstance(backbone, ResNet) else max(NUM_BLOCKS.values())
+
+
+def stage_shapes(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and strides of the maps of `stage_maps`."""
+    if isinstance(backbone, ResNet):
+        return backbone.channels, backbone.strides
+    _, channels, height, _ = _map_shape(backbone)
+    return (channels,), (round(IMAGE / height),)
+
+
+def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
+    """The map of every stage of a :class:`ResNet`, or the one map that another backbone returns."""
+    return backbone.features(images) if isinstance(backbone, ResNet) else [backbone(images)]
+
+
+def _map_shape(backbone: nn.Module) -> tuple[int, int, int, int]:
+    return map_shape("backbone", backbone, first_channels(backbone) or 3, IMAGE)
