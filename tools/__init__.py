@@ -1,0 +1,1 @@
+"""Tools for work on the package; no part of what is installed."""
