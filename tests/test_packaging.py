@@ -28,7 +28,7 @@ SOURCES = [
     "CONTRIBUTING.md",
 ]
 SOURCES += ["Makefile", "constraints.txt", ".clang-format", ".ci"]
-SOURCES += ["csrc", "native_build", "benchmarks", "examples", "tests", "vt_fast"]
+SOURCES += ["csrc", "native_build", "benchmarks", "examples", "tests", "tools", "vt_fast"]
 # What a build needs, for kernels and without: a compiler is looked for by the build itself.
 PACKAGES = ("setuptools", "torch", "ninja", "pybind11")
 
