@@ -18,7 +18,7 @@ from tools.mutants.sampling import TARGETS, Mutant, candidates, sample
 from tools.mutants.tree import Tree
 
 SEED = 16
-COUNT = 24
+COUNT = 20
 
 
 def noticed(path: Path) -> dict[str, dict[str, Any]]:

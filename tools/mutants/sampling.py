@@ -46,16 +46,15 @@ TARGETS = {
         ("processor",),  # tests see one processor only, the one that they run on
         (
             "pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py"
-            " tests/cpu -k cpu",
+            " tests/cpu -k 'cpu and not threads_do_not_matter'",
         ),
     ),
     "triton": Target(
         ("vt_fast/kernels/**/*.py", "vt_fast/backends/triton/**/*.py"),
-        (),
+        ("ahead", "candidates", "device", "samples", "settings"),  # about times, or about compiling alone
         (
             "TRITON_INTERPRET=1 pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/triton"
             " -k triton",
-            "pytest tests/test_ahead.py",
         ),
     ),
     "modules": Target(
