@@ -35,5 +35,6 @@ done = subprocess.run(
     capture_output=True,
     text=True,
     env=os.environ | {"PYTHONPATH": f"{folder}/plain"},
+    cwd=folder,  # not the checkout, whose vt_fast would come first
 )
 sys.exit(done.stderr.strip().splitlines()[-1] if done.returncode else None)

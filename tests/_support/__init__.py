@@ -1,0 +1,1 @@
+"""What tests share: problems, comparisons, small networks, records."""

@@ -1,0 +1,10 @@
+"""Mutation testing: puts small faults into a copy of the sources, and reports which ones the tests notice.
+
+::
+
+    python -m tools.mutants run --target ops --output before.jsonl
+    python -m tools.mutants run --target ops --only before.jsonl --output after.jsonl
+    python -m tools.mutants compare before.jsonl after.jsonl
+
+A mutant's id depends on the sources alone, so the same faults can be tried again on other tests.
+"""

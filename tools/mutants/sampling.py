@@ -1,0 +1,128 @@
+"""What is mutated, and which of all possible mutants are tried."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.mutants.edits import edits_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Target(NamedTuple):
+    """Sources by pattern but for some names, and the pytest calls that test them.
+
+    ``NAME=value`` words before ``pytest`` set environment variables. Files that soon notice much come first.
+    """
+
+    sources: tuple[str, ...]
+    without: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+TARGETS = {
+    "ops": Target(
+        (
+            "vt_fast/*.py",
+            "vt_fast/ops/**/*.py",
+            "vt_fast/backends/*.py",
+            "vt_fast/backends/eager/**/*.py",
+            "vt_fast/backends/cpu/*.py",
+        ),
+        ("__main__", "info", "measure", "testing", "tune", "version"),  # not part of the ops
+        (
+            "pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py",
+            "pytest tests/test_public_api.py tests/test_backends.py tests/test_native.py tests/ops"
+            " --ignore=tests/ops/test_values.py --ignore=tests/ops/test_contracts.py"
+            " --ignore=tests/ops/test_errors.py",
+        ),
+    ),
+    "cpu": Target(
+        ("csrc/cpu/*.h", "csrc/torch/*.cpp"),
+        ("processor",),  # tests see one processor only, the one that they run on
+        (
+            "pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py"
+            " tests/cpu -k 'cpu and not threads_do_not_matter'",
+        ),
+    ),
+    "triton": Target(
+        ("vt_fast/kernels/**/*.py", "vt_fast/backends/triton/**/*.py"),
+        ("ahead", "candidates", "device", "samples", "settings"),  # about times, or about compiling alone
+        (
+            "TRITON_INTERPRET=1 pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/triton"
+            " -k triton",
+        ),
+    ),
+    "modules": Target(
+        ("vt_fast/nn/**/*.py", "vt_fast/models/**/*.py"), (), ("pytest tests/nn tests/models",)
+    ),
+}
+
+
+class Mutant(NamedTuple):
+    """One fault: ``after`` in place of the bytes ``start`` to ``end`` of a file."""
+
+    id: str
+    file: str
+    line: int
+    operator: str
+    before: str
+    after: str
+    start: int
+    end: int
+
+    def applied(self, source: bytes) -> bytes:
+        """The file with the fault in it."""
+        return source[: self.start] + self.after.encode() + source[self.end :]
+
+
+def mutants_of(file: str, source: bytes) -> list[Mutant]:
+    """All mutants of one file, in the order of their places."""
+    seen: collections.Counter[str] = collections.Counter()
+    found = []
+    for start, end, operator, after in sorted(set(edits_of(file, source))):
+        begin = source.rfind(b"\n", 0, start) + 1
+        text = source[begin:].split(b"\n", 1)[0].decode()
+        # Not the number of the line, which changes with the lines above.
+        key = "|".join([file, operator, text, str(start - begin), str(end - begin), after])
+        seen[key] += 1
+        name = hashlib.sha256(f"{key}|{seen[key]}".encode()).hexdigest()[:8]
+        line = source.count(b"\n", 0, start) + 1
+        found.append(Mutant(name, file, line, operator, source[start:end].decode(), after, start, end))
+    return found
+
+
+def candidates(target: str, root: Path = ROOT) -> list[Mutant]:
+    """All mutants of a target."""
+    sources, without, _ = TARGETS[target]
+    paths = {path for pattern in sources for path in root.glob(pattern) if path.stem not in without}
+    return [
+        mutant
+        for path in sorted(paths)
+        for mutant in mutants_of(path.relative_to(root).as_posix(), path.read_bytes())
+    ]
+
+
+def sample(found: list[Mutant], target: str, seed: int, count: int) -> list[list[Mutant]]:
+    """For each of ``count`` equal parts of the sources its mutants, in the order in which to try them.
+
+    The operators take turns in a random order: some are much more frequent than others.
+    """
+    parts = []
+    for index in range(count):
+        part = found[index * len(found) // count : (index + 1) * len(found) // count]
+        generator = random.Random(f"{seed} {target} {index}")
+        generator.shuffle(part)
+        turns = sorted({mutant.operator for mutant in part})
+        generator.shuffle(turns)
+        rounds: collections.Counter[str] = collections.Counter()
+        order = []
+        for mutant in part:
+            rounds[mutant.operator] += 1
+            order.append((rounds[mutant.operator], turns.index(mutant.operator), mutant))
+        parts.append([mutant for _, _, mutant in sorted(order)])
+    return parts
