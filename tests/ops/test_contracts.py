@@ -366,22 +366,6 @@ def test_biases_in_float32_are_not_rounded(op, backend):
         )
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_autocast_leaves_biases_in_float32(op, backend):
-    if torch.bfloat16 not in devices.dtypes(backend):
-        pytest.skip("this backend does not compute in bfloat16 here")
-    problem = with_large_biases(op)
-    operands = problem.leaves(torch.float32)
-    with torch.autocast(problems.device(), torch.bfloat16):
-        results = problem.call(operands, plain=False)
-    expected = problem.call(problem.leaves(torch.bfloat16, torch.float32), plain=False)
-    for a, b in zip(results, expected, strict=True):
-        assert torch.equal(a, b)
-    leaves = [value for value in operands.values() if value.requires_grad]
-    grads = torch.autograd.grad(sum(result.double().sum() for result in results), leaves)
-    assert {grad.dtype for grad in grads} == {torch.float32}
-
-
 def test_the_same_tensor_twice_as_two_arguments_of_a_compiled_function():
     x = torch.randn(2, 5, 8, requires_grad=True)
     compiled = torch.compile(
