@@ -355,6 +355,6 @@ def test_records_follow_the_schemas(op):
     names = {"tokenize": "Tokenize", "project": "Project", "project_tokenize": "ProjectTokenize"}
     for raw, suffix in ((RAW[op].raw, ""), (RAW[op].raw_backward, "Backward")):
         record = getattr(contract, names[op] + suffix)
-        assert [argument.name for argument in raw._schema.arguments] == list(record._fields)
+        assert [argument.name for argument in raw._schema.arguments] == [*record._fields, "backend"]
     results = [result.name for result in RAW[op].raw_backward._schema.returns]
     assert results == [f"d{field}" for field in getattr(contract, names[op] + "Gradients")._fields]
