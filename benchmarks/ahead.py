@@ -15,8 +15,8 @@ import torch
 from benchmarks.cases import FORWARD, STACK, UNIT_STRIDES, Case
 from benchmarks.operands import TORCH_DTYPES
 from vt_fast.backends.triton import ahead
-from vt_fast.backends.triton.device import standing_in, traits
 from vt_fast.backends.triton.samples import Shape, sample
+from vt_fast.backends.triton.schedule import standing_in, traits
 
 
 def requests(case: Case, passes: Iterable[str], device: torch.device) -> list[ahead.Request]:

@@ -26,11 +26,10 @@ from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import recorded
 from benchmarks.trials import Class, Trials, Tried, load, save, worst
 from vt_fast.backends.triton import settings
-from vt_fast.backends.triton.candidates import candidates
-from vt_fast.backends.triton.device import Traits, standing_in
-from vt_fast.backends.triton.launch.composed import too_many_rows
+from vt_fast.backends.triton.project_tokenize_op import too_many_rows
 from vt_fast.backends.triton.samples import KERNELS, LAYOUTS
-from vt_fast.backends.triton.settings import SCHEMA, TABLES, Setting
+from vt_fast.backends.triton.schedule import Traits, standing_in
+from vt_fast.backends.triton.settings import FILES, SCHEMA, Setting, candidates
 
 # Candidates that compile without a fault, of which the best will do, and multiples of the floor that do too.
 _ENOUGH, _GOOD = 2, 1.3
@@ -44,8 +43,8 @@ def classes(ops: Iterable[str]) -> Iterator[Class]:
     for op, layout, few, channels, rows in itertools.product(
         ops, LAYOUTS, (True, False), (256, 1024, 2048), (16, 64)
     ):
-        composed = op.startswith("project_tokenize") and too_many_rows(rows)
-        if (channels < 2048 or rows == 16) and not composed:
+        apart = op.startswith("project_tokenize") and too_many_rows(rows)
+        if (channels < 2048 or rows == 16) and not apart:
             yield Class(op, "16", layout, channels, rows, few)
     for op, layout, few, channels, kind in itertools.product(
         ops, LAYOUTS, (True, False), (256, 1024), ("ieee", "tf32")
@@ -63,7 +62,7 @@ def choose(
 
     ``trials``: a file of what other versions of Triton made of them, to which this one's are added.
     """
-    path = TABLES / f"{target}.json"
+    path = FILES / f"{target}.json"
     path.parent.mkdir(exist_ok=True)
     known = {} if trials is None else load(trials, target)
     wanted = [each for each in classes(ops) if each.kind in set(kinds)]

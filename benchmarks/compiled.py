@@ -48,7 +48,9 @@ class Launch(NamedTuple):
     @property
     def constants(self) -> dict[str, Any]:
         """What the kernel is told before it is compiled."""
-        return {key: value for key, value in self.request.constants.items() if key not in _OPTIONS}
+        constants = {key: value for key, value in self.request.constants.items() if key not in _OPTIONS}
+        config = constants.pop("cfg", None)
+        return constants if config is None else config._asdict()
 
     @property
     def options(self) -> dict[str, int]:
@@ -60,11 +62,11 @@ class Launch(NamedTuple):
         """What of it is a matter of choice, for people."""
         constants = self.constants
         words = [f"{key.lower()}={constants[key]}" for key in ("TILE", "CHUNK") if key in constants]
-        if "OWN" in constants:
+        if self.kernel == "project_forward":
+            words.append("keep" if constants["KEEP"] else "again")
+        elif "OWN" in constants:
             kept, loops, own = (constants[key] for key in ("KEEP", "LOOPS", "OWN"))
             words.append("keep" if kept else f"own={own}" if loops == 1 else f"loops={loops}")
-        elif "KEEP" in constants:
-            words.append("keep" if constants["KEEP"] else "again")
         words += [f"{key.removeprefix('num_')}={value}" for key, value in self.options.items()]
         return " ".join(words)
 

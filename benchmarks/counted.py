@@ -17,8 +17,8 @@ import torch
 from benchmarks.compiled import Launch
 from benchmarks.operands import TORCH_DTYPES
 from vt_fast.backends.triton.ahead import Request
-from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.samples import sample
+from vt_fast.backends.triton.schedule import observed
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -110,14 +110,16 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
     walk, constants = WALKS[launch.kernel], launch.constants
     item = 2 if kind == "16" else 4
     tile, chunk, keep = constants["TILE"], constants["CHUNK"], constants["KEEP"]
-    blocks, own, loops = (constants.get(name, 1) for name in ("BLOCKS", "OWN", "LOOPS"))
+    # project forward sums nothing over pixels: a program has one tile, and all chunks are its own.
+    adds_up = launch.kernel != "project_forward"
+    blocks, own, loops = (constants[name] if adds_up else 1 for name in ("BLOCKS", "OWN", "LOOPS"))
     chunks = -(-channels // chunk)
     map_bytes = batch * pixels * channels * item
     tiles = batch * -(-pixels // tile)
     bank_bytes = channels * max(tokens, 16) * item
 
     at_once = residents(device, launch, compiled)
-    sums = 0 if walk.writes and walk.reads == 1 and "OWN" not in constants else walk.products // 2
+    sums = 0 if walk.writes and walk.reads == 1 and not adds_up else walk.products // 2
     part_bytes = 2 * 4 * sums * channels * tokens * launch.programs // blocks
     # What is read again is in the cache as far as all tiles under way are.
     live = walk.reads * at_once * device.processors * tile * channels * item
@@ -135,12 +137,12 @@ def predicted(device: Device, launch: Launch, compiled: Compiled, shape: tuple[i
     ahead = max(launch.options["num_stages"] - 1, 1)
     in_flight = walk.reads * tile * (channels if keep else chunk) * item * (ahead if loops > 1 or keep else 1)
     if keep:
-        cycle = device.latency / (ahead if "OWN" in constants else 1) + 2 * _TILE_CYCLES / device.clock
+        cycle = device.latency / (ahead if adds_up else 1) + 2 * _TILE_CYCLES / device.clock
     else:
         step = max(device.latency / ahead, _CHUNK_CYCLES / device.clock)
-        second = loops * step if "OWN" not in constants or loops > 1 else own * device.latency / 2
+        second = loops * step if not adds_up or loops > 1 else own * device.latency / 2
         cycle = (chunks + 1) * step + second + 2 * _TILE_CYCLES / device.clock
-        if "OWN" not in constants:
+        if not adds_up:
             cycle += chunks * step
     waves = -(-launch.programs // (device.processors * at_once))
     waiting = waves * cycle * -(-tiles * blocks // launch.programs)

@@ -31,8 +31,8 @@ from benchmarks.cases import UNIT_STRIDES
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch, examined
 from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import recorded
-from vt_fast.backends.triton.device import Traits, standing_in
 from vt_fast.backends.triton.samples import KERNELS, Shape
+from vt_fast.backends.triton.schedule import Traits, standing_in
 
 TABLE = Path(__file__).parent / "results" / "offline.json"
 # Which kernels may spill, as patterns of "op target dtype layout BxNxCxL", and why.

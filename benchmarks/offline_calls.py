@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.compiled import Launch
 from vt_fast.backends.triton.ahead import Request
-from vt_fast.backends.triton.launcher import observed
 from vt_fast.backends.triton.samples import Shape, sample
+from vt_fast.backends.triton.schedule import observed
 
 
 def recorded(op: str, dtype: torch.dtype, layout: str, shape: Shape) -> list[Launch]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.compiled import SHARED, Launch, examined
 from benchmarks.model import DEVICES
 from benchmarks.offline_calls import recorded_of
+from vt_fast.backends import triton as calls
 from vt_fast.backends.contract import (
     Project,
     ProjectBackward,
@@ -20,22 +21,21 @@ from vt_fast.backends.contract import (
     Tokenize,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import calls
-from vt_fast.backends.triton.device import Traits, standing_in
+from vt_fast.backends.triton.schedule import Traits, standing_in
 
 # Options that change what kernels do, so that each stands beside others and beside none.
 COVER: tuple[tuple[str, frozenset[str]], ...] = tuple(
     (op, frozenset(options.split()))
     for op, options in (
-        ("tokenize", "shared mask pixel_bias position"),
-        ("tokenize", "heads mask strided"),
-        ("tokenize", "heads shared huge"),
-        ("project", "shared bias heads"),
-        ("project", "no_residual bias strided"),
-        ("project", "residual wide heads huge"),
-        ("project_tokenize", "heads bias pixel_bias"),
+        ("tokenize", "shared mask pixel_bias extra_values"),
+        ("tokenize", "num_heads mask strided"),
+        ("tokenize", "num_heads shared huge"),
+        ("project", "shared token_bias num_heads"),
+        ("project", "no_residual token_bias strided"),
+        ("project", "residual wide num_heads huge"),
+        ("project_tokenize", "num_heads token_bias pixel_bias"),
         ("project_tokenize", "no_map mask residual wide strided"),
-        ("project_tokenize", "shared no_residual mask pixel_bias position bias"),
+        ("project_tokenize", "shared no_residual mask pixel_bias extra_values token_bias"),
         ("project_tokenize", "many_tokens shared huge"),
     )
 )
@@ -125,7 +125,8 @@ def _both(op: str, options: frozenset[str], dtype: torch.dtype) -> Callable[[], 
             needs = [True, True, weighted, placed]
             calls.tokenize_backward(
                 TokenizeBackward(
-                    grad_tokens, grad_lse, x, queries, mask, pixel_bias, extra_values, pooled, lse, num_heads, needs
+                    grad_tokens, grad_lse, x, queries, mask, pixel_bias, extra_values, pooled, lse, num_heads,
+                    needs
                 )
             )  # fmt: skip
         elif op == "project":
@@ -137,15 +138,15 @@ def _both(op: str, options: frozenset[str], dtype: torch.dtype) -> Callable[[], 
         else:
             shown, pooled, lse = calls.project_tokenize(
                 ProjectTokenize(
-                    x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values, from_input, num_heads,
-                    "no_map" not in options, True
+                    x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
+                    from_input, num_heads, "no_map" not in options, True
                 )
             )  # fmt: skip
             needs = [True, True, True, True, biased, residual is not None, weighted, placed]
             calls.project_tokenize_backward(
                 ProjectTokenizeBackward(
-                    shown, grad_tokens, grad_lse[:, :tokens], x, keys, values, queries, token_bias, residual, mask,
-                    pixel_bias, extra_values, pooled, lse, from_input, num_heads, needs
+                    shown, grad_tokens, grad_lse[:, :tokens], x, keys, values, queries, token_bias, residual,
+                    mask, pixel_bias, extra_values, pooled, lse, from_input, num_heads, needs
                 )
             )  # fmt: skip
 

@@ -11,12 +11,14 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from variants import variant
 
+from vt_fast.backends import triton as calls
 from vt_fast.backends.contract import Project, ProjectBackward
-from vt_fast.backends.triton import ahead, calls, library
-from vt_fast.backends.triton.device import Traits, standing_in
-from vt_fast.backends.triton.samples import sample
+from vt_fast.backends.triton import INTERPRETED, ahead
+from vt_fast.backends.triton.maps import Rows, place
+from vt_fast.backends.triton.samples import KERNELS, sample
+from vt_fast.backends.triton.schedule import Traits, standing_in
 
-pytestmark = pytest.mark.skipif(library.INTERPRETED, reason="the interpreter compiles nothing")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 
@@ -52,7 +54,7 @@ def test_a_launch_finds_what_was_compiled(architecture, cache):
 
 def test_one_that_cannot_be_compiled_is_named_and_the_others_are_compiled(cache):
     good = asked()[0]
-    bad = good._replace(constants={**good.constants, "TILE": 24})
+    bad = good._replace(constants={**good.constants, "cfg": good.constants["cfg"]._replace(TILE=24)})
     with ahead.Ahead(TARGETS["sm_90"], 1) as compilers:
         compiling = compilers.compile([bad, good])
         (reason,) = ahead.finished(compiling)
@@ -78,6 +80,9 @@ def test_a_request_says_what_a_kernel_depends_on():
     operand = ahead._operand(tensor)
     assert (operand.dtype, operand.ptr_range(), operand.data_ptr()) == (torch.float16, 30, 0)
     assert ahead._operand(7) == 7
+    rows = ahead._operand(Rows(tensor, 15))
+    assert isinstance(rows, Rows)
+    assert (rows.data.dtype, rows.batch) == (torch.float16, 15)
 
 
 def test_at_least_one_process(monkeypatch):
@@ -117,6 +122,31 @@ def test_sizes_alone_compile_nothing_new(layout, cache):
     different = {variant(each) for each in those}
     assert len(os.listdir(cache)) == len(different)
     assert len(different) == (1 if layout == torch.channels_last else 2)
+
+
+@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("layout", ["channels", "pixels"])
+def test_sizes_reach_kernels_as_numbers_of_one_kind(op, layout):
+    """Within a tuple Triton compiles anew for 1 and for multiples of 16, whatever the kernel says."""
+    seen = {}
+    for batch, pixels in ((1, 49), (2, 196), (3, 1000), (5, 3137), (16, 784), (17, 4096)):
+        shape = (batch, pixels, 64, 16)
+        with standing_in(Traits("sm_90", 132, 227 << 10)):
+            those = ahead.requests(lambda shape=shape: sample(op, torch.float32, layout, shape, "meta")())
+        for each in those:
+            name, arguments, _ = variant(each)
+            # A kernel that leaves parts has other results to write.
+            parts = "cfg" in each.constants and not each.constants["cfg"].DIRECT
+            seen.setdefault((name, parts), set()).add(arguments)
+    assert {key: len(variants) for key, variants in seen.items() if len(variants) > 1} == {}
+
+
+def test_batch_strides_are_passed_in_multiples():
+    for batch in (1, 16, 37):
+        x = torch.empty(2, 3, 5, device="meta").as_strided((2, 3, 5), (batch, 5, 1))
+        placed = place(3, 5, x, x)
+        assert [each.batch % 16 for each in placed.maps] == [0, 0]
+        assert placed.maps[0].batch // 16 * placed.align == batch
 
 
 @LAYOUTS

@@ -34,8 +34,8 @@ SHAPES = (
     (64, 196, 1024, 64),
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Relative distance from the results of the setting that would be used otherwise, beyond which a setting is
-# taken to compute something else: far above what sums in another order are off by.
+# A setting whose results are further than this (relative) from those of the current setting is wrong. Another
+# order of summation changes them far less.
 _WRONG = 0.02
 _FLUSH_BYTES = 1 << 28
 _ROUNDS = 15
@@ -60,10 +60,10 @@ def cases(
     layouts: Iterable[str] | None = None,
     shapes: Iterable[tuple[int, int, int, int]] = SHAPES,
 ) -> list[Case]:
-    """All of them, shape by shape.
+    """All cases, shape by shape.
 
     Raises:
-        ValueError: no such op, dtype or layout.
+        ValueError: an unknown op, dtype or layout.
     """
     from vt_fast.backends.triton import samples
 
@@ -84,9 +84,9 @@ def cases(
 
 
 def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
-    """A table's entry for a case's class: the fastest setting whose results are those of all others.
+    """The settings entry for a case's class: the fastest setting that computes the right results.
 
-    ``tried`` has the seconds of each setting, or why it has none.
+    ``tried`` has the seconds of each setting, or why it was left out.
 
     Raises:
         RuntimeError: no setting could be timed.
@@ -108,7 +108,7 @@ def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
                     note["left_out"] = f"its results are off by {distance:.2g}"
                     continue
                 note["seconds"] = clock(call)
-        except Exception as error:  # whatever a compiler or a driver has against a setting
+        except Exception as error:  # compilers and drivers raise anything
             note["left_out"] = f"{type(error).__name__}: {str(error)[:200]}"
             continue
         median = statistics.median(note["seconds"])
@@ -125,35 +125,33 @@ def tune(case: Case, clock: Clock, device: str = "cuda") -> dict[str, Any]:
 
 
 def _todo(case: Case, device: torch.device) -> tuple[Problem, list[Setting]]:
-    """A case's class, and the settings to try: first the one that a call on the device would take."""
-    from vt_fast.backends.triton import library, samples, settings
-    from vt_fast.backends.triton.arithmetic import power_of_two
-    from vt_fast.backends.triton.candidates import candidates
+    """A case's class, and the settings to try, starting with the one that a call on the device uses now."""
+    from vt_fast.backends.triton import samples, settings
+    from vt_fast.backends.triton.schedule import traits
 
     _, pixels, channels, tokens = case.shape
     problem = settings.Problem(
         samples.KERNELS[case.op],
-        library.kind(DTYPES[case.dtype]),
+        settings.kind(DTYPES[case.dtype]),
         case.layout,
         channels,
-        power_of_two(tokens, 16),
+        settings.power_of_two(tokens, 16),
         pixels,
     )
-    now = [replace(each, shared=0) for each in settings.choices(problem, device)[:1]]
-    return problem, list(dict.fromkeys([*now, *candidates(problem)]))
+    now = [replace(each, shared=0) for each in settings.choices(problem, traits(device).architecture)[:1]]
+    return problem, list(dict.fromkeys([*now, *settings.candidates(problem)]))
 
 
 def requests(case: Case, device: torch.device) -> list[Request]:
-    """All kernels that trying a case's settings on a device launches, without using the device."""
+    """All kernels that tuning a case on a device launches. Does not use the device."""
     from vt_fast.backends.triton import ahead, samples, settings
-    from vt_fast.backends.triton.device import standing_in, traits
-    from vt_fast.backends.triton.launcher import observed
+    from vt_fast.backends.triton.schedule import observed, standing_in, traits
 
     def sample() -> Callable[[], Any]:
         return samples.sample(case.op, DTYPES[case.dtype], case.layout, case.shape, "meta")
 
     found: list[Request] = []
-    # What does not fit on the device is not compiled there either.
+    # Settings that do not fit on the device need no compiling.
     unfit = contextlib.suppress(RuntimeError)
     with standing_in(traits(device)), unfit:
         found += ahead.requests(lambda: sample()())
@@ -166,7 +164,7 @@ def requests(case: Case, device: torch.device) -> list[Request]:
 
 
 def cuda_clock(function: Callable[[], Any]) -> list[float]:
-    """Seconds of calls on the device alone: as a CUDA graph, each with a cold cache."""
+    """Device time of calls in seconds, each as a CUDA graph with a cold cache."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -179,7 +177,7 @@ def cuda_clock(function: Callable[[], Any]) -> list[float]:
     flush = torch.zeros(_FLUSH_BYTES // 4, device="cuda")
     seconds = []
     for _ in range(_ROUNDS):
-        flush.sum()  # read, not written: nothing is left to be written back meanwhile
+        flush.sum()  # reads, so that no dirty lines are written back during the replay
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()
@@ -209,15 +207,15 @@ def main(todo: list[Case], output: Path, minutes: float | None = None, jobs: int
 
     Args:
         todo: the cases, in this order.
-        output: where the table goes; classes that it has and that are not tuned stay.
-        minutes: after so long no other case is begun.
-        jobs: processes that compile ahead of timing, by default as many as there are processors but one.
+        output: the file to write; its entries for other classes stay.
+        minutes: start no further case after this time.
+        jobs: processes that compile ahead of timing; by default one per CPU, less one.
     """
     from vt_fast.backends import triton
 
     reason = triton.unavailable()
     if reason is None and not torch.cuda.is_available():
-        reason = "Triton's interpreter has no times worth measuring"
+        reason = "Triton's interpreter is not worth timing"
     if reason is not None:
         print(f"error: nothing can be tuned here: {reason}")
         return 2

@@ -46,7 +46,7 @@ def compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(choosing, "candidates", lambda problem: list(becomes))
     monkeypatch.setattr(choosing, "classes", lambda ops: [CLASS])
     monkeypatch.setattr(choosing, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(choosing, "TABLES", tmp_path)
+    monkeypatch.setattr(choosing, "FILES", tmp_path)
     monkeypatch.setattr(choosing, "_tried", tried)
     return becomes, asked
 
@@ -110,4 +110,4 @@ def test_the_command_passes_everything_on(monkeypatch, tmp_path):
     words = ["--choose", "sm_90", "--op", "project", "--kind", "ieee", "--trials", str(tmp_path / "a")]
     assert offline.main(words) == 0
     assert asked == [("sm_90", ["project"], ["ieee"], tmp_path / "a")]
-    assert settings.TABLES.is_dir()
+    assert settings.FILES.is_dir()

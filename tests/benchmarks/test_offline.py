@@ -16,9 +16,9 @@ from benchmarks.cases import FORWARD, Case, Shape
 from benchmarks.compiled import SHARED, TARGETS, Compiled, Launch
 from benchmarks.model import DEVICES, WALKS, predicted
 from benchmarks.offline_calls import recorded
-from vt_fast.backends.triton import ahead, settings
-from vt_fast.backends.triton.device import Traits, standing_in
+from vt_fast.backends.triton import ahead, maps, settings
 from vt_fast.backends.triton.samples import KERNELS
+from vt_fast.backends.triton.schedule import Traits, standing_in
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
 
 
@@ -73,7 +73,7 @@ def test_the_model_knows_what_is_slower(launch):
     assert seconds(target="sm_100").seconds < usual.seconds
 
 
-@pytest.mark.parametrize("path", sorted(settings.TABLES.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(settings.FILES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_shipped_tables(path):
     entries = settings.read(path, required=True)
     seen = set()
@@ -81,7 +81,7 @@ def test_the_shipped_tables(path):
         setting = Setting(**entry["setting"])
         assert setting.form in (KEEP, STREAM, WHOLE)
         assert entry["kernel"] in WALKS
-        assert entry["layout"] in settings.LAYOUTS
+        assert entry["layout"] in maps.LAYOUTS
         assert 0 < setting.shared <= SHARED[path.stem]
         key = tuple(entry[name] for name in ("kernel", "kind", "layout", "few", "channels", "rows"))
         assert key not in seen
@@ -136,7 +136,7 @@ def test_calls_with_options_launch_forward_and_backward(options):
     names = [launch.kernel for launch in launches]
     assert {"tokenize_forward", "tokenize_backward", "deltas"} <= set(names)
     assert all(
-        launch.constants["WIDE"] == ("huge" in options) for launch in launches if "WIDE" in launch.constants
+        launch.constants["INT64"] == ("huge" in options) for launch in launches if "INT64" in launch.constants
     )
 
 

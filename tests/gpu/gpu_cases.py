@@ -9,7 +9,7 @@ import devices
 import torch
 from problems import Problem, make
 
-from vt_fast.backends.triton.launcher import observed
+from vt_fast.backends.triton.schedule import observed
 
 # With these, forward and backward of each op take several programs for a sample's pixels.
 SHAPE = (
@@ -70,9 +70,9 @@ def parts(call: Call) -> dict[str, float]:
     found = {}
 
     def note(kernel, grid, arguments, constants):
-        if "CHUNK" in constants and kernel.__name__ != "project_forward":
+        if "cfg" in constants and kernel.__name__ != "project_forward":
             # Programs that differ in their sample, or in their channels, do not share a sum.
-            found[kernel.__name__] = math.prod(grid) / (batch * math.ceil(channels / constants["CHUNK"]))
+            found[kernel.__name__] = math.prod(grid) / (batch * math.ceil(channels / constants["cfg"].CHUNK))
 
     with observed(note):
         call()

@@ -9,7 +9,7 @@ from problems import OPS
 import vt_fast
 from vt_fast import backends
 from vt_fast.backends.contract import Tokenize
-from vt_fast.backends.triton.launcher import observed
+from vt_fast.backends.triton.schedule import observed
 
 
 def chosen(x, queries, backend=None):

@@ -10,7 +10,7 @@ from vt_fast.testing import peak_bytes
 pytestmark = pytest.mark.usefixtures("cuda", "own_allocation")
 MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}  # among the results
 LAYOUTS = ["bnc", "nchw", "channels_last", "nchw, sliced"]
-# Parts of sums may take 5 % (vt_fast.backends.triton.plan), small operands and the allocator the rest.
+# Parts of sums may take 5 % (vt_fast.backends.triton.schedule), small operands and the allocator the rest.
 SHARE = 0.1
 
 

@@ -3,7 +3,6 @@
 import itertools
 
 import devices
-import problems
 import pytest
 import torch
 from comparing import assert_repeated, tolerance

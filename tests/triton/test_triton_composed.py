@@ -5,14 +5,14 @@ import torch
 from comparing import assert_solved
 from problems import OPTIONS, make
 
-from vt_fast.backends.triton.launch import composed
-from vt_fast.backends.triton.launcher import observed
+from vt_fast.backends.triton import project_tokenize_op
+from vt_fast.backends.triton.schedule import observed
 
 
 @pytest.fixture
 def always(monkeypatch):
     """However few tokens there are."""
-    monkeypatch.setattr(composed, "_MOST_ROWS", 0)
+    monkeypatch.setattr(project_tokenize_op, "_MOST_ROWS", 0)
 
 
 @pytest.mark.parametrize("layout", ["bnc", "nchw, sliced"])

@@ -8,8 +8,8 @@ import torch
 
 from vt_fast import tune
 from vt_fast.__main__ import main
-from vt_fast.backends.triton import ahead, candidates, device, samples, settings
-from vt_fast.backends.triton.launcher import observed
+from vt_fast.backends.triton import ahead, samples, schedule, settings
+from vt_fast.backends.triton.schedule import observed
 from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting
 
 FIRST, SECOND, WRONG = (Setting(16, 16, own, STREAM, 4, 1) for own in (1, 2, 3))
@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture
 def few(monkeypatch):
     """Two settings to try besides the one that would be used."""
-    monkeypatch.setattr(candidates, "candidates", lambda problem: [FIRST, SECOND])
+    monkeypatch.setattr(settings, "candidates", lambda problem: [FIRST, SECOND])
 
 
 @pytest.mark.parametrize("op", samples.KERNELS)
@@ -38,7 +38,7 @@ def test_the_fastest_wins_and_is_used(op, few, tmp_path, monkeypatch):
     path.write_text(json.dumps({"schema": settings.SCHEMA, "entries": [entry]}))
     monkeypatch.setenv(settings.VARIABLE, str(path))
     problem = Problem(samples.KERNELS[op], "ieee", "channels", 32, 16, 9)
-    assert settings.choices(problem, torch.device("cpu"))[0].own == SECOND.own
+    assert settings.choices(problem, "none")[0].own == SECOND.own
 
 
 def test_a_setting_with_other_results_does_not_win(few, monkeypatch):
@@ -70,11 +70,12 @@ def test_what_will_be_launched_is_known_before(op, few):
     case = tune.Case(op, "fp32", "channels", (2, 9, 32, 4))
 
     def described(kernel, arguments, constants):
-        numbers = [None if torch.is_tensor(value) else value for value in map(stood_for, arguments)]
-        return kernel, numbers, constants
+        return kernel, numbers(arguments), constants
 
-    def stood_for(value):
-        return torch.empty(0) if isinstance(value, ahead.Operand) else value
+    def numbers(value):
+        if isinstance(value, tuple):
+            return tuple(map(numbers, value))
+        return "tensor" if isinstance(value, torch.Tensor | ahead.Operand) else value
 
     launched = []
 
@@ -92,7 +93,7 @@ def test_what_will_be_launched_is_known_before(op, few):
 
 
 def test_what_fits_nowhere_is_not_compiled_ahead(few, monkeypatch):
-    monkeypatch.setattr(device, "traits", lambda where: device.Traits("none", 4, 1))
+    monkeypatch.setattr(schedule, "traits", lambda where: schedule.Traits("none", 4, 1))
     case = tune.Case("tokenize_backward", "fp32", "channels", (2, 9, 32, 4))
     assert tune.requests(case, torch.device(DEVICE, 0)) == []
     with pytest.raises(RuntimeError, match="no launch setting"):
@@ -165,7 +166,7 @@ SHAPES = [(8, 196, 256, 16), (8, 49, 2048, 64), (8, 3136, 64, 16), (1, 60800, 10
 def test_there_is_something_to_try(op, kind, shape):
     _, pixels, channels, rows = shape
     problem = Problem(samples.KERNELS[op], kind, "channels", channels, rows, pixels)
-    found = list(candidates.candidates(problem))
+    found = list(settings.candidates(problem))
     assert len(set(found)) == len(found)
     assert found or channels * rows > 64 << 10
     if (channels, rows) == (256, 16) and op != "project_tokenize_backward":

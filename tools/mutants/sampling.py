@@ -50,8 +50,8 @@ TARGETS = {
         ),
     ),
     "triton": Target(
-        ("vt_fast/kernels/**/*.py", "vt_fast/backends/triton/**/*.py"),
-        ("ahead", "candidates", "device", "samples", "settings"),  # about times, or about compiling alone
+        ("vt_fast/backends/triton/*.py",),
+        ("ahead", "samples", "settings"),  # about times, or about compiling alone
         (
             "TRITON_INTERPRET=1 pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/triton"
             " -k triton",

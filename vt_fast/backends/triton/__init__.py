@@ -1,13 +1,21 @@
-"""Backend ``"triton"``: kernels for NVIDIA and AMD GPUs, from vt_fast.kernels.
+"""Backend ``"triton"``: kernels for NVIDIA and AMD GPUs.
 
 One pass over the map forward and one backward. Sums and statistics are in float32 (float64 for float64);
 partial results are put together in a fixed order, so that a call gives the same bits each time.
+
+An op's kernels and their launch are in one file, ``*_op``. What they share: ``primitives``,
+``pixel_softmax`` and ``token_softmax`` (kernels), ``maps`` (operands), ``schedule`` (launches) and
+``settings``. Triton is imported with the first call.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
+import importlib.util
+import os
 from typing import Any
+
+import torch
 
 from vt_fast.backends.contract import (
     Call,
@@ -15,7 +23,6 @@ from vt_fast.backends.contract import (
     ProjectTokenize,
     Tokenize,
 )
-from vt_fast.backends.triton.library import INTERPRETED, unavailable
 from vt_fast.precision import FLOATING
 
 __all__ = [
@@ -29,8 +36,23 @@ __all__ = [
     "unavailable",
 ]
 
+# Triton looks at this when kernels are defined: on the CPU they are then run by an interpreter.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
 # More rows of scores for a pixel than this do not fit in a program's registers.
 _MOST_ROWS = 256
+
+
+def unavailable() -> str | None:
+    """Why it cannot run on this machine, or None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if not INTERPRETED and not torch.cuda.is_available():
+        return (
+            "torch finds no CUDA or ROCm device (TRITON_INTERPRET=1 in the environment runs the kernels on "
+            "CPU tensors, slowly, to check them)"
+        )
+    return None
 
 
 def refuses(call: Call) -> str | None:
@@ -59,9 +81,21 @@ def refuses(call: Call) -> str | None:
     return None
 
 
+# Where each function of the backend is.
+_FUNCTIONS = {
+    "tokenize": ("tokenize_op", "forward"),
+    "tokenize_backward": ("tokenize_op", "backward"),
+    "project": ("project_op", "forward"),
+    "project_backward": ("project_op", "backward"),
+    "project_tokenize": ("project_tokenize_op", "forward"),
+    "project_tokenize_backward": ("project_tokenize_backward_op", "backward"),
+}
+
+
 def __getattr__(name: str) -> Any:
     # Triton is imported with the first call, and a function is asked for once.
-    if name in __all__:
-        value = globals()[name] = getattr(import_module("vt_fast.backends.triton.calls"), name)
+    if name in _FUNCTIONS:
+        module, function = _FUNCTIONS[name]
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Kernels compiled before they are launched, in processes of their own: Triton compiles one after another.
+"""Compiles kernels before they are launched, in several processes: Triton compiles one at a time.
 
-What they compile is in Triton's cache on disk, where the launch finds it.
+The results go to Triton's cache on disk, where a launch finds them.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import MockTensor
 
-from vt_fast.backends.triton.launcher import observed
+from vt_fast.backends.triton.schedule import observed
 
 
 class Operand(MockTensor):  # type: ignore[misc]
-    """What a kernel's code depends on of a tensor; its memory begins where the allocator lets it begin."""
+    """What the compiled code depends on of a tensor: dtype and size. It is aligned as allocators align."""
 
     def __init__(self, dtype: torch.dtype, size: int) -> None:
         super().__init__(dtype)
         self.size = size
 
     def ptr_range(self) -> int:
-        """Bytes; AMD's offsets may be shorter where they are few."""
+        """Bytes: AMD's backend uses 32-bit offsets into small tensors."""
         return self.size
 
 
 class Request(NamedTuple):
-    """A kernel's name, and what it would be launched with."""
+    """A kernel's name and the arguments of a launch."""
 
     module: str
     name: str
@@ -55,12 +55,12 @@ class Request(NamedTuple):
         return getattr(import_module(self.module), self.name)
 
     def compiled(self) -> Any:
-        """What Triton makes of it for the current target, from its cache or anew."""
+        """The compiled kernel for the current target, from Triton's cache or anew."""
         return self.kernel.warmup(*self.arguments, grid=(1,), **self.constants)
 
 
 def requests(call: Callable[[], Any]) -> list[Request]:
-    """The kernels that a call would launch. Tensors without data will do for its operands."""
+    """The kernels that a call would launch. Its operands may be meta tensors."""
     found: list[Request] = []
 
     def observe(
@@ -74,24 +74,26 @@ def requests(call: Callable[[], Any]) -> list[Request]:
 
 
 def _operand(value: Any) -> Any:
-    return Operand(value.dtype, value.untyped_storage().nbytes()) if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return Operand(value.dtype, value.untyped_storage().nbytes())
+    return type(value)(*map(_operand, value)) if isinstance(value, tuple) else value
 
 
 def current_target() -> Any:
-    """What Triton compiles for on the current GPU."""
+    """The current GPU's target."""
     return triton.runtime.driver.active.get_current_target()
 
 
 class Ahead:
-    """Processes that compile, in the order in which they are asked to; leaving the context ends them.
+    """A pool of processes that compile kernels in the order requested. Leaving the context ends them.
 
     Args:
-        target: what they compile for, see :func:`current_target`. They use no GPU themselves.
-        jobs: how many they are, at least 1.
+        target: what to compile for, see :func:`current_target`. The processes use no GPU.
+        jobs: the number of processes, at least 1.
     """
 
     def __init__(self, target: Any, jobs: int) -> None:
-        # Fresh ones: a process with threads, or one that uses a GPU, cannot be copied.
+        # Spawned: a process that has threads or uses a GPU must not be forked.
         self._pool = ProcessPoolExecutor(
             jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(target,)
         )
@@ -104,7 +106,7 @@ class Ahead:
         self._pool.shutdown(cancel_futures=True)
 
     def compile(self, those: Sequence[Request]) -> list[Future[str | None]]:
-        """Begin to compile, each once, and return. A result is None, or why it could not be compiled."""
+        """Start compiling, each request once. A result is None, or why the kernel could not be compiled."""
         return [self._once(each) for each in those]
 
     def _once(self, request: Request) -> Future[str | None]:
@@ -123,9 +125,9 @@ class Ahead:
 
 
 def finished(compiling: Sequence[Future[str | None]]) -> list[str]:
-    """Wait, and return the reasons of those that could not be compiled.
+    """Wait, and return why kernels could not be compiled.
 
-    What they are does not matter: the launch compiles again, and fails itself.
+    Callers may ignore it: a launch compiles again, and fails itself.
     """
     wait(compiling)
     return [reason for reason in map(_reason, compiling) if reason is not None]
@@ -134,32 +136,32 @@ def finished(compiling: Sequence[Future[str | None]]) -> list[str]:
 def _reason(compiling: Future[str | None]) -> str | None:
     try:
         return compiling.result()
-    except Exception as error:  # a process that was killed takes all others with it
+    except Exception as error:  # a killed process breaks the whole pool
         return f"{type(error).__name__}: {error}"
 
 
 def processes() -> int:
-    """How many are worth having beside the one that launches."""
+    """One process per available CPU, less the one that launches."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available - 1)
 
 
 class _Driver:
-    """All that is asked of a driver in order to compile: no GPU is touched."""
+    """The part of a driver that compiling uses; it touches no GPU."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
 
     def get_current_device(self) -> Any:
-        """Kernels keep what was compiled by device, so each target is one."""
+        """Triton caches compiled kernels by device, so each target is one."""
         return self._target
 
     def get_current_stream(self, device: Any) -> int:
-        """None is used."""
+        """Unused."""
         return 0
 
     def get_current_target(self) -> Any:
-        """What is compiled for."""
+        """The target."""
         return self._target
 
 
@@ -176,13 +178,13 @@ def compiling_for(target: Any) -> Iterator[None]:
 
 
 def _begin(target: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that waits
     triton.runtime.driver.set_active(_Driver(target))
 
 
 def _compile(request: Request) -> str | None:
     try:
         request.compiled()
-    except Exception as error:  # a compiler's errors are of any kind
+    except Exception as error:  # compilers raise anything
         return f"{request.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None

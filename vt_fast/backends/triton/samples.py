@@ -1,4 +1,4 @@
-"""Calls of each op and of its backward on maps of a given shape: to see, compile or time what they launch."""
+"""Sample calls of each op and its backward, to inspect, compile or time the kernels that they launch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vt_fast.backends import triton as calls
 from vt_fast.backends.contract import (
     Project,
     ProjectBackward,
@@ -16,11 +17,10 @@ from vt_fast.backends.contract import (
     Tokenize,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import calls
 
 Shape = tuple[int, int, int, int]  # (B, N, C, L)
 
-# The op's call by the name of its kernel.
+# The main kernel of each op.
 KERNELS = {
     "tokenize": "tokenize_forward",
     "tokenize_backward": "tokenize_backward",
@@ -29,11 +29,11 @@ KERNELS = {
     "project_tokenize": "project_tokenize_forward",
     "project_tokenize_backward": "project_tokenize_backward",
 }
-LAYOUTS = ("channels", "pixels")  # which of them lie side by side
+LAYOUTS = ("channels", "pixels")  # which dimension has stride 1
 
 
 def sample(op: str, dtype: torch.dtype, layout: str, shape: Shape, device: str) -> Callable[[], Any]:
-    """A call with normal numbers: queries that all samples share, keys and values of each sample."""
+    """A call on normal random numbers: shared queries, and keys and values for each sample."""
     batch, pixels, channels, tokens = shape
     generator = torch.Generator(device).manual_seed(0) if device != "meta" else None
 

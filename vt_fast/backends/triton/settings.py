@@ -1,4 +1,4 @@
-"""Which settings a kernel is launched with: from tables of data, best first, and what to do beyond them."""
+"""Which settings a kernel is launched with: from files, by rules beyond them; and those worth trying."""
 
 from __future__ import annotations
 
@@ -9,30 +9,70 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from vt_fast.backends.triton import device as hardware
-from vt_fast.backends.triton.arithmetic import power_of_two
+from vt_fast.backends.triton import INTERPRETED
 
 SCHEMA = 1
 
-# How a kernel goes through a tile's channels a second time.
+# How a kernel goes through a tile's channels a second time, see vt_fast.backends.triton.primitives.
 KEEP = "keep"  # tiles stay on the chip
-STREAM = "stream"  # they are read again; sums over tiles in registers
-WHOLE = "whole"  # the same; sums go to memory with each tile, best if a program has one tile only
+STREAM = "stream"  # tiles are read again; sums over tiles stay in registers
+WHOLE = "whole"  # tiles are read again; each tile's sums go to memory, best where a program has one tile
 
-TABLES = Path(__file__).resolve().parents[2] / "kernels" / "settings"
-# A file like those, whose entries come first: what ``python -m vt_fast tune`` has written.
+FILES = Path(__file__).resolve().parent / "settings_data"
+# An environment variable: a file like those whose entries come first, as ``python -m vt_fast tune`` writes.
 VARIABLE = "VT_FAST_SETTINGS"
+
+
+def ceil_div(number: int, by: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // by)
+
+
+def power_of_two(number: int, least: int = 1) -> int:
+    """The smallest power of two that is at least ``number`` and ``least``."""
+    return max(least, 1 << max(number - 1, 0).bit_length())
+
+
+def precision(dtype: torch.dtype) -> str:
+    """tl.dot's input_precision for maps of this dtype; float32 follows torch's own switch."""
+    return "tf32" if dtype == torch.float32 and _tf32() else "ieee"
+
+
+def _tf32() -> bool:
+    """Torch's switch. It has two names, and reading the old one raises once the new one was set."""
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)
+    if setting is None or setting == "none":
+        setting = getattr(torch.backends, "fp32_precision", "none")
+        if setting == "none":
+            return bool(matmul.allow_tf32)
+    return bool(setting == "tf32")
+
+
+def kind(dtype: torch.dtype) -> str:
+    """The precision of products by which settings are classed: "16" bits, "tf32" or "ieee"."""
+    return "16" if dtype.itemsize == 2 else precision(dtype)
+
+
+def limit(dtype: torch.dtype) -> float:
+    """The largest finite number of the dtype that is computed in."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).max
+
+
+def widens(dtype: torch.dtype) -> bool:
+    """Whether operands of products must become float32 first: the interpreter takes bfloat16 for integers."""
+    return INTERPRETED and dtype == torch.bfloat16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Pixels of a tile, channels of a chunk, chunks of a program (0: all), form, and what Triton is told.
+    """Pixels of a tile, channels of a chunk, chunks of a program (0: all), form, warps and pipeline stages.
 
-    ``shared``: bytes of shared memory that a program was found to need, 0 if nobody has looked.
+    ``shared``: bytes of shared memory that a program was found to need, 0 if that is not known.
     """
 
     tile: int
@@ -44,12 +84,11 @@ class Setting:
     shared: int = 0
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What a setting is chosen by: the class of a launch.
+class Problem(NamedTuple):
+    """The class of a launch, by which its setting is chosen.
 
-    ``kind``: how products are taken ("16", "tf32" or "ieee"). ``layout``: which unit strides the maps have
-    ("channels", "pixels" or "any"). ``channels``, ``rows``: numbers that a program's sums are made of, rows
+    ``kind``: the precision of products ("16", "tf32" or "ieee"). ``layout``: which dimension of the maps has
+    stride 1 ("channels", "pixels" or "any"). ``channels``, ``rows``: the shape of a program's sums, rows
     padded. ``pixels``: of a sample.
     """
 
@@ -61,18 +100,18 @@ class Problem:
     pixels: int
 
 
-# Pixels of a sample up to which one tile can hold them all.
+# The most pixels of a sample that one tile can hold.
 FEW = 256
 
 
 @functools.cache
-def table(architecture: str, extra: str | None) -> dict[tuple[str, str, str, bool], list[dict[str, Any]]]:
-    """A table's entries by kernel, kind, layout, and whether pixels are few; those of ``extra`` first."""
+def _entries(architecture: str, extra: str | None) -> dict[tuple[str, str, str, bool], list[dict[str, Any]]]:
+    """An architecture's entries by kernel, kind, layout and whether pixels are few; ``extra`` comes first."""
     found: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
     entries: list[dict[str, Any]] = []
     for name in _layers(architecture):
-        layer = read(TABLES / f"{name}.json", required=False)
-        if architecture.startswith("gfx") and not name.startswith("gfx"):
+        layer = read(FILES / f"{name}.json", required=False)
+        if _wide_warps(architecture) and not name.startswith("gfx"):
             layer = [{**entry, "setting": _halved(entry["setting"])} for entry in layer]
         entries = merged(entries, layer)
     for entry in [*(read(Path(extra), required=True) if extra else []), *entries]:
@@ -82,7 +121,7 @@ def table(architecture: str, extra: str | None) -> dict[tuple[str, str, str, boo
 
 
 def _layers(architecture: str) -> list[str]:
-    """The tables of an architecture, each hiding entries of those before; sm_90's lie below all others.
+    """The files for an architecture, each hiding entries of those before; sm_90's lie below all others.
 
     What does not fit there is passed over, as its needs are known.
     """
@@ -90,15 +129,15 @@ def _layers(architecture: str) -> list[str]:
     return [] if family is None else list(dict.fromkeys(("sm_90", family, architecture)))
 
 
-# Whose tables an architecture goes by: alike are those with the same matrix instructions.
+# The file that an architecture goes by: alike are those with the same matrix instructions.
 _FAMILIES = {"sm_90": "sm_90", "sm_10": "sm_100", "sm_11": "sm_100", "sm_": "sm_80", "gfx": "gfx942"}
 
 
 def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
-    """A table's entries.
+    """A file's entries.
 
     Raises:
-        ValueError: it is not such a table.
+        ValueError: it is no such file.
     """
     if not path.exists() and not required:
         return []
@@ -111,13 +150,13 @@ def read(path: Path, *, required: bool) -> list[dict[str, Any]]:
             if not set(entry["setting"]) <= names:
                 raise ValueError(f"a setting must be of {sorted(names)}, got {sorted(entry['setting'])}")
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} (see {VARIABLE}) must be a table of launch settings: {error}") from error
+        raise ValueError(f"{path} (see {VARIABLE}) must be a file of launch settings: {error}") from error
     entries: list[dict[str, Any]] = data["entries"]
     return entries
 
 
 def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Both tables' entries; for a class that both have, the new one's."""
+    """The entries of both; for a class that both have, the new one."""
     names = ("kernel", "kind", "layout", "few", "channels", "rows")
     found = {tuple(entry[name] for name in names): entry for entry in [*old, *new]}
     return [found[key] for key in sorted(found)]
@@ -128,7 +167,7 @@ _only: Setting | None = None
 
 @contextlib.contextmanager
 def using(setting: Setting) -> Iterator[None]:
-    """Within, every kernel is launched with this setting, or not at all."""
+    """Within, this is the only setting that kernels are launched with."""
     global _only
     before, _only = _only, setting
     try:
@@ -137,40 +176,45 @@ def using(setting: Setting) -> Iterator[None]:
         _only = before
 
 
-def choices(problem: Problem, device: torch.device) -> list[Setting]:
-    """Settings to try, best first; the last ones are slow, and fit everywhere."""
+def choices(problem: Problem, architecture: str) -> list[Setting]:
+    """Settings to try, best first. The last ones are slow and fit on any device."""
     if _only is not None:
         return [_only]
-    return _choices(problem, hardware.traits(device).architecture, os.environ.get(VARIABLE))
+    return _choices(problem, architecture, os.environ.get(VARIABLE))
 
 
 @functools.lru_cache(maxsize=4096)
 def _choices(problem: Problem, architecture: str, extra: str | None) -> list[Setting]:
     few = problem.pixels <= FEW
-    entries = table(architecture, extra).get((problem.kernel, problem.kind, problem.layout, few), [])
+    entries = _entries(architecture, extra).get((problem.kernel, problem.kind, problem.layout, few), [])
     covering = [
         entry
         for entry in entries
         if entry["channels"] >= problem.channels
         and entry["rows"] >= problem.rows
-        # A setting for far more channels is not a good one, only one that works.
+        # A setting for far more channels works, but is slow.
         and entry["channels"] < 4 * problem.channels
     ]
     covering.sort(key=lambda entry: (entry["channels"], entry["rows"], entry.get("rank", 0)))
     found = [fitted(Setting(**entry["setting"]), problem) for entry in covering[:2]]
     others = fallbacks(problem)
-    if architecture.startswith("gfx"):
+    if _wide_warps(architecture):
         others = [Setting(**_halved(asdict(each))) for each in others]
     return list(dict.fromkeys([*found, *others]))
 
 
+def _wide_warps(architecture: str) -> bool:
+    """Whether warps have 64 threads: those of AMD's CDNA do, and those of RDNA have 32 as NVIDIA's."""
+    return architecture.startswith("gfx9")
+
+
 def _halved(setting: dict[str, Any]) -> dict[str, Any]:
-    """With half as many warps: those of AMD have 64 threads, and settings found for 32 are for as many."""
+    """With half as many warps of 64 threads, for settings that were found with warps of 32."""
     return {**setting, "warps": max(1, setting["warps"] // 2)}
 
 
 def fitted(setting: Setting, problem: Problem) -> Setting:
-    """The setting for this many channels and pixels: no wider chunk than there are, no taller tile."""
+    """The setting with chunk and tile no larger than the problem."""
     values = asdict(setting)
     values["chunk"] = min(setting.chunk, power_of_two(problem.channels, 16))
     values["tile"] = min(setting.tile, power_of_two(problem.pixels, 16))
@@ -178,8 +222,8 @@ def fitted(setting: Setting, problem: Problem) -> Setting:
 
 
 def fallbacks(problem: Problem) -> list[Setting]:
-    """Settings by rules alone, ever smaller ones. They need few registers, for any number of channels."""
-    # Numbers of a tile's scores that a program holds beside all else.
+    """Settings by rule, each smaller than the last. They need few registers for any number of channels."""
+    # How many of a tile's scores a program can hold.
     scores = (4 << 10) if problem.kind == "16" else (1 << 10)
     tile = power_of_two(max(16, min(128, scores // problem.rows)) + 1) // 2
     wide = 64 if problem.kind == "16" and problem.rows <= 128 else 32
@@ -193,32 +237,28 @@ def fallbacks(problem: Problem) -> list[Setting]:
     return [fitted(setting, problem) for setting in found]
 
 
-# By vt_fast.backends.triton.maps' numbers.
-LAYOUTS = ("channels", "pixels", "any")
-
-
 def shared_bytes(problem: Problem, setting: Setting) -> int:
-    """Shared memory that a program needs, at most: as found by compiling, else by what can lie there at once.
+    """Shared memory that a program needs: as found by compiling, otherwise an upper bound.
 
-    These are the tiles and rows of operands that are under way, and a tile or sums on their way from one
-    arrangement in registers to another.
+    The bound counts tiles and rows of operands that are being loaded, and a tile or sums that change their
+    layout in registers.
     """
     if setting.shared:
         return setting.shared
     item = 2 if problem.kind == "16" else 4
-    maps, banks = _UNDER_WAY[problem.kernel]
+    maps, banks = _LOADED[problem.kernel]
     if setting.stages == 1:
         maps = 1  # one after the other
     wide = problem.channels if setting.form == KEEP else setting.chunk
-    under_way = setting.stages * wide * item * (maps * setting.tile + banks * problem.rows)
+    loading = setting.stages * wide * item * (maps * setting.tile + banks * problem.rows)
     sums = max(setting.tile * setting.chunk, max(setting.tile, setting.chunk) * problem.rows)
     if problem.kernel.startswith("project_tokenize"):
         sums = max(sums, problem.rows**2)
-    return under_way + 4 * sums
+    return loading + 4 * sums
 
 
-# Maps of which tiles, and operands of which rows, are loaded in the innermost loop.
-_UNDER_WAY = {
+# How many maps' tiles, and small operands' rows, the innermost loop loads.
+_LOADED = {
     "tokenize_forward": (1, 1),
     "tokenize_backward": (1, 2),
     "project_forward": (1, 1),
@@ -226,3 +266,73 @@ _UNDER_WAY = {
     "project_tokenize_forward": (1, 2),
     "project_tokenize_backward": (2, 4),
 }
+
+
+# Sums for each channel and row that a kernel keeps; how many of them fit in registers.
+_SUMS = {
+    "tokenize_forward": 1,
+    "tokenize_backward": 1,
+    "project_backward": 2,
+    "project_tokenize_forward": 1,
+    "project_tokenize_backward": 3,
+}
+_FORWARD_HELD, _BACKWARD_HELD = 32 << 10, 16 << 10
+# Shared memory of the largest multiprocessors.
+_SHARED = 227 << 10
+
+
+def candidates(problem: Problem) -> Iterator[Setting]:
+    """Settings worth trying for a class, the likeliest first, without repetition."""
+    seen = set()
+    for setting in _all(problem):
+        each = fitted(setting, problem)
+        if each not in seen:
+            seen.add(each)
+            yield each
+
+
+def _all(problem: Problem) -> Iterator[Setting]:
+    wide, item = (64, 2) if problem.kind == "16" else (32, 4)
+    if problem.kernel == "project_forward":
+        for tile, warps, stages in ((64, 4, 3), (128, 8, 3), (128, 4, 2), (64, 8, 3), (32, 4, 3)):
+            yield Setting(tile, wide, 0, STREAM, warps, stages)
+        if problem.channels <= 512:
+            yield Setting(64, wide, 0, KEEP, 4, 2)
+            yield Setting(32, wide, 0, KEEP, 4, 2)
+        return
+    rows = problem.rows * _SUMS[problem.kernel]
+    held = _BACKWARD_HELD if problem.kernel.endswith("backward") else _FORWARD_HELD
+    narrow, both = problem.kind == "16", problem.kernel.startswith("project_tokenize")
+    if problem.channels * rows <= (held // 2 if both else held):
+        for tile, warps, stages in _KEPT[2:] if both else _KEPT if narrow else _KEPT[4:]:
+            if tile * problem.channels * (stages - 1) * item <= _SHARED:
+                yield Setting(tile, wide, 0, KEEP, warps, stages)
+    if problem.pixels <= FEW:
+        for chunk, warps, stages in _WHOLE[2:] if both else _WHOLE:
+            yield Setting(256, min(chunk, wide), 0, WHOLE, warps, stages)
+    yield Setting(128, wide, 0, WHOLE, 8, 2)
+    yield Setting(64, wide, 0, WHOLE, 4, 2)
+    yield Setting(128, wide // 2, 0, WHOLE, 8, 2)
+    for tile, own, warps in _STREAMED if narrow else _STREAMED[2:]:
+        if own * wide * rows <= held:
+            yield Setting(tile, wide, own, STREAM, warps, 2)
+    if not narrow:
+        yield Setting(32, 16, 1, STREAM, 8, 2)
+        yield Setting(16, 16, 1, STREAM, 4, 2)
+
+
+# Chunks, warps and stages of whole samples.
+_WHOLE = ((64, 8, 3), (64, 8, 2), (32, 8, 2), (32, 16, 2))
+# Tiles, warps and stages; tiles, own chunks and warps. Float32 takes more registers for the same tile.
+_KEPT = ((64, 4, 3), (64, 4, 2), (32, 4, 3), (32, 4, 2), (32, 8, 2), (16, 4, 2), (16, 8, 2))
+_STREAMED = (
+    (64, 4, 8),
+    (64, 2, 4),
+    (64, 1, 4),
+    (64, 1, 8),
+    (32, 4, 8),
+    (32, 2, 8),
+    (32, 2, 4),
+    (32, 1, 4),
+    (32, 1, 8),
+)

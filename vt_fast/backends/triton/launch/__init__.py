@@ -1,1 +1,0 @@
-"""One module for each op: what its kernels are launched with."""

@@ -1,0 +1,277 @@
+"""project and its backward: kernels and how they are launched."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
+from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.maps import (
+    bias_rows,
+    chunk_again,
+    load_chunk,
+    place,
+    rows,
+    store_chunk,
+    tile_of,
+)
+from vt_fast.backends.triton.primitives import (
+    UNSPECIALIZED,
+    first_walk,
+    indices,
+    leave_sums,
+    next_tile,
+    own_chunk,
+    product,
+    program_of,
+    second_walk,
+    store_sums,
+    zero_sums,
+)
+from vt_fast.backends.triton.schedule import Cut, attempt, config, cut, launch
+from vt_fast.backends.triton.settings import KEEP, Problem, Setting, ceil_div
+from vt_fast.backends.triton.token_softmax import (
+    Heads,
+    SmallGradients,
+    load_keys,
+    load_values,
+    own_values,
+    residual_kind,
+    softmax_over_tokens,
+    softmax_over_tokens_backward,
+    store_dtoken_bias,
+    token_rows,
+)
+from vt_fast.layout import channel_count, empty_map_like, pixel_count
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg: tl.constexpr):
+    """Grid: tiles of pixels x B.
+
+    keys (B?, HEADS * TOKENS, CHANNELS), values (B?, TOKENS, OUT_CHANNELS), token_bias (B?, HEADS * TOKENS).
+    KEEP: the map's tile stays on the chip until it is added as the residual, which it must be.
+    """
+    TILE: tl.constexpr = cfg.TILE
+    ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
+    pixels *= cfg.PIXEL_ALIGN
+    tiles_each = (pixels + TILE - 1) // TILE
+    program = tl.program_id(0)
+    sample = (program // tiles_each).to(tl.int64)
+    key = keys.data + sample * keys.batch
+    value = values.data + sample * values.batch
+    tokens, bias = token_rows(token_bias, sample, cfg)
+    n = program % tiles_each * TILE + indices(TILE, cfg)
+    ok = n < pixels
+    tile = tile_of(x, sample, 0, n, width, cfg)
+    scores = tl.zeros((TILE, ROWS), cfg.ACC)
+    scores, kept = first_walk(add_scores, scores, (tile, ok, key, tokens), cfg)
+    weights = softmax_over_tokens(scores, bias, cfg).to(x.data.dtype.element_ty)
+    base = tile_of(residual, sample, 0, n, width, cfg)
+    to = tile_of(y, sample, 0, n, width, cfg)
+    second_walk(store_y, (), (tile, base, to, kept, ok, value, tokens, weights), 0, cfg)
+
+
+@triton.jit
+def add_scores(scores, operands, i, k, cfg: tl.constexpr):
+    """The first walk's step."""
+    tile, ok, keys, tokens = operands
+    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    return product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg), (chunk,)
+
+
+@triton.jit
+def store_y(sums, operands, i, k, cfg: tl.constexpr):
+    """The second walk's step."""
+    TILE: tl.constexpr = cfg.TILE
+    CHUNK: tl.constexpr = cfg.CHUNK
+    tile, base, to, kept, ok, values, tokens, weights = operands
+    value = load_values(values, tokens, k, cfg.OUT_RAGGED, cfg)
+    out = product(weights, tl.trans(value), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
+    if cfg.RESIDUAL == "input":
+        out += chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.RAGGED, cfg).to(cfg.ACC)
+    if cfg.RESIDUAL == "map":
+        out += load_chunk(base, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED).to(cfg.ACC)
+    store_chunk(to, k, ok, out, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    return ()
+
+
+def forward(call: Project) -> Tensor:
+    """The map."""
+    x, dtype = call.x, call.x.dtype
+    pixels, channels = pixel_count(x), channel_count(x)
+    tokens, out_channels = call.values.shape[-2:]
+    widest = max(channels, out_channels)
+    y = empty_map_like(x, out_channels)
+    heads = Heads.of(call.num_heads, tokens)
+    placed = place(pixels, widest, x, call.residual, y)
+    x_map, residual_map, y_map = placed.maps
+    keys, values, token_bias = rows(call.keys), rows(call.values), bias_rows(call.token_bias)
+
+    def run(setting: Setting) -> None:
+        tiles = ceil_div(pixels, setting.tile)
+        chunks = ceil_div(out_channels, setting.chunk)
+        keep = call.residual_is_input and setting.form == KEEP
+        own, loops = (chunks, 1) if keep else (1, chunks)
+        made = Cut(own, loops, 1, keep, 1, setting.tile, True)
+        cfg = config(
+            setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
+            **heads._asdict(), RESIDUAL=residual_kind(call.residual, call.residual_is_input),
+        )  # fmt: skip
+        launch(
+            project_forward, (tiles * x.shape[0],), x_map, keys, values, token_bias, residual_map, y_map,
+            placed.pixels, placed.width, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
+        )  # fmt: skip
+
+    kind = settings.kind(dtype)
+    attempt(Problem("project_forward", kind, placed.layout, widest, heads.padded, pixels), x, run)
+    return y
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def project_backward(
+    grad, x, keys, values, token_bias, dx, parts, pixels, width, splits, per_split, cfg: tl.constexpr
+):
+    """One pass over the map and its result's gradient. Grid: BLOCKS of both maps' channels x splits x B."""
+    TILE: tl.constexpr = cfg.TILE
+    ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
+    OWN: tl.constexpr = cfg.OWN
+    block, split, sample, part = program_of(splits, cfg)
+    key = keys.data + sample * keys.batch
+    value = values.data + sample * values.batch
+    tokens, bias = token_rows(token_bias, sample, cfg)
+    pixels *= cfg.PIXEL_ALIGN
+
+    dkeys = zero_sums(ROWS, cfg)
+    dvalues = zero_sums(ROWS, cfg)
+    dtoken_bias = tl.zeros((ROWS,), cfg.ACC)
+    begin = split * per_split
+    end = tl.minimum(pixels, begin + per_split)
+    for start in tl.range(begin, end, TILE):
+        n = start + indices(TILE, cfg)
+        ok = n < end
+        tile = tile_of(x, sample, 0, n, width, cfg)
+        arriving = tile_of(grad, sample, 0, n, width, cfg)
+        to = tile_of(dx, sample, 0, n, width, cfg)
+        zeros = tl.zeros((TILE, ROWS), cfg.ACC)
+        both, kept = first_walk(
+            add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, tokens), cfg
+        )
+        scores, grads = both
+        weights = softmax_over_tokens(scores, bias, cfg)
+        inner = softmax_over_tokens_backward(weights, grads, cfg)
+        weights = tl.where(ok[:, None], weights, 0.0)
+        inner = tl.where(ok[:, None], inner, 0.0)
+        if parts.dtoken_bias is not None:
+            dtoken_bias += tl.sum(inner, 0)
+        weights = weights.to(x.data.dtype.element_ty)
+        inner = inner.to(x.data.dtype.element_ty)
+        slot = (part, start > begin)
+        dvalues = second_walk(
+            store_dx_and_add_dvalues, dvalues,
+            (arriving, to, kept, ok, key, tokens, weights, inner, parts, slot), block, cfg,
+        )  # fmt: skip
+        if parts.dkeys is not None:
+            # In a loop of its own, which needs fewer registers.
+            dkeys = second_walk(add_dkeys, dkeys, (tile, kept, ok, tokens, inner, parts, slot), block, cfg)
+        next_tile(cfg)
+
+    if cfg.LOOPS == 1:
+        for i in tl.static_range(OWN):
+            k = own_chunk(block, i, cfg)
+            if parts.dkeys is not None:
+                store_sums(
+                    parts.dkeys, part, k, tokens.row, tokens.exists[None, :], dkeys[i], False, cfg.CHANNELS,
+                    cfg.HEADS * cfg.TOKENS, True,
+                )  # fmt: skip
+            if parts.dvalues is not None:
+                store_sums(
+                    parts.dvalues, part, k, tokens.token, own_values(tokens, k, cfg), dvalues[i], False,
+                    cfg.OUT_CHANNELS, cfg.TOKENS, True,
+                )  # fmt: skip
+    if parts.dtoken_bias is not None:
+        if block == 0:
+            store_dtoken_bias(parts.dtoken_bias, part, tokens, dtoken_bias, cfg)
+
+
+@triton.jit
+def add_scores_and_grads(sums, operands, i, k, cfg: tl.constexpr):
+    """The first walk's step: products of x with the keys, and of the arriving gradient with the values."""
+    scores, grads = sums
+    tile, arriving, ok, keys, values, tokens = operands
+    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    scores = product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg)
+    arrived = load_chunk(arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    grads = product(arrived, load_values(values, tokens, k, cfg.OUT_RAGGED, cfg), grads, cfg)
+    return (scores, grads), (chunk, arrived)
+
+
+@triton.jit
+def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
+    """A second walk's step: dx = dS keys [+ G], dvalues = G^T P."""
+    TILE: tl.constexpr = cfg.TILE
+    CHUNK: tl.constexpr = cfg.CHUNK
+    arriving, to, kept, ok, keys, tokens, weights, inner, parts, slot = operands
+    if parts.dvalues is not None or cfg.RESIDUAL == "input":
+        arrived = chunk_again(kept, i, 1, arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
+    if cfg.NEEDS_X:
+        key = load_keys(keys, tokens, k, cfg.OWN_RAGGED, cfg)
+        out = product(inner, tl.trans(key), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
+        if cfg.RESIDUAL == "input":
+            out += arrived.to(cfg.ACC)
+        store_chunk(to, k, ok, out, cfg.CHANNELS, cfg.OWN_RAGGED)
+    if parts.dvalues is None:
+        return (sums[i],)
+    else:
+        added = product(tl.trans(arrived), weights, sums[i], cfg)
+        return leave_sums(
+            parts.dvalues, slot, k, tokens.token, own_values(tokens, k, cfg), added, cfg.OUT_CHANNELS,
+            cfg.TOKENS, cfg,
+        )  # fmt: skip
+
+
+@triton.jit
+def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
+    """A second walk's step: dkeys = dS^T x."""
+    tile, kept, ok, tokens, inner, parts, slot = operands
+    chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    added = product(tl.trans(chunk), inner, sums[i], cfg)
+    return leave_sums(
+        parts.dkeys, slot, k, tokens.row, tokens.exists[None, :], added, cfg.CHANNELS,
+        cfg.HEADS * cfg.TOKENS, cfg,
+    )  # fmt: skip
+
+
+def backward(call: ProjectBackward) -> ProjectGradients:
+    """The gradients that are needed."""
+    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    needs_x, needs_keys, needs_values, _ = call.needs
+    batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
+    tokens, out_channels = call.values.shape[-2:]
+    widest = max(channels, out_channels)
+    heads = Heads.of(num_heads, tokens)
+    dx = torch.empty_like(x) if needs_x else None
+    placed = place(pixels, widest, x, call.grad_map.to(dtype), dx)
+    x_map, grad_map, dx_map = placed.maps
+    keys, values, token_bias = rows(call.keys), rows(call.values), bias_rows(call.token_bias)
+
+    def run(setting: Setting) -> list[Tensor | None]:
+        left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)
+        made = cut(setting, x, pixels, widest, batch, left)
+        operands = [call.keys, call.values, call.token_bias, None]
+        small = SmallGradients(made, x, operands, [*call.needs[1:], False])
+        cfg = config(
+            setting, made, placed, dtype, channels=channels, out_channels=out_channels, **heads._asdict(),
+            RESIDUAL="input" if call.residual_is_input else "none", NEEDS_X=needs_x,
+        )  # fmt: skip
+        launch(
+            project_backward, (made.blocks * made.parts * batch,), grad_map, x_map, keys, values, token_bias,
+            dx_map, small.parts, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
+            num_warps=setting.warps, num_stages=setting.stages,
+        )  # fmt: skip
+        return small.summed()
+
+    problem = Problem("project_backward", settings.kind(dtype), placed.layout, widest, heads.padded, pixels)
+    dkeys, dvalues, dtoken_bias, _ = attempt(problem, x, run)
+    return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias)

@@ -1,0 +1,181 @@
+"""The softmax over tokens, and the padded rows that it is over: what project and project_tokenize share."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vt_fast.backends.triton.primitives import finite, load_rows
+from vt_fast.backends.triton.schedule import Cut, part_dtype, summed
+from vt_fast.backends.triton.settings import power_of_two
+from vt_fast.precision import compute_dtype
+
+
+class TokenRows(NamedTuple):
+    """The padded rows of scores, HEADS_PADDED heads of TOKENS_PADDED tokens: a softmax is over a whole axis.
+
+    Head and token of each row, its number in memory, whether it exists, and whether it counts: what a removed
+    row holds must not be looked at.
+    """
+
+    head: Any
+    token: Any
+    row: Any
+    exists: Any
+    counts: Any
+
+
+class Parts(NamedTuple):
+    """Where a backward leaves its sums over pixels, None where not needed.
+
+    dkeys (B, splits, HEADS * TOKENS, CHANNELS), dvalues (B, splits, TOKENS, OUT_CHANNELS), dtoken_bias
+    (B, splits, HEADS * TOKENS), and dqueries (B, splits, QUERIES, OUT_CHANNELS).
+    """
+
+    dkeys: Any
+    dvalues: Any
+    dtoken_bias: Any
+    dqueries: Any
+
+
+@triton.jit
+def token_rows(token_bias, sample, cfg: tl.constexpr):
+    """The rows, and each one's bias: -inf for a row that is removed or does not exist."""
+    r = tl.arange(0, cfg.HEADS_PADDED * cfg.TOKENS_PADDED)
+    head = r // cfg.TOKENS_PADDED
+    token = r % cfg.TOKENS_PADDED
+    exists = (head < cfg.HEADS) & (token < cfg.TOKENS)
+    row = head * cfg.TOKENS + token
+    if token_bias.data is not None:
+        at = token_bias.data + sample * token_bias.batch + row
+        bias = tl.load(at, mask=exists, other=-float("inf")).to(cfg.ACC)
+    else:
+        bias = tl.where(exists, 0.0, -float("inf")).to(cfg.ACC)
+    return TokenRows(head, token, row, exists, bias != -float("inf")), bias
+
+
+@triton.jit
+def load_keys(keys, tokens, channels, RAGGED: tl.constexpr, cfg: tl.constexpr):
+    """[channels, rows]: the keys of rows that count, else 0."""
+    return load_rows(keys, tokens.row, cfg.CHANNELS, channels, tokens.counts, channels < cfg.CHANNELS, RAGGED)
+
+
+@triton.jit
+def load_values(values, tokens, channels, RAGGED: tl.constexpr, cfg: tl.constexpr):
+    """[channels, rows]: a head's rows where the channels are its own, else 0."""
+    at = values + channels[:, None] + tokens.token[None, :] * cfg.OUT_CHANNELS
+    if cfg.HEADS > 1:
+        own = own_channels(channels, tokens.head, cfg) & tokens.counts[None, :]
+        return tl.load(at, mask=own & (channels < cfg.OUT_CHANNELS)[:, None], other=0.0)
+    elif RAGGED:
+        return tl.load(at, mask=(channels < cfg.OUT_CHANNELS)[:, None] & tokens.counts[None, :], other=0.0)
+    else:
+        return tl.load(at, mask=tokens.counts[None, :], other=0.0)
+
+
+@triton.jit
+def own_channels(channels, head, cfg: tl.constexpr):
+    """[channels, rows]: whether a channel of the result is of a row's head."""
+    return (channels // (cfg.OUT_CHANNELS // cfg.HEADS))[:, None] == head[None, :]
+
+
+@triton.jit
+def softmax_over_tokens(scores, token_bias, cfg: tl.constexpr):
+    """[pixels, rows] of weights: 0 in removed rows, and in heads all of whose rows are removed."""
+    TILE: tl.constexpr = cfg.TILE
+    HEADS: tl.constexpr = cfg.HEADS_PADDED
+    TOKENS: tl.constexpr = cfg.TOKENS_PADDED
+    removed = token_bias == -float("inf")
+    scores = tl.where(removed[None, :], -float("inf"), scores + token_bias[None, :])
+    if HEADS == 1:
+        base = finite(tl.max(scores, 1), cfg.LIMIT)
+        weights = tl.exp(scores - base[:, None])
+        weights = weights / tl.sum(weights, 1)[:, None]
+    else:
+        parts = tl.reshape(scores, (TILE, HEADS, TOKENS))
+        base = finite(tl.max(parts, 2), cfg.LIMIT)
+        parts = tl.exp(parts - base[:, :, None])
+        parts = parts / tl.sum(parts, 2)[:, :, None]
+        weights = tl.reshape(parts, (TILE, HEADS * TOKENS))
+    # For each row, whether all rows of its head are removed.
+    left = tl.reshape(1 - removed.to(tl.int32), (HEADS, TOKENS))
+    empty = tl.broadcast_to(tl.sum(left, 1)[:, None] == 0, (HEADS, TOKENS))
+    return tl.where(tl.reshape(empty, (HEADS * TOKENS,))[None, :], 0.0, weights)
+
+
+@triton.jit
+def softmax_over_tokens_backward(weights, grads, cfg: tl.constexpr):
+    """dS = P * (dP - sum of P * dP over a head's tokens)."""
+    TILE: tl.constexpr = cfg.TILE
+    HEADS: tl.constexpr = cfg.HEADS_PADDED
+    TOKENS: tl.constexpr = cfg.TOKENS_PADDED
+    if HEADS == 1:
+        return weights * (grads - tl.sum(weights * grads, 1)[:, None])
+    else:
+        parts = tl.reshape(weights * grads, (TILE, HEADS, TOKENS))
+        inner = tl.broadcast_to(tl.sum(parts, 2)[:, :, None], (TILE, HEADS, TOKENS))
+        return weights * (grads - tl.reshape(inner, (TILE, HEADS * TOKENS)))
+
+
+@triton.jit
+def own_values(tokens, channels, cfg: tl.constexpr):
+    """[1 or channels, rows]: whether dvalues have a row and, with several heads, its own channel."""
+    exists = tokens.exists[None, :]
+    if cfg.HEADS > 1:
+        exists = exists & own_channels(channels, tokens.head, cfg)
+    return exists
+
+
+@triton.jit
+def store_dtoken_bias(dtoken_bias, part, tokens, sums, cfg: tl.constexpr):
+    """Sums [rows] of a part."""
+    to = dtoken_bias + part * (cfg.HEADS * cfg.TOKENS) + tokens.row
+    tl.store(to, sums.to(dtoken_bias.dtype.element_ty), mask=tokens.exists)
+
+
+class SmallGradients:
+    """The gradients of keys, values, token_bias and queries, in parts of the pixels."""
+
+    def __init__(self, made: Cut, x: Tensor, operands: list[Tensor | None], needs: list[bool]) -> None:
+        """``operands``: keys, values, token_bias and queries."""
+        sums, direct = compute_dtype(x.dtype), made.direct
+        self._needed: list[tuple[Tensor, Tensor, bool] | None] = []
+        for operand, needed, width in zip(operands, needs, (2, 2, 1, 2), strict=True):
+            if operand is None or not needed:
+                self._needed.append(None)
+                continue
+            shared = operand.dim() == width
+            shape = operand.shape if shared else operand.shape[1:]
+            dtype = part_dtype(operand, direct and not shared, sums)
+            part = x.new_empty((x.shape[0], made.parts, *shape), dtype=dtype)
+            self._needed.append((part, operand, shared))
+        self.parts = Parts(*[None if each is None else each[0] for each in self._needed])
+
+    def summed(self) -> list[Tensor | None]:
+        """After the kernel."""
+        return [None if each is None else summed(each[0], each[1], shared=each[2]) for each in self._needed]
+
+
+class Heads(NamedTuple):
+    """The rows of scores: heads and tokens, padded ones, and how many that makes."""
+
+    HEADS: int
+    TOKENS: int
+    HEADS_PADDED: int
+    TOKENS_PADDED: int
+
+    @classmethod
+    def of(cls, num_heads: int, tokens: int) -> "Heads":
+        """With tokens padded to at least 16, as products take them."""
+        return cls(num_heads, tokens, power_of_two(num_heads), power_of_two(tokens, 16))
+
+    @property
+    def padded(self) -> int:
+        """Padded rows."""
+        return self.HEADS_PADDED * self.TOKENS_PADDED
+
+
+def residual_kind(residual: Tensor | None, residual_is_input: bool) -> str:
+    """As kernels are told."""
+    return "input" if residual_is_input else "none" if residual is None else "map"

@@ -1,0 +1,381 @@
+"""tokenize and its backward: kernels and how they are launched."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
+from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.maps import (
+    chunk_again,
+    load_chunk,
+    pixel_operands,
+    place,
+    rows,
+    store_chunk,
+    tile_of,
+)
+from vt_fast.backends.triton.pixel_softmax import (
+    Pooled,
+    add_extra_grads,
+    extra_values_gradient,
+    load_extra_values,
+    make_deltas,
+    no_statistics,
+    softmax_over_pixels,
+    softmax_over_pixels_backward,
+    store_extra,
+    store_pooled,
+    store_statistics,
+    taking_part,
+)
+from vt_fast.backends.triton.primitives import (
+    UNSPECIALIZED,
+    add_previous,
+    first_walk,
+    indices,
+    leave_sums,
+    load_rows,
+    next_tile,
+    own_chunk,
+    product,
+    program_of,
+    second_walk,
+    store_sums,
+    zero_sums,
+)
+from vt_fast.backends.triton.schedule import (
+    attempt,
+    config,
+    cut,
+    cut_across,
+    launch,
+    part_dtype,
+    summed,
+)
+from vt_fast.backends.triton.settings import Problem, Setting, ceil_div, power_of_two
+from vt_fast.layout import channel_count, pixel_count
+from vt_fast.precision import compute_dtype
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr):
+    """Grid: BLOCKS of channels x splits x (B * heads).
+
+    A head is a problem of its own, of CHANNELS channels and QUERIES queries. DIRECT (one split): tokens
+    (B, QUERIES, HEADS * CHANNELS + EXTRA) and lse (B, HEADS * QUERIES). Otherwise the parts' tokens are
+    (B * heads, splits, QUERIES, CHANNELS + EXTRA), their statistics (B * heads, splits, QUERIES), and seen
+    (B * heads, splits).
+    """
+    QUERIES: tl.constexpr = cfg.QUERIES_PADDED
+    TILE: tl.constexpr = cfg.TILE
+    EXTRA: tl.constexpr = cfg.EXTRA_PADDED
+    CHUNKS: tl.constexpr = cfg.CHUNKS
+    OWN: tl.constexpr = cfg.OWN
+    WIDTH: tl.constexpr = cfg.CHANNELS * (cfg.HEADS if cfg.DIRECT else 1) + cfg.EXTRA
+    block, split, item, part = program_of(splits, cfg)
+    sample = item // cfg.HEADS
+    head = item % cfg.HEADS
+    c = indices(cfg.CHUNK, cfg)
+    q = tl.arange(0, QUERIES)
+    query_ok = q < cfg.QUERIES
+    query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
+    if cfg.DIRECT:
+        tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.CHANNELS)
+    else:
+        tokens = out.tokens + part * (cfg.QUERIES * WIDTH)
+    to = tokens + q[None, :] * WIDTH
+    pixels *= cfg.PIXEL_ALIGN
+
+    held = ()
+    if cfg.KEEP:
+        for i in tl.static_range(CHUNKS):
+            k = i * cfg.CHUNK + c
+            held = held + (load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED),)
+    sums = zero_sums(QUERIES, cfg)
+    if cfg.EXTRA > 0:
+        extra_sums = tl.zeros((EXTRA, QUERIES), cfg.ACC)
+    statistics = no_statistics(cfg)
+    begin = split * per_split
+    end = tl.minimum(pixels, begin + per_split)
+    for start in tl.range(begin, end, TILE):
+        n, _inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
+        tile = tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
+        logits = tl.zeros((TILE, QUERIES), cfg.ACC)
+        logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
+        if per_pixel.bias is not None:
+            logits += bias[:, None]
+        weights, scale, statistics = softmax_over_pixels(
+            logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
+        )
+        pooling = (tile, ok, kept, weights, scale, to, query_ok, start > begin, statistics)
+        sums = second_walk(pool_chunk, sums, pooling, block, cfg)
+        next_tile(cfg)
+        if cfg.EXTRA > 0:
+            extra = load_extra_values(per_pixel, n, ok, cfg)
+            extra_sums = product(tl.trans(extra), weights, extra_sums * scale[None, :], cfg)
+
+    if cfg.LOOPS == 1:
+        for i in tl.static_range(OWN):
+            k = own_chunk(block, i, cfg)
+            there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
+            store_pooled(to + k[:, None], sums[i], there, statistics, cfg.DIRECT)
+    if block == 0:
+        if cfg.EXTRA > 0:
+            store_extra(to + cfg.CHANNELS, extra_sums, query_ok, statistics, cfg)
+        store_statistics(out, item, part, statistics, cfg)
+
+
+@triton.jit
+def add_logits(logits, operands, i, k, cfg: tl.constexpr):
+    """The first walk's step. The queries of all chunks are held where KEEP keeps those."""
+    tile, ok, query, q, query_ok, held = operands
+    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    if cfg.KEEP:
+        row = held[i]
+    else:
+        row = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
+    return product(chunk, row, logits, cfg), (chunk,)
+
+
+@triton.jit
+def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
+    """The second walk's step."""
+    tile, ok, kept, weights, scale, to, query_ok, follows, statistics = operands
+    chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    if cfg.LOOPS > 1:
+        added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
+        there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
+        added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
+        store_pooled(to + k[:, None], added, there, statistics, cfg.DIRECT)
+        return ()
+    else:
+        return (product(tl.trans(chunk), weights, sums[i] * scale[None, :], cfg),)
+
+
+def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse (B, num_heads * L)."""
+    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    count, pixels = call.queries.shape[-2] // num_heads, pixel_count(x)
+    channels = channel_count(x) // num_heads
+    extra = 0 if call.extra_values is None else call.extra_values.shape[1]
+    padded = power_of_two(count, 16)
+    placed = place(pixels, channel_count(x), x)
+    queries, per_pixel = rows(call.queries), pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+
+    def run(setting: Setting) -> tuple[Tensor, Tensor]:
+        items = x.shape[0] * num_heads
+        made = cut(setting, x, pixels, channels, items, 4 * items * count * (channels + extra))
+        pooled = Pooled(x, num_heads, count, channels, extra, made, exact=call.keep_exact)
+        cfg = config(
+            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
+            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), DIRECT=made.direct,
+        )  # fmt: skip
+        launch(
+            tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, per_pixel,
+            pooled.results, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
+            num_warps=setting.warps, num_stages=setting.stages,
+        )  # fmt: skip
+        return pooled.combined(cfg.LIMIT)
+
+    problem = Problem("tokenize_forward", settings.kind(dtype), placed.layout, channels, padded, pixels)
+    return attempt(problem, x, run)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED)
+def tokenize_backward(
+    x,
+    queries,
+    grad_tokens,
+    per_pixel,
+    lse,
+    delta,
+    dx,
+    dqueries,
+    dpixel_bias,
+    attention,
+    pixels,
+    width,
+    batch,
+    tiles_each,
+    parts,
+    per_part,
+    cfg: tl.constexpr,
+):
+    """One pass over the map. Grid: BLOCKS of channels x HEADS x parts (of each sample, unless ACROSS).
+
+    Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
+    them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
+    samples. grad_tokens (B, QUERIES, HEADS * CHANNELS + EXTRA) in x's dtype; lse and delta
+    (B, HEADS * QUERIES); dqueries, if any, (B, parts, HEADS, QUERIES, CHANNELS), ACROSS without B;
+    dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
+    gradient is wanted to which all samples contribute.
+    """
+    QUERIES: tl.constexpr = cfg.QUERIES_PADDED
+    TILE: tl.constexpr = cfg.TILE
+    OWN: tl.constexpr = cfg.OWN
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+    program = tl.program_id(0)
+    block = program % cfg.BLOCKS
+    head = program // cfg.BLOCKS % cfg.HEADS
+    part = program // (cfg.BLOCKS * cfg.HEADS)
+    index = (part * cfg.HEADS + head).to(tl.int64)
+    q = tl.arange(0, QUERIES)
+    query_ok = q < cfg.QUERIES
+    of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
+    of_grads = grad_tokens + head * cfg.CHANNELS
+    pixels *= cfg.PIXEL_ALIGN
+    if cfg.ACROSS:
+        only = tl.zeros((), tl.int64)
+        begin = part * per_part
+        end = tl.minimum(begin + per_part, batch * tiles_each)
+    else:
+        only = (part // parts).to(tl.int64)
+        begin = part % parts * per_part
+        end = tl.minimum(begin + per_part, tiles_each)
+
+    sums = zero_sums(QUERIES, cfg)
+    for tile_index in tl.range(begin, end):
+        if cfg.ACROSS:
+            sample = (tile_index // tiles_each).to(tl.int64)
+            start = tile_index % tiles_each * TILE
+        else:
+            sample = only
+            start = tile_index * TILE
+        n, inside, ok, bias = taking_part(per_pixel, start, pixels, sample * pixels, cfg)
+        tile = tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        to = tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        query = of_queries + sample * queries.batch
+        grad = of_grads + sample * (cfg.QUERIES * WIDTH)
+        small = (query, grad, q, query_ok)
+        at = (sample * cfg.HEADS + head) * cfg.QUERIES + q
+        log_sums = tl.load(lse + at, mask=query_ok, other=0.0)
+        means = tl.load(delta + at, mask=query_ok, other=0.0)
+        zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
+        both, kept = first_walk(add_logits_and_grads, (zeros, zeros), (tile, ok, small), cfg)
+        logits, grads = both
+        if cfg.EXTRA > 0:
+            grads = add_extra_grads(grads, grad + cfg.CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
+        if per_pixel.bias is not None:
+            logits += bias[:, None]
+        weights, inner = softmax_over_pixels_backward(logits, grads, log_sums, means, ok, query_ok)
+        if block == 0:
+            if dpixel_bias is not None:
+                tl.store(dpixel_bias + (head * batch + sample) * pixels + n, tl.sum(inner, 1), mask=inside)
+            if attention is not None:
+                to_attention = attention + (sample * pixels + n)[:, None] * cfg.QUERIES + q[None, :]
+                tl.store(to_attention, weights, mask=inside[:, None] & query_ok[None, :])
+        weights = weights.to(x.data.dtype.element_ty)
+        inner = inner.to(x.data.dtype.element_ty)
+        sums = second_walk(
+            store_dx_and_add_dqueries, sums,
+            (tile, to, kept, ok, inside, small, weights, inner, dqueries, (index, tile_index > begin)),
+            block, cfg,
+        )  # fmt: skip
+        next_tile(cfg)
+
+    if dqueries is not None:
+        if cfg.LOOPS == 1:
+            for i in tl.static_range(OWN):
+                store_sums(
+                    dqueries, index, own_chunk(block, i, cfg), q, query_ok[None, :], sums[i], False,
+                    cfg.CHANNELS, cfg.QUERIES, True,
+                )  # fmt: skip
+
+
+@triton.jit
+def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
+    """The first walk's step: a pixel's products with the queries and with the tokens' gradients."""
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+    logits, grads = sums
+    tile, ok, small = operands
+    query, grad, q, query_ok = small
+    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
+    logits = product(chunk, of_query, logits, cfg)
+    of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
+    grads = product(chunk, of_grad, grads, cfg)
+    return (logits, grads), (chunk,)
+
+
+@triton.jit
+def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
+    """The second walk's step: dx = A dT + dS queries, and dqueries = dS^T x."""
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+    TILE: tl.constexpr = cfg.TILE
+    CHUNK: tl.constexpr = cfg.CHUNK
+    tile, to, kept, ok, inside, small, weights, inner, dqueries, slot = operands
+    query, grad, q, query_ok = small
+    if cfg.NEEDS_X:
+        of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
+        out = tl.zeros((TILE, CHUNK), cfg.ACC)
+        out = product(weights, tl.trans(of_grad), out, cfg)
+        of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
+        out = product(inner, tl.trans(of_query), out, cfg)
+        if cfg.MASKED:
+            # A pixel that takes no part has a gradient of 0, whatever the others are.
+            out = tl.where(ok[:, None], out, 0.0)
+        store_chunk(to, k, inside, out, cfg.CHANNELS, cfg.OWN_RAGGED)
+    if dqueries is None:
+        return (sums[i],)
+    else:
+        chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+        added = product(tl.trans(chunk), inner, sums[i], cfg)
+        return leave_sums(dqueries, slot, k, q, query_ok[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
+
+
+def backward(call: TokenizeBackward) -> TokenizeGradients:
+    """The gradients that are needed."""
+    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs
+    batch, pixels = x.shape[0], pixel_count(x)
+    count, channels = call.queries.shape[-2] // num_heads, channel_count(x) // num_heads
+    extra = 0 if call.extra_values is None else call.extra_values.shape[1]
+    sums = compute_dtype(dtype)
+    padded = power_of_two(count, 16)
+    dx = torch.empty_like(x) if needs_x else None
+    dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
+    attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
+    placed = place(pixels, channel_count(x), x, dx)
+    x_map, dx_map = placed.maps
+    queries, per_pixel = rows(call.queries), pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+    shared = call.queries.dim() == 2
+    lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
+
+    def run(setting: Setting) -> Tensor | None:
+        items, part = batch * num_heads, 4 * num_heads * count * channels
+        made = cut(setting, x, pixels, channels, items, batch * part)
+        # Each sample leaves a part of its own, and all of them may be too much.
+        across = needs_queries and shared and batch > 1
+        if across:
+            fewer = cut_across(setting, x, pixels, channels, num_heads, part)
+            across = fewer.parts < batch * made.parts
+            made = fewer if across else made
+        samples = 1 if across else batch
+        dqueries = None
+        if needs_queries:
+            shape = (samples, made.parts, num_heads, count, channels)
+            dqueries = x.new_empty(shape, dtype=part_dtype(call.queries, made.direct and not shared, sums))
+        delta = make_deltas(grad_tokens, call.tokens, call.grad_lse, lse, num_heads)
+        cfg = config(
+            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
+            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
+            MASKED=call.mask is not None or call.pixel_bias is not None, NEEDS_X=needs_x,
+        )  # fmt: skip
+        launch(
+            tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, queries,
+            grad_tokens.to(dtype), per_pixel, lse, delta, dx_map, dqueries, dpixel_bias, attention,
+            placed.pixels, placed.width, batch, ceil_div(pixels, setting.tile), made.parts,
+            made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
+            num_stages=setting.stages,
+        )  # fmt: skip
+        return None if dqueries is None else summed(dqueries, call.queries, shared=shared)
+
+    problem = Problem("tokenize_backward", settings.kind(dtype), placed.layout, channels, padded, pixels)
+    made_dqueries = attempt(problem, x, run)
+    dbias = None
+    if dpixel_bias is not None and call.pixel_bias is not None:
+        dbias = (dpixel_bias[0] if num_heads == 1 else dpixel_bias.sum(0)).view(call.pixel_bias.shape)
+    dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., channels:])
+    return TokenizeGradients(x=dx, queries=made_dqueries, pixel_bias=dbias, extra_values=dextra)
