@@ -6,5 +6,6 @@
     python -m tools.mutants run --target ops --only before.jsonl --output after.jsonl
     python -m tools.mutants compare before.jsonl after.jsonl
 
-A mutant's id depends on the sources alone, so the same faults can be tried again on other tests.
+A mutant's id depends on the sources alone, so the same faults can be tried again on other tests. The folder
+``noticed`` has the results for each target, as the tests were before their cases were reduced to covers of pairs.
 """
