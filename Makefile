@@ -103,7 +103,7 @@ native: $(VENV)/build.stamp
 
 # Unlike the suite's, not the same calls in each run.
 fuzz: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_cpu_fuzz.py $(TEST_FLAGS)
+	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_fuzz.py $(TEST_FLAGS)
 
 # In a copy of the tree, so that the kernels that everything else runs on stay as they are.
 sanitize: $(VENV)/dev.stamp
@@ -116,7 +116,7 @@ sanitize: $(VENV)/dev.stamp
 # The compiler is a package that nothing else needs.
 compilers: $(VENV)/dev.stamp
 	$(PIP) install -q -c constraints.txt ziglang
-	$(PY) -m pytest tests/cpu/test_cpu_compilers.py $(TEST_FLAGS)
+	$(PY) -m pytest tests/cpu/test_compilers.py $(TEST_FLAGS)
 
 clean:
 	rm -f vt_fast/_native/*.so vt_fast/_native/build.json

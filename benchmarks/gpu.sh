@@ -59,10 +59,10 @@ while IFS= read -r file; do
     tests+=("$file")
 done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -vE '^tests/(gpu|ops)/' | sort)
 # These take the GPU's memory for themselves.
-large=tests/gpu/test_gpu_large.py
+large=tests/gpu/test_large.py
 
 # Every op, forward and backward, at sizes where a tile is not full and with masks.
-checked=(tests/gpu/test_gpu_sizes.py tests/gpu/test_gpu_masks.py)
+checked=(tests/gpu/test_sizes.py tests/gpu/test_masks.py)
 
 # Most of the time of a test is Triton's, which compiles with one processor.
 parallel=()

@@ -2,12 +2,13 @@
 
 import os
 
-import devices
 import pytest
 import torch
 
-# --doctest-modules would import them a second time, as modules that all have the same name.
-collect_ignore_glob = ["*/conftest.py"]
+from tests._support import devices
+
+# Scripts, which --doctest-modules would import and so run.
+collect_ignore_glob = ["cases/*"]
 
 # What cuBLAS wants for the same bits each time; it looks once.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

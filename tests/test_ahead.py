@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget
-from variants import variant
 
+from tests._support.variants import variant
 from vt_fast.backends import triton as calls
 from vt_fast.backends.contract import Project, ProjectBackward
 from vt_fast.backends.triton import INTERPRETED, ahead

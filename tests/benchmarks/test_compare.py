@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-import standin
-from drawn_runs import SHAPES, Machine, network_run, one_cell_slower
 
 from benchmarks import cases, noise, records
 from benchmarks.compare_report import render
@@ -13,6 +11,8 @@ from benchmarks.comparison import compare
 from benchmarks.figures import CEILING, CONTROL, OURS, figures
 from benchmarks.networks.sides import CONVOLUTIONAL, REFERENCE
 from benchmarks.noise import SLOWER, Change
+from tests._support import standin
+from tests._support.drawn_runs import SHAPES, Machine, network_run, one_cell_slower
 
 
 def named(found):

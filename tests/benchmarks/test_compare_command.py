@@ -4,7 +4,8 @@ import dataclasses
 import functools
 
 import pytest
-from drawn_runs import Machine, network_run, one_cell_slower
+
+from tests._support.drawn_runs import Machine, network_run, one_cell_slower
 
 pytest.importorskip("tqdm")
 

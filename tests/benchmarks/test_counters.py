@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
-import standin
 
 from benchmarks import cli, counter_records, counters, documents, figures, gpu_machine, nsight
+from tests._support import standin
 
 pytest.importorskip("triton")
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from made_up import cell, network_cell, ops_run, stack_cell
+
+from tests._support.made_up import cell, network_cell, ops_run, stack_cell
 
 pytest.importorskip("matplotlib")
 

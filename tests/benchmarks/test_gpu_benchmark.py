@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
-import standin
 import torch
-from gpu_rehearsal import conduct, one_cell, options
 
 from benchmarks import cases, cli, gpu, gpu_machine, machine, peers_gpu, records, report
+from tests._support import standin
+from tests._support.gpu_rehearsal import conduct, one_cell, options
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

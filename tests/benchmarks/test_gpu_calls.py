@@ -3,13 +3,13 @@
 import itertools
 
 import pytest
-import standin
 import torch
-from gpu_rehearsal import quick_cells
 
 from benchmarks import cases, graphs, peers_gpu, records, report, timing
 from benchmarks.device import Call, Times
 from benchmarks.gpu_device import Gpu
+from tests._support import standin
+from tests._support.gpu_rehearsal import quick_cells
 
 
 def test_who_cannot_be_captured_is_timed_as_a_plain_call(monkeypatch):

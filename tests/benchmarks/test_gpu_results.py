@@ -2,10 +2,9 @@
 
 import json
 
-import standin
-from gpu_rehearsal import one_cell
-
 from benchmarks import cases, gpu_machine, machine, records, report, running, summary
+from tests._support import standin
+from tests._support.gpu_rehearsal import one_cell
 
 
 def test_goals():

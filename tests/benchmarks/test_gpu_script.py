@@ -54,7 +54,7 @@ def test_the_script_runs_both_and_fails_if_one_does(tmp_path, tested, measured, 
     parallel = "" if jobs == 1 else f" -n {jobs} --dist worksteal"
     assert f"-m pytest -m gpu -p no:cacheprovider{parallel} --junitxml={out}/gpu-tests.xml" in first
     assert "tests/benchmarks/test_gpu_benchmark.py" in first
-    large = "tests/gpu/test_gpu_large.py"
+    large = "tests/gpu/test_large.py"
     assert f"--ignore={large} tests/gpu tests/ops" in first
     assert second.startswith("-m pytest -m gpu -p no:cacheprovider --junitxml=")
     assert second.endswith(large)
@@ -83,7 +83,7 @@ def test_the_script_runs_the_memory_checker_where_it_is_asked_to(tmp_path):
     told |= {"VT_FAST_GPU_CHECK": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = script(out, **told)
     assert done.returncode == 1
-    assert "error: racecheck (tests/gpu/test_gpu_sizes.py tests/gpu/test_gpu_masks.py): failed" in done.stderr
+    assert "error: racecheck (tests/gpu/test_sizes.py tests/gpu/test_masks.py): failed" in done.stderr
     assert "error: memcheck" not in done.stderr
     tested, _, memory, race, measured = calls.read_text().splitlines()
     assert "pytest" in tested

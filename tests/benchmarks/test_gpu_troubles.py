@@ -5,12 +5,12 @@ import itertools
 import time
 
 import pytest
-import standin
 import torch
-from gpu_rehearsal import conduct
 
 from benchmarks import gpu, limits, records, report
 from benchmarks.trial import pose
+from tests._support import standin
+from tests._support.gpu_rehearsal import conduct
 
 
 def test_the_run_stops_when_the_time_is_spent(monkeypatch, tmp_path, capsys):

@@ -4,9 +4,10 @@ import dataclasses
 import json
 
 import pytest
-import standin
 import torch
 from torch import nn
+
+from tests._support import standin
 
 pytest.importorskip("tqdm")
 

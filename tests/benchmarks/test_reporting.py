@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up import network_cell, ops_run, report, save_networks
+
+from tests._support.made_up import network_cell, ops_run, report, save_networks
 
 pytest.importorskip("matplotlib")
 

@@ -1,9 +1,9 @@
 """Reports of runs on a GPU, in series and of overhead, each of which says something of its own."""
 
-import made_up
 import pytest
-import standin
-from made_up import SHAPE, cell, ops_run, report
+
+from tests._support import made_up, standin
+from tests._support.made_up import SHAPE, cell, ops_run, report
 
 pytest.importorskip("matplotlib")
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import standin
 import torch
+
+from tests._support import standin
 
 pytest.importorskip("tqdm")
 

@@ -6,7 +6,8 @@ import json
 from typing import NamedTuple
 
 import pytest
-import standin
+
+from tests._support import standin
 
 pytest.importorskip("tqdm")
 

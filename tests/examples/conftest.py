@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torchvision_stub
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from tests._support import torchvision_stub
+
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
@@ -38,8 +38,12 @@ def start(libraries):
         command = [sys.executable]
         if processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command += [str(HERE / "run_example.py"), str(EXAMPLES / script), *map(str, arguments)]
-        paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        command += [
+            str(ROOT / "tests" / "_support" / "run_example.py"),
+            str(EXAMPLES / script),
+            *map(str, arguments),
+        ]
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             command,
             capture_output=True,

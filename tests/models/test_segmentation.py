@@ -6,9 +6,19 @@ import copy
 
 import pytest
 import torch
-from segmentation_cases import CLASSES, NETS, SMALL, TOKENS, C, SmallBackbone, group_norm, images, randomised
 from torch.export import Dim
 
+from tests._support.segmentation_cases import (
+    CLASSES,
+    NETS,
+    SMALL,
+    TOKENS,
+    C,
+    SmallBackbone,
+    group_norm,
+    images,
+    randomised,
+)
 from vt_fast.models import FPN, VTFPN, FeaturePyramid, PanopticHead, ResNet, SegmentationNet, fpn, vt_fpn
 from vt_fast.nn import set_backend
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from segmentation_cases import CT, IN_CHANNELS, NECKS, SIZES, C, L, levels, neck, plain_neck, randomised
 from torch.nn import functional as F
 
+from tests._support.segmentation_cases import (
+    CT,
+    IN_CHANNELS,
+    NECKS,
+    SIZES,
+    C,
+    L,
+    levels,
+    neck,
+    plain_neck,
+    randomised,
+)
 from vt_fast.models import FPN, VTFPN
 
 

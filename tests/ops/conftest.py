@@ -1,9 +1,8 @@
 """Every test of the ops runs once for each backend that can run on this machine, on its device."""
 
-import devices
-import problems
 import pytest
 
+from tests._support import devices
 from vt_fast import backends
 
 USABLE = [name for name, reason in backends.report() if reason is None]
@@ -17,10 +16,7 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(autouse=True)
-def backend(request, monkeypatch):
-    """The backend that :meth:`problems.Problem.call` asks for; tensors are made on its device."""
-    monkeypatch.setattr(problems, "BACKEND", request.param)
-    if devices.PRETENDED and devices.on_gpu(request.param):
-        monkeypatch.setitem(backends._REASONS, "cpu", "not for the tensors of a GPU")
-    with devices.factories_on(request.param):
+def backend(request):
+    """The backend that calls get; tensors are made on its device."""
+    with devices.preferring(request.param), devices.factories_on(request.param):
         yield request.param

@@ -2,16 +2,16 @@
 
 import itertools
 
-import devices
 import pytest
 import torch
-from comparing import assert_repeated, tolerance
 from functorch.compile import make_boxed_func
-from problems import LAYOUTS, OPS, make, widest
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
+from tests._support import devices
+from tests._support.comparing import assert_repeated, tolerance
+from tests._support.problems import LAYOUTS, OPS, make, widest
 from vt_fast.reference import ops as reference
 from vt_fast.testing import assert_as_accurate
 

@@ -7,10 +7,10 @@ argument, what it must be and what it was.
 import inspect
 
 import numpy as np
-import problems
 import pytest
 import torch
 
+from tests._support import problems
 from vt_fast import backends, functional
 
 OPS = "tokenize project project_tokenize"

@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("fvcore")
 
 from fvcore.nn import FlopCountAnalysis
-from problems import OPS, OPTIONS, make, rounded
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests._support.problems import OPS, OPTIONS, make, rounded
 from vt_fast.flops import fvcore_handles
 
 pytestmark = pytest.mark.on_cpu

@@ -6,10 +6,10 @@ vt_fast.functional. Results and the gradients of every unfolded parameter must a
 
 import pytest
 import torch
-from comparing import assert_close, assert_same, evaluate
-from folding import CT, B, C, H, L, N, W, as_map, back, pixels_and_tokens, randn, weight
 from torch.nn import functional as F
 
+from tests._support.comparing import assert_close, assert_same, evaluate
+from tests._support.folding import CT, B, C, H, L, N, W, as_map, back, pixels_and_tokens, randn, weight
 from vt_fast.functional import merge, tokenize
 from vt_fast.reference.clustering import clustering_tokenizer, initial_centroids, kmeans
 from vt_fast.reference.linear import Projection, linear

@@ -6,10 +6,10 @@ vt_fast.functional. Results and the gradients of every unfolded parameter must a
 
 import pytest
 import torch
-from comparing import assert_same
-from folding import CT, B, C, L, N, as_map, as_pixels, back, pixels_and_tokens, randn, weight
 from torch.nn import functional as F
 
+from tests._support.comparing import assert_same
+from tests._support.folding import CT, B, C, L, N, as_map, as_pixels, back, pixels_and_tokens, randn, weight
 from vt_fast.functional import project, tokenize
 from vt_fast.reference.linear import Projection, linear
 from vt_fast.reference.projector import projector

@@ -8,9 +8,9 @@ import itertools
 
 import pytest
 import torch
-from comparing import assert_same
-from folding import B, N, back, randn, weight
 
+from tests._support.comparing import assert_same
+from tests._support.folding import B, N, back, randn, weight
 from vt_fast.functional import project, project_tokenize, tokenize
 from vt_fast.reference.linear import Projection, linear
 from vt_fast.reference.projector import projector

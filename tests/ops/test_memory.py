@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from problems import OPS, make, rounded
 
+from tests._support.problems import OPS, make, rounded
 from vt_fast.backends.eager import tiles
 from vt_fast.testing import peak_bytes
 

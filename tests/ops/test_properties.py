@@ -8,11 +8,12 @@ import random
 
 import pytest
 import torch
-from comparing import assert_close, assert_same, evaluate
-from drawing import at_pixels, problems, properties, randn, samples_with_pixels, seeds, solver
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import OPS
+
+from tests._support.comparing import assert_close, assert_same, evaluate
+from tests._support.drawing import at_pixels, problems, properties, randn, samples_with_pixels, seeds, solver
+from tests._support.problems import OPS
 
 pytestmark = pytest.mark.on_cpu
 

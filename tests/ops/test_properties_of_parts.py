@@ -7,12 +7,12 @@ import itertools
 
 import pytest
 import torch
-from comparing import assert_close, assert_same
-from drawing import at_pixels, problems, properties, randn, seeds, small, solver
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Problem
 
+from tests._support.comparing import assert_close, assert_same
+from tests._support.drawing import at_pixels, problems, properties, randn, seeds, small, solver
+from tests._support.problems import Problem
 from vt_fast.backends.eager import tiles
 from vt_fast.functional import merge, project, tokenize
 

@@ -1,13 +1,13 @@
 """The ops inside PyTorch: opcheck, compile, export, torch.func, double backward, autocast, tracing."""
 
-import problems
 import pytest
 import torch
-from comparing import tolerance
-from problems import OPS, OPTIONS, make, widest
 from torch.utils.checkpoint import checkpoint
 
 import vt_fast
+from tests._support import devices, problems
+from tests._support.comparing import tolerance
+from tests._support.problems import OPS, OPTIONS, make, widest
 from vt_fast.backends import contract
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.reference import ops as reference
@@ -23,14 +23,14 @@ def raw_arguments(problem, dtype, keep_exact=True):
     num_heads = options.get("num_heads", 1)
     if problem.op == "tokenize":
         tensors = [operand(name) for name in ("x", "queries", "mask", "pixel_bias", "extra_values")]
-        return (*tensors, num_heads, keep_exact, problems.BACKEND)
+        return (*tensors, num_heads, keep_exact, devices.backend())
     residual_is_input = "residual" in options
     if problem.op == "project":
         tensors = [operand(name) for name in ("x", "keys", "values", "token_bias", "residual")]
-        return (*tensors, residual_is_input, num_heads, problems.BACKEND)
+        return (*tensors, residual_is_input, num_heads, devices.backend())
     names = ("x", "keys", "values", "queries", "token_bias", "residual", "mask", "pixel_bias", "extra_values")
     tensors = [operand(name) for name in names]
-    return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact, problems.BACKEND)
+    return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact, devices.backend())
 
 
 @pytest.mark.one_in(23)
@@ -67,13 +67,22 @@ def test_opcheck_of_the_backward(op):
     results = RAW[op].raw(*arguments)
     if op == "tokenize":
         tokens, _, lse = results
-        arguments = [tokens, lse, *arguments[:5], tokens, lse, 1, [True, False, True, True], problems.BACKEND]
+        arguments = [
+            tokens,
+            lse,
+            *arguments[:5],
+            tokens,
+            lse,
+            1,
+            [True, False, True, True],
+            devices.backend(),
+        ]
     elif op == "project":
-        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], problems.BACKEND]
+        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], devices.backend()]
     else:
         y, tokens, _, lse = results
         needs = [True, False, True, True, True, True, True, False]
-        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, problems.BACKEND]
+        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, devices.backend()]
     torch.library.opcheck(RAW[op].raw_backward, tuple(arguments))
 
 

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from comparing import assert_repeated, assert_solved, tolerance
-from problems import LAYOUTS, OPS, OPTIONS, make
+
+from tests._support.comparing import assert_repeated, assert_solved, tolerance
+from tests._support.problems import LAYOUTS, OPS, OPTIONS, make
 
 CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 

@@ -1,16 +1,8 @@
 """Every test here is about the backend "triton": on a GPU, or with TRITON_INTERPRET=1 on the CPU."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-# Problems and comparisons are those of the ops' own tests.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
-
-import devices
-import problems
-
+from tests._support import devices
 from vt_fast.backends import triton
 
 
@@ -26,11 +18,10 @@ def pytest_runtest_call():
 
 
 @pytest.fixture(autouse=True)
-def triton_backend(monkeypatch):
+def backend():
     """Public functions run the kernels, on tensors of the device that they are for."""
     reason = triton.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(problems, "BACKEND", "triton")
-    with devices.factories_on("triton"):
-        yield
+    with devices.preferring("triton"), devices.factories_on("triton"):
+        yield "triton"

@@ -1,0 +1,1 @@
+"""Tests of vt_fast; ``tests._support`` is what they share."""

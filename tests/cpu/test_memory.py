@@ -1,0 +1,114 @@
+"""The kernels write all of their results and nothing else, at any address and with any strides."""
+
+import pytest
+import torch
+
+import vt_fast
+from tests._support.guarding import GuardedOps
+from tests._support.instruction_sets import each
+from tests._support.judging import DTYPES, short
+from tests._support.problems import LAYOUTS, OPS, OPTIONS, make
+from vt_fast.backends.cpu import calls
+
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+
+
+def check_guards(problem, dtype, monkeypatch, **placing):
+    """Raise unless guarded results are those of unguarded memory, and no guard was overwritten."""
+    ops = torch.ops.vt_fast_cpu
+    for name in each():
+        expected = problem.solve(dtype)
+        guarded = GuardedOps(ops, **placing)
+        monkeypatch.setattr(calls, "_OPS", guarded)
+        try:
+            found = problem.solve(dtype)
+        except AssertionError as error:
+            raise AssertionError(f"on {name}: {error}") from error
+        finally:
+            monkeypatch.setattr(calls, "_OPS", ops)
+        assert guarded.calls == 2
+        for key, value in found.items():
+            assert not value.isnan().any(), (name, key)
+            if placing.get("holes", 1) == 1:
+                assert torch.equal(value, expected[key]), (name, key)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("channels", [18, 64])
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "nchw, transposed"])
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_nothing_but_results_is_written(op, options, layout, channels, dtype, monkeypatch):
+    problem = make(op, options, layout, channels=channels, height=9, width=17)
+    check_guards(problem, dtype, monkeypatch, shift=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_maps_may_have_holes(op, layout, dtype, monkeypatch):
+    options = ("mask", "extra_values") if op != "project" else ("token_bias",)
+    problem = make(op, options, layout, channels=17, height=5, width=29)
+    check_guards(problem, dtype, monkeypatch, holes=3)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 17, 33])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (1, 33), (12, 25)])
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("op", OPS)
+def test_sizes(op, layout, size, tokens, monkeypatch):
+    height, width = size
+    for channels in (1, 3, 31, 33):
+        problem = make(
+            op,
+            (),
+            layout,
+            batch=3,
+            channels=channels,
+            height=height,
+            width=width,
+            tokens=tokens,
+            queries=tokens,
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            check_guards(problem, dtype, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("op", ["project", "project_tokenize"])
+def test_maps_too_large_for_the_caches(op, shift, layout, dtype, monkeypatch):
+    """They are stored past the caches, which needs aligned memory."""
+    pixels = (16 << 20) // (64 * dtype.itemsize)
+    problem = make(op, ("shared",), layout, batch=1, channels=64, height=64, width=pixels // 64)
+    problem.operands = {name: value.to(dtype) for name, value in problem.operands.items()}
+    operands = problem.operands
+    expected = problem.call(operands, plain=False)[0]
+    slack = 16 * torch.finfo(dtype).eps * expected.abs().max().item() + 1e-10
+    guarded = GuardedOps(torch.ops.vt_fast_cpu, shift=shift)
+    monkeypatch.setattr(calls, "_OPS", guarded)
+    for name in each():
+        x = operands["x"].detach().requires_grad_()
+        results = problem.call(operands | {"x": x}, plain=False)
+        (dx,) = torch.autograd.grad(results[0], x, torch.ones_like(results[0]))
+        assert dx.isfinite().all(), name
+        torch.testing.assert_close(results[0], expected, rtol=0, atol=slack, msg=name)
+    assert guarded.calls > 1
+
+
+def test_an_overwritten_guard_is_noticed():
+    class Clumsy:
+        class tokenize:
+            class default:
+                _schema = torch.ops.vt_fast_cpu.tokenize.default._schema
+
+                def __new__(cls, *args):
+                    tokens = args[-2]
+                    tokens.as_strided((1,), (1,), tokens.storage_offset() + tokens.numel()).zero_()
+
+    x = torch.randn(1, 6, 4)
+    arguments = (x, torch.randn(3, 4), None, None, None, 1, torch.empty(1, 3, 4), torch.empty(1, 3))
+    GuardedOps(torch.ops.vt_fast_cpu).tokenize.default(*arguments)
+    assert torch.equal(arguments[-2], vt_fast.tokenize(x, arguments[1], backend="cpu"))
+    with pytest.raises(AssertionError, match="around tokens"):
+        GuardedOps(Clumsy).tokenize.default(*arguments)

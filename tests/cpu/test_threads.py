@@ -1,0 +1,43 @@
+"""Results and gradients have the same bits with any number of threads and in every run."""
+
+import pytest
+import torch
+
+from tests._support.instruction_sets import each
+from tests._support.judging import DTYPES, short
+from tests._support.problems import OPS, OPTIONS, make
+
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+THREADS = [1, 2, 3, 8, 2]
+
+
+def check(problem, dtype):
+    for name in each():
+        first = None
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            found = problem.solve(dtype)
+            first = first or found
+            for key, value in found.items():
+                same = torch.equal(value.view(torch.uint8), first[key].view(torch.uint8))
+                assert same, f"{key} with {threads} threads on {name}"
+
+
+# (batch, height, width): chunks of one sample, chunks of several samples, one sample a unit, several a unit
+@pytest.mark.parametrize("shape", [(1, 25, 33), (2, 20, 21), (9, 9, 11), (70, 3, 4)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_threads_do_not_matter(op, options, dtype, shape):
+    batch, height, width = shape
+    layout = ("bnc", "nchw")[(batch + len(options)) % 2]
+    # enough work for several threads
+    channels = 66 if "num_heads" in options else 67
+    check(make(op, options, layout, batch=batch, channels=channels, height=height, width=width), dtype)
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("op", OPS)
+def test_many_tokens(op, layout):
+    problem = make(op, ("shared",), layout, batch=3, channels=64, height=16, width=20, tokens=64, queries=33)
+    check(problem, torch.float32)
+    check(problem, torch.bfloat16)

@@ -1,0 +1,105 @@
+"""Every op, option, layout and dtype on every instruction set, in sizes around the kernels' block sizes."""
+
+import random
+
+import pytest
+import torch
+
+from tests._support.instruction_sets import on_each, supported
+from tests._support.judging import DTYPES, check, short
+from tests._support.problems import LAYOUTS, OPS, OPTIONS, make
+
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+
+TOKENS = [1, 7, 8, 9, 16, 17, 33, 64, 130]
+CHANNELS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 130, 257]
+SIZES = {1: (1, 1), 7: (1, 7), 31: (31, 1), 33: (3, 11), 196: (14, 14), 300: (12, 25), 1000: (8, 125)}
+BATCHES = [1, 2, 9, 70]
+# multiplications of a call, which bounds the reference's time
+MOST_WORK = 4_000_000
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last, sliced"])
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_options(op, options, layout, dtype):
+    check(make(op, options, layout, height=6, width=31, channels=34), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_layouts(op, layout, dtype):
+    options = ("pixel_bias",) if op == "tokenize" else ("residual", "wide")
+    check(make(op, options, layout, height=9, width=37, channels=18), dtype)
+
+
+def dealt(values, count, choose):
+    """``count`` values in random order, each about equally often."""
+    values = [values[index % len(values)] for index in range(count)]
+    choose.shuffle(values)
+    return values
+
+
+def size_cases(op, count=44):
+    """Each number of tokens, channels, pixels and samples several times, in random combinations."""
+    choose = random.Random(op)
+    columns = [
+        dealt(values, count, choose)
+        for values in (TOKENS, TOKENS, CHANNELS, list(SIZES), BATCHES, list(LAYOUTS), OPTIONS[op])
+    ]
+    cases = []
+    for tokens, queries, channels, pixels, batch, layout, options in zip(*columns, strict=True):
+        if "num_heads" in options and channels % 2:
+            options = ("shared",)
+        work = max(tokens, queries) * channels
+        # reduce the batch first, then the pixels
+        batch = max([b for b in BATCHES if b <= batch and b * pixels * work <= MOST_WORK], default=1)
+        pixels = max([n for n in SIZES if n <= pixels and batch * n * work <= MOST_WORK], default=7)
+        cases.append((options, layout, batch, tokens, queries, channels, pixels))
+    return cases
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize(("op", "index"), [(op, index) for op in OPS for index in range(44)])
+def test_sizes(op, index, dtype):
+    options, layout, batch, tokens, queries, channels, pixels = size_cases(op)[index]
+    height, width = SIZES[pixels]
+    problem = make(
+        op,
+        options,
+        layout,
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        tokens=tokens,
+        queries=queries,
+    )
+    check(problem, dtype)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_gradcheck(op, options, layout):
+    problem = make(op, options, layout, channels=4, height=2, width=3, tokens=2, queries=2)
+    if "token_bias" in problem.operands:
+        # Finite differences cannot step away from -inf.
+        problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
+    names = [name for name, value in problem.operands.items() if value.is_floating_point()]
+    inputs = [problem.operands[name].detach().clone().requires_grad_() for name in names]
+
+    def function(*values):
+        return tuple(problem.call(problem.operands | dict(zip(names, values, strict=True)), plain=False))
+
+    @on_each
+    def check_gradients():
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=layout == "nchw")
+
+    check_gradients()
+
+
+def test_every_instruction_set_that_the_machine_has_is_walked_through():
+    names = supported()
+    assert names[0] == "baseline"
+    assert len(set(names)) == len(names)

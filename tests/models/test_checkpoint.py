@@ -1,0 +1,187 @@
+"""Load trained ResNets into backbones."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from tests._support import torchvision_stub
+from tests._support.model_cases import small_backbone
+from vt_fast import models
+from vt_fast.models import ResNet, load_backbone
+
+NARROW = {"token_channels": 64, "num_tokens": 4, "width": 256}
+
+
+def resnet(depth=18):
+    """A ResNet with random BatchNorm statistics."""
+    model = ResNet(depth, num_classes=10)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    return model
+
+
+def vt(**options):
+    return models.VTResNet(18, num_classes=5, **{**NARROW, **options})
+
+
+def assert_loaded(model, source):
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("network", [vt, lambda: models.VTResNetFeatures(18, **NARROW)])
+def test_a_state_dict(network):
+    source, model = resnet(), network()
+    before = {name: value.clone() for name, value in model.stage.state_dict().items()}
+    report = load_backbone(model, source.state_dict())
+    assert_loaded(model, source)
+    assert report.complete
+    assert set(report.taken) == set(model.backbone.state_dict())
+    assert {name.split(".")[0] for name in report.left} == {"layer4", "fc"}
+    assert report.section is None
+    assert str(report) == f"{len(report.taken)} taken, {len(report.left)} left in the checkpoint"
+    for name, value in model.stage.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("section", ["state_dict", "model", "state_dict_ema", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "backbone.", "module.backbone."])
+def test_sections_and_prefixes(section, prefix):
+    source, model = resnet(), vt()
+    tensors = {prefix + name: value for name, value in source.state_dict().items()}
+    report = load_backbone(model, tensors if section is None else {section: tensors, "epoch": 3})
+    assert report.complete
+    assert report.section == section
+    assert_loaded(model, source)
+
+
+def test_averaged_weights_are_preferred():
+    plain, averaged, model = resnet(), resnet(), vt()
+    load_backbone(model, {"state_dict": plain.state_dict(), "state_dict_ema": averaged.state_dict()})
+    assert_loaded(model, averaged)
+
+
+def test_files(tmp_path):
+    source = resnet()
+    torch.save({"state_dict": source.state_dict(), "epoch": 1}, tmp_path / "source.pth")
+    for path in (tmp_path / "source.pth", str(tmp_path / "source.pth")):
+        model = vt()
+        assert load_backbone(model, path).section == "state_dict"
+        assert_loaded(model, source)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    source, model = resnet(), vt()
+    safetensors.save_file(source.state_dict(), tmp_path / "source.safetensors")
+    assert load_backbone(model, tmp_path / "source.safetensors").complete
+    assert_loaded(model, source)
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "module.pth")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_backbone(vt(), tmp_path / "module.pth")
+
+
+def test_a_classifier_of_another_size_is_reported():
+    source, model = resnet(), ResNet(18, num_classes=3)
+    report = load_backbone(model, source.state_dict())
+    assert report.mismatched == {"fc.weight": ((10, 512), (3, 512)), "fc.bias": ((10,), (3,))}
+    assert not report.complete
+    assert "fc.weight: (10, 512) in the checkpoint, (3, 512) in the backbone" in str(report)
+    assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_missing_parameters_are_reported_and_unchanged():
+    source, model = resnet().state_dict(), vt()
+    del source["layer2.0.conv1.weight"]
+    source = {name: value for name, value in source.items() if not name.endswith("num_batches_tracked")}
+    kept = model.backbone.layer2[0].conv1.weight.clone()
+    report = load_backbone(model, source)
+    assert report.missing == ("layer2.0.conv1.weight",), "batch counters are not listed"
+    assert "missing in the checkpoint: layer2.0.conv1.weight" in str(report)
+    assert torch.equal(model.backbone.layer2[0].conv1.weight, kept)
+
+
+def test_another_dtype_becomes_the_models():
+    source, model = resnet(), vt().double()
+    load_backbone(model, source.state_dict())
+    assert model.backbone.conv1.weight.dtype == torch.float64
+    assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.double())
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ({}, "got no tensors"),
+        ({"state_dict": {"epoch": 3}}, "got no tensors"),
+        (
+            {"encoder.weight": torch.zeros(3)},
+            "such as conv1.weight, bn1.weight, .* got encoder.weight; 0 taken",
+        ),
+        (
+            {"conv1.weight": torch.zeros(3)},
+            r"conv1.weight: \(3,\) in the checkpoint, \(64, 3, 7, 7\) in the ba",
+        ),
+        ({"bn1.num_batches_tracked": torch.tensor(4)}, "got bn1.num_batches_tracked"),
+    ],
+)
+def test_nothing_fits(checkpoint, message):
+    model = vt()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_backbone(model, checkpoint)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_wrong_types(tmp_path):
+    with pytest.raises(TypeError, match="`model` must be a ResNet or have a `backbone`, got Sequential"):
+        load_backbone(small_backbone(), {})
+    with pytest.raises(TypeError, match="`checkpoint` must be a mapping or a path, got int"):
+        load_backbone(vt(), 3)
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    with pytest.raises(TypeError, match=r"`checkpoint` must hold a mapping, got list in list\.pth"):
+        load_backbone(vt(), tmp_path / "list.pth")
+
+
+def randomised(model):
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.add_(torch.rand_like(value) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+@pytest.mark.parametrize("depth", [18, 50])
+def test_the_backbone_computes_what_theirs_does(library, depth):
+    """Their network up to its third stage, in float64, from their own state dict."""
+    if not torchvision_stub.importable():
+        pytest.skip("torchvision is not installed")
+    if library == "torchvision":
+        import torchvision
+
+        theirs = randomised(getattr(torchvision.models, f"resnet{depth}")(num_classes=10).double())
+    else:
+        timm = pytest.importorskip("timm")
+        theirs = randomised(timm.create_model(f"resnet{depth}", num_classes=10).double())
+    found = {}
+    theirs.layer3.register_forward_hook(lambda module, inputs, output: found.update(map=output))
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        logits = theirs(x)
+        model = models.VTResNet(depth, num_classes=5, token_channels=64, group_width=None).double().eval()
+        assert load_backbone(model, theirs.state_dict()).complete
+        torch.testing.assert_close(model.backbone(x), found["map"], rtol=1e-10, atol=1e-10)
+        whole = ResNet(depth, num_classes=10).double().eval()
+        report = load_backbone(whole, theirs.state_dict())
+        assert report.complete
+        assert report.left == ()
+        torch.testing.assert_close(whole(x), logits, rtol=1e-10, atol=1e-10)

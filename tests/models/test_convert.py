@@ -1,0 +1,174 @@
+"""`convert` on ResNets of several libraries."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import vt_fast
+from tests._support import torchvision_stub
+from tests._support.model_cases import SMALL
+from vt_fast.models import ResNet, VTStage
+from vt_fast.nn import PoolingTokenizer
+
+LIBRARIES = ("own", "torchvision", "timm")
+
+
+def network(library, depth=18):
+    """A ResNet with 7 classes, of one of the libraries."""
+    if library == "own":
+        return ResNet(depth, num_classes=7)
+    if not torchvision_stub.importable():
+        pytest.skip("torchvision is not installed")
+    if library == "torchvision":
+        import torchvision
+
+        return getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+    return pytest.importorskip("timm").create_model(f"resnet{depth}", num_classes=7)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_last_stage(library):
+    model = network(library)
+    kept = model.layer3[0].conv1.weight
+    converted = vt_fast.convert(model)
+    assert converted is model
+    stage = model.layer4[0]
+    assert isinstance(stage, VTStage)
+    assert len(stage.stack) == 2
+    assert (stage.channels, stage.out_channels) == (256, 512)
+    assert stage.stack[1].tokenizer.channels == 512
+    assert model.layer3[0].conv1.weight is kept
+    maps = {}
+    model.layer4.register_forward_hook(lambda module, inputs, output: maps.update(y=output))
+    logits = model(torch.randn(1, 3, 64, 64))
+    assert maps["y"].shape == (1, 512, 4, 4), "the resolution of the previous stage"
+    assert logits.shape == (1, 7)
+    logits.sum().backward()
+    assert model.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_bottlenecks(library):
+    with torch.device("meta"):
+        model = vt_fast.convert(network(library, 50))
+        assert model(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+    stack = model.layer4[0].stack
+    assert [block.tokenizer.channels for block in stack] == [1024, 1024, 1024]
+    assert stack[2].projector.out_channels == 2048
+
+
+def test_equals_the_stage_by_hand():
+    """The network gives what its parts give one by one."""
+    model = vt_fast.convert(ResNet(18, num_classes=7), **SMALL).double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    y = model.layer4[0].stack(model.features(x)[2])[0]
+    torch.testing.assert_close(model(x), model.fc(y.mean((2, 3))), rtol=0, atol=1e-10)
+
+
+def test_options_reach_the_stage():
+    model = vt_fast.convert(
+        ResNet(18),
+        tokenizer="pooling",
+        relation="graph",
+        num_blocks=1,
+        width=300,
+        backend="reference",
+        **SMALL,
+    )
+    stack = model.layer4[0].stack
+    assert len(stack) == 1
+    assert isinstance(stack[0].tokenizer, PoolingTokenizer)
+    assert stack.backend == "reference"
+    with pytest.raises(TypeError, match="tokeniser"):
+        vt_fast.convert(ResNet(18), tokeniser="filter")
+
+
+def test_dtype_mode_and_copies():
+    original = ResNet(18).double().eval()
+    model = vt_fast.convert(copy.deepcopy(original))
+    assert all(parameter.dtype == torch.float64 for parameter in model.parameters())
+    assert not any(part.training for part in model.modules())
+    assert not isinstance(original.layer4[0], VTStage)
+
+
+def test_the_probe_of_the_old_stage_changes_nothing():
+    model = ResNet(18)
+    model.layer4[0].bn1.eval()
+    old = model.layer4
+    before = {name: value.clone() for name, value in old.state_dict().items()}
+    vt_fast.convert(model)
+    assert old[1].training
+    assert not old[0].bn1.training
+    for name, value in old.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_strides_of_resnet():
+    model = vt_fast.convert(ResNet(18), **SMALL)
+    assert model.strides == (4, 8, 16, 16)
+    earlier = vt_fast.convert(ResNet(18), "layer3", **SMALL)
+    assert earlier.strides == (4, 8, 8, 16)
+    block = vt_fast.convert(ResNet(18), "layer4.0", **SMALL)
+    assert block.strides == (4, 8, 16, 16)
+    x = torch.randn(1, 3, 64, 64)
+    for net in (model, earlier, block):
+        assert [64 // each.shape[2] for each in net.features(x)] == list(net.strides)
+
+
+def test_strides_of_timms_features():
+    if not torchvision_stub.importable():
+        pytest.skip("torchvision is not installed")
+    timm = pytest.importorskip("timm")
+    backbone = vt_fast.convert(timm.create_model("resnet18", features_only=True), **SMALL)
+    assert backbone.feature_info.reduction() == [2, 4, 8, 16, 16]
+    maps = backbone(torch.randn(1, 3, 64, 64))
+    assert [64 // each.shape[2] for each in maps] == backbone.feature_info.reduction()
+    assert [each.shape[1] for each in maps] == backbone.feature_info.channels()
+
+
+def test_a_stage_inside_of_a_submodule():
+    model = nn.ModuleDict({"body": ResNet(18)})
+    assert vt_fast.convert(model, "body.layer4", **SMALL) is model
+    assert isinstance(model["body"].layer4[0], VTStage)
+
+
+def test_a_stage_without_convolution():
+    model = nn.Sequential(nn.Conv2d(3, 24, 4, stride=4), nn.Identity())
+    with pytest.raises(ValueError, match="`channels` must be given for `1`, which has no 2-D convolution"):
+        vt_fast.convert(model, "1", **SMALL)
+    vt_fast.convert(model, "1", channels=24, num_blocks=1, num_tokens=4, token_channels=48)
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 24, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "stage", "message"),
+    [
+        (
+            lambda: ResNet(18),
+            "layer5",
+            r"`stage` must be the name of a submodule \(conv1, bn1, .*got 'layer5'",
+        ),
+        (lambda: ResNet(18), "body.layer4", "got 'body.layer4'"),
+        (lambda: ResNet(18), "", "got ''"),
+        (
+            lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten())),
+            "0",
+            r"`0` must return a map \(B, C, H, W\), got \(1, 8192\)",
+        ),
+        (
+            lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(4, 8, 1))),
+            "0",
+            r"`0` must take a map \(1, 3, 32, 32\), got RuntimeError",
+        ),
+    ],
+)
+def test_errors(model, stage, message):
+    made = model()
+    names = [name for name, _ in made.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        vt_fast.convert(made, stage)
+    assert [name for name, _ in made.named_modules()] == names
