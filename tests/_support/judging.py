@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tests._support import devices
 from tests._support.instruction_sets import each
-from tests._support.problems import Problem
+from tests._support.problems import CASES, Problem
 from vt_fast.testing import assert_as_accurate
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def short(dtype: torch.dtype) -> str:
-    """A dtype in the names of tests."""
-    return str(dtype).removeprefix("torch.")
+def short(value: Any) -> str | None:
+    """A dtype, or an op with its options, in the names of tests; None for anything else."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if value in CASES:
+        return "-".join((value[0], *value[1]))
+    return None
 
 
 def round_operands(problem: Problem, dtype: torch.dtype) -> None:

@@ -73,6 +73,8 @@ OPTIONS = {
     ],
 }
 
+CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+
 
 @dataclass
 class Problem:
@@ -172,7 +174,7 @@ def make(
     tokens: int = 5,
     queries: int = 3,
 ) -> Problem:
-    """A random problem; ``channels`` must be a multiple of 2 for the option "heads"."""
+    """A random problem; ``channels`` must be a multiple of 2 for the option "num_heads"."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

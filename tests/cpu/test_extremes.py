@@ -90,7 +90,7 @@ def test_wide_maps_and_many_tokens(op, layout, dtype):
 
 
 @pytest.fixture
-def untouched_memory(cpu_backend):
+def untouched_memory(nan_in_uninitialised_memory):
     """Lets tests allocate gigabytes and use only some pages: filling them with NaN would touch all."""
     torch.use_deterministic_algorithms(False)
 

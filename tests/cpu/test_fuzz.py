@@ -102,7 +102,7 @@ def test_random_calls(op, dtype, part):
 
     @settings(
         deadline=None,
-        max_examples=EXAMPLES or 100,
+        max_examples=EXAMPLES or 50,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -1,5 +1,7 @@
 """The kernels write all of their results and nothing else, at any address and with any strides."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,10 +9,9 @@ import vt_fast
 from tests._support.guarding import GuardedOps
 from tests._support.instruction_sets import each
 from tests._support.judging import DTYPES, short
-from tests._support.problems import LAYOUTS, OPS, OPTIONS, make
+from tests._support.pairs import pairs
+from tests._support.problems import CASES, LAYOUTS, OPS, make
 from vt_fast.backends.cpu import calls
-
-CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 
 
 def check_guards(problem, dtype, monkeypatch, **placing):
@@ -33,28 +34,27 @@ def check_guards(problem, dtype, monkeypatch, **placing):
                 assert torch.equal(value, expected[key]), (name, key)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("channels", [18, 64])
-@pytest.mark.parametrize("layout", ["bnc", "nchw", "nchw, transposed"])
-@pytest.mark.parametrize(("op", "options"), CASES)
-def test_nothing_but_results_is_written(op, options, layout, channels, dtype, monkeypatch):
-    problem = make(op, options, layout, channels=channels, height=9, width=17)
+@pytest.mark.parametrize(
+    ("case", "layout", "channels", "dtype"),
+    pairs(CASES, ["bnc", "nchw", "nchw, transposed"], [18, 64], DTYPES),
+    ids=short,
+)
+def test_nothing_but_results_is_written(case, layout, channels, dtype, monkeypatch):
+    problem = make(*case, layout, channels=channels, height=9, width=17)
     check_guards(problem, dtype, monkeypatch, shift=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "layout", "dtype"), pairs(OPS, list(LAYOUTS), DTYPES), ids=short)
 def test_maps_may_have_holes(op, layout, dtype, monkeypatch):
     options = ("mask", "extra_values") if op != "project" else ("token_bias",)
     problem = make(op, options, layout, channels=17, height=5, width=29)
     check_guards(problem, dtype, monkeypatch, holes=3)
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 17, 33])
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (1, 33), (12, 25)])
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("op", "layout", "size", "tokens"),
+    pairs(OPS, ["bnc", "nchw"], [(1, 1), (1, 7), (1, 33), (12, 25)], [1, 7, 8, 9, 17, 33]),
+)
 def test_sizes(op, layout, size, tokens, monkeypatch):
     height, width = size
     for channels in (1, 3, 31, 33):
@@ -73,12 +73,17 @@ def test_sizes(op, layout, size, tokens, monkeypatch):
             check_guards(problem, dtype, monkeypatch)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=short)
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize("shift", [0, 1])
-@pytest.mark.parametrize("op", ["project", "project_tokenize"])
-def test_maps_too_large_for_the_caches(op, shift, layout, dtype, monkeypatch):
+STORES = list(itertools.product(["project", "project_tokenize"], [0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("store", "layout", "dtype"),
+    pairs(STORES, ["bnc", "nchw"], [torch.float32, torch.float64, torch.bfloat16]),
+    ids=short,
+)
+def test_maps_too_large_for_the_caches(store, layout, dtype, monkeypatch):
     """They are stored past the caches, which needs aligned memory."""
+    op, shift = store
     pixels = (16 << 20) // (64 * dtype.itemsize)
     problem = make(op, ("shared",), layout, batch=1, channels=64, height=64, width=pixels // 64)
     problem.operands = {name: value.to(dtype) for name, value in problem.operands.items()}

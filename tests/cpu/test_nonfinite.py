@@ -5,10 +5,10 @@ import torch
 
 from tests._support import devices, problems
 from tests._support.instruction_sets import each
-from tests._support.judging import DTYPES, kinds, round_operands
-from tests._support.problems import OPS, OPTIONS, make, rounded
+from tests._support.judging import DTYPES, kinds, round_operands, short
+from tests._support.pairs import pairs
+from tests._support.problems import CASES, make, rounded
 
-CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 JUNK = [torch.nan, torch.inf, -torch.inf]
 # positions in a tensor, as a fraction of its elements; 1.0 is the last lane of the last vector
 PLACES = [0.0, 0.13, 0.61, 1.0]
@@ -25,13 +25,13 @@ def poisoned(problem, name, place, junk):
     return problems.Problem(problem.op, problem.operands | {name: value}, problem.options)
 
 
-def check(solve, what):
+def check(solve, what, dtypes=DTYPES):
     """Compare ``solve(dtype, plain)`` of the kernels with that of plain PyTorch.
 
     Results must agree with the reference. Each number of a gradient must agree with the reference or with the
     backend "torch", which has the kernels' formulas: 0 times infinity may appear elsewhere in them.
     """
-    for dtype in DTYPES:
+    for dtype in dtypes:
         with devices.preferring("torch"):
             reference, formulas = solve(dtype, True), [solve(torch.float64, False), solve(dtype, False)]
         for instruction_set in each():
@@ -47,17 +47,15 @@ def check(solve, what):
 def test_in_an_operand(op, options, layout):
     problem = several_chunks(op, options, layout)
     names = [name for name, value in problem.operands.items() if value.is_floating_point()]
-    for index, name in enumerate(names):
-        for turn, junk in enumerate(JUNK):
-            place = PLACES[(index + turn) % len(PLACES)]
-            dirty = poisoned(problem, name, place, junk)
+    for name, place, junk, dtype in pairs(names, PLACES, JUNK, DTYPES):
+        dirty = poisoned(problem, name, place, junk)
 
-            def solve(dtype, plain, dirty=dirty):
-                copy = problems.Problem(dirty.op, dict(dirty.operands), dirty.options)
-                round_operands(copy, dtype)
-                return copy.solve(torch.float64 if plain else dtype, plain)
+        def solve(dtype, plain, dirty=dirty):
+            copy = problems.Problem(dirty.op, dict(dirty.operands), dirty.options)
+            round_operands(copy, dtype)
+            return copy.solve(torch.float64 if plain else dtype, plain)
 
-            check(solve, f"{junk} in {name} at {place}")
+        check(solve, f"{junk} in {name} at {place}", [dtype])
 
 
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
@@ -93,11 +91,9 @@ def test_what_is_masked_or_removed_does_not_matter(op, options, layout):
                 assert value.isfinite().all(), (dtype, instruction_set, name)
 
 
-@pytest.mark.parametrize("junk", JUNK)
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize(("op", "options"), CASES)
-def test_in_an_arriving_gradient(op, options, layout, junk):
-    problem = several_chunks(op, options, layout)
+@pytest.mark.parametrize(("case", "layout", "junk"), pairs(CASES, ["bnc", "nchw"], JUNK), ids=short)
+def test_in_an_arriving_gradient(case, layout, junk):
+    problem = several_chunks(*case, layout)
     count = len(problem.call(problem.operands, plain=True))
     for index in range(count):
         place = PLACES[(index + JUNK.index(junk)) % len(PLACES)]

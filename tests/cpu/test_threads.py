@@ -5,9 +5,9 @@ import torch
 
 from tests._support.instruction_sets import each
 from tests._support.judging import DTYPES, short
-from tests._support.problems import OPS, OPTIONS, make
+from tests._support.pairs import pairs
+from tests._support.problems import CASES, OPS, make
 
-CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
 THREADS = [1, 2, 3, 8, 2]
 
 
@@ -24,10 +24,12 @@ def check(problem, dtype):
 
 
 # (batch, height, width): chunks of one sample, chunks of several samples, one sample a unit, several a unit
-@pytest.mark.parametrize("shape", [(1, 25, 33), (2, 20, 21), (9, 9, 11), (70, 3, 4)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize(("op", "options"), CASES)
-def test_threads_do_not_matter(op, options, dtype, shape):
+SHAPES = [(1, 25, 33), (2, 20, 21), (9, 9, 11), (70, 3, 4)]
+
+
+@pytest.mark.parametrize(("case", "dtype", "shape"), pairs(CASES, DTYPES, SHAPES), ids=short)
+def test_threads_do_not_matter(case, dtype, shape):
+    op, options = case
     batch, height, width = shape
     layout = ("bnc", "nchw")[(batch + len(options)) % 2]
     # enough work for several threads

@@ -1,5 +1,6 @@
 """Every op, option, layout and dtype on every instruction set, in sizes around the kernels' block sizes."""
 
+import itertools
 import random
 
 import pytest
@@ -7,9 +8,8 @@ import torch
 
 from tests._support.instruction_sets import on_each, supported
 from tests._support.judging import DTYPES, check, short
-from tests._support.problems import LAYOUTS, OPS, OPTIONS, make
-
-CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+from tests._support.pairs import pairs
+from tests._support.problems import CASES, LAYOUTS, OPS, OPTIONS, make
 
 TOKENS = [1, 7, 8, 9, 16, 17, 33, 64, 130]
 CHANNELS = [1, 2, 3, 15, 16, 17, 31, 33, 64, 130, 257]
@@ -19,16 +19,14 @@ BATCHES = [1, 2, 9, 70]
 MOST_WORK = 4_000_000
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last, sliced"])
-@pytest.mark.parametrize(("op", "options"), CASES)
-def test_options(op, options, layout, dtype):
-    check(make(op, options, layout, height=6, width=31, channels=34), dtype)
+@pytest.mark.parametrize(
+    ("case", "layout", "dtype"), pairs(CASES, ["bnc", "nchw", "channels_last, sliced"], DTYPES), ids=short
+)
+def test_options(case, layout, dtype):
+    check(make(*case, layout, height=6, width=31, channels=34), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "layout", "dtype"), pairs(OPS, list(LAYOUTS), DTYPES), ids=short)
 def test_layouts(op, layout, dtype):
     options = ("pixel_bias",) if op == "tokenize" else ("residual", "wide")
     check(make(op, options, layout, height=9, width=37, channels=18), dtype)
@@ -41,29 +39,32 @@ def dealt(values, count, choose):
     return values
 
 
-def size_cases(op, count=44):
+SIZE_CASES = 66  # of each op
+
+
+def size_cases(op):
     """Each number of tokens, channels, pixels and samples several times, in random combinations."""
     choose = random.Random(op)
     columns = [
-        dealt(values, count, choose)
-        for values in (TOKENS, TOKENS, CHANNELS, list(SIZES), BATCHES, list(LAYOUTS), OPTIONS[op])
+        dealt(values, SIZE_CASES, choose)
+        for values in (TOKENS, TOKENS, CHANNELS, list(SIZES), BATCHES, list(LAYOUTS), OPTIONS[op], DTYPES)
     ]
     cases = []
-    for tokens, queries, channels, pixels, batch, layout, options in zip(*columns, strict=True):
+    for tokens, queries, channels, pixels, batch, layout, options, dtype in zip(*columns, strict=True):
         if "num_heads" in options and channels % 2:
             options = ("shared",)
         work = max(tokens, queries) * channels
         # reduce the batch first, then the pixels
         batch = max([b for b in BATCHES if b <= batch and b * pixels * work <= MOST_WORK], default=1)
         pixels = max([n for n in SIZES if n <= pixels and batch * n * work <= MOST_WORK], default=7)
-        cases.append((options, layout, batch, tokens, queries, channels, pixels))
+        cases.append((options, layout, batch, tokens, queries, channels, pixels, dtype))
     return cases
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize(("op", "index"), [(op, index) for op in OPS for index in range(44)])
-def test_sizes(op, index, dtype):
-    options, layout, batch, tokens, queries, channels, pixels = size_cases(op)[index]
+@pytest.mark.parametrize("index", range(SIZE_CASES))
+@pytest.mark.parametrize("op", OPS)
+def test_sizes(op, index):
+    options, layout, batch, tokens, queries, channels, pixels, dtype = size_cases(op)[index]
     height, width = SIZES[pixels]
     problem = make(
         op,
@@ -79,10 +80,10 @@ def test_sizes(op, index, dtype):
     check(problem, dtype)
 
 
-@pytest.mark.parametrize(("op", "options"), CASES)
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-def test_gradcheck(op, options, layout):
-    problem = make(op, options, layout, channels=4, height=2, width=3, tokens=2, queries=2)
+# Layouts take turns.
+@pytest.mark.parametrize(("case", "layout"), list(zip(CASES, itertools.cycle(["bnc", "nchw"]))), ids=short)
+def test_gradcheck(case, layout):
+    problem = make(*case, layout, channels=4, height=2, width=3, tokens=2, queries=2)
     if "token_bias" in problem.operands:
         # Finite differences cannot step away from -inf.
         problem.operands["token_bias"] = problem.operands["token_bias"].clamp(min=-1)
