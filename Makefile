@@ -19,7 +19,7 @@ BUILD_ENV := VT_FAST_BUILD=require
 
 # The Triton kernels on the CPU, in Triton's interpreter.
 INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal \
-	-p no:cacheprovider tests/triton tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py -k triton
+	-p no:cacheprovider tests/triton tests/ops/test_values.py tests/ops/test_contracts.py -k triton
 
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.

@@ -35,6 +35,10 @@ def missing() -> str | None:
 GPU = "cpu" if missing() or PRETENDED else "cuda"
 
 
+# The backends that can run here.
+USABLE = tuple(name for name, reason in backends.report() if reason is None)
+
+
 def on_gpu(backend: str) -> bool:
     """Whether a backend's tests run on a GPU, or as if."""
     return backend == "triton" and missing() is None

@@ -1,17 +1,22 @@
-"""Every test of the ops runs once for each backend that can run on this machine, on its device."""
+"""Tests of the ops run once for each backend that this machine can run, on the backend's device.
+
+Those marked ``one_backend`` run once, on a GPU where there is one. A test may also parametrise ``backend``
+itself.
+"""
 
 import pytest
 
 from tests._support import devices
-from vt_fast import backends
-
-USABLE = [name for name, reason in backends.report() if reason is None]
 
 
 def pytest_generate_tests(metafunc):
-    """What is about no device, or about float64, is not repeated on a GPU."""
-    only_cpu = metafunc.definition.get_closest_marker("on_cpu") is not None
-    names = [name for name in USABLE if not (only_cpu and devices.on_gpu(name))]
+    """Parametrise ``backend``. Tests that need no device or need float64 are not repeated on a GPU."""
+    marks = {mark.name: mark for mark in metafunc.definition.iter_markers()}
+    if any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")):
+        return
+    names = [name for name in devices.USABLE if not ("on_cpu" in marks and devices.on_gpu(name))]
+    if "one_backend" in marks:
+        names = sorted(names, key=devices.on_gpu, reverse=True)[:1]
     metafunc.parametrize("backend", names, indirect=True)
 
 

@@ -13,6 +13,8 @@ import torch
 from tests._support import problems
 from vt_fast import backends, functional
 
+pytestmark = pytest.mark.one_backend
+
 OPS = "tokenize project project_tokenize"
 POOLING = "tokenize project_tokenize"
 SPREADING = "project project_tokenize"

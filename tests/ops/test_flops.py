@@ -8,11 +8,10 @@ pytest.importorskip("fvcore")
 from fvcore.nn import FlopCountAnalysis
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests._support.problems import OPS, OPTIONS, make, rounded
+from tests._support.problems import CASES, OPS, make, rounded
 from vt_fast.flops import fvcore_handles
 
-pytestmark = pytest.mark.on_cpu
-CASES = [(op, options) for op in OPS for options in OPTIONS[op]]
+pytestmark = [pytest.mark.on_cpu, pytest.mark.one_backend]
 
 
 def count(problem, plain):

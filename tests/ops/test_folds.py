@@ -17,7 +17,7 @@ from vt_fast.reference.position import conv_position_code, linear_position_code,
 from vt_fast.reference.tokenizers import filter_tokenizer, gather, recurrent_tokenizer, spatial_attention
 from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
 
-pytestmark = pytest.mark.on_cpu
+pytestmark = [pytest.mark.on_cpu, pytest.mark.one_backend]
 
 
 def test_back_is_the_transpose_of_the_convolution():

@@ -15,7 +15,7 @@ from vt_fast.reference.linear import Projection, linear
 from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import gather, spatial_attention
 
-pytestmark = pytest.mark.on_cpu
+pytestmark = [pytest.mark.on_cpu, pytest.mark.one_backend]
 
 
 def fold_projector(tokens, query, query_bias, key, key_bias, value, value_bias, num_heads, groups, scale):

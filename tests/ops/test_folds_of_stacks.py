@@ -17,7 +17,7 @@ from vt_fast.reference.projector import projector
 from vt_fast.reference.tokenizers import filter_tokenizer, recurrent_tokenizer
 from vt_fast.reference.transformer import transformer
 
-pytestmark = pytest.mark.on_cpu
+pytestmark = [pytest.mark.on_cpu, pytest.mark.one_backend]
 L, CT = 4, 8
 WIDTHS = 6, 10, 10, 10  # of the map, before the first module and after each
 MODULES = 3

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests._support.pairs import pairs
 from tests._support.problems import OPS, make, rounded
 from vt_fast.backends.eager import tiles
 from vt_fast.testing import peak_bytes
@@ -26,10 +27,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("op", "layout", "dtype", "masked"),
+    pairs(OPS, ["bnc", "nchw", "channels_last"], [torch.float32, torch.bfloat16], [False, True]),
+)
 def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, backend, monkeypatch):
     monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 1 << 14)
     options = ("mask",) if masked and op != "project" else ()
@@ -42,16 +43,7 @@ def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, backend, monke
         # it adds up the small operands' gradients in up to 64 places
         allowed = 10 * 4 * (1 << 14) + 64 * 4 * 3 * 8 * 128 + 64 * 4 * 2 * 8 * 128
     assert allowed < one_map / 4
-    forward, backward = RESULT_MAPS[op]
-
-    def run_forward():
-        return problem.call(operands, plain=False)
-
-    assert peak_bytes(lambda: [result.detach() for result in run_forward()]) <= forward * one_map + allowed
-    results = run_forward()
-    arriving = [torch.ones_like(result) for result in results]
-    leaves = [value for value in operands.values() if value.requires_grad]
-    assert peak_bytes(lambda: torch.autograd.grad(results, leaves, arriving)) <= backward * one_map + allowed
+    check_peaks(problem, operands, one_map, allowed)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +61,18 @@ def test_tiles_are_sized_by_the_widest_array(op, sizes, monkeypatch):
     operands = {name: rounded(value, torch.float32) for name, value in problem.operands.items()}
     one_map = operands["x"].numel() * operands["x"].element_size()
     allowed = 10 * 4 * (1 << 14) + 64 * 4 * 2 * 64 * 8
-    forward, backward = RESULT_MAPS[op]
-    assert peak_bytes(lambda: problem.call(operands, plain=False)) <= forward * one_map + allowed
-    results = problem.call(operands, plain=False)
+    check_peaks(problem, operands, one_map, allowed)
+
+
+def check_peaks(problem, operands, one_map, allowed):
+    """Raise if forward or backward allocate more than their maps and ``allowed`` bytes."""
+    forward, backward = RESULT_MAPS[problem.op]
+
+    def run_forward():
+        return problem.call(operands, plain=False)
+
+    assert peak_bytes(lambda: [result.detach() for result in run_forward()]) <= forward * one_map + allowed
+    results = run_forward()
     arriving = [torch.ones_like(result) for result in results]
     leaves = [value for value in operands.values() if value.requires_grad]
     assert peak_bytes(lambda: torch.autograd.grad(results, leaves, arriving)) <= backward * one_map + allowed
