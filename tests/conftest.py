@@ -81,6 +81,15 @@ def nan_in_uninitialised_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def one_thread():
+    """PyTorch on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """The same random numbers in each run and in any order of the tests."""

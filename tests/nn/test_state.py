@@ -14,6 +14,15 @@ from vt_fast import nn
 from vt_fast.nn.base import BackendModule
 
 # A stored model depends on these: change none without a way to load the old ones.
+FROM_TOKENS = {
+    "query.weight": (8, 6),
+    "query.bias": (8,),
+    "key.weight": (8, 4),
+    "value.weight": (8, 2),
+    "value.bias": (8,),
+    "token.weight": (6, 8),
+    "token.bias": (6,),
+}
 NAMES = {
     "filter": (
         lambda: nn.FilterTokenizer(8, 2, 6, value_groups=2, position=nn.LinearPositionCode(3, 4)),
@@ -28,15 +37,7 @@ NAMES = {
     ),
     "recurrent": (
         lambda: nn.RecurrentTokenizer(8, 2, 6, key_groups=2, value_groups=4),
-        {
-            "query.weight": (8, 6),
-            "query.bias": (8,),
-            "key.weight": (8, 4),
-            "value.weight": (8, 2),
-            "value.bias": (8,),
-            "token.weight": (6, 8),
-            "token.bias": (6,),
-        },
+        FROM_TOKENS,
     ),
     "static": (
         lambda: nn.StaticTokenizer(8, 2, 6, position=nn.ConvPositionCode(4, 3, convolutions=2, width=5)),
@@ -54,15 +55,7 @@ NAMES = {
     ),
     "dynamic": (
         lambda: nn.DynamicTokenizer(8, 2, 6, num_heads=4, key_groups=2, value_groups=4),
-        {
-            "query.weight": (8, 6),
-            "query.bias": (8,),
-            "key.weight": (8, 4),
-            "value.weight": (8, 2),
-            "value.bias": (8,),
-            "token.weight": (6, 8),
-            "token.bias": (6,),
-        },
+        FROM_TOKENS,
     ),
     "clustering": (lambda: nn.ClusteringTokenizer(8, 2), {}),
     "pooling": (lambda: nn.PoolingTokenizer(8, 2, 6), {"token.weight": (6, 8), "token.bias": (6,)}),

@@ -8,7 +8,8 @@ from tests._support.problems import OPS, make, rounded
 from vt_fast.backends.eager import tiles
 from vt_fast.testing import peak_bytes
 
-pytestmark = pytest.mark.on_cpu
+# One thread, as each thread of the backend "cpu" allocates tiles.
+pytestmark = [pytest.mark.on_cpu, pytest.mark.usefixtures("one_thread")]
 RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)}
 
 
@@ -16,15 +17,6 @@ RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)
 def plain_allocation(nan_in_uninitialised_memory):
     """Filling new memory with NaN is not what is measured here."""
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The cpu backend has tiles of its own in each thread, which would count once for each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,8 @@ def maker() -> type[Maker]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Keep PyTorch on one thread: these sizes gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def single_threaded(one_thread):
+    """These sizes gain nothing from more threads."""
 
 
 def _close(actual: Tensor, expected: Tensor | list, tolerance: float = 1e-10) -> None:

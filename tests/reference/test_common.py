@@ -9,26 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vt_fast.reference.clustering import clustering_tokenizer, initial_centroids, kmeans
-from vt_fast.reference.linear import Projection, linear
-from vt_fast.reference.position import conv_position_code, linear_position_code
-from vt_fast.reference.projector import pixel_attention, projector
-from vt_fast.reference.tokenizers import (
-    filter_tokenizer,
-    gather,
-    pooling_tokenizer,
-    recurrent_tokenizer,
-    spatial_attention,
-    token_filters,
-)
-from vt_fast.reference.transformer import (
-    graph_convolution,
-    no_relation,
-    token_attention,
-    transformer,
-    transformer_v1,
-)
-from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
+from vt_fast.reference import clustering, linear, position, projector, tokenizers, transformer, v1
+from vt_fast.reference.linear import Projection
 
 
 class Case(NamedTuple):
@@ -41,63 +23,69 @@ class Case(NamedTuple):
 X, MAP, TOKENS, A = (1, 6, 4), (1, 4, 2, 3), (1, 2, 6), (1, 6, 2)
 
 CASES = {
-    "linear": Case(lambda x, w, b: linear(x, Projection(w, b, 2)), [X, (6, 2), (6,)]),
-    "spatial_attention": Case(lambda x, f: spatial_attention(x, f, scale=0.5), [X, (2, 4)]),
-    "spatial_attention per sample": Case(spatial_attention, [X, (1, 2, 4)]),
-    "gather": Case(lambda a, x, e: gather(a, x, position=e), [A, X, (6, 3)]),
+    "linear": Case(lambda x, w, b: linear.linear(x, Projection(w, b, 2)), [X, (6, 2), (6,)]),
+    "spatial_attention": Case(lambda x, f: tokenizers.spatial_attention(x, f, scale=0.5), [X, (2, 4)]),
+    "spatial_attention per sample": Case(tokenizers.spatial_attention, [X, (1, 2, 4)]),
+    "gather": Case(lambda a, x, e: tokenizers.gather(a, x, position=e), [A, X, (6, 3)]),
     "filter_tokenizer": Case(
-        lambda x, f, v, t: filter_tokenizer(x, f, value=Projection(v, None, 2), token=Projection(t)),
+        lambda x, f, v, t: tokenizers.filter_tokenizer(
+            x, f, value=Projection(v, None, 2), token=Projection(t)
+        ),
         [X, (2, 4), (4, 2), (6, 4)],
     ),
-    "token_filters": Case(lambda t, q, b: token_filters(t, Projection(q, b)), [TOKENS, (4, 6), (4,)]),
+    "token_filters": Case(
+        lambda t, q, b: tokenizers.token_filters(t, Projection(q, b)), [TOKENS, (4, 6), (4,)]
+    ),
     "recurrent_tokenizer": Case(
-        lambda x, t, q, k: recurrent_tokenizer(x, t, Projection(q), key=Projection(k, None, 2)),
+        lambda x, t, q, k: tokenizers.recurrent_tokenizer(x, t, Projection(q), key=Projection(k, None, 2)),
         [X, TOKENS, (4, 6), (4, 2)],
     ),
     "pooling_tokenizer": Case(
-        lambda m, v, t: pooling_tokenizer(m, (2, 2), value=Projection(v), token=Projection(t)),
+        lambda m, v, t: tokenizers.pooling_tokenizer(m, (2, 2), value=Projection(v), token=Projection(t)),
         [MAP, (3, 4), (6, 3)],
     ),
-    "initial_centroids": Case(lambda m: initial_centroids(m, 3), [MAP]),
-    "linear_position_code": Case(lambda a, w: linear_position_code(a, (2, 3), 2, w), [A, (4, 3)]),
+    "initial_centroids": Case(lambda m: clustering.initial_centroids(m, 3), [MAP]),
+    "linear_position_code": Case(lambda a, w: position.linear_position_code(a, (2, 3), 2, w), [A, (4, 3)]),
     "conv_position_code": Case(
-        lambda a, c, m, w: conv_position_code(a, (2, 3), 4, [c], m, w),
+        lambda a, c, m, w: position.conv_position_code(a, (2, 3), 4, [c], m, w),
         [A, (2, 1, 3, 3), (1, 2, 1, 1), (4, 3)],
     ),
     "static_tokenizer": Case(
-        lambda x, f, v, e, t: static_tokenizer(x, f, value=Projection(v), position=e, token=Projection(t)),
+        lambda x, f, v, e, t: v1.static_tokenizer(x, f, value=Projection(v), position=e, token=Projection(t)),
         [X, (2, 4), (4, 4), (6, 2), (6, 6)],
     ),
     "dynamic_tokenizer": Case(
-        lambda x, t, q, k, o: dynamic_tokenizer(
+        lambda x, t, q, k, o: v1.dynamic_tokenizer(
             x, t, Projection(q), Projection(k, None, 2), num_heads=2, token=Projection(o)
         ),
         [X, TOKENS, (4, 6), (4, 2), (6, 4)],
     ),
     "token_attention": Case(
-        lambda t, k, q: token_attention(t, Projection(k), Projection(q), num_heads=2),
+        lambda t, k, q: transformer.token_attention(t, Projection(k), Projection(q), num_heads=2),
         [TOKENS, (4, 6), (4, 6)],
     ),
     "transformer": Case(
-        lambda t, k, q, v, f, g: transformer(
+        lambda t, k, q, v, f, g: transformer.transformer(
             t, Projection(k), Projection(q), Projection(f), Projection(g), value=Projection(v), num_heads=2
         ),
         [TOKENS, (4, 6), (4, 6), (6, 6), (3, 6), (6, 3)],
     ),
     "transformer_v1": Case(
-        lambda t, k, q, v, f: transformer_v1(t, Projection(k), Projection(q), Projection(v), Projection(f)),
+        lambda t, k, q, v, f: transformer.transformer_v1(
+            t, Projection(k), Projection(q), Projection(v), Projection(f)
+        ),
         [TOKENS, (4, 6), (4, 6), (6, 6), (6, 6)],
     ),
-    "no_relation": Case(lambda t, f: no_relation(t, Projection(f)), [TOKENS, (6, 6)]),
+    "no_relation": Case(lambda t, f: transformer.no_relation(t, Projection(f)), [TOKENS, (6, 6)]),
     "graph_convolution": Case(
-        lambda t, a, f: graph_convolution(t, a, Projection(f)), [TOKENS, (2, 2), (6, 6)]
+        lambda t, a, f: transformer.graph_convolution(t, a, Projection(f)), [TOKENS, (2, 2), (6, 6)]
     ),
     "pixel_attention": Case(
-        lambda x, t, q, k: pixel_attention(x, t, Projection(q), Projection(k), num_heads=2),
+        lambda x, t, q, k: projector.pixel_attention(x, t, Projection(q), Projection(k), num_heads=2),
         [X, TOKENS, (4, 4), (4, 6)],
     ),
     "projector": Case(
-        lambda x, t, q, k, v, s: projector(
+        lambda x, t, q, k, v, s: projector.projector(
             x, t, Projection(q), Projection(k), Projection(v), num_heads=2, scale=0.5, shortcut=Projection(s)
         ),
         [X, TOKENS, (4, 4), (4, 6), (2, 6), (2, 4)],
@@ -105,8 +93,10 @@ CASES = {
 }
 # k-means takes its centroids as constants: no gradient to check, but the rest holds.
 CLUSTERING = {
-    "kmeans": Case(lambda x, c: kmeans(x, c, iterations=2), [X, (1, 2, 4)]),
-    "clustering_tokenizer": Case(lambda m, t: clustering_tokenizer(m, 3, token=Projection(t)), [MAP, (6, 4)]),
+    "kmeans": Case(lambda x, c: clustering.kmeans(x, c, iterations=2), [X, (1, 2, 4)]),
+    "clustering_tokenizer": Case(
+        lambda m, t: clustering.clustering_tokenizer(m, 3, token=Projection(t)), [MAP, (6, 4)]
+    ),
 }
 every_case = pytest.mark.parametrize("case", (CASES | CLUSTERING).values(), ids=(CASES | CLUSTERING).keys())
 
@@ -150,11 +140,11 @@ class Chain(torch.nn.Module):
         x = feature_map.flatten(2).transpose(1, 2)
         size = (feature_map.shape[2], feature_map.shape[3])
         dense, grouped = Projection(weight), Projection(weight[:, :2], None, 2)
-        tokens = clustering_tokenizer(feature_map, 4, iterations=1)
-        tokens = transformer_v1(tokens, dense, dense, grouped, dense, num_heads=2)
-        code = linear_position_code(spatial_attention(x, tokens), size, 2, weight)
-        tokens = dynamic_tokenizer(x, tokens, dense, grouped, num_heads=2)
-        return code, projector(x, tokens, grouped, None, dense, num_heads=2)
+        tokens = clustering.clustering_tokenizer(feature_map, 4, iterations=1)
+        tokens = transformer.transformer_v1(tokens, dense, dense, grouped, dense, num_heads=2)
+        code = position.linear_position_code(tokenizers.spatial_attention(x, tokens), size, 2, weight)
+        tokens = v1.dynamic_tokenizer(x, tokens, dense, grouped, num_heads=2)
+        return code, projector.projector(x, tokens, grouped, None, dense, num_heads=2)
 
 
 def test_sizes_may_be_symbols(make, close):
