@@ -61,8 +61,8 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --benchmark-disable --doctest-modules --ignore=tests/cases -m "not cases" \
-		tests vt_fast benchmarks examples tools $(TEST_FLAGS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
+		--ignore=tests/cases -m "not cases" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp

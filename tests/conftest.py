@@ -10,13 +10,13 @@ from tests._support import devices
 # Scripts, which --doctest-modules would import and so run.
 collect_ignore_glob = ["cases/*"]
 
-# What cuBLAS wants for the same bits each time; it looks once.
+# cuBLAS needs this to be deterministic, and reads it once.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by marker
 def pytest_collection_modifyitems(items):
-    """Mark what runs on a GPU: ``gpu``, or ``gpu_slow`` and ``slow`` where a cover leaves it out."""
+    """Mark tests that run on a GPU: ``gpu``, or ``gpu_slow`` and ``slow`` where ``one_in`` omits a case."""
     reason = devices.missing()
     for item in items:
         if not needs_gpu(item):
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items):
 
 
 def needs_gpu(item):
-    """What lies in tests/gpu, and on a machine with a GPU all that is about the backend "triton"."""
+    """Whether a test is in tests/gpu or, on a machine with a GPU, is about the backend "triton"."""
     parts = item.path.parts
     if "gpu" in parts[-2:-1]:
         return True
@@ -44,10 +44,10 @@ def needs_gpu(item):
 
 
 def in_cover(item):
-    """Of the cases of a test marked one_in(n), those whose indices add up to a multiple of n.
+    """Whether the indices of a case add up to a multiple of n, if its test is marked one_in(n).
 
-    So each two values of different parameters still meet somewhere, where there are n of each. Nothing of
-    tests/triton, which is about settings that few calls get.
+    So each two values of different parameters still meet in a case, where there are n of each. False in
+    tests/triton, which tests settings that few calls get.
     """
     if item.path.parts[-2] == "triton":
         return False
@@ -59,7 +59,7 @@ def in_cover(item):
 
 
 def index(names, cases, given):
-    """Which case of a parametrize mark a test was given. What pytest counts depends on its version."""
+    """The index of a test's case in a parametrize mark; pytest's own depends on its version."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     wanted = tuple(given[name] for name in names)
     for number, case in enumerate(cases):
@@ -69,12 +69,12 @@ def index(names, cases, given):
             case = (case,)
         if tuple(case) == wanted:
             return number
-    raise LookupError(f"{wanted} is none of the cases of {names}")
+    raise LookupError(f"{wanted} is not a case of {names}")
 
 
 @pytest.fixture(autouse=True)
 def nan_in_uninitialised_memory():
-    """A result that was not written is NaN, not what happened to lie there."""
+    """Uninitialised memory is NaN, so that an element that is not written is noticed."""
     # It also fills new memory. On a GPU some of plain PyTorch has no deterministic kernel.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     yield

@@ -1,4 +1,4 @@
-"""The one-way rules of CONTRIBUTING: who imports whom inside the package, read from the source."""
+"""The one-way import rules of CONTRIBUTING, checked in the package's source."""
 
 import ast
 from pathlib import Path

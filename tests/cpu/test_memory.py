@@ -82,7 +82,7 @@ STORES = list(itertools.product(["project", "project_tokenize"], [0, 1]))
     ids=short,
 )
 def test_maps_too_large_for_the_caches(store, layout, dtype, monkeypatch):
-    """They are stored past the caches, which needs aligned memory."""
+    """Large maps are written with streaming stores, which need aligned memory."""
     op, shift = store
     pixels = (16 << 20) // (64 * dtype.itemsize)
     problem = make(op, ("shared",), layout, batch=1, channels=64, height=64, width=pixels // 64)
@@ -102,7 +102,7 @@ def test_maps_too_large_for_the_caches(store, layout, dtype, monkeypatch):
 
 
 def test_an_overwritten_guard_is_noticed():
-    class Clumsy:
+    class Overwriting:
         class tokenize:
             class default:
                 _schema = torch.ops.vt_fast_cpu.tokenize.default._schema
@@ -116,4 +116,4 @@ def test_an_overwritten_guard_is_noticed():
     GuardedOps(torch.ops.vt_fast_cpu).tokenize.default(*arguments)
     assert torch.equal(arguments[-2], vt_fast.tokenize(x, arguments[1], backend="cpu"))
     with pytest.raises(AssertionError, match="around tokens"):
-        GuardedOps(Clumsy).tokenize.default(*arguments)
+        GuardedOps(Overwriting).tokenize.default(*arguments)

@@ -1,4 +1,4 @@
-"""NaN and infinity in operands appear in the same results as with plain PyTorch, from any vector lane."""
+"""NaN and infinity in operands reach the same results as in plain PyTorch, from any vector lane."""
 
 import pytest
 import torch
@@ -62,8 +62,8 @@ def test_in_an_operand(op, options, layout):
 @pytest.mark.parametrize(
     ("op", "options"), [case for case in CASES if case[0] != "project" or "token_bias" in str(case[1])]
 )
-def test_what_is_masked_or_removed_does_not_matter(op, options, layout):
-    """NaN and infinity wherever operands must not be read, in every dtype: all results are finite."""
+def test_masked_pixels_and_removed_tokens_do_not_matter(op, options, layout):
+    """With NaN and infinity wherever operands must not be read, all results are finite in every dtype."""
     problem = several_chunks(op, options, layout)
     operands = problem.operands
     if "mask" in operands and (op == "tokenize" or "no map" in options):
@@ -137,7 +137,7 @@ def test_nan_in_any_lane_of_any_chunk_reaches_lse(layout, lane):
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("places", [(3, 4), (4, 3), (3, 299), (299, 3), (20, 150), (150, 20)])
 def test_nan_beside_an_infinite_logit_is_not_lost(layout, places):
-    """The lse of an infinite logit is infinite, but NaN if there is a NaN too, in whatever chunk."""
+    """The lse of an infinite logit is infinite, or NaN if there is also a NaN, in any chunk."""
     problem = several_chunks("tokenize", ("pixel_bias",), layout)
     weights = problem.operands["pixel_bias"]
     weights[0, places[0]], weights[:, places[1]] = torch.nan, torch.inf

@@ -80,7 +80,7 @@ def test_sizes(op, index):
     check(problem, dtype)
 
 
-# Layouts take turns.
+# Every other case has the other layout.
 @pytest.mark.parametrize(("case", "layout"), list(zip(CASES, itertools.cycle(["bnc", "nchw"]))), ids=short)
 def test_gradcheck(case, layout):
     problem = make(*case, layout, channels=4, height=2, width=3, tokens=2, queries=2)
@@ -100,7 +100,7 @@ def test_gradcheck(case, layout):
     check_gradients()
 
 
-def test_every_instruction_set_that_the_machine_has_is_walked_through():
+def test_the_baseline_is_the_first_of_the_instruction_sets():
     names = supported()
     assert names[0] == "baseline"
     assert len(set(names)) == len(names)

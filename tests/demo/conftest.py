@@ -1,10 +1,8 @@
+"""Tests of the demo run on one thread."""
+
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    pytest.importorskip("torch")
-    from demo.timing import one_thread
-
-    with one_thread():
-        yield
+def single_threaded(one_thread):
+    """These sizes gain nothing from more threads."""

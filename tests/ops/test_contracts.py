@@ -1,4 +1,4 @@
-"""What the public ops promise beyond their values: dtypes, strides, masks, empty samples, aliasing."""
+"""Contracts of the public ops beyond their values: dtypes, strides, masks, empty samples, aliasing."""
 
 import itertools
 
@@ -20,7 +20,7 @@ LAYOUT_AND_WIDTH = list(itertools.product(LAYOUTS, [1, 6, 12, 17]))
 
 
 def like(x, channels):
-    """What torch.empty_like gives for a map of x's kind with so many channels, built independently."""
+    """What torch.empty_like gives for a map like x with this number of channels, built independently."""
     dim = 2 if x.dim() == 3 else 1
     if channels <= x.shape[dim]:
         return torch.empty_like(x.narrow(dim, 0, channels))
@@ -33,7 +33,7 @@ def like(x, channels):
 
 
 @pytest.mark.one_in(25)
-# Where a map of another width puts a dimension of stride 0 is not something empty_like can be asked.
+# empty_like cannot tell where a map of another width has its dimension of stride 0.
 @pytest.mark.parametrize(
     ("layout", "channels"), [case for case in LAYOUT_AND_WIDTH if "expanded" not in case[0] or case[1] == 12]
 )
@@ -74,7 +74,7 @@ def test_fake_tensors_have_the_true_strides(layout, channels):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes(dtype, backend):
     if dtype not in devices.dtypes(backend):
-        pytest.skip("computed in by this backend in Triton's interpreter alone")
+        pytest.skip("this backend computes in it in Triton's interpreter only")
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
     x, tokens = torch.randn(2, 6, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
     pooled, lse = vt_fast.tokenize(x, tokens, return_stats=True)
@@ -437,7 +437,7 @@ def test_an_infinite_logit_gives_an_infinite_lse_as_in_plain_pytorch():
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize("residual", ["x", "a map"])
 def test_masked_pixels_without_a_gradient_of_the_map_do_not_matter(how, residual):
-    """The map may be used elsewhere: what counts is that no gradient arrives at those of its pixels."""
+    """The map may be used elsewhere, as long as no gradient arrives at its masked pixels."""
     problem = make("project_tokenize", ("mask", "shared", *(("residual",) if residual == "a map" else ())))
     mask = problem.operands.pop("mask")
     operands = {name: value.detach() for name, value in problem.leaves().items()}
@@ -483,20 +483,20 @@ def test_logits_that_overflow_are_not_taken_for_a_mask(op):
 
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
 def test_the_backward_starts_from_unrounded_tokens(op):
-    """With an offset in the map, delta all but cancels: rounded tokens would leave noise."""
+    """With an offset in the map, delta nearly cancels: rounded tokens would leave noise."""
     problem = make(op, ("shared",), channels=64, height=20, width=20, tokens=16, queries=16)
     problem.operands["x"] = (problem.operands["x"] + 30).bfloat16().double()
     for name in {"queries", "keys", "values"} & set(problem.operands):
         problem.operands[name] = (problem.operands[name] / 30).bfloat16().double()
     exact = problem.solve(plain=True)
     ours = problem.solve(torch.bfloat16)
-    # as near to the truth as its own rounding: plain PyTorch in bfloat16 is far from that here
+    # As near to the exact result as its own rounding. Plain PyTorch in bfloat16 is far less accurate here.
     assert_as_accurate(ours["dqueries"], exact["dqueries"], exact["dqueries"].bfloat16(), "dqueries")
 
 
 def test_the_map_is_tokenized_before_it_is_rounded(backend):
     if backend != "torch":
-        pytest.skip("may take products of the rounded map, as plain PyTorch does")
+        pytest.skip("this backend may use the rounded map, as plain PyTorch does")
     problem = make("project_tokenize", ("shared",), channels=64, height=20, width=20, queries=16)
     problem.operands["queries"] *= 16
     problem.operands = {name: value.bfloat16().double() for name, value in problem.operands.items()}

@@ -1,6 +1,6 @@
-"""What the ops refuse: the exception's type and its exact words, one row for each rule and several calls.
+"""Bad arguments of the ops: the type and the exact message of the exception, one row for each rule.
 
-A call is a good one with one argument changed, and some others to make the rule apply. The words name the
+Each call is a good one with one argument changed, and others where the rule needs them. The message names the
 argument, what it must be and what it was.
 """
 
@@ -48,7 +48,7 @@ def good(op):
     return arguments
 
 
-# kind of rule -> exception, and what the words say of the argument
+# kind of rule -> exception, and how the message describes the argument
 KINDS = {
     "type": (TypeError, lambda value: type(value).__name__),
     "layout": (TypeError, lambda value: "a nested tensor" if value.is_nested else f"a {value.layout} tensor"),
@@ -62,7 +62,7 @@ TENSOR, OPTIONAL = "be a torch.Tensor", "be None or a torch.Tensor"
 DENSE = "be a dense (torch.strided) tensor"
 FLOATS = "be float16, bfloat16, float32 or float64"
 DTYPE = "have the dtype of `x` (torch.float32)"
-DEVICE = "be on the device of `x` (cpu)"  # or on what the backend's tests run on, see `said`
+DEVICE = "be on the device of `x` (cpu)"  # or on what the backend's tests run on, see `here`
 BANK = "be (L, C) or (B, L, C) with B = 2, C = 12 and L not 0"
 HEAD_ROWS = (
     "be (num_heads * L, C) or (B, num_heads * L, C) with B = 2, C = 12 "
@@ -84,7 +84,7 @@ LSE = "be (S, B, num_heads * L) with S = 3, B = 2, L = 4 and num_heads a divisor
 BNC, HALF = {"x": t(2, 35, 12)}, torch.bfloat16
 WIDE = {"values": t(4, 16), "residual": None}
 
-# kind, ops, argument, what it must do, its values, other arguments
+# kind, ops, argument, what it must be or do, bad values, other arguments
 RULES = [
     ("type", OPS, "x", TENSOR, [[[1.0]], None, np.ones((2, 35, 12), np.float32)], {}),
     ("layout", OPS, "x", DENSE, [t(2, 35, 12).to_sparse(), nested()], {}),
@@ -276,7 +276,7 @@ def cases():
     for kind, ops, argument, must, values, others in RULES:
         error, describe = KINDS[kind]
         for op in ops.split():
-            # a row about several ops may give arguments that only some of them have
+            # a row for several ops may give arguments that only some of them have
             known = inspect.signature(getattr(functional, op)).parameters
             rest = {name: other for name, other in others.items() if name in known}
             for value in values:
@@ -296,7 +296,7 @@ def of(op):
 
 
 def moved(changes):
-    """The arguments on the device of the backend's tests; they were made before it was known."""
+    """The arguments on the device of the backend's tests. They are made on import, before it is known."""
     return {
         name: value.to(problems.device())
         if isinstance(value, torch.Tensor) and value.device.type == "cpu"
@@ -305,8 +305,8 @@ def moved(changes):
     }
 
 
-def said(words):
-    """The words that name this device."""
+def here(words):
+    """The message on this device."""
     return words.replace("(cpu)", f"({torch.empty(0).device})")
 
 
@@ -315,29 +315,29 @@ def call(op, changes):
 
 
 @by_op
-def test_a_good_call_is_not_refused(op):
+def test_a_good_call_runs(op):
     call(op, {})
 
 
 @pytest.mark.parametrize(("op", "changes", "error", "words"), CASES)
-def test_refused_with_these_words(op, changes, error, words):
+def test_message(op, changes, error, words):
     with pytest.raises(error) as caught:
         call(op, changes)
     assert type(caught.value) is error
-    assert str(caught.value) == said(words)
+    assert str(caught.value) == here(words)
 
 
 @by_op
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_refused_alike_without_gradients(op, mode):
+def test_message_without_gradients(op, mode):
     for changes, error, words in of(op):
         with mode(), pytest.raises(error) as caught:
             call(op, changes)
-        assert str(caught.value) == said(words)
+        assert str(caught.value) == here(words)
 
 
 def state(value):
-    """What a call could change about an argument."""
+    """Everything about an argument that a call could change."""
     if not isinstance(value, torch.Tensor):
         return repr(value)
     plain = value.layout == torch.strided and not value.is_nested and value.device.type != "meta"
@@ -346,7 +346,7 @@ def state(value):
 
 
 @by_op
-def test_a_refused_call_leaves_its_arguments_alone(op):
+def test_a_call_that_raises_leaves_its_arguments_alone(op):
     for changes, error, _ in of(op):
         arguments = good(op) | moved(changes)
         before = {name: state(value) for name, value in arguments.items()}
@@ -356,14 +356,14 @@ def test_a_refused_call_leaves_its_arguments_alone(op):
 
 
 @by_op
-def test_every_argument_is_refused_in_some_row(op):
-    refused = {argument for _, ops, argument, *_ in RULES if op in ops.split()}
-    assert set(inspect.signature(getattr(functional, op)).parameters) == refused
+def test_every_argument_has_a_row(op):
+    tested = {argument for _, ops, argument, *_ in RULES if op in ops.split()}
+    assert set(inspect.signature(getattr(functional, op)).parameters) == tested
 
 
 @pytest.mark.parametrize("op", OPS.split())
 @pytest.mark.parametrize("name", ["Torch", "reference", ""])
-def test_an_unknown_backend_is_answered_with_the_known_ones(op, name):
+def test_the_error_for_an_unknown_backend_names_the_known_ones(op, name):
     known = ", ".join(f'"{name}"' for name in backends.NAMES)
     with pytest.raises(ValueError, match="backend") as caught:
         call(op, {"backend": name})
@@ -371,14 +371,14 @@ def test_an_unknown_backend_is_answered_with_the_known_ones(op, name):
 
 
 @pytest.mark.parametrize("op", OPS.split())
-def test_a_backend_that_cannot_run_here_says_why(op, monkeypatch):
-    monkeypatch.setitem(backends._REASONS, "torch", "it is asleep")
+def test_the_error_for_an_unavailable_backend_gives_the_reason(op, monkeypatch):
+    monkeypatch.setitem(backends._REASONS, "torch", "the library is missing")
     with pytest.raises(RuntimeError) as caught:
         call(op, {"backend": "torch"})
-    assert str(caught.value) == '`backend="torch"` is not available here: it is asleep'
+    assert str(caught.value) == '`backend="torch"` is not available here: the library is missing'
 
 
-def test_under_autocast_the_dtypes_named_are_those_given():
+def test_the_message_under_autocast_names_the_dtypes_of_the_arguments():
     x, queries = torch.ones(2, 5, 8), torch.ones(3, 8)
     for first, second in ((torch.float64, torch.float32), (torch.float32, torch.float64)):
         with torch.autocast(problems.device(), dtype=torch.bfloat16), pytest.raises(TypeError) as caught:

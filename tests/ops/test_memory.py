@@ -1,4 +1,4 @@
-"""What the plain backend allocates: the results, and tiles, but no second map."""
+"""Peak memory on the CPU: the results and some tiles, but no temporary of the map's size."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ RESULT_MAPS = {"tokenize": (0, 1), "project": (1, 1), "project_tokenize": (1, 1)
 
 @pytest.fixture(autouse=True)
 def plain_allocation(nan_in_uninitialised_memory):
-    """Filling new memory with NaN is not what is measured here."""
+    """Filling new memory with NaN would count."""
     torch.use_deterministic_algorithms(False)
 
 
@@ -32,7 +32,7 @@ def test_no_temporary_of_the_maps_size(op, layout, dtype, masked, backend, monke
     # room for ten tiles in float32 and for the small operands, less than a quarter of a map in 16 bits
     allowed = 10 * 4 * (1 << 14) + 64 * 4 * 2 * 8 * 128
     if backend == "cpu":
-        # it adds up the small operands' gradients in up to 64 places
+        # it sums the small operands' gradients in up to 64 partial sums
         allowed = 10 * 4 * (1 << 14) + 64 * 4 * 3 * 8 * 128 + 64 * 4 * 2 * 8 * 128
     assert allowed < one_map / 4
     check_peaks(problem, operands, one_map, allowed)

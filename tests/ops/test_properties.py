@@ -1,6 +1,6 @@
-"""What holds for any operands: weights that sum to 1, and what must not matter to a result.
+"""Properties for random operands: weights sum to 1, and changes that must not affect a result.
 
-Where two calls must agree, their gradients must too: comparing.assert_same checks both.
+Where two calls must agree, so must their gradients: comparing.assert_same checks both.
 """
 
 import math
@@ -54,7 +54,7 @@ def test_a_constant_map_gives_that_constant(problem):
 @given(problem=problems("project", never=("residual",), always=("no residual",)))
 def test_equal_values_are_added_everywhere(problem):
     num_heads, token_bias = problem.options.get("num_heads", 1), problem.operands.get("token_bias")
-    value = problem.operands["values"][..., :1, :]  # also what one token alone does
+    value = problem.operands["values"][..., :1, :]  # one token alone gives the same
     values = value.expand_as(problem.operands["values"])
     change = solver(problem)(**(problem.operands | {"values": values}))
     expected = value if value.dim() == 3 else value[None]
@@ -189,7 +189,7 @@ def test_strides_do_not_matter(op, data, choose):
         results = results if isinstance(results, tuple) else (results,)
         if op != "tokenize" and height is not None and results[0] is not None:
             results = (results[0].flatten(2).transpose(1, 2), *results[1:])
-        # so that the gradients that arrive have strides too
+        # so that the arriving gradients have strides too
         return tuple(
             None if result is None else torch.stack([result, result.detach()], -1)[..., 0]
             for result in results

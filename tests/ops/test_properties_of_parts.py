@@ -1,6 +1,6 @@
-"""How calls of the ops go together: parts of a map, masks and weights, heads, tokens, one pass or two.
+"""Two ways to compute the same: parts of a map, masks and biases, heads, tokens, one pass or two.
 
-Results and gradients of both sides must agree.
+Their results and gradients must agree.
 """
 
 import itertools

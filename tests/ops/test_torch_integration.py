@@ -36,7 +36,7 @@ def raw_arguments(problem, dtype, keep_exact=True):
     return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact, devices.backend())
 
 
-# Layouts take turns.
+# Every other case has the other layout.
 @pytest.mark.one_in(11)
 @pytest.mark.parametrize(
     ("case", "layout"), list(zip(CASES, itertools.cycle(["bnc", "nchw, sliced"]))), ids=short

@@ -79,7 +79,7 @@ def test_gradcheck(op, options, backend):
     def function(*values):
         return tuple(problem.call(problem.operands | dict(zip(names, values, strict=True)), plain=False))
 
-    # In the interpreter an entry of a Jacobian takes long: with options, gradients in random directions do.
+    # The interpreter takes long for each entry of a Jacobian, so with options it takes random directions.
     assert torch.autograd.gradcheck(function, inputs, fast_mode=backend == "triton" and bool(options))
 
 

@@ -1,4 +1,4 @@
-"""What every function of the reference owes: gradients of both orders, any dtype and device, clean inputs."""
+"""Every function of the reference: gradients of both orders, any dtype and device, unchanged inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row per refusal: what is called, what is raised, and the exact words."""
+"""Bad arguments of the reference: the call, the exception, and its exact message."""
 
 from __future__ import annotations
 
