@@ -37,9 +37,9 @@ def test_threads_do_not_matter(case, dtype, shape):
     check(make(op, options, layout, batch=batch, channels=channels, height=height, width=width), dtype)
 
 
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize("op", OPS)
-def test_many_tokens(op, layout):
+@pytest.mark.parametrize(
+    ("op", "layout", "dtype"), pairs(OPS, ["bnc", "nchw"], [torch.float32, torch.bfloat16]), ids=short
+)
+def test_many_tokens(op, layout, dtype):
     problem = make(op, ("shared",), layout, batch=3, channels=64, height=16, width=20, tokens=64, queries=33)
-    check(problem, torch.float32)
-    check(problem, torch.bfloat16)
+    check(problem, dtype)
