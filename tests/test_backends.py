@@ -1,4 +1,4 @@
-"""Choosing a backend, and saying why one cannot be had."""
+"""Choosing a backend, and the reason why one is unavailable."""
 
 import pytest
 import torch

@@ -10,12 +10,12 @@ from tests._support import standin
 
 SHAPES = [cases.Shape(1, 1, 4**k, 16, 8) for k in range(1, 6)]
 PEERS = ("eager", "folded", "sdpa", "compile folded")
-# How unlike two processes are, and the rounds of one, on a machine that nobody else uses.
+# How unlike two processes are, and the rounds of one, on an idle machine.
 PROCESS, ROUND = 0.03, 0.02
 
 
 class Machine:
-    """Draws runs: everything takes a millisecond, times what it is told of who and which cell."""
+    """Draws runs: everything takes a millisecond, times the factor that is given for an entry and a cell."""
 
     def __init__(self, seed=0, drift=1.0, tail=True):
         self.dice, self.drift, self.tail = random.Random(seed), drift, tail

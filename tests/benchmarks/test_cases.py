@@ -105,7 +105,7 @@ def test_every_usable_backend_takes_part_and_the_first_is_ours():
     found = contenders(cases.Case("project", SHAPE, "fp32", "nchw"), [])
     assert [c.name for c in found if c.kind != "peer"] == [f"vt_fast {name}" for name in usable]
     assert [c.kind for c in found][: len(usable)] == ["ours", *["backend"] * (len(usable) - 1)]
-    # the yardstick is there, although nobody wants to see its times
+    # the yardstick is there, although its times are not shown
     assert [(c.name, c.timed) for c in found if c.kind == "peer"] == [("folded", False)]
 
 

@@ -1,4 +1,4 @@
-"""One case, measured on tiny shapes: who is let through the gate, who is not, and memory."""
+"""One case on tiny shapes: which entries pass the accuracy gate, and memory."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""``python -m benchmarks gpu``, from its arguments to its file, as far as it can be told without a GPU."""
+"""``python -m benchmarks gpu``, from its arguments to its file, as far as it can run without a GPU."""
 
 import subprocess
 import sys

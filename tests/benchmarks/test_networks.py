@@ -1,4 +1,4 @@
-"""The benchmark of networks: who takes part, the gate, and the command, on tiny networks."""
+"""The benchmark of networks: the sides that are compared, the gate, and the command, on tiny networks."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a run leaves behind: figures of a cell, marks, who has none, JSON."""
+"""Records of a run: the numbers of a cell, marks, entries without times, JSON."""
 
 import dataclasses
 import json

@@ -88,7 +88,7 @@ def test_every_kind_must_name_what_it_was_made_with(kind):
         GPU: ["machine.gpu", "machine.gpu.driver_version", "machine.gpu.name", "settings.tf32"],
         NETWORKS: ["settings.threads", "settings.device", "settings.sides"],
     }
-    # "schema" has a default, and without its number nobody loads the file.
+    # "schema" has a default, and without its number the file cannot be loaded.
     for name in [*NAMED[1:], *required[kind], "settings.quick", "cells"]:
         data = plain(kind)
         *parts, last = name.split(".")

@@ -1,4 +1,4 @@
-"""Every test here is about the backend "triton" on a GPU; see devices.py for how to try them without one."""
+"""Tests of the backend "triton" on a GPU; devices.py says how to try them without one."""
 
 import pytest
 import torch

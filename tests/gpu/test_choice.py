@@ -1,4 +1,4 @@
-"""Which backend a call on a GPU gets, what is refused in which words, and on which GPU it runs."""
+"""Which backend a call on a GPU gets, the messages of its errors, and the GPU that it runs on."""
 
 import pytest
 import torch

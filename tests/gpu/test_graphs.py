@@ -1,4 +1,4 @@
-"""Calls can be captured in a CUDA graph, and wait for nothing that the host would have to see."""
+"""Calls can be captured in a CUDA graph and do not synchronise with the host."""
 
 import gc
 

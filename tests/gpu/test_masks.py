@@ -1,4 +1,4 @@
-"""What is masked is not looked at, and huge logits overflow nowhere: on maps of many tiles, in 16 bits."""
+"""Masked pixels are not read and huge logits do not overflow, on maps of many tiles, in 16 bits."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A call takes memory for its results, and beside them for less than a tenth of the map."""
+"""A call allocates its results and less than a tenth of the map beside them."""
 
 import pytest
 import torch

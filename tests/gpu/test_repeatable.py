@@ -1,4 +1,4 @@
-"""A call gives the same bits each time, whatever else the GPU does meanwhile."""
+"""A call gives the same bits each time, also while the GPU does other work."""
 
 import pytest
 import torch

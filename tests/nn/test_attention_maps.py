@@ -1,4 +1,4 @@
-"""The attention maps: what each token looks at, equal to the paper's, and kept nowhere."""
+"""Attention maps equal the paper's, and no module keeps one."""
 
 from __future__ import annotations
 
