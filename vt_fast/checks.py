@@ -291,7 +291,7 @@ def _check_residual(residual: Any, x: Tensor, channels: int) -> None:
         TypeError: no dense tensor, or another dtype than x.
         ValueError: another device or shape.
     """
-    if residual is None:
+    if residual is None or (residual is x and channels == channel_count(x)):
         return
     _operand("residual", residual, x, _OPTIONAL)
     expected = map_shape(x, channels)

@@ -348,14 +348,19 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scaled(name: str, scale: Any, rows: Any) -> Any:
     """Rows times the scale of their logits; anything but a tensor is left for the checks to refuse."""
+    if type(scale) is float and scale == 1.0:
+        return rows
     checks.number(name, scale)
-    return rows * scale if scale != 1 and isinstance(rows, Tensor) else rows
+    return rows * scale if isinstance(rows, Tensor) else rows
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:
     # A trace must not depend on whether gradients are enabled while it is made.
     if is_tracing():
         return True
-    return torch.is_grad_enabled() and any(
-        operand is not None and operand.requires_grad for operand in operands
-    )
+    if not torch.is_grad_enabled():
+        return False
+    for operand in operands:  # noqa: SIM110 -- a generator would cost more than the question
+        if operand is not None and operand.requires_grad:
+            return True
+    return False

@@ -177,7 +177,10 @@ def _function(
 
 
 def _requires_grad(args: tuple[Any, ...]) -> bool:
-    return any(arg.requires_grad for arg in args if isinstance(arg, Tensor))
+    for arg in args:  # noqa: SIM110 -- a generator would cost more than the question
+        if isinstance(arg, Tensor) and arg.requires_grad:
+            return True
+    return False
 
 
 def _forward_mode() -> bool:
