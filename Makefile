@@ -9,7 +9,7 @@ TEST_FLAGS ?=
 OFFLINE_FLAGS ?=
 
 PY := $(VENV)/bin/python
-CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 PIP := $(PY) -m pip --disable-pip-version-check
 # Tests run side by side, one worker per core, so each worker gets one thread. Those that ask for more would spend
 # most of their time spinning on busy cores, so waiting threads sleep.
@@ -40,9 +40,9 @@ help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
+	@echo 'make interpreted  the part of the suite that runs the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make cases   faults reported to other projects, tried on this one (tests/cases)'
-	@echo 'make interpreted  the part of it that runs the Triton kernels, in Triton'"'"'s interpreter'
-	@echo 'make offline  compile the Triton kernels for GPUs that are not there; refreshes a table (OFFLINE_FLAGS=--check:'
+	@echo 'make offline  compile the Triton kernels without a GPU; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
 	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
 	@echo '             over an hour, so leave the machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test)'
@@ -51,8 +51,8 @@ help:
 	@echo 'make lint    ruff, mypy and clang-format'
 	@echo 'make format  let ruff and clang-format rewrite what lint would reject'
 	@echo 'make info    versions, devices, and which backends can run here'
-	@echo 'make native  build the C++ kernels anew, as far as they have changed (demo and test do so too)'
-	@echo 'make fuzz    random calls of the kernels, other ones in each run (FUZZ=1000 for each part of the test)'
+	@echo 'make native  rebuild C++ kernels that have changed (demo and test do so too)'
+	@echo 'make fuzz    random calls of the kernels, different in each run (FUZZ=1000 for each part of the test)'
 	@echo 'make sanitize  the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, which GCC brings'
 	@echo 'make compilers  compile the kernels with clang, for x86-64 and for ARM'
 	@echo 'make clean   remove .venv, caches and outputs'
@@ -73,14 +73,14 @@ cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
-# What the Triton kernels compile to for GPUs that are not there; refreshes a table, which takes long.
+# What the Triton kernels compile to, without a GPU; refreshes a table, which takes long.
 offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks.offline $(OFFLINE_FLAGS)
 
 bench: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks all $(BENCH_FLAGS)
 
-# Not in .venv: who has a GPU has a torch for it.
+# With the torch of $(PYTHON), which is built for the GPU, and not in .venv.
 gpu:
 	PYTHON='$(PYTHON)' benchmarks/gpu.sh
 
@@ -102,7 +102,7 @@ native: $(VENV)/build.stamp
 	$(BUILD_ENV) $(PY) setup.py -q build_ext --inplace
 	@touch $(VENV)/native.stamp
 
-# Unlike the suite's, not the same calls in each run.
+# Unlike in the suite, the calls differ in each run.
 fuzz: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_fuzz.py $(TEST_FLAGS)
 

@@ -8,12 +8,15 @@ def test_names():
     assert set(vt_fast.__all__) == {
         "__version__",
         "convert",
+        "flops",
+        "functional",
         "merge",
         "models",
         "nn",
         "project",
         "project_tokenize",
         "reference",
+        "testing",
         "tokenize",
     }
     assert set(functional.__all__) == {"merge", "project", "project_tokenize", "tokenize"}

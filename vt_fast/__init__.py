@@ -12,22 +12,25 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import models, nn, reference
+    from vt_fast import flops, functional, models, nn, reference, testing
     from vt_fast.functional import merge, project, project_tokenize, tokenize
     from vt_fast.models.convert import convert
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("models", "nn", "reference")
+_MODULES = ("flops", "functional", "models", "nn", "reference", "testing")
 
 __all__ = [
     "__version__",
     "convert",
+    "flops",
+    "functional",
     "merge",
     "models",
     "nn",
     "project",
     "project_tokenize",
     "reference",
+    "testing",
     "tokenize",
 ]
 

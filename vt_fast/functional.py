@@ -5,7 +5,8 @@ row-major. Rows of several heads are head-major: rows h L to (h + 1) L belong to
 place, and none has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
 
 The logits are ``S = scale * (x rows^T) + bias``. ``scale`` is a number without a gradient. It multiplies the
-rows, not the map, before autocast casts them; unless it is a power of two, 16-bit rows are rounded once more.
+rows, not the map, before autocast casts them: unless it is a power of two, 16-bit rows are rounded once more.
+Scaled rows must lie in the range of their dtype.
 
 x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its
 dtype. ``token_bias`` and ``pixel_bias`` may have x's dtype or float32 (float64 for float64). They are never
@@ -347,11 +348,11 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(name: str, scale: Any, rows: Any) -> Any:
-    """Rows times the scale of their logits; anything but a tensor is left for the checks to refuse."""
+    """Rows times the scale of their logits; other arguments are left for the checks to refuse."""
     if type(scale) is float and scale == 1.0:
         return rows
     checks.number(name, scale)
-    return rows * scale if isinstance(rows, Tensor) else rows
+    return rows * scale if isinstance(rows, Tensor) and rows.is_floating_point() else rows
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:

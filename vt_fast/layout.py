@@ -55,5 +55,5 @@ def merges(feature_map: Tensor) -> bool:
 
 
 def per_pixel(value: Tensor | None) -> Tensor | None:
-    """(B, N) of a mask or of weights given as (B, N) or (B, H, W)."""
+    """(B, N) of a mask or a bias given as (B, N) or (B, H, W)."""
     return value if value is None or value.dim() == 2 else value.flatten(1)

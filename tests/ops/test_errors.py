@@ -127,6 +127,8 @@ RULES = [
     ("type", POOLING, "queries", TENSOR, [None, np.ones((4, 12), np.float32), "keys"], {}),
     ("layout", POOLING, "queries", DENSE, [nested()], {}),
     ("dtype", POOLING, "queries", DTYPE, [t(4, 12).double(), t(4, 12).to(HALF), t(4, 12).int()], {}),
+    ("dtype", "tokenize", "queries", DTYPE, [t(4, 12).int(), flags(4, 12)], {"scale": 0.5}),
+    ("dtype", SPREADING, "keys", DTYPE, [t(4, 12).int(), flags(4, 12)], {"scale": 0.5}),
     ("device", POOLING, "queries", DEVICE, [meta(4, 12)], {}),
     (
         "shape",

@@ -7,5 +7,5 @@
     python -m tools.mutants compare before.jsonl after.jsonl
 
 A mutant's id depends on the sources alone, so the same faults can be tried again on other tests. The folder
-``noticed`` has the results for each target, as the tests were before their cases were reduced to covers of pairs.
+``noticed`` has results from before the tests' cases were reduced to covers of pairs.
 """

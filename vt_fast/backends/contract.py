@@ -1,8 +1,8 @@
 """What a backend implements, and with which arguments.
 
 The records hold the arguments of the ops in the order of their schemas, but for the backend's name, which
-comes last there. They have been checked. A map
-is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares lacks its first dimension.
+comes last there. They have been checked. A map is (B, N, C) or (B, C, H, W) with any strides; an operand
+that the batch shares lacks its first dimension.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ class Backend(Protocol):
     Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
     project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
 
-    Maps are returned in x's dtype, strided like ``torch.empty_like``. Tokens, lse and the gradients of small
-    operands are returned as they were summed, in float32 (float64 for float64).
+    Maps are returned in x's dtype, strided like ``torch.empty_like``. Sums, lse and gradients are computed in
+    float32 (float64 for float64). lse is returned so; tokens too where the call keeps exact ones, otherwise
+    they may be rounded to x's dtype, and gradients of small operands to the operand's.
     """
 
     def unavailable(self) -> str | None:

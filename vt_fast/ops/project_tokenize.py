@@ -28,7 +28,7 @@ def _forward_fake(call: ProjectTokenize) -> tuple[Tensor, ...]:
 
 def _forward_flops(call: ProjectTokenize) -> int:
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=1, of_values=1)
-    return spreading + pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_table=1)
+    return spreading + pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_extra=1)
 
 
 def _small_operands(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
@@ -55,9 +55,9 @@ def _backward_flops(call: ProjectTokenizeBackward) -> int:
     needs = call.needs
     of_keys, of_values = 1 + needs[0] + needs[1], 2 + needs[2]
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=of_keys, of_values=of_values)
-    of_queries, of_table = 4 + needs[3], 1 + needs[7]
+    of_queries, of_extra = 4 + needs[3], 1 + needs[7]
     return spreading + pooling_products(
-        call.x, call.queries, call.extra_values, of_queries=of_queries, of_table=of_table
+        call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra
     )
 
 

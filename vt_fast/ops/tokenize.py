@@ -53,15 +53,15 @@ def fake_tokens(
 
 
 def _forward_flops(call: Tokenize) -> int:
-    return pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_table=1)
+    return pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_extra=1)
 
 
 def pooling_products(
-    x: Tensor, queries: Tensor, extra_values: Tensor | None, *, of_queries: int, of_table: int
+    x: Tensor, queries: Tensor, extra_values: Tensor | None, *, of_queries: int, of_extra: int
 ) -> int:
-    """FLOPs of so many products of N pixels with the queries, and of so many of the table with the scores."""
+    """FLOPs of so many products of N pixels with the queries, and of the extra values with the scores."""
     rows, width = queries.shape[-2:]
-    columns = of_queries * width + (0 if extra_values is None else of_table * extra_values.shape[1])
+    columns = of_queries * width + (0 if extra_values is None else of_extra * extra_values.shape[1])
     return 2 * x.shape[0] * pixel_count(x) * rows * columns
 
 
@@ -78,8 +78,8 @@ def _backward_fake(call: TokenizeBackward) -> tuple[Tensor, ...]:
 
 def _backward_flops(call: TokenizeBackward) -> int:
     # logits again and dA, then dx = A dT + dS queries, dqueries, dextra_values
-    of_queries, of_table = 2 + 2 * call.needs[0] + call.needs[1], 1 + call.needs[3]
-    return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_table=of_table)
+    of_queries, of_extra = 2 + 2 * call.needs[0] + call.needs[1], 1 + call.needs[3]
+    return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -99,8 +99,8 @@ def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor 
         grad_tokens = torch.zeros_like(saved[5])
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 3, 4)]
     call = TokenizeBackward._make((grad_tokens, grad_lse, *saved, ctx.num_heads, needs))
-    dx, dqueries, dweights, dextra_values = optional(TOKENIZE.call_backward(*call, ctx.backend), needs)
-    return dx, dqueries, None, dweights, dextra_values, None, None, None
+    dx, dqueries, dpixel_bias, dextra_values = optional(TOKENIZE.call_backward(*call, ctx.backend), needs)
+    return dx, dqueries, None, dpixel_bias, dextra_values, None, None, None
 
 
 TOKENIZE = DifferentiableOp(

@@ -5,7 +5,7 @@ sums over pixels of H or of the map are G^T P or dS^T R and what goes through th
 as in :mod:`vt_fast.backends.triton.project_tokenize_op`.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import triton
@@ -477,8 +477,7 @@ def _one_after_the_other(call: ProjectTokenizeBackward) -> ProjectTokenizeGradie
             [True, needs_queries, needs_pixel_bias, needs_extra_values],
         )
     )  # fmt: skip
-    dy = of_tokens.x
-    assert dy is not None
+    dy = cast(Tensor, of_tokens.x)
     if call.grad_map is not None:
         dy = dy + call.grad_map.to(dy.dtype)
     of_map = project_op.backward(
