@@ -50,9 +50,8 @@ def picky(monkeypatch):
 @pytest.mark.usefixtures("broken")
 def test_an_explicit_backend_never_falls_back():
     x = torch.randn(2, 5, 8)
-    with pytest.raises(
-        RuntimeError, match='`backend="first"` is not available here: no such device; buy one'
-    ):
+    message = '`backend="first"` is not available here: no such device; buy one'
+    with pytest.raises(RuntimeError, match=message):
         vt_fast.tokenize(x, x, backend="first")
 
 

@@ -17,6 +17,9 @@ FORMS = ("contiguous", "channels_last", "rows")
 
 build, stack = VisualTransformer, VisualTransformerStack
 
+# Heads, key and value groups: aligned, nested either way, overlapping, coprime, no value convolution.
+GROUPS = ((1, 1, 1), (4, 4, 4), (4, 1, 1), (8, 4, 2), (2, 4, 8), (4, 6, 2), (3, 2, 2), (12, 6, None))
+
 TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
     "filter": lambda: nn.FilterTokenizer(C, L),
     "filter value": lambda: nn.FilterTokenizer(C, L, CT, value_groups=3, scale=0.7),
@@ -51,17 +54,7 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
             C, L, CT, num_heads=num_heads, key_groups=key, value_groups=value
         )
     )
-    # Aligned, nested either way, overlapping, coprime, and without a value convolution.
-    for num_heads, key, value in [
-        (1, 1, 1),
-        (4, 4, 4),
-        (4, 1, 1),
-        (8, 4, 2),
-        (2, 4, 8),
-        (4, 6, 2),
-        (3, 2, 2),
-        (12, 6, None),
-    ]
+    for num_heads, key, value in GROUPS
 }
 
 RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {

@@ -147,6 +147,19 @@ class Problem:
         solution = {f"result {index}": result.detach() for index, result in enumerate(results)}
         return solution | {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
 
+    def gradcheck(self, fast: bool) -> None:
+        """Compare the gradients with finite differences; ``fast``: in random directions only."""
+        if "token_bias" in self.operands:
+            # Finite differences cannot step away from -inf.
+            self.operands["token_bias"] = self.operands["token_bias"].clamp(min=-1)
+        names = [name for name, value in self.operands.items() if value.is_floating_point()]
+        inputs = [self.operands[name].detach().clone().requires_grad_() for name in names]
+
+        def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(self.call(self.operands | dict(zip(names, values, strict=True)), plain=False))
+
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
+
 
 def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A leaf of the same strides in another dtype; bool stays bool."""

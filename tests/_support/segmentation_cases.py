@@ -66,11 +66,7 @@ class SmallBackbone(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Maps of the three levels."""
-        maps = []
-        for level in self.levels:
-            x = level(x)
-            maps.append(x)
-        return maps
+        return [x := level(x) for level in self.levels]
 
 
 NETS: dict[str, Callable[[], SegmentationNet]] = {

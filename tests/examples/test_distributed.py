@@ -1,23 +1,16 @@
 """Two processes train as one does with the same batch."""
 
+import shlex
+
 import pytest
 import torch
 
 # In float64, without batch norm and dropout, so that only the order of sums may differ. SGD, two epochs of 3
 # steps.
-FLAGS = (
-    "--data",
-    "digits",
-    "--image-size",
-    "8",
-    "--model",
-    "tests._support.tiny_nets:exact",
-    "--epochs",
-    "2",
-    "--workers",
-    "0",
+FLAGS = shlex.split(
+    "--data digits --image-size 8 --model tests._support.tiny_nets:exact --epochs 2 --workers 0 "
+    "--batch-size 448 --sync-bn"
 )
-FLAGS += ("--batch-size", "448", "--sync-bn")
 
 
 @pytest.mark.slow

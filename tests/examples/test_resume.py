@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends exactly like an uninterrupted one."""
 
+import shlex
 import signal
 
 import pytest
@@ -7,19 +8,9 @@ import torch
 
 # 1,347 images in steps of 449: 3 steps per epoch, 9 in all. Everything in the recipe that has a state is
 # used: dropout, batch norm, RMSProp, warm-up, AutoAugment and the moving average.
-FLAGS = (
-    *(
-        "--data",
-        "digits",
-        "--image-size",
-        "8",
-        "--model",
-        "tests._support.tiny_nets:classifier",
-        "--recipe",
-        "advanced",
-    ),
-    *("--epochs", "3", "--warmup-epochs", "1", "--batch-size", "449", "--distillation", "0", "--ema", "0.9"),
-    *("--log-steps", "1"),
+FLAGS = shlex.split(
+    "--data digits --image-size 8 --model tests._support.tiny_nets:classifier --recipe advanced --epochs 3 "
+    "--warmup-epochs 1 --batch-size 449 --distillation 0 --ema 0.9 --log-steps 1"
 )
 
 

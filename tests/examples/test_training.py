@@ -19,12 +19,7 @@ pytestmark = [
 ]
 SMALL = ("--image-size", "8", "--workers", "0")
 CLASSIFY = (
-    "--data",
-    "digits",
-    "--model",
-    "tests._support.tiny_nets:classifier",
-    "--batch-size",
-    "449",
+    *shlex.split("--data digits --model tests._support.tiny_nets:classifier --batch-size 449"),
     *SMALL,
 )
 
@@ -133,15 +128,8 @@ def test_a_folder_of_images(tmp_path):
             for number in range(count):
                 pixels = generator.integers(128 * label, 128 * label + 128, (20, 30, 3), dtype=np.uint8)
                 image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
-    data = (
-        "--data",
-        str(tmp_path),
-        "--model",
-        "tests._support.tiny_nets:classifier",
-        "--batch-size",
-        "4",
-        *SMALL,
-    )
+    model = shlex.split("--model tests._support.tiny_nets:classifier --batch-size 4")
+    data = ("--data", str(tmp_path), *model, *SMALL)
     run = classify(tmp_path / "output", "--lr", "0.02", data=data, epochs=8)
     assert run.net[-1].out_features == 2
     assert records(tmp_path / "output")[-1]["top1"] == 1
@@ -172,17 +160,8 @@ def test_a_folder_of_masks_of_several_sizes(tmp_path):
             pixels = np.where(mask == 1, 250, 5).astype(np.uint8)
             image.fromarray(mask).save(tmp_path / part / "masks" / f"{number}.png")
             image.fromarray(pixels).convert("RGB").save(tmp_path / part / "images" / f"{number}.png")
-    flags = (
-        "--data",
-        str(tmp_path),
-        "--image-size",
-        "16",
-        "--batch-size",
-        "4",
-        "--num-classes",
-        "2",
-        "--no-sync-bn",
-    )
+    sizes = shlex.split("--image-size 16 --batch-size 4 --num-classes 2 --no-sync-bn")
+    flags = ("--data", str(tmp_path), *sizes)
     segment(tmp_path / "output", *flags, "--decay", "step", "--lr", "0.1", epochs=30)
     assert records(tmp_path / "output")[-1]["mean_iou"] > 0.8
     (tmp_path / "val" / "masks" / "1.png").unlink()

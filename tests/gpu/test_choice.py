@@ -13,7 +13,12 @@ from vt_fast.backends.triton.schedule import observed
 
 
 def chosen(x, queries, backend=None):
-    return backends.choose(backend, Tokenize(x, queries, None, None, None, 1, False, ""))
+    return backends.choose(backend, Tokenize(x, queries, None, None, None, 1, False))
+
+
+def refused(message, *tensors, backend="triton"):
+    with pytest.raises(ValueError, match=message):
+        vt_fast.tokenize(*tensors, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -37,27 +42,22 @@ def test_none_takes_plain_pytorch_where_triton_refuses():
 @pytest.mark.usefixtures("cuda")
 def test_float64_is_refused():
     x = torch.randn(2, 40, 16, dtype=torch.float64)
-    with pytest.raises(
-        ValueError, match="cannot do this call: it computes in float64 under TRITON_INTERPRET=1 alone"
-    ):
-        vt_fast.tokenize(x, x, backend="triton")
+    refused("cannot do this call: it computes in float64 under TRITON_INTERPRET=1 alone", x, x)
 
 
 @pytest.mark.usefixtures("cuda")
 def test_each_backend_refuses_the_others_tensors():
     x = torch.randn(2, 40, 16)
-    with pytest.raises(ValueError, match="the tensors are on cpu; this backend is for CUDA and ROCm devices"):
-        vt_fast.tokenize(x.cpu(), x.cpu(), backend="triton")
+    refused("the tensors are on cpu; this backend is for CUDA and ROCm devices", x.cpu(), x.cpu())
     if dict(backends.report())["cpu"] is None:
-        with pytest.raises(ValueError, match="the tensors are on cuda:0; this backend is for the CPU"):
-            vt_fast.tokenize(x, x, backend="cpu")
+        refused("the tensors are on cuda:0; this backend is for the CPU", x, x, backend="cpu")
 
 
 @pytest.mark.usefixtures("cuda")
 def test_a_cpu_tensor_beside_those_of_the_gpu_is_refused():
     x = torch.randn(2, 40, 16)
-    with pytest.raises(ValueError, match=r"`queries` must be on the device of `x` \(cuda:0\), got cpu"):
-        vt_fast.tokenize(x, torch.randn(4, 16, device="cpu"))
+    queries = torch.randn(4, 16, device="cpu")
+    refused(r"`queries` must be on the device of `x` \(cuda:0\), got cpu", x, queries, backend=None)
 
 
 @pytest.mark.usefixtures("cuda")

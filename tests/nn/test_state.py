@@ -13,108 +13,65 @@ from tests._support.nn_cases import CASES, B, C, L, build, feature_map, incoming
 from vt_fast import nn
 from vt_fast.nn.base import BackendModule
 
+
+def linear(name, *shape):
+    """The parameters of a linear layer with a bias."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def norm(name):
+    """Those of a norm of 8 channels."""
+    return linear(name, 8)
+
+
 # A stored model depends on these: change none without a way to load the old ones.
-FROM_TOKENS = {
-    "query.weight": (8, 6),
-    "query.bias": (8,),
-    "key.weight": (8, 4),
-    "value.weight": (8, 2),
-    "value.bias": (8,),
-    "token.weight": (6, 8),
-    "token.bias": (6,),
+FROM_TOKENS = linear("query", 8, 6) | {"key.weight": (8, 4)} | linear("value", 8, 2) | linear("token", 6, 8)
+FEED_FORWARD = norm("transformer.norm") | linear("transformer.linear", 8, 8)
+BLOCK = {
+    "tokenizer.filters": (2, 8),
+    **FEED_FORWARD,
+    **linear("projector.query", 8, 8),
+    "projector.key.weight": (8, 8),
+    **linear("projector.value", 8, 8),
 }
+LAST_BLOCK = linear("tokenizer.query", 8, 8) | FEED_FORWARD
 NAMES = {
     "filter": (
         lambda: nn.FilterTokenizer(8, 2, 6, value_groups=2, position=nn.LinearPositionCode(3, 4)),
-        {
-            "filters": (2, 8),
-            "value.weight": (8, 4),
-            "value.bias": (8,),
-            "position.weight": (9, 4),
-            "token.weight": (6, 12),
-            "token.bias": (6,),
-        },
+        {"filters": (2, 8), "position.weight": (9, 4)} | linear("value", 8, 4) | linear("token", 6, 12),
     ),
-    "recurrent": (
-        lambda: nn.RecurrentTokenizer(8, 2, 6, key_groups=2, value_groups=4),
-        FROM_TOKENS,
-    ),
+    "recurrent": (lambda: nn.RecurrentTokenizer(8, 2, 6, key_groups=2, value_groups=4), FROM_TOKENS),
     "static": (
         lambda: nn.StaticTokenizer(8, 2, 6, position=nn.ConvPositionCode(4, 3, convolutions=2, width=5)),
-        {
-            "filters": (2, 8),
-            "value.weight": (8, 8),
-            "value.bias": (8,),
-            "position.kernels.0": (5, 1, 3, 3),
-            "position.kernels.1": (5, 5, 3, 3),
-            "position.mix": (1, 5, 1, 1),
-            "position.weight": (1, 3),
-            "token.weight": (6, 11),
-            "token.bias": (6,),
-        },
+        {"filters": (2, 8), **linear("value", 8, 8), **linear("token", 6, 11)}
+        | {"position.kernels.0": (5, 1, 3, 3), "position.kernels.1": (5, 5, 3, 3)}
+        | {"position.mix": (1, 5, 1, 1), "position.weight": (1, 3)},
     ),
     "dynamic": (
         lambda: nn.DynamicTokenizer(8, 2, 6, num_heads=4, key_groups=2, value_groups=4),
         FROM_TOKENS,
     ),
     "clustering": (lambda: nn.ClusteringTokenizer(8, 2), {}),
-    "pooling": (lambda: nn.PoolingTokenizer(8, 2, 6), {"token.weight": (6, 8), "token.bias": (6,)}),
+    "pooling": (lambda: nn.PoolingTokenizer(8, 2, 6), linear("token", 6, 8)),
     "transformer": (
         lambda: nn.TokenTransformer(8, hidden=12, token_norm="layer", groups=2),
-        {
-            "norm.weight": (8,),
-            "norm.bias": (8,),
-            "key.weight": (4, 4),
-            "key.bias": (4,),
-            "query.weight": (4, 4),
-            "value.weight": (8, 4),
-            "value.bias": (8,),
-            "first.weight": (12, 8),
-            "first.bias": (12,),
-            "second.weight": (8, 12),
-            "second.bias": (8,),
-        },
+        {**norm("norm"), **linear("key", 4, 4), "query.weight": (4, 4), **linear("value", 8, 4)}
+        | {**linear("first", 12, 8), **linear("second", 8, 12)},
     ),
     "transformer v1": (
         lambda: nn.TokenTransformer(8, variant="v1", bias=False),
         {"key.weight": (4, 8), "query.weight": (4, 8), "value.weight": (8, 8), "linear.weight": (8, 8)},
     ),
-    "graph": (
-        lambda: nn.GraphConv(2, 8),
-        {"adjacency": (2, 2), "linear.weight": (8, 8), "linear.bias": (8,)},
-    ),
-    "none": (lambda: nn.TokenFeedForward(8), {"linear.weight": (8, 8), "linear.bias": (8,)}),
+    "graph": (lambda: nn.GraphConv(2, 8), {"adjacency": (2, 2)} | linear("linear", 8, 8)),
+    "none": (lambda: nn.TokenFeedForward(8), linear("linear", 8, 8)),
     "projector": (
         lambda: nn.Projector(8, 6, 12, width=4, query_groups=2),
-        {
-            "query.weight": (4, 4),
-            "query.bias": (4,),
-            "key.weight": (4, 6),
-            "value.weight": (12, 6),
-            "value.bias": (12,),
-            "shortcut.weight": (12, 8),
-        },
+        {**linear("query", 4, 4), "key.weight": (4, 6), **linear("value", 12, 6), "shortcut.weight": (12, 8)},
     ),
     "stack": (
         lambda: nn.VisualTransformerStack(8, 2, num_tokens=2, relation="none", last_projector=False),
-        {
-            "blocks.0.tokenizer.filters": (2, 8),
-            "blocks.0.transformer.norm.weight": (8,),
-            "blocks.0.transformer.norm.bias": (8,),
-            "blocks.0.transformer.linear.weight": (8, 8),
-            "blocks.0.transformer.linear.bias": (8,),
-            "blocks.0.projector.query.weight": (8, 8),
-            "blocks.0.projector.query.bias": (8,),
-            "blocks.0.projector.key.weight": (8, 8),
-            "blocks.0.projector.value.weight": (8, 8),
-            "blocks.0.projector.value.bias": (8,),
-            "blocks.1.tokenizer.query.weight": (8, 8),
-            "blocks.1.tokenizer.query.bias": (8,),
-            "blocks.1.transformer.norm.weight": (8,),
-            "blocks.1.transformer.norm.bias": (8,),
-            "blocks.1.transformer.linear.weight": (8, 8),
-            "blocks.1.transformer.linear.bias": (8,),
-        },
+        {f"blocks.0.{key}": shape for key, shape in BLOCK.items()}
+        | {f"blocks.1.{key}": shape for key, shape in LAST_BLOCK.items()},
     ),
 }
 
