@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,25 +10,16 @@ from torch import nn
 
 from recipe import checkpoint, data, losses, models, options, recipes
 from recipe.build import build
-from recipe.distributed import Group, group
-from recipe.loop import train
+from recipe.distributed import Group
 from recipe.metrics import Accuracy
 from recipe.recipes import CLASSIFICATION, Recipe
 from recipe.run import Run
+from recipe.script import train_from
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:
     """Train with the given command-line arguments, and return the finished run."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    try:
-        recipe = recipes.chosen(given, CLASSIFICATION)
-        with group(given.device) as processes:
-            run = _build(given, recipe, processes)
-            train(run)
-            return run
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    return train_from(arguments, _parser(), CLASSIFICATION, _build)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,26 +10,17 @@ from torch import Tensor, nn
 
 from recipe import masks, models, options, recipes
 from recipe.build import build
-from recipe.distributed import Group, group
-from recipe.loop import train
+from recipe.distributed import Group
 from recipe.metrics import Overlap
 from recipe.recipes import CLASSIFIERS_ONLY, SEGMENTATION, Recipe
 from recipe.run import Run
+from recipe.script import train_from
 from vt_fast.models import segmentation_loss
 
 
 def main(arguments: Sequence[str] | None = None) -> Run:
     """Train with the given command-line arguments, and return the finished run."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    try:
-        recipe = recipes.chosen(given, SEGMENTATION)
-        with group(given.device) as processes:
-            run = _build(given, recipe, processes)
-            train(run)
-            return run
-    except (ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    return train_from(arguments, _parser(), SEGMENTATION, _build)
 
 
 def _parser() -> argparse.ArgumentParser:
