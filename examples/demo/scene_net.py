@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from vt_fast.models import SegmentationNet, fpn, vt_fpn
 
 _CHANNELS = 64
+_NETS: dict[str, Callable[..., SegmentationNet]] = {"fpn": fpn, "vt_fpn": partial(vt_fpn, token_channels=128)}
 
 
 class SmallBackbone(nn.Module):
@@ -26,11 +30,7 @@ class SmallBackbone(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The maps of images (B, 3, H, W), the finest first."""
-        maps = []
-        for level in self.levels:
-            x = level(x)
-            maps.append(x)
-        return maps
+        return [x := level(x) for level in self.levels]
 
 
 def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
@@ -43,24 +43,15 @@ def scene_net(num_classes: int, neck: str = "vt_fpn") -> SegmentationNet:
     Raises:
         ValueError: another neck.
     """
-    if neck == "fpn":
-        return fpn(
-            num_classes=num_classes,
-            backbone=SmallBackbone(),
-            channels=_CHANNELS,
-            head_channels=_CHANNELS,
-            head_norm_layer=_norm,
-        )
-    if neck == "vt_fpn":
-        return vt_fpn(
-            num_classes=num_classes,
-            backbone=SmallBackbone(),
-            channels=_CHANNELS,
-            head_channels=_CHANNELS,
-            head_norm_layer=_norm,
-            token_channels=128,
-        )
-    raise ValueError(f'`neck` must be "vt_fpn" or "fpn", got {neck!r}')
+    if neck not in _NETS:
+        raise ValueError(f'`neck` must be "vt_fpn" or "fpn", got {neck!r}')
+    return _NETS[neck](
+        num_classes=num_classes,
+        backbone=SmallBackbone(),
+        channels=_CHANNELS,
+        head_channels=_CHANNELS,
+        head_norm_layer=_norm,
+    )
 
 
 def _step(channels: int, out_channels: int, stride: int) -> tuple[nn.Module, nn.Module, nn.Module]:
