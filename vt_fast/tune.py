@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -163,17 +164,24 @@ def requests(case: Case, device: torch.device) -> list[Request]:
     return found
 
 
-def cuda_clock(function: Callable[[], Any]) -> list[float]:
-    """Device time of calls in seconds, each as a CUDA graph with a cold cache."""
+def captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a call, and the results that a replay fills."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)
+    gc.collect()  # what it frees must not be freed during a capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        function()
+        results = function()
+    return graph, results
+
+
+def cuda_clock(function: Callable[[], Any]) -> list[float]:
+    """Device time of calls in seconds, each as a CUDA graph with a cold cache."""
+    graph, _ = captured(function)
     flush = torch.zeros(_FLUSH_BYTES // 4, device="cuda")
     seconds = []
     for _ in range(_ROUNDS):

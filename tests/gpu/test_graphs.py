@@ -1,30 +1,14 @@
 """Calls can be captured in a CUDA graph and do not synchronise with the host."""
 
-import gc
-
 import pytest
 import torch
 
 from tests._support.gpu_cases import Call, same_bits, standard
 from tests._support.problems import OPS
+from vt_fast.tune import captured
 
 pytestmark = pytest.mark.usefixtures("cuda")
 DTYPES = [torch.bfloat16, torch.float32]
-
-
-def captured(function):
-    """A graph of a function's work, and the tensors that a replay fills."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    gc.collect()  # what it frees must not be freed during a capture
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return graph, results
 
 
 def refill(call: Call, seed: int) -> None:
