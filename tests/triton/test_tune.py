@@ -28,7 +28,7 @@ def test_the_fastest_wins_and_is_used(op, few, tmp_path, monkeypatch):
 
     def clock(function):
         function()
-        return [2.0, 1.0, 3.0] if settings._only == SECOND else [4.0]
+        return [2.0, 1.0, 3.0] if settings._only.value == SECOND else [4.0]
 
     entry = tune.tune(case, clock, DEVICE)
     assert Setting(**entry["setting"]) == SECOND
@@ -43,11 +43,11 @@ def test_the_fastest_wins_and_is_used(op, few, tmp_path, monkeypatch):
 
 def test_a_setting_with_other_results_does_not_win(few, monkeypatch):
     def clock(function):
-        return [1.0] if settings._only == FIRST else [2.0]
+        return [1.0] if settings._only.value == FIRST else [2.0]
 
     honest = tune._distance
     monkeypatch.setattr(
-        tune, "_distance", lambda *both: float("nan") if settings._only == FIRST else honest(*both)
+        tune, "_distance", lambda *both: float("nan") if settings._only.value == FIRST else honest(*both)
     )
     entry = tune.tune(tune.Case("project", "fp32", "pixels", (2, 9, 32, 4)), clock, DEVICE)
     assert Setting(**entry["setting"]) != FIRST
@@ -56,7 +56,7 @@ def test_a_setting_with_other_results_does_not_win(few, monkeypatch):
 
 def test_a_setting_that_fails_is_left_out(few):
     def clock(function):
-        if settings._only == FIRST:
+        if settings._only.value == FIRST:
             raise RuntimeError("out of registers")
         return [1.0]
 

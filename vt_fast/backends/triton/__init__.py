@@ -25,17 +25,6 @@ from vt_fast.backends.contract import (
 )
 from vt_fast.precision import FLOATING
 
-__all__ = [
-    "project",
-    "project_backward",
-    "project_tokenize",
-    "project_tokenize_backward",
-    "refuses",
-    "tokenize",
-    "tokenize_backward",
-    "unavailable",
-]
-
 # Triton looks at this when kernels are defined: on the CPU they are then run by an interpreter.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
@@ -90,6 +79,7 @@ _FUNCTIONS = {
     "project_tokenize": ("project_tokenize_op", "forward"),
     "project_tokenize_backward": ("project_tokenize_backward_op", "backward"),
 }
+__all__ = [*_FUNCTIONS, "refuses", "unavailable"]
 
 
 def __getattr__(name: str) -> Any:

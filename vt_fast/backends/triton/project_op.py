@@ -6,16 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
-from vt_fast.backends.triton import settings
-from vt_fast.backends.triton.maps import (
-    bias_rows,
-    chunk_again,
-    load_chunk,
-    place,
-    rows,
-    store_chunk,
-    tile_of,
-)
+from vt_fast.backends.triton import maps, settings
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     first_walk,
@@ -64,12 +55,12 @@ def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg
     tokens, bias = token_rows(token_bias, sample, cfg)
     n = program % tiles_each * TILE + indices(TILE, cfg)
     ok = n < pixels
-    tile = tile_of(x, sample, 0, n, width, cfg)
+    tile = maps.tile_of(x, sample, 0, n, width, cfg)
     scores = tl.zeros((TILE, ROWS), cfg.ACC)
     scores, kept = first_walk(add_scores, scores, (tile, ok, key, tokens), cfg)
     weights = softmax_over_tokens(scores, bias, cfg).to(x.data.dtype.element_ty)
-    base = tile_of(residual, sample, 0, n, width, cfg)
-    to = tile_of(y, sample, 0, n, width, cfg)
+    base = maps.tile_of(residual, sample, 0, n, width, cfg)
+    to = maps.tile_of(y, sample, 0, n, width, cfg)
     second_walk(store_y, (), (tile, base, to, kept, ok, value, tokens, weights), 0, cfg)
 
 
@@ -77,7 +68,7 @@ def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg
 def add_scores(scores, operands, i, k, cfg: tl.constexpr):
     """The first walk's step."""
     tile, ok, keys, tokens = operands
-    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     return product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg), (chunk,)
 
 
@@ -90,10 +81,10 @@ def store_y(sums, operands, i, k, cfg: tl.constexpr):
     value = load_values(values, tokens, k, cfg.OUT_RAGGED, cfg)
     out = product(weights, tl.trans(value), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
     if cfg.RESIDUAL == "input":
-        out += chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.RAGGED, cfg).to(cfg.ACC)
+        out += maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.RAGGED, cfg).to(cfg.ACC)
     if cfg.RESIDUAL == "map":
-        out += load_chunk(base, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED).to(cfg.ACC)
-    store_chunk(to, k, ok, out, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+        out += maps.load_chunk(base, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED).to(cfg.ACC)
+    maps.store_chunk(to, k, ok, out, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
     return ()
 
 
@@ -105,9 +96,9 @@ def forward(call: Project) -> Tensor:
     widest = max(channels, out_channels)
     y = empty_map_like(x, out_channels)
     heads = Heads.of(call.num_heads, tokens)
-    placed = place(pixels, widest, x, call.residual, y)
+    placed = maps.place(pixels, widest, x, call.residual, y)
     x_map, residual_map, y_map = placed.maps
-    keys, values, token_bias = rows(call.keys), rows(call.values), bias_rows(call.token_bias)
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> None:
         tiles = ceil_div(pixels, setting.tile)
@@ -151,9 +142,9 @@ def project_backward(
     for start in tl.range(begin, end, TILE):
         n = start + indices(TILE, cfg)
         ok = n < end
-        tile = tile_of(x, sample, 0, n, width, cfg)
-        arriving = tile_of(grad, sample, 0, n, width, cfg)
-        to = tile_of(dx, sample, 0, n, width, cfg)
+        tile = maps.tile_of(x, sample, 0, n, width, cfg)
+        arriving = maps.tile_of(grad, sample, 0, n, width, cfg)
+        to = maps.tile_of(dx, sample, 0, n, width, cfg)
         zeros = tl.zeros((TILE, ROWS), cfg.ACC)
         both, kept = first_walk(
             add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, tokens), cfg
@@ -200,9 +191,9 @@ def add_scores_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     """The first walk's step: products of x with the keys, and of the arriving gradient with the values."""
     scores, grads = sums
     tile, arriving, ok, keys, values, tokens = operands
-    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     scores = product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg)
-    arrived = load_chunk(arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    arrived = maps.load_chunk(arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
     grads = product(arrived, load_values(values, tokens, k, cfg.OUT_RAGGED, cfg), grads, cfg)
     return (scores, grads), (chunk, arrived)
 
@@ -214,13 +205,13 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
     CHUNK: tl.constexpr = cfg.CHUNK
     arriving, to, kept, ok, keys, tokens, weights, inner, parts, slot = operands
     if parts.dvalues is not None or cfg.RESIDUAL == "input":
-        arrived = chunk_again(kept, i, 1, arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
+        arrived = maps.chunk_again(kept, i, 1, arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
     if cfg.NEEDS_X:
         key = load_keys(keys, tokens, k, cfg.OWN_RAGGED, cfg)
         out = product(inner, tl.trans(key), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
         if cfg.RESIDUAL == "input":
             out += arrived.to(cfg.ACC)
-        store_chunk(to, k, ok, out, cfg.CHANNELS, cfg.OWN_RAGGED)
+        maps.store_chunk(to, k, ok, out, cfg.CHANNELS, cfg.OWN_RAGGED)
     if parts.dvalues is None:
         return (sums[i],)
     else:
@@ -235,7 +226,7 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
 def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
     """A second walk's step: dkeys = dS^T x."""
     tile, kept, ok, tokens, inner, parts, slot = operands
-    chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     added = product(tl.trans(chunk), inner, sums[i], cfg)
     return leave_sums(
         parts.dkeys, slot, k, tokens.row, tokens.exists[None, :], added, cfg.CHANNELS,
@@ -252,9 +243,9 @@ def backward(call: ProjectBackward) -> ProjectGradients:
     widest = max(channels, out_channels)
     heads = Heads.of(num_heads, tokens)
     dx = torch.empty_like(x) if needs_x else None
-    placed = place(pixels, widest, x, call.grad_map.to(dtype), dx)
+    placed = maps.place(pixels, widest, x, call.grad_map.to(dtype), dx)
     x_map, grad_map, dx_map = placed.maps
-    keys, values, token_bias = rows(call.keys), rows(call.values), bias_rows(call.token_bias)
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> list[Tensor | None]:
         left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)

@@ -18,17 +18,7 @@ from vt_fast.backends.contract import (
     ProjectTokenizeGradients,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import project_op, settings, tokenize_op
-from vt_fast.backends.triton.maps import (
-    bias_rows,
-    chunk_again,
-    load_chunk,
-    pixel_operands,
-    place,
-    rows,
-    store_chunk,
-    tile_of,
-)
+from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
     extra_values_gradient,
@@ -171,9 +161,9 @@ def project_tokenize_backward(
     for start in tl.range(begin, end, TILE):
         n, inside, ok, pixel_bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
         tiles = Tiles(
-            tile_of(x, sample, 0, n, width, cfg), tile_of(grad, sample, 0, n, width, cfg),
-            tile_of(residual, sample, 0, n, width, cfg), tile_of(dx, sample, 0, n, width, cfg),
-            tile_of(dresidual, sample, 0, n, width, cfg), inside, ok,
+            maps.tile_of(x, sample, 0, n, width, cfg), maps.tile_of(grad, sample, 0, n, width, cfg),
+            maps.tile_of(residual, sample, 0, n, width, cfg), maps.tile_of(dx, sample, 0, n, width, cfg),
+            maps.tile_of(dresidual, sample, 0, n, width, cfg), inside, ok,
         )  # fmt: skip
         scores = tl.zeros((TILE, ROWS), cfg.ACC)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
@@ -274,18 +264,18 @@ def add_all_scores(sums, operands, i, k, cfg: tl.constexpr):
     WIDTH: tl.constexpr = cfg.OUT_CHANNELS + cfg.EXTRA
     dprojected, scores, logits, grads, arriving = sums
     tiles, small = operands
-    chunk = load_chunk(tiles.x, k, tiles.inside, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tiles.x, k, tiles.inside, cfg.CHANNELS, cfg.RAGGED)
     base = chunk
     arrived = chunk
     if cfg.HAS_GRAD_MAP:
-        arrived = load_chunk(tiles.grad, k, tiles.inside, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+        arrived = maps.load_chunk(tiles.grad, k, tiles.inside, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
         if cfg.MASKED:
             arriving = tl.maximum(arriving, tl.max((arrived != 0.0).to(tl.int32), 1))
         value = load_values(small.value_rows, small.tokens, k, cfg.OUT_RAGGED, cfg)
         dprojected = product(arrived, value, dprojected, cfg)
     scores = product(chunk, load_keys(small.keys, small.tokens, k, cfg.RAGGED, cfg), scores, cfg)
     if cfg.RESIDUAL == "map":
-        base = load_chunk(tiles.residual, k, tiles.ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+        base = maps.load_chunk(tiles.residual, k, tiles.ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
     if cfg.RESIDUAL != "none":
         query = load_queries(small.queries, k, cfg.OUT_CHANNELS, cfg.OUT_RAGGED, cfg)
         logits = product(base, query, logits, cfg)
@@ -306,7 +296,7 @@ def store_maps_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
     INPUT: tl.constexpr = cfg.RESIDUAL == "input"
     tiles, used, kept, small, found, parts, slot = operands
     if cfg.HAS_GRAD_MAP:
-        arrived = chunk_again(
+        arrived = maps.chunk_again(
             kept, i, 2, tiles.grad, k, tiles.inside, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg
         )
     query = load_queries(small.queries, k, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
@@ -320,7 +310,7 @@ def store_maps_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
         if cfg.HAS_GRAD_MAP:
             whole += arrived.to(cfg.ACC)
         if cfg.NEEDS_RESIDUAL:
-            store_chunk(tiles.dresidual, k, tiles.inside, whole, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
+            maps.store_chunk(tiles.dresidual, k, tiles.inside, whole, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
     if cfg.NEEDS_X:
         key = load_keys(small.keys, small.tokens, k, cfg.OWN_RAGGED, cfg)
         dx = tl.zeros((TILE, CHUNK), cfg.ACC)
@@ -331,7 +321,7 @@ def store_maps_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
             dx = tl.where(used[:, None], dx, 0.0)
             if INPUT:
                 dx += whole
-        store_chunk(tiles.dx, k, tiles.inside, dx, cfg.CHANNELS, cfg.OWN_RAGGED)
+        maps.store_chunk(tiles.dx, k, tiles.inside, dx, cfg.CHANNELS, cfg.OWN_RAGGED)
     if parts.dvalues is None:
         return (sums[i],)
     else:
@@ -356,7 +346,7 @@ def add_dkeys_and_dqueries(sums, operands, i, k, cfg: tl.constexpr):
     left_keys = (dkeys,)
     left_queries = (dqueries,)
     if parts.dkeys is not None or INPUT:
-        chunk = chunk_again(kept, i, 0, tiles.x, k, tiles.inside, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+        chunk = maps.chunk_again(kept, i, 0, tiles.x, k, tiles.inside, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     if parts.dkeys is not None:
         taken = chunk
         if cfg.MASKED:
@@ -372,7 +362,7 @@ def add_dkeys_and_dqueries(sums, operands, i, k, cfg: tl.constexpr):
             if cfg.MASKED:
                 base = tl.where(tiles.ok[:, None], chunk, 0.0)
         elif cfg.RESIDUAL == "map":
-            base = chunk_again(
+            base = maps.chunk_again(
                 kept, i, 1, tiles.residual, k, tiles.ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg
             )
         if cfg.RESIDUAL != "none":
@@ -416,11 +406,11 @@ def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
     dpixel_bias = x.new_empty((batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
     grad_map = None if call.grad_map is None else call.grad_map.to(dtype)
-    placed = place(pixels, widest, x, grad_map, residual, dx, dresidual)
+    placed = maps.place(pixels, widest, x, grad_map, residual, dx, dresidual)
     x_map, arriving_map, residual_map, dx_map, dresidual_map = placed.maps
-    keys, values, queries = rows(call.keys), rows(call.values), rows(call.queries)
-    token_bias = bias_rows(call.token_bias)
-    pixel_rows = pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+    keys, values, queries = maps.rows(call.keys), maps.rows(call.values), maps.rows(call.queries)
+    token_bias = maps.bias_rows(call.token_bias)
+    pixel_rows = maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values)
     lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
 
     def run(setting: Setting) -> list[Tensor | None]:

@@ -10,17 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectTokenize, ProjectTokenizeBackward, Tokenize
-from vt_fast.backends.triton import project_op, settings, tokenize_op
-from vt_fast.backends.triton.maps import (
-    bias_rows,
-    chunk_again,
-    load_chunk,
-    pixel_operands,
-    place,
-    rows,
-    store_chunk,
-    tile_of,
-)
+from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     load_extra_values,
@@ -193,9 +183,9 @@ def project_tokenize_forward(
         n, inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
         # Where the map is written, masked pixels of it are too.
         wanted = inside if cfg.STORE_MAP else ok
-        tile = tile_of(x, sample, 0, n, width, cfg)
-        base = tile_of(residual, sample, 0, n, width, cfg)
-        to = tile_of(y, sample, 0, n, width, cfg)
+        tile = maps.tile_of(x, sample, 0, n, width, cfg)
+        base = maps.tile_of(residual, sample, 0, n, width, cfg)
+        to = maps.tile_of(y, sample, 0, n, width, cfg)
         zeros = (tl.zeros((TILE, ROWS), cfg.ACC), tl.zeros((TILE, QUERIES), cfg.ACC))
         both, kept = first_walk(add_scores_and_logits, zeros, (tile, base, wanted, key, tokens, query), cfg)
         scores, logits = both
@@ -238,10 +228,10 @@ def add_scores_and_logits(sums, operands, i, k, cfg: tl.constexpr):
     """The first walk's step: products of x with the keys, and of the residual with the queries."""
     scores, logits = sums
     tile, base, wanted, keys, tokens, queries = operands
-    chunk = load_chunk(tile, k, wanted, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tile, k, wanted, cfg.CHANNELS, cfg.RAGGED)
     scores = product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg)
     if cfg.RESIDUAL == "map":
-        chunk = load_chunk(base, k, wanted, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+        chunk = maps.load_chunk(base, k, wanted, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
     if cfg.RESIDUAL != "none":
         query = load_queries(queries, k, cfg.OUT_CHANNELS, cfg.OUT_RAGGED, cfg)
         logits = product(chunk, query, logits, cfg)
@@ -257,15 +247,15 @@ def store_y_and_pool(sums, operands, i, k, cfg: tl.constexpr):
     tile, base, to, kept, wanted, inside, ok, values, tokens, projected, pooling = operands
     weights, scale, row_sums, to_tokens, query_ok, follows, statistics = pooling
     if cfg.RESIDUAL == "input":
-        chunk = chunk_again(kept, i, 0, tile, k, wanted, cfg.CHANNELS, RAGGED, cfg)
+        chunk = maps.chunk_again(kept, i, 0, tile, k, wanted, cfg.CHANNELS, RAGGED, cfg)
     elif cfg.RESIDUAL == "map":
-        chunk = chunk_again(kept, i, 0, base, k, wanted, cfg.OUT_CHANNELS, RAGGED, cfg)
+        chunk = maps.chunk_again(kept, i, 0, base, k, wanted, cfg.OUT_CHANNELS, RAGGED, cfg)
     if cfg.STORE_MAP:
         value = load_values(values, tokens, k, RAGGED, cfg)
         y = product(projected, tl.trans(value), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
         if cfg.RESIDUAL != "none":
             y += chunk.to(cfg.ACC)
-        store_chunk(to, k, inside, y, cfg.OUT_CHANNELS, RAGGED)
+        maps.store_chunk(to, k, inside, y, cfg.OUT_CHANNELS, RAGGED)
     added = sums[i] * scale[None, :]
     if cfg.RESIDUAL != "none":
         if cfg.STORE_MAP and cfg.MASKED:
@@ -302,11 +292,11 @@ def forward(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     if too_many_rows(max(padded, heads.padded)):
         return _one_after_the_other(call)
     y = empty_map_like(x, out_channels) if call.return_map else None
-    placed = place(pixels, widest, x, call.residual, y)
+    placed = maps.place(pixels, widest, x, call.residual, y)
     x_map, residual_map, y_map = placed.maps
-    keys, values, queries = rows(call.keys), rows(call.values), rows(call.queries)
-    token_bias = bias_rows(call.token_bias)
-    per_pixel = pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+    keys, values, queries = maps.rows(call.keys), maps.rows(call.values), maps.rows(call.queries)
+    token_bias = maps.bias_rows(call.token_bias)
+    per_pixel = maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values)
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         made = cut(setting, x, pixels, widest, batch, 4 * batch * count * (out_channels + extra))

@@ -8,15 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vt_fast.backends import contract
 from vt_fast.backends import triton as calls
-from vt_fast.backends.contract import (
-    Project,
-    ProjectBackward,
-    ProjectTokenize,
-    ProjectTokenizeBackward,
-    Tokenize,
-    TokenizeBackward,
-)
 
 Shape = tuple[int, int, int, int]  # (B, N, C, L)
 
@@ -47,33 +40,35 @@ def sample(op: str, dtype: torch.dtype, layout: str, shape: Shape, device: str) 
     queries, keys = draw(tokens, channels) * channels**-0.5, draw(batch, tokens, channels) * channels**-0.5
     values = draw(batch, tokens, channels)
     if op == "tokenize":
-        first = Tokenize(x, queries, None, None, None, 1, False)
+        first = contract.Tokenize(x, queries, None, None, None, 1, False)
         return lambda: calls.tokenize(first)
     if op == "project":
-        second = Project(x, keys, values, None, None, True, 1)
+        second = contract.Project(x, keys, values, None, None, True, 1)
         return lambda: calls.project(second)
     if op == "project_tokenize":
-        both = ProjectTokenize(x, keys, values, keys, None, None, None, None, None, True, 1, True, False)
+        both = contract.ProjectTokenize(
+            x, keys, values, keys, None, None, None, None, None, True, 1, True, False
+        )
         return lambda: calls.project_tokenize(both)
     needs = [True, True, False, False]
     if op == "tokenize_backward":
-        pooled, lse = calls.tokenize(Tokenize(x, queries, None, None, None, 1, True))
-        back = TokenizeBackward(
+        pooled, lse = calls.tokenize(contract.Tokenize(x, queries, None, None, None, 1, True))
+        back = contract.TokenizeBackward(
             values, None, x, queries, None, None, None, pooled, lse, 1, needs
         )  # fmt: skip
         return lambda: calls.tokenize_backward(back)
     grad = feature_map()
     if op == "project_backward":
         needs = [True, True, True, False]
-        spread = ProjectBackward(grad, x, keys, values, None, True, 1, needs)
+        spread = contract.ProjectBackward(grad, x, keys, values, None, True, 1, needs)
         return lambda: calls.project_backward(spread)
     if op != "project_tokenize_backward":
         raise ValueError(f"`op` must be one of {', '.join(KERNELS)}, got {op!r}")
     _, pooled, lse = calls.project_tokenize(
-        ProjectTokenize(x, keys, values, keys, None, None, None, None, None, True, 1, True, True)
+        contract.ProjectTokenize(x, keys, values, keys, None, None, None, None, None, True, 1, True, True)
     )
     needs = [True, True, True, True, False, False, False, False]
-    last = ProjectTokenizeBackward(
+    last = contract.ProjectTokenizeBackward(
         grad, values, None, x, keys, values, keys, None, None, None, None, None, pooled, lse,
         True, 1, needs
     )  # fmt: skip

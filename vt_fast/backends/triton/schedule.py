@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from triton.runtime.errors import OutOfResources
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.maps import Placement
 from vt_fast.backends.triton.primitives import Config
-from vt_fast.backends.triton.settings import KEEP, WHOLE, Problem, Setting, ceil_div
+from vt_fast.backends.triton.settings import KEEP, WHOLE, Problem, Replaceable, Setting, ceil_div
 
 __all__ = [
     "Cut", "Observer", "OutOfResources", "Traits", "attempt", "config", "cut", "cut_across", "launch",
@@ -44,25 +44,19 @@ _NOWHERE = Traits("none", 4, 1 << 30)
 # Bytes of shared memory per program where the driver does not report them.
 _LEAST_SHARED = 64 << 10
 
-_meta = _NOWHERE
+_meta = Replaceable(_NOWHERE)
 
 
 def traits(device: torch.device) -> Traits:
     """The traits of a device."""
     if device.type == "cuda":
         return _of_gpu(device)
-    return _meta if device.type == "meta" else _NOWHERE
+    return _meta.value if device.type == "meta" else _NOWHERE
 
 
-@contextmanager
-def standing_in(for_device: Traits) -> Iterator[None]:
+def standing_in(for_device: Traits) -> AbstractContextManager[None]:
     """Within, meta tensors count as tensors on such a device."""
-    global _meta
-    before, _meta = _meta, for_device
-    try:
-        yield
-    finally:
-        _meta = before
+    return _meta.by(for_device)
 
 
 @functools.cache
@@ -234,7 +228,7 @@ def summed(parts: Tensor, operand: Tensor, *, shared: bool) -> Tensor:
 # (kernel, grid, positional arguments, constants and options)
 Observer: TypeAlias = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 
-_observer: Observer | None = None
+_observer: Replaceable[Observer | None] = Replaceable(None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -243,21 +237,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     Raises:
         OutOfResources: the device has too little shared memory for it; nothing was launched.
     """
-    if _observer is not None:
-        _observer(kernel, grid, arguments, constants)
+    if _observer.value is not None:
+        _observer.value(kernel, grid, arguments, constants)
         return
     kernel[grid](*arguments, **constants)
 
 
-@contextmanager
-def observed(observer: Observer) -> Iterator[None]:
+def observed(observer: Observer) -> AbstractContextManager[None]:
     """Within, launches go to the observer instead, so that operands may be meta tensors."""
-    global _observer
-    before, _observer = _observer, observer
-    try:
-        yield
-    finally:
-        _observer = before
+    return _observer.by(observer)
 
 
 # Settings that did not fit on a device although their estimate did.

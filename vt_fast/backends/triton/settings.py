@@ -7,13 +7,16 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from vt_fast.backends.triton import INTERPRETED
+
+T = TypeVar("T")
 
 SCHEMA = 1
 
@@ -162,24 +165,34 @@ def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list
     return [found[key] for key in sorted(found)]
 
 
-_only: Setting | None = None
+class Replaceable(Generic[T]):
+    """A value of a module that a ``with`` block can replace."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    @contextlib.contextmanager
+    def by(self, value: T) -> Iterator[None]:
+        """Within, the value is this one."""
+        before, self.value = self.value, value
+        try:
+            yield
+        finally:
+            self.value = before
 
 
-@contextlib.contextmanager
-def using(setting: Setting) -> Iterator[None]:
+_only: Replaceable[Setting | None] = Replaceable(None)
+
+
+def using(setting: Setting) -> AbstractContextManager[None]:
     """Within, this is the only setting that kernels are launched with."""
-    global _only
-    before, _only = _only, setting
-    try:
-        yield
-    finally:
-        _only = before
+    return _only.by(setting)
 
 
 def choices(problem: Problem, architecture: str) -> list[Setting]:
     """Settings to try, best first. The last ones are slow and fit on any device."""
-    if _only is not None:
-        return [_only]
+    if _only.value is not None:
+        return [_only.value]
     return _choices(problem, architecture, os.environ.get(VARIABLE))
 
 

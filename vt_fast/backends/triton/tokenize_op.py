@@ -6,16 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
-from vt_fast.backends.triton import settings
-from vt_fast.backends.triton.maps import (
-    chunk_again,
-    load_chunk,
-    pixel_operands,
-    place,
-    rows,
-    store_chunk,
-    tile_of,
-)
+from vt_fast.backends.triton import maps, settings
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     add_extra_grads,
@@ -101,7 +92,7 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
     end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
         n, _inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
-        tile = tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
+        tile = maps.tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
         logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
         if per_pixel.bias is not None:
@@ -131,7 +122,7 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
 def add_logits(logits, operands, i, k, cfg: tl.constexpr):
     """The first walk's step. The queries of all chunks are held where KEEP keeps those."""
     tile, ok, query, q, query_ok, held = operands
-    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     if cfg.KEEP:
         row = held[i]
     else:
@@ -143,7 +134,7 @@ def add_logits(logits, operands, i, k, cfg: tl.constexpr):
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
     tile, ok, kept, weights, scale, to, query_ok, follows, statistics = operands
-    chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     if cfg.LOOPS > 1:
         added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
         there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
@@ -161,8 +152,11 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     channels = channel_count(x) // num_heads
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     padded = power_of_two(count, 16)
-    placed = place(pixels, channel_count(x), x)
-    queries, per_pixel = rows(call.queries), pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+    placed = maps.place(pixels, channel_count(x), x)
+    queries, per_pixel = (
+        maps.rows(call.queries),
+        maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
+    )
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
@@ -244,8 +238,8 @@ def tokenize_backward(
             sample = only
             start = tile_index * TILE
         n, inside, ok, bias = taking_part(per_pixel, start, pixels, sample * pixels, cfg)
-        tile = tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
-        to = tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        tile = maps.tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        to = maps.tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
         query = of_queries + sample * queries.batch
         grad = of_grads + sample * (cfg.QUERIES * WIDTH)
         small = (query, grad, q, query_ok)
@@ -291,7 +285,7 @@ def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     logits, grads = sums
     tile, ok, small = operands
     query, grad, q, query_ok = small
-    chunk = load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
     logits = product(chunk, of_query, logits, cfg)
     of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
@@ -316,11 +310,11 @@ def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         if cfg.MASKED:
             # A pixel that takes no part has a gradient of 0, whatever the others are.
             out = tl.where(ok[:, None], out, 0.0)
-        store_chunk(to, k, inside, out, cfg.CHANNELS, cfg.OWN_RAGGED)
+        maps.store_chunk(to, k, inside, out, cfg.CHANNELS, cfg.OWN_RAGGED)
     if dqueries is None:
         return (sums[i],)
     else:
-        chunk = chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+        chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
         added = product(tl.trans(chunk), inner, sums[i], cfg)
         return leave_sums(dqueries, slot, k, q, query_ok[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
 
@@ -337,9 +331,12 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     dx = torch.empty_like(x) if needs_x else None
     dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
-    placed = place(pixels, channel_count(x), x, dx)
+    placed = maps.place(pixels, channel_count(x), x, dx)
     x_map, dx_map = placed.maps
-    queries, per_pixel = rows(call.queries), pixel_operands(call.mask, call.pixel_bias, call.extra_values)
+    queries, per_pixel = (
+        maps.rows(call.queries),
+        maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
+    )
     shared = call.queries.dim() == 2
     lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
 
