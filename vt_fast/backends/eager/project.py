@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
+from vt_fast.backends.eager import tiles
 from vt_fast.backends.eager.blocks import expand
-from vt_fast.backends.eager.tiles import PixelWriter, Tiling, part, read_tile
 from vt_fast.backends.eager.token_softmax import TokenSoftmax, TokenSoftmaxBackward, residual_pixels
 from vt_fast.layout import as_pixels
 
@@ -16,12 +16,12 @@ def project(call: Project) -> Tensor:
     pixels = as_pixels(call.x)
     added = residual_pixels(pixels, call.residual, call.residual_is_input)
     softmax = TokenSoftmax.prepare(call.keys, call.values, call.token_bias, call.num_heads)
-    out = PixelWriter(call.x, call.values.shape[-1])
-    tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
+    out = tiles.PixelWriter(call.x, call.values.shape[-1])
+    tiling = tiles.Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
-        group, group_residual, tokens = pixels[samples], part(added, samples), softmax.group(samples)
+        group, group_residual, tokens = pixels[samples], tiles.part(added, samples), softmax.group(samples)
         for tile in tiling.tiles(samples):
-            attention = tokens.attention(read_tile(group, tile))
+            attention = tokens.attention(tiles.read_tile(group, tile))
             target = out.tile(samples, tile)
             out.write(samples, tile, tokens.output(attention, group_residual, tile, target))
     return out.finish()
@@ -32,12 +32,12 @@ def project_backward(call: ProjectBackward) -> ProjectGradients:
     pixels, grads = as_pixels(call.x), as_pixels(call.grad_map)
     softmax = TokenSoftmax.prepare(call.keys, call.values, call.token_bias, call.num_heads)
     backward = TokenSoftmaxBackward(call.keys, call.values, call.token_bias, call.needs[1:])
-    dx = PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
-    tiling = Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
+    dx = tiles.PixelWriter(call.x, pixels.shape[2]) if call.needs[0] else None
+    tiling = tiles.Tiling(pixels, call.keys.shape[-2], call.values.shape[-1])
     for samples in tiling.groups():
         group, group_grads, tokens = pixels[samples], grads[samples], softmax.group(samples)
         for tile in tiling.tiles(samples):
-            values, grad = read_tile(group, tile), read_tile(group_grads, tile)
+            values, grad = tiles.read_tile(group, tile), tiles.read_tile(group_grads, tile)
             grad_logits = backward.tile(tokens, values, tokens.attention(values), grad)
             if dx is not None:
                 target = expand(grad_logits, tokens.keys, dx.tile(samples, tile))
