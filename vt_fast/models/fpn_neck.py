@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.types import Device
+from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.models.contexts import on_device
-from vt_fast.models.resnet import NormLayer
+from vt_fast.models.resnet import NormLayer, ResNet
+from vt_fast.nn.options import Factory, spelled_out
 
 
 class FPN(nn.Module):
@@ -39,26 +40,26 @@ class FPN(nn.Module):
         [(1, 256, 24, 20), (1, 256, 12, 10)]
     """
 
+    @spelled_out(ResNet.__init__, Factory)
     def __init__(
         self,
         in_channels: Sequence[int],
         channels: int = 256,
         *,
         norm_layer: NormLayer | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        **factory: Unpack[Factory],
     ) -> None:
         super().__init__()
         check_levels(in_channels, channels)
         self.in_channels, self.out_channels = tuple(in_channels), channels
-        with on_device(device):
+        with on_device(factory.get("device")):
             self.inner_blocks = nn.ModuleList(
                 convolution(each, channels, 1, norm_layer) for each in in_channels
             )
             self.layer_blocks = nn.ModuleList(
                 convolution(channels, channels, 3, norm_layer) for _ in in_channels
             )
-        self.to(dtype=dtype)
+        self.to(dtype=factory.get("dtype"))
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """A map (B, channels, H, W) for each incoming one.

@@ -115,14 +115,7 @@ class VTStage(CompositeModule):
             width = max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
         self.channels, self.out_channels = channels, out_channels
         self.stack = make_stack(
-            channels,
-            num_blocks,
-            last_projector=True,
-            out_channels=out_channels,
-            width=width,
-            device=device,
-            dtype=dtype,
-            **options,
+            channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,10 +127,10 @@ class VTStage(CompositeModule):
 def make_stack(
     channels: int,
     num_blocks: int,
-    *,
-    last_projector: bool,
-    out_channels: int | None = None,
     width: int | None = None,
+    *,
+    last_projector: bool = True,
+    out_channels: int | None = None,
     num_tokens: int = 16,
     token_channels: int = TOKEN_CHANNELS,
     tokenizer: str = "filter",
@@ -161,10 +154,10 @@ def make_stack(
     Args:
         channels: C of the incoming map.
         num_blocks: number of VT blocks.
-        last_projector: True for a map, False if only the tokens are needed, as in classification.
-        out_channels: of the map that the last projector returns; by default `width`.
         width: channels of the map between the blocks; by default 2 C, as in a ResNet's last stage, but at
             most `token_channels` and at least C: 512 for C = 256, 1024 for C = 1024.
+        last_projector: True for a map, False if only the tokens are needed, as in classification.
+        out_channels: of the map that the last projector returns; by default `width`.
 
     Example:
         >>> stack = make_stack(64, 2, last_projector=False, token_channels=128, tokenizer="pooling")

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.types import Device
+from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.models.contexts import on_device
@@ -18,6 +18,7 @@ from vt_fast.models.stage import FIRST_TOKENIZERS
 from vt_fast.nn import PositionCode, Projector, Tokenizer
 from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
+from vt_fast.nn.options import BackendOptions, spelled_out
 
 
 class VTFPN(CompositeModule):
@@ -71,6 +72,7 @@ class VTFPN(CompositeModule):
         [(1, 256, 24, 20), (1, 256, 12, 10)]
     """
 
+    @spelled_out(Projector.__init__, BackendOptions)
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -89,9 +91,7 @@ class VTFPN(CompositeModule):
         variant: str = "v2",
         position: Callable[[], PositionCode] | None = None,
         norm_layer: NormLayer | None = None,
-        backend: str | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[BackendOptions],
     ) -> None:
         super().__init__()
         check_levels(in_channels, channels)
@@ -99,28 +99,27 @@ class VTFPN(CompositeModule):
         if token_groups is None:
             token_groups = 4 if relation == "transformer" else 1
         self.in_channels, self.out_channels, self.num_tokens = tuple(in_channels), channels, num_tokens
-        with on_device(device):
+        with on_device(options.get("device")):
             self.inner_blocks = nn.ModuleList(
                 convolution(each, channels, 1, norm_layer) for each in in_channels
             )
             self.tokenizers = nn.ModuleList()
             for _ in in_channels:
                 code = None if position is None else position()
-                made = make_tokenizer(
-                    tokenizer, channels, num_tokens, token_channels, 1, group_width, code, True
-                )
+                made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code)
                 self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
             count = num_tokens * len(in_channels)
+            sizes = (count, token_channels, num_token_heads)
             self.transformer = make_transformer(
-                relation, count, token_channels, num_token_heads, token_groups, token_norm, variant, True
+                relation, *sizes, variant, groups=token_groups, token_norm=token_norm
             )
             self.projectors = nn.ModuleList(
                 Projector(channels, token_channels, num_heads=num_heads, query_groups=query_groups)
                 for _ in in_channels
             )
-        self.to(dtype=dtype)
-        if backend is not None:
-            set_backend(self, backend)
+        self.to(dtype=options.get("dtype"))
+        if options.get("backend") is not None:
+            set_backend(self, options["backend"])
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """A map (B, channels, H, W) for each incoming one, of the same size and in its memory format.

@@ -82,7 +82,7 @@ class VTResNet(CompositeModule):
         if num_blocks is None:
             num_blocks = default_num_blocks(self.backbone)
         self.stage = make_stack(
-            channels, num_blocks, last_projector=False, width=width, device=device, dtype=dtype, **options
+            channels, num_blocks, width, last_projector=False, device=device, dtype=dtype, **options
         )
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
         self.dropout = nn.Dropout(drop_rate)
@@ -166,14 +166,7 @@ class VTResNetFeatures(CompositeModule):
         if num_blocks is None:
             num_blocks = default_num_blocks(self.backbone)
         self.stage = make_stack(
-            channels,
-            num_blocks,
-            last_projector=True,
-            out_channels=out_channels,
-            width=width,
-            device=device,
-            dtype=dtype,
-            **options,
+            channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
         )
         all_channels, all_strides = stage_shapes(self.backbone)
         all_channels += (cast(Projector, self.stage[-1].projector).out_channels,)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch.types import Device
+from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
-from vt_fast.nn.options import ModuleOptions, TokenizerOptions
+from vt_fast.nn.options import FeedForwardOptions, ModuleOptions, TokenizerOptions
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
@@ -39,12 +38,10 @@ def make_tokenizer(
     channels: int,
     num_tokens: int,
     token_channels: int,
-    num_heads: int = 1,
-    group_width: int | None = None,
-    position: PositionCode | None = None,
-    bias: bool = True,
-    device: Device = None,
-    dtype: torch.dtype | None = None,
+    num_heads: int,
+    group_width: int | None,
+    position: PositionCode | None,
+    **common: Unpack[ModuleOptions],
 ) -> Tokenizer | None:
     """The tokenizer called `name`, see :class:`vt_fast.nn.VisualTransformer`.
 
@@ -58,7 +55,6 @@ def make_tokenizer(
         return None
     groups = None if group_width is None else max(channels // group_width, 1)
     sizes = (channels, num_tokens, token_channels)
-    common: ModuleOptions = {"bias": bias, "device": device, "dtype": dtype}
     if name == "static":
         return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, **common)
     if name == "dynamic":
@@ -83,13 +79,9 @@ def make_transformer(
     relation: str,
     num_tokens: int,
     token_channels: int,
-    num_heads: int = 1,
-    groups: int = 1,
-    token_norm: str | None = None,
-    variant: str = "v2",
-    bias: bool = True,
-    device: Device = None,
-    dtype: torch.dtype | None = None,
+    num_heads: int,
+    variant: str,
+    **common: Unpack[FeedForwardOptions],
 ) -> TokenRelation:
     """The relation between tokens called `relation`, see :class:`vt_fast.nn.VisualTransformer`.
 
@@ -99,23 +91,12 @@ def make_transformer(
     checks.choice("relation", relation, RELATIONS)
     checks.choice("variant", variant, VARIANTS)
     if relation == "transformer":
-        return TokenTransformer(
-            token_channels,
-            num_heads=num_heads,
-            groups=groups,
-            variant=variant,
-            token_norm=token_norm,
-            bias=bias,
-            device=device,
-            dtype=dtype,
-        )
-    if num_heads != 1 or groups != 1 or variant != "v2":
+        return TokenTransformer(token_channels, num_heads=num_heads, variant=variant, **common)
+    if num_heads != 1 or common.get("groups", 1) != 1 or variant != "v2":
         raise ValueError(
             "`num_token_heads`, `token_groups` and `variant` must have their defaults with "
             f"relation={relation!r}, which has no attention"
         )
     if relation == "graph":
-        return GraphConv(
-            num_tokens, token_channels, token_norm=token_norm, bias=bias, device=device, dtype=dtype
-        )
-    return TokenFeedForward(token_channels, token_norm=token_norm, bias=bias, device=device, dtype=dtype)
+        return GraphConv(num_tokens, token_channels, **common)
+    return TokenFeedForward(token_channels, **common)

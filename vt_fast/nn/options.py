@@ -19,11 +19,16 @@ class Factory(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class ModuleOptions(Factory, total=False):
+class BackendOptions(Factory, total=False):
+    """What every module takes that computes something."""
+
+    backend: str | None
+
+
+class ModuleOptions(BackendOptions, total=False):
     """What every module takes that projects something and runs an op."""
 
     bias: bool
-    backend: str | None
 
 
 class TokenizerOptions(ModuleOptions, total=False):
@@ -33,11 +38,17 @@ class TokenizerOptions(ModuleOptions, total=False):
     token_linear: bool | None
 
 
-class RelationOptions(Factory, total=False):
+class RelationOptions(BackendOptions, total=False):
     """What all relations take; see :class:`vt_fast.nn.TokenRelation`."""
 
     token_norm: str | None
-    backend: str | None
+
+
+class FeedForwardOptions(RelationOptions, total=False):
+    """What all relations but the base class take."""
+
+    groups: int
+    bias: bool
 
 
 class BlockOptions(ModuleOptions, total=False):

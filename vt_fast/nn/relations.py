@@ -14,7 +14,7 @@ from vt_fast import checks
 from vt_fast.nn.base import REFERENCE, BackendModule
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.norm import make_token_norm
-from vt_fast.nn.options import RelationOptions, factory_of, spelled_out
+from vt_fast.nn.options import FeedForwardOptions, RelationOptions, factory_of, spelled_out
 
 # relu has no gradient at 0: a weight before it that started at 0 would never move, so these start small
 # instead.
@@ -120,8 +120,8 @@ class GraphConv(TokenFeedForward):
     Args:
         num_tokens: L.
         token_channels: CT.
-        groups, bias: of F.
-        **options: `token_norm`, `backend`, `device`, `dtype`: see :class:`TokenRelation`.
+        **options: `groups`, `bias`, `token_norm`, `backend`, `device`, `dtype`: see
+            :class:`TokenFeedForward`.
 
     Attributes:
         adjacency: A (L, L).
@@ -131,17 +131,9 @@ class GraphConv(TokenFeedForward):
         torch.Size([2, 16, 128])
     """
 
-    @spelled_out(TokenRelation.__init__, RelationOptions)
-    def __init__(
-        self,
-        num_tokens: int,
-        token_channels: int,
-        *,
-        groups: int = 1,
-        bias: bool = True,
-        **options: Unpack[RelationOptions],
-    ) -> None:
-        super().__init__(token_channels, groups=groups, bias=bias, **options)
+    @spelled_out(TokenFeedForward.__init__, FeedForwardOptions)
+    def __init__(self, num_tokens: int, token_channels: int, **options: Unpack[FeedForwardOptions]) -> None:
+        super().__init__(token_channels, **options)
         checks.count("num_tokens", num_tokens)
         self.num_tokens = num_tokens
         self.adjacency = nn.Parameter(torch.empty(num_tokens, num_tokens, **factory_of(options)))

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from vt_fast import checks
 from vt_fast.nn.base import CompositeModule, autocast_map, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
-from vt_fast.nn.options import Factory
+from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.tokenizer import Tokenizer
@@ -94,20 +94,15 @@ class VisualTransformer(CompositeModule):
                     f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
                     f"divides it and `channels` = {channels}, got {group_width}, hence {query_groups} groups"
                 )
-        factory: Factory = {"device": device, "dtype": dtype}
+        common: ModuleOptions = {"bias": bias, "device": device, "dtype": dtype}
         sizes = (num_tokens, token_channels)
         to_pixels = None
         if projector:
             widths = (channels, token_channels, out_channels)
-            to_pixels = Projector(
-                *widths, num_heads=num_heads, query_groups=query_groups, bias=bias, **factory
-            )
-        to_tokens = make_tokenizer(
-            tokenizer, channels, *sizes, num_heads, group_width, position, bias, **factory
-        )
-        relate = make_transformer(
-            relation, *sizes, num_token_heads, token_groups, token_norm, variant, bias, **factory
-        )
+            to_pixels = Projector(*widths, num_heads=num_heads, query_groups=query_groups, **common)
+        to_tokens = make_tokenizer(tokenizer, channels, *sizes, num_heads, group_width, position, **common)
+        of_tokens: FeedForwardOptions = {**common, "groups": token_groups, "token_norm": token_norm}
+        relate = make_transformer(relation, *sizes, num_token_heads, variant, **of_tokens)
         self._assemble(to_tokens, relate, to_pixels, backend)
 
     @classmethod
