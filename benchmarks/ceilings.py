@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from typing import NamedTuple
+import dataclasses
+from dataclasses import dataclass
 
 import torch
 
 from benchmarks.device import Device
 from benchmarks.operands import TORCH_DTYPES
+from benchmarks.records import HasRates
 
 
-class Rates(NamedTuple):
+@dataclass(frozen=True)
+class Rates(HasRates):
     """Seconds of each repetition, and what one does: bytes read and written, FLOPs, or bytes read alone."""
 
     copy_seconds: list[float]
@@ -21,19 +23,10 @@ class Rates(NamedTuple):
     read_seconds: list[float]
     read_bytes: int
 
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second, reads and writes both counted."""
-        return self.copy_bytes / statistics.median(self.copy_seconds)
-
-    @property
-    def matrix_rate(self) -> float:
-        """FLOPs per second."""
-        return self.matrix_flops / statistics.median(self.matrix_seconds)
-
-    def __add__(self, other: Rates) -> Rates:  # type: ignore[override]
+    def __add__(self, other: Rates) -> Rates:
         """The repetitions of both, which must be of the same."""
-        return self._replace(
+        return dataclasses.replace(
+            self,
             copy_seconds=self.copy_seconds + other.copy_seconds,
             matrix_seconds=self.matrix_seconds + other.matrix_seconds,
             read_seconds=self.read_seconds + other.read_seconds,

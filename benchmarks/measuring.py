@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from benchmarks import memory, records
@@ -62,7 +63,7 @@ def measure(
             threads=device.threads,
             which=which,
             map_bytes=trial.map_bytes,
-            floor=None if least is None else records.Floor(maps, flops, **around._asdict()),
+            floor=None if least is None else records.Floor(maps, flops, **dataclasses.asdict(around)),
             entries=admission.entries,
         )
 

@@ -149,6 +149,19 @@ def forced_sdpa(op: str, names: Iterable[str]) -> tuple[Peer, ...]:
     return tuple(Peer(f"sdpa {name}", forced_ops(name)[op]) for name in names)
 
 
+def _projecting(op: str, eager: Code, folded: Code, transposed: Code, sdpa: Code) -> tuple[Peer, ...]:
+    return (
+        Peer("eager", eager),
+        Peer("folded", folded),
+        Peer("transposed", transposed),
+        Peer("sdpa", sdpa),
+        *forced_sdpa(op, SDPA_BACKENDS),
+        Peer("compile eager", eager, compiled=True),
+        Peer("compile folded", folded, compiled=True),
+        Peer("compile transposed", transposed, compiled=True, layouts=_NCHW),
+    )
+
+
 # Plain ones first: whether one is worth compiling is told by them.
 PEERS: dict[str, tuple[Peer, ...]] = {
     "tokenize": (
@@ -159,26 +172,8 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("compile eager", tokenize, compiled=True),
         Peer("compile transposed", tokenize_transposed, compiled=True),
     ),
-    "project": (
-        Peer("eager", project),
-        Peer("folded", project_folded),
-        Peer("transposed", project_transposed),
-        Peer("sdpa", project_sdpa),
-        *forced_sdpa("project", SDPA_BACKENDS),
-        Peer("compile eager", project, compiled=True),
-        Peer("compile folded", project_folded, compiled=True),
-        Peer("compile transposed", project_transposed, compiled=True, layouts=_NCHW),
-    ),
-    "project_tokenize": (
-        Peer("eager", both),
-        Peer("folded", both_folded),
-        Peer("transposed", both_transposed),
-        Peer("sdpa", both_sdpa),
-        *forced_sdpa("project_tokenize", SDPA_BACKENDS),
-        Peer("compile eager", both, compiled=True),
-        Peer("compile folded", both_folded, compiled=True),
-        Peer("compile transposed", both_transposed, compiled=True, layouts=_NCHW),
-    ),
+    "project": _projecting("project", project, project_folded, project_transposed, project_sdpa),
+    "project_tokenize": _projecting("project_tokenize", both, both_folded, both_transposed, both_sdpa),
 }
 
 NAMES = tuple(dict.fromkeys(peer.name for peers in PEERS.values() for peer in peers))

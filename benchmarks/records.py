@@ -65,8 +65,27 @@ class Entry(HasSeconds):
         return self.status == OK and bool(self.seconds)
 
 
+class HasRates:
+    """Every repetition of two ceilings, in seconds, and what one repetition does."""
+
+    copy_seconds: list[float]
+    copy_bytes: int
+    matrix_seconds: list[float]
+    matrix_flops: int
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second, reads and writes both counted."""
+        return self.copy_bytes / statistics.median(self.copy_seconds)
+
+    @property
+    def matrix_rate(self) -> float:
+        """FLOPs per second."""
+        return self.matrix_flops / statistics.median(self.matrix_seconds)
+
+
 @dataclass
-class Floor:
+class Floor(HasRates):
     """The terms of a cell's floor, and every repetition of the two ceilings that were measured around it.
 
     What reading alone takes is kept for information, where it was measured.
@@ -80,16 +99,6 @@ class Floor:
     matrix_seconds: list[float]
     read_bytes: int = 0
     read_seconds: list[float] = field(default_factory=list)
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second, reads and writes both counted."""
-        return self.copy_bytes / statistics.median(self.copy_seconds)
-
-    @property
-    def matrix_rate(self) -> float:
-        """FLOPs per second."""
-        return self.matrix_flops / statistics.median(self.matrix_seconds)
 
     def terms(self, map_bytes: int) -> dict[str, float]:
         """Seconds by each term.
@@ -183,18 +192,25 @@ class FirstCall:
 
 
 @dataclass
-class Run:
-    """One run of any mode of ``python -m benchmarks`` but ``models``.
+class AnyRun:
+    """What all runs have.
 
-    ``problems``: cases that could not be measured at all. ``complete``: nobody stopped it before its end.
+    ``problems``: cases that could not be measured at all. ``complete``: it was not stopped before its end.
     """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
-    cells: list[Cell]
+    cells: list[Any]
     problems: list[str] = field(default_factory=list)
     complete: bool = True
     schema: int = SCHEMA
+
+
+@dataclass
+class Run(AnyRun):
+    """One run of any mode of ``python -m benchmarks`` but ``models``."""
+
+    cells: list[Cell]
     first_calls: list[FirstCall] = field(default_factory=list)
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import write
+from benchmarks.records import AnyRun, write
 from benchmarks.timing import HasSeconds
 
 SCHEMA = 1
@@ -47,14 +47,10 @@ class NetworkCell:
 
 
 @dataclass
-class NetworkRun:
-    """One run of ``python -m benchmarks models``; see :class:`benchmarks.records.Run`."""
+class NetworkRun(AnyRun):
+    """One run of ``python -m benchmarks models``."""
 
-    machine: dict[str, Any]
-    settings: dict[str, Any]
     cells: list[NetworkCell]
-    problems: list[str] = field(default_factory=list)
-    complete: bool = True
     schema: int = SCHEMA
 
     @property
