@@ -27,8 +27,9 @@ def by_reference(op, drawn, cotangents):
         leaves["keys"] = leaves["token_keys"] @ leaves["query_weight"].T
     names = {"tokenize": ["x", "queries"], "project": ["x", "keys", "values"]}
     names["project_tokenize"] = [*names["project"], "queries"]
-    found = getattr(reference, op)(*(leaves[name] for name in names[op]))
-    found = found[:2] if op == "project_tokenize" else (found,)
+    residual = {} if op == "tokenize" else {"residual": leaves["x"]}
+    found = getattr(reference, op)(*(leaves[name] for name in names[op]), **residual)
+    found = found if op == "project_tokenize" else (found,)
     gradients = torch.autograd.grad(found, list(leaves.values()), cotangents)
     values = dict(zip(truth.RESULTS[op], found, strict=True))
     return values | {f"d{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
