@@ -108,14 +108,21 @@ def number(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be finite, got {value}")
 
 
-def flag(name: str, value: Any) -> None:
-    """A bool.
+def flag(name: str, value: Any, optional: bool = False) -> None:
+    """A bool, or None where ``optional``.
 
     Raises:
         TypeError: something else, even if Python takes it for true or false.
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a bool, got {type(value).__name__}")
+    if not isinstance(value, bool) and not (optional and value is None):
+        kind = "None or a bool" if optional else "a bool"
+        raise TypeError(f"`{name}` must be {kind}, got {type(value).__name__}")
+
+
+def flags(**values: Any) -> None:
+    """Bools, each named by its keyword; see :func:`flag`."""
+    for name, value in values.items():
+        flag(name, value)
 
 
 def count(name: str, value: Any) -> None:
@@ -391,6 +398,19 @@ def merge(tokens: Any, lse: Any) -> None:
 
 
 # For the modules.
+
+
+def scale(value: Any, default: float) -> float:
+    """Return the scale of the logits: a finite number, or ``default`` for None.
+
+    Raises:
+        TypeError: something else, a tensor included.
+        ValueError: NaN or infinite.
+    """
+    if value is None:
+        return default
+    number("scale", value)
+    return value  # type: ignore[no-any-return]
 
 
 def choice(name: str, value: Any, choices: Iterable[str], optional: bool = False) -> None:

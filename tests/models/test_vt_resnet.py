@@ -223,6 +223,15 @@ def test_errors(make, message):
         make()
 
 
+def test_flags():
+    for name, make in (
+        ("projector", classifier),
+        ("stride_in_1x1", lambda **flag: models.ResNet(18, **flag)),
+    ):
+        with pytest.raises(TypeError, match=f"`{name}` must be a bool, got str"):
+            make(**{name: "no"})
+
+
 def test_unknown_options():
     for option in ("tokeniser", "out_channels"):
         with pytest.raises(TypeError, match=option):

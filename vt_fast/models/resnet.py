@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from vt_fast import checks
 from vt_fast.models.contexts import on_device
 
 # Blocks in each stage, and whether they are bottlenecks.
@@ -71,6 +72,7 @@ class ResNet(nn.Module):
             raise ValueError(f"`depth` must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
+        checks.flag("stride_in_1x1", stride_in_1x1)
         counts, deep = DEPTHS[depth]
         expansion = Bottleneck.expansion if deep else 1
         self.depth = depth

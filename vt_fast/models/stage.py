@@ -165,6 +165,7 @@ def make_stack(
         torch.Size([2, 16, 128])
     """
     checks.counts(num_blocks=num_blocks)
+    checks.flag("projector", projector)
     checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
     if last_projector and not projector:
         raise ValueError("`projector` must be True if a map is returned, got False")

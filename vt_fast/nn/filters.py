@@ -53,7 +53,7 @@ class FilterTokenizer(Tokenizer):
         **options: Unpack[TokenizerOptions],
     ) -> None:
         super().__init__(channels, num_tokens, token_channels, position=position, **options)
-        self.scale = 1 / math.sqrt(channels) if scale is None else scale
+        self.scale = checks.scale(scale, 1 / math.sqrt(channels))
         self.filters = nn.Parameter(torch.empty(num_tokens, channels, **factory_of(options)))
         self.reset_parameters()
 
@@ -110,7 +110,7 @@ class RecurrentTokenizer(Tokenizer):
     ) -> None:
         super().__init__(channels, num_tokens, token_channels, position=position, **options)
         factory, bias = factory_of(options), options.get("bias", True)
-        self.scale = 1 / math.sqrt(channels) if scale is None else scale
+        self.scale = checks.scale(scale, 1 / math.sqrt(channels))
         self.query = GroupedLinear(self.token_channels, channels, query_groups, bias=bias, **factory)
         self.key = (
             None

@@ -69,6 +69,7 @@ class Projector(BackendModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(backend)
+        checks.flags(key=key, value=value, bias=bias)
         factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
@@ -93,7 +94,7 @@ class Projector(BackendModule):
             )
         self.channels, self.token_channels, self.out_channels = channels, token_channels, out_channels
         self.width, self.num_heads = width, num_heads
-        self.scale = math.sqrt(num_heads / width) if scale is None else scale
+        self.scale = checks.scale(scale, math.sqrt(num_heads / width))
         self.query = (
             None
             if query_groups is None

@@ -73,6 +73,7 @@ class VisualTransformerStack(CompositeModule):
     ) -> None:
         super().__init__()
         checks.count("num_blocks", num_blocks)
+        checks.flag("last_projector", last_projector)
         checks.choice("tokenizer", tokenizer, TOKENIZERS)
         checks.choice("later_tokenizer", later_tokenizer, TOKENIZERS, optional=True)
         later_tokenizer = later_tokenizer or default_later_tokenizer(tokenizer)

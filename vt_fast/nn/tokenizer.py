@@ -55,6 +55,10 @@ class Tokenizer(BackendModule):
         factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
         checks.counts(channels=channels, num_tokens=num_tokens, token_channels=token_channels)
+        checks.flag("token_linear", token_linear, optional=True)
+        checks.flag("bias", bias)
+        if position is not None and not isinstance(position, PositionCode):
+            raise TypeError(f"`position` must be None or a PositionCode, got {type(position).__name__}")
         self.channels, self.num_tokens, self.token_channels = channels, num_tokens, token_channels
         pooled = channels + (0 if position is None else position.features)
         if token_linear is None:

@@ -65,6 +65,7 @@ class TokenTransformer(TokenRelation):
     ) -> None:
         super().__init__(token_channels, **options)
         checks.choice("variant", variant, VARIANTS)
+        checks.flag("value", value)
         if variant == "v1" and not (value and hidden is None):
             raise ValueError(
                 '`value` must be True and `hidden` None in variant "v1", which has V and one linear layer'
@@ -75,7 +76,7 @@ class TokenTransformer(TokenRelation):
         checks.divides("num_heads", num_heads, "token_channels", token_channels)
         factory = factory_of(options)
         self.num_heads, self.variant = num_heads, variant
-        self.scale = math.sqrt(num_heads / width) if scale is None else scale
+        self.scale = checks.scale(scale, math.sqrt(num_heads / width))
         self.key = GroupedLinear(token_channels, width, groups, bias=bias, **factory)
         self.query = GroupedLinear(token_channels, width, groups, bias=False, **factory)
         self.value = (
