@@ -195,6 +195,7 @@ def test_values(call, message):
 
 
 FLOATING = "`x` must be float16, bfloat16, float32 or float64, got "
+OF_X = "`tokens` must have the dtype of `x` (torch.float32), got "
 OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
 
 
@@ -222,6 +223,13 @@ OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
         (lambda: stack(C, 2)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.FilterTokenizer(C)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.Projector(C, CT)(x4, "tokens"), "`tokens` must be a torch.Tensor, got str"),
+        (lambda: nn.Projector(C, CT)(x4, tokens.double()), OF_X + "torch.float64"),
+        (lambda: nn.RecurrentTokenizer(C, L, CT)(x3, tokens.half()), OF_X + "torch.float16"),
+        (
+            lambda: nn.DynamicTokenizer(C, L, CT, num_heads=2, backend="reference")(x3, tokens.double()),
+            OF_X + "torch.float64",
+        ),
+        (lambda: nn.GroupedLinear(C, CT)(None), "`x` must be a torch.Tensor, got NoneType"),
         (lambda: nn.TokenFeedForward(CT)(3), "`tokens` must be a torch.Tensor, got int"),
         (lambda: nn.FilterTokenizer(C, scale="a"), "`scale` must be a float, got str"),
         (lambda: nn.RecurrentTokenizer(C, scale=torch.ones(1)), "`scale` must be a float, got Tensor"),
@@ -263,8 +271,10 @@ def test_unused_tokens_are_not_looked_at():
         assert torch.equal(tokenizer(x4, torch.randn(3, 5, 7)), tokenizer(x4))
 
 
-def test_autocast_takes_maps_of_other_dtypes():
+def test_autocast_takes_maps_and_tokens_of_other_dtypes():
     with torch.autocast("cpu", torch.bfloat16):
+        assert nn.Projector(C, CT)(x4.bfloat16(), tokens).dtype == torch.bfloat16
+        assert nn.RecurrentTokenizer(C, L, CT)(x4, tokens.bfloat16()).dtype == torch.bfloat16
         assert nn.FilterTokenizer(C, L)(x4.bfloat16()).dtype == torch.bfloat16
 
 

@@ -125,7 +125,7 @@ class RecurrentTokenizer(Tokenizer):
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         super()._check(x, tokens)
-        checks.tokens(tokens, self.token_channels, self.num_tokens, batch=x.shape[0])
+        checks.tokens(tokens, self.token_channels, self.num_tokens, x=x)
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         from vt_fast.reference.linear import linear

@@ -76,6 +76,7 @@ class GroupedLinear(nn.Module):
         """Map (..., in) to (..., out).
 
         Raises:
+            TypeError: no tensor.
             ValueError: another width.
         """
         checks.features("x", x, self.in_features)

@@ -146,7 +146,7 @@ class Projector(BackendModule):
             tokens: (B, L, CT).
 
         Raises:
-            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
+            TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape.
         """
         self._check(x, tokens)
@@ -243,7 +243,7 @@ class Projector(BackendModule):
 
     def _check(self, x: Tensor, tokens: Tensor) -> None:
         check_map(x, self, self.channels)
-        checks.tokens(tokens, self.token_channels, batch=x.shape[0])
+        checks.tokens(tokens, self.token_channels, x=x)
 
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
         from vt_fast.reference.projector import projector

@@ -113,7 +113,7 @@ class Tokenizer(BackendModule):
             mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
 
         Raises:
-            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
+            TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
         self._check(x, tokens)
