@@ -88,6 +88,18 @@ CONSTRUCTION = [
     ),
     (lambda: build(C, group_width=0), "`group_width` must be at least 1, got 0"),
     (
+        lambda: build(C, tokenizer=None, projector=False, group_width=0),
+        "`group_width` must be at least 1, got 0",
+    ),
+    (
+        lambda: build(48, group_width=20, projector=False),
+        "`group_width` must divide channels = 48 or not be less, got 20",
+    ),
+    (
+        lambda: build(C, tokenizer="pooling", out_channels=48, group_width=20),
+        "`group_width` must divide out_channels = 48 or not be less, got 20",
+    ),
+    (
         lambda: build(C, relation="gossip"),
         '`relation` must be one of "transformer", "graph", "none", got \'gossip\'',
     ),
@@ -299,11 +311,17 @@ def test_a_tokenizer_without_queries_says_so():
 
 def test_group_width_that_does_not_fit_both_widths():
     message = (
-        "`group_width` must cut `out_channels` = 96 into a number of groups that divides it and "
-        "`channels` = 64, got 32, hence 3 groups"
+        "`group_width` must cut out_channels = 96 into a number of groups that divides channels = 64, "
+        "got 32, hence 3 groups"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         nn.VisualTransformer(64, out_channels=96, group_width=32)
+
+
+def test_a_group_width_that_is_not_less_makes_one_group():
+    for group_width in (C, 64):
+        block = build(C, group_width=group_width)
+        assert block.tokenizer.value.groups == block.projector.query.groups == 1
 
 
 @pytest.mark.parametrize("base", [lambda: nn.PositionCode(4, 3), lambda: nn.TokenRelation(8)])

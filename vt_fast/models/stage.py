@@ -79,7 +79,8 @@ class VTStage(CompositeModule):
         num_token_heads: of the token transformer.
         token_groups: groups of its key, query and value; by default 4.
         group_width: channels per group in the tokenizers' value and key convolutions and in the projectors'
-            query convolutions; None for ungrouped queries, and tokenizers without these convolutions.
+            query convolutions; must divide the widths of the maps, of which those that are not larger make
+            one group. None for ungrouped queries, and tokenizers without these convolutions.
         token_norm: of the tokens that enter a relation: "batch", "layer" or None. With "layer" or None,
             VT-ResNet-18 diverged from scratch at the paper's learning rate (0.1, SGD).
         variant: of the token transformer: "v2", or "v1" for the paper's first version.

@@ -45,7 +45,7 @@ class VTFPN(CompositeModule):
         token_channels: CT.
         tokenizer: "filter", "clustering", "pooling" or "static".
         group_width: None for eq. 1 as printed; a number adds the value 1x1 convolution, with this many
-            channels per group; see :class:`vt_fast.nn.VisualTransformer`.
+            channels per group, which must divide `channels`; see :class:`vt_fast.nn.VisualTransformer`.
         relation: "transformer", "graph" or "none": how the tokens interact. With "none" the levels do not.
         num_heads: of the projectors.
         num_token_heads: of the token transformer.

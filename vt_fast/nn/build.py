@@ -33,6 +33,21 @@ def default_later_tokenizer(tokenizer: str) -> str:
     return _LATER.get(tokenizer, tokenizer)
 
 
+def group_count(group_width: int, name: str, channels: int) -> int:
+    """The number of groups of `group_width` channels; one where `channels`, called `name`, are not more.
+
+    Raises:
+        ValueError: `group_width` is less and does not divide them.
+
+    Example:
+        >>> group_count(64, "channels", 256), group_count(64, "channels", 48)
+        (4, 1)
+    """
+    if group_width < channels and channels % group_width:
+        raise ValueError(f"`group_width` must divide {name} = {channels} or not be less, got {group_width}")
+    return max(channels // group_width, 1)
+
+
 def make_tokenizer(
     name: str | None,
     channels: int,
@@ -49,11 +64,16 @@ def make_tokenizer(
         ValueError: another name, or a position code for a tokenizer that takes none.
     """
     checks.choice("tokenizer", name, TOKENIZERS, optional=True)
+    if group_width is not None:
+        checks.count("group_width", group_width)
     if position is not None and name not in _WITH_POSITION:
         raise ValueError(f"`position` must be None with tokenizer={name!r}, which has no place for a code")
     if name is None:
         return None
-    groups = None if group_width is None else max(channels // group_width, 1)
+    groups = None
+    if group_width is not None:
+        # Pooling has a token 1x1, which has no groups, in place of the grouped convolutions.
+        groups = 1 if name == "pooling" else group_count(group_width, "channels", channels)
     sizes = (channels, num_tokens, token_channels)
     if name == "static":
         return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, **common)

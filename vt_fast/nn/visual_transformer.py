@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from vt_fast import checks
 from vt_fast.nn.base import CompositeModule, autocast_map, set_backend
-from vt_fast.nn.build import make_tokenizer, make_transformer
+from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
 from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
@@ -33,7 +33,8 @@ class VisualTransformer(CompositeModule):
         token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
         group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
             the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
-            groups of this many channels (the paper's counts: 64).
+            groups of this many channels (the paper's counts: 64). It must divide `channels` and
+            `out_channels`; widths that are not larger make one group.
         token_norm: of the tokens that enter the relation, so that it does not depend on the scale of the map:
             "batch", "layer" or None. The paper's equations have none, its counts cannot tell. "layer" needs
             no batch; in a network trained by SGD at rates such as 0.1 use "batch", as :mod:`vt_fast.models`
@@ -89,11 +90,12 @@ class VisualTransformer(CompositeModule):
         query_groups = 1
         if group_width is not None:
             checks.count("group_width", group_width)
-            query_groups = max(out_channels // group_width, 1)
-            if projector and (channels % query_groups or out_channels % query_groups):
+        if group_width is not None and projector:
+            query_groups = group_count(group_width, "out_channels", out_channels)
+            if channels % query_groups:
                 raise ValueError(
-                    f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
-                    f"divides it and `channels` = {channels}, got {group_width}, hence {query_groups} groups"
+                    f"`group_width` must cut out_channels = {out_channels} into a number of groups that "
+                    f"divides channels = {channels}, got {group_width}, hence {query_groups} groups"
                 )
         common: ModuleOptions = {"bias": bias, "device": device, "dtype": dtype}
         sizes = (num_tokens, token_channels)
