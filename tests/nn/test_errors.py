@@ -263,6 +263,18 @@ OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
             lambda: nn.StaticTokenizer(C, position=torch.nn.Linear(2, 2)),
             "`position` must be None or a PositionCode, got Linear",
         ),
+        (
+            lambda: nn.VisualTransformer.from_parts(torch.nn.Linear(C, C), torch.nn.Identity()),
+            "`tokenizer` must be None or a Tokenizer, got Linear",
+        ),
+        (
+            lambda: nn.VisualTransformer.from_parts(nn.FilterTokenizer(C), None),
+            "`transformer` must be an nn.Module, got NoneType",
+        ),
+        (
+            lambda: nn.VisualTransformer.from_parts(None, torch.nn.Identity(), nn.FilterTokenizer(C)),
+            "`projector` must be None or a Projector, got FilterTokenizer",
+        ),
         (lambda: nn.FilterTokenizer(C, backend=1), "`backend` must be None or a string, got int"),
         (lambda: nn.set_backend(build(C), 1), "`backend` must be None or a string, got int"),
     ],

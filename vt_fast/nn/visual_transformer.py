@@ -126,6 +126,7 @@ class VisualTransformer(CompositeModule):
             backend: if given, set on all parts; see :func:`vt_fast.nn.set_backend`.
 
         Raises:
+            TypeError: a part of another type.
             ValueError: the channels of the parts do not fit together.
 
         Example:
@@ -146,6 +147,11 @@ class VisualTransformer(CompositeModule):
         projector: Projector | None,
         backend: str | None,
     ) -> None:
+        if not isinstance(transformer, nn.Module):
+            raise TypeError(f"`transformer` must be an nn.Module, got {type(transformer).__name__}")
+        for name, part, kind in (("tokenizer", tokenizer, Tokenizer), ("projector", projector, Projector)):
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(f"`{name}` must be None or a {kind.__name__}, got {type(part).__name__}")
         self.tokenizer, self.transformer, self.projector = tokenizer, transformer, projector
         if tokenizer is not None and projector is not None and projector.channels != tokenizer.channels:
             raise ValueError(
