@@ -192,6 +192,8 @@ def test_backend_is_that_of_all_members():
             lambda: models.VTResNet(18, backbone_channels=3),
             "`backbone_channels` must be None without `backbone`, got 3",
         ),
+        (lambda: models.vt_resnet18(drop_path_rate=2.0), r"`drop_path_rate` must be in \[0, 1\), got 2.0"),
+        (lambda: models.ResNet(50, drop_path_rate=-0.1), r"`drop_path_rate` must be in \[0, 1\), got -0.1"),
         (lambda: classifier(drop_path_rate=0.1), "`drop_path_rate` must be 0 with `backbone`, .* got 0.1"),
         (
             lambda: models.VTResNet(backbone=nn.Linear(3, 4)),

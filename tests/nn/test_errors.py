@@ -108,6 +108,10 @@ CONSTRUCTION = [
         '`tokenizer` must be one of "filter", "recurrent", "clustering", "pooling", "static", "dynamic" '
         "or None, got 'words'",
     ),
+    (lambda: build(CT, num_token_heads=3), "`num_token_heads` must divide token_channels = 20, got 3"),
+    (lambda: build(CT, num_token_heads=4), "`num_token_heads` must divide token_channels // 2 = 10, got 4"),
+    (lambda: stack(CT, 2, token_groups=3), "`token_groups` must divide token_channels = 20, got 3"),
+    (lambda: build(CT, token_groups=0), "`token_groups` must be at least 1, got 0"),
     (
         lambda: build(C, relation="graph", num_token_heads=2),
         "`num_token_heads`, `token_groups` and `variant` must have their defaults with relation='graph', "

@@ -73,6 +73,7 @@ class ResNet(nn.Module):
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
         checks.flag("stride_in_1x1", stride_in_1x1)
+        _check_rate("drop_path_rate", drop_path_rate)
         counts, deep = DEPTHS[depth]
         expansion = Bottleneck.expansion if deep else 1
         self.depth = depth
@@ -217,8 +218,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"`drop_path_rate` must be in [0, 1), got {rate}")
+        _check_rate("rate", rate)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -231,6 +231,12 @@ class DropPath(nn.Module):
     def extra_repr(self) -> str:
         """The rate, for printing."""
         return f"{self.rate:.3g}"
+
+
+def _check_rate(name: str, rate: float) -> None:
+    checks.number(name, rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"`{name}` must be in [0, 1), got {rate}")
 
 
 def _shortcut(channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Sequential | None:

@@ -111,6 +111,12 @@ def make_transformer(
     checks.choice("relation", relation, RELATIONS)
     checks.choice("variant", variant, VARIANTS)
     if relation == "transformer":
+        # Under the names that the caller knows.
+        numbers = {"num_token_heads": num_heads, "token_groups": common.get("groups", 1)}
+        checks.counts(token_channels=token_channels, **numbers)
+        for argument, number in numbers.items():
+            checks.divides(argument, number, "token_channels", token_channels)
+            checks.divides(argument, number, "token_channels // 2", max(token_channels // 2, 1))
         return TokenTransformer(token_channels, num_heads=num_heads, variant=variant, **common)
     if num_heads != 1 or common.get("groups", 1) != 1 or variant != "v2":
         raise ValueError(
