@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -234,7 +236,26 @@ def test_flags():
             make(**{name: "no"})
 
 
-def test_unknown_options():
-    for option in ("tokeniser", "out_channels"):
-        with pytest.raises(TypeError, match=option):
-            classifier(**{option: "filter"})
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda **option: classifier(**option), "VTResNet"),
+        (lambda **option: features(**option), "VTResNetFeatures"),
+        (lambda **option: models.VTStage(8, 1, 8, **option), "VTStage"),
+        (lambda **option: models.convert(models.ResNet(18), **option), "convert"),
+        (lambda **option: models.vt_resnet18(**option), "vt_resnet18"),
+        (lambda **option: models.vt_resnet101(5, **option), "vt_resnet101"),
+    ],
+)
+def test_unknown_options(make, name):
+    for option in ("trunk", "pretrained"):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument '{option}'$"):
+            make(**{option: True})
+
+
+@pytest.mark.parametrize("name", ["VTResNet", "VTResNetFeatures", "VTStage", "convert", "vt_resnet34"])
+def test_signatures_list_every_keyword(name):
+    parameters = inspect.signature(getattr(models, name)).parameters
+    assert {"num_tokens", "tokenizer", "token_norm", "width", "backend"} <= parameters.keys()
+    assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    assert parameters["group_width"].default == 64
