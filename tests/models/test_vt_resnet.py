@@ -38,7 +38,7 @@ def test_the_papers_arrangement(build, num_blocks, channels, width):
     for block in model.stage:
         assert block.tokenizer.num_tokens == 16
         assert block.transformer.token_channels == 1024
-        assert block.transformer.norm is not None
+        assert block.transformer.token_norm is not None
     assert model.fc.in_features == 1024
 
 

@@ -150,7 +150,7 @@ def test_options_reach_every_block():
     module = stack(C, 2, token_channels=CT, relation="graph", token_norm=None, bias=False, backend="torch")
     for block in module:
         assert isinstance(block.transformer, nn.GraphConv)
-        assert block.transformer.norm is None
+        assert block.transformer.token_norm is None
         assert block.transformer.linear.bias is None
         assert block.backend == "torch"
 

@@ -94,7 +94,7 @@ def normalised(tokens, norm):
 def test_relations(name):
     module = made(RELATIONS[name])
     tokens = incoming(module)
-    entering = tokens if module.norm is None else normalised(tokens, module.norm)
+    entering = tokens if module.token_norm is None else normalised(tokens, module.token_norm)
     if isinstance(module, nn.GraphConv):
         expected = graph_convolution(entering, module.adjacency, projection_of(module.linear))
     elif isinstance(module, nn.TokenFeedForward):

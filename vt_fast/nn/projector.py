@@ -262,6 +262,5 @@ class Projector(BackendModule):
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
         num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
-        backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"token_channels={self.token_channels}, out_channels={self.out_channels}, width={self.width}"
-        return f"{self.channels}, {sizes}{num_heads}{backend}"
+        return f"{self.channels}, {sizes}{num_heads}{self._shown_backend()}"

@@ -38,8 +38,7 @@ class VisualTransformerStack(CompositeModule):
         position: a position code for the first tokenizer.
         **options: of every block: `relation`, `num_heads`, `num_token_heads`, `token_groups`, `group_width`,
             `token_norm`, `bias`, `variant`, `backend`, `device`, `dtype`: see :class:`VisualTransformer`.
-                With
-            backend="reference" the blocks run one by one, as the paper writes them.
+            With backend="reference" the blocks run one by one, as the paper writes them.
 
     Raises:
         ValueError: an unknown name, or numbers that do not divide as they must.

@@ -171,6 +171,5 @@ class Tokenizer(BackendModule):
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
         op_heads = f", op_heads={self.op_heads}" if self.op_heads > 1 else ""
-        backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"num_tokens={self.num_tokens}, token_channels={self.token_channels}"
-        return f"{self.channels}, {sizes}{op_heads}{backend}"
+        return f"{self.channels}, {sizes}{op_heads}{self._shown_backend()}"

@@ -143,7 +143,7 @@ class TokenTransformer(TokenRelation):
         )
 
     def extra_repr(self) -> str:
-        """Width, heads and variant, for printing."""
+        """Width, heads, variant and backend, for printing."""
         num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
         variant = f", variant={self.variant!r}" if self.variant != "v2" else ""
-        return f"{self.token_channels}{num_heads}{variant}"
+        return f"{self.token_channels}{num_heads}{variant}{self._shown_backend()}"

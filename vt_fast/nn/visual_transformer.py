@@ -37,8 +37,8 @@ class VisualTransformer(CompositeModule):
             `out_channels`; widths that are not larger make one group.
         token_norm: of the tokens that enter the relation, so that it does not depend on the scale of the map:
             "batch", "layer" or None. The paper's equations have none, its counts cannot tell. "layer" needs
-            no batch; in a network trained by SGD at rates such as 0.1 use "batch", as :mod:`vt_fast.models`
-            does; see :func:`vt_fast.nn.norm.make_token_norm`.
+            no batch; in a network trained by SGD at rates such as 0.1 use "batch", as the VT-ResNets of
+            :mod:`vt_fast.models` do; see :func:`vt_fast.nn.norm.make_token_norm`.
         bias: whether the projections have one, except those whose bias a softmax would cancel. The paper's
             equations and counts have none.
         variant: of the token transformer, "v2" or "v1".
