@@ -99,6 +99,7 @@ CONSTRUCTION = [
         lambda: build(C, tokenizer="pooling", out_channels=48, group_width=20),
         "`group_width` must divide out_channels = 48 or not be less, got 20",
     ),
+    (lambda: stack(C, 2, position="sine"), '`position` must be one of "conv", "linear", got \'sine\''),
     (
         lambda: build(C, relation="gossip"),
         '`relation` must be one of "transformer", "graph", "none", got \'gossip\'',
@@ -263,6 +264,10 @@ OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
         (lambda: build(C, bias=None), "`bias` must be a bool, got NoneType"),
         (lambda: stack(C, 2, last_projector=1), "`last_projector` must be a bool, got int"),
         (lambda: nn.FilterTokenizer(C, position=3), "`position` must be None or a PositionCode, got int"),
+        (
+            lambda: build(C, position=3),
+            "`position` must be a str, a PositionCode or None, got int",
+        ),
         (
             lambda: nn.StaticTokenizer(C, position=torch.nn.Linear(2, 2)),
             "`position` must be None or a PositionCode, got Linear",

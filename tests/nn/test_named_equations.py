@@ -30,7 +30,7 @@ def test_filter(name):
         x.flatten(2).mT,
         module.filters,
         scale=module.scale,
-        position=module.position_table(x),
+        extra_values=module.position_table(x),
         **parts(module),
     )
     close(module(x), expected)
@@ -41,7 +41,9 @@ def test_static(name):
     module, x = made(TOKENIZERS[name]), feature_map("contiguous")
     close(
         module(x),
-        static_tokenizer(x.flatten(2).mT, module.filters, position=module.position_table(x), **parts(module)),
+        static_tokenizer(
+            x.flatten(2).mT, module.filters, extra_values=module.position_table(x), **parts(module)
+        ),
     )
 
 
@@ -55,7 +57,7 @@ def test_recurrent(name):
         projection_of(module.query),
         key=projection_of(module.key),
         scale=module.scale,
-        position=module.position_table(x),
+        extra_values=module.position_table(x),
         **parts(module),
     )
     close(module(x, tokens), expected)

@@ -10,22 +10,11 @@ from torch.types import Device
 from typing_extensions import Unpack
 
 from vt_fast import checks
-from vt_fast.nn import (
-    ConvPositionCode,
-    LinearPositionCode,
-    PositionCode,
-    VisualTransformer,
-    VisualTransformerStack,
-)
+from vt_fast.nn import PositionCode, VisualTransformer, VisualTransformerStack
 from vt_fast.nn.base import CompositeModule
 from vt_fast.nn.build import default_later_tokenizer
 from vt_fast.nn.options import check_keywords, spelled_out
 
-# Both have the paper's sizes: a grid of 14 x 14, 49 numbers per token.
-POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
-    "conv": ConvPositionCode,
-    "linear": LinearPositionCode,
-}
 # The others need the tokens of a block before.
 FIRST_TOKENIZERS = ("filter", "clustering", "pooling", "static")
 V1_HEADS = 16
@@ -102,9 +91,6 @@ def make_stack(
             f"`later_tokenizer` must be None without projectors, where only the first block has a tokenizer, "
             f"got {later_tokenizer!r}"
         )
-    if isinstance(position, str):
-        checks.choice("position", position, POSITIONS)
-        position = POSITIONS[position](device=device, dtype=dtype)
     if width is None:
         width = max(channels, min(2 * channels, token_channels))
     if later_tokenizer is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -54,7 +55,8 @@ class VTFPN(CompositeModule):
         token_norm: of the tokens that enter the transformer: "layer" (the default, as in
             :class:`vt_fast.nn.VisualTransformer`), "batch" or None.
         variant: of the token transformer: "v2", or "v1" for the paper's first version.
-        position: makes the position code of one level's tokenizer; None for none.
+        position: a position code for each level's tokenizer: "conv" or "linear", or your own, of which each
+            level gets a copy; see :class:`vt_fast.nn.VisualTransformer`. None for none.
         norm_layer: makes a norm for a number of channels. It follows each lateral, which then has no bias.
             None for biases and no norm.
         backend: see :func:`vt_fast.nn.set_backend`.
@@ -89,7 +91,7 @@ class VTFPN(CompositeModule):
         token_groups: int | None = None,
         token_norm: str | None = "layer",
         variant: str = "v2",
-        position: Callable[[], PositionCode] | None = None,
+        position: str | PositionCode | None = None,
         norm_layer: NormLayer | None = None,
         **options: Unpack[BackendOptions],
     ) -> None:
@@ -105,7 +107,7 @@ class VTFPN(CompositeModule):
             )
             self.tokenizers = nn.ModuleList()
             for _ in in_channels:
-                code = None if position is None else position()
+                code = copy.deepcopy(position)  # the levels share no parameters
                 made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code)
                 self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
             count = num_tokens * len(in_channels)

@@ -42,7 +42,9 @@ class VisualTransformer(CompositeModule):
         bias: whether the projections have one, except those whose bias a softmax would cancel. The paper's
             equations and counts have none.
         variant: of the token transformer, "v2" or "v1".
-        position: a position code for the tokenizer; it keeps its device and dtype.
+        position: a position code for the tokenizer: "conv" (the first version's) or "linear", both with a
+            grid of 14 x 14 and 49 numbers per token; or your own, which keeps its device and dtype; None for
+            none.
         backend: see :func:`vt_fast.nn.set_backend`.
         device, dtype: of the parameters.
 
@@ -77,7 +79,7 @@ class VisualTransformer(CompositeModule):
         token_norm: str | None = "layer",
         bias: bool = True,
         variant: str = "v2",
-        position: PositionCode | None = None,
+        position: str | PositionCode | None = None,
         backend: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
