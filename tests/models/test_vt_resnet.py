@@ -242,6 +242,8 @@ def test_flags():
         (lambda **option: classifier(**option), "VTResNet"),
         (lambda **option: features(**option), "VTResNetFeatures"),
         (lambda **option: models.VTStage(8, 1, 8, **option), "VTStage"),
+        (lambda **option: models.FPN((4,), **option), "FPN"),
+        (lambda **option: models.VTFPN((4,), **option), "VTFPN"),
         (lambda **option: models.convert(models.ResNet(18), **option), "convert"),
         (lambda **option: models.vt_resnet18(**option), "vt_resnet18"),
         (lambda **option: models.vt_resnet101(5, **option), "vt_resnet101"),

@@ -19,7 +19,7 @@ from vt_fast.models.stage import FIRST_TOKENIZERS
 from vt_fast.nn import PositionCode, Projector, Tokenizer
 from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
-from vt_fast.nn.options import BackendOptions, spelled_out
+from vt_fast.nn.options import BackendOptions, check_keywords, spelled_out
 
 
 class VTFPN(CompositeModule):
@@ -96,6 +96,7 @@ class VTFPN(CompositeModule):
         **options: Unpack[BackendOptions],
     ) -> None:
         super().__init__()
+        check_keywords(VTFPN, options)
         check_levels(in_channels, channels)
         checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
         if token_groups is None:
