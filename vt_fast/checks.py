@@ -108,14 +108,21 @@ def number(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be finite, got {value}")
 
 
-def flag(name: str, value: Any) -> None:
-    """A bool.
+def flag(name: str, value: Any, optional: bool = False) -> None:
+    """A bool, or None where ``optional``.
 
     Raises:
         TypeError: something else, even if Python takes it for true or false.
     """
-    if not isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a bool, got {type(value).__name__}")
+    if not isinstance(value, bool) and not (optional and value is None):
+        kind = "None or a bool" if optional else "a bool"
+        raise TypeError(f"`{name}` must be {kind}, got {type(value).__name__}")
+
+
+def flags(**values: Any) -> None:
+    """Bools, each named by its keyword; see :func:`flag`."""
+    for name, value in values.items():
+        flag(name, value)
 
 
 def count(name: str, value: Any) -> None:
@@ -393,6 +400,19 @@ def merge(tokens: Any, lse: Any) -> None:
 # For the modules.
 
 
+def scale(value: Any, default: float) -> float:
+    """Return the scale of the logits: a finite number, or ``default`` for None.
+
+    Raises:
+        TypeError: something else, a tensor included.
+        ValueError: NaN or infinite.
+    """
+    if value is None:
+        return default
+    number("scale", value)
+    return value  # type: ignore[no-any-return]
+
+
 def choice(name: str, value: Any, choices: Iterable[str], optional: bool = False) -> None:
     """One of some strings, or None where ``optional``.
 
@@ -442,15 +462,18 @@ def map_size(x: Tensor) -> tuple[int, int]:
     return x.shape[2], x.shape[3]
 
 
-def tokens(value: Any, channels: int, num_tokens: int | None = None, batch: int | None = None) -> Tensor:
-    """Return the tokens: a tensor (B, L, CT) with CT = ``channels``, and L and B where given.
+def tokens(value: Any, channels: int, num_tokens: int | None = None, x: Tensor | None = None) -> Tensor:
+    """Return the tokens: a tensor (B, L, CT) with CT = ``channels``, L where given, B and dtype those of x.
 
     Raises:
-        TypeError: no dense tensor.
+        TypeError: no dense tensor, or, outside of autocast, of another dtype than x.
         ValueError: None, or another shape.
     """
+    batch = None if x is None else x.shape[0]
     if value is not None:
         tensor("tokens", value)
+        if x is not None and value.dtype != x.dtype and not autocast_enabled(x.device.type):
+            raise TypeError(f"`tokens` must have the dtype of `x` ({x.dtype}), got {value.dtype}")
         if (
             value.dim() == 3
             and value.shape[2] == channels
@@ -464,11 +487,13 @@ def tokens(value: Any, channels: int, num_tokens: int | None = None, batch: int 
     raise ValueError(f"`tokens` must be (B, L, CT) with {known}, got {got}")
 
 
-def features(name: str, value: Tensor, width: int) -> None:
+def features(name: str, value: Any, width: int) -> None:
     """A tensor (..., in).
 
     Raises:
+        TypeError: no dense tensor.
         ValueError: another width.
     """
+    tensor(name, value)
     if value.dim() == 0 or value.shape[-1] != width:
         raise ValueError(f"`{name}` must be (..., in) with in = {width}, got {shape(value)}")

@@ -1,8 +1,7 @@
 """Report on this machine: versions, devices, and whether each backend can run, with the reason if not.
 
 Users run this when something is broken, so a failing probe must not hide the others: each is guarded and
-    reports
-its own error.
+reports its own error.
 """
 
 from __future__ import annotations

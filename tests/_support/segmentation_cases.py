@@ -39,7 +39,7 @@ NECKS: dict[str, Callable[[], VTFPN]] = {
     "no query": lambda: neck(query_groups=None),
     "no token norm": lambda: neck(token_norm=None),
     "variant v1": lambda: neck(variant="v1"),
-    "position": lambda: neck(position=lambda: LinearPositionCode(5, 3)),
+    "position": lambda: neck(position=LinearPositionCode(5, 3)),
     "norm": lambda: neck(norm_layer=group_norm),
 }
 

@@ -25,7 +25,7 @@ def cancelled(model: nn.Module) -> set[str]:
     blocks = [
         name
         for name, part in model.named_modules()
-        if isinstance(part, VisualTransformer) and isinstance(part.transformer.norm, nn.BatchNorm1d)
+        if isinstance(part, VisualTransformer) and isinstance(part.transformer.token_norm, nn.BatchNorm1d)
     ]
     return {f"d {name}.{layer}.bias" for name in blocks for layer in SHARED_BIASES}
 

@@ -19,6 +19,7 @@ from tests._support.segmentation_cases import (
     randomised,
 )
 from vt_fast.models import FPN, VTFPN
+from vt_fast.nn import LinearPositionCode
 
 
 def outputs_and_gradients(module, maps):
@@ -145,6 +146,16 @@ def test_norms_replace_biases(kind):
     norms = [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     assert len(convolutions) == len(norms) == (6 if kind is FPN else 3)
     assert all(part.bias is None for part in convolutions)
+
+
+def test_each_level_has_a_position_code_of_its_own():
+    own = LinearPositionCode(5, 3)
+    for position in ("linear", own):
+        codes = [tokenizer.position for tokenizer in neck(position=position).tokenizers]
+        assert len({id(part.weight) for part in (own, *codes)}) == 4
+        assert {type(part) for part in codes} == {LinearPositionCode}
+    with pytest.raises(TypeError, match="`position` must be a str, a PositionCode or None, got function"):
+        neck(position=lambda: own)
 
 
 @pytest.mark.parametrize(

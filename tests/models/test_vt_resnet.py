@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -36,7 +38,7 @@ def test_the_papers_arrangement(build, num_blocks, channels, width):
     for block in model.stage:
         assert block.tokenizer.num_tokens == 16
         assert block.transformer.token_channels == 1024
-        assert block.transformer.norm is not None
+        assert block.transformer.token_norm is not None
     assert model.fc.in_features == 1024
 
 
@@ -192,6 +194,8 @@ def test_backend_is_that_of_all_members():
             lambda: models.VTResNet(18, backbone_channels=3),
             "`backbone_channels` must be None without `backbone`, got 3",
         ),
+        (lambda: models.vt_resnet18(drop_path_rate=2.0), r"`drop_path_rate` must be in \[0, 1\), got 2.0"),
+        (lambda: models.ResNet(50, drop_path_rate=-0.1), r"`drop_path_rate` must be in \[0, 1\), got -0.1"),
         (lambda: classifier(drop_path_rate=0.1), "`drop_path_rate` must be 0 with `backbone`, .* got 0.1"),
         (
             lambda: models.VTResNet(backbone=nn.Linear(3, 4)),
@@ -223,7 +227,37 @@ def test_errors(make, message):
         make()
 
 
-def test_unknown_options():
-    for option in ("tokeniser", "out_channels"):
-        with pytest.raises(TypeError, match=option):
-            classifier(**{option: "filter"})
+def test_flags():
+    for name, make in (
+        ("projector", classifier),
+        ("stride_in_1x1", lambda **flag: models.ResNet(18, **flag)),
+    ):
+        with pytest.raises(TypeError, match=f"`{name}` must be a bool, got str"):
+            make(**{name: "no"})
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda **option: classifier(**option), "VTResNet"),
+        (lambda **option: features(**option), "VTResNetFeatures"),
+        (lambda **option: models.VTStage(8, 1, 8, **option), "VTStage"),
+        (lambda **option: models.FPN((4,), **option), "FPN"),
+        (lambda **option: models.VTFPN((4,), **option), "VTFPN"),
+        (lambda **option: models.convert(models.ResNet(18), **option), "convert"),
+        (lambda **option: models.vt_resnet18(**option), "vt_resnet18"),
+        (lambda **option: models.vt_resnet101(5, **option), "vt_resnet101"),
+    ],
+)
+def test_unknown_options(make, name):
+    for option in ("trunk", "pretrained"):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument '{option}'$"):
+            make(**{option: True})
+
+
+@pytest.mark.parametrize("name", ["VTResNet", "VTResNetFeatures", "VTStage", "convert", "vt_resnet34"])
+def test_signatures_list_every_keyword(name):
+    parameters = inspect.signature(getattr(models, name)).parameters
+    assert {"num_tokens", "tokenizer", "token_norm", "width", "backend"} <= parameters.keys()
+    assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    assert parameters["group_width"].default == 64

@@ -146,11 +146,19 @@ def test_the_later_tokenizer_follows_from_the_first(tokenizer, later):
     assert type(asked_for[1].tokenizer) is nn.FilterTokenizer
 
 
+@pytest.mark.parametrize(("name", "kind"), [("conv", nn.ConvPositionCode), ("linear", nn.LinearPositionCode)])
+def test_position_codes_by_name(name, kind):
+    codes = [block.tokenizer.position for block in stack(C, 2, position=name, dtype=torch.float64)]
+    assert type(codes[0]) is kind
+    assert codes[0].weight.dtype == torch.float64
+    assert codes[1] is None
+
+
 def test_options_reach_every_block():
     module = stack(C, 2, token_channels=CT, relation="graph", token_norm=None, bias=False, backend="torch")
     for block in module:
         assert isinstance(block.transformer, nn.GraphConv)
-        assert block.transformer.norm is None
+        assert block.transformer.token_norm is None
         assert block.transformer.linear.bias is None
         assert block.backend == "torch"
 

@@ -20,6 +20,11 @@ GRID = "`grid` must be (h, w) with h * w = num_tokens = 8, got "
 CONSTRUCTION = [
     (lambda: nn.GroupedLinear(8, 6, 4), "`groups` must divide out_features = 6, got 4"),
     (lambda: nn.GroupedLinear(6, 8, 4), "`groups` must divide in_features = 6, got 4"),
+    (lambda: nn.FilterTokenizer(C, scale=float("nan")), "`scale` must be finite, got nan"),
+    (lambda: nn.RecurrentTokenizer(C, scale=float("inf")), "`scale` must be finite, got inf"),
+    (lambda: nn.ClusteringTokenizer(C, scale=float("nan")), "`scale` must be finite, got nan"),
+    (lambda: nn.TokenTransformer(C, scale=float("-inf")), "`scale` must be finite, got -inf"),
+    (lambda: nn.Projector(C, scale=float("nan")), "`scale` must be finite, got nan"),
     (lambda: nn.GroupedLinear(8, 8, 0), "`groups` must be at least 1, got 0"),
     (lambda: nn.GroupedLinear(0, 8), "`in_features` must be at least 1, got 0"),
     (
@@ -83,6 +88,19 @@ CONSTRUCTION = [
     ),
     (lambda: build(C, group_width=0), "`group_width` must be at least 1, got 0"),
     (
+        lambda: build(C, tokenizer=None, projector=False, group_width=0),
+        "`group_width` must be at least 1, got 0",
+    ),
+    (
+        lambda: build(48, group_width=20, projector=False),
+        "`group_width` must divide channels = 48 or not be less, got 20",
+    ),
+    (
+        lambda: build(C, tokenizer="pooling", out_channels=48, group_width=20),
+        "`group_width` must divide out_channels = 48 or not be less, got 20",
+    ),
+    (lambda: stack(C, 2, position="sine"), '`position` must be one of "conv", "linear", got \'sine\''),
+    (
         lambda: build(C, relation="gossip"),
         '`relation` must be one of "transformer", "graph", "none", got \'gossip\'',
     ),
@@ -91,6 +109,10 @@ CONSTRUCTION = [
         '`tokenizer` must be one of "filter", "recurrent", "clustering", "pooling", "static", "dynamic" '
         "or None, got 'words'",
     ),
+    (lambda: build(CT, num_token_heads=3), "`num_token_heads` must divide token_channels = 20, got 3"),
+    (lambda: build(CT, num_token_heads=4), "`num_token_heads` must divide token_channels // 2 = 10, got 4"),
+    (lambda: stack(CT, 2, token_groups=3), "`token_groups` must divide token_channels = 20, got 3"),
+    (lambda: build(CT, token_groups=0), "`token_groups` must be at least 1, got 0"),
     (
         lambda: build(C, relation="graph", num_token_heads=2),
         "`num_token_heads`, `token_groups` and `variant` must have their defaults with relation='graph', "
@@ -190,6 +212,7 @@ def test_values(call, message):
 
 
 FLOATING = "`x` must be float16, bfloat16, float32 or float64, got "
+OF_X = "`tokens` must have the dtype of `x` (torch.float32), got "
 OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
 
 
@@ -217,7 +240,50 @@ OF_PARAMETERS = "`x` must have the dtype of the module's parameters "
         (lambda: stack(C, 2)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.FilterTokenizer(C)([1.0]), "`x` must be a torch.Tensor, got list"),
         (lambda: nn.Projector(C, CT)(x4, "tokens"), "`tokens` must be a torch.Tensor, got str"),
+        (lambda: nn.Projector(C, CT)(x4, tokens.double()), OF_X + "torch.float64"),
+        (lambda: nn.RecurrentTokenizer(C, L, CT)(x3, tokens.half()), OF_X + "torch.float16"),
+        (
+            lambda: nn.DynamicTokenizer(C, L, CT, num_heads=2, backend="reference")(x3, tokens.double()),
+            OF_X + "torch.float64",
+        ),
+        (lambda: nn.GroupedLinear(C, CT)(None), "`x` must be a torch.Tensor, got NoneType"),
         (lambda: nn.TokenFeedForward(CT)(3), "`tokens` must be a torch.Tensor, got int"),
+        (lambda: nn.FilterTokenizer(C, scale="a"), "`scale` must be a float, got str"),
+        (lambda: nn.RecurrentTokenizer(C, scale=torch.ones(1)), "`scale` must be a float, got Tensor"),
+        (lambda: nn.ClusteringTokenizer(C, scale=None), "`scale` must be a float, got NoneType"),
+        (lambda: nn.Projector(C, scale="a"), "`scale` must be a float, got str"),
+        (lambda: nn.TokenTransformer(C, scale=True), "`scale` must be a float, got bool"),
+        (lambda: nn.GroupedLinear(C, C, gain="a"), "`gain` must be a float, got str"),
+        (lambda: nn.GroupedLinear(C, C, bias=1), "`bias` must be a bool, got int"),
+        (lambda: nn.FilterTokenizer(C, bias=None), "`bias` must be a bool, got NoneType"),
+        (lambda: nn.FilterTokenizer(C, token_linear="x"), "`token_linear` must be None or a bool, got str"),
+        (lambda: nn.Projector(C, key=0), "`key` must be a bool, got int"),
+        (lambda: nn.Projector(C, value="no"), "`value` must be a bool, got str"),
+        (lambda: nn.TokenTransformer(C, value=None), "`value` must be a bool, got NoneType"),
+        (lambda: build(C, projector="no"), "`projector` must be a bool, got str"),
+        (lambda: build(C, bias=None), "`bias` must be a bool, got NoneType"),
+        (lambda: stack(C, 2, last_projector=1), "`last_projector` must be a bool, got int"),
+        (lambda: nn.FilterTokenizer(C, position=3), "`position` must be None or a PositionCode, got int"),
+        (
+            lambda: build(C, position=3),
+            "`position` must be a str, a PositionCode or None, got int",
+        ),
+        (
+            lambda: nn.StaticTokenizer(C, position=torch.nn.Linear(2, 2)),
+            "`position` must be None or a PositionCode, got Linear",
+        ),
+        (
+            lambda: nn.VisualTransformer.from_parts(torch.nn.Linear(C, C), torch.nn.Identity()),
+            "`tokenizer` must be None or a Tokenizer, got Linear",
+        ),
+        (
+            lambda: nn.VisualTransformer.from_parts(nn.FilterTokenizer(C), None),
+            "`transformer` must be an nn.Module, got NoneType",
+        ),
+        (
+            lambda: nn.VisualTransformer.from_parts(None, torch.nn.Identity(), nn.FilterTokenizer(C)),
+            "`projector` must be None or a Projector, got FilterTokenizer",
+        ),
         (lambda: nn.FilterTokenizer(C, backend=1), "`backend` must be None or a string, got int"),
         (lambda: nn.set_backend(build(C), 1), "`backend` must be None or a string, got int"),
     ],
@@ -238,8 +304,10 @@ def test_unused_tokens_are_not_looked_at():
         assert torch.equal(tokenizer(x4, torch.randn(3, 5, 7)), tokenizer(x4))
 
 
-def test_autocast_takes_maps_of_other_dtypes():
+def test_autocast_takes_maps_and_tokens_of_other_dtypes():
     with torch.autocast("cpu", torch.bfloat16):
+        assert nn.Projector(C, CT)(x4.bfloat16(), tokens).dtype == torch.bfloat16
+        assert nn.RecurrentTokenizer(C, L, CT)(x4, tokens.bfloat16()).dtype == torch.bfloat16
         assert nn.FilterTokenizer(C, L)(x4.bfloat16()).dtype == torch.bfloat16
 
 
@@ -264,11 +332,17 @@ def test_a_tokenizer_without_queries_says_so():
 
 def test_group_width_that_does_not_fit_both_widths():
     message = (
-        "`group_width` must cut `out_channels` = 96 into a number of groups that divides it and "
-        "`channels` = 64, got 32, hence 3 groups"
+        "`group_width` must cut out_channels = 96 into a number of groups that divides channels = 64, "
+        "got 32, hence 3 groups"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         nn.VisualTransformer(64, out_channels=96, group_width=32)
+
+
+def test_a_group_width_that_is_not_less_makes_one_group():
+    for group_width in (C, 64):
+        block = build(C, group_width=group_width)
+        assert block.tokenizer.value.groups == block.projector.query.groups == 1
 
 
 @pytest.mark.parametrize("base", [lambda: nn.PositionCode(4, 3), lambda: nn.TokenRelation(8)])

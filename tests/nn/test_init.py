@@ -35,7 +35,9 @@ def test_the_map_is_the_shortcut_where_channels_change():
 def test_the_relation_starts_at_or_near_the_identity(name):
     module = RELATIONS[name]()
     tokens = incoming(module, dtype=torch.float32)
-    entering = tokens if module.norm is None else module.norm(tokens.flatten(0, 1)).view_as(tokens)
+    entering = (
+        tokens if module.token_norm is None else module.token_norm(tokens.flatten(0, 1)).view_as(tokens)
+    )
     if isinstance(module, nn.TokenTransformer):
         assert torch.equal(module(tokens), entering)
     else:

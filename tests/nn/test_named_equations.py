@@ -30,7 +30,7 @@ def test_filter(name):
         x.flatten(2).mT,
         module.filters,
         scale=module.scale,
-        position=module.position_table(x),
+        extra_values=module.position_table(x),
         **parts(module),
     )
     close(module(x), expected)
@@ -41,7 +41,9 @@ def test_static(name):
     module, x = made(TOKENIZERS[name]), feature_map("contiguous")
     close(
         module(x),
-        static_tokenizer(x.flatten(2).mT, module.filters, position=module.position_table(x), **parts(module)),
+        static_tokenizer(
+            x.flatten(2).mT, module.filters, extra_values=module.position_table(x), **parts(module)
+        ),
     )
 
 
@@ -55,7 +57,7 @@ def test_recurrent(name):
         projection_of(module.query),
         key=projection_of(module.key),
         scale=module.scale,
-        position=module.position_table(x),
+        extra_values=module.position_table(x),
         **parts(module),
     )
     close(module(x, tokens), expected)
@@ -94,7 +96,7 @@ def normalised(tokens, norm):
 def test_relations(name):
     module = made(RELATIONS[name])
     tokens = incoming(module)
-    entering = tokens if module.norm is None else normalised(tokens, module.norm)
+    entering = tokens if module.token_norm is None else normalised(tokens, module.token_norm)
     if isinstance(module, nn.GraphConv):
         expected = graph_convolution(entering, module.adjacency, projection_of(module.linear))
     elif isinstance(module, nn.TokenFeedForward):

@@ -26,7 +26,7 @@ def norm(name):
 
 # A stored model depends on these: change none without a way to load the old ones.
 FROM_TOKENS = linear("query", 8, 6) | {"key.weight": (8, 4)} | linear("value", 8, 2) | linear("token", 6, 8)
-FEED_FORWARD = norm("transformer.norm") | linear("transformer.linear", 8, 8)
+FEED_FORWARD = norm("transformer.token_norm") | linear("transformer.linear", 8, 8)
 BLOCK = {
     "tokenizer.filters": (2, 8),
     **FEED_FORWARD,
@@ -55,7 +55,7 @@ NAMES = {
     "pooling": (lambda: nn.PoolingTokenizer(8, 2, 6), linear("token", 6, 8)),
     "transformer": (
         lambda: nn.TokenTransformer(8, hidden=12, token_norm="layer", groups=2),
-        {**norm("norm"), **linear("key", 4, 4), "query.weight": (4, 4), **linear("value", 8, 4)}
+        {**norm("token_norm"), **linear("key", 4, 4), "query.weight": (4, 4), **linear("value", 8, 4)}
         | {**linear("first", 12, 8), **linear("second", 8, 12)},
     ),
     "transformer v1": (
@@ -216,7 +216,7 @@ def test_repr(name):
     module = CASES[name]()
     text = repr(module)
     assert type(module).__name__ in text
-    if not isinstance(module, (nn.VisualTransformer, nn.VisualTransformerStack, nn.TokenRelation)):
+    if not isinstance(module, (nn.VisualTransformer, nn.VisualTransformerStack)):
         assert "backend" not in text
         module.backend = "reference"
         assert "backend='reference'" in repr(module)
@@ -230,6 +230,7 @@ def test_repr_of_the_parts():
     assert repr(nn.TokenTransformer(64, num_heads=4, variant="v1")).startswith(
         "TokenTransformer(\n  64, num_heads=4, variant='v1'"
     )
+    assert repr(nn.GraphConv(16, 64)).startswith("GraphConv(\n  num_tokens=16, token_channels=64\n")
     assert repr(nn.LinearPositionCode(14, 9)) == "LinearPositionCode(grid=14, features=9)"
     assert "64, token_channels=32, out_channels=96, width=96, num_heads=2" in repr(
         nn.Projector(64, 32, 96, num_heads=2)

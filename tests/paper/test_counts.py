@@ -96,7 +96,7 @@ def test_the_counts_leave_out_norms_and_biases_of_the_default_network():
     assert macs(default, row.argument()) == macs(counts, row.argument())
     extra = dict(default.named_parameters()).keys() - dict(counts.named_parameters()).keys()
     assert extra
-    assert all(name.endswith(("bias", "norm.weight")) for name in extra)
+    assert all(name.endswith(("bias", "token_norm.weight")) for name in extra)
     assert parameters(default, batch_norm=True) - parameters(counts, batch_norm=True) == sum(
         value.numel() for name, value in default.named_parameters() if name in extra
     )

@@ -26,7 +26,7 @@ CASES = {
     "linear": Case(lambda x, w, b: linear.linear(x, Projection(w, b, 2)), [X, (6, 2), (6,)]),
     "spatial_attention": Case(lambda x, f: tokenizers.spatial_attention(x, f, scale=0.5), [X, (2, 4)]),
     "spatial_attention per sample": Case(tokenizers.spatial_attention, [X, (1, 2, 4)]),
-    "gather": Case(lambda a, x, e: tokenizers.gather(a, x, position=e), [A, X, (6, 3)]),
+    "gather": Case(lambda a, x, e: tokenizers.gather(a, x, extra_values=e), [A, X, (6, 3)]),
     "filter_tokenizer": Case(
         lambda x, f, v, t: tokenizers.filter_tokenizer(
             x, f, value=Projection(v, None, 2), token=Projection(t)
@@ -51,7 +51,9 @@ CASES = {
         [A, (2, 1, 3, 3), (1, 2, 1, 1), (4, 3)],
     ),
     "static_tokenizer": Case(
-        lambda x, f, v, e, t: v1.static_tokenizer(x, f, value=Projection(v), position=e, token=Projection(t)),
+        lambda x, f, v, e, t: v1.static_tokenizer(
+            x, f, value=Projection(v), extra_values=e, token=Projection(t)
+        ),
         [X, (2, 4), (4, 4), (6, 2), (6, 6)],
     ),
     "dynamic_tokenizer": Case(

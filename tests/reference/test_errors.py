@@ -69,9 +69,9 @@ TABLE = [
         "`attention` must be (B, N, L) with B = 2, N = 6, got (1, 6, 3)",
     ),
     (
-        lambda: tokenizers.gather(A, X, position=z(2, 6, 5)),
+        lambda: tokenizers.gather(A, X, extra_values=z(2, 6, 5)),
         ValueError,
-        "`position` must be (N, P) with N = 6, got (2, 6, 5)",
+        "`extra_values` must be (N, P) with N = 6, got (2, 6, 5)",
     ),
     (
         lambda: tokenizers.token_filters(z(3, 8), p(8, 4)),

@@ -86,13 +86,14 @@ def test_value_projection_leaves_the_pixels(make, close):
 
 
 def test_position_is_appended_before_the_token_projection(make, close):
-    x, attention, position = make.tensor(2, 5, 4), make.tensor(2, 5, 3), make.tensor(5, 2)
+    x, attention, extra_values = make.tensor(2, 5, 4), make.tensor(2, 5, 3), make.tensor(5, 2)
     pooled = torch.cat(
-        (torch.einsum("bnl,bnc->blc", attention, x), torch.einsum("bnl,np->blp", attention, position)), dim=2
+        (torch.einsum("bnl,bnc->blc", attention, x), torch.einsum("bnl,np->blp", attention, extra_values)),
+        dim=2,
     )
-    close(gather(attention, x, position=position), pooled)
+    close(gather(attention, x, extra_values=extra_values), pooled)
     token = make.projection(6, 7)
-    close(gather(attention, x, position=position, token=token), pooled @ token.weight.T + token.bias)
+    close(gather(attention, x, extra_values=extra_values, token=token), pooled @ token.weight.T + token.bias)
 
 
 @settings(deadline=None, max_examples=50)
@@ -121,10 +122,10 @@ def test_constant_map_gives_that_constant(maker, close, seed, pixels, num_tokens
 @given(seed=seeds, pixels=sizes)
 def test_pixel_order_does_not_matter(maker, close, seed, pixels):
     make = maker(seed)
-    x, filters, position = make.tensor(2, pixels, 3), make.tensor(4, 3), make.tensor(pixels, 2)
+    x, filters, extra_values = make.tensor(2, pixels, 3), make.tensor(4, 3), make.tensor(pixels, 2)
     order = make.permutation(pixels)
-    tokens = filter_tokenizer(x, filters, position=position)
-    close(filter_tokenizer(x[:, order], filters, position=position[order]), tokens)
+    tokens = filter_tokenizer(x, filters, extra_values=extra_values)
+    close(filter_tokenizer(x[:, order], filters, extra_values=extra_values[order]), tokens)
 
 
 @settings(deadline=None, max_examples=50)

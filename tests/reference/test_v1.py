@@ -14,13 +14,13 @@ from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
 
 
 def test_static_tokenizer_against_einsum(make, close):
-    x, filters, position = make.tensor(2, 5, 4), make.tensor(3, 4), make.tensor(5, 2)
+    x, filters, extra_values = make.tensor(2, 5, 4), make.tensor(3, 4), make.tensor(5, 2)
     value, token = make.projection(4, 6, groups=2), make.projection(8, 7)
     weights = (torch.einsum("bnc,lc->bln", x, filters) / 2).exp()  # sqrt(C) = 2
     weights = weights / weights.sum(dim=2, keepdim=True)
     values = x @ torch.block_diag(*value.weight.chunk(2)).T + value.bias
-    pooled = torch.cat((weights @ values, weights @ position), dim=2)
-    tokens = static_tokenizer(x, filters, value=value, position=position, token=token)
+    pooled = torch.cat((weights @ values, weights @ extra_values), dim=2)
+    tokens = static_tokenizer(x, filters, value=value, extra_values=extra_values, token=token)
     close(tokens, pooled @ token.weight.T + token.bias)
 
 
@@ -36,7 +36,7 @@ def test_static_tokenizer_takes_the_paper_position_code_as_a_table(make, close):
     plain = linear(torch.cat((attention.transpose(1, 2) @ x, code), dim=2), token)
     rows, columns = (resize_matrix(length, 2, dtype=torch.float64) for length in (3, 5))
     table = torch.kron(rows, columns).T @ weight
-    close(static_tokenizer(x, filters, value=None, position=table, token=token), plain)
+    close(static_tokenizer(x, filters, value=None, extra_values=table, token=token), plain)
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 4])

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import first_channels, map_shape
 from vt_fast.models.stage import StageOptions, VTStage
+from vt_fast.nn.options import check_keywords, spelled_out
 
 Model = TypeVar("Model", bound=nn.Module)
 # The largest number in the paper's networks.
@@ -19,6 +20,7 @@ MAX_BLOCKS = 3
 _SIDE = 32
 
 
+@spelled_out(VTStage.__init__, StageOptions)
 def convert(
     model: Model,
     stage: str = "layer4",
@@ -59,6 +61,7 @@ def convert(
         >>> type(model.layer4[0]).__name__, model(torch.zeros(1, 3, 64, 64)).shape
         ('VTStage', torch.Size([1, 10]))
     """
+    check_keywords(convert, options)
     old, parent, name = _find(model, stage)
     if channels is None:
         channels = first_channels(old)

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from vt_fast import checks
 from vt_fast.models.contexts import on_device
 from vt_fast.models.resnet import NormLayer, ResNet
-from vt_fast.nn.options import Factory, spelled_out
+from vt_fast.nn.options import Factory, check_keywords, spelled_out
 
 
 class FPN(nn.Module):
@@ -50,6 +50,7 @@ class FPN(nn.Module):
         **factory: Unpack[Factory],
     ) -> None:
         super().__init__()
+        check_keywords(FPN, factory)
         check_levels(in_channels, channels)
         self.in_channels, self.out_channels = tuple(in_channels), channels
         with on_device(factory.get("device")):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from vt_fast import checks
 from vt_fast.models.contexts import on_device
 
 # Blocks in each stage, and whether they are bottlenecks.
@@ -71,6 +72,8 @@ class ResNet(nn.Module):
             raise ValueError(f"`depth` must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
+        checks.flag("stride_in_1x1", stride_in_1x1)
+        _check_rate("drop_path_rate", drop_path_rate)
         counts, deep = DEPTHS[depth]
         expansion = Bottleneck.expansion if deep else 1
         self.depth = depth
@@ -215,8 +218,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ValueError(f"`drop_path_rate` must be in [0, 1), got {rate}")
+        _check_rate("rate", rate)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,6 +231,12 @@ class DropPath(nn.Module):
     def extra_repr(self) -> str:
         """The rate, for printing."""
         return f"{self.rate:.3g}"
+
+
+def _check_rate(name: str, rate: float) -> None:
+    checks.number(name, rate)
+    if not 0 <= rate < 1:
+        raise ValueError(f"`{name}` must be in [0, 1), got {rate}")
 
 
 def _shortcut(channels: int, out_channels: int, stride: int, norm_layer: NormLayer) -> nn.Sequential | None:

@@ -10,21 +10,11 @@ from torch.types import Device
 from typing_extensions import Unpack
 
 from vt_fast import checks
-from vt_fast.nn import (
-    ConvPositionCode,
-    LinearPositionCode,
-    PositionCode,
-    VisualTransformer,
-    VisualTransformerStack,
-)
+from vt_fast.nn import PositionCode, VisualTransformer, VisualTransformerStack
 from vt_fast.nn.base import CompositeModule
 from vt_fast.nn.build import default_later_tokenizer
+from vt_fast.nn.options import check_keywords, spelled_out
 
-# Both have the paper's sizes: a grid of 14 x 14, 49 numbers per token.
-POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
-    "conv": ConvPositionCode,
-    "linear": LinearPositionCode,
-}
 # The others need the tokens of a block before.
 FIRST_TOKENIZERS = ("filter", "clustering", "pooling", "static")
 V1_HEADS = 16
@@ -49,79 +39,6 @@ class StageOptions(TypedDict, total=False):
     variant: str
     bias: bool
     backend: str | None
-
-
-class VTStage(CompositeModule):
-    """A stage of VT blocks (the paper's VT modules): a map in, a map of the same size out.
-
-    Sizes that the paper's counts determine are the defaults. The counts do not determine norms and biases.
-    The defaults have both, because networks train better with them; the counts have neither
-    (`token_norm=None, bias=False`).
-
-    Args:
-        channels: C of the incoming map.
-        num_blocks: number of VT blocks, 2 or 3 in the paper.
-        out_channels: of the map that is returned.
-        width: channels of the map between the blocks; by default `out_channels`, but at most `token_channels`
-            and at least `channels`: 512 in place of ResNet-18's last stage, 1024 in place of ResNet-50's.
-        num_tokens: L.
-        token_channels: CT.
-        tokenizer: of the first block: "filter", "clustering" (k-means), "pooling" (the resized map) or
-            "static" (the paper's first version).
-        later_tokenizer: of the other blocks. By default "recurrent" after "filter" or "clustering", "dynamic"
-            after "static", otherwise the same as the first.
-        relation: "transformer", "graph" or "none": how the tokens of a block interact.
-        projector: False for no projectors: the later blocks are then a token relation alone.
-        position: a position code for the first tokenizer: "conv" (the first version's) or "linear", both with
-            a grid of 14 x 14 and 49 numbers per token, or your own; None for none.
-        num_heads: of projectors and dynamic tokenizers; by default 16 with the first version's tokenizers,
-            otherwise 1.
-        num_token_heads: of the token transformer.
-        token_groups: groups of its key, query and value; by default 4.
-        group_width: channels per group in the tokenizers' value and key convolutions and in the projectors'
-            query convolutions; None for ungrouped queries, and tokenizers without these convolutions.
-        token_norm: of the tokens that enter a relation: "batch", "layer" or None. With "layer" or None,
-            VT-ResNet-18 diverged from scratch at the paper's learning rate (0.1, SGD).
-        variant: of the token transformer: "v2", or "v1" for the paper's first version.
-        bias: whether projections have one.
-        backend: see :func:`vt_fast.nn.set_backend`.
-        device, dtype: of the parameters. A position code of your own keeps its own.
-
-    Attributes:
-        stack: the blocks.
-
-    Raises:
-        TypeError: an unknown option.
-        ValueError: an unknown name, sizes that do not divide as they must, or no projector.
-
-    Example:
-        >>> VTStage(64, 2, 128)(torch.randn(2, 64, 14, 14)).shape
-        torch.Size([2, 128, 14, 14])
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_blocks: int,
-        out_channels: int,
-        *,
-        width: int | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[StageOptions],
-    ) -> None:
-        super().__init__()
-        if width is None:
-            width = max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
-        self.channels, self.out_channels = channels, out_channels
-        self.stack = make_stack(
-            channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W), in the memory format of `x`."""
-        # Never None: the last block has a projector.
-        return cast(Tensor, self.stack(x)[0])
 
 
 def make_stack(
@@ -165,6 +82,7 @@ def make_stack(
         torch.Size([2, 16, 128])
     """
     checks.counts(num_blocks=num_blocks)
+    checks.flag("projector", projector)
     checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
     if last_projector and not projector:
         raise ValueError("`projector` must be True if a map is returned, got False")
@@ -173,9 +91,6 @@ def make_stack(
             f"`later_tokenizer` must be None without projectors, where only the first block has a tokenizer, "
             f"got {later_tokenizer!r}"
         )
-    if isinstance(position, str):
-        checks.choice("position", position, POSITIONS)
-        position = POSITIONS[position](device=device, dtype=dtype)
     if width is None:
         width = max(channels, min(2 * channels, token_channels))
     if later_tokenizer is None:
@@ -209,3 +124,79 @@ def make_stack(
             )
         )
     return VisualTransformerStack.from_parts(blocks, backend=backend)
+
+
+class VTStage(CompositeModule):
+    """A stage of VT blocks (the paper's VT modules): a map in, a map of the same size out.
+
+    Sizes that the paper's counts determine are the defaults. The counts do not determine norms and biases.
+    The defaults have both, because networks train better with them; the counts have neither
+    (`token_norm=None, bias=False`).
+
+    Args:
+        channels: C of the incoming map.
+        num_blocks: number of VT blocks, 2 or 3 in the paper.
+        out_channels: of the map that is returned.
+        width: channels of the map between the blocks; by default `out_channels`, but at most `token_channels`
+            and at least `channels`: 512 in place of ResNet-18's last stage, 1024 in place of ResNet-50's.
+        num_tokens: L.
+        token_channels: CT.
+        tokenizer: of the first block: "filter", "clustering" (k-means), "pooling" (the resized map) or
+            "static" (the paper's first version).
+        later_tokenizer: of the other blocks. By default "recurrent" after "filter" or "clustering", "dynamic"
+            after "static", otherwise the same as the first.
+        relation: "transformer", "graph" or "none": how the tokens of a block interact.
+        projector: False for no projectors: the later blocks are then a token relation alone.
+        position: a position code for the first tokenizer: "conv" (the first version's) or "linear", both with
+            a grid of 14 x 14 and 49 numbers per token, or your own; None for none.
+        num_heads: of projectors and dynamic tokenizers; by default 16 with the first version's tokenizers,
+            otherwise 1.
+        num_token_heads: of the token transformer.
+        token_groups: groups of its key, query and value; by default 4.
+        group_width: channels per group in the tokenizers' value and key convolutions and in the projectors'
+            query convolutions; must divide the widths of the maps, of which those that are not larger make
+            one group. None for ungrouped queries, and tokenizers without these convolutions.
+        token_norm: of the tokens that enter a relation: "batch", "layer" or None. With "layer" or None,
+            VT-ResNet-18 diverged from scratch at the paper's learning rate (0.1, SGD).
+        variant: of the token transformer: "v2", or "v1" for the paper's first version.
+        bias: whether projections have one.
+        backend: see :func:`vt_fast.nn.set_backend`.
+        device, dtype: of the parameters. A position code of your own keeps its own.
+
+    Attributes:
+        stack: the blocks.
+
+    Raises:
+        TypeError: an unknown option.
+        ValueError: an unknown name, sizes that do not divide as they must, or no projector.
+
+    Example:
+        >>> VTStage(64, 2, 128)(torch.randn(2, 64, 14, 14)).shape
+        torch.Size([2, 128, 14, 14])
+    """
+
+    @spelled_out(make_stack, StageOptions)
+    def __init__(
+        self,
+        channels: int,
+        num_blocks: int,
+        out_channels: int,
+        *,
+        width: int | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **options: Unpack[StageOptions],
+    ) -> None:
+        super().__init__()
+        check_keywords(VTStage, options)
+        if width is None:
+            width = max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
+        self.channels, self.out_channels = channels, out_channels
+        self.stack = make_stack(
+            channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H, W), in the memory format of `x`."""
+        # Never None: the last block has a projector.
+        return cast(Tensor, self.stack(x)[0])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from vt_fast.models.stage import FIRST_TOKENIZERS
 from vt_fast.nn import PositionCode, Projector, Tokenizer
 from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
-from vt_fast.nn.options import BackendOptions, spelled_out
+from vt_fast.nn.options import BackendOptions, check_keywords, spelled_out
 
 
 class VTFPN(CompositeModule):
@@ -45,7 +46,7 @@ class VTFPN(CompositeModule):
         token_channels: CT.
         tokenizer: "filter", "clustering", "pooling" or "static".
         group_width: None for eq. 1 as printed; a number adds the value 1x1 convolution, with this many
-            channels per group; see :class:`vt_fast.nn.VisualTransformer`.
+            channels per group, which must divide `channels`; see :class:`vt_fast.nn.VisualTransformer`.
         relation: "transformer", "graph" or "none": how the tokens interact. With "none" the levels do not.
         num_heads: of the projectors.
         num_token_heads: of the token transformer.
@@ -54,7 +55,8 @@ class VTFPN(CompositeModule):
         token_norm: of the tokens that enter the transformer: "layer" (the default, as in
             :class:`vt_fast.nn.VisualTransformer`), "batch" or None.
         variant: of the token transformer: "v2", or "v1" for the paper's first version.
-        position: makes the position code of one level's tokenizer; None for none.
+        position: a position code for each level's tokenizer: "conv" or "linear", or your own, of which each
+            level gets a copy; see :class:`vt_fast.nn.VisualTransformer`. None for none.
         norm_layer: makes a norm for a number of channels. It follows each lateral, which then has no bias.
             None for biases and no norm.
         backend: see :func:`vt_fast.nn.set_backend`.
@@ -89,11 +91,12 @@ class VTFPN(CompositeModule):
         token_groups: int | None = None,
         token_norm: str | None = "layer",
         variant: str = "v2",
-        position: Callable[[], PositionCode] | None = None,
+        position: str | PositionCode | None = None,
         norm_layer: NormLayer | None = None,
         **options: Unpack[BackendOptions],
     ) -> None:
         super().__init__()
+        check_keywords(VTFPN, options)
         check_levels(in_channels, channels)
         checks.choice("tokenizer", tokenizer, FIRST_TOKENIZERS)
         if token_groups is None:
@@ -105,7 +108,7 @@ class VTFPN(CompositeModule):
             )
             self.tokenizers = nn.ModuleList()
             for _ in in_channels:
-                code = None if position is None else position()
+                code = copy.deepcopy(position)  # the levels share no parameters
                 made = make_tokenizer(tokenizer, channels, num_tokens, token_channels, 1, group_width, code)
                 self.tokenizers.append(cast(Tokenizer, made))  # None only for the name None
             count = num_tokens * len(in_channels)

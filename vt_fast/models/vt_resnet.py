@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from vt_fast.models.backbone import default_num_blocks, make_backbone, stage_map
 from vt_fast.models.stage import StageOptions, make_stack
 from vt_fast.nn import Projector, TokenRelation
 from vt_fast.nn.base import CompositeModule
+from vt_fast.nn.options import Factory, check_keywords, spelled_out
 
 
 class VTResNet(CompositeModule):
@@ -60,6 +61,7 @@ class VTResNet(CompositeModule):
         torch.Size([1, 10])
     """
 
+    @spelled_out(make_stack, StageOptions)
     def __init__(
         self,
         depth: int | None = None,
@@ -76,6 +78,7 @@ class VTResNet(CompositeModule):
         **options: Unpack[StageOptions],
     ) -> None:
         super().__init__()
+        check_keywords(VTResNet, options)
         self.backbone, channels = make_backbone(
             depth, backbone, backbone_channels, drop_path_rate, device, dtype
         )
@@ -144,6 +147,7 @@ class VTResNetFeatures(CompositeModule):
         ((64, 128, 256, 512), (4, 8, 16, 16))
     """
 
+    @spelled_out(make_stack, StageOptions)
     def __init__(
         self,
         depth: int | None = None,
@@ -160,6 +164,7 @@ class VTResNetFeatures(CompositeModule):
         **options: Unpack[StageOptions],
     ) -> None:
         super().__init__()
+        check_keywords(VTResNetFeatures, options)
         self.backbone, channels = make_backbone(
             depth, backbone, backbone_channels, drop_path_rate, device, dtype
         )
@@ -187,21 +192,38 @@ class VTResNetFeatures(CompositeModule):
         return [maps[index] for index in self.out_indices]
 
 
-def vt_resnet18(num_classes: int = 1000, **options: Any) -> VTResNet:
+class NetOptions(StageOptions, Factory, total=False):
+    """The options of :class:`VTResNet` for a known depth."""
+
+    num_blocks: int | None
+    drop_path_rate: float
+    drop_rate: float
+    width: int | None
+
+
+@spelled_out(VTResNet.__init__, NetOptions)
+def vt_resnet18(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
     """VT-ResNet-18, with two VT blocks; see :class:`VTResNet` for the options."""
+    check_keywords(vt_resnet18, options)
     return VTResNet(18, num_classes, **options)
 
 
-def vt_resnet34(num_classes: int = 1000, **options: Any) -> VTResNet:
+@spelled_out(VTResNet.__init__, NetOptions)
+def vt_resnet34(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
     """VT-ResNet-34, with three VT blocks; see :class:`VTResNet` for the options."""
+    check_keywords(vt_resnet34, options)
     return VTResNet(34, num_classes, **options)
 
 
-def vt_resnet50(num_classes: int = 1000, **options: Any) -> VTResNet:
+@spelled_out(VTResNet.__init__, NetOptions)
+def vt_resnet50(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
     """VT-ResNet-50, with three VT blocks; see :class:`VTResNet` for the options."""
+    check_keywords(vt_resnet50, options)
     return VTResNet(50, num_classes, **options)
 
 
-def vt_resnet101(num_classes: int = 1000, **options: Any) -> VTResNet:
+@spelled_out(VTResNet.__init__, NetOptions)
+def vt_resnet101(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
     """VT-ResNet-101, with three VT blocks; see :class:`VTResNet` for the options."""
+    check_keywords(vt_resnet101, options)
     return VTResNet(101, num_classes, **options)

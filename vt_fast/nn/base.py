@@ -38,6 +38,10 @@ class BackendModule(nn.Module):
         checks.backend(backend, REFERENCE)
         self._backend = backend
 
+    def _shown_backend(self) -> str:
+        """The end of `extra_repr`: the backend, unless it is the default."""
+        return "" if self.backend is None else f", backend={self.backend!r}"
+
 
 class CompositeModule(BackendModule):
     """Base class of the modules that consist of others: its backend is theirs."""

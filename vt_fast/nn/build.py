@@ -7,15 +7,20 @@ from typing_extensions import Unpack
 from vt_fast import checks
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
-from vt_fast.nn.options import FeedForwardOptions, ModuleOptions, TokenizerOptions
+from vt_fast.nn.options import Factory, FeedForwardOptions, ModuleOptions, TokenizerOptions, factory_of
 from vt_fast.nn.pooling import PoolingTokenizer
-from vt_fast.nn.position import PositionCode
+from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
 from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.nn.transformer import VARIANTS, TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
+# Both with their default sizes, the paper's: a grid of 14 x 14 and 49 numbers per token.
+POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
+    "conv": ConvPositionCode,
+    "linear": LinearPositionCode,
+}
 RELATIONS = ("transformer", "graph", "none")
 
 # The others have no place for a code.
@@ -33,6 +38,40 @@ def default_later_tokenizer(tokenizer: str) -> str:
     return _LATER.get(tokenizer, tokenizer)
 
 
+def make_position(position: str | PositionCode | None, **factory: Unpack[Factory]) -> PositionCode | None:
+    """The position code called `position`; a code of the caller's own, or None, stays what it is.
+
+    Raises:
+        TypeError: another type.
+        ValueError: another name.
+
+    Example:
+        >>> make_position("linear")
+        LinearPositionCode(grid=14, features=49)
+    """
+    if position is None or isinstance(position, PositionCode):
+        return position
+    if not isinstance(position, str):
+        raise TypeError(f"`position` must be a str, a PositionCode or None, got {type(position).__name__}")
+    checks.choice("position", position, POSITIONS)
+    return POSITIONS[position](**factory)
+
+
+def group_count(group_width: int, name: str, channels: int) -> int:
+    """The number of groups of `group_width` channels; one where `channels`, called `name`, are not more.
+
+    Raises:
+        ValueError: `group_width` is less and does not divide them.
+
+    Example:
+        >>> group_count(64, "channels", 256), group_count(64, "channels", 48)
+        (4, 1)
+    """
+    if group_width < channels and channels % group_width:
+        raise ValueError(f"`group_width` must divide {name} = {channels} or not be less, got {group_width}")
+    return max(channels // group_width, 1)
+
+
 def make_tokenizer(
     name: str | None,
     channels: int,
@@ -40,20 +79,27 @@ def make_tokenizer(
     token_channels: int,
     num_heads: int,
     group_width: int | None,
-    position: PositionCode | None,
+    position: str | PositionCode | None,
     **common: Unpack[ModuleOptions],
 ) -> Tokenizer | None:
     """The tokenizer called `name`, see :class:`vt_fast.nn.VisualTransformer`.
 
     Raises:
+        TypeError: `position` is of another type.
         ValueError: another name, or a position code for a tokenizer that takes none.
     """
     checks.choice("tokenizer", name, TOKENIZERS, optional=True)
+    if group_width is not None:
+        checks.count("group_width", group_width)
     if position is not None and name not in _WITH_POSITION:
         raise ValueError(f"`position` must be None with tokenizer={name!r}, which has no place for a code")
     if name is None:
         return None
-    groups = None if group_width is None else max(channels // group_width, 1)
+    position = make_position(position, **factory_of(common))
+    groups = None
+    if group_width is not None:
+        # Pooling has a token 1x1, which has no groups, in place of the grouped convolutions.
+        groups = 1 if name == "pooling" else group_count(group_width, "channels", channels)
     sizes = (channels, num_tokens, token_channels)
     if name == "static":
         return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, **common)
@@ -91,6 +137,12 @@ def make_transformer(
     checks.choice("relation", relation, RELATIONS)
     checks.choice("variant", variant, VARIANTS)
     if relation == "transformer":
+        # Under the names that the caller knows.
+        numbers = {"num_token_heads": num_heads, "token_groups": common.get("groups", 1)}
+        checks.counts(token_channels=token_channels, **numbers)
+        for argument, number in numbers.items():
+            checks.divides(argument, number, "token_channels", token_channels)
+            checks.divides(argument, number, "token_channels // 2", max(token_channels // 2, 1))
         return TokenTransformer(token_channels, num_heads=num_heads, variant=variant, **common)
     if num_heads != 1 or common.get("groups", 1) != 1 or variant != "v2":
         raise ValueError(

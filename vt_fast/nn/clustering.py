@@ -50,6 +50,7 @@ class ClusteringTokenizer(Tokenizer):
     ) -> None:
         super().__init__(channels, num_tokens, token_channels, position=None, **options)
         checks.counts(iterations=iterations)
+        checks.number("scale", scale)
         self.iterations, self.scale = iterations, scale
 
     def why_not_fusable(self) -> str | None:

@@ -53,7 +53,7 @@ class FilterTokenizer(Tokenizer):
         **options: Unpack[TokenizerOptions],
     ) -> None:
         super().__init__(channels, num_tokens, token_channels, position=position, **options)
-        self.scale = 1 / math.sqrt(channels) if scale is None else scale
+        self.scale = checks.scale(scale, 1 / math.sqrt(channels))
         self.filters = nn.Parameter(torch.empty(num_tokens, channels, **factory_of(options)))
         self.reset_parameters()
 
@@ -110,7 +110,7 @@ class RecurrentTokenizer(Tokenizer):
     ) -> None:
         super().__init__(channels, num_tokens, token_channels, position=position, **options)
         factory, bias = factory_of(options), options.get("bias", True)
-        self.scale = 1 / math.sqrt(channels) if scale is None else scale
+        self.scale = checks.scale(scale, 1 / math.sqrt(channels))
         self.query = GroupedLinear(self.token_channels, channels, query_groups, bias=bias, **factory)
         self.key = (
             None
@@ -125,7 +125,7 @@ class RecurrentTokenizer(Tokenizer):
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         super()._check(x, tokens)
-        checks.tokens(tokens, self.token_channels, self.num_tokens, batch=x.shape[0])
+        checks.tokens(tokens, self.token_channels, self.num_tokens, x=x)
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         from vt_fast.reference.linear import linear

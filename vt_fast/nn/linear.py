@@ -55,6 +55,8 @@ class GroupedLinear(nn.Module):
     ) -> None:
         super().__init__()
         checks.counts(in_features=in_features, out_features=out_features, groups=groups)
+        checks.flag("bias", bias)
+        checks.number("gain", gain)
         checks.divides("groups", groups, "in_features", in_features)
         checks.divides("groups", groups, "out_features", out_features)
         self.in_features, self.out_features, self.groups, self.gain = in_features, out_features, groups, gain
@@ -74,6 +76,7 @@ class GroupedLinear(nn.Module):
         """Map (..., in) to (..., out).
 
         Raises:
+            TypeError: no tensor.
             ValueError: another width.
         """
         checks.features("x", x, self.in_features)

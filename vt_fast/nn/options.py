@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch.types import Device
 
-Constructor = TypeVar("Constructor", bound=Callable[..., None])
+Constructor = TypeVar("Constructor", bound=Callable[..., Any])
 
 
 class Factory(TypedDict, total=False):
@@ -68,13 +68,13 @@ def factory_of(options: Factory) -> Factory:
     return {"device": options.get("device"), "dtype": options.get("dtype")}
 
 
-def spelled_out(source: Callable[..., None], options: Any) -> Callable[[Constructor], Constructor]:
-    """Replace ``**options`` in a constructor's signature by the keywords of a TypedDict.
+def spelled_out(source: Callable[..., Any], options: Any) -> Callable[[Constructor], Constructor]:
+    """Replace ``**options`` in the signature of a constructor or function by the keywords of a TypedDict.
 
     `help`, `inspect.signature` and `torch.nn.utils.skip_init` then see them as if they were listed.
 
     Args:
-        source: the constructor that the options are passed to, which has their defaults.
+        source: the constructor or function that the options are passed to, which has their defaults.
         options: the TypedDict.
     """
 
@@ -90,3 +90,22 @@ def spelled_out(source: Callable[..., None], options: Any) -> Callable[[Construc
         return constructor
 
     return decorate
+
+
+def check_keywords(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Raise for options that are not in the signature of `function`, which the user called.
+
+    Where they are passed on, Python would name a function that the user does not know.
+
+    Raises:
+        TypeError: an unknown option.
+
+    Example:
+        >>> check_keywords(factory_of, {"heads": 2})
+        Traceback (most recent call last):
+        TypeError: factory_of() got an unexpected keyword argument 'heads'
+    """
+    known = inspect.signature(function).parameters
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument {name!r}")

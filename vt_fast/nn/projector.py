@@ -69,6 +69,7 @@ class Projector(BackendModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(backend)
+        checks.flags(key=key, value=value, bias=bias)
         factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
@@ -93,7 +94,7 @@ class Projector(BackendModule):
             )
         self.channels, self.token_channels, self.out_channels = channels, token_channels, out_channels
         self.width, self.num_heads = width, num_heads
-        self.scale = math.sqrt(num_heads / width) if scale is None else scale
+        self.scale = checks.scale(scale, math.sqrt(num_heads / width))
         self.query = (
             None
             if query_groups is None
@@ -145,7 +146,7 @@ class Projector(BackendModule):
             tokens: (B, L, CT).
 
         Raises:
-            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
+            TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape.
         """
         self._check(x, tokens)
@@ -242,7 +243,7 @@ class Projector(BackendModule):
 
     def _check(self, x: Tensor, tokens: Tensor) -> None:
         check_map(x, self, self.channels)
-        checks.tokens(tokens, self.token_channels, batch=x.shape[0])
+        checks.tokens(tokens, self.token_channels, x=x)
 
     def _reference(self, x: Tensor, tokens: Tensor) -> Tensor:
         from vt_fast.reference.projector import projector
@@ -261,6 +262,5 @@ class Projector(BackendModule):
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
         num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
-        backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"token_channels={self.token_channels}, out_channels={self.out_channels}, width={self.width}"
-        return f"{self.channels}, {sizes}{num_heads}{backend}"
+        return f"{self.channels}, {sizes}{num_heads}{self._shown_backend()}"

@@ -47,7 +47,7 @@ class TokenRelation(BackendModule, ABC):
         super().__init__(backend)
         checks.count("token_channels", token_channels)
         self.token_channels = token_channels
-        self.norm = make_token_norm(token_norm, token_channels, device=device, dtype=dtype)
+        self.token_norm = make_token_norm(token_norm, token_channels, device=device, dtype=dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Relate the tokens: (B, L, CT) -> (B, L, CT).
@@ -60,10 +60,10 @@ class TokenRelation(BackendModule, ABC):
 
     def _normalise(self, tokens: Tensor) -> Tensor:
         tokens = checks.tokens(tokens, self.token_channels)
-        if self.norm is None:
+        if self.token_norm is None:
             return tokens
         # As rows: a BatchNorm would take the second of three dimensions for the channels.
-        normalised: Tensor = self.norm(tokens.flatten(0, 1))
+        normalised: Tensor = self.token_norm(tokens.flatten(0, 1))
         return normalised.reshape(tokens.shape)
 
     @abstractmethod
@@ -75,8 +75,8 @@ class TokenRelation(BackendModule, ABC):
         """The same by `vt_fast.reference`."""
 
     def extra_repr(self) -> str:
-        """Width, for printing."""
-        return f"{self.token_channels}"
+        """Width and backend, for printing."""
+        return f"{self.token_channels}{self._shown_backend()}"
 
 
 class TokenFeedForward(TokenRelation):
@@ -154,5 +154,5 @@ class GraphConv(TokenFeedForward):
         return graph_convolution(tokens, self.adjacency, projection_of(self.linear))
 
     def extra_repr(self) -> str:
-        """Tokens and width, for printing."""
-        return f"{self.num_tokens}, {self.token_channels}"
+        """Tokens, width and backend, for printing."""
+        return f"num_tokens={self.num_tokens}, token_channels={self.token_channels}{self._shown_backend()}"

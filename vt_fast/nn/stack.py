@@ -35,11 +35,10 @@ class VisualTransformerStack(CompositeModule):
         later_tokenizer: that of the other blocks, by default the paper's choice: "recurrent" after "filter"
             or "clustering", "dynamic" after "static", otherwise the same as the first.
         last_projector: False where only the tokens are wanted, as for classification.
-        position: a position code for the first tokenizer.
+        position: a position code for the first tokenizer; see :class:`VisualTransformer`.
         **options: of every block: `relation`, `num_heads`, `num_token_heads`, `token_groups`, `group_width`,
             `token_norm`, `bias`, `variant`, `backend`, `device`, `dtype`: see :class:`VisualTransformer`.
-                With
-            backend="reference" the blocks run one by one, as the paper writes them.
+            With backend="reference" the blocks run one by one, as the paper writes them.
 
     Raises:
         ValueError: an unknown name, or numbers that do not divide as they must.
@@ -68,11 +67,12 @@ class VisualTransformerStack(CompositeModule):
         tokenizer: str = "filter",
         later_tokenizer: str | None = None,
         last_projector: bool = True,
-        position: PositionCode | None = None,
+        position: str | PositionCode | None = None,
         **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
         checks.count("num_blocks", num_blocks)
+        checks.flag("last_projector", last_projector)
         checks.choice("tokenizer", tokenizer, TOKENIZERS)
         checks.choice("later_tokenizer", later_tokenizer, TOKENIZERS, optional=True)
         later_tokenizer = later_tokenizer or default_later_tokenizer(tokenizer)

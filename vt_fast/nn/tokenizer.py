@@ -55,6 +55,10 @@ class Tokenizer(BackendModule):
         factory: Factory = {"device": device, "dtype": dtype}
         token_channels = channels if token_channels is None else token_channels
         checks.counts(channels=channels, num_tokens=num_tokens, token_channels=token_channels)
+        checks.flag("token_linear", token_linear, optional=True)
+        checks.flag("bias", bias)
+        if position is not None and not isinstance(position, PositionCode):
+            raise TypeError(f"`position` must be None or a PositionCode, got {type(position).__name__}")
         self.channels, self.num_tokens, self.token_channels = channels, num_tokens, token_channels
         pooled = channels + (0 if position is None else position.features)
         if token_linear is None:
@@ -109,7 +113,7 @@ class Tokenizer(BackendModule):
             mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
 
         Raises:
-            TypeError: `x` or `tokens` is no tensor, or `x` has another dtype than the parameters.
+            TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
         self._check(x, tokens)
@@ -167,6 +171,5 @@ class Tokenizer(BackendModule):
     def extra_repr(self) -> str:
         """Widths, heads and backend, for printing."""
         op_heads = f", op_heads={self.op_heads}" if self.op_heads > 1 else ""
-        backend = "" if self.backend is None else f", backend={self.backend!r}"
         sizes = f"num_tokens={self.num_tokens}, token_channels={self.token_channels}"
-        return f"{self.channels}, {sizes}{op_heads}{backend}"
+        return f"{self.channels}, {sizes}{op_heads}{self._shown_backend()}"

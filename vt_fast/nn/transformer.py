@@ -65,6 +65,7 @@ class TokenTransformer(TokenRelation):
     ) -> None:
         super().__init__(token_channels, **options)
         checks.choice("variant", variant, VARIANTS)
+        checks.flag("value", value)
         if variant == "v1" and not (value and hidden is None):
             raise ValueError(
                 '`value` must be True and `hidden` None in variant "v1", which has V and one linear layer'
@@ -75,7 +76,7 @@ class TokenTransformer(TokenRelation):
         checks.divides("num_heads", num_heads, "token_channels", token_channels)
         factory = factory_of(options)
         self.num_heads, self.variant = num_heads, variant
-        self.scale = math.sqrt(num_heads / width) if scale is None else scale
+        self.scale = checks.scale(scale, math.sqrt(num_heads / width))
         self.key = GroupedLinear(token_channels, width, groups, bias=bias, **factory)
         self.query = GroupedLinear(token_channels, width, groups, bias=False, **factory)
         self.value = (
@@ -142,7 +143,7 @@ class TokenTransformer(TokenRelation):
         )
 
     def extra_repr(self) -> str:
-        """Width, heads and variant, for printing."""
+        """Width, heads, variant and backend, for printing."""
         num_heads = f", num_heads={self.num_heads}" if self.num_heads > 1 else ""
         variant = f", variant={self.variant!r}" if self.variant != "v2" else ""
-        return f"{self.token_channels}{num_heads}{variant}"
+        return f"{self.token_channels}{num_heads}{variant}{self._shown_backend()}"

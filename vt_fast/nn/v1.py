@@ -161,7 +161,7 @@ class DynamicTokenizer(Tokenizer):
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         super()._check(x, tokens)
-        checks.tokens(tokens, self.token_channels, self.num_tokens, batch=x.shape[0])
+        checks.tokens(tokens, self.token_channels, self.num_tokens, x=x)
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         """The attention (B, num_heads, N, L / 2) as the paper writes it."""

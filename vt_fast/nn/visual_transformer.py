@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from vt_fast import checks
 from vt_fast.nn.base import CompositeModule, autocast_map, set_backend
-from vt_fast.nn.build import make_tokenizer, make_transformer
+from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
 from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
@@ -33,15 +33,18 @@ class VisualTransformer(CompositeModule):
         token_groups: groups of the token transformer's key, query and value (the paper's counts: 4).
         group_width: None for eqs. 1 and 2 as printed. A number adds the value and key 1x1 convolutions to
             the tokenizer (pooling: the token 1x1 alone), and puts them and the projector's query in
-            groups of this many channels (the paper's counts: 64).
+            groups of this many channels (the paper's counts: 64). It must divide `channels` and
+            `out_channels`; widths that are not larger make one group.
         token_norm: of the tokens that enter the relation, so that it does not depend on the scale of the map:
             "batch", "layer" or None. The paper's equations have none, its counts cannot tell. "layer" needs
-            no batch; in a network trained by SGD at rates such as 0.1 use "batch", as :mod:`vt_fast.models`
-            does; see :func:`vt_fast.nn.norm.make_token_norm`.
+            no batch; in a network trained by SGD at rates such as 0.1 use "batch", as the VT-ResNets of
+            :mod:`vt_fast.models` do; see :func:`vt_fast.nn.norm.make_token_norm`.
         bias: whether the projections have one, except those whose bias a softmax would cancel. The paper's
             equations and counts have none.
         variant: of the token transformer, "v2" or "v1".
-        position: a position code for the tokenizer; it keeps its device and dtype.
+        position: a position code for the tokenizer: "conv" (the first version's) or "linear", both with a
+            grid of 14 x 14 and 49 numbers per token; or your own, which keeps its device and dtype; None for
+            none.
         backend: see :func:`vt_fast.nn.set_backend`.
         device, dtype: of the parameters.
 
@@ -76,7 +79,7 @@ class VisualTransformer(CompositeModule):
         token_norm: str | None = "layer",
         bias: bool = True,
         variant: str = "v2",
-        position: PositionCode | None = None,
+        position: str | PositionCode | None = None,
         backend: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -85,14 +88,16 @@ class VisualTransformer(CompositeModule):
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
         checks.counts(channels=channels, num_tokens=num_tokens, out_channels=out_channels)
+        checks.flags(projector=projector, bias=bias)
         query_groups = 1
         if group_width is not None:
             checks.count("group_width", group_width)
-            query_groups = max(out_channels // group_width, 1)
-            if projector and (channels % query_groups or out_channels % query_groups):
+        if group_width is not None and projector:
+            query_groups = group_count(group_width, "out_channels", out_channels)
+            if channels % query_groups:
                 raise ValueError(
-                    f"`group_width` must cut `out_channels` = {out_channels} into a number of groups that "
-                    f"divides it and `channels` = {channels}, got {group_width}, hence {query_groups} groups"
+                    f"`group_width` must cut out_channels = {out_channels} into a number of groups that "
+                    f"divides channels = {channels}, got {group_width}, hence {query_groups} groups"
                 )
         common: ModuleOptions = {"bias": bias, "device": device, "dtype": dtype}
         sizes = (num_tokens, token_channels)
@@ -123,6 +128,7 @@ class VisualTransformer(CompositeModule):
             backend: if given, set on all parts; see :func:`vt_fast.nn.set_backend`.
 
         Raises:
+            TypeError: a part of another type.
             ValueError: the channels of the parts do not fit together.
 
         Example:
@@ -143,6 +149,11 @@ class VisualTransformer(CompositeModule):
         projector: Projector | None,
         backend: str | None,
     ) -> None:
+        if not isinstance(transformer, nn.Module):
+            raise TypeError(f"`transformer` must be an nn.Module, got {type(transformer).__name__}")
+        for name, part, kind in (("tokenizer", tokenizer, Tokenizer), ("projector", projector, Projector)):
+            if part is not None and not isinstance(part, kind):
+                raise TypeError(f"`{name}` must be None or a {kind.__name__}, got {type(part).__name__}")
         self.tokenizer, self.transformer, self.projector = tokenizer, transformer, projector
         if tokenizer is not None and projector is not None and projector.channels != tokenizer.channels:
             raise ValueError(

@@ -41,7 +41,7 @@ def gather(
     x: Tensor,
     *,
     value: Projection | None = None,
-    position: Tensor | None = None,
+    extra_values: Tensor | None = None,
     token: Projection | None = None,
 ) -> Tensor:
     """Pool the pixels into tokens: T = A^T (X W_V), [A^T E] appended, then a linear map to CT channels.
@@ -50,7 +50,8 @@ def gather(
         attention: A (B, N, L).
         x: (B, N, C) pixels.
         value: C -> Cv on the pixels, a (grouped) 1x1 convolution; None leaves them as they are.
-        position: E (N, P), a code for each pixel, row-major over H and W; None appends nothing.
+        extra_values: E (N, P), numbers for each pixel, row-major over H and W, such as a position code; None
+            appends nothing.
         token: Cv + P -> CT on the tokens; None leaves them as they are.
 
     Returns:
@@ -62,16 +63,16 @@ def gather(
     Example:
         >>> attention = torch.tensor([[[1.0], [0.0]]])  # one token that looks at the first of two pixels
         >>> x = torch.tensor([[[3.0], [4.0]]])
-        >>> gather(attention, x, position=torch.tensor([[7.0], [8.0]])).tolist()
+        >>> gather(attention, x, extra_values=torch.tensor([[7.0], [8.0]])).tolist()
         [[[3.0, 7.0]]]
     """
     check_shape("x", x, B=None, N=None, C=None)
     check_shape("attention", attention, B=x.shape[0], N=x.shape[1], L=None)
     weights = attention.transpose(1, 2)
     tokens = weights @ (x if value is None else linear(x, value))
-    if position is not None:
-        check_shape("position", position, N=x.shape[1], P=None)
-        tokens = torch.cat((tokens, weights @ position), dim=-1)
+    if extra_values is not None:
+        check_shape("extra_values", extra_values, N=x.shape[1], P=None)
+        tokens = torch.cat((tokens, weights @ extra_values), dim=-1)
     return tokens if token is None else linear(tokens, token)
 
 
@@ -81,7 +82,7 @@ def filter_tokenizer(
     *,
     scale: float = 1.0,
     value: Projection | None = None,
-    position: Tensor | None = None,
+    extra_values: Tensor | None = None,
     token: Projection | None = None,
 ) -> Tensor:
     """Filter-based tokenizer, equation 1: T = softmax_N(X W_A)^T X.
@@ -94,7 +95,7 @@ def filter_tokenizer(
         filters: W_A transposed, (L, C), or (B, L, C).
         scale: multiplies the logits.
         value: C -> Cv on the pixels.
-        position: E (N, P), pooled with the same weights and appended.
+        extra_values: E (N, P), pooled with the same weights and appended.
         token: Cv + P -> CT on the tokens.
 
     Returns:
@@ -109,7 +110,7 @@ def filter_tokenizer(
         [[[2.0, 0.0]]]
     """
     attention = spatial_attention(x, filters, scale=scale)
-    return gather(attention, x, value=value, position=position, token=token)
+    return gather(attention, x, value=value, extra_values=extra_values, token=token)
 
 
 def token_filters(tokens: Tensor, query: Projection) -> Tensor:
@@ -141,7 +142,7 @@ def recurrent_tokenizer(
     key: Projection | None = None,
     scale: float = 1.0,
     value: Projection | None = None,
-    position: Tensor | None = None,
+    extra_values: Tensor | None = None,
     token: Projection | None = None,
 ) -> Tensor:
     """Recurrent tokenizer, equation 2: W_R = T_in W_{T->R}, T = softmax_N(X W_R^T)^T X.
@@ -156,7 +157,7 @@ def recurrent_tokenizer(
         key: C -> width of W_R on the pixels; None compares the pixels themselves.
         scale: multiplies the logits.
         value: C -> Cv on the pixels.
-        position: E (N, P), pooled with the same weights and appended.
+        extra_values: E (N, P), pooled with the same weights and appended.
         token: Cv + P -> CT on the tokens.
 
     Returns:
@@ -174,7 +175,7 @@ def recurrent_tokenizer(
     check_shape("tokens", tokens, B=x.shape[0], L=None, CT=None)
     keys = x if key is None else linear(x, key)
     attention = spatial_attention(keys, token_filters(tokens, query), scale=scale)
-    return gather(attention, x, value=value, position=position, token=token)
+    return gather(attention, x, value=value, extra_values=extra_values, token=token)
 
 
 def pooling_tokenizer(

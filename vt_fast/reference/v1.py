@@ -17,7 +17,7 @@ def static_tokenizer(
     filters: Tensor,
     *,
     value: Projection | None,
-    position: Tensor | None = None,
+    extra_values: Tensor | None = None,
     token: Projection | None,
 ) -> Tensor:
     """Static tokenizer (first version): A = softmax_N(X W_A / sqrt(C)), T = A^T (X W_V), then a 1x1 to CT.
@@ -26,7 +26,7 @@ def static_tokenizer(
         x: (B, N, C) pixels.
         filters: W_A transposed, (L, C).
         value: W_V, C -> Cv on the pixels, grouped in the paper; None leaves them as they are.
-        position: E (N, P). Both position codes are linear in A, hence A^T E for some table E; see
+        extra_values: E (N, P). Both position codes are linear in A, hence A^T E for some table E; see
             `vt_fast.reference.position` for the forms the paper gives them.
         token: Cv + P -> CT on the tokens; None leaves them as they are.
 
@@ -44,7 +44,7 @@ def static_tokenizer(
     check_shape("x", x, B=None, N=None, C=None)
     check_shape("filters", filters, L=None, C=x.shape[2])
     scale = 1 / math.sqrt(x.shape[2])
-    return filter_tokenizer(x, filters, scale=scale, value=value, position=position, token=token)
+    return filter_tokenizer(x, filters, scale=scale, value=value, extra_values=extra_values, token=token)
 
 
 def dynamic_attention(
