@@ -139,6 +139,7 @@ def test_the_registry_can_be_printed():
         assert words in text
 
 
+@pytest.mark.usefixtures("one_thread")  # flash attention on a CPU takes buffers for each thread
 @pytest.mark.parametrize("which", cases.PASSES)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("op", cases.OPS)
