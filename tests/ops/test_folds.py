@@ -185,7 +185,7 @@ def test_the_conv_position_code_is_a_pooled_table(count):
 def test_the_static_tokenizer_is_one_call():
     def paper(x, filters, value, value_bias, table, token):
         value = Projection(value, value_bias, 2)
-        return static_tokenizer(x, filters, value=value, position=table, token=Projection(token))
+        return static_tokenizer(x, filters, value=value, extra_values=table, token=Projection(token))
 
     def folded(x, filters, value, value_bias, table, token):
         pooled, codes = tokenize(x, filters / C**0.5, extra_values=table).split((C, 3), -1)
@@ -207,7 +207,7 @@ def test_the_static_tokenizer_is_one_call():
 @pytest.mark.parametrize("sizes", [(12,), (5, 7), (1, 3, 6, 2)])
 def test_shards_of_the_pixels_merge(sizes):
     def paper(x, tokens, query, table):
-        return recurrent_tokenizer(x, tokens, Projection(query), position=table)
+        return recurrent_tokenizer(x, tokens, Projection(query), extra_values=table)
 
     def sharded(x, tokens, query, table):
         queries = linear(tokens, Projection(query))
