@@ -1,0 +1,210 @@
+"""Result files: CSV with one row a measurement, below a head of ``# key: JSON`` lines about the run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+OURS, BACKEND, PEER, CEILING = "ours", "backend", "peer", "ceiling"
+# Only "ok" has a time.
+OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
+# In place of a time in a table.
+SHORT = {WRONG: "wrong", SKIPPED: "skip", UNAVAILABLE: "n/a", FAILED: "fail"}
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"which": "pass"}):
+    """One contender in one pass of one case.
+
+    Args:
+        mode: of the command: "ops", "stack", "layers", "models", "scaling", "overhead"; or "ceilings".
+        case: the op, layer or network; of a ceiling, what is measured.
+        shape: "BxNxCxL", or the input's.
+        which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".
+        threads: of a CPU; None on a GPU.
+        series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks.
+        contender: who is measured.
+        role: "ours" is the first usable backend, "backend" any other of vt_fast's.
+        clock: "wall"; on a GPU "graph" for a captured graph, "calls" for plain calls.
+        status: "ok", or why there is no time; ``reason`` says more.
+        median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
+        rounds: how many times there are.
+        floor: the least seconds that the job can take, for everybody in the cell; ``bound``: what sets it,
+            "bytes" or "flops".
+        work: FLOPs of the contender; of a ceiling, bytes or FLOPs of one repetition.
+        extra_bytes: peak of memory above inputs, results and gradients.
+        needs_bytes: of one that was not run, what it would hold, by prediction.
+        error: the largest error in multiples of the allowed one.
+        note: anything else.
+    """
+
+    mode: str
+    case: str
+    shape: str = ""
+    dtype: str = ""
+    layout: str = ""
+    which: str = ""
+    threads: int | None = None
+    series: str = ""
+    contender: str
+    role: Literal["ours", "backend", "peer", "ceiling"]
+    clock: Literal["wall", "graph", "calls"] = "wall"
+    status: Literal["ok", "wrong", "skipped", "unavailable", "failed"] = "ok"
+    median: float | None = None
+    low: float | None = None
+    high: float | None = None
+    rounds: int = 0
+    floor: float | None = None
+    bound: Literal["", "bytes", "flops"] = ""
+    work: float | None = None
+    extra_bytes: int | None = None
+    needs_bytes: int | None = None
+    error: float | None = None
+    reason: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.median is not None) != (self.status == OK):
+            raise ValueError(
+                f"`median` must be given if and only if `status` is ok, got {self.median} and {self.status}"
+            )
+        if self.status != OK and not self.reason:
+            raise ValueError(f"`reason` must say why the status is {self.status}")
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """What rows that compete with each other share."""
+        return (
+            self.mode,
+            self.case,
+            self.shape,
+            self.dtype,
+            self.layout,
+            self.which,
+            self.threads,
+            self.clock,
+        )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells a row from all others of a file."""
+        return (*self.cell, self.contender)
+
+
+COLUMNS = msgspec.structs.fields(Row)
+
+
+@dataclass
+class Run:
+    """A run: ``facts`` about the machine, the versions and the settings, and the rows.
+
+    Facts that every run has: "machine", "settings", "commit", "complete" (it was not stopped before its end)
+    and "problems" (cases that could not be measured at all).
+    """
+
+    facts: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+
+
+class Cell(NamedTuple):
+    """Rows that compete with each other."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def ours(self) -> Row | None:
+        """Our row, if it was measured at all."""
+        return next((row for row in self.rows if row.role == OURS), None)
+
+    @property
+    def fastest_peer(self) -> Row | None:
+        """The fastest alternative that has a time."""
+        peers = [row for row in self.rows if row.role == PEER and row.status == OK]
+        return min(peers, key=lambda row: row.median or 0.0, default=None)
+
+    @property
+    def over_floor(self) -> float | None:
+        """Our time in multiples of the floor."""
+        ours = self.ours
+        return None if ours is None or ours.median is None or not ours.floor else ours.median / ours.floor
+
+    @property
+    def speedup(self) -> float | None:
+        """The fastest alternative's time in multiples of ours."""
+        ours, peer = self.ours, self.fastest_peer
+        if ours is None or peer is None or ours.median is None or peer.median is None:
+            return None
+        return peer.median / ours.median
+
+
+def cells(rows: Iterable[Row]) -> list[Cell]:
+    """Rows by cell, in their order; ceilings are left out."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row.role != CEILING:
+            found.setdefault(row.cell, []).append(row)
+    return [Cell(tuple(members)) for members in found.values()]
+
+
+def save(run: Run, path: Path) -> None:
+    """Write a result file; a reader sees the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    with draft.open("w", newline="") as file:
+        for key, value in run.facts.items():
+            file.write(f"# {key}: {json.dumps(value)}\n")
+        writer = csv.DictWriter(file, [column.encode_name for column in COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(_written, run.rows))
+    draft.replace(path)
+
+
+def load(path: Path) -> Run:
+    """Read and validate a result file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no result file; the message names the line.
+    """
+    facts: dict[str, Any] = {}
+    rows: list[Row] = []
+    with path.open(newline="") as file:
+        lines = _body(file, facts, path)
+        number = 0
+        try:
+            reader = csv.DictReader(lines)
+            for number, data in enumerate(reader, len(facts) + 2):  # noqa: B007
+                given = {name: value for name, value in data.items() if value != ""}
+                rows.append(msgspec.convert(given, Row, strict=False))
+        except (msgspec.ValidationError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} must be a result file, line {number}: {error}") from None
+    missing = [key for key in ("machine", "settings", "commit", "complete", "problems") if key not in facts]
+    if missing:
+        raise ValueError(f"{path} must be a result file with the facts {', '.join(missing)} at its head")
+    return Run(facts, rows)
+
+
+def _body(lines: Iterable[str], facts: dict[str, Any], path: Path) -> Iterator[str]:
+    for line in lines:
+        if not line.startswith("# "):
+            yield line
+            continue
+        key, _, text = line[2:].partition(": ")
+        try:
+            facts[key] = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path} must be a result file, the fact {key}: {error}") from None
+
+
+def _written(row: Row) -> dict[str, Any]:
+    data = msgspec.structs.asdict(row)
+    data["pass"] = data.pop("which")
+    return {
+        key: f"{value:.5g}" if isinstance(value, float) else "" if value is None else value
+        for key, value in data.items()
+    }
