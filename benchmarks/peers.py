@@ -32,6 +32,19 @@ Results = tuple[Tensor, ...]
 Code = Callable[..., Results]
 
 
+class Contender(NamedTuple):
+    """One that takes part in a case.
+
+    ``role``: results.OURS, BACKEND or PEER. ``compiled``: its first call compiles, which is limited in time.
+    ``timed``: False for a yardstick that was not asked for; it is checked and not timed.
+    """
+
+    name: str
+    role: str
+    compiled: bool = False
+    timed: bool = True
+
+
 class Peer(NamedTuple):
     """Somebody else's code for one op. ``mode`` is torch.compile's."""
 
