@@ -1,12 +1,322 @@
-"""The float64 gate: a contender whose results or gradients are wrong gets no time."""
+"""The float64 gate: a contender whose results or gradients are wrong gets no time.
+
+The truth is the paper's equations in float64. The rule is that of
+:func:`vt_fast.testing.assert_as_accurate`: an error is compared with the one that a yardstick, plain PyTorch
+in the same dtype, makes on the same data, plus some roundings. Ours may have twice the yardstick's error. A
+peer may have eight times, so that a slight excess does not hide its time; and so may all contenders of a
+stack, whose yardstick's own error differs by as much from one layout to the other.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.inputs import TORCH_DTYPES
+from benchmarks.results import PEER
+from benchmarks.shapes import STACK, Case
+from vt_fast.precision import compute_dtype
+from vt_fast.reference.projector import pixel_attention
+from vt_fast.testing import allowed_error
+
+RESULTS = {
+    "tokenize": ("tokens",),
+    "project": ("map",),
+    "project_tokenize": ("map", "tokens"),
+    STACK: ("map", "tokens"),
+}
+# What errors may be, in multiples of the yardstick's.
+_OURS, _PEERS = 2.0, 8.0
+# Gradients that the yardstick does not have, and the one whose relative error theirs is measured by.
+_LIKE = {"dtoken_keys": "dkeys", "dquery_weight": "dkeys"}
+# Elements of a piece of the map while it is solved, and compared. A graph over a whole map of 2 GB would hold
+# ten of its size, and small pieces stay in a CPU's cache; a GPU wants large ones.
+_PIECE, _GPU_PIECE = 1 << 19, 1 << 25
+# Of maps with more elements than this, only every `stride`-th pixel is kept, and compared: prime numbers, so
+# that all places in a kernel's tiles come up. Tokens and gradients of small operands depend on all pixels.
+_STRIDES = {1 << 29: 17, 1 << 27: 5}
 
 
 class Judgement(NamedTuple):
-    """The largest error in multiples of the allowed one, and what is wrong: "map is off by 2, allowed 0.5"."""
+    """The largest error in multiples of the allowed one, and a complaint: "map is off by 2, allowed 0.5"."""
 
     error: float
     complaint: str | None
+
+
+class Truth(NamedTuple):
+    """Results by name and gradients as "d" and the operand's name, in float64, maps as (B, N, C).
+
+    ``lse`` is the largest magnitude of a token's log-sum-exp, from which a backward starts; ``stride``: maps
+    hold the pixels 0, stride, 2 stride ... alone.
+    """
+
+    values: dict[str, Tensor]
+    lse: float = 0.0
+    stride: int = 1
+
+
+def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor]) -> Truth:
+    """The truth of an op for operands of any dtype, in pieces of the map; a test compares it to the reference.
+
+    A first pass finds each token's lse and value. With these as constants, the gradients of a piece are
+    those of sum_nl exp(logit_nl - lse_l) (y_n dT_l - T_l dT_l), by autograd.
+
+    Example:
+        >>> operands = {"x": torch.ones(1, 3, 2), "queries": torch.ones(1, 2)}
+        >>> truth = solve("tokenize", operands, [torch.ones(1, 1, 2)])
+        >>> truth.values["tokens"].tolist(), round(truth.values["dx"][0, :, 0].sum().item(), 9)
+        ([[[1.0, 1.0]]], 1.0)
+    """
+    x = operands["x"]
+    small = {name: value.double().requires_grad_() for name, value in operands.items() if name != "x"}
+    arriving = dict(zip(RESULTS[op], cotangents, strict=True))
+    values: dict[str, Tensor] = {}
+    stride = _stride(x.numel())
+    folded = small
+    if op != "tokenize":
+        values["map"] = torch.empty_like(x[:, ::stride], dtype=torch.float64)
+        # A leaf for the pieces; what it depends on gets its gradient at the end.
+        keys = small["token_keys"] @ small["query_weight"].T
+        folded = {**small, "keys": keys.detach().requires_grad_()}
+    lse = delta = None
+    if op != "project":
+        values["tokens"], lse = _tokens(op, x, folded)
+        grad_tokens = arriving["tokens"].double()
+        delta = (values["tokens"] * grad_tokens).sum(-1)[:, None]
+    gradients = {"x": torch.empty_like(x[:, ::stride], dtype=torch.float64)}
+    names = [name for name in folded if name not in ("query_weight", "token_keys")]
+    gradients |= {name: torch.zeros_like(folded[name]) for name in names}
+    for piece in _pieces(x, stride):
+        leaf = x[:, piece].double().requires_grad_()
+        kept = slice(piece.start // stride, -(-piece.stop // stride))
+        y = _projected(op, leaf, folded)
+        loss = leaf.new_zeros(())
+        if op != "tokenize":
+            values["map"][:, kept] = y.detach()[:, ::stride]
+            loss = loss + (y * arriving["map"][:, piece].double()).sum()
+        if lse is not None and delta is not None:
+            weights = torch.exp(_logits(y, folded) - lse[:, None])
+            loss = loss + (weights * (y @ grad_tokens.transpose(1, 2) - delta)).sum()
+        found = torch.autograd.grad(loss, [leaf, *(folded[name] for name in names)])
+        gradients["x"][:, kept] = found[0][:, ::stride]
+        for name, part in zip(names, found[1:], strict=True):
+            gradients[name] += part
+    if op != "tokenize":
+        dense = ["query_weight", "token_keys"]
+        found = torch.autograd.grad(keys, [small[name] for name in dense], gradients["keys"])
+        gradients |= zip(dense, found, strict=True)
+    values |= {f"d{name}": value for name, value in gradients.items()}
+    return Truth(values, 0.0 if lse is None else float(lse.abs().max()), stride)
+
+
+def solve_plainly(
+    op: str,
+    function: Callable[..., Sequence[Tensor]],
+    operands: Mapping[str, Tensor],
+    cotangents: Sequence[Tensor],
+) -> Truth:
+    """The truth by a reference function in float64, for what is no single op."""
+    exact = {name: value.double().requires_grad_() for name, value in operands.items()}
+    results = function(*exact.values())
+    given = [cotangent.double() for cotangent in cotangents]
+    gradients = torch.autograd.grad(results, list(exact.values()), given)
+    values = {name: result.detach() for name, result in zip(RESULTS[op], results, strict=True)}
+    return Truth(values | {f"d{name}": gradient for name, gradient in zip(exact, gradients, strict=True)})
+
+
+def kept_elements(elements: int) -> int:
+    """How many of a map's elements are kept.
+
+    Example:
+        >>> kept_elements(1000), kept_elements(1 << 28), kept_elements(1 << 30)
+        (1000, 53687092, 63161284)
+    """
+    return -(-elements // _stride(elements))
+
+
+def _stride(elements: int) -> int:
+    return next((stride for large, stride in _STRIDES.items() if elements > large), 1)
+
+
+def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
+    if op == "tokenize":
+        return pixels
+    return pixels + pixel_attention(pixels, small["keys"], None, None)[:, 0] @ small["values"]
+
+
+def _logits(pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
+    return pixels @ small["queries"].transpose(-2, -1)
+
+
+def _piece_elements(value: Tensor) -> int:
+    return _PIECE if value.device.type == "cpu" else _GPU_PIECE
+
+
+def _pieces(x: Tensor, stride: int) -> Iterator[slice]:
+    """Pixels of each piece, which starts at a multiple of the stride."""
+    step = stride * max(1, _piece_elements(x) // (x.shape[0] * x.shape[2] * stride))
+    for start in range(0, x.shape[1], step):
+        yield slice(start, min(start + step, x.shape[1]))
+
+
+@torch.no_grad()
+def _tokens(op: str, x: Tensor, small: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, C) and lse (B, L): each piece's, merged with the weight it has."""
+    tokens = lse = x.new_zeros(())
+    for piece in _pieces(x, 1):
+        pixels = _projected(op, x[:, piece].double(), small)
+        logits = _logits(pixels, small)
+        part_lse = torch.logsumexp(logits, 1)
+        part = torch.softmax(logits, 1).transpose(1, 2) @ pixels
+        if piece.start == 0:
+            tokens, lse = part, part_lse
+            continue
+        merged = torch.logaddexp(lse, part_lse)
+        tokens = tokens * torch.exp(lse - merged)[..., None] + part * torch.exp(part_lse - merged)[..., None]
+        lse = merged
+    return tokens, lse
+
+
+class Gate(NamedTuple):
+    """What a result may be off by, name by name, in multiples of the yardstick's error."""
+
+    case: Case
+    truth: Truth
+    yardstick: dict[str, float]
+    largest: dict[str, float]
+
+    @classmethod
+    def make(cls, case: Case, truth: Truth, found: Mapping[str, float]) -> Gate:
+        """The gate of a case, from the errors of its yardstick.
+
+        Where a yardstick is off by more than half of the dtype's digits (in fp16, of bf16's, because the
+        weights of a million pixels are not normal numbers there), the gate is :meth:`strict`, and the
+        yardstick itself fails: plain sums of millions of terms in fp32 do that.
+
+        Raises:
+            RuntimeError: it is off by more than even such sums can be, so it means something else.
+        """
+        largest = _largest(case, truth)
+        digits = torch.finfo(_digits(case.dtype)).eps
+        coarse = math.sqrt(max(digits, torch.finfo(torch.bfloat16).eps if case.dtype == "fp16" else 0.0))
+        # A pixel's gradient depends on all pixels too, by the statistics of the softmax.
+        sums = torch.finfo(compute_dtype(_digits(case.dtype))).eps * case.shape.pixels
+        strict = False
+        for name, error in found.items():
+            if error <= coarse * max(largest[name], 1e-30):
+                continue
+            if not error <= sums * largest[name]:
+                raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
+            strict = True
+        return cls.strict(case, truth) if strict else cls(case, truth, dict(found), largest)
+
+    @classmethod
+    def strict(cls, case: Case, truth: Truth) -> Gate:
+        """The gate of a case whose yardstick cannot be run or is none: as if it had made no error at all."""
+        largest = _largest(case, truth)
+        return cls(case, truth, dict.fromkeys(largest, 0.0), largest)
+
+    def judge(self, found: Mapping[str, float], role: str) -> Judgement:
+        """Of the errors of a contender in that role."""
+        multiple = _PEERS if role == PEER or self.case.op == STACK else _OURS
+        worst, complaint = 0.0, None
+        for name, error in found.items():
+            allowed = self.allowed(name, multiple)
+            worst = max(worst, error / max(allowed, 1e-300))
+            if complaint is None and not error <= allowed:  # NaN is not
+                complaint = f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
+        return Judgement(worst, complaint)
+
+    def allowed(self, name: str, multiple: float) -> float:
+        """What the error may be."""
+        plain = self.yardstick.get(name)
+        if plain is None:
+            like = _LIKE[name]
+            plain = self.yardstick[like] / self.largest[like] * self.largest[name]
+        return allowed_error(
+            plain,
+            self.largest[name],
+            _digits(self.case.dtype),
+            lse=self.truth.lse,
+            terms=terms(name, self.case),
+            multiple=multiple,
+        )
+
+
+def _largest(case: Case, truth: Truth) -> dict[str, float]:
+    """The largest magnitude of each result and gradient, or of the terms that cancel in it."""
+    found = _grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
+    if case.shape.tokens == 1 and "dkeys" in found:
+        # A single token has all the weight whatever its key is, so these are 0 but for rounding.
+        scale = found["dvalues"] * case.shape.channels**0.5
+        found |= {name: scale for name in ("dkeys", *_LIKE) if name in found}
+    return found
+
+
+def _digits(dtype: str) -> torch.dtype:
+    """The dtype whose roundings are allowed: TF32 has as many digits as float16."""
+    tf32 = dtype == "fp32" and torch.backends.cuda.matmul.allow_tf32
+    return torch.float16 if tf32 else TORCH_DTYPES[dtype]
+
+
+def errors(case: Case, truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """Largest error of each result or gradient; infinite where a value or the shape is not as it must be."""
+    return _grouped(
+        case, {name: largest_error(value, truth.values[name], truth.stride) for name, value in found}
+    )
+
+
+def largest_error(found: Tensor, exact: Tensor, stride: int = 1) -> float:
+    """Largest difference of a tensor, or a 4-D map, from float64 values (B, N, C), without a large copy.
+
+    Of a map only every ``stride``-th pixel is compared. NaN counts as infinite.
+
+    Example:
+        >>> largest_error(torch.ones(1, 2, 1, 3), torch.zeros(1, 3, 2, dtype=torch.float64))
+        1.0
+    """
+    found = found.detach()
+    if found.dim() == 4:
+        found = found.flatten(2).transpose(1, 2)[:, ::stride]
+    if found.shape != exact.shape:
+        return math.inf
+    if found.dim() < 3:
+        found, exact = found[None], exact[None]
+    rows = max(1, _piece_elements(exact) // 2 // exact.shape[-1])
+    worst = []
+    for sample, true_sample in zip(found, exact, strict=True):
+        for part, true_part in zip(sample.split(rows), true_sample.split(rows), strict=True):
+            worst.append(torch.linalg.vector_norm(part - true_part, math.inf))
+    return float(torch.stack(worst).nan_to_num(math.inf).max())
+
+
+def terms(name: str, case: Case) -> int:
+    """How many terms are summed for one value, which is what errors in another order grow with.
+
+    Example:
+        >>> from benchmarks.shapes import Shape
+        >>> case = Case("tokenize", Shape(2, 3, 4, 8, 5), "fp32", "nchw")
+        >>> terms("dx", case), terms("tokens", case), terms("dqueries", case)
+        (8, 12, 24)
+    """
+    shape = case.shape
+    if name in ("map", "dx"):
+        return shape.channels
+    shared = name in ("dquery_weight", "dparameters") or (case.op == "tokenize" and name == "dqueries")
+    return shape.pixels * (shape.batch if shared else 1)
+
+
+def _grouped(case: Case, values: dict[str, float]) -> dict[str, float]:
+    """A stack's parameters as one: some of their gradients all but vanish, and rounding is all there is."""
+    if case.op != STACK:
+        return values
+    merged: dict[str, float] = {}
+    for name, value in values.items():
+        group = "dparameters" if name.startswith("dblocks.") else name
+        merged[group] = max(merged.get(group, 0.0), value)
+    return merged

@@ -1,36 +1,45 @@
-"""The command line: what measures, and what reads result files; see README.md beside this."""
+"""The command line: modes that measure, and commands that read result files; see README.md beside this."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
+import importlib
+import re
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from benchmarks import (
-    counter_records,
-    counters,
-    documents,
-    everything,
-    ops,
-    overhead,
-    records,
-    running,
-    scaling,
-)
-from benchmarks.networks import command
-from benchmarks.reporting import command as reporting
-from benchmarks.running import Finished, UsageError
+from benchmarks import results
+from benchmarks.processes import CPU, UsageError, conduct
+from benchmarks.results import OK, OURS, SKIPPED, UNAVAILABLE, Run
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+class Mode(NamedTuple):
+    """Where its arguments and plans are (:mod:`benchmarks.runner`), and defaults of its options."""
+
+    module: str
+    text: str
+    defaults: dict[str, Any] = {}
+
 
 MODES = {
-    **ops.MODES,
-    command.MODE: "the paper's networks against those that they replace",
-    scaling.MODE: "time and memory against each size, one at a time",
-    overhead.MODE: "what a call costs at tiny shapes, and the first one of a process",
+    "ops": Mode(
+        "ops", "each op against its floor and its peers", {"op": ["tokenize", "project", "project_tokenize"]}
+    ),
+    "stack": Mode("ops", "a stack of modules against the paper's equations", {"op": ["stack"]}),
+    "cpu": Mode("ops", "ops and stack on this machine's CPU"),
+    "gpu": Mode("ops", "ops and stack on a GPU, the most important cases first", {"device": "cuda:0"}),
+    "scaling": Mode("scaling", "time and memory against each size, one at a time"),
+    "overhead": Mode("overhead", "the cost of a call at tiny shapes, and of the first one of a process"),
+    "models": Mode("networks", "the paper's networks against those that they replace"),
+    "layers": Mode("layers", "layers of other models against the same computation by our ops"),
 }
+_ALL = ("scaling", "overhead", "models", "layers")
+# Options that leave nothing out of a run, whatever they are. A run that was stopped says so.
+_ASIDE = ("command", "device", "results", "output", "compare", "force", "budget", "memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,174 +49,214 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slower than in the file that it is compared with; 2 for bad arguments; 130 after Ctrl-C, with what was
     measured until then saved.
     """
-    options = _parser().parse_args(arguments)
-    if options.command in MODES:
-        return _measure(options)
-    commands: dict[str, Callable[[argparse.Namespace], int]] = {
-        "all": _all,
-        "compare": _compare,
-        counters.MODE: _counters,
-        "schema": _schema,
-        "list": _list,
-        "predict": _predict,
-        "report": reporting.main,
-        "show": _show,
-    }
-    return commands[options.command](options)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments[0] if arguments else "").parse_args(arguments)
+    try:
+        if options.command in MODES:
+            return _measure(options)[0]
+        commands = {"all": _all, "list": _list, "show": _show, "report": _report, "compare": _compare}
+        return commands[options.command](options)
+    except (UsageError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Only the command's own arguments are added, for those of other modes may take seconds to import."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="vt_fast against its floor and peers."
+        prog="python -m benchmarks", description="vt_fast against its floor and its peers."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    adds: dict[str, Callable[[argparse.ArgumentParser], None]] = {
-        **{mode: partial(ops.add_arguments, mode=mode) for mode in ops.MODES},
-        command.MODE: command.add_arguments,
-        scaling.MODE: scaling.add_arguments,
-        overhead.MODE: overhead.add_arguments,
-    }
-    for mode, text in MODES.items():
-        measuring = commands.add_parser(mode, help=f"measure {text}")
-        adds[mode](measuring)
-        running.add_arguments(measuring)
-    everything.add_arguments(commands.add_parser("all", help="all of these in turn, and a report of them"))
-    counters.add_arguments(
-        commands.add_parser(counters.MODE, help="read an NVIDIA GPU's counters of our kernels, by ncu")
-    )
-    commands.add_parser("list", help="shapes and where they come from, peers and which of them are absent")
-    show = commands.add_parser("show", help="print a result file again")
+    for name, mode in MODES.items():
+        measuring = commands.add_parser(name, help=f"measure {mode.text}")
+        if name == command:
+            importlib.import_module(f"benchmarks.{mode.module}").add_arguments(measuring)
+            _add_common(measuring)
+            measuring.add_argument("--output", type=Path, metavar="FILE", help="default: a file in --results")
+            measuring.set_defaults(**mode.defaults)
+    _add_common(commands.add_parser("all", help="measure all of these on one device, and report them"))
+    commands.add_parser("list", help="shapes and the models that have them, peers, and absent packages")
+    show = commands.add_parser("show", help="print a result file")
     show.add_argument("file", type=Path, metavar="FILE")
     report = commands.add_parser("report", help="result files as an HTML page, Markdown and pictures")
-    reporting.add_arguments(report, running.RESULTS / "report")
-    compare = commands.add_parser("compare", help="what has become slower or faster by more than noise")
+    report.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    report.add_argument("--output", type=Path, default=RESULTS / "report", metavar="FOLDER")
+    report.add_argument("--pictures", nargs="+", metavar="NAME", help="default: all")
+    compare = commands.add_parser("compare", help="print what has become slower or faster by more than noise")
     compare.add_argument("new", type=Path, metavar="NEW")
     compare.add_argument("old", type=Path, metavar="OLD")
     compare.add_argument("--force", action="store_true", help="even if they are of different machines")
-    compare.add_argument("--all", action="store_true", help="print every figure, those of peers too")
-    schema = commands.add_parser("schema", help="hold result files against their schema, or print it")
-    schema.add_argument("files", type=Path, nargs="*", metavar="FILE")
-    schema.add_argument("--kind", choices=documents.KINDS, default=documents.CPU, help="which to print")
-    predict = commands.add_parser(
-        "predict", help="the Triton kernels' times by a model, beside measured ones"
-    )
-    predict.add_argument("--target", default="sm_90", help="the architecture; default: %(default)s")
-    predict.add_argument(
-        "--measured", type=Path, metavar="FILE", help="a result file of python -m benchmarks gpu"
-    )
+    compare.add_argument("--all", action="store_true", help="print every row")
     return parser
 
 
-def _all(options: argparse.Namespace) -> int:
-    try:
-        return everything.main(options, _parser().parse_args, _measured)
-    except UsageError as error:
-        return _refuse(error)
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, few rounds: does it run?")
+    text = "cpu, cuda or cuda:N; default: %(default)s"
+    parser.add_argument("--device", type=device_name, default=CPU, help=text)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where files go")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="compare with this result, or folder")
+    parser.add_argument("--force", action="store_true", help="even if OLD is of another machine")
 
 
-def _measure(options: argparse.Namespace) -> int:
-    try:
-        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-            status, path = _measured(options)
-    except UsageError as error:
-        return _refuse(error)
-    if options.json:
-        print(path.read_text(), end="")
-    return status
-
-
-def _measured(options: argparse.Namespace) -> Finished:
-    """A command that measures. The file to compare with is read first: it may be the one to be written.
+def device_name(text: str) -> str:
+    """A device of the command line.
 
     Raises:
-        UsageError: the arguments cannot be carried out, the file to compare with cannot be read, or it is of
-            another machine.
+        argparse.ArgumentTypeError: it is none.
+
+    Example:
+        >>> device_name("cuda"), device_name("cuda:1")
+        ('cuda:0', 'cuda:1')
     """
-    from benchmarks import compare
-    from benchmarks.figures import Incomparable
-
-    mains = {
-        **dict.fromkeys(ops.MODES, ops.main),
-        command.MODE: command.main,
-        scaling.MODE: scaling.main,
-        overhead.MODE: overhead.main,
-    }
-    try:
-        before = None if options.compare is None else compare.Before(options.compare, force=options.force)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
-    try:
-        return mains[options.command](options, before)
-    except Incomparable as error:
-        raise UsageError(str(error)) from error
+    if text != CPU and re.fullmatch(r"cuda(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text}")
+    return "cuda:0" if text == "cuda" else text
 
 
-def _refuse(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _measure(options: argparse.Namespace) -> tuple[int, Path]:
+    """Run a mode, print and save what it found; returns the exit status and the file."""
+    from benchmarks import machine, report
+
+    mode = MODES[options.command]
+    if options.command in ("cpu", "gpu") and (options.command == "cpu") != (options.device == CPU):
+        raise UsageError(f"--device must be of mode {options.command}, got {options.device}")
+    before = None if options.compare is None else results.load(options.compare)
+    plans = importlib.import_module(f"benchmarks.{mode.module}").plans(options)
+    reason = machine.unusable(options.device)
+    if reason is not None:
+        raise UsageError(reason)
+    run = Run(
+        {
+            "machine": machine.describe(options.device),
+            "settings": _settings(options),
+            "commit": machine.commit(),
+            "complete": False,
+            "problems": [],
+        }
+    )
+    if before is not None:
+        from benchmarks import compare
+
+        compare.refuse(run.facts, before.facts, force=options.force)
+    partial = options.output or options.results / file_name(options.command, None, full=False)
+    status = conduct(run, plans, lambda run: results.save(run, partial))
+    path = partial
+    if options.output is None and run.facts["complete"] and _is_full(options):
+        gpu = run.facts["machine"].get("gpu")
+        path = options.results / file_name(options.command, gpu and gpu["name"], full=True)
+        partial.replace(path)
+    print(f"{report.show(run)}\n\nwritten to {path} after {run.facts['elapsed_seconds']:.0f} s")
+    status = status or verdict(run)
+    if before is not None:
+        found = compare.compare(run, before, force=options.force)
+        print(compare.render(found))
+        status = status or found.status
+    return status, path
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from benchmarks import compare
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.attention import installed
 
-    try:
-        return compare.main(options.new, options.old, force=options.force, everything=options.all)
-    except (OSError, ValueError) as error:
-        return _refuse(error)
-
-
-def _counters(options: argparse.Namespace) -> int:
-    try:
-        return counters.main(options)
-    except UsageError as error:
-        return _refuse(error)
+    aside = ("command", "results", "output", "compare", "force")
+    given = {name: value for name, value in vars(options).items() if name not in aside}
+    absent = installed(options.device != CPU).absent
+    return {"mode": options.command, **given, "absent": absent}
 
 
-def _schema(options: argparse.Namespace) -> int:
-    if not options.files:
-        print(json.dumps(documents.schema(options.kind), indent=1))
-        return 0
-    status = 0
-    for path in options.files:
-        try:
-            print(f"{path}: a {documents.kind_of(documents.read(path))} result")
-        except (OSError, ValueError) as error:
-            _refuse(error)
-            status = 1
+def _is_full(options: argparse.Namespace) -> bool:
+    """Whether everything is measured: else the file of a full run is not written over."""
+    defaults = vars(_parser(options.command).parse_args([options.command]))
+    return all(getattr(options, name) == value for name, value in defaults.items() if name not in _ASIDE)
+
+
+def file_name(mode: str, gpu: str | None, *, full: bool) -> str:
+    """The result file of a mode.
+
+    Example:
+        >>> file_name("scaling", None, full=True), file_name("gpu", "NVIDIA H100 80GB HBM3", full=True)
+        ('scaling-cpu.csv', 'gpu-nvidia-h100-80gb-hbm3.csv')
+    """
+    if not full:
+        return f"{mode}-partial.csv"
+    if gpu is None:
+        return "cpu.csv" if mode == "cpu" else f"{mode}-cpu.csv"
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return f"{mode}-{slug}.csv"
+
+
+def verdict(run: Run) -> int:
+    """The exit status of a run: 1 where a result of ours was wrong or a case could not be measured at all.
+
+    What does not fit into the memory is not wrong, nor what cannot be captured as a graph.
+    """
+    ours = [row for row in run.rows if row.role == OURS]
+    fine = [row.status in (OK, SKIPPED) or (row.status, row.clock) == (UNAVAILABLE, "graph") for row in ours]
+    return 0 if ours and all(fine) and not run.facts["problems"] else 1
+
+
+def _all(options: argparse.Namespace) -> int:
+    """Every mode on a device, one after another, and a report of their results."""
+    if options.compare is not None and not options.compare.is_dir():
+        raise UsageError(f"--compare must be a folder with results, got {options.compare}")
+    first = "cpu" if options.device == CPU else "gpu"
+    status, files = 0, []
+    for mode in (first, *_ALL):
+        words = [mode, "--results", str(options.results), "--device", options.device]
+        words += ["--quick"] if options.quick else []
+        print(f"\n=== {mode}\n", flush=True)
+        one, path = _measure(_parser(mode).parse_args(words))
+        files.append(path)
+        status = max(status, one)
+        old = None if options.compare is None else options.compare / path.name
+        if old is not None and old.exists():
+            status = max(status, _compared(path, old, force=options.force))
+        if status == 130:
+            break
+    _report(argparse.Namespace(files=files, output=options.results / "report", pictures=None))
     return status
 
 
 def _list(options: argparse.Namespace) -> int:
-    from benchmarks import listing
+    """The registry of shapes and peers."""
+    from benchmarks import attention, peers, shapes
 
-    print(listing.render())
-    return 0
+    for label, shape in shapes.REGISTRY.items():
+        where = [
+            name for name, those in (("cpu", shapes.SHAPES), ("gpu", shapes.GPU_SHAPES)) if shape in those
+        ]
+        ops = dict.fromkeys(op for each in shapes.ORIGINS if each.shape == shape for op in each.ops)
+        print(f"{label:20} {'+'.join(where):8} {', '.join(ops) or 'any op':36} {shapes.origin(label)}")
+    print("\n" + "\n".join(peers.listing()))
+    import torch
 
-
-def _predict(options: argparse.Namespace) -> int:
-    from benchmarks import predictions
-
-    try:
-        table = predictions.rows(predictions.TABLE, options.target)
-        run = None if options.measured is None else records.load(options.measured)
-    except (OSError, ValueError) as error:
-        return _refuse(error)
-    print(predictions.render(table, run))
+    for name, reason in attention.installed(torch.cuda.is_available()).absent.items():
+        print(f"absent: {name}: {reason}")
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
-    try:
-        settings = documents.read(options.file).get("settings", {})
-    except (OSError, ValueError) as error:
-        return _refuse(error)
-    if "networks" in settings:
-        print(command.show(options.file))
-        return 0
-    if counters.MODE in settings:
-        print(counters.render(counter_records.load(options.file)))
-        return 0
-    run = records.load(options.file)
-    modes = {scaling.MODE: scaling.render, overhead.MODE: overhead.render}
-    print(modes.get(settings.get("mode"), ops.render)(run))
-    return running.verdict(run)
+    from benchmarks import report
+
+    run = results.load(options.file)
+    print(report.show(run))
+    return verdict(run)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from benchmarks import report
+
+    runs = [(path.stem, results.load(path)) for path in options.files]
+    for path in report.write(runs, options.output, options.pictures):
+        print(path)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    return _compared(options.new, options.old, force=options.force, everything=options.all)
+
+
+def _compared(new: Path, old: Path, *, force: bool, everything: bool = False) -> int:
+    from benchmarks import compare
+
+    return compare.main(new, old, force=force, everything=everything)

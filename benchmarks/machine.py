@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import os
-import shutil
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+import torch
+
+from benchmarks.processes import CPU, ROOT
+from vt_fast import backends, info
+
 _CPU = Path("/sys/devices/system/cpu")
+# What nvidia-smi is asked for: what bounds the clocks, and what they were.
+_SMI_FIELDS = (
+    "driver_version",
+    "power.limit",
+    "power.default_limit",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks.max.mem",
+    "clocks.applications.graphics",
+    "temperature.gpu",
+    "ecc.mode.current",
+    "mig.mode.current",
+    "utilization.gpu",
+)
 
 
-def describe() -> dict[str, Any]:
-    """CPU, caches, memory, settings of the system, versions, and the commit that was measured."""
-    from vt_fast import info
+def describe(device: str = CPU) -> dict[str, Any]:
+    """Versions, CPU, caches, memory and settings of the system; ``gpu``, where one is measured."""
+    from torch.utils.collect_env import get_env_info
 
-    return {
-        **info.collect(),
-        "kernels": _without_paths(info.collect()["kernels"]),
+    collected = info.collect()
+    kernels = collected["kernels"]
+    if isinstance(kernels, dict):
+        collected["kernels"] = {key: value for key, value in kernels.items() if key != "library"}
+    system = get_env_info()._asdict()
+    found = {
+        **collected,
+        "cpu": _cpu(),
         "caches": _caches(),
         "governor": _read(_CPU / "cpu0/cpufreq/scaling_governor"),
         "huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "memory_bytes": _memory(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        "compiler": _compiler(),
-        "commit": commit(),
+        "system": {key: system[key] for key in ("os", "libc_version", "gcc_version", "clang_version")},
     }
+    return found if device == CPU else found | {"gpu": _gpu(torch.device(device).index or 0)}
 
 
 def commit() -> dict[str, Any] | None:
@@ -43,9 +67,17 @@ def commit() -> dict[str, Any] | None:
     return {"hash": told, "dirty": None} if told else None
 
 
-def _without_paths(kernels: Any) -> Any:
-    """What is said of the compiled kernels, but where they lie."""
-    return {k: v for k, v in kernels.items() if k != "library"} if isinstance(kernels, dict) else None
+def unusable(device: str) -> str | None:
+    """Why a device cannot be measured here, or None."""
+    if device == CPU:
+        return None
+    index = torch.device(device).index or 0
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA or ROCm device; python -m vt_fast info says what there is"
+    if index >= torch.cuda.device_count():
+        return f"--device must be at most cuda:{torch.cuda.device_count() - 1}, got {device}"
+    reason = dict(backends.report())["triton"]
+    return None if reason is None else f'the backend "triton" cannot run here: {reason}'
 
 
 def output(*command: str) -> str | None:
@@ -57,11 +89,14 @@ def output(*command: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _compiler() -> str | None:
-    """The first line of the compiler that torch.compile would call."""
-    name = os.environ.get("CXX", "g++")
-    found = output(name, "--version") if shutil.which(name) else None
-    return found.splitlines()[0] if found else None
+def _cpu() -> dict[str, Any]:
+    try:
+        import cpuinfo
+    except ImportError:
+        return {"name": platform.processor() or platform.machine()}
+    found = cpuinfo.get_cpu_info()
+    keys = ("family", "model", "stepping", "hz_advertised_friendly", "hz_actual_friendly")
+    return {"name": found.get("brand_raw"), **{key: found.get(key) for key in keys}}
 
 
 def _caches() -> dict[str, str]:
@@ -85,3 +120,29 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    free, _ = torch.cuda.mem_get_info(index)
+    # nvidia-smi may number devices unlike torch.
+    uuid = getattr(properties, "uuid", None)
+    name = str(index) if uuid is None else f"GPU-{uuid}"
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "free_bytes": free,
+        "cache_bytes": getattr(properties, "L2_cache_size", None),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+        # One by one: it refuses all for one that it does not know.
+        **{
+            field.replace(".", "_"): output(
+                "nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", f"--id={name}"
+            )
+            for field in _SMI_FIELDS
+        },
+    }

@@ -1,14 +1,28 @@
-"""Child processes: each with CPUs of its own, warm memory and a plan; and the parent that collects their rows."""
+"""Child processes, each with CPUs of its own, warm memory and a plan; and the parent, which collects rows.
+
+Threads and malloc are set up once in the life of a process, hence a process for each setting. This module
+imports no torch, since a child sets its CPUs before that.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.timing import Budget
+from benchmarks.results import CEILING, Row, Run
+from benchmarks.timing import Budget, Deadline
 
 CPU = "cpu"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class UsageError(ValueError):
@@ -20,18 +34,18 @@ class Plan(msgspec.Struct, kw_only=True):
 
     Args:
         problems: measured in this order; see :mod:`benchmarks.runner`.
-        cpus: the CPUs that the process may use; threads = len(cpus).
+        cpus: the CPUs that the process may use; as many threads.
         device: "cpu" or "cuda:N".
         budget: of each cell.
         quick: ceilings are measured by small probes.
-        memory_bytes: what is predicted to need more is not run. None: no limit on a CPU, 0.8 of what is free on
-            a GPU.
+        memory_bytes: what is predicted to need more is not run. None: no limit on a CPU, 0.8 of what is free
+            on a GPU.
         repeat: calls in one turn of the clock, for times below its resolution; there are then no floors.
         seconds: of the whole run; what does not begin in time is left out.
         compile_seconds: of one compilation, which is then given up.
         tf32: a GPU multiplies fp32 in TF32.
         environment: variables of the process.
-        work: a module with ``work(plan)``, a generator of :class:`Message`, in place of the loop of
+        work: a module with ``work(plan)``, a generator of :class:`Message`, in place of
             :mod:`benchmarks.runner`.
     """
 
@@ -47,3 +61,183 @@ class Plan(msgspec.Struct, kw_only=True):
     tf32: bool = False
     environment: dict[str, str] = {}
     work: str = "benchmarks.runner"
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """What a child reports.
+
+    Args:
+        index: the problem that begins.
+        case: its name.
+        rows: what has been measured of it.
+        problem: why it could not be measured.
+        left_out: why it was not: "why" is "time" or "memory", and "reason" says more.
+        facts: for the head of the result file; lists are joined.
+    """
+
+    index: int | None = None
+    case: str = ""
+    rows: list[Row] = []
+    problem: str = ""
+    left_out: dict[str, str] = {}
+    facts: dict[str, Any] = {}
+
+
+def available_cpus() -> list[int]:
+    """The CPUs that this process may use, the first hardware thread of each core before any second one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    firsts: list[int] = []
+    seconds: list[int] = []
+    seen: set[str] = set()
+    for cpu in sorted(os.sched_getaffinity(0)):
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        core = path.read_text().strip() if path.exists() else str(cpu)
+        (seconds if core in seen else firsts).append(cpu)
+        seen.add(core)
+    return firsts + seconds
+
+
+def cpus_of(threads: int | None) -> list[int]:
+    """The CPUs for so many threads; for None, all that may be used.
+
+    Raises:
+        UsageError: there are not so many.
+    """
+    cpus = available_cpus()
+    if threads is not None and not 1 <= threads <= len(cpus):
+        raise UsageError(f"--threads must be from 1 to {len(cpus)}, the CPUs that may be used, got {threads}")
+    return cpus[:threads]
+
+
+def environment(cpus: Sequence[int]) -> dict[str, str]:
+    """What a child that uses these CPUs is told.
+
+    The malloc settings are glibc's: no block is given back to the system, so a call that has been made once
+    finds all its pages there. A fresh page costs several times a copy of it, and without this whatever
+    allocates more would pay for it in its time. Without its caches of small blocks, glibc puts a freed tensor
+    and the splinters from its alignment together again, so that the next one of the same size fits in; with
+    them, a process that measures maps of a gigabyte grows and grows.
+    """
+    threads = str(len(cpus))
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_DYNAMIC": "FALSE",
+        "GOMP_CPU_AFFINITY": " ".join(map(str, cpus)),
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_TOP_PAD_": str(1 << 26),
+        "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+        # Before what is there already: the child must run this tree, from whatever folder.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+
+class Died(RuntimeError):
+    """A child process ended with an error, or was killed."""
+
+
+def messages(plan: Plan) -> Iterator[Message]:
+    """Run a plan in a child and yield what it reports, as it comes.
+
+    Raises:
+        Died: the child did.
+    """
+    reading, writing = os.pipe()
+    code = "import sys; from benchmarks import processes; sys.exit(processes.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(writing)]
+    settings = {**os.environ, **environment(plan.cpus), **plan.environment}
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=settings, pass_fds=[writing])
+    os.close(writing)
+    try:
+        assert child.stdin is not None
+        with child.stdin:
+            child.stdin.write(_packed(plan).encode())
+        with os.fdopen(reading) as stream:
+            for line in stream:
+                yield msgspec.convert(json.loads(line), Message)
+        if child.wait() != 0:
+            raise Died(f"the process with {len(plan.cpus)} threads ended with status {child.returncode}")
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+
+
+def _packed(value: Plan | Message) -> str:
+    # Not by msgspec.json, which writes null for infinity.
+    return json.dumps(msgspec.to_builtins(value))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Be the child: carry out the plan on standard input, and report to a file descriptor."""
+    plan = msgspec.convert(json.loads(sys.stdin.read()), Plan)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, plan.cpus)  # before torch starts any thread
+    with os.fdopen(int(arguments[0]), "w") as stream:
+        for message in importlib.import_module(plan.work).work(plan):
+            stream.write(_packed(message) + "\n")
+            stream.flush()
+    return 0
+
+
+def conduct(run: Run, plans: Sequence[Plan], save: Callable[[Run], object]) -> int:
+    """Carry out all plans; returns 130 after Ctrl-C, else 0.
+
+    A child that dies is replaced by one for the remaining problems.
+
+    Args:
+        run: rows and facts are added to it.
+        plans: one after another.
+        save: called with the run after each problem.
+    """
+    from tqdm import tqdm
+
+    start = time.monotonic()
+    status = 0
+    run.facts["left_out"] = []
+    try:
+        with tqdm(total=sum(len(plan.problems) for plan in plans), unit="case", dynamic_ncols=True) as bar:
+            for plan in plans:
+                deadline = Deadline(plan.seconds)
+                while plan.problems:
+                    left = _carry_out(run, plan, bar, save)
+                    plan = msgspec.structs.replace(plan, problems=plan.problems[left:])
+                    if plan.seconds is not None:
+                        plan.seconds = deadline.remaining
+        run.facts["complete"] = all(each["why"] == "memory" for each in run.facts["left_out"])
+    except KeyboardInterrupt:
+        status = 130
+    run.facts["elapsed_seconds"] = round(time.monotonic() - start, 1)
+    save(run)
+    return status
+
+
+def _carry_out(run: Run, plan: Plan, bar: Any, save: Callable[[Run], object]) -> int:
+    """Run a child; returns how many problems are done, or will not be tried again."""
+    begun, case = 0, ""
+    known = {row.key for row in run.rows if row.role == CEILING}
+    try:
+        for message in messages(plan):
+            if message.index is not None:
+                begun = message.index + 1
+                bar.update(begun > 1)
+                save(run)
+            case = message.case or case
+            bar.set_description(f"{len(plan.cpus)} thr. {case}" if plan.device == CPU else case)
+            run.rows += [row for row in message.rows if row.key not in known]  # ceilings of an earlier child
+            if message.problem:
+                run.facts["problems"].append(message.problem)
+            if message.left_out:
+                run.facts["left_out"].append({"case": case, **message.left_out})
+            for key, value in message.facts.items():
+                run.facts[key] = run.facts.get(key, []) + value if isinstance(value, list) else value
+    except Died as error:
+        run.facts["problems"].append(f"{case}: {error}" if case else str(error))
+        if not begun:
+            run.facts["left_out"].append({"case": "", "why": "process", "reason": str(error)})
+        bar.update()
+        return begun or len(plan.problems)
+    bar.update()
+    return len(plan.problems)

@@ -6,7 +6,7 @@ Names only, no torch: the parent process reads this too.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OPS = ("tokenize", "project", "project_tokenize")
 STACK = "stack"
@@ -41,6 +41,11 @@ class Shape(NamedTuple):
         return self.height * self.width
 
     @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        """B, N, C and L."""
+        return self.batch, self.pixels, self.channels, self.tokens
+
+    @property
     def elements(self) -> int:
         """Of the map."""
         return self.batch * self.pixels * self.channels
@@ -48,7 +53,7 @@ class Shape(NamedTuple):
     @property
     def label(self) -> str:
         """B, N, C and L, as tables and the command line have them."""
-        return f"{self.batch}x{self.pixels}x{self.channels}x{self.tokens}"
+        return "x".join(map(str, self.numbers))
 
 
 class Case(NamedTuple):
@@ -85,6 +90,24 @@ class Case(NamedTuple):
     def depth(self) -> int:
         """Modules of a stack."""
         return self.parts or STACK_DEPTH
+
+    def spec(
+        self, peers: Sequence[str] | None = None, passes: Sequence[str] = PASSES, **fields: str
+    ) -> dict[str, Any]:
+        """For a plan: the case, the peers that take part (None: all), the passes, and fields of its rows."""
+        return {"kind": "op", "case": list(self), "peers": peers, "passes": passes, "fields": fields}
+
+    @classmethod
+    def of(cls, spec: dict[str, Any]) -> Case:
+        """The case of a :meth:`spec`, which may have come through JSON.
+
+        Example:
+            >>> case = Case("stack", Shape(1, 14, 14, 256, 16), "fp32", "nchw", 4)
+            >>> Case.of(case.spec()) == case
+            True
+        """
+        op, shape, dtype, layout, parts = spec["case"]
+        return cls(op, Shape(*shape), dtype, layout, parts)
 
 
 SHAPES = (
@@ -311,8 +334,8 @@ def points(
 ) -> dict[Point, str]:
     """Every point, and the series that it belongs to as :attr:`benchmarks.results.Row.series` has them.
 
-    A point of several series, as the base is, is measured once. ``device`` is "cpu" or "cuda"; ``threads`` are
-    those that are used outside the series of threads.
+    A point of several series, as the base is, is measured once. ``device`` is "cpu" or "cuda"; ``threads``: how
+    many are used outside the series of threads.
 
     Example:
         >>> found = points("cpu", "fp32", "nchw", 2, quick=True, only=["N", "B"], ops=["project"])

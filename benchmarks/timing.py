@@ -1,25 +1,29 @@
-"""The rules of timing: everybody in turn, in another order each round, all times kept."""
+"""The rules of timing: interleaved rounds in random order, and limits for whole runs and for compilations."""
 
 from __future__ import annotations
 
 import math
 import random
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple, TypeAlias
 
-Clock = Callable[[Callable[[], Any]], float]
+Clock: TypeAlias = Callable[[Callable[[], Any]], float]
 
 
 class Budget(NamedTuple):
     """How many rounds a cell gets: at least ``least``, and more until ``seconds`` are spent.
 
-    A cell is slow where ``least`` rounds would exceed ``patience`` seconds, by what the first one took; there
-    ``few`` rounds may do. Who cannot be the best peer any more leaves the rotation and keeps the times that
-    it has: in a slow cell after one round if its best call, the one before the rounds included, took
-    ``behind`` times as long as the best peer's; in any cell after ``few`` rounds if it took ``far_behind``
-    times as long.
+    A cell is slow where ``least`` rounds would exceed ``patience`` seconds, by what the first one took. There
+    ``few`` rounds are enough. Peers far behind the fastest one leave the rotation and keep the times that
+    they have: in a slow cell after one round, if their best call, the one before the rounds included, took
+    ``behind`` times as long as the fastest peer's; in any cell after ``few`` rounds, if it took
+    ``far_behind`` times as long.
     """
 
     seconds: float = 0.25
@@ -32,15 +36,8 @@ class Budget(NamedTuple):
 
 
 QUICK = Budget(seconds=0.0, least=3, most=3, few=3)
-
-
-def wall_clock(function: Callable[[], Any]) -> float:
-    """Seconds of a call on a CPU; freeing its results is not counted."""
-    start = time.perf_counter()
-    result = function()
-    elapsed = time.perf_counter() - start
-    del result
-    return elapsed
+# The shortest calls take 10 us, and 11 rounds of them say little.
+GPU = Budget(seconds=0.2, least=11, most=50)
 
 
 class Quantiles(NamedTuple):
@@ -54,62 +51,23 @@ class Quantiles(NamedTuple):
 def quantiles(values: Sequence[float]) -> Quantiles:
     """Of at least one value.
 
-    Raises:
-        ValueError: there is none.
-
     Example:
         >>> quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
         Quantiles(median=3.5, low=2.0, high=5.0)
     """
-    if not values:
-        raise ValueError("`values` must have at least one number, got none")
     if len(values) == 1:
         return Quantiles(values[0], values[0], values[0])
     low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
     return Quantiles(statistics.median(values), low, high)
 
 
-def spread(seconds: Sequence[float]) -> tuple[float, float]:
-    """The 20 % and the 80 % quantile of times, in multiples of their median.
-
-    Raises:
-        ValueError: there are no times.
-
-    Example:
-        >>> spread([8.0, 9.0, 10.0, 12.0, 14.0, 40.0])
-        (0.8181818181818182, 1.2727272727272727)
-    """
-    median, low, high = quantiles(seconds)
-    return low / median, high / median
-
-
-def spread_text(seconds: Sequence[float]) -> str:
-    """The spread for a table.
-
-    Example:
-        >>> spread_text([8.0, 9.0, 10.0, 12.0, 14.0, 40.0])
-        '-18% +27%'
-    """
-    return " ".join(f"{share - 1:+.0%}" for share in spread(seconds)) if seconds else "-"
-
-
-class HasSeconds:
-    """What is said of somebody's times, whatever dataclass has them.
-
-    It is none itself: each says where in its JSON they stand.
-    """
-
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        """Seconds."""
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 20 % and the 80 % quantile of its times, in multiples of the median."""
-        return spread(self.seconds)
+def wall_clock(function: Callable[[], Any]) -> float:
+    """Seconds of a call on a CPU; freeing its results is not counted."""
+    start = time.perf_counter()
+    result = function()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
 
 
 def interleaved(
@@ -122,8 +80,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every call of every function, all of which have been called before.
 
-    ``before`` has what that call took, where it is known, for the rule of who leaves. Those named in
-    ``stay`` never leave the rotation, and nobody leaves it because of them.
+    ``before`` has what that call took, where it is known. Functions in ``stay`` never leave the rotation, and
+    none leaves it because of them.
 
     Example:
         >>> times = interleaved({"a": lambda: 1, "b": lambda: 2}, QUICK)
@@ -145,21 +103,88 @@ def interleaved(
         rounds += 1
         if rounds == 1:
             slow = spent > budget.patience / budget.least
-        if slow and rounds == 1:
-            order = _in_the_running(order, best, stay, budget.behind)
-        if rounds == budget.few:
-            order = _in_the_running(order, best, stay, budget.far_behind)
+        limit = budget.behind if slow and rounds == 1 else math.inf
+        limit = min(limit, budget.far_behind if rounds == budget.few else math.inf)
+        least = min((best[name] for name in order if name not in stay), default=0.0)
+        order = [name for name in order if name in stay or best[name] <= limit * least]
     return seconds
-
-
-def _in_the_running(
-    order: list[str], best: Mapping[str, float], stay: Collection[str], limit: float
-) -> list[str]:
-    least = min((best[name] for name in order if name not in stay), default=0.0)
-    return [name for name in order if name in stay or best[name] <= limit * least]
 
 
 def _enough(rounds: int, spent: float, slow: bool, budget: Budget) -> bool:
     if rounds < (budget.few if slow else budget.least):
         return False
     return rounds >= budget.most or spent >= (budget.patience if slow else budget.seconds)
+
+
+class Deadline:
+    """The time that a run has, in seconds from now on; None for no limit."""
+
+    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._end = math.inf if seconds is None else now() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds, at least 0; infinite where there is no end."""
+        return max(0.0, self._end - self._now())
+
+
+class Compiling:
+    """Decides which compilations begin, and gives them up after ``most`` seconds or at the deadline."""
+
+    def __init__(self, deadline: Deadline | None = None, most: float | None = None) -> None:
+        self._deadline = Deadline() if deadline is None else deadline
+        self._most = math.inf if most is None else most
+        self._longest = 0.0
+
+    def refusal(self) -> str | None:
+        """Why none begins any more: one has taken longer than the time that remains."""
+        remaining = self._deadline.remaining
+        if remaining > self._longest:
+            return None
+        return f"not compiled: {remaining:.0f} s are left, and one compilation took {self._longest:.0f} s"
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Around a compilation.
+
+        Raises:
+            TimeoutError: it took too long. It is interrupted where Python runs in the main thread; a compiler
+                that waits elsewhere is found to be late when it is done.
+        """
+        seconds = min(self._most, self._deadline.remaining)
+        start = time.monotonic()
+        try:
+            with _interrupted_after(seconds):
+                yield
+        except _Late:
+            raise TimeoutError(f"compiling was given up after {seconds:.0f} s") from None
+        finally:
+            self._longest = max(self._longest, time.monotonic() - start)
+
+
+class _Late(BaseException):
+    """Not an Exception, lest a compiler catch it and go on."""
+
+
+# An alarm that arrives in code which may not be interrupted is lost; this many seconds later comes another.
+_AGAIN = 5.0
+
+
+@contextmanager
+def _interrupted_after(seconds: float) -> Iterator[None]:
+    possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    if seconds == math.inf or not possible:
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
