@@ -1,4 +1,4 @@
-"""Peers that call a fused attention, PyTorch's or a package's: tokens and pixels attend to each other.
+"""The ops on top of an attention: plain PyTorch's, PyTorch's fused one, FlexAttention, or a package's.
 
 Fused attention wants the channels of a pixel side by side. Where they are not, the map is copied first; the
 copy is a part of the call, and so of its time.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
@@ -25,40 +25,92 @@ Code: TypeAlias = Callable[..., Results]
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def by_attention(attend: Attend, *, copies: bool = True) -> dict[str, Code]:
-    """The three ops on top of one attention. ``copies``: it wants the channels of a pixel side by side.
+class Style(NamedTuple):
+    """How to write the ops.
 
-    Example:
-        >>> ops = by_attention(sdpa(), copies=False)
-        >>> (tokens,) = ops["tokenize"](torch.ones(2, 8, 3, 3), torch.ones(4, 8))
-        >>> tokens.shape
-        torch.Size([2, 4, 8])
+    ``see``: a 4-D map as attention takes it; ``pool``: (seen, queries) -> tokens; ``spread``: (seen, keys,
+    values) -> what is added, or with query_weight and token_keys for keys; ``give``: (seen, map) -> 4-D map.
     """
 
-    def pixels_of(x: Tensor) -> Tensor:
-        pixels = x.flatten(2).transpose(1, 2)
-        return pixels.contiguous() if copies else pixels
+    see: Callable[[Tensor], Tensor]
+    pool: Callable[[Tensor, Tensor], Tensor]
+    spread: Callable[..., Tensor]
+    give: Callable[[Tensor, Tensor], Tensor]
+
+    def code(self, op: str) -> Code:
+        """The op as a function of its operands.
+
+        Example:
+            >>> (tokens,) = EAGER.code("tokenize")(torch.ones(2, 8, 3, 3), torch.ones(4, 8))
+            >>> tokens.shape
+            torch.Size([2, 4, 8])
+        """
+
+        def tokenize(x: Tensor, queries: Tensor) -> Results:
+            return (self.pool(self.see(x), queries),)
+
+        def project(x: Tensor, *keys_values: Tensor) -> Results:
+            seen = self.see(x)
+            return (self.give(seen + self.spread(seen, *keys_values), x),)
+
+        def project_tokenize(x: Tensor, *operands: Tensor) -> Results:
+            *keys_values, queries = operands
+            seen = self.see(x)
+            seen = seen + self.spread(seen, *keys_values)
+            return self.give(seen, x), self.pool(seen, queries)
+
+        codes: dict[str, Code] = {"tokenize": tokenize, "project": project}
+        return codes.get(op, project_tokenize)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def _map(pixels: Tensor, like: Tensor) -> Tensor:
+    feature_map: Tensor = pixels.transpose(1, 2).unflatten(2, like.shape[2:])
+    return feature_map
+
+
+def _pool(pixels: Tensor, queries: Tensor) -> Tensor:
+    weights = torch.softmax(pixels @ queries.transpose(-2, -1), dim=1)
+    return weights.transpose(1, 2) @ pixels
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return torch.softmax(queries @ keys.transpose(1, 2), dim=-1) @ values
+
+
+def _dense(pixels: Tensor, query_weight: Tensor, token_keys: Tensor, values: Tensor) -> Tensor:
+    return _attend(pixels @ query_weight, token_keys, values)
+
+
+def _pool_channels(channels: Tensor, queries: Tensor) -> Tensor:
+    return torch.softmax(queries @ channels, dim=-1) @ channels.transpose(1, 2)
+
+
+def _spread_channels(channels: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return values.transpose(1, 2) @ torch.softmax(keys @ channels, dim=1)
+
+
+# The paper as written; with its query projection folded into the keys; and channel by channel.
+EAGER = Style(_pixels, _pool, _dense, _map)
+FOLDED = EAGER._replace(spread=_attend)
+TRANSPOSED = Style(
+    lambda x: x.flatten(2), _pool_channels, _spread_channels, lambda seen, x: seen.unflatten(2, x.shape[2:])
+)
+
+
+def by(attend: Attend, *, copies: bool = True) -> Style:
+    """By one attention for both directions. ``copies``: it wants the channels of a pixel side by side."""
+
+    def see(x: Tensor) -> Tensor:
+        return _pixels(x).contiguous() if copies else _pixels(x)
 
     def pool(pixels: Tensor, queries: Tensor) -> Tensor:
         return attend(queries.expand(pixels.shape[0], -1, -1), pixels, pixels)
 
-    def map_of(pixels: Tensor, like: Tensor) -> Tensor:
-        feature_map: Tensor = pixels.transpose(1, 2).unflatten(2, like.shape[2:])
-        return feature_map
-
-    def tokenize(x: Tensor, queries: Tensor) -> Results:
-        return (pool(pixels_of(x), queries),)
-
-    def project(x: Tensor, keys: Tensor, values: Tensor) -> Results:
-        pixels = pixels_of(x)
-        return (map_of(pixels + attend(pixels, keys, values), x),)
-
-    def both(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Results:
-        pixels = pixels_of(x)
-        pixels = pixels + attend(pixels, keys, values)
-        return map_of(pixels, x), pool(pixels, queries)
-
-    return {"tokenize": tokenize, "project": project, "project_tokenize": both}
+    return Style(see, pool, attend, _map)
 
 
 def sdpa(backend: SDPBackend | None = None) -> Attend:
@@ -84,83 +136,60 @@ def flex(function: Callable[..., Any] = flex_attention) -> Attend:
     return attend
 
 
-def _of_one_head(call: Callable[..., Tensor], axis: int, *, contiguous: bool = False) -> Attend:
-    """Attention of one head, whose axis a package wants at that place."""
+class Package(NamedTuple):
+    """A function for GPUs, the axis of its heads, and its argument for the scale."""
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        inputs = [each.unsqueeze(axis) for each in (queries, keys, values)]
-        return call(*(each.contiguous() if contiguous else each for each in inputs)).squeeze(axis)
-
-    return attend
-
-
-def _flash_attn(module: Any) -> Attend:
-    return _of_one_head(partial(module.flash_attn_func, softmax_scale=1.0), 2)
+    module: str
+    function: str
+    heads: int
+    scale: str = "scale"
 
 
-def _xformers(module: Any) -> Attend:
-    return _of_one_head(partial(module.memory_efficient_attention, scale=1.0), 2)
-
-
-def _natten(module: Any) -> Attend:
-    return _of_one_head(partial(module.attention, scale=1.0), 2, contiguous=True)
-
-
-def _ffpa(module: Any) -> Attend:
-    def call(*inputs: Tensor) -> Tensor:
-        # Its fallback is PyTorch's attention, which is a peer already. Without it, it raises.
-        with mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False):
-            found: Tensor = module.ffpa_attn_func(*inputs, scale=1.0)
-        return found
-
-    return _of_one_head(call, 1, contiguous=True)
-
-
-# By name: the module to import, and what makes an attention of it. All of them need a GPU. FlashAttention-2
-# and FFPA take float16 and bfloat16, FlashAttention-2 at most 256 channels.
-PACKAGES: dict[str, tuple[str, Callable[[Any], Attend]]] = {
-    "flash-attn": ("flash_attn", _flash_attn),
-    "xformers": ("xformers.ops", _xformers),
-    "ffpa": ("ffpa_attn", _ffpa),
-    "natten": ("natten.functional", _natten),
+# FlashAttention-2 and FFPA take float16 and bfloat16, FlashAttention-2 at most 256 channels.
+PACKAGES = {
+    "flash-attn": Package("flash_attn", "flash_attn_func", 2, "softmax_scale"),
+    "xformers": Package("xformers.ops", "memory_efficient_attention", 2),
+    "ffpa": Package("ffpa_attn", "ffpa_attn_func", 1),
+    "natten": Package("natten.functional", "attention", 2),
 }
-
-
-class Installed(NamedTuple):
-    """Attention by the name of the package, and why the others are absent."""
-
-    present: dict[str, Attend]
-    absent: dict[str, str]
-
-
-@cache
-def installed(on_gpu: bool) -> Installed:
-    """Packages that are installed and can run here. Without a GPU none is imported.
-
-    Example:
-        >>> installed(False).absent["flash-attn"]
-        'needs a GPU'
-    """
-    present: dict[str, Attend] = {}
-    absent: dict[str, str] = {}
-    for name, (module, attend) in PACKAGES.items():
-        if not on_gpu:
-            absent[name] = "needs a GPU"
-            continue
-        try:
-            present[name] = attend(importlib.import_module(module))
-        except Exception as error:  # a package built for another torch may raise anything
-            absent[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    return Installed(present, absent)
 
 
 def by_package(name: str) -> Attend:
     """A package's attention, which is imported by the first call."""
+    _, function, heads, scale = PACKAGES[name]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return installed(True).present[name](queries, keys, values)
+        module = importlib.import_module(PACKAGES[name].module)
+        inputs = [each.unsqueeze(heads).contiguous() for each in (queries, keys, values)]
+        call = getattr(module, function)
+        if name != "ffpa":
+            found: Tensor = call(*inputs, **{scale: 1.0})
+            return found.squeeze(heads)
+        # Its fallback is PyTorch's attention, which is a peer already. Without it, it raises.
+        with mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False):
+            found = call(*inputs, **{scale: 1.0})
+        return found.squeeze(heads)
 
     return attend
+
+
+@cache
+def absent(on_gpu: bool) -> dict[str, str]:
+    """Packages that cannot run here, and why. Without a GPU none is imported.
+
+    Example:
+        >>> absent(False)["flash-attn"]
+        'needs a GPU'
+    """
+    if not on_gpu:
+        return dict.fromkeys(PACKAGES, "needs a GPU")
+    found = {}
+    for name, package in PACKAGES.items():
+        try:
+            getattr(importlib.import_module(package.module), package.function)
+        except Exception as error:  # a package built for another torch may raise anything
+            found[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return found
 
 
 class Choices(TorchFunctionMode):
@@ -168,7 +197,7 @@ class Choices(TorchFunctionMode):
 
     Example:
         >>> with Choices() as choices:
-        ...     _ = by_attention(sdpa())["tokenize"](torch.zeros(1, 8, 2, 2), torch.zeros(3, 8))
+        ...     _ = by(sdpa()).code("tokenize")(torch.zeros(1, 8, 2, 2), torch.zeros(3, 8))
         >>> len(choices.names)
         1
     """

@@ -16,19 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import TORCH_DTYPES
+from benchmarks.inputs import DTYPES
 from benchmarks.results import PEER
 from benchmarks.shapes import STACK, Case
 from vt_fast.precision import compute_dtype
 from vt_fast.reference.projector import pixel_attention
 from vt_fast.testing import allowed_error
 
-RESULTS = {
-    "tokenize": ("tokens",),
-    "project": ("map",),
-    "project_tokenize": ("map", "tokens"),
-    STACK: ("map", "tokens"),
-}
 # What errors may be, in multiples of the yardstick's.
 _OURS, _PEERS = 2.0, 8.0
 # Gradients that the yardstick does not have, and the one whose relative error theirs is measured by.
@@ -36,9 +30,6 @@ _LIKE = {"dtoken_keys": "dkeys", "dquery_weight": "dkeys"}
 # Elements of a piece of the map while it is solved, and compared. A graph over a whole map of 2 GB would hold
 # ten of its size, and small pieces stay in a CPU's cache; a GPU wants large ones.
 _PIECE, _GPU_PIECE = 1 << 19, 1 << 25
-# Of maps with more elements than this, only every `stride`-th pixel is kept, and compared: prime numbers, so
-# that all places in a kernel's tiles come up. Tokens and gradients of small operands depend on all pixels.
-_STRIDES = {1 << 29: 17, 1 << 27: 5}
 
 
 class Judgement(NamedTuple):
@@ -60,87 +51,78 @@ class Truth(NamedTuple):
     stride: int = 1
 
 
-def solve(op: str, operands: Mapping[str, Tensor], cotangents: Sequence[Tensor]) -> Truth:
-    """The truth of an op for operands of any dtype, in pieces of the map; a test compares it to the reference.
+def stride_of(elements: int) -> int:
+    """Every ``stride``-th pixel of a map is kept, and compared.
+
+    Prime numbers, so that all places in a kernel's tiles come up. Tokens and gradients of small operands
+    depend on all pixels.
+    """
+    return 17 if elements > 1 << 29 else 5 if elements > 1 << 27 else 1
+
+
+def solve(op: str, operands: Mapping[str, Tensor], arriving: Mapping[str, Tensor]) -> Truth:
+    """The truth of an op for operands of any dtype, in pieces of the map; tests compare it to the reference.
 
     A first pass finds each token's lse and value. With these as constants, the gradients of a piece are
     those of sum_nl exp(logit_nl - lse_l) (y_n dT_l - T_l dT_l), by autograd.
 
     Example:
         >>> operands = {"x": torch.ones(1, 3, 2), "queries": torch.ones(1, 2)}
-        >>> truth = solve("tokenize", operands, [torch.ones(1, 1, 2)])
+        >>> truth = solve("tokenize", operands, {"tokens": torch.ones(1, 1, 2)})
         >>> truth.values["tokens"].tolist(), round(truth.values["dx"][0, :, 0].sum().item(), 9)
         ([[[1.0, 1.0]]], 1.0)
     """
     x = operands["x"]
     small = {name: value.double().requires_grad_() for name, value in operands.items() if name != "x"}
-    arriving = dict(zip(RESULTS[op], cotangents, strict=True))
-    values: dict[str, Tensor] = {}
-    stride = _stride(x.numel())
+    stride = stride_of(x.numel())
+    kept = torch.empty_like(x[:, ::stride], dtype=torch.float64)
+    values = {"dx": kept}
     folded = small
-    if op != "tokenize":
-        values["map"] = torch.empty_like(x[:, ::stride], dtype=torch.float64)
+    if "map" in arriving:
+        values["map"] = torch.empty_like(kept)
         # A leaf for the pieces; what it depends on gets its gradient at the end.
         keys = small["token_keys"] @ small["query_weight"].T
         folded = {**small, "keys": keys.detach().requires_grad_()}
-    lse = delta = None
-    if op != "project":
+    lse = delta = grad_tokens = x.new_zeros(())
+    if "tokens" in arriving:
         values["tokens"], lse = _tokens(op, x, folded)
         grad_tokens = arriving["tokens"].double()
         delta = (values["tokens"] * grad_tokens).sum(-1)[:, None]
-    gradients = {"x": torch.empty_like(x[:, ::stride], dtype=torch.float64)}
     names = [name for name in folded if name not in ("query_weight", "token_keys")]
-    gradients |= {name: torch.zeros_like(folded[name]) for name in names}
+    gradients = {name: torch.zeros_like(folded[name]) for name in names}
     for piece in _pieces(x, stride):
         leaf = x[:, piece].double().requires_grad_()
-        kept = slice(piece.start // stride, -(-piece.stop // stride))
+        where = slice(piece.start // stride, -(-piece.stop // stride))
         y = _projected(op, leaf, folded)
         loss = leaf.new_zeros(())
-        if op != "tokenize":
-            values["map"][:, kept] = y.detach()[:, ::stride]
+        if "map" in arriving:
+            values["map"][:, where] = y.detach()[:, ::stride]
             loss = loss + (y * arriving["map"][:, piece].double()).sum()
-        if lse is not None and delta is not None:
+        if "tokens" in arriving:
             weights = torch.exp(_logits(y, folded) - lse[:, None])
             loss = loss + (weights * (y @ grad_tokens.transpose(1, 2) - delta)).sum()
         found = torch.autograd.grad(loss, [leaf, *(folded[name] for name in names)])
-        gradients["x"][:, kept] = found[0][:, ::stride]
+        values["dx"][:, where] = found[0][:, ::stride]
         for name, part in zip(names, found[1:], strict=True):
             gradients[name] += part
-    if op != "tokenize":
+    if "map" in arriving:
         dense = ["query_weight", "token_keys"]
         found = torch.autograd.grad(keys, [small[name] for name in dense], gradients["keys"])
         gradients |= zip(dense, found, strict=True)
     values |= {f"d{name}": value for name, value in gradients.items()}
-    return Truth(values, 0.0 if lse is None else float(lse.abs().max()), stride)
+    return Truth(values, float(lse.abs().max()), stride)
 
 
 def solve_plainly(
-    op: str,
-    function: Callable[..., Sequence[Tensor]],
-    operands: Mapping[str, Tensor],
-    cotangents: Sequence[Tensor],
+    function: Callable[..., Sequence[Tensor]], operands: Mapping[str, Tensor], arriving: Mapping[str, Tensor]
 ) -> Truth:
     """The truth by a reference function in float64, for what is no single op."""
     exact = {name: value.double().requires_grad_() for name, value in operands.items()}
     results = function(*exact.values())
-    given = [cotangent.double() for cotangent in cotangents]
+    given = [cotangent.double() for cotangent in arriving.values()]
     gradients = torch.autograd.grad(results, list(exact.values()), given)
-    values = {name: result.detach() for name, result in zip(RESULTS[op], results, strict=True)}
-    return Truth(values | {f"d{name}": gradient for name, gradient in zip(exact, gradients, strict=True)})
-
-
-def kept_elements(elements: int) -> int:
-    """How many of a map's elements are kept.
-
-    Example:
-        >>> kept_elements(1000), kept_elements(1 << 28), kept_elements(1 << 30)
-        (1000, 53687092, 63161284)
-    """
-    return -(-elements // _stride(elements))
-
-
-def _stride(elements: int) -> int:
-    return next((stride for large, stride in _STRIDES.items() if elements > large), 1)
+    values = {name: result.detach() for name, result in zip(arriving, results, strict=True)}
+    return Truth(values | {f"d{name}": value for name, value in zip(exact, gradients, strict=True)})
 
 
 def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
@@ -167,15 +149,12 @@ def _pieces(x: Tensor, stride: int) -> Iterator[slice]:
 @torch.no_grad()
 def _tokens(op: str, x: Tensor, small: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C) and lse (B, L): each piece's, merged with the weight it has."""
-    tokens = lse = x.new_zeros(())
+    tokens, lse = x.new_zeros((), dtype=torch.float64), x.new_tensor(-math.inf, dtype=torch.float64)
     for piece in _pieces(x, 1):
         pixels = _projected(op, x[:, piece].double(), small)
         logits = _logits(pixels, small)
         part_lse = torch.logsumexp(logits, 1)
         part = torch.softmax(logits, 1).transpose(1, 2) @ pixels
-        if piece.start == 0:
-            tokens, lse = part, part_lse
-            continue
         merged = torch.logaddexp(lse, part_lse)
         tokens = tokens * torch.exp(lse - merged)[..., None] + part * torch.exp(part_lse - merged)[..., None]
         lse = merged
@@ -183,7 +162,7 @@ def _tokens(op: str, x: Tensor, small: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 class Gate(NamedTuple):
-    """What a result may be off by, name by name, in multiples of the yardstick's error."""
+    """What a result may be off by: the yardstick's errors, and the largest magnitudes, name by name."""
 
     case: Case
     truth: Truth
@@ -191,84 +170,65 @@ class Gate(NamedTuple):
     largest: dict[str, float]
 
     @classmethod
-    def make(cls, case: Case, truth: Truth, found: Mapping[str, float]) -> Gate:
+    def make(cls, case: Case, truth: Truth, found: Mapping[str, float] | None) -> Gate:
         """The gate of a case, from the errors of its yardstick.
 
-        Where a yardstick is off by more than half of the dtype's digits (in fp16, of bf16's, because the
-        weights of a million pixels are not normal numbers there), the gate is :meth:`strict`, and the
-        yardstick itself fails: plain sums of millions of terms in fp32 do that.
+        Where it has not been run, all others are judged as if it had made no error at all. So they are where
+        it is off by more than half of the dtype's digits (in fp16, of bf16's, because the weights of a
+        million pixels are not normal numbers there), and the yardstick itself fails: plain sums of millions
+        of terms in fp32 do that.
 
         Raises:
             RuntimeError: it is off by more than even such sums can be, so it means something else.
         """
-        largest = _largest(case, truth)
+        largest = _grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
+        if case.shape.tokens == 1 and "dkeys" in largest:
+            # A single token has all the weight whatever its key is, so these are 0 but for rounding.
+            scale = largest["dvalues"] * case.shape.channels**0.5
+            largest |= {name: scale for name in ("dkeys", *_LIKE) if name in largest}
         digits = torch.finfo(_digits(case.dtype)).eps
         coarse = math.sqrt(max(digits, torch.finfo(torch.bfloat16).eps if case.dtype == "fp16" else 0.0))
         # A pixel's gradient depends on all pixels too, by the statistics of the softmax.
-        sums = torch.finfo(compute_dtype(_digits(case.dtype))).eps * case.shape.pixels
-        strict = False
-        for name, error in found.items():
+        sums = torch.finfo(compute_dtype(_digits(case.dtype))).eps * case.shape.sizes[1]
+        strict = found is None
+        for name, error in (found or {}).items():
             if error <= coarse * max(largest[name], 1e-30):
                 continue
             if not error <= sums * largest[name]:
                 raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
             strict = True
-        return cls.strict(case, truth) if strict else cls(case, truth, dict(found), largest)
-
-    @classmethod
-    def strict(cls, case: Case, truth: Truth) -> Gate:
-        """The gate of a case whose yardstick cannot be run or is none: as if it had made no error at all."""
-        largest = _largest(case, truth)
-        return cls(case, truth, dict.fromkeys(largest, 0.0), largest)
+        return cls(case, truth, dict.fromkeys(largest, 0.0) if strict else dict(found or {}), largest)
 
     def judge(self, found: Mapping[str, float], role: str) -> Judgement:
         """Of the errors of a contender in that role."""
         multiple = _PEERS if role == PEER or self.case.op == STACK else _OURS
         worst, complaint = 0.0, None
         for name, error in found.items():
-            allowed = self.allowed(name, multiple)
+            like = name if name in self.yardstick else _LIKE[name]
+            allowed = allowed_error(
+                self.yardstick[like] / max(self.largest[like], 1e-300) * self.largest[name],
+                self.largest[name],
+                _digits(self.case.dtype),
+                lse=self.truth.lse,
+                terms=terms(name, self.case),
+                multiple=multiple,
+            )
             worst = max(worst, error / max(allowed, 1e-300))
             if complaint is None and not error <= allowed:  # NaN is not
                 complaint = f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
         return Judgement(worst, complaint)
 
-    def allowed(self, name: str, multiple: float) -> float:
-        """What the error may be."""
-        plain = self.yardstick.get(name)
-        if plain is None:
-            like = _LIKE[name]
-            plain = self.yardstick[like] / self.largest[like] * self.largest[name]
-        return allowed_error(
-            plain,
-            self.largest[name],
-            _digits(self.case.dtype),
-            lse=self.truth.lse,
-            terms=terms(name, self.case),
-            multiple=multiple,
-        )
-
-
-def _largest(case: Case, truth: Truth) -> dict[str, float]:
-    """The largest magnitude of each result and gradient, or of the terms that cancel in it."""
-    found = _grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
-    if case.shape.tokens == 1 and "dkeys" in found:
-        # A single token has all the weight whatever its key is, so these are 0 but for rounding.
-        scale = found["dvalues"] * case.shape.channels**0.5
-        found |= {name: scale for name in ("dkeys", *_LIKE) if name in found}
-    return found
-
 
 def _digits(dtype: str) -> torch.dtype:
     """The dtype whose roundings are allowed: TF32 has as many digits as float16."""
     tf32 = dtype == "fp32" and torch.backends.cuda.matmul.allow_tf32
-    return torch.float16 if tf32 else TORCH_DTYPES[dtype]
+    return torch.float16 if tf32 else DTYPES[dtype]
 
 
 def errors(case: Case, truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     """Largest error of each result or gradient; infinite where a value or the shape is not as it must be."""
-    return _grouped(
-        case, {name: largest_error(value, truth.values[name], truth.stride) for name, value in found}
-    )
+    largest = {name: largest_error(value, truth.values[name], truth.stride) for name, value in found}
+    return _grouped(case, largest)
 
 
 def largest_error(found: Tensor, exact: Tensor, stride: int = 1) -> float:
@@ -304,11 +264,11 @@ def terms(name: str, case: Case) -> int:
         >>> terms("dx", case), terms("tokens", case), terms("dqueries", case)
         (8, 12, 24)
     """
-    shape = case.shape
+    batch, pixels, channels, _ = case.shape.sizes
     if name in ("map", "dx"):
-        return shape.channels
+        return channels
     shared = name in ("dquery_weight", "dparameters") or (case.op == "tokenize" and name == "dqueries")
-    return shape.pixels * (shape.batch if shared else 1)
+    return pixels * (batch if shared else 1)
 
 
 def _grouped(case: Case, values: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import results
+from benchmarks import results, shapes
 from benchmarks.processes import CPU, UsageError, conduct
 from benchmarks.results import OK, OURS, SKIPPED, UNAVAILABLE, Run
 
@@ -18,24 +18,26 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 class Mode(NamedTuple):
-    """Where its arguments and plans are (:mod:`benchmarks.runner`), and defaults of its options."""
+    """What it measures, and the module with its arguments and plans (:mod:`benchmarks.runner`)."""
 
-    module: str
     text: str
-    defaults: dict[str, Any] = {}
+    module: str
 
 
 MODES = {
-    "ops": Mode(
-        "ops", "each op against its floor and its peers", {"op": ["tokenize", "project", "project_tokenize"]}
-    ),
-    "stack": Mode("ops", "a stack of modules against the paper's equations", {"op": ["stack"]}),
-    "cpu": Mode("ops", "ops and stack on this machine's CPU"),
-    "gpu": Mode("ops", "ops and stack on a GPU, the most important cases first", {"device": "cuda:0"}),
-    "scaling": Mode("scaling", "time and memory against each size, one at a time"),
-    "overhead": Mode("overhead", "the cost of a call at tiny shapes, and of the first one of a process"),
-    "models": Mode("networks", "the paper's networks against those that they replace"),
-    "layers": Mode("layers", "layers of other models against the same computation by our ops"),
+    "ops": Mode("each op against its floor and its peers", "ops"),
+    "stack": Mode("a stack of modules against the paper's equations", "ops"),
+    "cpu": Mode("ops and stack on this machine's CPU", "ops"),
+    "gpu": Mode("ops and stack on a GPU, the most important cases first", "ops"),
+    "scaling": Mode("time and memory against each size, one at a time", "scaling"),
+    "overhead": Mode("the cost of a call at tiny shapes, and of the first one of a process", "overhead"),
+    "models": Mode("the paper's networks against those that they replace", "networks"),
+    "layers": Mode("layers of other models against the same computation by our ops", "layers"),
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ops": {"op": [*shapes.OPS]},
+    "stack": {"op": [shapes.STACK]},
+    "gpu": {"device": "cuda:0"},
 }
 _ALL = ("scaling", "overhead", "models", "layers")
 # Options that leave nothing out of a run, whatever they are. A run that was stopped says so.
@@ -73,7 +75,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
             importlib.import_module(f"benchmarks.{mode.module}").add_arguments(measuring)
             _add_common(measuring)
             measuring.add_argument("--output", type=Path, metavar="FILE", help="default: a file in --results")
-            measuring.set_defaults(**mode.defaults)
+            measuring.set_defaults(**_DEFAULTS.get(name, {}))
     _add_common(commands.add_parser("all", help="measure all of these on one device, and report them"))
     commands.add_parser("list", help="shapes and the models that have them, peers, and absent packages")
     show = commands.add_parser("show", help="print a result file")
@@ -156,12 +158,11 @@ def _measure(options: argparse.Namespace) -> tuple[int, Path]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.attention import installed
+    from benchmarks.attention import absent
 
     aside = ("command", "results", "output", "compare", "force")
     given = {name: value for name, value in vars(options).items() if name not in aside}
-    absent = installed(options.device != CPU).absent
-    return {"mode": options.command, **given, "absent": absent}
+    return {"mode": options.command, **given, "absent": absent(options.device != CPU)}
 
 
 def _is_full(options: argparse.Namespace) -> bool:
@@ -219,18 +220,17 @@ def _all(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     """The registry of shapes and peers."""
-    from benchmarks import attention, peers, shapes
+    import torch
+
+    from benchmarks import attention, peers
 
     for label, shape in shapes.REGISTRY.items():
         where = [
             name for name, those in (("cpu", shapes.SHAPES), ("gpu", shapes.GPU_SHAPES)) if shape in those
         ]
-        ops = dict.fromkeys(op for each in shapes.ORIGINS if each.shape == shape for op in each.ops)
-        print(f"{label:20} {'+'.join(where):8} {', '.join(ops) or 'any op':36} {shapes.origin(label)}")
+        print(f"{label:20} {'+'.join(where):8} {shapes.ORIGINS[shape]}")
     print("\n" + "\n".join(peers.listing()))
-    import torch
-
-    for name, reason in attention.installed(torch.cuda.is_available()).absent.items():
+    for name, reason in attention.absent(torch.cuda.is_available()).items():
         print(f"absent: {name}: {reason}")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -13,46 +13,54 @@ from torch import Tensor
 
 from benchmarks.results import FAILED, OK, UNAVAILABLE, WRONG
 from benchmarks.roofline import Ceilings, cpu_ceilings, gpu_ceilings
-from benchmarks.timing import Budget, interleaved, wall_clock
+from benchmarks.timing import Budget, interleaved, quantiles, wall_clock
 
 Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
 # Name of a call and what it computed when it was repeated: a complaint, or None.
 Check: TypeAlias = Callable[[str, tuple[Tensor, ...]], "str | None"]
 ClockName: TypeAlias = Literal["wall", "graph", "calls"]
 
-# Of a buffer that is read to flush the cache: bytes at least, and in multiples of the cache.
-_FLUSH_BYTES, _FLUSH_CACHES = 1 << 28, 3
-# Read so often that the call waits in the queue when the reading ends, however long it took to put it there.
-_FLUSH_READS = 3
+# Of a buffer that is read to flush the cache: bytes at least, and in multiples of the cache. Read so often
+# that the call waits in the queue when the reading ends, however long it took to put it there.
+_FLUSH_BYTES, _FLUSH_CACHES, _FLUSH_READS = 1 << 28, 3, 3
 _WARM_UP_SECONDS, _WARM_UP_SIDE = 0.1, 2048
-_PLAIN_ROUNDS = 7
-_LAUNCHES = 50
+_PLAIN_ROUNDS, _LAUNCHES = 7, 50
 
 
 class Times(NamedTuple):
     """All times of a call in seconds, or the status and the reason why there are none."""
 
     seconds: list[float]
-    status: Literal["ok", "wrong", "unavailable", "failed"] = "ok"
+    status: str = OK
     reason: str = ""
 
 
 class Device:
-    """This one is the CPU, on so many threads.
+    """The CPU; or the host of a GPU, where ``repeat`` is given: what it costs to ask the GPU for a call.
 
-    ``clock_name``: of the clock whose times count. ``large_map``: bytes of a map from which on it matters what
-    memory an earlier case has left behind. ``settles``: the first call of a function takes memory for good,
-    which must not be counted as its own.
+    ``clock_name``: of the clock whose times count. ``large_map``: bytes of a map from which on it matters
+    what memory an earlier case has left behind. ``settles``: the first call of a function takes memory for
+    good, which must not be counted as its own.
+
+    Args:
+        cpus: one thread runs on each of them; by default all that the process may use.
+        repeat: the clock takes the mean of so many calls in a row, which are over before one could read it.
+            On a GPU they wait in the queue, and the device is waited for once, at the end; so where its work
+            takes longer than asking for it, the time is that of the work.
+        name: "cpu" or "cuda:N".
     """
 
     clock_name: ClockName = "wall"
     large_map = 1 << 26
     settles = False
 
-    def __init__(self, cpus: Collection[int] = ()) -> None:
-        self.torch_device = torch.device("cpu")
-        self.threads: int | None = len(cpus) or torch.get_num_threads()
-        self._cpus = sorted(cpus) or None
+    def __init__(
+        self, cpus: Sequence[int] | None = None, repeat: int | None = None, name: str = "cpu"
+    ) -> None:
+        self.torch_device, self._cpus, self._repeat = torch.device(name), cpus, repeat
+        self.threads: int | None = torch.get_num_threads() if cpus is None else len(cpus)
+        if self.torch_device.type != "cpu":
+            self.clock_name, self.settles, self.threads = "calls", True, None
 
     def ceilings(self, dtype: str, *, quick: bool) -> Ceilings:
         """Of a dtype, on this device."""
@@ -60,13 +68,23 @@ class Device:
 
     def clock(self, function: Callable[[], Any]) -> float:
         """Seconds of one call."""
-        return wall_clock(function)
+        if self._repeat is None:
+            return wall_clock(function)
+        function()
+        self.synchronize()
+        start = time.perf_counter()
+        for _ in range(self._repeat):
+            function()
+        self.synchronize()
+        return (time.perf_counter() - start) / self._repeat
 
     def warm_up(self) -> None:
         """Bring the device to the clock rate at which it works."""
 
     def synchronize(self) -> None:
-        """Wait for all calls."""
+        """Wait for all calls; raises where one of them wrote where it must not."""
+        if self.torch_device.type != "cpu":
+            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
 
     def give_back_memory(self) -> None:
         """Return what is free to the system, on glibc: holes of an earlier case's sizes are of no use."""
@@ -100,19 +118,14 @@ class Gpu(Device):
     ``cuda`` is ``torch.cuda``; a test puts something in its place that works without a GPU.
     """
 
-    clock_name = "graph"
     large_map = 1 << 28
-    settles = True
 
-    def __init__(
-        self, index: int = 0, cuda: Any = torch.cuda, torch_device: torch.device | None = None
-    ) -> None:
-        self.torch_device = torch.device("cuda", index) if torch_device is None else torch_device
-        self.threads = None
+    def __init__(self, name: str = "cuda:0", cuda: Any = torch.cuda) -> None:
+        super().__init__(name=name)
+        self.clock_name, self.settles, self.threads = "graph", True, None
         self.cuda = cuda
         cuda.set_device(self.torch_device)
-        properties = cuda.get_device_properties(self.torch_device)
-        cache = int(getattr(properties, "L2_cache_size", 0))
+        cache = int(getattr(cuda.get_device_properties(self.torch_device), "L2_cache_size", 0))
         self._flushing = torch.zeros(max(_FLUSH_BYTES, _FLUSH_CACHES * cache) // 4, device=self.torch_device)
         self._matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, device=self.torch_device)
         self._start, self._end = (cuda.Event(enable_timing=True) for _ in range(2))
@@ -143,7 +156,7 @@ class Gpu(Device):
             self.cuda.synchronize()
 
     def synchronize(self) -> None:
-        """Raises where an earlier kernel wrote where it must not."""
+        """Wait for all calls; raises where one of them wrote where it must not."""
         self.cuda.synchronize()
 
     def give_back_memory(self) -> None:
@@ -152,17 +165,16 @@ class Gpu(Device):
         self.cuda.empty_cache()
 
     def facts(self) -> dict[str, Any]:
-        """``launch_seconds``: the replay of a graph that sets one number, a part of each time that is no work."""
+        """``launch_seconds``: of a graph that sets one number, a part of each time that is no work."""
         number = torch.zeros(1, device=self.torch_device)
         captures = Captures(self.cuda)
         try:
             replay, _ = captures.capture(lambda: (number.fill_(1.0),))
-            found = sorted(self.clock(replay) for _ in range(_LAUNCHES))
+            return {"launch_seconds": quantiles([self.clock(replay) for _ in range(_LAUNCHES)]).median}
         except Exception as error:  # everything is then timed by plain calls
-            return {"launch_seconds": f"nothing can be captured as a graph: {cause(error)}"}
+            return {"problems": [f"nothing can be captured as a graph: {cause(error)}"]}
         finally:
             captures.close()
-        return {"launch_seconds": found[_LAUNCHES // 2]}
 
     def times(
         self,
@@ -179,7 +191,7 @@ class Gpu(Device):
         # What is left of an earlier call's autograd graph would tie a capture to that call's stream.
         gc.collect()
         captures = Captures(self.cuda)
-        functions: dict[str, Callable[[], Any]] = {}
+        replays: dict[str, Callable[[], Any]] = {}
         graphs: dict[str, Times] = {}
         for name, call in calls.items():
             try:
@@ -192,26 +204,26 @@ class Gpu(Device):
             wrong = check(name, results)
             del results
             if wrong is None:
-                functions[name] = replay
+                replays[name] = replay
             else:
                 graphs[name] = Times([], WRONG, f"replayed: {wrong}")
         self.warm_up()
-        timed = interleaved(functions, budget, before=before, stay=stay, clock=self.clock)
+        timed = interleaved(replays, budget, before=before, stay=stay, clock=self.clock)
         graphs |= {name: Times(seconds) for name, seconds in timed.items()}
-        functions.clear()
+        replays.clear()
         captures.close()
         plain: dict[str, Times] = {}
-        for name in [name for name in calls if graphs[name].status != WRONG]:
+        those = {name: call for name, call in calls.items() if graphs[name].status != WRONG}
+        for name, call in those.items():
             try:
-                calls[name]()  # asks for memory again
+                call()  # asks for memory again
             except Exception as error:
                 plain[name] = Times([], FAILED, cause(error))
         rounds = min(_PLAIN_ROUNDS, budget.least)
         few = budget._replace(seconds=0.0, least=rounds, most=rounds)
-        well = {name: calls[name] for name in calls if graphs[name].status != WRONG and name not in plain}
-        timed = interleaved(well, few, before=before, stay=stay, clock=self.clock)
-        plain |= {name: Times(seconds, OK) for name, seconds in timed.items()}
-        return {"graph": graphs, "calls": plain}
+        those = {name: call for name, call in those.items() if name not in plain}
+        timed = interleaved(those, few, before=before, stay=stay, clock=self.clock)
+        return {"graph": graphs, "calls": plain | {name: Times(seconds) for name, seconds in timed.items()}}
 
 
 class Captures:
@@ -262,42 +274,9 @@ class Captures:
         self._cuda.empty_cache()
 
 
-class Host(Device):
-    """What a call costs the host: on a CPU all of it, on a GPU what it takes to ask for it.
-
-    Its clock takes the mean of ``repeat`` calls in a row, for calls that are over before one could read a
-    clock. On a GPU they wait in the queue, and the device is waited for once, at the end; so where its work
-    takes longer than asking for it, the time is that of the work.
-    """
-
-    def __init__(self, cpus: Collection[int], repeat: int, device: torch.device) -> None:
-        super().__init__(cpus)
-        self._repeat, self.torch_device = repeat, device
-        self.settles = device.type != "cpu"
-        if self.settles:
-            self.clock_name, self.threads = "calls", None
-
-    def clock(self, function: Callable[[], Any]) -> float:
-        """Seconds of one call; what is left of the last one is freed in the next."""
-        function()
-        self.synchronize()
-        start = time.perf_counter()
-        for _ in range(self._repeat):
-            function()
-        self.synchronize()
-        return (time.perf_counter() - start) / self._repeat
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.torch_device.type != "cpu":
-            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
-
-
-def make(name: str, cpus: Collection[int], repeat: int | None = None) -> Device:
+def make(name: str, cpus: Sequence[int], repeat: int | None = None) -> Device:
     """The device "cpu" or "cuda:N", with a clock for short calls where ``repeat`` is given."""
-    if repeat is not None:
-        return Host(cpus, repeat, torch.device(name))
-    return Device(cpus) if name == "cpu" else Gpu(torch.device(name).index or 0)
+    return Device(cpus, repeat, name) if name == "cpu" or repeat is not None else Gpu(name)
 
 
 def cause(error: BaseException) -> str:

@@ -7,18 +7,39 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks.attention import Code, Results
-from benchmarks.shapes import STACK, Case, Shape
+from benchmarks.shapes import STACK, Case
 from vt_fast.nn import VisualTransformerStack, set_backend
 
-TORCH_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+Size = tuple[int, ...]
 
 
-def draw(case: Case, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+def sizes(case: Case) -> tuple[dict[str, Size], dict[str, Size]]:
+    """Sizes of a case's operands and of its results by name; maps are (B, N, C).
+
+    Example:
+        >>> from benchmarks.shapes import Shape
+        >>> sizes(Case("tokenize", Shape(2, 3, 4, 8, 5), "fp32", "nchw"))
+        ({'x': (2, 12, 8), 'queries': (5, 8)}, {'tokens': (2, 5, 8)})
+    """
+    batch, pixels, channels, tokens = case.shape.sizes
+    x, small = (batch, pixels, channels), (batch, tokens, channels)
+    operands: dict[str, Size] = {"x": x}
+    results: dict[str, Size] = {"map": x, "tokens": small}
+    if case.op == STACK:
+        with torch.device("meta"):
+            parameters = _stack(case).named_parameters()
+        return operands | {name: tuple(parameter.shape) for name, parameter in parameters}, results
+    if case.op != "tokenize":
+        operands |= {"keys": small, "values": small}
+        operands |= {"query_weight": (channels, channels), "token_keys": small}
+    if case.op != "project":
+        operands["queries"] = small[1:] if case.op == "tokenize" else small
+    results.pop({"tokenize": "map", "project": "tokens"}.get(case.op, ""), None)
+    return operands, results
+
+
+def draw(case: Case, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Operands by name, and the gradients that arrive at the results; maps are (B, N, C).
 
     Logits are of order one, as trained ones are. The folded ``keys`` that our ops take and the paper's
@@ -27,84 +48,50 @@ def draw(case: Case, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
     a matrix product takes the same time whatever its entries are.
 
     Example:
-        >>> operands, cotangents = draw(Case("project", Shape(2, 3, 4, 8, 5), "fp32", "nchw"))
-        >>> list(operands)
-        ['x', 'keys', 'values', 'query_weight', 'token_keys']
+        >>> from benchmarks.shapes import Shape
+        >>> operands, _ = draw(Case("project", Shape(2, 3, 4, 8, 5), "fp32", "nchw"))
         >>> torch.equal(operands["keys"], operands["token_keys"] @ operands["query_weight"].T)
         True
-        >>> [tuple(value.shape) for value in cotangents]
-        [(2, 12, 8)]
     """
     # A stack is drawn on the CPU, where its modules are initialized.
     where = "cpu" if case.op == STACK else device
     generator = torch.Generator(where).manual_seed(0)
-    channels, target = case.shape.channels, TORCH_DTYPES[case.dtype]
+    target = DTYPES[case.dtype]
 
-    def normal(size: tuple[int, ...], scale: float = 1.0) -> Tensor:
+    def normal(size: Size, scale: float = 1.0) -> Tensor:
         return torch.randn(size, generator=generator, device=where).mul_(scale).to(device, target)
 
     given, results = sizes(case)
-    operands = {"x": normal(given["x"])}
     if case.op == STACK:
+        operands = {"x": normal(given["x"])}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            parameters = dict(_stack(case).named_parameters())
-        for name, parameter in parameters.items():
-            value = parameter.detach()
+            parameters = {name: value.detach() for name, value in _stack(case).named_parameters()}
+        for name, value in parameters.items():
             # Residual branches start at zero; here they have to do something.
-            drawn = value.to(device, target) if value.any() else normal(value.shape, value.shape[-1] ** -0.5)
-            operands[name] = drawn
-        return operands, tuple(map(normal, results))
-    if case.op != "tokenize":
-        token_keys = normal(given["token_keys"], channels**-0.5)
-        order = torch.randperm(channels, generator=generator, device=device)
-        signs = (torch.randint(2, (channels,), generator=generator, device=device) * 2 - 1).to(target)
-        weight = torch.zeros(given["query_weight"], dtype=target, device=device)
-        weight[torch.arange(channels, device=device), order] = signs
-        operands["keys"] = (token_keys[..., order] * signs).contiguous()
-        operands["values"] = normal(given["values"])
-        operands |= {"query_weight": weight, "token_keys": token_keys}
-    if case.op != "project":
-        operands["queries"] = normal(given["queries"], channels**-0.5)
-    return operands, tuple(map(normal, results))
-
-
-def sizes(case: Case) -> tuple[dict[str, tuple[int, ...]], list[tuple[int, ...]]]:
-    """Sizes of the operands by name, in the order of :func:`draw`, and of the results.
-
-    Example:
-        >>> sizes(Case("tokenize", Shape(2, 3, 4, 8, 5), "fp32", "nchw"))
-        ({'x': (2, 12, 8), 'queries': (5, 8)}, [(2, 5, 8)])
-    """
-    shape = case.shape
-    x, small = (shape.batch, shape.pixels, shape.channels), (shape.batch, shape.tokens, shape.channels)
-    operands: dict[str, tuple[int, ...]] = {"x": x}
-    if case.op == STACK:
-        with torch.device("meta"):
-            parameters = _stack(case).named_parameters()
-        return operands | {name: tuple(parameter.shape) for name, parameter in parameters}, [x, small]
-    results: list[tuple[int, ...]] = []
-    if case.op != "tokenize":
-        operands |= {"keys": small, "values": small}
-        operands |= {"query_weight": (shape.channels, shape.channels), "token_keys": small}
-        results.append(x)
-    if case.op != "project":
-        operands["queries"] = small[1:] if case.op == "tokenize" else small
-        results.append(small)
-    return operands, results
+            drawn = value if value.any() else normal(value.shape, value.shape[-1] ** -0.5)
+            operands[name] = drawn.to(device, target)
+    else:
+        scales = dict.fromkeys(("token_keys", "queries"), case.shape.channels**-0.5)
+        operands = {name: normal(size, scales.get(name, 1.0)) for name, size in given.items()}
+    if "query_weight" in operands:
+        order = torch.randperm(case.shape.channels, generator=generator, device=device)
+        signs = operands["query_weight"][0].sign()
+        operands["query_weight"].zero_()[torch.arange(len(order), device=device), order] = signs
+        operands["keys"] = (operands["token_keys"][..., order] * signs).contiguous()
+    return operands, {name: normal(size) for name, size in results.items()}
 
 
 def _stack(case: Case) -> VisualTransformerStack:
-    """Tokens as wide as the map, value and key convolutions in groups of 64 channels."""
+    """Three modules or so, whose value and key convolutions are in groups of 64 channels."""
     channels = case.shape.channels
-    return VisualTransformerStack(
-        channels, case.depth, num_tokens=case.shape.tokens, group_width=min(64, channels)
-    )
+    width = min(64, channels)
+    return VisualTransformerStack(channels, case.parts or 3, num_tokens=case.shape.tokens, group_width=width)
 
 
 def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str = "cpu") -> Code:
     """The stack as a function of the map and its parameters, in the order of :func:`draw`."""
-    stack = _stack(case).to(device, TORCH_DTYPES[dtype])
+    stack = _stack(case).to(device, DTYPES[dtype])
     set_backend(stack, backend)
     names = [name for name, _ in stack.named_parameters()]
 
@@ -115,12 +102,16 @@ def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str 
     return run
 
 
-def lay_out(pixels: Tensor, shape: Shape, layout: str) -> Tensor:
-    """A map (B, C, H, W) in the layout, from (B, N, C).
+def lay_out(value: Tensor, name: str, case: Case) -> Tensor:
+    """A map (B, C, H, W) in the case's layout, from (B, N, C); other operands and results as they are.
 
     Example:
-        >>> lay_out(torch.zeros(2, 12, 8), Shape(2, 3, 4, 8, 5), "channels_last").stride()
+        >>> from benchmarks.shapes import Shape
+        >>> case = Case("project", Shape(2, 3, 4, 8, 5), "fp32", "channels_last")
+        >>> lay_out(torch.zeros(2, 12, 8), "x", case).stride()
         (96, 1, 32, 8)
     """
-    feature_map: Tensor = pixels.transpose(1, 2).unflatten(2, (shape.height, shape.width))
-    return feature_map.contiguous() if layout == "nchw" else feature_map
+    if name not in ("x", "map"):
+        return value
+    feature_map: Tensor = value.transpose(1, 2).unflatten(2, (case.shape.height, case.shape.width))
+    return feature_map.contiguous() if case.layout == "nchw" else feature_map

@@ -1,4 +1,4 @@
-"""Where and with what a run was made. Everything here may be missing, and then says so."""
+"""Where and with what a run was made. Everything here may be missing, and is then None."""
 
 from __future__ import annotations
 
@@ -9,45 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.collect_env import get_env_info
 
 from benchmarks.processes import CPU, ROOT
 from vt_fast import backends, info
 
-_CPU = Path("/sys/devices/system/cpu")
 # What nvidia-smi is asked for: what bounds the clocks, and what they were.
-_SMI_FIELDS = (
-    "driver_version",
-    "power.limit",
-    "power.default_limit",
-    "clocks.sm",
-    "clocks.mem",
-    "clocks.max.sm",
-    "clocks.max.mem",
-    "clocks.applications.graphics",
-    "temperature.gpu",
-    "ecc.mode.current",
-    "mig.mode.current",
-    "utilization.gpu",
+_SMI = (
+    "driver_version,power.limit,power.default_limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
+    "temperature.gpu,ecc.mode.current,utilization.gpu"
 )
 
 
 def describe(device: str = CPU) -> dict[str, Any]:
     """Versions, CPU, caches, memory and settings of the system; ``gpu``, where one is measured."""
-    from torch.utils.collect_env import get_env_info
-
     collected = info.collect()
-    kernels = collected["kernels"]
-    if isinstance(kernels, dict):
-        collected["kernels"] = {key: value for key, value in kernels.items() if key != "library"}
+    if isinstance(collected["kernels"], dict):
+        collected["kernels"].pop("library", None)  # a path
     system = get_env_info()._asdict()
+    lines = [line.partition(":") for line in (system["cpu_info"] or "").splitlines()]
     found = {
         **collected,
         "cpu": _cpu(),
-        "caches": _caches(),
-        "governor": _read(_CPU / "cpu0/cpufreq/scaling_governor"),
-        "huge_pages": _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
-        "memory_bytes": _memory(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "topology": {
+            key: value.strip()
+            for key, _, value in lines
+            if key.startswith(("Thread(s)", "Core(s)", "Socket(s)", "Hypervisor", "L1", "L2", "L3", "NUMA"))
+        },
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": list(os.getloadavg()),
         "system": {key: system[key] for key in ("os", "libc_version", "gcc_version", "clang_version")},
     }
     return found if device == CPU else found | {"gpu": _gpu(torch.device(device).index or 0)}
@@ -71,10 +63,9 @@ def unusable(device: str) -> str | None:
     """Why a device cannot be measured here, or None."""
     if device == CPU:
         return None
-    index = torch.device(device).index or 0
     if not torch.cuda.is_available():
         return "torch finds no CUDA or ROCm device; python -m vt_fast info says what there is"
-    if index >= torch.cuda.device_count():
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
         return f"--device must be at most cuda:{torch.cuda.device_count() - 1}, got {device}"
     reason = dict(backends.report())["triton"]
     return None if reason is None else f'the backend "triton" cannot run here: {reason}'
@@ -93,56 +84,34 @@ def _cpu() -> dict[str, Any]:
     try:
         import cpuinfo
     except ImportError:
-        return {"name": platform.processor() or platform.machine()}
+        return {"brand_raw": platform.processor() or platform.machine()}
     found = cpuinfo.get_cpu_info()
-    keys = ("family", "model", "stepping", "hz_advertised_friendly", "hz_actual_friendly")
-    return {"name": found.get("brand_raw"), **{key: found.get(key) for key in keys}}
+    keys = ("brand_raw", "family", "model", "stepping", "hz_advertised_friendly", "hz_actual_friendly")
+    return {key: found.get(key) for key in keys}
 
 
-def _caches() -> dict[str, str]:
-    """Size of each cache of the first CPU, by level and type."""
-    found = {}
-    for folder in sorted(_CPU.glob("cpu0/cache/index*")):
-        level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
-        found[f"L{level} {kind}"] = f"{size}, shared by CPUs {_read(folder / 'shared_cpu_list')}"
-    return found
-
-
-def _memory() -> int | None:
+def _read(path: str) -> str | None:
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
+        return Path(path).read_text().strip()
     except OSError:
         return None
 
 
 def _gpu(index: int) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(index)
-    free, _ = torch.cuda.mem_get_info(index)
     # nvidia-smi may number devices unlike torch.
     uuid = getattr(properties, "uuid", None)
     name = str(index) if uuid is None else f"GPU-{uuid}"
+    told = output("nvidia-smi", f"--query-gpu={_SMI}", "--format=csv,noheader", f"--id={name}")
     return {
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
         "processors": properties.multi_processor_count,
         "memory_bytes": properties.total_memory,
-        "free_bytes": free,
+        "free_bytes": torch.cuda.mem_get_info(index)[0],
         "cache_bytes": getattr(properties, "L2_cache_size", None),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "cudnn": torch.backends.cudnn.version(),
-        # One by one: it refuses all for one that it does not know.
-        **{
-            field.replace(".", "_"): output(
-                "nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", f"--id={name}"
-            )
-            for field in _SMI_FIELDS
-        },
+        **dict(zip(_SMI.split(","), (told or "").split(", "), strict=False)),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 # Of the memory that is free, what a run may take unless it is told otherwise.
 SHARE = 0.8
 
-# Makes inputs, and the gradients that arrive at the results.
-Make: TypeAlias = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
-
 
 def limit() -> int | None:
     """Bytes that a run on this machine's CPU may take without swapping; None where it does not say."""
     path = Path("/proc/meminfo")
-    if not path.exists():
-        return None
-    found = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    free = found.get("MemAvailable")
-    return None if free is None else int(SHARE * 1024 * int(free.split()[0]))
+    lines = path.read_text().splitlines() if path.exists() else []
+    free = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return int(SHARE * 1024 * free[0]) if free else None
 
 
 class Prediction(NamedTuple):
@@ -55,25 +50,28 @@ class _Storages(TorchDispatchMode):
         """Let the call be made, and look at what it returns."""
         results = func(*args, **(kwargs or {}))
         for value in tree_leaves(results):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
+            storage = value.untyped_storage() if isinstance(value, Tensor) else None
+            if storage is not None and storage._cdata not in self._alive:
+                self._alive.add(storage._cdata)
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.held)
         return results
-
-    def _count(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive.add(key)
-            self.held += size
-            weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         self._alive.discard(key)
         self.held -= size
 
 
-def predict(function: Callable[..., tuple[Tensor, ...]], make: Make, *, backward: bool) -> Prediction | None:
+def predict(
+    function: Callable[..., tuple[Tensor, ...]],
+    make: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]],
+    *,
+    backward: bool,
+) -> Prediction | None:
     """Of ``function(*inputs)``, and of the gradients of all inputs; None where it takes no fake tensors.
+
+    ``make`` returns inputs, and the gradients that arrive at the results.
 
     Example:
         >>> make = lambda: ([torch.ones(4, 8), torch.ones(8, 2)], [])

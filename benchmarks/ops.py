@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import argparse
 
+import msgspec
+
 from benchmarks import shapes
 from benchmarks.processes import CPU, Plan, UsageError, cpus_of
 from benchmarks.timing import GPU, QUICK, Budget
 
 # Seconds that one compilation may take on a GPU; with kernels tuned, several times that.
 _COMPILE_SECONDS, _TUNE_SECONDS = 120.0, 600.0
-# Options for one kind of device alone.
-_FOR_A_CPU, _FOR_A_GPU = ("threads",), ("budget", "tf32", "max_autotune")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The modes' options."""
     add = parser.add_argument
     add("--op", nargs="+", choices=(*shapes.OPS, shapes.STACK), default=[*shapes.OPS, shapes.STACK])
-    add(
-        "--shape",
-        nargs="+",
-        choices=list(shapes.REGISTRY),
-        metavar="BxNxCxL",
-        help="of those that python -m benchmarks list prints",
-    )
+    text = "of those that python -m benchmarks list prints"
+    add("--shape", nargs="+", choices=list(shapes.REGISTRY), metavar="BxNxCxL", help=text)
     add("--dtype", nargs="+", choices=shapes.GPU_DTYPES, help="default: fp32 and bf16; fp16 too on a GPU")
     add("--layout", nargs="+", choices=shapes.LAYOUTS, default=list(shapes.LAYOUTS))
     add("--pass", nargs="+", choices=shapes.PASSES, default=list(shapes.PASSES), dest="passes")
@@ -53,10 +48,9 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     from benchmarks import peers
 
     on_gpu = options.device != CPU
-    for name in _FOR_A_CPU if on_gpu else _FOR_A_GPU:
+    for name in ("threads",) if on_gpu else ("budget", "tf32", "max_autotune"):
         if getattr(options, name):
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"{option} is for another device than {options.device}")
+            raise UsageError(f"--{name.replace('_', '-')} is for another device than {options.device}")
     dtypes = options.dtype or (shapes.GPU_DTYPES if on_gpu else shapes.DTYPES)
     unknown = [dtype for dtype in dtypes if not on_gpu and dtype not in shapes.DTYPES]
     if unknown:
@@ -64,7 +58,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     # Compiling takes longer than all the rest of a quick run.
     kind = "cuda" if on_gpu else CPU
     chosen = peers.chosen(options.peers, kind, plain=options.quick, tuned=options.max_autotune)
-    standard = shapes.GPU_SHAPES if on_gpu else shapes.SHAPES
+    standard: tuple[shapes.Shape, ...] = shapes.GPU_SHAPES if on_gpu else shapes.SHAPES
     stack = shapes.GPU_STACK_SHAPE if on_gpu else shapes.STACK_SHAPE
     if options.quick:
         standard, stack = shapes.QUICK_SHAPES, shapes.QUICK_STACK_SHAPE
@@ -75,21 +69,12 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     budget = QUICK if options.quick else GPU if on_gpu else Budget()
     if options.seconds is not None:
         budget = budget._replace(seconds=options.seconds)
-    plan = Plan(
-        problems=[case.spec(chosen, options.passes) for case in cases],
-        cpus=cpus_of(None),
-        device=options.device,
-        budget=budget,
-        quick=options.quick,
-        tf32=options.tf32,
-    )
+    problems = [case.spec(chosen, options.passes) for case in cases]
+    plan = Plan(problems=problems, cpus=cpus_of(None), device=options.device, budget=budget)
+    plan.quick, plan.tf32 = options.quick, options.tf32
     if on_gpu:
         plan.seconds = None if options.budget is None else 60 * options.budget
         plan.compile_seconds = _TUNE_SECONDS if options.max_autotune else _COMPILE_SECONDS
         return [plan]
-    counts = options.threads or [count for count in shapes.THREADS if count <= len(plan.cpus)]
-    return [Plan(**{**_fields(plan), "cpus": cpus_of(count)}) for count in counts]
-
-
-def _fields(plan: Plan) -> dict[str, object]:
-    return {name: getattr(plan, name) for name in plan.__struct_fields__}
+    threads = options.threads or [count for count in shapes.THREADS if count <= len(plan.cpus)]
+    return [msgspec.structs.replace(plan, cpus=cpus_of(count)) for count in threads]

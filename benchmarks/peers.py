@@ -1,8 +1,7 @@
-"""The contenders of a case: each usable backend of vt_fast, and the peers, which users would write or install.
+"""The contenders of a case: usable backends of vt_fast, and the peers, which users would write or install.
 
 A peer gets the 4-D map as it lies, and may return its own map in any strides; transposes and copies that it
-wants are its own cost. The names of a function's arguments say which operands it takes
-(:func:`benchmarks.inputs.draw`), and all of them get gradients.
+wants are its own cost. All of its operands (:func:`benchmarks.inputs.draw`) get gradients.
 
 - ``eager``: the paper as written, pixel by pixel. In the projector the query projection is a dense C x C
   matrix on the pixels, as equation 5 has it; our op takes its place.
@@ -20,9 +19,9 @@ wants are its own cost. The names of a function's arguments say which operands i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +30,19 @@ from torch.nn.attention import SDPBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 import vt_fast
-from benchmarks.attention import PACKAGES, Code, Results, by_attention, by_package, flex, installed, sdpa
+from benchmarks import attention
+from benchmarks.attention import EAGER, FOLDED, PACKAGES, TRANSPOSED, Code, Results, by, by_package, sdpa
+from benchmarks.inputs import sizes, stack_code
 from benchmarks.processes import UsageError
 from benchmarks.results import BACKEND, OURS, PEER
 from benchmarks.shapes import LAYOUTS, OPS, STACK, Case
 from vt_fast import backends
 from vt_fast.backends.contract import Tokenize
+
+# Its error in the same dtype is the measure of all others': it works on the very operands that ours gets.
+YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded", STACK: "eager"}
+_ANY = ("cpu", "cuda")
+_AUTOTUNE = "autotune "
 
 
 class Contender(NamedTuple):
@@ -52,21 +58,8 @@ class Contender(NamedTuple):
     timed: bool = True
 
 
-class Peer(NamedTuple):
-    """Code for one op. ``compiled`` makes what is called of a peer that is compiled.
-
-    Memory and FLOPs are predicted of ``code``.
-    """
-
-    name: str
-    code: Code
-    compiled: Callable[[], Code] | None = None
-    layouts: Sequence[str] = LAYOUTS
-    devices: Sequence[str] = ("cpu", "cuda")
-
-
 class Entrant(NamedTuple):
-    """A contender's function, the operands that it takes, and its code before it was compiled."""
+    """A contender's function, its operands, and the code that memory and FLOPs are counted of."""
 
     contender: Contender
     function: Code
@@ -74,129 +67,50 @@ class Entrant(NamedTuple):
     plain: Code
 
 
-def _pixels(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
+class Peer(NamedTuple):
+    """Code for one op. ``compiled`` makes what is called of a peer that is compiled."""
 
-
-def _map(pixels: Tensor, like: Tensor) -> Tensor:
-    feature_map: Tensor = pixels.transpose(1, 2).unflatten(2, like.shape[2:])
-    return feature_map
-
-
-def _pool(pixels: Tensor, queries: Tensor) -> Tensor:
-    weights = torch.softmax(pixels @ queries.transpose(-2, -1), dim=1)
-    return weights.transpose(1, 2) @ pixels
-
-
-def _pool_transposed(x: Tensor, queries: Tensor) -> Tensor:
-    channels = x.flatten(2)
-    return torch.softmax(queries @ channels, dim=-1) @ channels.transpose(1, 2)
-
-
-def tokenize(x: Tensor, queries: Tensor) -> Results:
-    """T = softmax_N(X Q^T)^T X."""
-    return (_pool(_pixels(x), queries),)
-
-
-def tokenize_transposed(x: Tensor, queries: Tensor) -> Results:
-    """The same with weights (B, L, N)."""
-    return (_pool_transposed(x, queries),)
-
-
-def project(x: Tensor, query_weight: Tensor, token_keys: Tensor, values: Tensor) -> Results:
-    """X + softmax_L((X W_Q) K^T) V, the query projection on the pixels."""
-    pixels = _pixels(x)
-    weights = torch.softmax((pixels @ query_weight) @ token_keys.transpose(1, 2), dim=-1)
-    return (_map(pixels + weights @ values, x),)
-
-
-def project_folded(x: Tensor, keys: Tensor, values: Tensor) -> Results:
-    """X + softmax_L(X K^T) V."""
-    pixels = _pixels(x)
-    return (_map(pixels + torch.softmax(pixels @ keys.transpose(1, 2), dim=-1) @ values, x),)
-
-
-def project_transposed(x: Tensor, keys: Tensor, values: Tensor) -> Results:
-    """The same with weights (B, L, N)."""
-    channels = x.flatten(2)
-    weights = torch.softmax(keys @ channels, dim=1)
-    return ((channels + values.transpose(1, 2) @ weights).unflatten(2, x.shape[2:]),)
-
-
-def both(x: Tensor, query_weight: Tensor, token_keys: Tensor, values: Tensor, queries: Tensor) -> Results:
-    """Project, then tokenize."""
-    (y,) = project(x, query_weight, token_keys, values)
-    return y, _pool(_pixels(y), queries)
-
-
-def both_folded(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Results:
-    """Project, then tokenize, on folded operands."""
-    (y,) = project_folded(x, keys, values)
-    return y, _pool(_pixels(y), queries)
-
-
-def both_transposed(x: Tensor, keys: Tensor, values: Tensor, queries: Tensor) -> Results:
-    """The same with weights (B, L, N)."""
-    (y,) = project_transposed(x, keys, values)
-    return y, _pool_transposed(y, queries)
-
-
-# By op, plain ones: eager, folded and transposed.
-_PLAIN: dict[str, dict[str, Code]] = {
-    "tokenize": {"eager": tokenize, "transposed": tokenize_transposed},
-    "project": {"eager": project, "folded": project_folded, "transposed": project_transposed},
-    "project_tokenize": {"eager": both, "folded": both_folded, "transposed": both_transposed},
-}
-_SDPA = {
-    "sdpa": (None, ("cpu", "cuda")),
-    "sdpa flash": (SDPBackend.FLASH_ATTENTION, ("cpu", "cuda")),
-    "sdpa math": (SDPBackend.MATH, ("cpu", "cuda")),
-    "sdpa efficient": (SDPBackend.EFFICIENT_ATTENTION, ("cuda",)),
-    "sdpa cudnn": (SDPBackend.CUDNN_ATTENTION, ("cuda",)),
-}
-# Two compiled FlexAttentions in one op take very long.
-_FLEX_OPS = ("tokenize", "project")
-_AUTOTUNE = "autotune "
-
-
-def _compiled(code: Code, mode: str | None = None) -> Callable[[], Code]:
-    return partial(torch.compile, code, fullgraph=True, dynamic=False, mode=mode)
-
-
-def _flex_on_cpu(op: str) -> Code:
-    return by_attention(flex(torch.compile(flex_attention, fullgraph=True, dynamic=False)))[op]
+    name: str
+    code: Code
+    compiled: Callable[[], Code] | None = None
+    layouts: Sequence[str] = LAYOUTS
+    devices: Sequence[str] = _ANY
 
 
 def _peers(op: str) -> Iterator[Peer]:
     """All of an op, plain ones first: they tell whether another is worth compiling."""
-    for name, code in _PLAIN[op].items():
-        yield Peer(name, code)
-    for name, (backend, devices) in _SDPA.items():
-        copies = backend not in (None, SDPBackend.MATH)
-        yield Peer(name, by_attention(sdpa(backend), copies=copies)[op], devices=devices)
-    for package in PACKAGES:
-        yield Peer(package, by_attention(by_package(package))[op], devices=("cuda",))
-    compiled = [
-        Peer(name, code, layouts=("nchw",) if name == "transposed" and op != "tokenize" else LAYOUTS)
-        for name, code in _PLAIN[op].items()
-    ]
-    for peer in compiled:
-        yield peer._replace(name=f"compile {peer.name}", compiled=_compiled(peer.code))
-    if op in _FLEX_OPS:
-        counted = by_attention(sdpa())[op]  # fake tensors cannot be given to FlexAttention
+    styles = {"eager": EAGER, "folded": FOLDED, "transposed": TRANSPOSED}
+    written = {name: style.code(op) for name, style in styles.items() if (op, name) != ("tokenize", "folded")}
+    yield from (Peer(name, code) for name, code in written.items())
+    yield Peer("sdpa", by(sdpa(), copies=False).code(op))
+    yield Peer("sdpa flash", by(sdpa(SDPBackend.FLASH_ATTENTION)).code(op))
+    yield Peer("sdpa math", by(sdpa(SDPBackend.MATH), copies=False).code(op))
+    yield Peer("sdpa efficient", by(sdpa(SDPBackend.EFFICIENT_ATTENTION)).code(op), devices=("cuda",))
+    yield Peer("sdpa cudnn", by(sdpa(SDPBackend.CUDNN_ATTENTION)).code(op), devices=("cuda",))
+    yield from (Peer(name, by(by_package(name)).code(op), devices=("cuda",)) for name in PACKAGES)
+    few = {"transposed": LAYOUTS if op == "tokenize" else ("nchw",)}
+    for name, code in written.items():
+        yield Peer(f"compile {name}", code, _compiled(code), few.get(name, LAYOUTS))
+    if op != "project_tokenize":  # two compiled FlexAttentions in one op take very long
+        counted = by(sdpa()).code(op)  # FlexAttention takes no fake tensors
         yield Peer("compile flex", counted, partial(_flex_on_cpu, op), devices=("cpu",))
-        whole = _compiled(by_attention(flex())[op])
-        yield Peer("compile flex", counted, whole, devices=("cuda",))
-    for peer in compiled:
-        tuned = _compiled(peer.code, "max-autotune-no-cudagraphs")
-        yield peer._replace(name=f"{_AUTOTUNE}{peer.name}", compiled=tuned, devices=("cuda",))
+        yield Peer("compile flex", counted, _compiled(by(attention.flex()).code(op)), devices=("cuda",))
+    for name, code in written.items():
+        tuned = _compiled(code, "max-autotune-no-cudagraphs")
+        yield Peer(f"{_AUTOTUNE}{name}", code, tuned, few.get(name, LAYOUTS), ("cuda",))
+
+
+def _compiled(code: Code, mode: str | None = None) -> Callable[[], Code]:
+    # Dynamo counts what it has compiled, and looks for it, by code object, which the styles share.
+    own = FunctionType(code.__code__.replace(), code.__globals__, closure=code.__closure__)
+    return partial(torch.compile, own, fullgraph=True, dynamic=False, mode=mode)
+
+
+def _flex_on_cpu(op: str) -> Code:
+    return by(attention.flex(torch.compile(flex_attention, fullgraph=True, dynamic=False))).code(op)
 
 
 PEERS: dict[str, tuple[Peer, ...]] = {op: tuple(_peers(op)) for op in OPS}
-# The peer that does in plain PyTorch what ours does in chunks.
-IN_CHUNKS = "eager in chunks"
-# Its error in the same dtype is the measure of all others': it works on the very operands that ours gets.
-YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded", STACK: "eager"}
 
 
 def names(device: str, *, plain: bool = False, tuned: bool = False) -> list[str]:
@@ -206,16 +120,9 @@ def names(device: str, *, plain: bool = False, tuned: bool = False) -> list[str]
         >>> names("cpu", plain=True)
         ['eager', 'transposed', 'sdpa', 'sdpa flash', 'sdpa math', 'folded']
     """
-    return list(
-        dict.fromkeys(
-            peer.name
-            for peers in PEERS.values()
-            for peer in peers
-            if device in peer.devices
-            and not (plain and peer.compiled)
-            and (tuned or not peer.name.startswith(_AUTOTUNE))
-        )
-    )
+    found = [peer for peers in PEERS.values() for peer in peers if device in peer.devices]
+    found = [peer for peer in found if tuned or not peer.name.startswith(_AUTOTUNE)]
+    return list(dict.fromkeys(peer.name for peer in found if not (plain and peer.compiled)))
 
 
 def chosen(
@@ -227,86 +134,90 @@ def chosen(
         wanted: None for all, or for all that are not compiled where ``plain`` is set.
         device: "cpu" or "cuda".
         plain: see ``wanted``.
-        tuned: besides these, those that are compiled with tuned kernels.
+        tuned: also those that are compiled with tuned kernels.
 
     Raises:
         UsageError: one is not known.
     """
     if wanted is None or list(wanted) == ["plain"]:
         wanted = names(device, plain=plain or wanted is not None)
-    unknown = [name for name in wanted if name not in names(device, tuned=True)]
+    known = names(device, tuned=True)
+    unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UsageError(
             f"--peers must be names that python -m benchmarks list prints, got {', '.join(unknown)}"
         )
-    more = [name for name in names(device, tuned=True) if tuned and name.startswith(_AUTOTUNE)]
-    return list(dict.fromkeys([*wanted, *more]))
+    return list(dict.fromkeys([*wanted, *(name for name in known if tuned and name.startswith(_AUTOTUNE))]))
 
 
 def listing() -> Iterator[str]:
     """All peers, op by op, as ``peers.txt`` has them."""
-    for op in OPS:
-        for peer in PEERS[op]:
-            yield f"{op}: {peer.name} ({', '.join(peer.devices)}; {', '.join(peer.layouts)})"
-    yield f"tokenize in chunks: {YARDSTICKS['tokenize']}"
-    yield f"tokenize in chunks: {IN_CHUNKS}"
-    yield f"{STACK}: {YARDSTICKS[STACK]}"
+    for op, peers in PEERS.items():
+        yield from (f"{op}: {peer.name} ({', '.join((*peer.devices, *peer.layouts))})" for peer in peers)
+    yield from ("tokenize in chunks: eager", "tokenize in chunks: eager in chunks", f"{STACK}: eager")
 
 
 def usable_backends(device: torch.device | str = "cpu") -> list[str]:
     """The backends that can run here on tensors of the device, ours first."""
     x = torch.empty(1, 1, 16, device=device)
     probe = Tokenize(x, x[0], None, None, None, 1, False)
-    return [
-        name
-        for name, reason in backends.report()
-        if reason is None and backends.load(name).refuses(probe) is None
-    ]
+    found = [name for name, reason in backends.report() if reason is None]
+    return [name for name in found if backends.load(name).refuses(probe) is None]
 
 
-def operand_names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Which operands a function takes.
+def operands_of(op: str, *, dense: bool = False) -> tuple[str, ...]:
+    """What a function of an op takes; ``dense``: with the query projection on the pixels.
 
     Example:
-        >>> operand_names(tokenize)
-        ('x', 'queries')
+        >>> operands_of("project")
+        ('x', 'keys', 'values')
     """
-    return tuple(inspect.signature(function).parameters)
+    keys = ("query_weight", "token_keys") if dense else ("keys",)
+    return ("x", *(() if op == "tokenize" else (*keys, "values")), *(() if op == "project" else ("queries",)))
 
 
 def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -> list[Entrant]:
-    """The yardstick, ours, vt_fast's other backends, and the wanted peers (None: all) of an op.
+    """The yardstick, ours, vt_fast's other backends, and the wanted peers (None: all).
 
     The yardstick is always there, because none passes the gate without it; unwanted, it is not timed.
     """
-    yardstick = YARDSTICKS[case.op]
-    others = []
-    for number, backend in enumerate(usable_backends(device)):
-        function = ours(case.op, backend) if case.parts is None else ours_in_chunks(backend, case.parts)
-        role = BACKEND if number else OURS
-        others.append(_entrant(Contender(f"vt_fast {backend}", role), function))
-    peers = [peer for peer in PEERS[case.op] if device.type in peer.devices and case.layout in peer.layouts]
+    op, yardstick = case.op, YARDSTICKS[case.op]
+    peers = [
+        peer for peer in PEERS.get(op, ()) if device.type in peer.devices and case.layout in peer.layouts
+    ]
+    peers = [peer for peer in peers if peer.name not in attention.absent(device.type == "cuda")]
+    operands = operands_of(op)
+    if op == STACK:
+        operands = tuple(sizes(case)[0])
+        peers = [Peer(yardstick, stack_code(case, case.dtype, "reference", device))]
+    elif case.parts is not None:
+        peers = [peer for peer in peers if peer.name == yardstick]
+        peers.append(Peer("eager in chunks", in_chunks(_eager_part, _merge, case.parts)))
+    found = []
+    for peer in sorted(peers, key=lambda peer: peer.name != yardstick):
+        listed = wanted is None or peer.name.removesuffix(" in chunks") in wanted
+        if listed or peer.name == yardstick:
+            contender = Contender(peer.name, PEER, peer.compiled is not None, listed)
+            function = peer.code if peer.compiled is None else peer.compiled()
+            dense = op != STACK and peer.name.endswith("eager")
+            taken = operands_of(op, dense=True) if dense else operands
+            found.append(Entrant(contender, function, taken, peer.code))
+    mine = [(backend, ours(case, backend, device)) for backend in usable_backends(device)]
+    roles = [OURS, *[BACKEND] * len(mine)]
+    found[1:1] = [
+        Entrant(Contender(f"vt_fast {name}", role), code, operands, code)
+        for role, (name, code) in zip(roles, mine, strict=False)
+    ]
+    return found
+
+
+def ours(case: Case, backend: str, device: torch.device | str = "cpu") -> Code:
+    """A case by vt_fast in one backend, as a function of the operands."""
+    if case.op == STACK:
+        return stack_code(case, case.dtype, backend, device)
     if case.parts is not None:
-        whole = next(peer for peer in peers if peer.name == yardstick)
-        peers = [whole, Peer(IN_CHUNKS, eager_in_chunks(case.parts))]
-    absent = installed(device.type == "cuda").absent
-    first: list[Entrant] = []
-    for peer in peers:
-        listed = wanted is None or (yardstick if peer.name == IN_CHUNKS else peer.name) in wanted
-        if peer.name in absent or not (listed or peer.name == yardstick):
-            continue
-        contender = Contender(peer.name, PEER, peer.compiled is not None, listed)
-        entrant = _entrant(contender, peer.code, peer.compiled)
-        (first if peer.name == yardstick else others).append(entrant)
-    return first + others
-
-
-def _entrant(contender: Contender, code: Code, compiled: Callable[[], Code] | None = None) -> Entrant:
-    return Entrant(contender, code if compiled is None else compiled(), operand_names(code), code)
-
-
-def ours(op: str, backend: str) -> Code:
-    """vt_fast's op in one backend, as a function of the operands."""
+        part: Any = partial(vt_fast.tokenize, return_stats=True, backend=backend)
+        return in_chunks(part, lambda *parts: vt_fast.merge(*parts)[0], case.parts)
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
         return (vt_fast.tokenize(x, queries, backend=backend),)
@@ -319,7 +230,7 @@ def ours(op: str, backend: str) -> Code:
         return (tokens,) if y is None else (y, tokens)
 
     codes: dict[str, Code] = {"tokenize": tokenize, "project": project, "project_tokenize": project_tokenize}
-    return codes[op]
+    return codes[case.op]
 
 
 class _Rows(torch.autograd.Function):
@@ -346,43 +257,27 @@ class _Rows(torch.autograd.Function):
         return found, None
 
 
-def chunks(x: Tensor, count: int) -> Sequence[Tensor]:
-    """A map (B, C, H, W) in at most ``count`` parts of whole rows, without a copy.
+def in_chunks(part: Callable[..., Results], merge: Callable[[Tensor, Tensor], Tensor], count: int) -> Code:
+    """A map that is tokenized in chunks of its rows, as one does where it does not fit or comes in parts.
 
-    Example:
-        >>> [tuple(part.shape) for part in chunks(torch.zeros(1, 8, 5, 3), 2)]
-        [(1, 8, 3, 3), (1, 8, 2, 3)]
+    ``part``: (chunk, queries) -> tokens and lse; ``merge``: of all chunks', stacked.
     """
-    if count == 1:
-        return (x,)
-    parts: Sequence[Tensor] = _Rows.apply(x, -(-x.shape[2] // count))  # type: ignore[no-untyped-call]
-    return parts
-
-
-def ours_in_chunks(backend: str, count: int) -> Code:
-    """:func:`vt_fast.tokenize` of each chunk and :func:`vt_fast.merge`."""
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
-        found = [
-            vt_fast.tokenize(part, queries, return_stats=True, backend=backend) for part in chunks(x, count)
-        ]
-        tokens, _ = vt_fast.merge(*map(torch.stack, zip(*found, strict=True)))
-        return (tokens,)
+        rows = -(-x.shape[2] // count)
+        chunks: Any = (x,) if count == 1 else _Rows.apply(x, rows)  # type: ignore[no-untyped-call]
+        found = [part(chunk, queries) for chunk in chunks]
+        return (merge(*map(torch.stack, zip(*found, strict=True))),)
 
     return tokenize
 
 
-def eager_in_chunks(count: int) -> Code:
-    """The same in plain PyTorch."""
+def _eager_part(chunk: Tensor, queries: Tensor) -> Results:
+    pixels = EAGER.see(chunk)
+    logits = pixels @ queries.transpose(-2, -1)
+    lse = torch.logsumexp(logits.to(torch.promote_types(chunk.dtype, torch.float32)), 1)
+    return torch.softmax(logits, 1).transpose(1, 2) @ pixels, lse
 
-    def tokenize(x: Tensor, queries: Tensor) -> Results:
-        tokens, lse = [], []
-        for part in chunks(x, count):
-            pixels = _pixels(part)
-            logits = pixels @ queries.transpose(-2, -1)
-            tokens.append(torch.softmax(logits, 1).transpose(1, 2) @ pixels)
-            lse.append(torch.logsumexp(logits.to(torch.promote_types(x.dtype, torch.float32)), 1))
-        shares = torch.softmax(torch.stack(lse), 0).to(x.dtype)
-        return ((shares[..., None] * torch.stack(tokens)).sum(0),)
 
-    return tokenize
+def _merge(tokens: Tensor, lse: Tensor) -> Tensor:
+    return (torch.softmax(lse, 0).to(tokens.dtype)[..., None] * tokens).sum(0)

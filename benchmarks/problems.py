@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import check, memory, peers, roofline
-from benchmarks.check import RESULTS, Gate, Judgement, Truth
+from benchmarks.check import Gate, Judgement, Truth
 from benchmarks.devices import Device
-from benchmarks.inputs import TORCH_DTYPES, draw, lay_out, sizes, stack_code
+from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes, stack_code
 from benchmarks.peers import Contender, Entrant
-from benchmarks.results import BACKEND, OURS, PEER
 from benchmarks.shapes import FORWARD, PASSES, STACK, Case
 
 
@@ -25,27 +24,28 @@ def problem(spec: dict[str, Any], device: Device) -> OpProblem:
 
 
 class _Numbers(NamedTuple):
-    """What the two layouts of a case share; maps are (B, N, C)."""
+    """Operands, gradients that arrive, and the truth; maps are (B, N, C)."""
 
     operands: dict[str, Tensor]
-    cotangents: tuple[Tensor, ...]
+    arriving: dict[str, Tensor]
     truth: Truth
 
 
-_kept: dict[tuple[Any, ...], _Numbers] = {}
+_kept: dict[Case, _Numbers] = {}
 
 
 def _numbers(case: Case, device: torch.device) -> _Numbers:
-    key = (case.op, case.shape, case.dtype, case.depth if case.op == STACK else None, device)
+    """Those of the last case are kept, because both layouts and all chunks have the same."""
+    key = case._replace(layout="", parts=case.parts if case.op == STACK else None)
     if key not in _kept:
         _kept.clear()  # the old ones must go before the new ones come
-        operands, cotangents = draw(case, device)
+        operands, arriving = draw(case, device)
         if case.op == STACK:
             reference = stack_code(case, "fp64", "reference", device)
-            truth = check.solve_plainly(case.op, reference, operands, cotangents)
+            truth = check.solve_plainly(reference, operands, arriving)
         else:
-            truth = check.solve(case.op, operands, cotangents)
-        _kept[key] = _Numbers(operands, cotangents, truth)
+            truth = check.solve(case.op, operands, arriving)
+        _kept[key] = _Numbers(operands, arriving, truth)
     return _kept[key]
 
 
@@ -60,17 +60,15 @@ class OpProblem:
         passes: Sequence[str] = PASSES,
     ) -> None:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
-        self.case, self.device, self.passes, self.label = case, device, passes, case.label
-        self.fields = {
-            "mode": STACK if case.op == STACK else "ops",
-            "case": case.job,
-            "shape": case.shape.label,
-            "dtype": case.dtype,
-            "layout": case.layout,
-        }
-        self.map_bytes = case.shape.elements * TORCH_DTYPES[case.dtype].itemsize
-        self.entrants = _entrants(case, wanted, device)
-        self._inputs: tuple[dict[str, Tensor], tuple[Tensor, ...], Truth] | None = None
+        self.case, self.passes, self.label = case, passes, case.label
+        mode = STACK if case.op == STACK else "ops"
+        self.fields = {"mode": mode, "case": case.job, "shape": case.shape.label}
+        self.fields |= {"dtype": case.dtype, "layout": case.layout}
+        self.entrants = peers.entrants(case, wanted, device)
+        self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
+        self._given, self._results = sizes(case)
+        self.map_bytes = _count(self._given["x"]) * self._itemsize
+        self._numbers: _Numbers | None = None
         self._gates: dict[str, Gate] = {}
         self._predictions: dict[Any, memory.Prediction | None] = {}
 
@@ -81,17 +79,12 @@ class OpProblem:
 
     def call(self, contender: Contender, which: str) -> Callable[[], tuple[Tensor, ...]]:
         """The contender's function of no arguments; gradients come after the results."""
-        operands, cotangents, _ = self._laid_out()
+        operands, arriving, _ = self._laid_out()
         entrant = self._entrant(contender)
         inputs = [operands[name] for name in entrant.operands]
         if which == FORWARD:
-
-            def forward() -> tuple[Tensor, ...]:
-                with torch.no_grad():
-                    return entrant.function(*inputs)
-
-            return forward
-        leaves = [value.detach().requires_grad_() for value in inputs]
+            return torch.no_grad()(lambda: entrant.function(*inputs))
+        leaves, cotangents = [value.detach().requires_grad_() for value in inputs], list(arriving.values())
 
         def both() -> tuple[Tensor, ...]:
             results = entrant.function(*leaves)
@@ -101,89 +94,69 @@ class OpProblem:
 
     def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
         """Hold all results and gradients against the truth."""
-        truth = self._laid_out()[2]
-        names = [*RESULTS[self.case.op], *(f"d{name}" for name in self._entrant(contender).operands)]
+        truth = self._laid_out().truth
+        names = [*self._results, *(f"d{name}" for name in self._entrant(contender).operands)]
         found = check.errors(self.case, truth, zip(names, values, strict=False))
         if which not in self._gates:
             first = contender == self.contenders[0]
-            gate = Gate.make(self.case, truth, found) if first else Gate.strict(self.case, truth)
-            self._gates[which] = gate
+            self._gates[which] = Gate.make(self.case, truth, found if first else None)
         return self._gates[which].judge(found, contender.role)
 
     def work(self, which: str) -> Sequence[roofline.Work]:
         """Compulsory bytes and FLOPs of an op; a stack has no floor."""
         if self.case.op == STACK:
             return ()
-        itemsize = TORCH_DTYPES[self.case.dtype].itemsize
-        return roofline.op_work(self.case.op, which, *self.case.shape.numbers, itemsize)
+        return roofline.op_work(self.case.op, which, *self.case.shape.sizes, self._itemsize)
 
     def flops(self, contender: Contender, which: str) -> int | None:
-        """By the ops' formulas, of a peer's code before it is compiled."""
+        """By the ops' formulas, of a peer's code before it is compiled; None where one has no formula."""
         prediction = self._predict(contender, which)
-        return None if prediction is None else prediction.flops
+        return None if prediction is None else prediction.flops or None
 
     def needs(self, contender: Contender, which: str) -> int | None:
-        """The case's own numbers, and what the call holds."""
+        """The case's own numbers with maps in its layout, the truth, and what the call holds."""
         prediction = self._predict(contender, which)
-        return None if prediction is None else self._own_bytes() + prediction.peak_bytes
+        if prediction is None:
+            return None
+        elements, x = map(_count, (*self._given.values(), *self._results.values())), _count(self._given["x"])
+        maps = 1 + ("map" in self._results)  # dx, and the map itself
+        copies = maps if self.case.layout == "nchw" else 0
+        own = self._itemsize * (sum(elements) + copies * x) + 8 * maps * (x // check.stride_of(x))
+        return own + prediction.peak_bytes
 
     def _entrant(self, contender: Contender) -> Entrant:
         return next(each for each in self.entrants if each.contender == contender)
 
-    def _laid_out(self) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Truth]:
-        if self._inputs is None:
-            drawn, cotangents, truth = _numbers(self.case, self.device)
-            operands = {name: self._lay_out(value, name == "x") for name, value in drawn.items()}
-            is_map = [name == "map" for name in RESULTS[self.case.op]]
-            self._inputs = operands, tuple(map(self._lay_out, cotangents, is_map)), truth
-        return self._inputs
-
-    def _lay_out(self, value: Tensor, is_map: bool) -> Tensor:
-        return lay_out(value, self.case.shape, self.case.layout) if is_map else value
+    def _laid_out(self) -> _Numbers:
+        if self._numbers is None:
+            operands, arriving, truth = _numbers(self.case, self._device)
+            operands = {name: lay_out(value, name, self.case) for name, value in operands.items()}
+            arriving = {name: lay_out(value, name, self.case) for name, value in arriving.items()}
+            self._numbers = _Numbers(operands, arriving, truth)
+        return self._numbers
 
     def _predict(self, contender: Contender, which: str) -> memory.Prediction | None:
         entrant = self._entrant(contender)
         key = (entrant.plain, which)
         if key not in self._predictions:
-            given, results = sizes(self.case)
-            dtype = TORCH_DTYPES[self.case.dtype]
 
-            def empty(size: tuple[int, ...], is_map: bool) -> Tensor:
-                return self._lay_out(torch.empty(size, dtype=dtype, device=self.device), is_map)
+            def empty(name: str, size: Size) -> Tensor:
+                value = torch.empty(size, dtype=DTYPES[self.case.dtype], device=self._device)
+                return lay_out(value, name, self.case)
 
             def make() -> tuple[list[Tensor], list[Tensor]]:
-                inputs = [empty(given[name], name == "x") for name in entrant.operands]
-                names = RESULTS[self.case.op]
-                return inputs, [empty(size, name == "map") for name, size in zip(names, results, strict=True)]
+                arriving = [empty(name, size) for name, size in self._results.items()]
+                return [empty(name, self._given[name]) for name in entrant.operands], arriving
 
             self._predictions[key] = memory.predict(entrant.plain, make, backward=which != FORWARD)
         return self._predictions[key]
 
-    def _own_bytes(self) -> int:
-        """Operands, gradients that arrive, maps in the layout of the case, and the truth."""
-        given, results = sizes(self.case)
-        elements, x = sum(torch.Size(size).numel() for size in (*given.values(), *results)), given["x"]
-        maps = 1 + ("map" in RESULTS[self.case.op])  # dx, and the map itself
-        copies = maps if self.case.layout == "nchw" else 0
-        count = torch.Size(x).numel()
-        itemsize = TORCH_DTYPES[self.case.dtype].itemsize
-        return itemsize * (elements + copies * count) + 8 * maps * check.kept_elements(count)
+
+def _count(size: Size) -> int:
+    return int(torch.Size(size).numel())
 
 
-def _entrants(case: Case, wanted: Sequence[str] | None, device: torch.device) -> list[Entrant]:
-    if case.op != STACK:
-        return peers.entrants(case, wanted, device)
-    operands = tuple(sizes(case)[0])
-    backends = peers.usable_backends(device)
-    roles = [OURS, *[BACKEND] * len(backends)]
-    found = [(Contender(f"vt_fast {name}", role), name) for name, role in zip(backends, roles, strict=False)]
-    listed = wanted is None or "eager" in wanted
-    found.insert(0, (Contender("eager", PEER, timed=listed), "reference"))
-    codes = [stack_code(case, case.dtype, backend, device) for _, backend in found]
-    return [Entrant(each, code, operands, code) for (each, _), code in zip(found, codes, strict=True)]
-
-
-def prepare(those: Sequence[dict[str, Any]], device: torch.device) -> None:
+def prepare(specs: Sequence[dict[str, Any]], device: torch.device) -> None:
     """Compile our Triton kernels for these specs on all processors, so that the GPU waits for none of them.
 
     Peers are not: some measure while they compile what is faster, which wants an idle GPU. What does not
@@ -193,10 +166,9 @@ def prepare(those: Sequence[dict[str, Any]], device: torch.device) -> None:
 
     start = time.monotonic()
     with ahead.Ahead(ahead.current_target(), ahead.processes()) as compilers:
-        wanted = [each for one in those for each in requests(Case.of(one), one["passes"], device)]
-        failed = ahead.finished(compilers.compile(wanted))
-    seconds = time.monotonic() - start
-    text = f"compiled ahead in {seconds:.0f} s, {len(failed)} of {len(wanted)} launches failed"
+        wanted = [each for spec in specs for each in requests(Case.of(spec), spec["passes"], device)]
+        failed = len(ahead.finished(compilers.compile(wanted)))
+    text = f"compiled {len(wanted)} launches ahead in {time.monotonic() - start:.0f} s, {failed} failed"
     print(text, file=sys.stderr, flush=True)
 
 
@@ -208,11 +180,10 @@ def requests(case: Case, passes: Sequence[str], device: torch.device) -> list[An
     from vt_fast.backends.triton.samples import sample
     from vt_fast.backends.triton.schedule import standing_in, traits
 
-    dtype, sizes = TORCH_DTYPES[case.dtype], case.shape.numbers
-    unit = "channels" if case.layout == "channels_last" else "pixels"  # what lies side by side
+    dtype, unit = DTYPES[case.dtype], "channels" if case.layout == "channels_last" else "pixels"
 
     def of(op: str) -> list[Any]:
-        return ahead.requests(lambda: sample(op, dtype, unit, sizes, "meta")())
+        return ahead.requests(lambda: sample(op, dtype, unit, case.shape.sizes, "meta")())
 
     with standing_in(traits(device)):
         ops = [case.op if which == FORWARD else f"{case.op}_backward" for which in passes]

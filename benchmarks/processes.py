@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.results import CEILING, Row, Run
-from benchmarks.timing import Budget, Deadline
+from benchmarks.timing import Budget, Limits
 
 CPU = "cpu"
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ class Message(msgspec.Struct, kw_only=True):
     """What a child reports.
 
     Args:
-        index: the problem that begins.
+        index: of the problem that begins.
         case: its name.
         rows: what has been measured of it.
         problem: why it could not be measured.
@@ -83,35 +83,26 @@ class Message(msgspec.Struct, kw_only=True):
     facts: dict[str, Any] = {}
 
 
-def available_cpus() -> list[int]:
-    """The CPUs that this process may use, the first hardware thread of each core before any second one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range(os.cpu_count() or 1))
-    firsts: list[int] = []
-    seconds: list[int] = []
-    seen: set[str] = set()
-    for cpu in sorted(os.sched_getaffinity(0)):
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        core = path.read_text().strip() if path.exists() else str(cpu)
-        (seconds if core in seen else firsts).append(cpu)
-        seen.add(core)
-    return firsts + seconds
-
-
 def cpus_of(threads: int | None) -> list[int]:
-    """The CPUs for so many threads; for None, all that may be used.
+    """The CPUs for so many threads, the first hardware thread of each core first; for None, all of them.
 
     Raises:
-        UsageError: there are not so many.
+        UsageError: there are not so many that this process may use.
     """
-    cpus = available_cpus()
+    affinity = hasattr(os, "sched_getaffinity")
+    allowed = sorted(os.sched_getaffinity(0)) if affinity else list(range(os.cpu_count() or 1))
+    cores = []
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.append(path.read_text() if path.exists() else str(cpu))
+    cpus = [cpu for _, cpu in sorted((cores[:i].count(cores[i]), cpu) for i, cpu in enumerate(allowed))]
     if threads is not None and not 1 <= threads <= len(cpus):
         raise UsageError(f"--threads must be from 1 to {len(cpus)}, the CPUs that may be used, got {threads}")
     return cpus[:threads]
 
 
 def environment(cpus: Sequence[int]) -> dict[str, str]:
-    """What a child that uses these CPUs is told.
+    """Variables of a child that uses these CPUs.
 
     The malloc settings are glibc's: no block is given back to the system, so a call that has been made once
     finds all its pages there. A fresh page costs several times a copy of it, and without this whatever
@@ -145,15 +136,15 @@ def messages(plan: Plan) -> Iterator[Message]:
         Died: the child did.
     """
     reading, writing = os.pipe()
-    code = "import sys; from benchmarks import processes; sys.exit(processes.main(sys.argv[1:]))"
+    code = "import sys; from benchmarks import processes; processes.main(int(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(writing)]
     settings = {**os.environ, **environment(plan.cpus), **plan.environment}
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=settings, pass_fds=[writing])
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=settings, pass_fds=[writing], text=True)
     os.close(writing)
     try:
         assert child.stdin is not None
         with child.stdin:
-            child.stdin.write(_packed(plan).encode())
+            child.stdin.write(_packed(plan))
         with os.fdopen(reading) as stream:
             for line in stream:
                 yield msgspec.convert(json.loads(line), Message)
@@ -170,16 +161,14 @@ def _packed(value: Plan | Message) -> str:
     return json.dumps(msgspec.to_builtins(value))
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(descriptor: int) -> None:
     """Be the child: carry out the plan on standard input, and report to a file descriptor."""
     plan = msgspec.convert(json.loads(sys.stdin.read()), Plan)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, plan.cpus)  # before torch starts any thread
-    with os.fdopen(int(arguments[0]), "w") as stream:
+    with os.fdopen(descriptor, "w") as stream:
         for message in importlib.import_module(plan.work).work(plan):
-            stream.write(_packed(message) + "\n")
-            stream.flush()
-    return 0
+            print(_packed(message), file=stream, flush=True)
 
 
 def conduct(run: Run, plans: Sequence[Plan], save: Callable[[Run], object]) -> int:
@@ -194,18 +183,16 @@ def conduct(run: Run, plans: Sequence[Plan], save: Callable[[Run], object]) -> i
     """
     from tqdm import tqdm
 
-    start = time.monotonic()
-    status = 0
+    start, status = time.monotonic(), 0
     run.facts["left_out"] = []
     try:
         with tqdm(total=sum(len(plan.problems) for plan in plans), unit="case", dynamic_ncols=True) as bar:
             for plan in plans:
-                deadline = Deadline(plan.seconds)
+                limits = Limits(plan.seconds)
                 while plan.problems:
-                    left = _carry_out(run, plan, bar, save)
-                    plan = msgspec.structs.replace(plan, problems=plan.problems[left:])
-                    if plan.seconds is not None:
-                        plan.seconds = deadline.remaining
+                    done = _carry_out(run, plan, bar, save)
+                    left = None if plan.seconds is None else limits.remaining
+                    plan = msgspec.structs.replace(plan, problems=plan.problems[done:], seconds=left)
         run.facts["complete"] = all(each["why"] == "memory" for each in run.facts["left_out"])
     except KeyboardInterrupt:
         status = 130
@@ -215,29 +202,30 @@ def conduct(run: Run, plans: Sequence[Plan], save: Callable[[Run], object]) -> i
 
 
 def _carry_out(run: Run, plan: Plan, bar: Any, save: Callable[[Run], object]) -> int:
-    """Run a child; returns how many problems are done, or will not be tried again."""
+    """Run a child; returns how many problems are done, or are not tried again."""
     begun, case = 0, ""
-    known = {row.key for row in run.rows if row.role == CEILING}
+    known = {row.key for row in run.rows if row.role == CEILING}  # an earlier child may have measured them
     try:
         for message in messages(plan):
             if message.index is not None:
+                bar.update(message.index + 1 - begun if begun else 0)
                 begun = message.index + 1
-                bar.update(begun > 1)
                 save(run)
             case = message.case or case
-            bar.set_description(f"{len(plan.cpus)} thr. {case}" if plan.device == CPU else case)
-            run.rows += [row for row in message.rows if row.key not in known]  # ceilings of an earlier child
-            if message.problem:
-                run.facts["problems"].append(message.problem)
+            bar.set_description(
+                f"{len(plan.cpus)} thr. {case}" if plan.device == CPU else case, refresh=False
+            )
+            run.rows += [row for row in message.rows if row.key not in known]
+            run.facts["problems"] += filter(None, [message.problem])
             if message.left_out:
                 run.facts["left_out"].append({"case": case, **message.left_out})
             for key, value in message.facts.items():
-                run.facts[key] = run.facts.get(key, []) + value if isinstance(value, list) else value
+                run.facts[key] = [*run.facts.get(key, []), *value] if isinstance(value, list) else value
+        begun = len(plan.problems)
     except Died as error:
-        run.facts["problems"].append(f"{case}: {error}" if case else str(error))
+        run.facts["problems"].append(f"{case or 'before the first case'}: {error}")
         if not begun:
-            run.facts["left_out"].append({"case": "", "why": "process", "reason": str(error)})
-        bar.update()
-        return begun or len(plan.problems)
+            run.facts["left_out"].append({"case": "all", "why": "process", "reason": str(error)})
+            begun = len(plan.problems)
     bar.update()
-    return len(plan.problems)
+    return begun

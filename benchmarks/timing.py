@@ -6,14 +6,11 @@ import math
 import random
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, TypeAlias
-
-Clock: TypeAlias = Callable[[Callable[[], Any]], float]
+from typing import Any, NamedTuple
 
 
 class Budget(NamedTuple):
@@ -56,7 +53,7 @@ def quantiles(values: Sequence[float]) -> Quantiles:
         Quantiles(median=3.5, low=2.0, high=5.0)
     """
     if len(values) == 1:
-        return Quantiles(values[0], values[0], values[0])
+        return Quantiles(*values, *values, *values)
     low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
     return Quantiles(statistics.median(values), low, high)
 
@@ -76,7 +73,7 @@ def interleaved(
     *,
     before: Mapping[str, float] | None = None,
     stay: Collection[str] = (),
-    clock: Clock = wall_clock,
+    clock: Callable[[Callable[[], Any]], float] = wall_clock,
 ) -> dict[str, list[float]]:
     """Seconds of every call of every function, all of which have been called before.
 
@@ -116,75 +113,58 @@ def _enough(rounds: int, spent: float, slow: bool, budget: Budget) -> bool:
     return rounds >= budget.most or spent >= (budget.patience if slow else budget.seconds)
 
 
-class Deadline:
-    """The time that a run has, in seconds from now on; None for no limit."""
-
-    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._end = math.inf if seconds is None else now() + seconds
-
-    @property
-    def remaining(self) -> float:
-        """Seconds, at least 0; infinite where there is no end."""
-        return max(0.0, self._end - self._now())
-
-
-class Compiling:
-    """Decides which compilations begin, and gives them up after ``most`` seconds or at the deadline."""
-
-    def __init__(self, deadline: Deadline | None = None, most: float | None = None) -> None:
-        self._deadline = Deadline() if deadline is None else deadline
-        self._most = math.inf if most is None else most
-        self._longest = 0.0
-
-    def refusal(self) -> str | None:
-        """Why none begins any more: one has taken longer than the time that remains."""
-        remaining = self._deadline.remaining
-        if remaining > self._longest:
-            return None
-        return f"not compiled: {remaining:.0f} s are left, and one compilation took {self._longest:.0f} s"
-
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        """Around a compilation.
-
-        Raises:
-            TimeoutError: it took too long. It is interrupted where Python runs in the main thread; a compiler
-                that waits elsewhere is found to be late when it is done.
-        """
-        seconds = min(self._most, self._deadline.remaining)
-        start = time.monotonic()
-        try:
-            with _interrupted_after(seconds):
-                yield
-        except _Late:
-            raise TimeoutError(f"compiling was given up after {seconds:.0f} s") from None
-        finally:
-            self._longest = max(self._longest, time.monotonic() - start)
-
-
 class _Late(BaseException):
     """Not an Exception, lest a compiler catch it and go on."""
 
 
-# An alarm that arrives in code which may not be interrupted is lost; this many seconds later comes another.
-_AGAIN = 5.0
+class Limits:
+    """The seconds that a run has, and those that one compilation may take; None for no limit."""
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        compilation: float | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._now, self._longest = now, 0.0
+        self._end = math.inf if seconds is None else now() + seconds
+        self._compilation = math.inf if compilation is None else compilation
+
+    @property
+    def remaining(self) -> float:
+        """Seconds of the run, at least 0; infinite where there is no limit."""
+        return max(0.0, self._end - self._now())
+
+    def refusal(self) -> str | None:
+        """Why no compilation begins any more: one has taken longer than the time that remains."""
+        left, longest = self.remaining, self._longest
+        return (
+            None if left > longest else f"not compiled: {left:.0f} s are left, and one took {longest:.0f} s"
+        )
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around a compilation, which is interrupted where Python runs in the main thread.
+
+        Raises:
+            TimeoutError: it took too long.
+        """
+        seconds = min(self._compilation, self.remaining)
+        start, before = self._now(), None
+        if seconds < math.inf:
+            before = signal.signal(signal.SIGALRM, _ring)
+            # An alarm in code that may not be interrupted is lost; there is another one every 5 seconds.
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 5.0)
+        try:
+            yield
+        except _Late:
+            raise TimeoutError(f"compiling was given up after {seconds:.0f} s") from None
+        finally:
+            if before is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                signal.signal(signal.SIGALRM, before)
+            self._longest = max(self._longest, self._now() - start)
 
 
-@contextmanager
-def _interrupted_after(seconds: float) -> Iterator[None]:
-    possible = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    if seconds == math.inf or not possible:
-        yield
-        return
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise _Late
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), _AGAIN)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+def _ring(number: int, frame: FrameType | None) -> None:
+    raise _Late
