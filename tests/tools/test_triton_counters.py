@@ -5,7 +5,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 
@@ -71,11 +70,8 @@ def ncu(monkeypatch, tmp_path):
     program.write_text(NCU.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Stand-in 9000")
-    monkeypatch.setattr(counters.backends, "report", lambda: [("triton", None)])
-    monkeypatch.setattr(counters.info, "collect", lambda: {"versions": {}, "devices": {}})
+    monkeypatch.setattr(counters.machine, "unusable", lambda device: None)
+    monkeypatch.setattr(counters.machine, "describe", lambda device: {"gpu": {"name": "Stand-in 9000"}})
 
     def prepare(kernels="tokenize_forward combine", text=None, status=0):
         monkeypatch.setenv("KERNELS", kernels)
@@ -94,7 +90,7 @@ def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, cap
     assert main(WORDS) == 0
     path = tmp_path / "counters-stand-in-9000.csv"
     facts, (first, second) = results.read(path)
-    assert list(facts) == ["machine"]
+    assert list(facts) == ["machine", "commit"]
     assert (first["kernel"], first["layout"], first["setting"]) == ("tokenize_forward", "nchw", "tile=64")
     assert int(first["compulsory_bytes"]) == 2 * 256 * 196 * 1024
     assert second["compulsory_bytes"] == ""
@@ -143,8 +139,8 @@ def test_unusable_arguments_and_machines_are_refused(ncu, monkeypatch, capsys):
     assert "`shape` must be BxNxCxL, got '2x3'" in refusal(["counters", "--shape", "2x3"])
     monkeypatch.setenv("PATH", "/nowhere")
     assert "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH" in refusal(WORDS)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert "torch finds no CUDA device" in refusal(WORDS)
+    monkeypatch.setattr(counters.machine, "unusable", lambda device: "there is no GPU")
+    assert "no counters can be read here: there is no GPU" in refusal(WORDS)
 
 
 def test_a_profiler_that_hangs_is_killed_with_its_child(monkeypatch, tmp_path):

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        status: int | None = options.run(options)
+        return status or 0
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except RuntimeError as error:
@@ -69,24 +70,22 @@ def _offline(options: argparse.Namespace) -> int:
             print(f"written to {path}")
         return 0
     gpus = options.gpu or (offline.CHECKED_GPUS if options.check else list(GPUS))
+    part = options.gpu is not None or len(options.op) < len(KERNELS)
+    if part and not options.check and options.output is None:
+        raise ValueError("`--output` must be given for a part of the table")
     return offline.run(gpus, options.op, check=options.check, output=options.output or offline.TABLE)
 
 
-def _predict(options: argparse.Namespace) -> int:
+def _predict(options: argparse.Namespace) -> None:
     print(predictions.render(options.gpu, options.measured))
-    return 0
 
 
-def _counters(options: argparse.Namespace) -> int:
+def _counters(options: argparse.Namespace) -> None:
     if options.show:
         print(counters.render(results.read(options.show)[1]))
-        return 0
+        return
     combined = itertools.product(options.op, options.dtype, options.layout, options.shape)
-    calls = [Call.of(*words) for words in combined]
-    if reason := counters.unusable():
-        raise ValueError(f"no counters can be read here: {reason}")
-    counters.run(calls, options.output)
-    return 0
+    counters.run([Call.of(*words) for words in combined], options.output)
 
 
 if __name__ == "__main__":

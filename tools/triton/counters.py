@@ -13,13 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import results
+from benchmarks import machine, results
 from tools.triton import nsight
 from tools.triton.calls import Call
 from tools.triton.model import compulsory_bytes
-from vt_fast import backends, info
 from vt_fast.backends.triton.samples import KERNELS
 
 # Of a call: ncu runs each kernel some ten times, and saves and restores what it writes.
@@ -28,31 +25,24 @@ _SECONDS = 60.0
 Row = Mapping[str, Any]
 
 
-def unusable() -> str | None:
-    """Why there are no counters here, or None."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "torch finds no CUDA device; python -m vt_fast info lists the devices"
-    reason = dict(backends.report())["triton"]
-    if reason is not None:
-        return f'the backend "triton" cannot run here: {reason}'
-    if shutil.which("ncu") is None:
-        return "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH"
-    return None
-
-
 def run(calls: Sequence[Call], output: Path | None) -> None:
     """Profile, save the counters and print some of them.
 
     Raises:
+        ValueError: there are no counters here.
         RuntimeError: the calls could not be profiled.
     """
-    about = info.collect()
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
+    reason = machine.unusable("cuda:0")
+    if reason is None and shutil.which("ncu") is None:
+        reason = "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH"
+    if reason is not None:
+        raise ValueError(f"no counters can be read here: {reason}")
+    about = machine.describe("cuda:0")
+    name = about["gpu"]["name"].lower().replace(" ", "-")
     path = output or Path(__file__).with_name(f"counters-{name}.csv")
     rows = profiled(calls)
-    columns = dict.fromkeys(name for row in rows for name in row)
-    facts = {"machine": {key: about[key] for key in ("versions", "devices")}}
-    results.write(path, facts, list(columns), rows)
+    facts = {"machine": about, "commit": machine.commit()}
+    results.write(path, facts, list(dict.fromkeys(column for row in rows for column in row)), rows)
     print(f"written to {path}")
     print(render(rows))
 

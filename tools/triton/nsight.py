@@ -23,13 +23,9 @@ _METRICS = (
     "launch__registers_per_thread",
 )
 _SECTIONS = (
-    "SpeedOfLight",
-    "MemoryWorkloadAnalysis",
-    "ComputeWorkloadAnalysis",
-    "Occupancy",
-    "LaunchStats",
+    "SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis", "Occupancy", "LaunchStats",
     "WarpStateStats",
-)
+)  # fmt: skip
 _UNITS = {
     "nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3, "second": 1.0,
     "s": 1.0, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,

@@ -12,15 +12,8 @@ from torch import Tensor
 from tools.triton.calls import DTYPES, launches
 from tools.triton.compiled import compiled
 from tools.triton.gpus import GPUS
+from vt_fast.backends import contract
 from vt_fast.backends import triton as backend
-from vt_fast.backends.contract import (
-    Project,
-    ProjectBackward,
-    ProjectTokenize,
-    ProjectTokenizeBackward,
-    Tokenize,
-    TokenizeBackward,
-)
 from vt_fast.backends.triton.schedule import standing_in
 
 # Each option occurs with and without others.
@@ -93,28 +86,28 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
 
     def tokenize() -> None:
         queries = small(rows, channels // num_heads)
-        call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True)
+        call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True)
         tokens, lse = backend.tokenize(call)
         needed = needs(x, queries, pixel_bias, extra_values)
         backend.tokenize_backward(
-            TokenizeBackward(grad_tokens, grad_lse, *call[:5], tokens, lse, num_heads, needed)
+            contract.TokenizeBackward(grad_tokens, grad_lse, *call[:5], tokens, lse, num_heads, needed)
         )
 
     def project() -> None:
-        call = Project(x, keys, values, token_bias, residual, from_input, num_heads)
+        call = contract.Project(x, keys, values, token_bias, residual, from_input, num_heads)
         y = backend.project(call)
         needed = needs(x, keys, values, token_bias)
-        backend.project_backward(ProjectBackward(y, *call[:4], from_input, num_heads, needed))
+        backend.project_backward(contract.ProjectBackward(y, *call[:4], from_input, num_heads, needed))
 
     def project_tokenize() -> None:
-        call = ProjectTokenize(
+        call = contract.ProjectTokenize(
             x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
             from_input, num_heads, "no_map" not in options, True
         )  # fmt: skip
         y, tokens, lse = backend.project_tokenize(call)
         needed = needs(x, keys, values, queries, token_bias, residual, pixel_bias, extra_values)
         backend.project_tokenize_backward(
-            ProjectTokenizeBackward(
+            contract.ProjectTokenizeBackward(
                 y, grad_tokens, grad_lse[:, : tokens.shape[1]], *call[:9], tokens, lse,
                 from_input, num_heads, needed
             )
