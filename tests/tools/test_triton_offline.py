@@ -166,6 +166,12 @@ def test_a_fault_needs_an_excuse(faulty, monkeypatch, tmp_path, capsys):
     assert "FAULT: tokenize sm_90 bf16 shared mask pixel_bias" in capsys.readouterr().out
 
 
+def test_a_part_does_not_replace_the_table(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["offline", "--op", "tokenize"])
+    assert "`--output` must be given for a part of the table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("op", "options"), optional_calls.COVER)
 def test_calls_with_options_launch_forward_and_backward(op, options):
     with standing_in(GPUS["sm_90"].traits):
