@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The tests that need a GPU, and the GPU benchmark, on the GPU of this machine. Installs nothing.
+# Runs the tests that need a GPU, and the GPU benchmark, on this machine. Installs nothing.
 #
 #     benchmarks/gpu.sh [FOLDER]
 #
-# Leaves gpu-tests*.xml and the benchmark's JSON in FOLDER ($OUT, benchmarks/results). Exits with 0 if all went
-# well, with 1 if something did not (the rest runs all the same), with 2 if nothing can run here.
+# Writes gpu-tests*.xml and the benchmark's results to FOLDER ($OUT, or benchmarks/results). Exits with 0 if
+# everything passed, with 1 if a step failed (later steps still run), with 2 if nothing can run here.
 #
-#     PYTHON                 which Python, with torch and Triton in it (default: python3)
-#     VT_FAST_GPU_BUDGET     minutes that the benchmark may take (default: 60)
-#     VT_FAST_GPU_QUICK=1    tiny shapes: does it run? Its figures mean nothing
-#     VT_FAST_GPU_JOBS       processes that tests run in, each with a context on the GPU; more than one needs
-#                            pytest-xdist (default: one for each processor, at most 8; 1 without pytest-xdist)
-#     VT_FAST_GPU_CHECK=1    also some of the tests under compute-sanitizer: memcheck and racecheck
-#     VT_FAST_COMMIT         what is measured, where this is no git checkout
+#     PYTHON                 a Python with torch, Triton, pytest, msgspec and tqdm (default: python3)
+#     VT_FAST_GPU_BUDGET     minutes for the benchmark (default: 60)
+#     VT_FAST_GPU_QUICK=1    a smoke test on tiny shapes; its times mean nothing
+#     VT_FAST_GPU_JOBS       processes for the tests, each with a context on the GPU; more than one needs
+#                            pytest-xdist (default: one per processor, at most 8; 1 without pytest-xdist)
+#     VT_FAST_GPU_CHECK=1    also run some tests under compute-sanitizer: memcheck and racecheck
+#     VT_FAST_COMMIT         the measured commit, outside a git checkout
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -27,7 +27,7 @@ fail() {
     exit 2
 }
 
-# A folder that is named is meant from where the script was called.
+# A relative FOLDER is relative to the caller's directory.
 case $out in
 benchmarks/results | /*) ;;
 *) out=$PWD/$out ;;
@@ -35,12 +35,13 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 [[ $budget =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "VT_FAST_GPU_BUDGET must be a number of minutes, got \"$budget\""
-command -v "$python" >/dev/null || fail "\"$python\" is not on this machine; name a Python: PYTHON=..."
+command -v "$python" >/dev/null || fail "\"$python\" is not on this machine; set PYTHON=..."
 "$python" -c 'import torch' || fail "torch does not import in $python; install a build of it for your GPU"
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
-    fail "torch finds no GPU; look at the driver (nvidia-smi, rocm-smi) and at torch.version.cuda and .hip"
-"$python" -c 'import triton' || fail "Triton does not import in $python; pip install triton"
-"$python" -c 'import pytest' || fail "pytest does not import in $python; pip install pytest"
+    fail "torch finds no GPU; check the driver (nvidia-smi, rocm-smi), torch.version.cuda and torch.version.hip"
+for package in triton pytest msgspec tqdm; do
+    "$python" -c "import $package" || fail "$package does not import in $python; pip install $package"
+done
 [[ -z $jobs || $jobs =~ ^[1-9][0-9]*$ ]] || fail "VT_FAST_GPU_JOBS must be a number of processes, got \"$jobs\""
 if "$python" -c 'import xdist' 2>/dev/null; then
     processors=$(getconf _NPROCESSORS_ONLN)
@@ -53,18 +54,18 @@ fi
 mkdir -p "$out"
 "$python" -m vt_fast info
 
-# All folders with tests that need a GPU, and files elsewhere: other tests import packages that may not be here.
+# Folders and files with tests that need a GPU. Others import packages that may be missing.
 tests=(tests/gpu tests/ops)
 while IFS= read -r file; do
     tests+=("$file")
 done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -vE '^tests/(gpu|ops)/' | sort)
-# These take the GPU's memory for themselves.
+# Runs alone, as it fills the GPU's memory.
 large=tests/gpu/test_large.py
 
-# Every op, forward and backward, at sizes where a tile is not full and with masks.
+# Every op, forward and backward, with partly filled tiles and with masks.
 checked=(tests/gpu/test_sizes.py tests/gpu/test_masks.py)
 
-# Most of the time of a test is Triton's, which compiles with one processor.
+# Tests mostly wait for Triton, which compiles on one processor.
 parallel=()
 ((jobs == 1)) || parallel=(-n "$jobs" --dist worksteal)
 pytest=("$python" -m pytest -m gpu -p no:cacheprovider)
@@ -75,7 +76,7 @@ step() {
     shift
     echo "== $name"
     "$@" || {
-        echo "error: $name: failed, the status is $?" >&2
+        echo "error: $name: failed with status $?" >&2
         status=1
     }
 }
@@ -84,7 +85,7 @@ step "tests (${tests[*]})" "${pytest[@]}" "${parallel[@]}" --junitxml="$out/gpu-
 step "tests ($large)" "${pytest[@]}" --junitxml="$out/gpu-tests-large.xml" "$large"
 
 if [[ $check == 1 ]]; then
-    # Each tensor in memory of its own: in a cached block, the checker would not see where one ends.
+    # Without caching each tensor has its own memory, so the checker sees where it ends.
     for tool in memcheck racecheck; do
         step "$tool (${checked[*]})" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 99 \
@@ -94,7 +95,7 @@ fi
 
 words=(gpu --results "$out" --budget "$budget")
 [[ $quick == 1 ]] && words+=(--quick)
-# A compiler may hang where nothing can interrupt it; what was measured until then is in the file.
+# A compiler may hang uninterruptibly. The file has what was measured until then.
 limit=()
 if command -v timeout >/dev/null; then
     limit=(timeout --foreground --kill-after=60 "$("$python" -c 'import sys; print(round(90 * float(sys.argv[1]) + 600))' "$budget")")
@@ -102,7 +103,7 @@ fi
 step "benchmark (python -m benchmarks ${words[*]})" "${limit[@]}" "$python" -m benchmarks "${words[@]}"
 
 echo "== in $out:"
-for file in "$out"/gpu-tests*.xml "$out"/gpu-*check.txt "$out"/gpu-*.json; do
+for file in "$out"/gpu-tests*.xml "$out"/gpu-*check.txt "$out"/gpu-*.csv; do
     [[ -e $file ]] && echo "$file"
 done
 exit "$status"

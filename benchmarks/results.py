@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -152,15 +152,22 @@ def cells(rows: Iterable[Row]) -> list[Cell]:
 
 
 def save(run: Run, path: Path) -> None:
-    """Write a result file; a reader sees the old one or the new one, never half of it."""
+    """Write a result file."""
+    write(path, run.facts, [column.encode_name for column in COLUMNS], map(_written, run.rows))
+
+
+def write(
+    path: Path, facts: Mapping[str, Any], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write a CSV file below its facts; a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     with draft.open("w", newline="") as file:
-        for key, value in run.facts.items():
+        for key, value in facts.items():
             file.write(f"# {key}: {json.dumps(value)}\n")
-        writer = csv.DictWriter(file, [column.encode_name for column in COLUMNS], lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(_written, run.rows))
+        writer.writerows(rows)
     draft.replace(path)
 
 
@@ -171,22 +178,33 @@ def load(path: Path) -> Run:
         OSError: it cannot be read.
         ValueError: it is no result file; the message names the line.
     """
-    facts: dict[str, Any] = {}
+    facts, table = read(path)
     rows: list[Row] = []
-    with path.open(newline="") as file:
-        lines = _body(file, facts, path)
-        number = 0
+    for number, data in enumerate(table, len(facts) + 2):
+        given = {name: value for name, value in data.items() if value != ""}
         try:
-            reader = csv.DictReader(lines)
-            for number, data in enumerate(reader, len(facts) + 2):  # noqa: B007
-                given = {name: value for name, value in data.items() if value != ""}
-                rows.append(msgspec.convert(given, Row, strict=False))
-        except (msgspec.ValidationError, ValueError, csv.Error) as error:
+            rows.append(msgspec.convert(given, Row, strict=False))
+        except (msgspec.ValidationError, ValueError) as error:
             raise ValueError(f"{path} must be a result file, line {number}: {error}") from None
     missing = [key for key in ("machine", "settings", "commit", "complete", "problems") if key not in facts]
     if missing:
         raise ValueError(f"{path} must be a result file with the facts {', '.join(missing)} at its head")
     return Run(facts, rows)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The facts and the rows of a CSV file as :func:`write` leaves it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such file.
+    """
+    facts: dict[str, Any] = {}
+    with path.open(newline="") as file:
+        try:
+            return facts, list(csv.DictReader(_body(file, facts, path)))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} must be a result file: {error}") from None
 
 
 def _body(lines: Iterable[str], facts: dict[str, Any], path: Path) -> Iterator[str]:

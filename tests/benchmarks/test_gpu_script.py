@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.sh``, with a stand-in for the Python that it calls."""
+"""``benchmarks/gpu.sh``, with a stand-in for Python."""
 
 import os
 import shutil
@@ -8,22 +8,22 @@ import sys
 import pytest
 import torch
 
-from benchmarks import machine
+from benchmarks.processes import ROOT
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 def script(folder, **environment):
     told = {**os.environ, "PYTHON": sys.executable, "OUT": str(folder), **environment}
-    command = ["bash", str(machine.ROOT / "benchmarks" / "gpu.sh")]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh")]
     return subprocess.run(command, env=told, capture_output=True, text=True, timeout=600)
 
 
-# Python as gpu.sh calls it: says that all is there, and notes what it was to run.
+# Python as gpu.sh calls it: finds every package, and records which commands it was given.
 PRETENDER = """#!/usr/bin/env bash
 case "$*" in
 "-m pytest"*) echo "$*" >>"$CALLS"; exit "$TESTS" ;;
-"-m benchmarks"*) echo "$*" >>"$CALLS"; echo {} >"$OUT/gpu-partial.json"; exit "$BENCHMARK" ;;
+"-m benchmarks"*) echo "$*" >>"$CALLS"; echo >"$OUT/gpu-partial.csv"; exit "$BENCHMARK" ;;
 *round*) exec "$REAL" "$@" ;;
 esac
 """
@@ -53,15 +53,16 @@ def test_the_script_runs_both_and_fails_if_one_does(tmp_path, tested, measured, 
     first, second, third = calls.read_text().splitlines()
     parallel = "" if jobs == 1 else f" -n {jobs} --dist worksteal"
     assert f"-m pytest -m gpu -p no:cacheprovider{parallel} --junitxml={out}/gpu-tests.xml" in first
-    assert "tests/benchmarks/test_gpu_benchmark.py" in first
+    assert "tests/test_testing.py" in first, "it has a test that is marked"
+    assert "tests/test_pairs.py" not in first
     large = "tests/gpu/test_large.py"
     assert f"--ignore={large} tests/gpu tests/ops" in first
     assert second.startswith("-m pytest -m gpu -p no:cacheprovider --junitxml=")
     assert second.endswith(large)
-    assert (machine.ROOT / large).exists()
+    assert (ROOT / large).exists()
     assert third == f"-m benchmarks gpu --results {out} --budget 2.5 --quick"
-    assert done.stdout.endswith(f"{out}/gpu-partial.json\n")
-    assert f"the status is {tested}" in done.stderr or not tested
+    assert done.stdout.endswith(f"{out}/gpu-partial.csv\n")
+    assert f"failed with status {tested}" in done.stderr or not tested
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -89,7 +90,7 @@ def test_the_script_runs_the_memory_checker_where_it_is_asked_to(tmp_path):
     assert "pytest" in tested
     assert memory.startswith("--tool memcheck")
     assert f"--log-file {out}/gpu-racecheck.txt {python} -m pytest -m gpu" in race
-    checked = [machine.ROOT / word for word in race.split() if word.startswith("tests/")]
+    checked = [ROOT / word for word in race.split() if word.startswith("tests/")]
     assert len(checked) == 2
     assert all(path.exists() for path in checked)
     assert "benchmarks gpu" in measured
@@ -107,6 +108,10 @@ def test_the_script_says_what_is_wrong(tmp_path):
         done = script(tmp_path, PYTHON=str(python), VT_FAST_GPU_JOBS=jobs)
         assert done.returncode == 2
         assert complaint in done.stderr
+    python.write_text(PRETENDER + '[[ "$*" != "-c import msgspec" ]]\n')
+    done = script(tmp_path, PYTHON=str(python))
+    assert done.returncode == 2
+    assert "msgspec does not import" in done.stderr
     done = script(tmp_path, PYTHON="no-such-python")
     assert done.returncode == 2
     assert '"no-such-python" is not on this machine' in done.stderr

@@ -1,45 +1,28 @@
-"""What a benchmark on a GPU compiles ahead is what its cases launch."""
+"""A benchmark on a GPU compiles ahead what its cases launch."""
 
 import pytest
 import torch
 
-from benchmarks import ahead, cases, contenders, operands
-from benchmarks.peers import operand_names
+from benchmarks.problems import OpProblem, requests
+from benchmarks.shapes import LAYOUTS, OPS, PASSES, Case, Shape
 from tests._support.variants import variant
-from vt_fast.backends.triton.ahead import requests
+from vt_fast.backends.triton import ahead
 
-
-def launched(case):
-    """Forward alone, and forward and backward, as the benchmark calls them; nothing is computed."""
-    drawn, arriving = operands.draw(case.op, case.shape, case.dtype)
-
-    def laid_out(value):
-        is_map = value.dim() == 3 and value.shape[1] == case.shape.pixels
-        return operands.lay_out(value, case.shape, case.layout) if is_map else value
-
-    function = contenders._ours(case.op, "triton")
-    leaves = [laid_out(drawn[name]).requires_grad_() for name in operand_names(function)]
-
-    def both():
-        with torch.no_grad():
-            function(*leaves)
-        torch.autograd.grad(function(*leaves), leaves, [laid_out(value) for value in arriving])
-
-    return requests(both)
-
-
-# The first map's rows of pixels are multiples of 16 and the others' are not.
-SHAPES = (cases.Shape(2, 4, 16, 64, 16), cases.Shape(3, 14, 14, 64, 16), cases.Shape(2, 6, 8, 32, 8))
+CPU = torch.device("cpu")
+# Rows of pixels are multiples of 16 in the first map only.
+SHAPES = (Shape(2, 4, 16, 64, 16), Shape(3, 14, 14, 64, 16), Shape(2, 6, 8, 32, 8))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensors are on the CPU")
-@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("op", cases.OPS)
-def test_nothing_is_left_to_be_compiled(op, shape, layout):
+@pytest.mark.parametrize("op", OPS)
+def test_every_launch_was_compiled_ahead(op, shape, layout):
     for dtype in ("bf16", "fp32"):
-        case = cases.Case(op, shape, dtype, layout)
-        needed = {variant(each) for each in launched(case)}
-        assert len(needed) >= 2
-        asked = ahead.requests(case, cases.PASSES, torch.device("cpu"))
-        assert needed <= {variant(each) for each in asked}
+        case = Case(op, shape, dtype, layout)
+        problem = OpProblem(case, CPU, [])
+        (ours,) = (each for each in problem.contenders if each.name == "vt_fast triton")
+        for which in PASSES:
+            launched = {variant(each) for each in ahead.requests(problem.call(ours, which))}
+            assert launched
+            assert launched <= {variant(each) for each in requests(case, PASSES, CPU)}

@@ -1,18 +1,17 @@
-"""NVIDIA's Nsight Compute: how it is called, and what it prints."""
+"""Runs a command under NVIDIA's Nsight Compute, ``ncu``, and reads what it prints."""
 
 from __future__ import annotations
 
 import csv
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# What each of its versions knows by these names; the rest comes in sections, under names of the chip.
+# All versions have these; the names of others, which come in sections, depend on the chip.
 _METRICS = (
     "gpu__time_duration.sum",
     "dram__bytes_read.sum",
@@ -24,13 +23,9 @@ _METRICS = (
     "launch__registers_per_thread",
 )
 _SECTIONS = (
-    "SpeedOfLight",
-    "MemoryWorkloadAnalysis",
-    "ComputeWorkloadAnalysis",
-    "Occupancy",
-    "LaunchStats",
+    "SpeedOfLight", "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis", "Occupancy", "LaunchStats",
     "WarpStateStats",
-)
+)  # fmt: skip
 _UNITS = {
     "nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3, "second": 1.0,
     "s": 1.0, "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
@@ -38,26 +33,19 @@ _UNITS = {
 
 
 class Profile(NamedTuple):
-    """A kernel's name and its counters, in seconds and bytes where they are of time or of memory."""
+    """A kernel's name and its counters; times are in seconds, sizes in bytes."""
 
     kernel: str
     metrics: dict[str, float]
 
 
-def unusable() -> str | None:
-    """Why it cannot be called here, or None."""
-    if shutil.which("ncu") is None:
-        return "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH"
-    return None
-
-
 def profile(command: Sequence[str], kernels: Iterable[str], log: Path, seconds: float) -> list[Profile]:
-    """Run a command, and return the profiles of those kernels that it launches between start and stop.
+    """Run a command and return the profiles of these kernels, of launches between start and stop.
 
-    The GPU's clocks stay as they are; its caches are emptied before each pass over a kernel.
+    The GPU's clocks stay as they are; its caches are emptied before each run of a kernel.
 
     Raises:
-        RuntimeError: it failed; the message ends with the last lines of what it printed.
+        RuntimeError: it failed; the message ends with the last lines of its output.
     """
     ncu = [
         "ncu",
@@ -69,13 +57,13 @@ def profile(command: Sequence[str], kernels: Iterable[str], log: Path, seconds: 
     status, printed = _run([*ncu, *command], seconds)
     text = log.read_text() if log.exists() else ""
     if status != 0:
-        said = [line for line in f"{text}\n{printed}".splitlines() if line.strip()]
-        raise RuntimeError(f"ncu failed with status {status}: {' | '.join(said[-4:])}")
+        lines = [line for line in f"{text}\n{printed}".splitlines() if line.strip()]
+        raise RuntimeError(f"ncu failed with status {status}: {' | '.join(lines[-4:])}")
     return parse(text)
 
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Exit status and output. Whatever ends the waiting ends ncu, and what it looks at, too."""
+    """Exit status and output. A timeout or an interrupt ends ncu and the command that it runs."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -84,13 +72,13 @@ def _run(command: Sequence[str], seconds: float) -> tuple[int, str]:
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise RuntimeError(f"ncu was ended after {seconds:.0f} s") from None
+                raise RuntimeError(f"ncu did not finish in {seconds:.0f} s") from None
             raise
     return process.returncode, printed
 
 
 def parse(text: str) -> list[Profile]:
-    r"""What ``--csv --page raw`` prints: names, units, and a line for each launch.
+    r"""Read what ``--csv --page raw`` prints: names, units, and a line for each launch.
 
     Raises:
         RuntimeError: there is no such table.
@@ -103,7 +91,7 @@ def parse(text: str) -> list[Profile]:
     rows = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
     if len(rows) < 3:
         last = next((line for line in reversed(text.splitlines()) if line.strip()), "nothing")
-        raise RuntimeError(f"ncu has profiled no kernel; it said: {last}")
+        raise RuntimeError(f"ncu profiled no kernel; its last line: {last}")
     names, units, *launches = rows
     kernel = names.index("Kernel Name")
     return [Profile(row[kernel], dict(_numbers(names, units, row))) for row in launches]
@@ -117,7 +105,7 @@ def _numbers(names: list[str], units: list[str], row: list[str]) -> Iterable[tup
 
 
 def stalls(metrics: dict[str, float]) -> list[tuple[str, float]]:
-    """What warps wait for between two instructions, in cycles, the longest first.
+    """Why warps wait between two instructions, and cycles, the longest first.
 
     Example:
         >>> name = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"

@@ -1,17 +1,17 @@
 """Hardware counters, with a stand-in for Nsight Compute and for the GPU."""
 
-import json
 import os
-import re
 import sys
 import time
 
 import pytest
 
-from benchmarks import cli, counter_records, counters, documents, figures, gpu_machine, nsight
-from tests._support import standin
-
 pytest.importorskip("triton")
+
+from benchmarks import results
+from tools.triton import counters, nsight
+from tools.triton.__main__ import main
+from tools.triton.calls import Call
 
 STALLED = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 NAMES = [
@@ -47,7 +47,7 @@ NCU = """#!{python}
 import json, os, sys
 words = sys.argv[1:]
 assert words[words.index("--clock-control") + 1] == "none"
-log, start = words[words.index("--log-file") + 1], words.index("benchmarks.counted")
+log, start = words[words.index("--log-file") + 1], words.index("tools.triton.profiled_calls")
 path, *jobs = words[start + 1 :]
 kernels = []
 with open(path, "w") as file:
@@ -70,8 +70,8 @@ def ncu(monkeypatch, tmp_path):
     program.write_text(NCU.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(gpu_machine, "unusable", lambda index: None)
-    monkeypatch.setattr(gpu_machine, "describe", lambda index: standin.GPU_MACHINE)
+    monkeypatch.setattr(counters.machine, "unusable", lambda device: None)
+    monkeypatch.setattr(counters.machine, "describe", lambda device: {"gpu": {"name": "Stand-in 9000"}})
 
     def prepare(kernels="tokenize_forward combine", text=None, status=0):
         monkeypatch.setenv("KERNELS", kernels)
@@ -85,69 +85,70 @@ def ncu(monkeypatch, tmp_path):
 WORDS = ["counters", "--op", "tokenize", "--shape", "256x196x1024x16", "--layout", "nchw"]
 
 
-def test_counters_stand_beside_what_was_launched(ncu, tmp_path, capsys):
-    assert cli.main([*WORDS, "--results", str(tmp_path)]) == 0
-    path = tmp_path / "counters-stand-in-9000.json"
-    assert documents.kind_of(documents.read(path)) == documents.COUNTERS
-    first, second = counter_records.load(path).launches
-    assert (first.kernel, first.layout, first.compulsory_bytes) == (
-        "tokenize_forward",
-        "nchw",
-        2 * 256 * 196 * 1024,
-    )
-    assert second.compulsory_bytes is None
-    assert first.metrics["gpu__time_duration.sum"] == pytest.approx(35.5e-6)
-    assert first.metrics["dram__bytes_read.sum"] == 102760448
-    assert "device__attribute_display_name" not in first.metrics
+def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(counters, "__file__", str(tmp_path / "counters.py"))
+    assert main(WORDS) == 0
+    path = tmp_path / "counters-stand-in-9000.csv"
+    facts, (first, second) = results.read(path)
+    assert list(facts) == ["machine", "commit"]
+    assert (first["kernel"], first["layout"], first["setting"]) == ("tokenize_forward", "nchw", "tile=64")
+    assert int(first["compulsory_bytes"]) == 2 * 256 * 196 * 1024
+    assert second["compulsory_bytes"] == ""
+    assert float(first["gpu__time_duration.sum"]) == pytest.approx(35.5e-6)
+    assert first["dram__bytes_read.sum"] == "102760448"
+    assert "device__attribute_display_name" not in first
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith("tokenize_forward"))
     words = ["256x196x1024x16", "bf16", "nchw", "tile=64", "35.5", "1.00", "91", "-", "-", "-", "168"]
     assert row.split()[1:] == [*words, "long_scoreboard", "7.5,", "wait", "1.2"]
-    assert cli.main(["show", str(path)]) == 0
+    assert main(["counters", "--show", str(path)]) == 0
     assert row in capsys.readouterr().out
-    with pytest.raises(ValueError, match="must have measured times, and is a table of a GPU's counters"):
-        figures.load(path)
 
 
 @pytest.mark.parametrize(
     ("prepared", "problem"),
     [
         ({"status": 1, "text": "==ERROR== ERR_NVGPUCTRPERM"}, "ncu failed with status 1: .*ERR_NVGPUCTRPERM"),
-        ({"text": "==WARNING== No kernels were profiled."}, "profiled no kernel; it said: .*No kernels"),
-        ({"text": table("combine", "combine")}, "ncu has profiled .*, launched were"),
+        (
+            {"text": "==WARNING== No kernels were profiled."},
+            "profiled no kernel; its last line: .*No kernels",
+        ),
+        ({"text": table("combine", "combine")}, "ncu profiled .*, but .* were launched"),
     ],
 )
-def test_what_goes_wrong_is_said(ncu, tmp_path, prepared, problem):
+def test_a_failed_profile_is_an_error(ncu, prepared, problem):
     ncu(**prepared)
-    output = tmp_path / "out.json"
-    assert cli.main([*WORDS, "--output", str(output)]) == 1
-    (found,) = json.loads(output.read_text())["problems"]
-    assert re.search(problem, found)
+    with pytest.raises(RuntimeError, match=problem):
+        counters.profiled([Call.of("tokenize", "bf16", "nchw", "8x196x64x16")])
 
 
-def test_what_cannot_be_done_is_refused(ncu, monkeypatch, capsys):
-    assert cli.main(["counters", "--shape", "2x3"]) == 2
-    assert "--shape must be BxNxCxL, got 2x3" in capsys.readouterr().err
+def test_the_command_reports_a_failed_profile(ncu, tmp_path, capsys):
+    ncu(status=3)
+    output = tmp_path / "out.csv"
+    assert main([*WORDS, "--output", str(output)]) == 1
+    assert "ncu failed with status 3" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_unusable_arguments_and_machines_are_refused(ncu, monkeypatch, capsys):
+    def refusal(words):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        return capsys.readouterr().err
+
+    assert "`shape` must be BxNxCxL, got '2x3'" in refusal(["counters", "--shape", "2x3"])
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cli.main(WORDS) == 2
-    assert "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH" in capsys.readouterr().err
-    monkeypatch.setattr(gpu_machine, "unusable", lambda index: "there is no GPU")
-    assert cli.main(WORDS) == 2
-    assert "there is no GPU" in capsys.readouterr().err
+    assert "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH" in refusal(WORDS)
+    monkeypatch.setattr(counters.machine, "unusable", lambda device: "there is no GPU")
+    assert "no counters can be read here: there is no GPU" in refusal(WORDS)
 
 
-def test_a_profiler_that_hangs_is_ended_with_what_it_looks_at(monkeypatch, tmp_path):
+def test_a_profiler_that_hangs_is_killed_with_its_child(monkeypatch, tmp_path):
     program, lived = tmp_path / "ncu", tmp_path / "lived"
     program.write_text(f"#!/bin/sh\n(sleep 2; touch {lived}) &\nwait\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(RuntimeError, match="ncu was ended after 0 s"):
+    with pytest.raises(RuntimeError, match="ncu did not finish in 0 s"):
         nsight.profile(["true"], ["combine"], tmp_path / "log", 0.2)
     time.sleep(2.5)
     assert not lived.exists()
-
-
-def test_all_ops_are_known():
-    from vt_fast.backends.triton.samples import KERNELS
-
-    assert sorted(counters._OPS) == sorted(KERNELS)

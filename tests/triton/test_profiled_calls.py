@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import counted
+from tools.triton import calls, profiled_calls
 from vt_fast.backends.triton.samples import KERNELS, sample
 
 
@@ -18,14 +18,14 @@ def test_each_launch_between_start_and_stop_is_named(monkeypatch, tmp_path):
         call = sample(op, dtype, layout, sizes, "cpu")
         return lambda: (steps.append("call"), call())[1]
 
-    monkeypatch.setattr(counted, "sample", on_cpu)
+    monkeypatch.setattr(calls, "sample", on_cpu)
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     for name in ("start", "stop"):
         monkeypatch.setattr(torch.cuda.profiler, name, lambda name=name: steps.append(name))
     path = tmp_path / "launched"
-    words = [word for op in KERNELS for word in (op, "fp32", "channels", "2x9x32x4")]
-    assert counted.main([str(path), *words]) == 0
+    words = [word for op in KERNELS for word in (op, "fp32", "channels_last", "2x9x32x4")]
+    profiled_calls.main([str(path), *words])
     assert steps == ["call", "start", "call", "stop"] * len(KERNELS)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for op, kernel in KERNELS.items():

@@ -1,0 +1,116 @@
+"""Calls with optional arguments, sizes and strides that the table lacks. All their kernels must compile."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tools.triton.calls import DTYPES, launches
+from tools.triton.compiled import compiled
+from tools.triton.gpus import GPUS
+from vt_fast.backends import contract
+from vt_fast.backends import triton as backend
+from vt_fast.backends.triton.schedule import standing_in
+
+# Each option occurs with and without others.
+COVER = (
+    ("tokenize", "shared mask pixel_bias extra_values"),
+    ("tokenize", "num_heads mask strided"),
+    ("tokenize", "num_heads shared huge"),
+    ("project", "shared token_bias num_heads"),
+    ("project", "no_residual token_bias strided"),
+    ("project", "residual wide num_heads huge"),
+    ("project_tokenize", "num_heads token_bias pixel_bias"),
+    ("project_tokenize", "no_map mask residual wide strided"),
+    ("project_tokenize", "shared no_residual mask pixel_bias extra_values token_bias"),
+    ("project_tokenize", "many_tokens shared huge"),
+)
+
+
+def faults(architecture: str, op: str, options: str, dtype: str) -> list[str]:
+    """Faults of the kernels of a call and its backward; spills are none at such sizes."""
+    gpu = GPUS[architecture]
+    with standing_in(gpu.traits):
+        recorded = launches(forward_and_backward(op, options.split(), DTYPES[dtype]))
+    different = {pickle.dumps(launch.request): launch for launch in recorded}
+    found = []
+    for launch in different.values():
+        fault = compiled(launch, gpu)._replace(spills=0).fault(gpu)
+        if fault is not None:
+            found.append(
+                f"{op} {architecture} {dtype} {options}: {launch.kernel} [{launch.setting}]: {fault}"
+            )
+    return found
+
+
+def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Callable[[], Any]:
+    """A call and its backward on tensors without data, with all gradients."""
+    batch, pixels, channels, tokens = 3, 197, 80, 40 if "many_tokens" in options else 7
+    if "huge" in options:
+        pixels = 2**31 // channels + 1
+    num_heads = 2 if "num_heads" in options else 1
+    out_channels = 2 * channels if "wide" in options else channels
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    def feature_map(width: int) -> Tensor:
+        if "strided" in options:
+            return draw(batch, pixels, 3, 2 * width)[:, :, 1, ::2]
+        return draw(batch, pixels, width)
+
+    def small(*sizes: int) -> Tensor:
+        return draw(*sizes) if "shared" in options else draw(batch, *sizes)
+
+    def optional(name: str, value: Tensor) -> Tensor | None:
+        return value if name in options else None
+
+    def needs(*values: Tensor | None) -> list[bool]:
+        return [value is not None for value in values]
+
+    rows = num_heads * tokens
+    x = feature_map(channels)
+    mask = optional("mask", draw(batch, pixels).bool())
+    pixel_bias = optional("pixel_bias", draw(batch, pixels))
+    extra_values = optional("extra_values", draw(pixels, 5))
+    token_bias = optional("token_bias", small(rows))
+    keys, values, queries = small(rows, channels), small(tokens, out_channels), small(tokens, out_channels)
+    residual = optional("residual", feature_map(out_channels))
+    from_input = residual is None and "no_residual" not in options
+    grad_tokens = draw(batch, tokens, out_channels + (0 if extra_values is None else 5))
+    grad_lse = draw(batch, rows).float()
+
+    def tokenize() -> None:
+        queries = small(rows, channels // num_heads)
+        call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True)
+        tokens, lse = backend.tokenize(call)
+        needed = needs(x, queries, pixel_bias, extra_values)
+        backend.tokenize_backward(
+            contract.TokenizeBackward(grad_tokens, grad_lse, *call[:5], tokens, lse, num_heads, needed)
+        )
+
+    def project() -> None:
+        call = contract.Project(x, keys, values, token_bias, residual, from_input, num_heads)
+        y = backend.project(call)
+        needed = needs(x, keys, values, token_bias)
+        backend.project_backward(contract.ProjectBackward(y, *call[:4], from_input, num_heads, needed))
+
+    def project_tokenize() -> None:
+        call = contract.ProjectTokenize(
+            x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
+            from_input, num_heads, "no_map" not in options, True
+        )  # fmt: skip
+        y, tokens, lse = backend.project_tokenize(call)
+        needed = needs(x, keys, values, queries, token_bias, residual, pixel_bias, extra_values)
+        backend.project_tokenize_backward(
+            contract.ProjectTokenizeBackward(
+                y, grad_tokens, grad_lse[:, : tokens.shape[1]], *call[:9], tokens, lse,
+                from_input, num_heads, needed
+            )
+        )  # fmt: skip
+
+    return {"tokenize": tokenize, "project": project, "project_tokenize": project_tokenize}[op]
