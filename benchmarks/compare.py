@@ -28,8 +28,6 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-import msgspec
-
 from benchmarks import results
 from benchmarks.results import CEILING, OURS, PEER, Row, Run
 
@@ -177,11 +175,13 @@ def compare(new: Run, old: Run, *, force: bool = False) -> Comparison:
     ]
     common = [cell for cell in cells[0] if cell in cells[1]]
     if not common:
-        raise ValueError(f"NEW and OLD must share a cell, NEW has {_some(cells[0])} and OLD {_some(cells[1])}")
+        raise ValueError(
+            f"NEW and OLD must share a cell, NEW has {_some(cells[0])} and OLD {_some(cells[1])}"
+        )
     pairs, lost = {}, []
     for key, was in before.items():
         now = after.get(key)
-        if was.label not in cells[0] and was.role != CEILING or not _usable(was):
+        if (was.label not in cells[0] and was.role != CEILING) or not _usable(was):
             continue
         if now is not None and _usable(now):
             pairs[key] = (was, now)
@@ -232,7 +232,9 @@ def _has_grown(was: Row, now: Row) -> bool:
 
 def _change(was: Row, now: Row) -> Change:
     # A ceiling may do more work in a repetition than it did.
-    seconds = [(row.median or 0.0) / (row.work if row.work and row.role == CEILING else 1) for row in (now, was)]
+    seconds = [
+        (row.median or 0.0) / (row.work if row.work and row.role == CEILING else 1) for row in (now, was)
+    ]
     place = "GPU" if now.threads is None else f"{now.threads} thread{'s' * (now.threads != 1)}"
     kind = ", plain calls" if now.clock == "calls" else ""
     first = "first calls, " if now.case.startswith("first call") else ""
