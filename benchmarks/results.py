@@ -91,6 +91,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         )
 
     @property
+    def label(self) -> str:
+        """The cell in words."""
+        threads = "" if self.threads is None else f"{self.threads} thread{'s' * (self.threads != 1)}"
+        what = " ".join(filter(None, (self.case, self.shape, self.dtype, self.layout, self.which)))
+        return ", ".join(filter(None, (what, threads, "plain calls" if self.clock == "calls" else "")))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What tells a row from all others of a file."""
         return (*self.cell, self.contender)
