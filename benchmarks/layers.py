@@ -17,31 +17,29 @@ import argparse
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import vt_fast
 from benchmarks import networks
+from benchmarks.devices import Device
+from benchmarks.modules import BOTH, INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, paper
+from benchmarks.processes import Plan
 from benchmarks.timing import Budget
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from benchmarks.devices import Device
-    from benchmarks.modules import Comparison, Function, Side
-    from benchmarks.processes import Plan
-    from benchmarks.runner import Problem
+from vt_fast.models import FPN, VTFPN, ResNet, VTResNet
 
 MODE = "layers"
-PASSES = ("inference", "forward+backward")
+PASSES = (INFERENCE, BOTH)
 BUDGET = Budget(seconds=2.0, least=7, most=100, few=5, patience=20.0)
 
 
 def siglip(quick: bool) -> Comparison:
     """The pooling head of SigLIP so400m/14 at 384 x 384: one query, 16 heads, and an MLP."""
-    from torch.nn import functional as F
     from transformers import SiglipVisionConfig
     from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
-
-    from benchmarks.modules import Side
 
     width, heads, inner = (64, 4, 96) if quick else (1152, 16, 4304)
     config = SiglipVisionConfig(hidden_size=width, num_attention_heads=heads, intermediate_size=inner)
@@ -69,8 +67,6 @@ def vjepa(quick: bool) -> Comparison:
     from transformers import VJEPA2Config
     from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2AttentivePooler
 
-    from benchmarks.modules import Side
-
     width, heads = (64, 4) if quick else (1024, 16)
 
     def make(attention: str) -> nn.Module:
@@ -96,8 +92,6 @@ def perceiver(quick: bool) -> Comparison:
     from transformers import PerceiverConfig
     from transformers.models.perceiver.modeling_perceiver import PerceiverLayer
 
-    from benchmarks.modules import Side
-
     # Channels of the inputs: RGB and 258 of Fourier features.
     latents, width, channels = (8, 48, 29) if quick else (512, 1024, 261)
     # As trained, but for the dropout of attention, which does not allow folding.
@@ -122,11 +116,7 @@ def perceiver(quick: bool) -> Comparison:
 
 def clip(quick: bool) -> Comparison:
     """CLIP RN50's attention pooling at 224 x 224, by timm: 32 heads, one query of which is used."""
-    import torch
     from timm.layers.attention_pool2d import AttentionPool2d
-    from torch.nn import functional as F
-
-    from benchmarks.modules import Side
 
     channels, side, batch = (128, 4, 2) if quick else (2048, 7, 32)
     make = partial(AttentionPool2d, channels, feat_size=side, out_features=channels // 2, head_dim=64)
@@ -143,13 +133,6 @@ def clip(quick: bool) -> Comparison:
 
 def ocr(quick: bool) -> Comparison:
     """OCRNet's object attention, HRNet-W48 on a Cityscapes crop of 512 x 1024: 19 objects, one head."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    import vt_fast
-    from benchmarks.modules import Comparison, Side
-
     channels, inner, count = (32, 16, 5) if quick else (512, 256, 19)
 
     def unit(given: int, wanted: int) -> nn.Sequential:
@@ -196,7 +179,7 @@ def ocr(quick: bool) -> Comparison:
         context = out.activate(out.bn(project(host.query_project(x), keys, values)))
         return host.bottleneck(torch.cat([context, x], 1))
 
-    def project(x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def project(x: Tensor, keys: Tensor, values: Tensor) -> Any:
         weights = torch.softmax(keys @ x.flatten(2), 1)
         return (values.mT @ weights).unflatten(2, x.shape[2:])
 
@@ -214,8 +197,6 @@ def ocr(quick: bool) -> Comparison:
 
 def stage(quick: bool) -> Comparison:
     """VT-ResNet-50's last stage, which replaces that of a ResNet-50; neither with its pooling."""
-    from benchmarks.modules import Side, paper
-    from vt_fast.models import ResNet, VTResNet
 
     depth, shape = (18, (1, 256, 4, 4)) if quick else (50, (8, 1024, 14, 14))
     # For a classifier, hence the result is the tokens.
@@ -225,10 +206,6 @@ def stage(quick: bool) -> Comparison:
 
 def level(quick: bool) -> Comparison:
     """VT-FPN's finest level at 800 x 1216, which replaces a 3x3 convolution; neither with its lateral."""
-    from torch import nn
-
-    from benchmarks.modules import Side, paper
-    from vt_fast.models import FPN, VTFPN
 
     def make(neck: type[Any]) -> nn.Module:
         made: nn.Module = neck((256,))
@@ -273,9 +250,8 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     return [networks.plan(options, "layer", specs, BUDGET)]
 
 
-def problem(spec: dict[str, Any], device: Device) -> Problem:
+def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     """A layer as :mod:`benchmarks.runner` measures it."""
-    from benchmarks.modules import Comparison, ModuleProblem, Side
 
     name, make, layout = LAYERS[spec["layer"]]
     try:
@@ -287,7 +263,7 @@ def problem(spec: dict[str, Any], device: Device) -> Problem:
         def fail() -> nn.Module:
             raise missing
 
-        comparison = Comparison({"original": Side(fail), "vt_fast": Side(fail)}, ((0,),))
+        comparison = Comparison({"original": Side(fail)}, ((0,),))
     shape = "x".join(map(str, comparison.inputs[0]))
     fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": layout}
     return ModuleProblem(comparison, fields, spec, device)
@@ -304,10 +280,9 @@ def _attend(
 ) -> Tensor:
     """Attention of projected queries (L, E) or (B, L, E) to pixels (B, N, C) that are not projected.
 
-    A head's logits are (x W_K^T) q = x (W_K^T q): a row of width C for each head and query. Weights add up to 1,
-    so the value projection moves behind the sum, with its bias. The bias of keys cancels in the softmax.
+    A head's logits are (x W_K^T) q = x (W_K^T q): a row of width C for each head and query. Weights add up to
+    1, so the value projection moves behind the sum, with its bias. The bias of keys cancels in the softmax.
     """
-    import torch
 
     width = key.shape[0] // num_heads
     query = width**-0.5 * queries.unflatten(-1, (num_heads, width))
@@ -321,10 +296,6 @@ def _pooling(
     original: Side, fold: Function, inputs: Sequence[tuple[int, ...]], fused: Side | None = None
 ) -> Comparison:
     """The sides of a layer that pools pixels. ``fold`` takes the module, the inputs and what tokenizes."""
-    from torch.nn import functional as F
-
-    import vt_fast
-    from benchmarks.modules import Comparison
 
     def plain(x: Tensor, queries: Tensor) -> Tensor:
         return (queries @ x.mT).softmax(-1) @ x
@@ -341,7 +312,6 @@ def _pooling(
 
 
 def _folded(original: Side, plain: Function, ours: Function) -> dict[str, Side]:
-    from benchmarks.modules import VT_FAST
 
     folded = original._replace(function=plain)
     return {
@@ -356,7 +326,6 @@ def _load_torchvision() -> None:
 
     No layer calls them, so it is enough to declare those that torchvision describes to torch.
     """
-    import torch
 
     try:
         import torchvision

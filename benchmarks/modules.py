@@ -5,25 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.check import Judgement
+from benchmarks.devices import Call, Device
+from benchmarks.inputs import TORCH_DTYPES
 from benchmarks.peers import Contender
 from benchmarks.results import OURS, PEER
+from benchmarks.roofline import Work
 from vt_fast.nn import set_backend
-
-if TYPE_CHECKING:
-    from benchmarks.devices import Device
-    from benchmarks.roofline import Work
-    from benchmarks.runner import Call
 
 INFERENCE, BOTH, TRAINING = "inference", "forward+backward", "training step"
 VT_FAST = "vt_fast"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Function: TypeAlias = Callable[..., Any]
 Shapes: TypeAlias = Sequence[Sequence[int]]
@@ -141,10 +138,10 @@ class ModuleProblem:
         device: Device,
     ) -> None:
         self._comparison, self._device = comparison, device.torch_device
-        self._dtype = DTYPES[fields["dtype"]]
+        self._dtype = TORCH_DTYPES[fields["dtype"]]
         self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
         self.label = f"{fields['case']} {fields['shape']} {fields['dtype']}"
-        self.fields = {**fields, "threads": device.threads}
+        self.fields = fields
         self.passes = spec["passes"]
         self._yardstick = next(iter(comparison.sides))
         usual = (
@@ -204,7 +201,10 @@ class ModuleProblem:
         """Of matrix products and convolutions, counted on tensors without data."""
         side, training = self._comparison.sides[contender.name], which != INFERENCE
         with torch.device("meta"):
-            module = side.make().train(training).requires_grad_(training)
+            try:
+                module = side.make().train(training).requires_grad_(training)
+            except ImportError:
+                return None
             given = [torch.empty(shape, requires_grad=training) for shape in self._comparison.inputs]
         built = _Built(module, partial(side.function, module), given, torch.float32)
         with torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
@@ -239,7 +239,7 @@ class ModuleProblem:
             torch.manual_seed(0)
             module = side.make()
             torch.manual_seed(1)
-            # What starts at zero would hide errors of what is before it. By name: modules may order them differently.
+            # What starts at zero would hide errors of what is before it. Sorted: all share names.
             for _, parameter in sorted(module.named_parameters()):
                 if not parameter.detach().any():
                     nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)

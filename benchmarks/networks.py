@@ -1,31 +1,29 @@
 """``python -m benchmarks models``: the paper's networks against those that they replace.
 
 ResNets and FPN, and the parts of them that the paper replaces. Sides: ``convolutions``, which are replaced;
-``reference``, the paper's equations; ``compile reference``, where torch.compile compiles the paper's part of the
-network; and ``vt_fast``.
+``reference``, the paper's equations; ``compile reference``, where torch.compile compiles the paper's part of
+the network; and ``vt_fast``.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import processes
+import torch
+from torch import Tensor, nn
+
+from benchmarks.devices import Device
+from benchmarks.modules import INFERENCE, TRAINING, Comparison, ModuleProblem, Side, paper
+from benchmarks.processes import Plan, cpus_of
 from benchmarks.shapes import GPU_DTYPES, LAYOUTS
 from benchmarks.timing import QUICK, Budget
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from benchmarks.devices import Device
-    from benchmarks.modules import Comparison
-    from benchmarks.processes import Plan
-    from benchmarks.runner import Problem
+from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
 
 MODE = "models"
 KINDS = ("stage", "neck", "classifier", "segmentation")
-PASSES = ("inference", "training step")
+PASSES = (INFERENCE, TRAINING)
 BUDGET = Budget(seconds=3.0, least=7, most=50, few=5, patience=30.0)
 # Images of COCO and LIP, and the classes that are told apart in them.
 _CLASSES = {(800, 1216): 54, (473, 473): 20, (64, 96): 20}
@@ -80,19 +78,17 @@ def plans(options: argparse.Namespace) -> list[Plan]:
 def plan(options: argparse.Namespace, kind: str, specs: list[dict[str, Any]], budget: Budget) -> Plan:
     """A process that compares modules."""
     common = {"kind": kind, "quick": options.quick, "passes": options.passes, "peers": options.peers}
-    return processes.Plan(
+    return Plan(
         problems=[{**common, **spec} for spec in specs],
-        cpus=processes.cpus_of(options.threads),
+        cpus=cpus_of(options.threads),
         device=options.device,
         budget=QUICK if options.quick else budget,
         quick=options.quick,
     )
 
 
-def problem(spec: dict[str, Any], device: Device) -> Problem:
+def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     """A network as :mod:`benchmarks.runner` measures it."""
-    from benchmarks.modules import ModuleProblem
-
     name, comparison = _comparison(spec["network"], spec["depth"], spec["image"])
     shape = "x".join(map(str, spec["image"]))
     fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": spec["layout"]}
@@ -100,11 +96,6 @@ def problem(spec: dict[str, Any], device: Device) -> Problem:
 
 
 def _comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Comparison]:
-    import torch
-
-    from benchmarks.modules import Side, paper
-    from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
-
     with torch.device("meta"):
         channels = ResNet(depth).channels
     classes = _CLASSES.get((image[2], image[3]), 1000)

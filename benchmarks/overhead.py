@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import shapes
 from benchmarks.processes import CPU, Message, Plan, cpus_of
-from benchmarks.results import BACKEND, FAILED, OURS, PEER, Row
+from benchmarks.results import BACKEND, OURS, PEER, Row
 from benchmarks.shapes import OPS, STACK, Case, Shape
 from benchmarks.timing import Budget, quantiles
 
@@ -62,15 +62,11 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         # Compiling takes longer than all the rest of a quick run.
         wanted = [name for name in PEERS if not (options.quick and name.startswith("compile "))]
     chosen = peers.chosen(wanted, "cuda" if on_gpu else CPU)
-    places = [
-        (op, shape, None) for shape in shapes.OVERHEAD_SHAPES[: 1 if options.quick else None] for op in OPS
-    ]
-    places.append((STACK, shapes.OVERHEAD_STACK_SHAPE, 1))
-    cases = [
-        Case(op, shape, dtype, "channels_last", parts) for op, shape, parts in places if op in options.op
-    ]
+    sizes = shapes.OVERHEAD_SHAPES[: 1 if options.quick else None]
+    cases = [Case(op, size, dtype, "channels_last") for size in sizes for op in OPS]
+    cases.append(Case(STACK, shapes.OVERHEAD_STACK_SHAPE, dtype, "channels_last", 1))
     calls = Plan(
-        problems=[case.spec(chosen, mode=MODE) for case in cases],
+        problems=[case.spec(chosen, mode=MODE) for case in cases if case.op in options.op],
         cpus=cpus_of(1),  # two would only wait for each other
         device=options.device,
         budget=QUICK_BUDGET if options.quick else BUDGET,
@@ -126,7 +122,7 @@ def _rows(
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
             reason = f"the process ended with status {done.returncode}: {last}"
-            yield Row(**fields, which="first call", status=FAILED, reason=reason)
+            yield Row(**fields, which="first call", status="failed", reason=reason)
             return
         found.append(json.loads(done.stdout.splitlines()[-1]))
     for step in found[0]:
