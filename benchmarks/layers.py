@@ -2,7 +2,7 @@
 
 Each layer has its original configuration and random weights, and several sides:
 
-- ``original``: the package's module; ``original, sdpa``: with PyTorch's fused attention, where the package
+- ``original``: the package's module; ``original sdpa``: with PyTorch's fused attention, where the package
   leaves it off; ``plain PyTorch``: a copy of the module, where the package is hard to install.
 - ``folded``: our algebra in plain PyTorch: projections of the pixels move to the few rows on the other side.
 - ``vt_fast``: the same by our ops. Folding is a part of every call, so that all sides start from the
@@ -186,7 +186,7 @@ def ocr(quick: bool) -> Comparison:
     plain = Side(ObjectAttention)
     sides = {
         "plain PyTorch": plain,
-        "plain PyTorch, sdpa": plain._replace(function=fused),
+        "plain PyTorch sdpa": plain._replace(function=fused),
         "compile plain PyTorch": plain._replace(compiled=""),
         "original": Side(shipped),
         **_folded(plain, partial(fold, project=project), partial(fold, project=vt_fast.project)),
@@ -301,12 +301,13 @@ def _pooling(
         return (queries @ x.mT).softmax(-1) @ x
 
     def attention(x: Tensor, queries: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(queries.expand(x.shape[0], -1, -1), x, x, scale=1.0)
+        queries, x = queries.expand(x.shape[0], -1, -1)[:, None], x[:, None]  # the fused ones want 4 dimensions
+        return F.scaled_dot_product_attention(queries, x, x, scale=1.0)[:, 0]
 
     sides = {"original": original, "compile original": original._replace(compiled="")}
     if fused is not None:
-        sides["original, sdpa"] = fused
-    sides["folded, sdpa"] = original._replace(function=partial(fold, tokenize=attention))
+        sides["original sdpa"] = fused
+    sides["folded sdpa"] = original._replace(function=partial(fold, tokenize=attention))
     sides |= _folded(original, partial(fold, tokenize=plain), partial(fold, tokenize=vt_fast.tokenize))
     return Comparison(sides, inputs)
 
