@@ -1,167 +1,181 @@
-"""``python -m benchmarks overhead``: what a call costs where there is next to nothing to compute.
+"""``python -m benchmarks overhead``: the cost of a call where there is next to nothing to compute.
 
-And what the first call of a process costs, as a figure of its own (:mod:`benchmarks.first_call`).
+And that of the first call of a process, in fresh processes: this module, run as a program, is one.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from benchmarks import cases, first_call, records, running
-from benchmarks.cases import FORWARD, STACK, Case, Shape
-from benchmarks.records import Cell, Run
-from benchmarks.running import CPU, Finished
-from benchmarks.tables import table, wrapped
-from benchmarks.timing import Budget
-
-if TYPE_CHECKING:
-    from benchmarks.compare import Before
+from benchmarks import shapes
+from benchmarks.processes import CPU, Message, Plan, cpus_of
+from benchmarks.results import BACKEND, OURS, PEER, Row
+from benchmarks.shapes import OPS, STACK, Case, Shape
+from benchmarks.timing import Budget, quantiles
 
 MODE = "overhead"
-# So small that computing takes a microsecond or two.
-SHAPES = (Shape(1, 4, 4, 32, 4), Shape(1, 14, 14, 64, 8))
-STACK_SHAPE = Shape(1, 4, 4, 64, 4)
-# Plain PyTorch, and what is usually said to help.
+# Plain PyTorch, and what usually makes it faster.
 PEERS = ("eager", "folded", "sdpa", "compile eager", "compile folded")
-# Calls in one turn of the clock, and turns.
+# Calls in one turn of the clock.
 REPEAT, QUICK_REPEAT = 100, 5
 BUDGET = Budget(seconds=1.0, least=15, most=60, far_behind=1e9, behind=1e9)
 QUICK_BUDGET = Budget(seconds=0.0, least=3, most=3, few=3, far_behind=1e9, behind=1e9)
-PROCESSES, QUICK_PROCESSES = 5, 1
+
+# First calls, of tokenize: by our default backend, which takes longest to load, and by others.
+_FIRST = {"vt_fast": OURS, "vt_fast torch": BACKEND, "eager": PEER, "sdpa": PEER, "compile eager": PEER}
+_FIRST_SHAPE, _QUICK_SHAPE = Shape(8, 14, 14, 256, 16), Shape(1, 4, 4, 32, 4)
+_PROCESSES, _SECONDS = 5, 600
+# Where compilers keep what they have made.
+_CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    ops = [*cases.OPS, STACK]
-    parser.add_argument(
-        "--quick", action="store_true", help="few calls, one op, one first call of each: a smoke test"
-    )
-    parser.add_argument("--op", nargs="+", choices=ops, default=ops)
-    parser.add_argument(
-        "--device", type=running.device_name, default=CPU, help="cpu, cuda or cuda:N; default: %(default)s"
-    )
-    parser.add_argument("--dtype", choices=cases.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help=f"default: {', '.join(PEERS)}")
-    parser.add_argument("--no-first-call", action="store_true", help="without fresh processes")
+    """The mode's options."""
+    add = parser.add_argument
+    add("--op", nargs="+", choices=(*OPS, STACK), default=[*OPS, STACK])
+    add("--dtype", choices=shapes.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
+    add("--peers", nargs="*", metavar="NAME", help=f"default: {', '.join(PEERS)}")
+    add("--no-first-call", action="store_true", help="without fresh processes")
 
 
-def main(options: argparse.Namespace, before: Before | None = None) -> Finished:
-    """Run, save, print. 1 where a result of ours was wrong or a case could not be measured.
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """A process for calls, and one that starts processes for first calls.
 
     Raises:
-        UsageError: the arguments cannot be carried out.
-        Incomparable: the run cannot be compared with that before.
+        UsageError: a peer is not known.
     """
-    from benchmarks.peers_gpu import ABSENT, ALL_NAMES
+    from benchmarks import peers
 
-    peers = options.peers
-    if peers is None:
-        # Compiling takes longer than all the rest of a quick run.
-        peers = [name for name in PEERS if not (options.quick and name.startswith("compile "))]
     on_gpu = options.device != CPU
     dtype = options.dtype or ("bf16" if on_gpu else "fp32")
-    todo = chosen(options.op, dtype, quick=options.quick)
-    plan: dict[str, Any] = {
-        "passes": list(cases.PASSES),
-        "peers": running.known_peers(peers, ALL_NAMES),
-        "budget": (QUICK_BUDGET if options.quick else BUDGET)._asdict(),
-        # Ceilings mean nothing here, and are measured by small calls.
-        "quick": True,
-        "device": options.device if on_gpu else None,
-        "repeat": QUICK_REPEAT if options.quick else REPEAT,
+    wanted = options.peers
+    if wanted is None:
+        # Compiling takes longer than all the rest of a quick run.
+        wanted = [name for name in PEERS if not (options.quick and name.startswith("compile "))]
+    chosen = peers.chosen(wanted, "cuda" if on_gpu else CPU)
+    sizes = shapes.OVERHEAD_SHAPES[: 1 if options.quick else None]
+    cases = [Case(op, size, dtype, "channels_last") for size in sizes for op in OPS]
+    cases.append(Case(STACK, shapes.OVERHEAD_STACK_SHAPE, dtype, "channels_last", 1))
+    calls = Plan(
+        problems=[case.spec(chosen, mode=MODE) for case in cases if case.op in options.op],
+        cpus=cpus_of(1),  # two would only wait for each other
+        device=options.device,
+        budget=QUICK_BUDGET if options.quick else BUDGET,
+        quick=options.quick,
+        repeat=QUICK_REPEAT if options.quick else REPEAT,
+    )
+    names = [name for name in _FIRST if not (options.quick and name.startswith("compile "))]
+    first = Plan(
+        problems=[{"contender": name, "dtype": dtype} for name in names],
+        cpus=calls.cpus,
+        device=options.device,
+        quick=options.quick,
+        work="benchmarks.overhead",
+    )
+    return [calls] if options.no_first_call else [calls, first]
+
+
+def work(plan: Plan) -> Iterator[Message]:
+    """First calls of each contender; of those that compile also with empty caches."""
+    shape = _QUICK_SHAPE if plan.quick else _FIRST_SHAPE
+    for index, spec in enumerate(plan.problems):
+        name = spec["contender"]
+        yield Message(index=index, case=f"first call, {name}")
+        compiles = name.startswith("compile ") or (_FIRST[name] == OURS and plan.device != CPU)
+        with contextlib.ExitStack() as stack:
+            folders = {each: stack.enter_context(tempfile.TemporaryDirectory()) for each in _CACHES}
+            for cold in (True, False) if compiles else (False,):
+                fields = {
+                    "mode": MODE,
+                    "case": "first call of tokenize" + (", empty caches" if cold else ""),
+                    "shape": shape.label,
+                    "dtype": spec["dtype"],
+                    "layout": "channels_last",
+                    "threads": len(plan.cpus) if plan.device == CPU else None,
+                    "clock": "wall" if plan.device == CPU else "calls",
+                    "contender": name,
+                    "role": _FIRST[name],
+                }
+                words = [name, json.dumps(shape), spec["dtype"], plan.device]
+                count = 1 if cold or plan.quick else _PROCESSES
+                yield Message(rows=list(_rows(words, folders, count, fields)))
+
+
+def _rows(
+    words: Sequence[str], caches: Mapping[str, str], count: int, fields: dict[str, Any]
+) -> Iterator[Row]:
+    """A row for each step of a fresh process, over so many of them."""
+    found = []
+    for _ in range(count):
+        command = [sys.executable, "-m", "benchmarks.overhead", *words]
+        settings = {**os.environ, **caches}
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=_SECONDS)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+            reason = f"the process ended with status {done.returncode}: {last}"
+            yield Row(**fields, which="first call", status="failed", reason=reason)
+            return
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    for step in found[0]:
+        median, low, high = quantiles([each[step] for each in found])
+        yield Row(**fields, which=step, median=median, low=low, high=high, rounds=count)
+
+
+def main(words: Sequence[str]) -> None:
+    """Be the fresh process: print what each step took as JSON. Torch is not imported before that is timed."""
+    name, sizes, dtype, device = words
+    found: dict[str, float] = {}
+
+    def timed(step: str, function: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        value = function()
+        found[step] = time.perf_counter() - start
+        return value
+
+    torch = timed("import torch", lambda: __import__("torch"))
+    vt_fast = timed("import vt_fast", lambda: __import__("vt_fast")) if _FIRST[name] != PEER else None
+    batch, height, width, channels, tokens = json.loads(sizes)
+    target = {
+        "device": device,
+        "dtype": {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype],
     }
-    # One thread: two would only wait for each other.
-    cpus = running.cpus_of(1)
-    settings = {"mode": MODE, **plan, "quick": options.quick, "dtype": dtype, "threads": 1, "absent": ABSENT}
-    run = Run(running.machine_of(options.device), settings, [], complete=False)
+    x = torch.randn(batch, channels, height, width, **target).contiguous(memory_format=torch.channels_last)
+    queries = torch.randn(tokens, channels, **target) * channels**-0.5
+    if vt_fast is not None:
+        backend = name.partition(" ")[2] or None
 
-    def mark(cell: Cell) -> None:
-        cell.floor = None  # of a call that computes nothing there is none
+        def call() -> None:
+            vt_fast.tokenize(x, queries, backend=backend)
+    else:
+        from benchmarks import peers
 
-    if before is not None:
-        before.accept(run)
-    full = running.is_full(options, add_arguments)
-    status, output = running.conduct(run, [({**plan, "cases": todo}, cpus)], options, full=full, mark=mark)
-    if status == 0 and not options.no_first_call:
-        processes = QUICK_PROCESSES if options.quick else PROCESSES
-        run.first_calls = first_call.measure(options.device, dtype, processes, cpus, quick=options.quick)
-        run.problems += [f"{each.name}: {each.reason}" for each in run.first_calls if each.reason]
-        records.save(run, output)
-    print(render(run))
-    print(f"\nwritten to {output}")
-    compared = 0 if before is None else before.report(run)
-    return Finished(status or running.verdict(run) or compared, output)
+        peer = next(peer for peer in peers.PEERS["tokenize"] if peer.name == name)
+        function = peer.code if peer.compiled is None else peer.compiled()
 
+        def call() -> None:
+            function(x, queries)
 
-def chosen(ops: Sequence[str], dtype: str, *, quick: bool) -> list[Case]:
-    """The cases; of a quick run one shape."""
-    found = [
-        Case(op, shape, dtype, "channels_last")
-        for op in ops
-        if op != STACK
-        for shape in (SHAPES[:1] if quick else SHAPES)
-    ]
-    if STACK in ops:
-        found.append(Case(STACK, STACK_SHAPE, dtype, "channels_last", parts=1))
-    return found
+    def finished() -> None:
+        with torch.no_grad():
+            call()
+        if device != CPU:
+            torch.cuda.synchronize()
+
+    if device != CPU:
+        torch.cuda.synchronize()
+    timed("first call", finished)
+    timed("second call", finished)
+    print(json.dumps(found))
 
 
-def render(run: Run) -> str:
-    """A table of calls, and one of first calls."""
-    from benchmarks.report import head, missing
-
-    return "\n\n".join(filter(None, [head(run), _calls(run), _first_calls(run), "\n".join(missing(run))]))
-
-
-def _calls(run: Run) -> str:
-    names = list(dict.fromkeys(entry.name for cell in run.cells for entry in cell.entries))
-    rows = []
-    for cell in run.cells:
-        entries = {entry.name: entry for entry in cell.entries}
-        row = [cell.op if cell.op != STACK else "stack of 1", cell.shape.label]
-        row.append("without" if cell.which == FORWARD else "with")
-        for name in names:
-            entry = entries.get(name)
-            known = entry is not None and entry.timed
-            row.append("" if entry is None else f"{entry.median * 1e6:.1f}" if known else entry.status)
-        rows.append(row)
-    columns = ["us per call", "BxNxCxL", "gradients", *(name.replace(" ", "\n", 1) for name in names)]
-    return "\n".join(
-        [
-            table(columns, rows),
-            wrapped(
-                f"Medians; each time is the mean of {run.settings['repeat']} calls in a row, on one thread. "
-                "Without gradients: forward. With: forward and backward to all operands."
-            ),
-        ]
-    )
-
-
-def _first_calls(run: Run) -> str | None:
-    if not run.first_calls:
-        return None
-    rows = []
-    for each in run.first_calls:
-        row = [each.name, "cold" if each.cold else "warm"]
-        for seconds, unit in (
-            (each.import_torch, 1.0),
-            (each.import_vt_fast, 1e-3),
-            (each.first, 1e-3),
-            (each.second, 1e-3),
-        ):
-            row.append(f"{statistics.median(seconds) / unit:.3g}" if seconds else "-")
-        rows.append(row)
-    columns = ["first call", "caches of\ncompilers", "import\ntorch s", "import\nvt_fast ms", "first\nms"]
-    one = run.first_calls[0]
-    return "\n".join(
-        [
-            table([*columns, "second\nms"], rows),
-            wrapped(
-                f"{one.op} {one.shape.label} {one.dtype}, forward, each in fresh processes: medians. Cold: "
-                "with empty folders for what Triton and torch.compile keep."
-            ),
-        ]
-    )
+if __name__ == "__main__":
+    main(sys.argv[1:])

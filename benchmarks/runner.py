@@ -224,6 +224,8 @@ class Measurement:
                 # Watching memory takes time of its own, which does not matter in a long call.
                 entry.before = seconds if seconds > 0.1 else device.clock(call)
             entry.call = call
+        except ImportError as error:  # of a package that is not installed
+            entry.status, entry.reason = UNAVAILABLE, cause(error)
         except Exception as error:  # one that fails must not end the run, nor go unnamed
             if first:
                 raise

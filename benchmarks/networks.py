@@ -1,0 +1,129 @@
+"""``python -m benchmarks models``: the paper's networks against those that they replace.
+
+ResNets and FPN, and the parts of them that the paper replaces. Sides: ``convolutions``, which are replaced;
+``reference``, the paper's equations; ``compile reference``, where torch.compile compiles the paper's part of
+the network; and ``vt_fast``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.devices import Device
+from benchmarks.modules import INFERENCE, TRAINING, Comparison, ModuleProblem, Side, paper
+from benchmarks.processes import Plan, cpus_of
+from benchmarks.shapes import GPU_DTYPES, LAYOUTS
+from benchmarks.timing import QUICK, Budget
+from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
+
+MODE = "models"
+KINDS = ("stage", "neck", "classifier", "segmentation")
+PASSES = (INFERENCE, TRAINING)
+BUDGET = Budget(seconds=3.0, least=7, most=50, few=5, patience=30.0)
+# Images of COCO and LIP, and the classes that are told apart in them.
+_CLASSES = {(800, 1216): 54, (473, 473): 20, (64, 96): 20}
+
+
+def cases(quick: bool = False) -> Iterator[dict[str, Any]]:
+    """All cases by their names, as :func:`problem` takes them.
+
+    Example:
+        >>> len(list(cases())), next(cases())
+        (12, {'network': 'stage', 'depth': 18, 'image': [8, 3, 224, 224]})
+    """
+    depths = (18,) if quick else (18, 34, 50, 101)
+    images = [[1, 3, 64, 96]] if quick else [[1, 3, 800, 1216], [1, 3, 473, 473]]
+    small = [1, 3, 64, 64] if quick else [8, 3, 224, 224]
+    for kind in KINDS:
+        classifies = kind in ("stage", "classifier")
+        for depth in depths if classifies else (50,):
+            for image in [small] if classifies else images:
+                yield {"network": kind, "depth": depth, "image": image}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The mode's options."""
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["channels_last"])
+    add_common_arguments(parser, PASSES)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
+    """Options of all modes that compare modules."""
+    parser.add_argument("--dtype", nargs="+", choices=GPU_DTYPES, default=["fp32"])
+    parser.add_argument("--pass", nargs="+", choices=passes, default=list(passes), dest="passes")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="default: all, in a quick run without compiling"
+    )
+    parser.add_argument("--threads", type=int, metavar="T", help="of a CPU; default: all that may be used")
+
+
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """One process measures all networks."""
+    specs = [
+        {**case, "dtype": dtype, "layout": layout}
+        for case in cases(options.quick)
+        if case["network"] in options.kind
+        for dtype in options.dtype
+        for layout in options.layout
+    ]
+    return [plan(options, "network", specs, BUDGET)]
+
+
+def plan(options: argparse.Namespace, kind: str, specs: list[dict[str, Any]], budget: Budget) -> Plan:
+    """A process that compares modules."""
+    common = {"kind": kind, "quick": options.quick, "passes": options.passes, "peers": options.peers}
+    return Plan(
+        problems=[{**common, **spec} for spec in specs],
+        cpus=cpus_of(options.threads),
+        device=options.device,
+        budget=QUICK if options.quick else budget,
+        quick=options.quick,
+    )
+
+
+def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
+    """A network as :mod:`benchmarks.runner` measures it."""
+    name, comparison = _comparison(spec["network"], spec["depth"], spec["image"])
+    shape = "x".join(map(str, spec["image"]))
+    fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": spec["layout"]}
+    return ModuleProblem(comparison, fields, spec, device)
+
+
+def _comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Comparison]:
+    with torch.device("meta"):
+        channels = ResNet(depth).channels
+    classes = _CLASSES.get((image[2], image[3]), 1000)
+    if kind == "stage":
+        # For a classifier, hence the result is the tokens.
+        ours = Side(lambda: VTResNet(depth).stage, lambda host, x: host(x)[1])
+        replaced = Side(lambda: ResNet(depth).get_submodule("layer4"))
+        given, small = (_maps(size, channels)[2:3] for size in (image, (2, 3, 112, 112)))
+        return f"ResNet-{depth}'s last stage", paper(ours, replaced, given, small)
+    if kind == "neck":
+
+        def neck(host: nn.Module, *maps: Tensor) -> Any:
+            return host(maps)
+
+        ours, replaced = Side(lambda: VTFPN(channels), neck), Side(lambda: FPN(channels), neck)
+        given, small = (_maps(size, channels) for size in (image, (2, 3, 96, 64)))
+        return f"FPN on ResNet-{depth}", paper(ours, replaced, given, small)
+    if kind == "classifier":
+        ours, replaced = Side(lambda: VTResNet(depth, classes)), Side(lambda: ResNet(depth, classes))
+        return f"ResNet-{depth}", paper(ours, replaced, [image], [(2, 3, 64, 64)], "stage")
+    ours, replaced = Side(lambda: vt_fpn(depth, classes)), Side(lambda: fpn(depth, classes))
+    return f"ResNet-{depth} FPN", paper(ours, replaced, [image], [(2, 3, 64, 96)], "neck")
+
+
+def _maps(image: Sequence[int], channels: Sequence[int]) -> list[Sequence[int]]:
+    """Of strides 4, 8, 16 and 32, sizes rounded up."""
+    batch, _, height, width = image
+    return [
+        (batch, count, -(-height // (4 << level)), -(-width // (4 << level)))
+        for level, count in enumerate(channels)
+    ]

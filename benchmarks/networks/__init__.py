@@ -1,1 +1,0 @@
-"""The paper's networks against those that they replace: ``python -m benchmarks models``."""
