@@ -1,4 +1,4 @@
-"""Compare two result files: what became slower or faster by more than noise, lost its time or takes more memory.
+"""Compare two runs: what is slower or faster by more than noise, has lost its time or takes more memory.
 
 The times of one process tell how far its median may be off *in that process*. The next process has other
 pages, other neighbours on the machine and another clock rate, and its times move by several times as much.
@@ -29,6 +29,8 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from benchmarks import results
+from benchmarks.plots import digits, is_first_call, place
+from benchmarks.report import as_text, spread, table
 from benchmarks.results import CEILING, OURS, PEER, Row, Run
 
 SLOWER, FASTER, SAME = "slower", "faster", "same"
@@ -41,23 +43,24 @@ _LEAST_ROUNDS = 3
 # Memory may grow by this share, or by this many bytes: what an allocator rounds to.
 _MEMORY_SHARE, _MEMORY_BYTES = 0.02, 1 << 16
 _NORMAL = NormalDist()
-# Times depend on these facts: where each is found, and what it is called.
-_FACTS = (
-    (("machine", "devices", "cpu"), "CPU"),
-    (("machine", "devices", "cores"), "number of cores"),
-    (("machine", "devices", "instructions"), "instruction set"),
-    (("machine", "gpu", "name"), "GPU"),
-    (("machine", "versions", "torch"), "torch"),
-    (("settings", "quick"), "--quick"),
-    (("settings", "tf32"), "--tf32"),
-)
+# Times depend on these facts: what each is called, and where it is.
+_FACTS = {
+    "CPU": ("machine", "devices", "cpu"),
+    "number of cores": ("machine", "devices", "cores"),
+    "instruction set": ("machine", "devices", "instructions"),
+    "GPU": ("machine", "gpu", "name"),
+    "torch": ("machine", "versions", "torch"),
+    "--quick": ("settings", "quick"),
+    "--tf32": ("settings", "tf32"),
+}
 
 
 class Change(NamedTuple):
     """How a time, or the mean of several, differs between two runs, in natural logs.
 
     ``raw``: of NEW's median over OLD's. ``drift``: the machine's part of it. ``error``: standard error of the
-    medians. ``group``: cells that are averaged. ``stratum``: times that scatter alike from run to run.
+    medians. ``noise``: what a change must exceed to be one. ``group``: cells that are averaged. ``stratum``:
+    times that scatter alike from run to run.
     """
 
     cell: str
@@ -68,6 +71,7 @@ class Change(NamedTuple):
     raw: float
     error: float
     drift: float = 0.0
+    noise: float = 0.0
     cells: int = 1
 
     @property
@@ -75,45 +79,38 @@ class Change(NamedTuple):
         """What the machine does not explain."""
         return self.raw - self.drift
 
-
-class Verdict(NamedTuple):
-    """A change and the noise that it must exceed, a log too."""
-
-    change: Change
-    noise: float
-
     @property
-    def word(self) -> str:
+    def verdict(self) -> str:
         """Slower, faster, or the same as far as one can tell."""
-        if abs(self.change.left) <= self.noise:
+        if abs(self.left) <= self.noise:
             return SAME
-        return SLOWER if self.change.left > 0 else FASTER
+        return SLOWER if self.left > 0 else FASTER
 
 
 class Comparison(NamedTuple):
     """Two runs compared.
 
-    ``verdicts`` are of single cells, ``groups`` of means over cells that are the same one by one. ``lost``: our
-    rows that had a time in OLD and have none, and why. ``grown``: our rows that take more memory. ``alone``:
-    how many cells are in NEW or OLD only. ``forced``: differences in spite of which they were compared.
+    ``changes`` are of single cells, ``groups`` of means over cells that are the same one by one. ``lost``:
+    our rows that had a time in OLD and have none, and why. ``grown``: our rows that take more memory.
+    ``alone``: how many cells are in NEW or OLD only. ``forced``: differences that were overruled.
     """
 
     pairs: Mapping[tuple[str, str], tuple[Row, Row]]
-    verdicts: list[Verdict]
-    groups: list[Verdict]
+    changes: list[Change]
+    groups: list[Change]
     lost: list[tuple[Row, str]]
     grown: list[tuple[Row, Row]]
     cells: int
     alone: tuple[int, int]
     forced: list[str]
 
-    def ours(self, word: str) -> list[Verdict]:
+    def ours(self, verdict: str) -> list[Change]:
         """Our rows with that verdict, then our groups, the largest changes first."""
         return [
             each
-            for part in (self.verdicts, self.groups)
-            for each in sorted(part, key=lambda each: -abs(each.change.left))
-            if each.change.role == OURS and each.word == word
+            for part in (self.changes, self.groups)
+            for each in sorted(part, key=lambda each: -abs(each.left))
+            if (each.role, each.verdict) == (OURS, verdict)
         ]
 
     @property
@@ -142,11 +139,8 @@ def refuse(new: Mapping[str, Any], old: Mapping[str, Any], *, force: bool = Fals
     Raises:
         ValueError: they differ in what times depend on, and ``force`` is not set.
     """
-    found = []
-    for path, title in _FACTS:
-        now, was = (_fact(facts, path) for facts in (new, old))
-        if now != was:
-            found.append(f"{title}: {now} and {was}")
+    both = [(title, *(_fact(facts, path) for facts in (new, old))) for title, path in _FACTS.items()]
+    found = [f"{title}: {now} and {was}" for title, now, was in both if now != was]
     if found and not force:
         raise ValueError(
             f"NEW and OLD must not differ in what times depend on, got {'; '.join(found)}. With --force, our "
@@ -170,33 +164,32 @@ def compare(new: Run, old: Run, *, force: bool = False) -> Comparison:
     """
     forced = refuse(new.facts, old.facts, force=force)
     after, before = _rows(new), _rows(old)
-    cells = [
-        dict.fromkeys(row.label for row in rows.values() if row.role != CEILING) for rows in (after, before)
-    ]
-    common = [cell for cell in cells[0] if cell in cells[1]]
+    here, there = (
+        {row.label: None for row in rows.values() if row.role != CEILING} for rows in (after, before)
+    )
+    common = [cell for cell in here if cell in there]
     if not common:
-        raise ValueError(
-            f"NEW and OLD must share a cell, NEW has {_some(cells[0])} and OLD {_some(cells[1])}"
-        )
+        some = [f"{len(cells)} such as {next(iter(cells), None)}" for cells in (here, there)]
+        raise ValueError(f"NEW and OLD must share a cell, NEW has {some[0]} and OLD {some[1]}")
     pairs, lost = {}, []
     for key, was in before.items():
         now = after.get(key)
-        if (was.label not in cells[0] and was.role != CEILING) or not _usable(was):
+        if (was.label not in here and was.role != CEILING) or not _usable(was):
             continue
         if now is not None and _usable(now):
             pairs[key] = (was, now)
         elif _role(was) == OURS and (now is None or now.median is None):
             lost.append((was, "it took no part" if now is None else f"{now.status}: {now.reason}"))
-    verdicts = judge(without_drift(_change(was, now) for was, now in pairs.values()))
+    changes = judge(without_drift(_change(was, now) for was, now in pairs.values()))
     return Comparison(
         pairs,
-        verdicts,
+        changes,
         # A group is not reported because of a cell that is reported anyway.
-        judge(_means(each.change for each in verdicts if each.word == SAME)),
+        judge(_means(each for each in changes if each.verdict == SAME)),
         lost,
         [pair for pair in pairs.values() if _has_grown(*pair)],
         len(common),
-        (len(cells[0]) - len(common), len(cells[1]) - len(common)),
+        (len(here) - len(common), len(there) - len(common)),
         forced,
     )
 
@@ -215,10 +208,6 @@ def _usable(row: Row) -> bool:
     return row.rounds >= _LEAST_ROUNDS and bool(row.median)
 
 
-def _some(cells: Mapping[str, None]) -> str:
-    return f"{len(cells)} such as {next(iter(cells))}" if cells else "none"
-
-
 def _role(row: Row) -> str:
     """Ours are all backends of vt_fast."""
     return row.role if row.role in (PEER, CEILING) else OURS
@@ -232,21 +221,17 @@ def _has_grown(was: Row, now: Row) -> bool:
 
 def _change(was: Row, now: Row) -> Change:
     # A ceiling may do more work in a repetition than it did.
-    seconds = [
-        (row.median or 0.0) / (row.work if row.work and row.role == CEILING else 1) for row in (now, was)
-    ]
-    place = "GPU" if now.threads is None else f"{now.threads} thread{'s' * (now.threads != 1)}"
-    kind = ", plain calls" if now.clock == "calls" else ""
-    first = "first calls, " if now.case.startswith("first call") else ""
-    what = now.mode if now.mode in ("models", "layers") else now.case
+    work = (now.work or 1.0) / (was.work or 1.0) if now.role == CEILING else 1.0
+    where = ", ".join(filter(None, (place("", now.threads) or "GPU", "plain calls" * (now.clock == "calls"))))
+    case = now.mode if now.mode in ("models", "layers") else now.case
     return Change(
         now.label,
-        f"{what} {now.which}, {now.dtype}, {place}{kind}",
+        f"{case} {now.which}, {now.dtype}, {where}",
         # Unchanged code scatters more on two threads than on one.
-        f"{first}{place}{kind}",
+        f"first calls, {where}" if is_first_call(now) else where,
         now.contender,
         _role(now),
-        math.log(seconds[0] / seconds[1]),
+        math.log((now.median or 1.0) / (was.median or 1.0) / work),
         math.hypot(_standard_error(was), _standard_error(now)),
     )
 
@@ -309,7 +294,7 @@ def _means(changes: Iterable[Change]) -> list[Change]:
     ]
 
 
-def judge(changes: Sequence[Change]) -> list[Verdict]:
+def judge(changes: Sequence[Change]) -> list[Change]:
     """Each change with its noise; those without a control in their stratum are left out."""
     number = sum(each.role == OURS for each in changes)
     factor = _NORMAL.inv_cdf(1 - _MISTAKES / 2 / max(number, 1))
@@ -319,16 +304,16 @@ def judge(changes: Sequence[Change]) -> list[Verdict]:
             controls[each.stratum].append(each.left * math.sqrt(each.cells))
     scatters = {stratum: scatter(left) for stratum, left in controls.items()}
     return [
-        Verdict(each, factor * math.hypot(each.error, scatters[each.stratum] / math.sqrt(each.cells)))
+        each._replace(noise=factor * math.hypot(each.error, scatters[each.stratum] / math.sqrt(each.cells)))
         for each in changes
         if each.stratum in scatters
     ]
 
 
 def scatter(values: Iterable[float]) -> float:
-    """A standard deviation around 0 that fits the tail: the 99 % quantile of the sizes, as for normal numbers.
+    """A standard deviation around 0 that fits the tail: the 99 % quantile, as for normal numbers.
 
-    Of few values it is the largest, taken as the quantile that the largest of that many is.
+    Of few values the largest is taken, as the quantile that it is of that many.
 
     Example:
         >>> round(scatter([-0.3, 0.1, 0.2]), 4)
@@ -341,98 +326,78 @@ def scatter(values: Iterable[float]) -> float:
 
 def render(found: Comparison, *, everything: bool = False) -> str:
     """The comparison as text; ``everything``: the change of every row."""
-    parts = ["\n".join(_head(found)), _table(found, [v for v in found.groups if v.change.role == OURS])]
-    if everything:
-        parts.append(_table(found, found.verdicts))
-    parts.append("\n".join(_reported(found)))
-    return "\n\n".join(filter(None, parts))
+    parts = ["\n".join(_head(found)), _table(found, [each for each in found.groups if each.role == OURS])]
+    parts += [_table(found, found.changes)] if everything else []
+    return "\n\n".join(filter(None, [*parts, "\n".join(_reported(found))]))
 
 
 def _head(found: Comparison) -> Iterator[str]:
     yield f"{found.cells} cells are in both, {found.alone[0]} in NEW alone, {found.alone[1]} in OLD alone."
-    for each in found.forced:
-        yield f"Forced: NEW and OLD differ in {each}."
+    yield from (f"Forced: NEW and OLD differ in {each}." for each in found.forced)
     yield (
         "Times of NEW in multiples of OLD's. The machine's drift is the median change of the peers of the "
         "cell, and is taken off."
     )
-    for stratum in dict.fromkeys(each.change.stratum for each in found.verdicts):
-        controls = [v.change for v in found.verdicts if (v.change.stratum, v.change.role) == (stratum, PEER)]
-        drifts = {"peers": math.exp(statistics.median(each.raw for each in controls))}
-        for was, now in found.pairs.values():
-            change = _change(was, now)
-            if (change.role, change.stratum) == (CEILING, stratum):
-                drifts[" ".join(filter(None, (now.case, now.dtype, now.shape)))] = math.exp(change.raw)
-        sizes = sorted(abs(each.left) for each in controls)
-        middle, far = (math.expm1(sizes[min(int(p * len(sizes)), len(sizes) - 1)]) for p in (0.5, 0.95))
-        beyond = statistics.fmean(abs(each.left) > 2 * each.error for each in controls)
-        yield f"  {stratum}: {', '.join(f'{name} {ratio:.3f}' for name, ratio in drifts.items())}"
-        yield (
-            f"    A peer differs from the others of its cell by {middle:.1%} in the median, by up to {far:.1%} "
-            f"in 95 of 100 cells, and in {beyond:.0%} by over twice the standard error of its times."
-        )
+    ceilings = [_change(was, now) for was, now in found.pairs.values() if now.role == CEILING]
+    for stratum in dict.fromkeys(each.stratum for each in found.changes):
+        peers = [each.raw for each in found.changes if (each.stratum, each.role) == (stratum, PEER)]
+        drifts = {"peers": statistics.median(peers)}
+        drifts |= {each.cell: each.raw for each in ceilings if each.stratum == stratum}
+        yield f"  {stratum}: {'; '.join(f'{name} {math.exp(raw):.3f}' for name, raw in drifts.items())}"
 
 
-def _table(found: Comparison, verdicts: Sequence[Verdict]) -> str:
-    from benchmarks.report import as_text
-
+def _table(found: Comparison, changes: Sequence[Change]) -> str:
     records = []
-    for each in verdicts:
-        change = each.change
-        pair = found.pairs.get((change.cell, change.name))
+    for each in changes:
+        pair = found.pairs.get((each.cell, each.name))
         records.append(
             {
-                "cell": change.cell,
-                "contender": change.name,
-                **({"times": _times(*pair)} if pair else {"cells": str(change.cells)}),
-                "NEW / OLD": f"{math.exp(change.raw):.3f}",
-                "drift": f"{math.exp(change.drift):.3f}",
-                "without it": f"{math.exp(change.left):.3f}",
+                "cell": each.cell,
+                "contender": each.name,
+                **({"times": _times(*pair)} if pair else {"cells": str(each.cells)}),
+                "NEW / OLD": f"{math.exp(each.raw):.3f}",
+                "drift": f"{math.exp(each.drift):.3f}",
+                "without it": f"{math.exp(each.left):.3f}",
                 "noise": _band(each.noise),
-                "": "" if each.word == SAME else each.word,
+                "verdict": "" if each.verdict == SAME else each.verdict,
             }
         )
-    return as_text(records)
+    return as_text(table("", records)[1])
 
 
 def _reported(found: Comparison) -> Iterator[str]:
-    ours = [each for each in found.verdicts if each.change.role == OURS]
-    peers = [each for each in found.verdicts if each.change.role == PEER]
+    ours = [each for each in found.changes if each.role == OURS]
+    peers = [each for each in found.changes if each.role == PEER]
     if ours:
-        words = [each.word for each in ours]
+        words = [each.verdict for each in ours]
         yield (
-            f"Of our {len(ours)} times, {words.count(SLOWER)} are slower and {words.count(FASTER)} faster by more "
-            f"than noise, which is {_band(statistics.median(each.noise for each in ours))} in the median; of the "
-            f"peers' {len(peers)}, {sum(each.word != SAME for each in peers)} differ by more."
+            f"Of our {len(ours)} times, {words.count(SLOWER)} are slower and {words.count(FASTER)} faster by "
+            f"more than noise (in the median {_band(statistics.median(each.noise for each in ours))}); of "
+            f"the peers' {len(peers)}, {sum(each.verdict != SAME for each in peers)} differ by more."
         )
     else:
         yield "No time of ours is in both."
-    for title, word in (("Faster", FASTER), ("REGRESSIONS", SLOWER)):
-        if found.ours(word):
-            yield f"{title}:"
-            yield from (f"  {_line(each, found)}" for each in found.ours(word))
-    if found.grown:
-        yield "MORE MEMORY:"
-        for was, now in found.grown:
-            sizes = [f"{(row.extra_bytes or 0) / 1e6:.3g} MB" for row in (was, now)]
-            yield f"  {was.label}, {was.contender}: {' -> '.join(sizes)}"
-    if found.lost:
-        yield "WITHOUT A TIME NOW:"
-        yield from (f"  {row.label}, {row.contender}: {why}" for row, why in found.lost)
-
-
-def _line(each: Verdict, found: Comparison) -> str:
-    change = each.change
-    text = f"{change.cell}, {change.name}: {math.exp(change.left):.2f}, noise {_band(each.noise)}"
-    if change.cells > 1:
-        return f"{text} (mean of {change.cells} cells)"
-    return f"{text} ({_times(*found.pairs[change.cell, change.name])}, drift {math.exp(change.drift):.2f})"
+    for title, verdict in (("Faster:", FASTER), ("REGRESSIONS:", SLOWER)):
+        changes = found.ours(verdict)
+        yield from [title] if changes else []
+        for each in changes:
+            pair = found.pairs.get((each.cell, each.name))
+            why = (
+                f"{_times(*pair)}, drift {math.exp(each.drift):.2f}"
+                if pair
+                else f"mean of {each.cells} cells"
+            )
+            yield f"  {each.cell}, {each.name}: {math.exp(each.left):.2f}, noise {_band(each.noise)} ({why})"
+    yield from ["MORE MEMORY:"] if found.grown else []
+    for was, now in found.grown:
+        sizes = " -> ".join(f"{(row.extra_bytes or 0) / 1e6:.3g} MB" for row in (was, now))
+        yield f"  {was.label}, {was.contender}: {sizes}"
+    yield from ["WITHOUT A TIME NOW:"] if found.lost else []
+    yield from (f"  {row.label}, {row.contender}: {why}" for row, why in found.lost)
 
 
 def _times(was: Row, now: Row) -> str:
-    from benchmarks.report import duration, spread
-
-    return " -> ".join(f"{duration(row.median)} ({spread(row)})" for row in (was, now))
+    return " -> ".join(f"{digits(1e3 * (row.median or 0.0))} ms ({spread(row)})" for row in (was, now))
 
 
 def _band(log: float) -> str:

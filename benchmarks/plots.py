@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
-import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from itertools import product
 from pathlib import Path
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.results import CEILING, OURS, PEER, SHORT, Cell, Row, Run, cells
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FASTEST = "fastest alternative"
-# Our time in multiples of the floor, at most: on a CPU by dtype, on a GPU by pass, see :func:`target`.
+# Our time in multiples of the floor, at most: on a CPU by dtype, on a GPU by pass.
 _CPU_TARGETS = {"fp32": 1.25, "bf16": 1.6}
 _GPU_TARGETS = {"forward": 1 / 0.90, "forward+backward": 1 / 0.85}
 # The page puts its own colours in place of these two; nothing else may have them.
-INK, LINE = "#1b1f25", "#d5dae1"
-# After Okabe and Ito: colour-blind readers can tell them apart, and they are seen on white and on black.
-BLUE, ORANGE, GREEN, RED, SKY, GREY = "#1f7fc4", "#de8f05", "#029e73", "#d55e00", "#56b4e9", "#8a94a0"
-_CYCLE = (ORANGE, GREEN, RED, "#cc78bc", "#a8962b", "#7b6fd0", "#a3705a", GREY)
+_INK, _LINE = "#1b1f25", "#d5dae1"
+# After Okabe and Ito: colour-blind readers can tell them apart, on white and on black.
+_BLUE, _ORANGE, _GREEN, _RED, _SKY, _GREY = "#1f7fc4", "#de8f05", "#029e73", "#d55e00", "#56b4e9", "#8a94a0"
+_CYCLE = (_ORANGE, _GREEN, _RED, "#cc78bc", "#a8962b", "#7b6fd0", "#a3705a", _GREY)
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -35,11 +36,9 @@ _RC: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    **{
-        f"{part}color": INK for part in ("axes.edge", "axes.label", "axes.title", "text.", "xtick.", "ytick.")
-    },
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "text.color"), _INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+    "grid.color": _LINE,
     "axes.axisbelow": True,
     "legend.frameon": False,
     "text.parse_math": False,  # an error message may have a $ in it
@@ -48,11 +47,11 @@ _RC: dict[Any, Any] = {
 # The line of a range is cut beyond so many times the mean: one hopeless cell should not squeeze all bars.
 _LONGEST = 10.0
 _SERIES = {"N": "pixels N", "L": "tokens L", "C": "channels C", "B": "samples B"}
-_PLAIN_NAMES = {"inference": "forward", "forward+backward": "training", "training step": "training"}
+_SPOKEN = {"inference": "forward", "forward+backward": "training"}
 
 
 class Drawing(NamedTuple):
-    """A picture: its name behind that of the result file, its title, a caption, and what it is of."""
+    """A picture: its name behind that of the result file, its title and its caption."""
 
     name: str
     title: str
@@ -70,7 +69,7 @@ def draw(run: Run) -> list[Drawing]:
         for mode, make in _MAKERS:
             # On a GPU, of captured graphs.
             rows = [row for row in run.rows if row.mode == mode and row.clock != "calls"]
-            found += make(rows, ceilings) if rows else ()
+            found += make(rows, ceilings) if any(row.median for row in rows) else ()
         for drawing in found:
             # Once here, and not again each time that it is saved.
             drawing.figure.draw_without_rendering()
@@ -78,29 +77,29 @@ def draw(run: Run) -> list[Drawing]:
     return found
 
 
-def svg(figure: Figure, name: str, title: str) -> str:
-    """An element of a page, in the page's ink; the identifiers in it begin with ``name``."""
+def svg(drawing: Drawing) -> str:
+    """An element of a page, in the page's ink; the identifiers in it begin with the drawing's name."""
     from matplotlib import rc_context
 
     stream = io.StringIO()
     # The salt gives the parts the same names in each run, different from those of other drawings.
-    with rc_context({**_RC, "svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    with rc_context({**_RC, "svg.hashsalt": drawing.name}):
+        drawing.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", text)
-    text = text.replace(INK, "currentColor").replace(LINE, "var(--line)")
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1).strip()
+    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{drawing.name}-", text)
+    text = text.replace(_INK, "currentColor").replace(_LINE, "var(--line)")
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(drawing.title)}"', 1).strip()
 
 
-def png(figure: Figure, path: Path) -> Path:
+def png(drawing: Drawing, folder: Path) -> Path:
     """Write a file, on white; returns its path."""
     from matplotlib import rc_context
 
+    path = folder / f"{drawing.name}.png"
     with rc_context(_RC):
-        figure.savefig(path, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        drawing.figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
     return path
 
 
@@ -112,24 +111,15 @@ def target(row: Row) -> float | None:
     return _GPU_TARGETS.get(row.which) if bound_by_memory else None
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of at least one number.
-
-    Example:
-        >>> geometric_mean([1.0, 4.0])
-        2.0
-    """
-    return math.exp(statistics.fmean(math.log(value) for value in values))
-
-
 def place(dtype: str, threads: int | None) -> str:
     """Dtype and threads, of which a GPU has none.
 
     Example:
-        >>> place("fp32", 2), place("fp32", None)
-        ('fp32, 2 threads', 'fp32')
+        >>> place("fp32", 2), place("fp32", None), place("", 1)
+        ('fp32, 2 threads', 'fp32', '1 thread')
     """
-    return dtype if threads is None else f"{dtype}, {threads} thread{'s' * (threads != 1)}".removeprefix(", ")
+    count = "" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
+    return ", ".join(filter(None, (dtype, count)))
 
 
 def digits(value: float) -> str:
@@ -142,130 +132,116 @@ def digits(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"
 
 
-def images(row: Row) -> int:
-    """How many images a step takes: the first number of the input's shape."""
-    return int(row.shape.partition("x")[0])
-
-
 def unique(values: Iterable[Any]) -> list[Any]:
     """Values once each, in their order."""
     return list(dict.fromkeys(values))
 
 
+def by(found: Iterable[Cell], key: Callable[[Row], Any]) -> dict[Any, list[Cell]]:
+    """Cells in groups."""
+    groups: dict[Any, list[Cell]] = {}
+    for cell in found:
+        groups.setdefault(key(cell.rows[0]), []).append(cell)
+    return groups
+
+
 def _speedups(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    """A panel for each dtype and pass; for each peer a bar for each count of threads."""
     found = [cell for cell in cells(rows) if cell.speedup]
-    names = [FASTEST, *sorted(unique(row.contender for row in rows if row.role == PEER), key=_compiled)]
+    peers = unique(row.contender for row in rows if row.role == PEER)
+    names = [FASTEST, *sorted(peers, key=lambda name: name.startswith("compile "))]
     threads = unique(cell.rows[0].threads for cell in found)
-    groups = _by(found, lambda row: (row.dtype, row.which))
-    columns = len({which for _, which in groups})
-    figure, panels = _grid(
-        len(groups), columns, 4.4 * columns, 0.17 * len(names) * len(threads) + 0.6, share=True
-    )
+    groups = by(found, lambda row: (row.dtype, row.which))
+    height = 0.17 * len(names) * len(threads) + 0.6
+    figure, panels = _grid(len(groups), len({which for _, which in groups}), 4.4, height, share=True)
     for panel, (key, part) in zip(panels, groups.items(), strict=True):
-        for (row, name), (index, count) in product(enumerate(names), enumerate(threads)):
-            mine = [cell for cell in part if cell.rows[0].threads == count]
-            pairs = [(_named(cell, name), cell.ours) for cell in mine]
+        for (line, name), (index, count) in product(enumerate(names), enumerate(threads)):
+            pairs = [(_named(cell, name), cell.ours) for cell in part if cell.rows[0].threads == count]
             taking = [peer for peer, _ in pairs if peer]
             ratios = [p.median / o.median for p, o in pairs if p and o and p.median and o.median]
-            at = row + (index - (len(threads) - 1) / 2) * 0.8 / len(threads)
+            at = line + (index - (len(threads) - 1) / 2) * 0.8 / len(threads)
             if not ratios:
                 why = ", ".join(unique(SHORT[peer.status] for peer in taking)) or "takes no part"
-                panel.text(1.0, at, f"  ✕ {why}", va="center", fontsize=7.5, color=RED)
+                _beside(panel, 1.0, at, f"✕ {why}", color=_RED)
                 continue
-            mean, end = geometric_mean(ratios), min(max(ratios), _LONGEST * geometric_mean(ratios))
-            shade, colour = 1.0 if index == len(threads) - 1 else 0.45, ORANGE if name == FASTEST else BLUE
+            mean = geometric_mean(ratios)
+            end = min(max(ratios), _LONGEST * mean)
+            colour, shade = _ORANGE if name == FASTEST else _BLUE, _shade(count, threads)
             panel.barh(at, mean - 1.0, 0.72 / len(threads), left=1.0, color=colour, alpha=shade)
-            panel.plot([min(ratios), end], [at, at], color=INK, linewidth=1.0)
+            panel.plot([min(ratios), end], [at, at], color=_INK, linewidth=1.0)
             share = f" ({len(ratios)} of {len(taking)})" if len(ratios) < len(taking) else ""
             _beside(panel, max(1.0, end), at, f"{'… ' * (end < max(ratios))}{mean:.2f}{share}")
-        panel.axvline(1.0, color=INK, linewidth=1.2)
         panel.set_title(", ".join(key))
         _categories(panel, names)
-        panel.margins(x=0.25)
-    _logarithmic(panels[0])
-    _legend(figure, {place("", n): (BLUE, "s", 0.45 + 0.55 * (n == threads[-1])) for n in threads if n})
-    figure.supxlabel("alternative's time / our time", fontsize=9)
-    yield Drawing(
-        "speedup",
-        "Against each alternative",
-        "Time of each alternative in multiples of ours: the bar is the geometric mean over all cells, the line "
-        "the range. Right of 1 the alternative is slower. In brackets: in how many cells it has a time, if not "
-        "in all.",
-        figure,
+    ends = [panel.dataLim.intervalx for panel in panels]
+    panels[0].set_xlim(0.95 * min(left for left, _ in ends), 2.5 * max(right for _, right in ends))
+    _ratios(figure, panels, "alternative's time / our time")
+    _legend(figure, {place("", count): (_BLUE, "s", _shade(count, threads)) for count in threads if count})
+    caption = (
+        "Time of each alternative in multiples of ours: the bar is the geometric mean over all cells, the "
+        "line the range. In brackets: in how many cells the alternative has a time, if not in all."
     )
+    yield Drawing("speedup", "Against each alternative", caption, figure)
 
 
 def _floors(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    """A panel for each dtype, a strip for each op and pass."""
     found = [cell for cell in cells(rows) if cell.over_floor]
     if not found:
         return
-    names = unique(_strip(cell.rows[0]) for cell in found)
     threads = unique(cell.rows[0].threads for cell in found)
-    groups = _by(found, lambda row: row.dtype)
-    columns = min(len(groups), 2)
-    figure, panels = _grid(len(groups), columns, 0.8 + 4.2 * columns, 0.42 * len(names) + 0.5, share=True)
+    groups = by(found, lambda row: row.dtype)
+    names = unique((cell.rows[0].case, cell.rows[0].which) for cell in found)
+    figure, panels = _grid(len(groups), 2, 4.5, 0.42 * len(names) + 0.5, share=True)
     for panel, (dtype, part) in zip(panels, groups.items(), strict=True):
-        for (row, name), (index, count) in product(enumerate(names), enumerate(threads)):
-            mine = [c for c in part if (_strip(c.rows[0]), c.rows[0].threads) == (name, count)]
+        strips = by(part, lambda row: (row.case, row.which, row.threads))
+        for (line, name), (index, count) in product(enumerate(names), enumerate(threads)):
+            mine = strips.get((*name, count), [])
             for step, cell in enumerate(mine):
-                at = row + (index - (len(threads) - 1) / 2) * 0.36 + 0.26 * (step / len(mine) - 0.4)
-                face = _tone(index) if cell.rows[0].layout == "channels_last" else "none"
-                panel.plot([cell.over_floor or 0], [at], "o", color=_tone(index), mfc=face, markersize=4.5)
+                at = line + (index - (len(threads) - 1) / 2) * 0.36 + 0.26 * (step / len(mine) - 0.4)
+                _dot(panel, cell.over_floor or 0.0, at, "o", _tone(index), cell.rows[0])
             limit = target(mine[0].rows[0]) if mine else None
             if limit is not None:
-                panel.plot([limit, limit], [row - 0.5, row + 0.5], "--", color=RED, linewidth=1.2)
-        panel.axvline(1.0, color=INK, linewidth=1.2)
+                panel.plot([limit, limit], [line - 0.5, line + 0.5], "--", color=_RED, linewidth=1.2)
         panel.set_title(dtype)
-        _categories(panel, names)
-    _logarithmic(panels[0])
+        _categories(panel, ["\n".join(name) for name in names])
+    _ratios(figure, panels, "our time / floor")
     _legend(figure, {place("", count): (_tone(i), "o", 1.0) for i, count in enumerate(threads) if count})
-    figure.supxlabel("our time / floor", fontsize=9)
-    yield Drawing(
-        "floor",
-        "Against the floor",
+    caption = (
         "Each point is a cell; the floor, at 1, is the least time that its bytes or its FLOPs take on this "
-        "machine. Dashed: the target. Hollow: NCHW.",
-        figure,
+        "machine. Dashed: the target. Hollow: NCHW."
     )
+    yield Drawing("floor", "Against the floor", caption, figure)
 
 
 def _rooflines(rows: Sequence[Row], ceilings: Sequence[Row]) -> Iterator[Drawing]:
-    """A panel for each dtype and number of threads, a point for each cell."""
     found = [cell for cell in cells(rows) if cell.over_floor]
-    groups = _by(found, lambda row: (row.dtype, row.threads))
     if not found or not ceilings:
         return
-    columns = min(len(groups), 2)
-    figure, panels = _grid(len(groups), columns, 5.0 * columns, 3.4)
+    groups = by(found, lambda row: (row.dtype, row.threads))
     ops = unique(cell.rows[0].case for cell in found)
+    figure, panels = _grid(len(groups), 2, 5.0, 3.4)
     for panel, ((dtype, threads), part) in zip(panels, groups.items(), strict=True):
-        ends = []
+        xs = []
         for cell in part:
-            flops, intensity = _job(cell.rows[0])
-            ends.append(intensity)
+            flops, x = _job(cell.rows[0])
+            xs.append(x)
             for row in filter(None, (cell.fastest_peer, cell.ours)):
-                colour = _tone(ops.index(row.case)) if row.role == OURS else GREY
                 mark = "." if row.role == PEER else "o" if row.which == "forward" else "D"
-                face = colour if row.layout == "channels_last" else "none"
-                rate = flops / (row.median or 1.0)
-                panel.plot([intensity], [rate], mark, color=colour, mfc=face, markersize=4.5)
+                colour = _tone(ops.index(row.case)) if row.role == OURS else _GREY
+                _dot(panel, x, flops / (row.median or math.nan), mark, colour, row)
         panel.set(title=place(dtype, threads), yscale="log", xscale="log", ylabel="GFLOP/s")
-        _ceilings(
-            panel, [row for row in ceilings if row.threads == threads], dtype, min(ends) / 3, max(ends) * 3
-        )
+        mine = [row for row in ceilings if row.threads == threads and row.dtype in ("", dtype)]
+        _ceilings(panel, mine, min(xs) / 3, max(xs) * 3)
         panel.grid(alpha=0.6)
-    marks = {FASTEST: (GREY, ".", 1.0), "forward": (INK, "o", 1.0), "forward+backward": (INK, "D", 1.0)}
-    _legend(figure, {op: (_tone(index), "s", 1.0) for index, op in enumerate(ops)} | marks)
+        _plain(panel.xaxis)
+        _plain(panel.yaxis, 1e9)
     figure.supxlabel("FLOPs per compulsory byte", fontsize=9)
-    yield Drawing(
-        "roofline",
-        "Against the machine",
-        "Each point is a cell: its compulsory FLOPs over our median time; grey, over the fastest alternative's. "
-        "Hollow: NCHW. Lines: bandwidths and FMA rate as the probe measured them in the same run.",
-        figure,
+    marks = {FASTEST: (_GREY, ".", 1.0), "forward": (_INK, "o", 1.0), "forward+backward": (_INK, "D", 1.0)}
+    _legend(figure, {op: (_tone(index), "s", 1.0) for index, op in enumerate(ops)} | marks)
+    caption = (
+        "Each point is a cell: its compulsory FLOPs over our median time; grey, over the fastest "
+        "alternative's. Hollow: NCHW. Lines: bandwidths and rate of products, measured in the same run."
     )
+    yield Drawing("roofline", "Against the machine", caption, figure)
 
 
 def _job(row: Row) -> tuple[float, float]:
@@ -276,76 +252,68 @@ def _job(row: Row) -> tuple[float, float]:
     return flops, flops / sum(each.reads + each.writes for each in work)
 
 
-def _ceilings(panel: Axes, ceilings: Sequence[Row], dtype: str, left: float, right: float) -> None:
+def _ceilings(panel: Axes, ceilings: Sequence[Row], left: float, right: float) -> None:
     """A sloped line for each bandwidth, and a level one for the fastest rate of products."""
-    rates = {row: row.work / row.median for row in ceilings if row.work and row.median}
-    flops = max((r for row, r in rates.items() if row.bound == "flops" and row.dtype == dtype), default=None)
-    slopes = [(row, rate) for row, rate in rates.items() if row.bound == "bytes"]
+    rates = [(row, row.work / row.median) for row in ceilings if row.work and row.median]
+    slopes = [(row, rate) for row, rate in rates if row.bound == "bytes"]
+    top = max((rate for row, rate in rates if row.bound == "flops"), default=math.inf)
     for row, slope in slopes:
-        end = right if flops is None else min(flops / slope, right)
-        panel.plot([left, end], [left * slope, end * slope], color=INK, linewidth=1.0)
-        panel.annotate(
-            f"{row.case} {row.shape} {slope / 1e9:.0f} GB/s".replace("  ", " "),
-            (left, left * slope),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.0,
-        )
-    if flops is not None:
-        panel.plot(
-            [flops / max((s for _, s in slopes), default=flops / left), right], [flops, flops], color=INK
-        )
-        panel.text(right, flops * 1.03, f"{flops / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7.5)
-    _plain(panel.xaxis)
-    _plain(panel.yaxis, 1e9)
+        end = min(top / slope, right)
+        panel.plot([left, end], [left * slope, end * slope], color=_INK, linewidth=1.0)
+        text = " ".join(filter(None, (row.case, row.shape, f"{slope / 1e9:.0f} GB/s")))
+        _beside(panel, left, left * slope, text, xytext=(10, 0), fontsize=7.0)
+    if top < math.inf:
+        start = top / max((slope for _, slope in slopes), default=top / left)
+        panel.plot([start, right], [top, top], color=_INK)
+        panel.text(right, top * 1.03, f"{top / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7.5)
 
 
 def _curves(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    """Time and memory against each size that varies: a panel for each op and pass."""
     varying: dict[str, list[tuple[float, Cell]]] = {}
     for cell in cells(rows):
         for name, _sign, value in (text.partition("=") for text in cell.rows[0].series.split()):
             varying.setdefault(name, []).append((float(value), cell))
+    caption = (
+        "The line is the median, shaded from the 20 % to the 80 % quantile. A cross marks a size that does "
+        "not fit into memory, fails the accuracy check or has no time for another reason."
+    )
     for name, members in varying.items():
-        label = _SERIES.get(name, name)
         for what, unit in (("time", "ms"), ("memory", "extra MB")):
-            yield Drawing(
-                f"{name}-{what}",
-                f"{what.capitalize()} against {label}",
-                "The line is the median, shaded from the 20 % to the 80 % quantile. A cross marks a size that does "
-                "not fit into memory, fails the accuracy check or has no time for another reason.",
-                _curve_figure(name, label, unit, sorted(members, key=lambda member: member[0])),
-            )
+            title = f"{what.capitalize()} against {_SERIES.get(name, name)}"
+            figure = _curve_figure(name, unit, sorted(members, key=lambda member: member[0]))
+            yield Drawing(f"{name}-{what}", title, caption, figure)
 
 
-def _curve_figure(name: str, label: str, unit: str, members: Sequence[tuple[float, Cell]]) -> Figure:
+def _curve_figure(name: str, unit: str, members: Sequence[tuple[float, Cell]]) -> Figure:
+    """A panel for each op and pass."""
     names = unique(row.contender for _, cell in members for row in cell.rows)
     titles = {cell: _curve_title(cell.rows[0], name) for _, cell in members}
     groups = unique(titles.values())
-    figure, panels = _grid(len(groups), min(2, len(groups)), 5.2 * min(2, len(groups)), 3.4)
+    figure, panels = _grid(len(groups), 2, 5.2, 3.4)
     for panel, title in zip(panels, groups, strict=True):
         part = [(x, cell) for x, cell in members if titles[cell] == title]
-        for index, contender in enumerate(names):
+        crossed = 0
+        for contender in names:
             points = [(x, row) for x, cell in part for row in cell.rows if row.contender == contender]
             known = [(x, *_ends(row, unit)) for x, row in points if row.median]
-            colour, line = _colour(contender, names), "--" if _compiled(contender) else "-"
+            colour, line, _ = _style(contender, names)
             if known:
-                xs, values, lows, highs = zip(*known, strict=True)
-                panel.plot(xs, values, line, marker="o", markersize=3.5, linewidth=1.5, color=colour)
-                panel.fill_between(xs, lows, highs, color=colour, alpha=0.2, linewidth=0)
+                at, values, lows, highs = zip(*known, strict=True)
+                panel.plot(at, values, line, marker="o", markersize=3.5, linewidth=1.5, color=colour)
+                panel.fill_between(at, lows, highs, color=colour, alpha=0.2, linewidth=0)
             missing = [x for x, row in points if not row.median]
-            height = [0.99 - 0.04 * index] * len(missing)
+            height = [0.96 - 0.045 * crossed] * len(missing)
             panel.plot(missing, height, "x", color=colour, mew=1.8, transform=panel.get_xaxis_transform())
-        xs = sorted({x for x, _ in part})
-        panel.set(title=title, xlabel=label, ylabel=unit, xscale="log", yscale="log")
+            crossed += bool(missing)
+        panel.set(title=title, xlabel=_SERIES.get(name, name), ylabel=unit, xscale="log", yscale="log")
         low, high = panel.get_ylim()
-        panel.set_ylim(low, high * (high / low) ** (0.04 * len(names)))  # room for crosses
+        panel.set_ylim(low, high * (high / low) ** (0.06 * crossed))  # room for crosses
+        xs = unique(x for x, _ in part)
         panel.set_xticks(xs, [f"{x:.0f}" for x in xs], rotation=30 if xs[-1] >= 1e4 else 0)
         panel.set_xticks([], minor=True)
         panel.grid(alpha=0.6)
         _plain(panel.yaxis)
-    _legend(figure, {each: (_colour(each, names), "--" if _compiled(each) else "-", 1.0) for each in names})
+    _legend(figure, {each: (*_style(each, names)[:2], 1.0) for each in names})
     return figure
 
 
@@ -366,25 +334,22 @@ def _curve_title(row: Row, name: str) -> str:
 
 
 def _rates(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    yield Drawing(
-        "rate",
-        "Images per second",
-        "Images per second at the median time of a step, the line from the 20 % to the 80 % quantile of the "
-        "times. Bars are relative to the longest of their group.",
-        _bars(rows, "images per second", lambda row, seconds: images(row) / seconds),
-    )
+    figure = _bars(rows, "images per second", lambda row, seconds: images(row) / seconds)
+    yield Drawing("rate", "Images per second", f"Images per second. {_BARS}", figure)
 
 
 def _overheads(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    yield Drawing(
-        "calls",
-        "Cost of a call",
-        "Microseconds of a call with next to nothing to compute: the median, and the line from the 20 % to the "
-        "80 % quantile. Bars are relative to the longest of their group.",
-        _bars(
-            [row for row in rows if not is_first_call(row)], "µs per call", lambda _, seconds: 1e6 * seconds
-        ),
-    )
+    calls = [row for row in rows if not is_first_call(row)]
+    figure = _bars(calls, "µs per call", lambda _, seconds: 1e6 * seconds)
+    yield Drawing("calls", "Cost of a call", f"Calls with next to nothing to compute. {_BARS}", figure)
+
+
+_BARS = "Bars are medians, relative to the longest of their group; lines, from the 20 % to the 80 % quantile."
+
+
+def images(row: Row) -> int:
+    """How many images a step takes: the first number of the input's shape."""
+    return int(row.shape.partition("x")[0])
 
 
 def is_first_call(row: Row) -> bool:
@@ -395,39 +360,40 @@ def is_first_call(row: Row) -> bool:
 def _bars(rows: Sequence[Row], label: str, value: Callable[[Row, float], float]) -> Figure:
     """A panel for each pass, and in it a group of bars for each case."""
     names, passes = unique(row.contender for row in rows), unique(row.which for row in rows)
-    titles = {cell: _bar_title(cell.rows[0], rows) for cell in cells(rows)}
-    tops, height = dict[str, int](), 0
-    for title in unique(titles.values()):
-        tops[title] = height
-        height += max(len(cell.rows) for cell in titles if titles[cell] == title) + 1
-    figure, panels = _grid(
-        len(passes), len(passes), 2.2 + 3.9 * len(passes), 0.165 * height + 0.5, share=True
-    )
+    keys = [key for key in ("dtype", "layout") if len({getattr(row, key) for row in rows}) > 1]
+    groups = by(cells(rows), lambda row: (row.case, row.shape, *(getattr(row, key) for key in keys)))
+    tops, height = [], 0
+    for part in groups.values():
+        tops.append(height)
+        height += max(len(cell.rows) for cell in part) + 1
+    figure, panels = _grid(len(passes), len(passes), 4.8, 0.165 * height + 0.5, share=True)
     for panel, which in zip(panels, passes, strict=True):
-        for cell in (cell for cell in titles if cell.rows[0].which == which):
-            longest = max((value(row, row.median) for row in cell.rows if row.median), default=1.0)
-            for at, row in enumerate(cell.rows, tops[titles[cell]]):
+        for top, part in zip(tops, groups.values(), strict=True):
+            mine = [row for cell in part for row in cell.rows if row.which == which]
+            longest = max((value(row, row.median) for row in mine if row.median), default=1.0)
+            for at, row in enumerate(mine, top):
                 if not row.median:
-                    panel.text(0.0, at, f" ✕ {row.reason[:40]}", va="center", fontsize=7.5, color=RED)
+                    _beside(panel, 0.0, at, f"✕ {row.reason[:40]}", color=_RED)
                     continue
-                ends = [value(row, end or row.median) / longest for end in (row.low, row.high)]
-                size, colour = value(row, row.median), _colour(row.contender, names)
-                panel.barh(at, size / longest, 0.85, color=colour, alpha=_opacity(row.contender))
-                panel.plot(ends, [at, at], color=INK, linewidth=1.0)
-                _beside(panel, max(size / longest, *ends), at, digits(size))
+                size, *ends = (value(row, end or row.median) for end in (row.median, row.low, row.high))
+                colour, _, shade = _style(row.contender, names)
+                panel.barh(at, size / longest, 0.85, color=colour, alpha=shade)
+                panel.plot([end / longest for end in ends], [at, at], color=_INK, linewidth=1.0)
+                _beside(panel, max(size, *ends) / longest, at, digits(size))
         panel.set(title=f"{which}: {label}", xlim=(0, 1.2), xticks=[], ylim=(height - 1.5, -0.5))
-        panel.set_yticks([top + 0.5 for top in tops.values()], list(tops))
+        panel.set_yticks([top + 0.5 for top in tops], [f"{case}\n{' '.join(rest)}" for case, *rest in groups])
         panel.tick_params(axis="y", length=0)
         panel.spines["bottom"].set_visible(False)
-    _legend(figure, {name: (_colour(name, names), "s", _opacity(name)) for name in names})
+    styles = {name: _style(name, names) for name in names}
+    _legend(figure, {name: (colour, "s", alpha) for name, (colour, _, alpha) in styles.items()})
     return figure
 
 
 def _layers(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    """Real layers against their fastest alternative, on the most threads: the README's chart, for each dtype."""
-    most = max((row.threads or 0 for row in rows), default=0)
+    """The README's chart, for each dtype: speed against the fastest alternative, on the most threads."""
+    most = max(row.threads or 0 for row in rows)
     found = [cell for cell in cells(rows) if cell.speedup and (cell.rows[0].threads or 0) == most]
-    for index, (dtype, part) in enumerate(_by(found, lambda row: row.dtype).items()):
+    for index, (dtype, part) in enumerate(by(found, lambda row: row.dtype).items()):
         names, passes = (
             unique(cell.rows[0].case for cell in part),
             unique(cell.rows[0].which for cell in part),
@@ -439,18 +405,18 @@ def _layers(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
             at = names.index(first.case) + (turn - (len(passes) - 1) / 2) * 0.38
             panel.barh(at, speedup, 0.34, color=_tone(turn))
             if first.case == names[0]:
-                text = _PLAIN_NAMES.get(first.which, first.which)
+                text = _SPOKEN.get(first.which, first.which)
                 panel.text(0.05, at, text, va="center", color="#000000" if turn else "#ffffff")
-            shift = {"textcoords": "offset points", "xytext": (4, 0), "va": "center"}
-            times = panel.annotate(f"{speedup:.1f}×", (speedup, at), weight="bold", **shift)
-            alternative = f"  {peer.contender if peer else ''}"
-            panel.annotate(alternative, (1, 0.5), xycoords=times, va="center", fontsize=8, color=GREY)
-        panel.axvline(1.0, color=INK, linewidth=1.2)
-        panel.set_xlim(0, 1.35 * max(cell.speedup or 0 for cell in part))
+            times = _beside(
+                panel, speedup, at, f"{speedup:.1f}\N{MULTIPLICATION SIGN}", weight="bold", fontsize=9
+            )
+            _beside(panel, 1, 0.5, peer.contender if peer else "", xycoords=times, color=_GREY)
+        _categories(panel, [textwrap.fill(name, 20) for name in names])
+        panel.grid(False)
+        panel.axvline(1.0, color=_INK, linewidth=1.2)
+        panel.set_xlim(0, 1.35 * max(cell.speedup or 0.0 for cell in part))
         panel.set_xticks([1.0], ["fastest\nalternative"])
         panel.spines[["bottom", "left"]].set_visible(False)
-        _categories(panel, names)
-        panel.grid(False)
         where = place(dtype, most or None)
         caption = (
             f"How many times as fast as the fastest alternative, which is named beside the bar ({where})."
@@ -472,22 +438,16 @@ _MAKERS: Sequence[tuple[str, Callable[[Sequence[Row], Sequence[Row]], Iterator[D
 def _grid(
     count: int, columns: int, width: float, height: float, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """``count`` panels; ``width`` of all in inches, ``height`` of one row; ``share``: one pair of axes for all."""
+    """``count`` panels of so many inches; ``share``: they have the same axes."""
     from matplotlib.figure import Figure
 
+    columns = min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(width, height * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(width * columns, height * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).flatten().tolist()
     for panel in panels[count:]:
         panel.set_visible(False)
     return figure, panels[:count]
-
-
-def _by(found: Iterable[Cell], key: Callable[[Row], Any]) -> dict[Any, list[Cell]]:
-    groups: dict[Any, list[Cell]] = {}
-    for cell in found:
-        groups.setdefault(key(cell.rows[0]), []).append(cell)
-    return groups
 
 
 def _legend(figure: Figure, entries: dict[str, tuple[str, str, float]]) -> None:
@@ -510,13 +470,13 @@ def _categories(panel: Axes, names: Sequence[str]) -> None:
     panel.grid(axis="x", alpha=0.6)
 
 
-def _beside(panel: Axes, x: float, y: float, text: str) -> None:
-    panel.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5)
-
-
-def _logarithmic(panel: Axes) -> None:
-    panel.set_xscale("log")
-    _plain(panel.xaxis)
+def _ratios(figure: Figure, panels: Sequence[Axes], label: str) -> None:
+    """A logarithmic axis of ratios, with a line at 1."""
+    for panel in panels:
+        panel.axvline(1.0, color=_INK, linewidth=1.2)
+    panels[0].set_xscale("log")
+    _plain(panels[0].xaxis)
+    figure.supxlabel(label, fontsize=9)
 
 
 def _plain(axis: Any, unit: float = 1.0) -> None:
@@ -529,40 +489,38 @@ def _plain(axis: Any, unit: float = 1.0) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def _dot(panel: Axes, x: float, y: float, mark: str, colour: str, row: Row) -> None:
+    """A point, hollow for NCHW."""
+    face = colour if row.layout == "channels_last" else "none"
+    panel.plot([x], [y], mark, color=colour, mfc=face, markersize=4.5)
+
+
+def _beside(panel: Axes, x: float, y: float, text: str, **style: Any) -> Any:
+    """Text to the right of a point; returns it."""
+    style = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5, **style}
+    return panel.annotate(text, (x, y), **style)
+
+
 def _named(cell: Cell, name: str) -> Row | None:
     if name == FASTEST:
         return cell.fastest_peer
     return next((row for row in cell.rows if row.contender == name and row.role == PEER), None)
 
 
-def _strip(row: Row) -> str:
-    return f"{row.case}\n{row.which}"
-
-
-def _bar_title(row: Row, rows: Sequence[Row]) -> str:
-    """Case and shape, and dtype and layout where they vary."""
-    some = [
-        getattr(row, key) for key in ("dtype", "layout") if len({getattr(each, key) for each in rows}) > 1
-    ]
-    return "\n".join([row.case, " ".join([row.shape, *some])])
-
-
-def _compiled(name: str) -> bool:
-    return name.startswith("compile ")
-
-
-def _opacity(name: str) -> float:
-    return 0.55 if _compiled(name) else 1.0
+def _shade(count: Any, counts: Sequence[Any]) -> float:
+    return 1.0 if count == counts[-1] else 0.45
 
 
 def _tone(index: int) -> str:
-    return (BLUE, ORANGE, GREEN, *_CYCLE[3:])[index]
+    return (_BLUE, *_CYCLE)[index % 9]
 
 
-def _colour(name: str, names: Sequence[str]) -> str:
-    """Blue is ours; a compiled contender has the colour of the one that it compiles."""
+def _style(name: str, names: Sequence[str]) -> tuple[str, str, float]:
+    """Colour, line and opacity. Blue is ours; a compiled contender has the colour of what it compiles."""
+    plain = name.removeprefix("compile ")
+    line, alpha = ("-", 1.0) if plain == name else ("--", 0.55)
     ours = [each for each in names if each.startswith("vt_fast")]
     if name in ours:
-        return BLUE if name == ours[0] else SKY
-    plain = unique(each.removeprefix("compile ") for each in names if each not in ours)
-    return _CYCLE[plain.index(name.removeprefix("compile ")) % len(_CYCLE)]
+        return _BLUE if name == ours[0] else _SKY, line, alpha
+    others = unique(each.removeprefix("compile ") for each in names if each not in ours)
+    return _CYCLE[others.index(plain) % len(_CYCLE)], line, alpha

@@ -1,63 +1,45 @@
-"""A run in tables: for the terminal, as Markdown beside PNGs, and as one HTML page that needs nothing else."""
+"""A run in tables: for the terminal, as Markdown beside PNGs, and as an HTML page that needs nothing else."""
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import plots
-from benchmarks.plots import FASTEST, digits, geometric_mean, images, place, target, unique
-from benchmarks.results import OK, OURS, SHORT, SKIPPED, Cell, Row, Run, cells
+from benchmarks.plots import FASTEST, by, digits, images, is_first_call, place, target, unique
+from benchmarks.results import OK, SHORT, SKIPPED, Cell, Row, Run, cells
 
-TITLE = "vt_fast benchmarks"
-SUMMARY = "Summary"
-# How many cells below the floor are named.
-_NAMED = 10
-_NUMBER = re.compile(r"[-+]?[\d.]+( ?%)?( [-+].*)?")
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-Record = Mapping[str, str]
+# How many cells or times are listed as the worst.
+_WORST = 5
+_NUMBER = "|".join(["-?", r"[-+]?[\d.]+%?( [-+]\d+%)?", "needs .*", *SHORT.values()])
+_NOTE = (
+    "Times are medians, the spread that of the 20 % and 80 % quantiles. Extra: peak memory above inputs, "
+    "results and gradients."
+)
 
-
-class Table(NamedTuple):
-    """Records, whose keys are the columns."""
-
-    title: str
-    records: Sequence[Record]
-
-    @property
-    def columns(self) -> dict[str, bool]:
-        """The columns, and whether each holds numbers."""
-        names = unique(name for record in self.records for name in record)
-        return {name: _is_numeric([record.get(name, "") for record in self.records]) for name in names}
+Record = dict[str, Any]
 
 
 class Section(NamedTuple):
-    """Lines of text and tables under a heading."""
+    """Lines of text and titled tables under a heading."""
 
     title: str
     lines: Sequence[str]
-    tables: Sequence[Table]
-
-
-class Part(NamedTuple):
-    """What a page says of one file; ``tiles`` are its most important numbers, each with what it is."""
-
-    name: str
-    head: Sequence[str]
-    tiles: Sequence[tuple[str, str]]
-    pictures: Sequence[plots.Drawing]
-    sections: Sequence[Section]
+    tables: Sequence[tuple[str, DataFrame]]
 
 
 def show(run: Run) -> str:
     """All tables of a run for the terminal, the summary last, where it is seen first."""
     parts = ["\n".join(_head(run))]
-    for section in sorted(_sections(run), key=lambda section: section.title == SUMMARY):
+    for section in sorted(_sections(run), key=lambda section: section.title == "Summary"):
         parts.append(f"{section.title}\n{'=' * len(section.title)}")
-        parts += ["\n".join(filter(None, (each.title, as_text(each.records)))) for each in section.tables]
+        parts += [f"{title}\n{as_text(frame)}".strip() for title, frame in section.tables]
         parts += ["\n".join(section.lines)] if section.lines else []
     return "\n\n".join(parts)
 
@@ -73,57 +55,36 @@ def write(runs: Sequence[tuple[str, Run]], folder: Path, pictures: Sequence[str]
     Raises:
         ValueError: there is no picture of that name.
     """
-    parts = [
-        Part(
-            name,
-            list(_head(run)),
-            list(_tiles(run)),
-            [drawing._replace(name=f"{name}-{drawing.name}") for drawing in plots.draw(run)],
-            [] if pictures is not None else [*_sections(run), _environment(run)],
-        )
-        for name, run in runs
-    ]
-    drawings = {drawing.name: drawing for part in parts for drawing in part.pictures}
+    drawn = {
+        name: [each._replace(name=f"{name}-{each.name}") for each in plots.draw(run)] for name, run in runs
+    }
+    drawings = {each.name: each for some in drawn.values() for each in some}
     unknown = [name for name in pictures or () if name not in drawings]
     if unknown:
         raise ValueError(f"`pictures` must be of {', '.join(drawings)}, got {', '.join(unknown)}")
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = [plots.png(drawings[name], folder) for name in (drawings if pictures is None else pictures)]
     if pictures is None:
-        for name, text in (("report.html", _page(parts)), ("report.md", "\n".join(_markdown(parts)))):
-            (folder / name).write_text(text)
-            written.append(folder / name)
-    for name in drawings if pictures is None else pictures:
-        written.append(plots.png(drawings[name].figure, folder / f"{name}.png"))
+        parts = [
+            {"name": name, "head": list(_head(run)), "pictures": drawn[name], "sections": _sections(run)}
+            for name, run in runs
+        ]
+        for suffix, text in (("html", _page(parts)), ("md", "\n\n".join(_markdown(parts)) + "\n")):
+            written.append(folder / f"report.{suffix}")
+            written[-1].write_text(text)
     return written
 
 
-def as_text(records: Sequence[Record], form: str = "simple") -> str:
-    """A table in one of tabulate's formats; nothing if there are no records."""
-    import pandas as pd
-
-    if not records:
+def as_text(frame: DataFrame, form: str = "simple") -> str:
+    """A table in one of tabulate's formats; nothing if it is empty."""
+    if frame.empty:
         return ""
-    columns = Table("", records).columns
-    frame = pd.DataFrame(records, columns=list(columns), dtype=str).fillna("")
+    sides = ["right" if numeric else "left" for numeric in _numeric(frame).values()]
     if form == "simple":
-        frame.columns = pd.Index([textwrap.fill(name, 10, break_long_words=False) for name in columns])
+        frame = frame.rename(columns=lambda name: textwrap.fill(name, 10, break_long_words=False))
     else:
         frame = frame.replace(r"\|", r"\\|", regex=True)  # a bar would end the cell
-    sides = ["right" if numeric else "left" for numeric in columns.values()]
     return str(frame.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides))
-
-
-def duration(seconds: float | None) -> str:
-    """A time with its unit.
-
-    Example:
-        >>> duration(0.00123), duration(4.56e-5), duration(None)
-        ('1.23 ms', '45.6 us', '-')
-    """
-    if seconds is None:
-        return "-"
-    return f"{digits(1e3 * seconds)} ms" if seconds >= 1e-3 else f"{digits(1e6 * seconds)} us"
 
 
 def spread(row: Row | None) -> str:
@@ -133,19 +94,18 @@ def spread(row: Row | None) -> str:
     return " ".join(f"{(end or row.median) / row.median - 1:+.0%}" for end in (row.low, row.high))
 
 
+def _numeric(frame: DataFrame) -> dict[str, bool]:
+    """Whether each column holds numbers."""
+    return {name: bool(frame[name].str.fullmatch(_NUMBER).all()) for name in frame.columns}
+
+
 def _head(run: Run) -> Iterator[str]:
     """The machine, the versions, and what concerns the run as a whole."""
     machine, settings, commit = run.facts["machine"], run.facts["settings"], run.facts["commit"]
-    devices, versions, gpu = machine.get("devices", {}), machine.get("versions", {}), machine.get("gpu")
-    if gpu:
-        yield f"{gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB"
-    else:
-        yield f"{devices.get('cpu')}, {devices.get('cores')} cores, {devices.get('instructions')}"
-    changes = " with changes" if commit and commit.get("dirty") else ""
-    yield (
-        f"torch {versions.get('torch')}, vt_fast {versions.get('vt_fast')}, "
-        f"commit {commit['hash'][:12] if commit else 'unknown'}{changes}"
-    )
+    devices, versions, gpu = machine["devices"], machine["versions"], machine.get("gpu")
+    name = gpu["name"] if gpu else f"{devices['cpu']}, {devices['cores']} cores, {devices['instructions']}"
+    state = f"{commit['hash'][:12]}{' with changes' * bool(commit['dirty'])}" if commit else "unknown"
+    yield f"{name}; torch {versions['torch']}, vt_fast {versions['vt_fast']}, commit {state}"
     if settings.get("quick"):
         yield "A quick run: its shapes are tiny and its numbers mean nothing."
     if settings.get("tf32"):
@@ -157,226 +117,202 @@ def _head(run: Run) -> Iterator[str]:
         yield f"Not installed: {', '.join(name for name in absent if absent[name] == reason)}: {reason}"
     left_out = run.facts.get("left_out", [])
     for why in unique(each["why"] for each in left_out):
-        mine = [each for each in left_out if each["why"] == why]
-        yield f"Left out for lack of {why}: {len(mine)} cases, first {mine[0]['case']}: {mine[0]['reason']}"
+        names = [each["case"] for each in left_out if each["why"] == why]
+        yield f"Left out for lack of {why}: {len(names)} cases, such as {names[0]}"
     yield from (f"Problem: {problem}" for problem in run.facts["problems"])
 
 
-def _tiles(run: Run) -> Iterator[tuple[str, str]]:
-    found = cells(row for row in run.rows if row.mode not in ("scaling", "overhead"))
-    for which in unique(cell.rows[0].which for cell in found):
-        speedups = _speedups(found, which)
-        if speedups:
-            text = f"times as fast as the {FASTEST}, {which}, geometric mean"
-            yield f"{geometric_mean(speedups):.2f}", text
-    over = sorted(cell.over_floor for cell in found if cell.over_floor)
-    if over:
-        yield f"{over[len(over) // 2]:.2f}", "floors in the median cell"
-    yield str(len(cells(run.rows))), "cells"
-
-
-def _speedups(found: Sequence[Cell], which: str) -> list[float]:
-    return [cell.speedup for cell in found if cell.speedup and cell.rows[0].which == which]
-
-
-def _sections(run: Run) -> Iterator[Section]:
+def _sections(run: Run) -> list[Section]:
+    found: list[Section] = []
     for mode in unique(row.mode for row in run.rows):
-        yield from _MODES.get(mode, _contenders)([row for row in run.rows if row.mode == mode])
+        rows = [row for row in run.rows if row.mode == mode]
+        found += _MODES.get(mode, _contenders)(rows)
     failed: dict[tuple[str, str], list[Row]] = {}
     for row in run.rows:
         if row.status != OK:
             failed.setdefault((row.contender, row.status), []).append(row)
-    records = [
-        {
-            "contender": name,
-            "status": status,
-            "cells": str(len(rows)),
-            "first": f"{rows[0].label}: {rows[0].reason}",
-        }
-        for (name, status), rows in failed.items()
+    if failed:
+        records = [
+            {
+                "contender": name,
+                "status": status,
+                "cells": len(rows),
+                "first": f"{rows[0].label}: {rows[0].reason}",
+            }
+            for (name, status), rows in failed.items()
+        ]
+        found.append(Section("Without a time", (), [table("", records)]))
+    return [*found, Section("Environment", (), [table("Facts", list(_flat(run.facts)))])]
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[Record]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield {"fact": f"{prefix}{name}", "value": "unknown" if value is None else str(value)}
+
+
+def table(title: str, records: Any) -> tuple[str, DataFrame]:
+    """A table of texts. What is the same in all rows moves to the title; empty columns are left out."""
+    import pandas as pd
+
+    frame = pd.DataFrame(records).astype(object).fillna("")
+    frame = frame.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
+    same = [
+        name
+        for name in ("dtype", "layout", "threads", "clock")
+        if name in frame and frame[name].nunique() == 1
     ]
-    if records:
-        yield Section("Without a time", (), [Table("", records)])
+    title = ", ".join(filter(None, [title, *(frame[name].iloc[0] for name in same)]))
+    return title, frame.drop(columns=[*same, *(name for name in frame if (frame[name] == "").all())])
 
 
 def _ops(rows: Sequence[Row]) -> Iterator[Section]:
-    yield _summary(cells(rows))
+    yield _summary(rows)
+    lines = [
+        f"Speedup: the {FASTEST}'s time in multiples of ours. Columns named after a contender: its time in "
+        "multiples of ours, above 1 it is slower."
+    ]
     tables = []
-    for dtype, threads, clock in unique((row.dtype, row.threads, row.clock) for row in rows):
-        part = cells(row for row in rows if (row.dtype, row.threads, row.clock) == (dtype, threads, clock))
-        unit, factor = _unit(part)
-        others = unique(row.contender for cell in part for row in cell.rows if row.role != OURS)
+    for part in by(cells(rows), lambda row: (row.dtype, row.threads, row.clock)).values():
         records = []
         for cell in part:
             first, ours, peer = cell.rows[0], cell.ours, cell.fastest_peer
-            by_name = {row.contender: row for row in cell.rows}
             records.append(
                 {
-                    "op": first.case,
-                    "BxNxCxL": first.shape,
-                    "layout": first.layout,
-                    "pass": _short(first),
-                    unit: _time(ours, factor),
+                    **_names(first),
+                    "ms": _time(ours),
                     "spread": spread(ours),
-                    f"floor {unit}": digits(first.floor / factor) if first.floor else "-",
-                    "time / floor": _ratio(cell.over_floor),
+                    "floor ms": digits(1e3 * first.floor) if first.floor else "-",
+                    "time / floor": cell.over_floor or "-",
                     "bound": first.bound,
-                    "speedup": _ratio(cell.speedup),
+                    "speedup": cell.speedup or "-",
                     FASTEST: peer.contender if peer else "-",
-                    **{name: _multiple(by_name.get(name), ours) for name in others},
                     "extra MB": _megabytes(ours),
                     "its extra MB": _megabytes(peer),
+                    **{row.contender: _multiple(row, ours) for row in cell.rows if row is not ours},
                 }
             )
-        tables.append(Table(place(dtype, threads) + f", {clock}" * (clock != "wall"), records))
-    lines = [
-        f"Times are medians, the spread that of the 20 % and 80 % quantiles. Speedup: the {FASTEST}'s time in "
-        "multiples of ours. Columns named after a contender: its time in multiples of ours, above 1 it is slower. "
-        "Extra: peak memory above inputs, results and gradients."
-    ]
-    yield Section("Ops", lines, tables)
+        tables.append(table("", records))
+    yield Section("Ops", [*lines, _NOTE], tables)
 
 
-def _summary(found: Sequence[Cell]) -> Section:
+def _summary(rows: Sequence[Row]) -> Section:
     """Means of speedups, times over floors and how many miss their target, and the worst cells."""
     import pandas as pd
 
-    keys = ("case", "dtype", "threads", "which", "bound")
     frame = pd.DataFrame(
         {
-            **{key: str(getattr(cell.rows[0], key)) for key in keys},
+            "op": cell.rows[0].case,
+            "dtype": cell.rows[0].dtype,
+            "threads": place("", cell.rows[0].threads),
+            "pass": cell.rows[0].which,
+            "cell": cell.rows[0].label,
+            FASTEST: cell.fastest_peer.contender if cell.fastest_peer else "-",
             "speedup": cell.speedup,
             "over": cell.over_floor,
             "target": target(cell.rows[0]),
         }
-        for cell in found
+        for cell in cells(rows)
     )
-    means, over = [], []
-    for by in (["dtype", "threads", "which"], ["which"]):
-        for names, part in frame.dropna(subset=["speedup"]).groupby(by, sort=False)["speedup"]:
-            numbers = {"geometric mean": geometric_mean(part), "least": part.min(), "largest": part.max()}
-            means.append(
-                {
-                    **{"dtype": "all", "threads": "all", **dict(zip(by, names, strict=True))},
-                    **{name: _ratio(number) for name, number in numbers.items()},
-                    "below 1": str((part < 1).sum()),
-                    "cells": str(len(part)),
-                }
-            )
-    for names, part in frame.dropna(subset=["over"]).groupby(["case", "dtype", "threads"], sort=False):
-        limits = "/".join(map(_ratio, unique(part["target"].dropna())))
-        over.append(
-            {
-                **dict(zip(("op", "dtype", "threads"), names, strict=True)),
-                "median": _ratio(part["over"].median()),
-                "largest": _ratio(part["over"].max()),
-                "bound by bytes": str((part["bound"] == "bytes").sum()),
-                "target": limits or "-",
-                "misses": str((part["over"] > part["target"]).sum()) if limits else "-",
-                "cells": str(len(part)),
-            }
-        )
-    nearest = [
-        {"cell": cell.rows[0].label, FASTEST: peer.contender, "speedup": _ratio(cell.speedup)}
-        for cell in sorted((cell for cell in found if cell.speedup), key=lambda cell: cell.speedup or 0.0)[:5]
-        if (peer := cell.fastest_peer)
+    known, floors = frame.dropna(subset=["speedup"]), frame.dropna(subset=["over"])
+    floors = floors.assign(missed=floors["over"] > floors["target"])
+    numbers = {"geometric mean": geometric_mean, "least": "min", "largest": "max", "cells": "count"}
+    means = [
+        known.groupby(keys, sort=False)["speedup"].agg(**numbers).reset_index()
+        for keys in (["dtype", "threads", "pass"], ["pass"])
     ]
-    titles = (f"Speedup over the {FASTEST}", "Our time in multiples of the floor", "Least speedups")
-    tables = [Table(title, part) for title, part in zip(titles, (means, over, nearest), strict=True)]
-    return Section(SUMMARY, list(_counts(found)), [table for table in tables if table.records])
-
-
-def _counts(found: Sequence[Cell]) -> Iterator[str]:
-    """What misses its target; and what no time may be: below the floor by more than its own noise."""
-    for dtype in unique(cell.rows[0].dtype for cell in found):
-        mine = [
-            cell for cell in found if cell.rows[0].dtype == dtype and cell.over_floor and target(cell.rows[0])
-        ]
-        missed = sum((cell.over_floor or 0.0) > (target(cell.rows[0]) or 0.0) for cell in mine)
-        if mine:
-            yield f"{dtype}: {missed} of {len(mine)} cells miss their target."
-    rows = [row for cell in found for row in cell.rows if row.floor and row.median]
-    below = [row for row in rows if (row.high or row.median or 0.0) < (row.floor or 0.0)]
-    within = [row for row in rows if row not in below and (row.median or 0.0) < (row.floor or 0.0)]
-    if rows:
-        counts = [len({row.cell for row in part}) for part in (below, rows, within)]
-        yield (
-            f"Below the floor by more than noise (even the 80 % quantile is): {counts[0]} of {counts[1]} cells; "
-            f"below it within noise: {counts[2]}."
-        )
-    for row in below[:_NAMED]:
-        yield f"{row.label}, {row.contender}: {(row.median or 0.0) / (row.floor or 1.0):.2f} floors ({row.bound})"
-    if len(below) > _NAMED:
-        yield f"And {len(below) - _NAMED} more."
+    columns = {"median": "median", "largest": "max", "cells": "count"}
+    groups = floors.groupby(["op", "dtype", "threads"], sort=False)
+    over = groups["over"].agg(**columns).join(groups.agg(target=("target", "max"), missed=("missed", "sum")))
+    lines = [f"{(known['speedup'] < 1).sum()} of {len(known)} cells are slower than their {FASTEST}."]
+    for dtype, part in floors.dropna(subset=["target"]).groupby("dtype", sort=False):
+        lines.append(f"{dtype}: {part['missed'].sum()} of {len(part)} cells miss their target.")
+    # No time may be below the floor by more than its own noise.
+    timed = [row for row in rows if row.floor and row.median]
+    low = [row for row in timed if (row.median or 0.0) < (row.floor or 0.0)]
+    below = [row for row in low if (row.high or 0.0) < (row.floor or 0.0)]
+    counts = [len({row.cell for row in part}) for part in (below, timed, low)]
+    lines.append(
+        f"Below the floor by more than noise (even the 80 % quantile is): {counts[0]} of {counts[1]} cells; "
+        f"below it at all: {counts[2]}."
+    )
+    below.sort(key=lambda row: (row.median or 0.0) / (row.floor or 1.0))
+    under = [
+        {
+            "cell": row.label,
+            "contender": row.contender,
+            "time / floor": (row.median or 0.0) / (row.floor or 1.0),
+        }
+        for row in below[:_WORST]
+    ]
+    tables = {
+        f"Speedup over the {FASTEST}": pd.concat(means).fillna("all"),
+        "Our time in multiples of the floor": over.reset_index(),
+        "Least speedups": known.nsmallest(_WORST, "speedup")[["cell", FASTEST, "speedup"]],
+        "Furthest below the floor": under,
+    }
+    return Section("Summary", lines, [table(title, part) for title, part in tables.items() if len(part)])
 
 
 def _contenders(rows: Sequence[Row]) -> Iterator[Section]:
     """A line for each contender: stacks, layers and networks."""
-    found = cells(rows)
-    unit, factor = _unit(found)
-    records = []
+    found, records = cells(rows), []
     for cell in found:
         replaced = next((row for row in cell.rows if row.contender == "convolutions"), None)
         for row in cell.rows:
-            record = _names(row, rows)
-            record |= {"contender": row.contender, unit: _time(row, factor), "spread": spread(row)}
+            record = {**_names(row), "contender": row.contender, "ms": _time(row), "spread": spread(row)}
             if row.mode == "models":
                 record["images/s"] = digits(images(row) / row.median) if row.median else "-"
                 record["GFLOPs"] = digits(row.work / 1e9) if row.work else "-"
                 record["convolutions / this"] = _multiple(replaced, row)
             records.append({**record, "this / ours": _multiple(row, cell.ours), "extra MB": _megabytes(row)})
     lines = []
-    for which in unique(row.which for row in rows):
-        speedups = _speedups(found, which)
-        if speedups:
-            mean, ends = geometric_mean(speedups), f"{min(speedups):.2f} to {max(speedups):.2f}"
-            lines.append(
-                f"{which}: {mean:.2f} times as fast as the {FASTEST} ({ends}, {len(speedups)} cells)."
-            )
+    for which, part in by(found, lambda row: row.which).items():
+        known = [cell.speedup for cell in part if cell.speedup]
+        if known:
+            mean, ends = geometric_mean(known), f"{min(known):.2f} to {max(known):.2f}"
+            lines.append(f"{which}: {mean:.2f} times as fast as the {FASTEST} ({ends}, {len(known)} cells).")
     titles = {"stack": "Stack of modules", "layers": "Real layers", "models": "Networks"}
-    yield Section(titles.get(rows[0].mode, rows[0].mode), lines, [Table(_constant(rows), records)])
+    yield Section(titles.get(rows[0].mode, rows[0].mode), [*lines, _NOTE], [table("", records)])
 
 
 def _scaling(rows: Sequence[Row]) -> Iterator[Section]:
-    """Tables for each size that varies, with a column for each contender."""
     for name in unique(text.partition("=")[0] for row in rows for text in row.series.split()):
-        mine = [row for row in rows if f"{name}=" in row.series]
-        values = {
+        found = {
             cell: int(dict(text.split("=") for text in cell.rows[0].series.split())[name])
-            for cell in cells(mine)
+            for cell in cells(row for row in rows if f"{name}=" in row.series)
         }
-        found = sorted(
-            values, key=lambda cell: (cell.rows[0].case.split()[0], cell.rows[0].which, values[cell])
+        order = sorted(
+            found, key=lambda cell: (cell.rows[0].case.split()[0], cell.rows[0].which, found[cell])
         )
-        tables = []
-        for title, value in (("ms", lambda row: _time(row, 1e-3)), ("extra MB", _megabytes)):
-            records = [{name: str(values[cell]), **_wide(cell, mine, value)} for cell in found]
-            tables.append(Table(f"{title}, {_constant(mine)}", records))
-        yield Section(f"Against {name}", (), tables)
+        yield Section(
+            f"Against {name}",
+            (),
+            [
+                table(title, [{name: found[cell], **_wide(cell, text)} for cell in order])
+                for title, text in (("ms", _time), ("extra MB", _megabytes))
+            ],
+        )
 
 
 def _overhead(rows: Sequence[Row]) -> Iterator[Section]:
-    """Calls that compute next to nothing, and first calls, with a column for each contender."""
-    first = [row for row in rows if plots.is_first_call(row)]
-    calls = [row for row in rows if not plots.is_first_call(row)]
-    for title, part, factor in (("Calls, us", calls, 1e-6), ("First calls, ms", first, 1e-3)):
-        records = [_wide(cell, part, lambda row, factor=factor: _time(row, factor)) for cell in cells(part)]
+    for title, first, text in (("Calls, us", False, _microseconds), ("First calls, ms", True, _time)):
+        records = [_wide(cell, text) for cell in cells(row for row in rows if is_first_call(row) == first)]
         if records:
-            yield Section(title, (), [Table(_constant(part), records)])
+            yield Section(title, (), [table("", records)])
 
 
 def _ceilings(rows: Sequence[Row]) -> Iterator[Section]:
-    records = [
-        {
-            **_names(row, rows),
-            "rate": digits(row.work / row.median / 1e9) if row.work and row.median else "-",
-            "unit": "GB/s" if row.bound == "bytes" else "GFLOP/s",
-            "spread": spread(row),
-            "rounds": str(row.rounds),
-        }
-        for row in rows
-    ]
-    yield Section("Ceilings of the machine", (), [Table(_constant(rows), records)])
+    records = []
+    for row in rows:
+        unit = "GB/s" if row.bound == "bytes" else "GFLOP/s"
+        rate = digits(row.work / row.median / 1e9) if row.work and row.median else "-"
+        records.append(
+            {**_names(row), "rate": rate, "unit": unit, "spread": spread(row), "rounds": row.rounds}
+        )
+    yield Section("Ceilings of the machine", (), [table("", records)])
 
 
 _MODES: Mapping[str, Callable[[Sequence[Row]], Iterator[Section]]] = {
@@ -387,110 +323,56 @@ _MODES: Mapping[str, Callable[[Sequence[Row]], Iterator[Section]]] = {
 }
 
 
-def _environment(run: Run) -> Section:
-    def flat(values: Any, prefix: str = "") -> Iterator[Record]:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{name}.")
-            else:
-                yield {"fact": f"{prefix}{name}", "value": "unknown" if value is None else str(value)}
-
-    return Section("Environment", (), [Table("Machine and settings", list(flat(run.facts)))])
+def _names(row: Row) -> Record:
+    which = row.which.replace("forward", "fwd").replace("backward", "bwd")
+    names = {"case": row.case, "shape": row.shape, "pass": which, "dtype": row.dtype, "layout": row.layout}
+    return {**names, "threads": place("", row.threads), "clock": row.clock if row.clock != "wall" else ""}
 
 
-def _varying(row: Row) -> dict[str, str]:
-    return {
-        "dtype": row.dtype,
-        "layout": row.layout,
-        "threads": place("", row.threads),
-        "clock": row.clock if row.clock != "wall" else "",
-    }
+def _wide(cell: Cell, text: Callable[[Row], str]) -> Record:
+    """A column for each contender."""
+    return {**_names(cell.rows[0]), **{row.contender: text(row) for row in cell.rows}}
 
 
-def _names(row: Row, rows: Sequence[Row]) -> dict[str, str]:
-    """What a row is of; dtype, layout, threads and clock only where they vary."""
-    varying = {
-        name: value
-        for name, value in _varying(row).items()
-        if len({_varying(each)[name] for each in rows}) > 1
-    }
-    return {"case": row.case, "shape": row.shape, "pass": _short(row), **varying}
-
-
-def _constant(rows: Sequence[Row]) -> str:
-    """What :func:`_names` leaves out."""
-    return ", ".join(
-        value for name, value in _varying(rows[0]).items() if value and name not in _names(rows[0], rows)
-    )
-
-
-def _wide(cell: Cell, rows: Sequence[Row], value: Callable[[Row], str]) -> dict[str, str]:
-    return {**_names(cell.rows[0], rows), **{row.contender: value(row) for row in cell.rows}}
-
-
-def _short(row: Row) -> str:
-    return row.which.replace("forward", "fwd").replace("backward", "bwd")
-
-
-def _unit(found: Sequence[Cell]) -> tuple[str, float]:
-    """Milliseconds, or microseconds where most times are shorter than a tenth of one."""
-    times = sorted(cell.ours.median for cell in found if cell.ours and cell.ours.median)
-    return ("us", 1e-6) if times and times[len(times) // 2] < 1e-4 else ("ms", 1e-3)
-
-
-def _time(row: Row | None, factor: float) -> str:
-    if row is None or row.median:
-        return digits(row.median / factor) if row and row.median else "-"
+def _time(row: Row | None, unit: float = 1e-3) -> str:
+    if row is None:
+        return "-"
     if row.status == SKIPPED and row.needs_bytes:
         return f"needs {digits(row.needs_bytes / 1e9)} GB"
-    return SHORT.get(row.status, "-")
+    return digits(row.median / unit) if row.median else SHORT.get(row.status, "-")
+
+
+def _microseconds(row: Row) -> str:
+    return _time(row, 1e-6)
 
 
 def _multiple(row: Row | None, of: Row | None) -> str:
     if row is None or not row.median:
         return "" if row is None else SHORT.get(row.status, "-")
-    return _ratio(row.median / of.median if of and of.median else None)
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return f"{row.median / of.median:.2f}" if of and of.median else "-"
 
 
 def _megabytes(row: Row | None) -> str:
     return "-" if row is None or row.extra_bytes is None else digits(row.extra_bytes / 1e6)
 
 
-def _is_numeric(texts: Sequence[str]) -> bool:
-    known = [
-        text for text in texts if text not in ("", "-", *SHORT.values()) and not text.startswith("needs ")
-    ]
-    return bool(known) and all(map(_NUMBER.fullmatch, known))
-
-
-def _page(parts: Sequence[Part]) -> str:
+def _page(parts: Sequence[Record]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    loader = FileSystemLoader(Path(__file__).parent)
+    jinja = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.jinja").render(title=TITLE, parts=parts, svg=plots.svg)
+    return jinja.get_template("report.html.jinja").render(parts=parts, svg=plots.svg, numeric=_numeric)
 
 
-def _markdown(parts: Sequence[Part]) -> Iterator[str]:
-    yield f"# {TITLE}\n"
+def _markdown(parts: Sequence[Record]) -> Iterator[str]:
+    yield "# vt_fast benchmarks"
     for part in parts:
-        yield f"## {part.name}\n"
-        yield from (f"{line}\n" for line in part.head)
-        yield "\n".join(f"- **{value}** {text}" for value, text in part.tiles) + "\n"
-        for each in part.pictures:
-            yield f"### {each.title}\n\n![{each.title}]({each.name}.png)\n\n{each.caption}\n"
-        for section in part.sections:
-            yield f"### {section.title}\n"
-            yield from (f"{line}\n" for line in section.lines)
-            for table in section.tables:
-                yield from (f"**{table.title}**\n",) if table.title else ()
-                yield as_text(table.records, "pipe") + "\n"
+        yield from [f"## {part['name']}", *part["head"]]
+        for each in part["pictures"]:
+            yield from [f"### {each.title}", f"![{each.title}]({each.name}.png)", each.caption]
+        for section in part["sections"]:
+            yield from [f"### {section.title}", *section.lines]
+            for title, frame in section.tables:
+                yield from filter(None, [title and f"**{title}**", as_text(frame, "pipe")])
