@@ -11,7 +11,7 @@ Code that did not change shows by how much: the peers of the same cells in the s
    from the 20 % and 80 % quantiles and the number of rounds of both runs, and the scatter of the peers, from
    the 99 % quantile of what remained of their changes. ``z`` is such that one comparison in twenty would
    report anything by mistake if the scatter were normal. It has longer tails, so its scale is read off that
-   far out.
+   far out. Fewer than ten times say too little of it: then it is at least 5 %.
 4. The same again for means over groups of cells, which show a small change of all of them. Cells that were
    reported already are left out. The scatter of a mean is taken to fall with the root of the number of cells.
 
@@ -38,7 +38,9 @@ SLOWER, FASTER, SAME = "slower", "faster", "same"
 _MISTAKES = 0.05
 # The quantile of the peers' scatter that sets its scale.
 _TAIL = 0.99
-# Fewer times say nothing about a quantile.
+# Of fewer times the scatter is at least that.
+_FEW, _LEAST_SCATTER = 10, 0.05
+# Fewer rounds say nothing about a quantile.
 _LEAST_ROUNDS = 3
 # Memory may grow by this share, or by this many bytes: what an allocator rounds to.
 _MEMORY_SHARE, _MEMORY_BYTES = 0.02, 1 << 16
@@ -302,7 +304,10 @@ def judge(changes: Sequence[Change]) -> list[Change]:
     for each in changes:
         if each.role == PEER:
             controls[each.stratum].append(each.left * math.sqrt(each.cells))
-    scatters = {stratum: scatter(left) for stratum, left in controls.items()}
+    scatters = {
+        stratum: max(scatter(left), _LEAST_SCATTER if len(left) < _FEW else 0.0)
+        for stratum, left in controls.items()
+    }
     return [
         each._replace(noise=factor * math.hypot(each.error, scatters[each.stratum] / math.sqrt(each.cells)))
         for each in changes

@@ -67,8 +67,10 @@ def draw(run: Run) -> list[Drawing]:
     found: list[Drawing] = []
     with rc_context(_RC):
         for mode, make in _MAKERS:
-            # On a GPU, of captured graphs.
-            rows = [row for row in run.rows if row.mode == mode and row.clock != "calls"]
+            rows = [row for row in run.rows if row.mode == mode]
+            # Graphs are what a GPU does; calls beside them include what Python takes.
+            if any(row.clock == "graph" for row in rows):
+                rows = [row for row in rows if row.clock == "graph"]
             found += make(rows, ceilings) if any(row.median for row in rows) else ()
         for drawing in found:
             # Once here, and not again each time that it is saved.

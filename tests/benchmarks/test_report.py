@@ -1,0 +1,220 @@
+"""Tables, page and pictures of made-up runs: every number in them is the file's."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("pandas")
+pytest.importorskip("tabulate")
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+
+from benchmarks import plots, report
+from benchmarks.results import BACKEND, CEILING, OURS, PEER, Row, Run
+
+FACTS = {
+    "machine": {
+        "devices": {"cpu": "Made-up <1> & Co", "cores": "2", "instructions": "none"},
+        "versions": {"torch": "2.99", "vt_fast": "0.77"},
+    },
+    "settings": {"absent": {"flex": "needs <a GPU>"}},
+    "commit": {"hash": "0123456789abcdef", "dirty": True},
+    "complete": False,
+    "problems": ["a case | died"],
+}
+
+
+def row(name, role, median=None, **fields):
+    given = {
+        "mode": "ops",
+        "case": "project",
+        "shape": "3x20x16x4",
+        "dtype": "fp32",
+        "layout": "nchw",
+        "threads": 1,
+    }
+    times = {} if median is None else {"low": 0.9 * median, "high": 1.2 * median, "rounds": 7}
+    return Row(
+        **{**given, "which": "forward", "contender": name, "role": role, "median": median, **times, **fields}
+    )
+
+
+def cell(ours=4e-3, **fields):
+    yield row("vt_fast cpu", OURS, ours, extra_bytes=1_110_000, **fields)
+    yield row("vt_fast torch", BACKEND, 9e-3, **fields)
+    yield row("eager", PEER, 12e-3, extra_bytes=9_990_000, **fields)
+    yield row("compile eager", PEER, 8e-3, **fields)
+    yield row("sdpa", PEER, status="wrong", reason="dx is off by <much> & more | see", **fields)
+
+
+def ceilings(threads=1):
+    for case, bound, work in (("read", "bytes", 3e9), ("fma", "flops", 7e10)):
+        fields = {
+            "mode": "ceilings",
+            "case": case,
+            "shape": "",
+            "layout": "",
+            "which": "",
+            "threads": threads,
+        }
+        yield row("probe", CEILING, 1.0, work=work, bound=bound, **fields)
+
+
+def ops_run():
+    """Ours in multiples of the floor: 1.3 (missed), 1.0 and, below by more than noise, 0.5."""
+    rows = [*cell(3.9e-3, floor=3e-3, bound="bytes"), *cell(3e-3, floor=3e-3, case="tokenize", bound="flops")]
+    rows += cell(4e-3, floor=8e-3, which="forward+backward", bound="flops", layout="channels_last")
+    rows += cell(10e-3, dtype="bf16", floor=8e-3, bound="bytes")
+    return Run(FACTS, [*rows, *ceilings()])
+
+
+def scaling_run():
+    rows = []
+    for pixels in (4, 16, 64):
+        fields = {"mode": "scaling", "series": f"N={pixels} B=3", "shape": f"3x{pixels}x16x4"}
+        rows += [row("vt_fast cpu", OURS, 1e-3 * pixels, extra_bytes=pixels, **fields)]
+        lost = {"status": "skipped", "reason": "too large", "needs_bytes": 16_300_000_000}
+        rows += [row("eager", PEER, **(lost if pixels == 64 else {"median": 3e-3 * pixels}), **fields)]
+    return Run(FACTS, rows)
+
+
+def other_run(mode):
+    names = {"models": ("convolutions", "vt_fast"), "layers": ("compile original", "vt_fast")}
+    rows = []
+    for case in ("thing, 7 x 7", "other"):
+        for which in ("inference", "training step"):
+            for number, name in enumerate(names.get(mode, ("eager", "vt_fast cpu"))):
+                fields = {"mode": mode, "case": case, "shape": "8x3x7x7", "which": which, "work": 3e9}
+                rows.append(row(name, OURS if number else PEER, 0.02 / (1 + number), **fields))
+    if mode == "overhead":
+        rows.append(row("vt_fast cpu", OURS, 2e-3, mode=mode, case="first call of tokenize"))
+    return Run(FACTS, rows)
+
+
+RUNS = {
+    "a": ops_run(),
+    "b": scaling_run(),
+    **{mode: other_run(mode) for mode in ("models", "layers", "overhead")},
+}
+
+
+def table(text, *first):
+    """The cells behind the first ones of the first line that begins with these."""
+    lines = (re.split(r"\s{2,}", line.strip()) for line in text.splitlines())
+    return next(line[len(first) :] for line in lines if line[: len(first)] == list(first))
+
+
+def test_ops_on_the_terminal():
+    text = report.show(RUNS["a"])
+    assert text.startswith(
+        "Made-up <1> & Co, 2 cores, none; torch 2.99, vt_fast 0.77, commit 0123456789ab with changes"
+    )
+    assert "stopped before its end" in text
+    assert "Problem: a case | died" in text
+    ours = ["3.00", "-10% +20%", "3.00", "1.00", "flops", "2.67", "compile eager", "1.11", "-"]
+    assert table(text, "tokenize", "3x20x16x4", "fwd", "nchw") == [*ours, "3.00", "4.00", "2.67", "wrong"]
+    # Geometric means of 8 / 3.9, 8 / 3, and 8 / 10.
+    assert table(text, "fp32", "1 thread", "forward") == ["2.34", "2.05", "2.67", "2"]
+    assert table(text, "bf16", "1 thread", "forward") == ["0.80", "0.80", "0.80", "1"]
+    assert table(text, "project", "fp32") == ["0.90", "1.30", "2", "1.25", "1"]
+    assert "fp32: 1 of 3 cells miss their target.\nbf16: 0 of 1 cells miss their target." in text
+    assert "1 of 4 cells are slower than their fastest alternative." in text
+    assert (
+        "Below the floor by more than noise (even the 80 % quantile is): 1 of 4 cells; below it at all: 1."
+        in text
+    )
+    assert table(text, "sdpa", "wrong", "4")[0].endswith(
+        "forward, 1 thread: dx is off by <much> & more | see"
+    )
+
+
+def test_a_time_near_the_floor_is_not_below_it():
+    rows = [*cell(2.6e-3, floor=3e-3)]  # the 80 % quantile is 3.12 ms
+    assert "is): 0 of 1 cells; below it at all: 1." in report.show(Run(FACTS, rows))
+
+
+def test_targets():
+    def target(**fields):
+        return plots.target(row("vt_fast", OURS, 1.0, **fields))
+
+    assert (target(), target(dtype="bf16")) == (1.25, 1.6)
+    gpu = {"threads": None, "dtype": "fp16"}
+    assert (target(**gpu), target(**gpu, which="forward+backward")) == (1 / 0.9, 1 / 0.85)
+    assert (target(threads=None), target(**gpu, shape="1x2x3x64")) == (None, None)
+
+
+def test_other_modes_on_the_terminal():
+    text = report.show(RUNS["b"])
+    assert table(text, "64", "project", "3x64x16x4", "fwd") == ["64.0", "needs 16.3 GB"]
+    assert re.findall(r"^ *(\d+) +project", text, re.MULTILINE)[:3] == ["4", "16", "64"]
+    text = report.show(RUNS["models"])
+    line = ["10.0", "-10% +20%", "800", "3.00", "2.00", "1.00"]
+    assert table(text, "thing, 7 x 7", "8x3x7x7", "inference", "vt_fast") == [*line, "-"]
+    assert "inference: 2.00 times as fast as the fastest alternative (2.00 to 2.00, 2 cells)." in text
+    text = report.show(RUNS["overhead"])
+    assert table(text, "other", "8x3x7x7", "training step") == ["20000", "10000"]
+    assert table(text, "first call of tokenize", "3x20x16x4", "fwd") == ["2.00"]
+    assert table(report.show(RUNS["a"]), "fma", "70.0", "GFLOP/s", "-10% +20%") == ["7"]
+
+
+def test_the_page_and_its_pictures(tmp_path):
+    paths = report.write(list(RUNS.items()), tmp_path)
+    names = {path.name for path in paths}
+    pictures = ("speedup", "floor", "roofline")
+    assert names == {
+        *("report.html", "report.md", "models-rate.png", "overhead-calls.png", "layers-layers.png"),
+        *(f"a-{name}.png" for name in pictures),
+        *(f"b-{name}-{what}.png" for name in "NB" for what in ("time", "memory")),
+    }
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths if path.suffix == ".png")
+    page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    # Escaped as it must be, since the page is XML too, and with nothing from elsewhere.
+    root = ElementTree.fromstring(page)
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [element.get("href") for element in root.iter("a")]
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', re.sub(r'xmlns\S*="\S*"', "", page))
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}svg"))) == 10
+    # All that the terminal has is in both.
+    for each in ("8x3x7x7", "needs 16.3 GB", "dx is off by", "-10% +20%", "70.0"):
+        assert each in page
+        assert each in text
+    assert "off by <much> & more \\| see" in text
+    assert plots._INK not in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_single_pictures(tmp_path):
+    runs = [("a", RUNS["a"])]
+    assert report.write(runs, tmp_path, ["a-floor"]) == [tmp_path / "a-floor.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a-floor.png"]
+    with pytest.raises(ValueError, match=r"`pictures` must be of a-speedup, .*, got b-floor"):
+        report.write(runs, tmp_path, ["b-floor"])
+
+
+def test_crosses_are_where_there_is_no_time():
+    time = next(each for each in plots.draw(RUNS["b"]) if each.name == "N-time")
+    lines = {
+        line.get_marker(): list(line.get_xdata())
+        for line in time.figure.axes[0].lines
+        if len(line.get_xdata())
+    }
+    assert lines == {"o": [4, 16], "x": [64]}
+
+
+def test_layers_are_drawn_against_their_fastest_alternative():
+    (drawing,) = plots.draw(RUNS["layers"])
+    texts = [text.get_text() for text in drawing.figure.axes[0].texts]
+    assert texts.count("2.0×") == 4  # noqa: RUF001
+    assert texts.count("compile original") == 4
+    assert [bar.get_width() for bar in drawing.figure.axes[0].patches] == [pytest.approx(2.0)] * 4
+
+
+def test_a_gpu_is_drawn_by_its_graphs():
+    rows = [*cell(clock="graph", threads=None, floor=3e-3), *cell(1e-5, clock="calls", threads=None)]
+    floor = next(each for each in plots.draw(Run(FACTS, rows)) if each.name == "floor")
+    points = [x for line in floor.figure.axes[0].lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert points == [pytest.approx(4 / 3)]
