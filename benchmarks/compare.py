@@ -343,12 +343,16 @@ def _head(found: Comparison) -> Iterator[str]:
         "Times of NEW in multiples of OLD's. The machine's drift is the median change of the peers of the "
         "cell, and is taken off."
     )
-    ceilings = [_change(was, now) for was, now in found.pairs.values() if now.role == CEILING]
     for stratum in dict.fromkeys(each.stratum for each in found.changes):
-        peers = [each.raw for each in found.changes if (each.stratum, each.role) == (stratum, PEER)]
-        drifts = {"peers": statistics.median(peers)}
-        drifts |= {each.cell: each.raw for each in ceilings if each.stratum == stratum}
-        yield f"  {stratum}: {'; '.join(f'{name} {math.exp(raw):.3f}' for name, raw in drifts.items())}"
+        drifts = {
+            "peers": [each.raw for each in found.changes if (each.stratum, each.role) == (stratum, PEER)]
+        }
+        for was, now in found.pairs.values():
+            change = _change(was, now)
+            if (change.stratum, change.role) == (stratum, CEILING):
+                drifts.setdefault(now.case, []).append(change.raw)
+        medians = {name: math.exp(statistics.median(raws)) for name, raws in drifts.items()}
+        yield f"  {stratum}: {', '.join(f'{name} {ratio:.3f}' for name, ratio in medians.items())}"
 
 
 def _table(found: Comparison, changes: Sequence[Change]) -> str:

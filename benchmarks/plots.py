@@ -14,7 +14,6 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.results import CEILING, OURS, PEER, SHORT, Cell, Row, Run, cells
-from benchmarks.roofline import op_work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,32 +240,38 @@ def _rooflines(rows: Sequence[Row], ceilings: Sequence[Row]) -> Iterator[Drawing
     _legend(figure, {op: (_tone(index), "s", 1.0) for index, op in enumerate(ops)} | marks)
     caption = (
         "Each point is a cell: its compulsory FLOPs over our median time; grey, over the fastest "
-        "alternative's. Hollow: NCHW. Lines: bandwidths and rate of products, measured in the same run."
+        "alternative's. Hollow: NCHW. Lines: the rate of products, and the largest and the least bandwidth "
+        "over the sizes of the maps, measured in the same run."
     )
     yield Drawing("roofline", "Against the machine", caption, figure)
 
 
 def _job(row: Row) -> tuple[float, float]:
     """FLOPs that cannot be avoided, and how many of them there are for each byte."""
+    from benchmarks.roofline import op_work
+
     batch, pixels, channels, tokens = map(int, row.shape.split("x"))
     work = op_work(row.case, row.which, batch, pixels, channels, tokens, 4 if row.dtype == "fp32" else 2)
     flops = sum(each.flops for each in work)
     return flops, flops / sum(each.reads + each.writes for each in work)
 
 
+# What a ceiling is a rate of.
+RATES = {"stream": "B", "copy": "B", "multiply-add": "FLOP", "torch.mm": "FLOP"}
+
+
 def _ceilings(panel: Axes, ceilings: Sequence[Row], left: float, right: float) -> None:
-    """A sloped line for each bandwidth, and a level one for the fastest rate of products."""
-    rates = [(row, row.work / row.median) for row in ceilings if row.work and row.median]
-    slopes = [(row, rate) for row, rate in rates if row.bound == "bytes"]
-    top = max((rate for row, rate in rates if row.bound == "flops"), default=math.inf)
-    for row, slope in slopes:
+    """A level line for the fastest rate of products, a sloped one for the largest and the least bandwidth."""
+    rates = [(row.work / row.median, row) for row in ceilings if row.work and row.median]
+    slopes = sorted((rate, row.shape) for rate, row in rates if RATES.get(row.case) == "B")
+    top = max((rate for rate, row in rates if RATES.get(row.case) == "FLOP"), default=math.inf)
+    for slope, shape in unique([*slopes[:1], *slopes[-1:]]):
         end = min(top / slope, right)
         panel.plot([left, end], [left * slope, end * slope], color=_INK, linewidth=1.0)
-        text = " ".join(filter(None, (row.case, row.shape, f"{slope / 1e9:.0f} GB/s")))
+        text = f"{sum(map(int, shape.split('+'))) / 1e6:.0f} MB: {slope / 1e9:.0f} GB/s"
         _beside(panel, left, left * slope, text, xytext=(10, 0), fontsize=7.0)
     if top < math.inf:
-        start = top / max((slope for _, slope in slopes), default=top / left)
-        panel.plot([start, right], [top, top], color=_INK)
+        panel.plot([top / slopes[-1][0] if slopes else left, right], [top, top], color=_INK, linewidth=1.0)
         panel.text(right, top * 1.03, f"{top / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7.5)
 
 

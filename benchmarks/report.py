@@ -307,11 +307,10 @@ def _overhead(rows: Sequence[Row]) -> Iterator[Section]:
 def _ceilings(rows: Sequence[Row]) -> Iterator[Section]:
     records = []
     for row in rows:
-        unit = "GB/s" if row.bound == "bytes" else "GFLOP/s"
         rate = digits(row.work / row.median / 1e9) if row.work and row.median else "-"
-        records.append(
-            {**_names(row), "rate": rate, "unit": unit, "spread": spread(row), "rounds": row.rounds}
-        )
+        unit = f"G{plots.RATES[row.case]}/s" if row.case in plots.RATES else "GHz"
+        record = {**_names(row), "by": row.contender, "rate": rate, "unit": unit, "spread": spread(row)}
+        records.append({**record, "rounds": row.rounds})
     yield Section("Ceilings of the machine", (), [table("", records)])
 
 

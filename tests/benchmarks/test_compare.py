@@ -48,7 +48,7 @@ def drawn(seed, drift=1.0, slow=None, contenders=CONTENDERS, **fields):
                 {key: factor * getattr(row, key) for key in ("median", "low", "high")} if role != PEER else {}
             )
             rows.append(msgspec.structs.replace(row, **scaled))
-    for case in ("read", "fma"):
+    for case in ("stream", "multiply-add"):
         given = {
             "mode": "ceilings",
             "case": case,
