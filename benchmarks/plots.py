@@ -266,10 +266,10 @@ def _ceilings(panel: Axes, ceilings: Sequence[Row], left: float, right: float) -
     slopes = sorted((rate, row.shape) for rate, row in rates if RATES.get(row.case) == "B")
     top = max((rate for rate, row in rates if RATES.get(row.case) == "FLOP"), default=math.inf)
     for slope, shape in unique([*slopes[:1], *slopes[-1:]]):
-        end = min(top / slope, right)
-        panel.plot([left, end], [left * slope, end * slope], color=_INK, linewidth=1.0)
-        text = f"{sum(map(int, shape.split('+'))) / 1e6:.0f} MB: {slope / 1e9:.0f} GB/s"
-        _beside(panel, left, left * slope, text, xytext=(10, 0), fontsize=7.0)
+        start, end = min(left, top / slopes[-1][0] / 4), min(top / slope, right)
+        panel.plot([start, end], [start * slope, end * slope], color=_INK, linewidth=1.0)
+        text = f"{digits(sum(map(int, shape.split('+'))) / 1e6)} MB: {slope / 1e9:.0f} GB/s"
+        _beside(panel, start, start * slope, text, xytext=(10, 0), fontsize=7.0)
     if top < math.inf:
         panel.plot([top / slopes[-1][0] if slopes else left, right], [top, top], color=_INK, linewidth=1.0)
         panel.text(right, top * 1.03, f"{top / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7.5)
@@ -412,8 +412,8 @@ def _layers(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
             at = names.index(first.case) + (turn - (len(passes) - 1) / 2) * 0.38
             panel.barh(at, speedup, 0.34, color=_tone(turn))
             if first.case == names[0]:
-                text = _SPOKEN.get(first.which, first.which)
-                panel.text(0.05, at, text, va="center", color="#000000" if turn else "#ffffff")
+                ink = "#000000" if turn else "#ffffff"
+                _beside(panel, 0.0, at, _SPOKEN.get(first.which, first.which), color=ink, fontsize=9)
             times = _beside(
                 panel, speedup, at, f"{speedup:.1f}\N{MULTIPLICATION SIGN}", weight="bold", fontsize=9
             )

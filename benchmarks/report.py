@@ -66,7 +66,12 @@ def write(runs: Sequence[tuple[str, Run]], folder: Path, pictures: Sequence[str]
     written = [plots.png(drawings[name], folder) for name in (drawings if pictures is None else pictures)]
     if pictures is None:
         parts = [
-            {"name": name, "head": list(_head(run)), "pictures": drawn[name], "sections": _sections(run)}
+            {
+                "name": name,
+                "head": list(_head(run)),
+                "pictures": drawn[name],
+                "sections": [*_sections(run), _environment(run)],
+            }
             for name, run in runs
         ]
         for suffix, text in (("html", _page(parts)), ("md", "\n\n".join(_markdown(parts)) + "\n")):
@@ -142,7 +147,11 @@ def _sections(run: Run) -> list[Section]:
             for (name, status), rows in failed.items()
         ]
         found.append(Section("Without a time", (), [table("", records)]))
-    return [*found, Section("Environment", (), [table("Facts", list(_flat(run.facts)))])]
+    return found
+
+
+def _environment(run: Run) -> Section:
+    return Section("Environment", (), [table("Facts", list(_flat(run.facts)))])
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[Record]:

@@ -201,6 +201,7 @@ def test_crosses_are_where_there_is_no_time():
 def test_layers_are_drawn_against_their_fastest_alternative():
     (drawing,) = plots.draw(RUNS["layers"])
     texts = [text.get_text() for text in drawing.figure.axes[0].texts]
+    assert texts[0:2] == ["forward", "2.0×"]  # noqa: RUF001
     assert texts.count("2.0×") == 4  # noqa: RUF001
     assert texts.count("compile original") == 4
     assert [bar.get_width() for bar in drawing.figure.axes[0].patches] == [pytest.approx(2.0)] * 4
