@@ -133,7 +133,7 @@ class Measurement:
         work = problem.work(which) if self.ceilings is not None else ()
         least = None
         if self.ceilings is not None and work:
-            self.ceilings.measure(work)
+            self.ceilings.measure(work, anew=True)
             least = self.ceilings.floor(work).seconds
         entries = self.admit(problem, which, least)
         named = {entry.contender.name: entry for entry in entries if entry.contender.timed}
