@@ -77,7 +77,7 @@ interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
 offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(PY) -m tools.triton offline $(OFFLINE_FLAGS)
 
-bench: $(VENV)/demo.stamp $(VENV)/native.stamp
+bench: $(VENV)/bench.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks all $(BENCH_FLAGS)
 
 # With the torch of $(PYTHON), which is built for the GPU, and not in .venv.
@@ -145,6 +145,10 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)
 	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[demo]'
 	@touch $@
 
+$(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
+	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[bench,examples]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
 	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[dev]'
-	@touch $(VENV)/demo.stamp $@
+	@touch $(VENV)/demo.stamp $(VENV)/bench.stamp $@

@@ -1,6 +1,6 @@
-"""How fast vt_fast is, next to its floor and to what else one could run: see ``benchmarks/README.md``.
+"""How fast vt_fast is, next to its floor and to other code: see ``benchmarks/README.md``.
 
-``cases`` says what is measured and ``peers`` against what; both are plain registries. ``timing`` has the
-rules of timing, ``gate`` refuses wrong results, ``report`` reads a result file. Importing this initialises
-nothing and does not import torch: a child process must set its CPUs first.
+``shapes`` says what is measured and ``peers`` against what. ``runner`` has the loop, which runs in child
+processes of ``processes``; ``check`` refuses wrong results. Importing this does not import torch: a child
+process must set its CPUs first.
 """

@@ -286,7 +286,7 @@ def cause(error: BaseException) -> str:
         >>> cause(ValueError("on purpose\\nand more"))
         'ValueError: on purpose'
     """
-    first = next(iter(str(error).strip().splitlines()), "")
+    first = next(iter(str(error).strip().splitlines()), "")[:200]
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     before = error.__cause__ or error.__context__
     return text if before is None else f"{text} (after {cause(before)})"

@@ -95,7 +95,7 @@ class Problem(Protocol):
 
 
 @dataclass
-class _Entry:
+class Entry:
     """A contender in one pass, and what has become of it. ``before``: seconds of a peer's checked call."""
 
     contender: Contender
@@ -133,9 +133,9 @@ class Measurement:
         work = problem.work(which) if self.ceilings is not None else ()
         least = None
         if self.ceilings is not None and work:
-            self.ceilings.measure(work)
+            self.ceilings.measure(work, anew=True)
             least = self.ceilings.floor(work).seconds
-        entries = self._admit(problem, which, least)
+        entries = self.admit(problem, which, least)
         named = {entry.contender.name: entry for entry in entries if entry.contender.timed}
 
         def check(name: str, values: tuple[Tensor, ...]) -> str | None:
@@ -156,11 +156,14 @@ class Measurement:
                     found = those.get(name, Times([], entry.status, entry.reason))
                     yield _row(entry, found, {**shared, "clock": clock})
 
-    def _admit(self, problem: Problem, which: str, least: float | None) -> list[_Entry]:
-        """Make every contender's call once. The yardstick comes first: it says what errors are allowed."""
-        entries: list[_Entry] = []
+    def admit(self, problem: Problem, which: str, least: float | None = None) -> list[Entry]:
+        """Make every contender's call once, the yardstick's first: it says what errors are allowed.
+
+        ``least``: the floor in seconds, where there is one.
+        """
+        entries: list[Entry] = []
         for contender in problem.contenders:
-            entry = _Entry(contender, problem.flops(contender, which))
+            entry = Entry(contender, problem.flops(contender, which))
             entry.reason = self._refusal(problem, which, entry, least, entries) or ""
             if entry.reason:
                 entry.status = SKIPPED
@@ -172,7 +175,7 @@ class Measurement:
         return entries
 
     def _refusal(
-        self, problem: Problem, which: str, entry: _Entry, least: float | None, before: Sequence[_Entry]
+        self, problem: Problem, which: str, entry: Entry, least: float | None, before: Sequence[Entry]
     ) -> str | None:
         """Why a contender is not run."""
         contender = entry.contender
@@ -193,7 +196,7 @@ class Measurement:
                 return f"not compiled: {alone}, {min(known)[1]} takes {min(known)[0]:.3g} s in all"
         return self.limits.refusal() if contender.compiled else None
 
-    def _try(self, problem: Problem, which: str, entry: _Entry, *, first: bool) -> None:
+    def _try(self, problem: Problem, which: str, entry: Entry, *, first: bool) -> None:
         """Run a contender and judge what it computes."""
         contender, device = entry.contender, self.device
         try:
@@ -233,7 +236,7 @@ class Measurement:
             entry.reason = cause(error)
 
 
-def _row(entry: _Entry, times: Times, fields: dict[str, Any]) -> Row:
+def _row(entry: Entry, times: Times, fields: dict[str, Any]) -> Row:
     if times.seconds:
         fields |= quantiles(times.seconds)._asdict()
     return Row(

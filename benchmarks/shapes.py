@@ -39,6 +39,11 @@ class Shape(NamedTuple):
         return self.batch, self.height * self.width, self.channels, self.tokens
 
     @property
+    def elements(self) -> int:
+        """Of the map."""
+        return self.batch * self.height * self.width * self.channels
+
+    @property
     def label(self) -> str:
         """B, N, C and L, as tables and the command line have them."""
         return "x".join(map(str, self.sizes))

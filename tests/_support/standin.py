@@ -1,6 +1,4 @@
-"""Stand-ins: what files say of a machine and of settings, and torch.cuda on a machine without a GPU.
-
-The latter has the same names and the same order of calls, and no device.
+"""``torch.cuda`` on a machine without a GPU: the same names, the same order of calls, and no device.
 
 A replay computes nothing, since what the capture computed is still there. It keeps a record of what was asked
 of it, and refuses what a GPU would refuse, so that a test sees it.
@@ -12,37 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.gpu_device import Gpu
-
-# What a result file must say of its machine, and of its settings.
-MACHINE = {
-    "versions": dict.fromkeys(("vt_fast", "python", "platform", "numpy"), "0")
-    | {"torch": "2", "triton": "3"},
-    "devices": {"cpu": "none", "cores": 1, "threads": 1, "instructions": "none", "gpu": "none"},
-    "commit": None,
-}
-SETTINGS = {"passes": ["forward"], "peers": [], "budget": {}, "quick": False}
-CPU_SETTINGS = {**SETTINGS, "threads": [1]}
-NETWORK_SETTINGS = {"networks": True, "quick": False, "passes": ["inference"], "sides": ["vt_fast"]} | {
-    "dtype": ["fp32"],
-    "layout": ["nchw"],
-    "device": "cpu",
-    "threads": 1,
-}
-GPU_SETTINGS = {**SETTINGS, "device": "cuda:0", "tf32": False, "launch_seconds": [1e-6]}
-
-ABOUT = {
-    "name": "Stand-in 9000",
-    "capability": "9.0",
-    "processors": 132,
-    "memory_bytes": 80 << 30,
-    "cache_bytes": 1 << 20,
-    "driver_version": "1",
-    "cuda": "13.0",
-    "hip": None,
-}
-
-GPU_MACHINE = MACHINE | {"gpu": ABOUT}
+from benchmarks import devices
 
 
 class Event:
@@ -137,11 +105,9 @@ class StandIn:
 
 def gpu(monkeypatch, refuses=lambda number: False):
     """The device that measures on GPUs, on this CPU, with small buffers and short pauses."""
-    from benchmarks import gpu_device
-
-    monkeypatch.setattr(gpu_device, "_FLUSH_BYTES", 1 << 12)
-    monkeypatch.setattr(gpu_device, "_FLUSH_CACHES", 0)
-    monkeypatch.setattr(gpu_device, "_WARM_UP_SECONDS", 0.0)
-    monkeypatch.setattr(gpu_device, "_WARM_UP_SIDE", 8)
+    monkeypatch.setattr(devices, "_FLUSH_BYTES", 1 << 12)
+    monkeypatch.setattr(devices, "_FLUSH_CACHES", 0)
+    monkeypatch.setattr(devices, "_WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr(devices, "_WARM_UP_SIDE", 8)
     stand_in = StandIn(refuses)
-    return Gpu(0, stand_in, torch.device("cpu")), stand_in
+    return devices.Gpu("cpu", stand_in), stand_in

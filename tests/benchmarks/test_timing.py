@@ -1,38 +1,79 @@
-"""Rounds of timing, on clocks that tell what they are told to."""
+"""The rules of timing, with functions that take as long as they say."""
 
-from benchmarks import timing
+import time
 
+import pytest
 
-def test_rounds_follow_the_budget():
-    budget = timing.Budget(seconds=0.0, least=4, most=9)
-    names = "abc"
-    assert set(map(len, timing.interleaved(dict.fromkeys(names, int), budget).values())) == {4}
-    endless = budget._replace(seconds=1e9)
-    assert set(map(len, timing.interleaved(dict.fromkeys(names, int), endless).values())) == {9}
+from benchmarks.timing import QUICK, Budget, Limits, interleaved
 
 
-def test_who_is_far_behind_leaves_but_ours_stays():
-    fixed = {"ours": 9.0, "best": 0.1, "near": 0.12, "far": 0.3}
-    functions = {name: (lambda name=name: name) for name in fixed}
-    budget = timing.Budget(seconds=0.0, least=6, patience=1e9)
-    seconds = timing.interleaved(functions, budget, stay={"ours"}, clock=lambda call: fixed[call()])
-    assert {n: len(v) for n, v in seconds.items()} == {"ours": 6, "best": 6, "near": 6, "far": 3}
+def rounds(seconds, budget, **options):
+    """How often each function was timed, and their order."""
+    order = []
+
+    def clock(function):
+        name, taken = function()
+        order.append(name)
+        return taken
+
+    functions = {name: lambda name=name, taken=taken: (name, taken) for name, taken in seconds.items()}
+    found = interleaved(functions, budget, clock=clock, **options)
+    return {name: len(values) for name, values in found.items()}, order
 
 
-def test_slow_cells_get_few_rounds_and_drop_early():
-    fixed = {"ours": 3.0, "best": 2.0, "behind": 4.0, "unlucky": 4.0}
-    functions = {name: (lambda name=name: name) for name in fixed}
-    before = {"unlucky": 2.1}  # its first call in the rounds was slow by chance
-    seconds = timing.interleaved(
-        functions, timing.Budget(), before=before, stay={"ours"}, clock=lambda call: fixed[call()]
-    )
-    assert {n: len(v) for n, v in seconds.items()} == {"ours": 3, "best": 3, "behind": 1, "unlucky": 3}
+def test_contenders_take_turns_in_another_order_each_round():
+    counts, order = rounds({"a": 0.01, "b": 0.01, "c": 0.01}, Budget(seconds=0.25))
+    assert counts == {"a": 9, "b": 9, "c": 9}
+    turns = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert len(set(turns)) > 1
 
 
-def test_order_changes_from_round_to_round():
-    calls = []
-    functions = {name: (lambda name=name: calls.append(name)) for name in "abcd"}
-    timing.interleaved(functions, timing.Budget(seconds=0.0, least=8, few=8))
-    rounds = [tuple(calls[i : i + 4]) for i in range(0, 32, 4)]
-    assert all(sorted(each) == list("abcd") for each in rounds)
-    assert len(set(rounds)) > 3
+@pytest.mark.parametrize(
+    ("seconds", "budget", "options", "counts"),
+    [
+        ({"a": 1.0}, Budget(), {}, {"a": 7}),
+        ({"a": 1e-6}, Budget(), {}, {"a": 200}),
+        ({"a": 1.0, "b": 9.0}, QUICK, {}, {"a": 3, "b": 1}),
+        # peers far behind leave; ours stays, and none leaves because of ours
+        (
+            {"ours": 0.01, "a": 0.002, "b": 0.0052},
+            Budget(),
+            {"stay": ["ours"]},
+            {"ours": 20, "a": 20, "b": 3},
+        ),
+        ({"ours": 0.001, "b": 0.02}, Budget(), {"stay": ["ours"]}, {"ours": 12, "b": 12}),
+        # in a slow cell after one round, by the best call, the one before the rounds included
+        ({"ours": 2.0, "a": 2.0, "b": 3.1}, Budget(), {"stay": ["ours"]}, {"ours": 3, "a": 3, "b": 1}),
+        ({"a": 2.0, "b": 3.1}, Budget(), {"before": {"b": 2.1}}, {"a": 3, "b": 3}),
+    ],
+)
+def test_rounds(seconds, budget, options, counts):
+    assert rounds(seconds, budget, **options)[0] == counts
+
+
+def test_no_compilation_begins_that_would_not_end_in_time():
+    now = [0.0]
+    limits = Limits(100.0, now=lambda: now[0])
+    assert limits.refusal() is None
+    with limits.compiling():
+        now[0] = 60.0
+    assert limits.remaining == 40.0
+    assert limits.refusal() == "not compiled: 40 s are left, and one took 60 s"
+    now[0] = 200.0
+    assert limits.remaining == 0.0
+
+
+def sleeps():
+    try:
+        time.sleep(20)
+    except Exception:  # as a compiler may catch everything
+        return
+
+
+def test_a_compilation_that_takes_too_long_is_given_up():
+    limits = Limits(None, 0.05)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="given up after 0 s"), limits.compiling():
+        sleeps()
+    assert time.monotonic() - start < 10
