@@ -1,5 +1,6 @@
 // What a CPU can do at best: streaming through memory, chains of multiply-adds, and its clock. The file
-// stands alone and is compiled once for each instruction set, which the compiler's flags choose.
+// stands alone and is compiled once for each instruction set, which the compiler's flags choose. With DOTS,
+// the multiply-adds are dot products of bf16, and with TILES those of AMX.
 
 #include <atomic>
 #include <chrono>
@@ -16,7 +17,7 @@
 #else
 #error "benchmarks/probe.cpp knows x86-64 and aarch64 only"
 #endif
-#if defined(__AMX_BF16__)
+#if defined(TILES)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -118,75 +119,71 @@ void walk(const char* a, const char* b, char* to, size_t bytes, int lanes, bool 
   for (int i = 0; i < 4; ++i) sums[i] = sum[i];
 }
 
-#if defined(__AMX_BF16__)
+#if defined(TILES)
 // Products of tiles of 16 x 32 and 32 x 16.
-struct Chains {
-  static constexpr double FLOPS = 4 * 2 * 16 * 16 * 32;
-  static bool allowed() { return syscall(SYS_arch_prctl, /* ARCH_REQ_XCOMP_PERM */ 0x1023, 18) == 0; }
+constexpr double FLOPS = 4 * 2 * 16 * 16 * 32;
 
-  Chains() {
-    alignas(64) uint8_t shapes[64] = {1};
-    for (int tile = 0; tile < 8; ++tile) shapes[16 + 2 * tile] = 64, shapes[48 + tile] = 16;
-    _tile_loadconfig(shapes);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  ~Chains() { _tile_release(); }
+bool allowed() { return syscall(SYS_arch_prctl, /* ARCH_REQ_XCOMP_PERM */ 0x1023, 18) == 0; }
 
-  void step() {
+void chains(long steps) {
+  alignas(64) uint8_t shapes[64] = {1};
+  for (int tile = 0; tile < 8; ++tile) shapes[16 + 2 * tile] = 64, shapes[48 + tile] = 16;
+  _tile_loadconfig(shapes);
+  for (long step = 0; step < steps; ++step) {
     _tile_dpbf16ps(0, 6, 7);
     _tile_dpbf16ps(1, 6, 7);
     _tile_dpbf16ps(2, 6, 7);
     _tile_dpbf16ps(3, 6, 7);
   }
-};
+  _tile_release();
+}
 #else
-// Enough chains to hide the latency, few enough for the registers. Every chain has its own result: were two
-// equal, a compiler would compute one.
-struct Chains {
-  static constexpr int COUNT = REGISTERS * 3 / 4;
-#if defined(__AVX512BF16__)
-  static constexpr double FLOPS = COUNT * 2 * 32;
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  static constexpr double FLOPS = COUNT * 2 * 16;
+// Enough chains to hide the latency, few enough for the registers.
+constexpr int CHAINS = REGISTERS * 3 / 4;
+#if defined(DOTS)
+constexpr double FLOPS = CHAINS * 2 * BYTES / 2 * (BYTES == 16 ? 2 : 1);  // NEON's are of 2 x 4 and 4 x 2
 #else
-  static constexpr double FLOPS = COUNT * 2 * BYTES / 4;
+constexpr double FLOPS = CHAINS * 2 * BYTES / 4;
 #endif
-  static bool allowed() { return true; }
 
-  Chains() {
-    for (int i = 0; i < COUNT; ++i) chain[i] = Floats{} + static_cast<float>(i);
-    hide(factor), hide(term);
-  }
-  ~Chains() {
-    for (Floats& value : chain) hide(value);
-  }
-  // So that nothing is computed in advance, or not at all.
-  static void hide(Floats& value) {
+bool allowed() { return true; }
+
+// So that nothing is computed in advance, or not at all.
+void hide(Floats& value) {
 #if defined(__x86_64__)
-    asm volatile("" : "+x"(value));
+  asm volatile("" : "+x"(value));
 #else
-    asm volatile("" : "+w"(value));
+  asm volatile("" : "+w"(value));
 #endif
-  }
+}
 
-  void step() {
+Floats multiply_add(Floats sum, Floats a, Floats b) {
+#if defined(DOTS) && defined(__x86_64__)
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#elif defined(DOTS)
+  return (Floats)vbfmmlaq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#else
+  return sum + a * b;
+#endif
+}
+
+void chains(long steps) {
+  Floats chain[CHAINS], a = Floats{} + 0.5f, b = Floats{} + 0.25f;
+  hide(a), hide(b);
+  // All loops over chains are unrolled: one that is not keeps them in memory.
+#pragma GCC unroll 32
+  for (Floats& value : chain) hide(value = a);
+#pragma GCC unroll 4
+  for (long step = 0; step < steps; ++step) {
 #pragma GCC unroll 32
     for (Floats& value : chain) {
-#if defined(__AVX512BF16__)
-      value = (Floats)_mm512_dpbf16_ps((__m512)value, (__m512bh)factor, (__m512bh)term);
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-      value = (Floats)vbfmmlaq_f32((float32x4_t)value, (bfloat16x8_t)factor, (bfloat16x8_t)term);
-#else
-      value = value * factor + term;
-#endif
+      hide(a);
+      value = multiply_add(value, a, b);
     }
   }
-
-  Floats chain[COUNT], factor = Floats{} + 0.5f, term = Floats{} + 0.25f;
-};
+#pragma GCC unroll 32
+  for (Floats& value : chain) hide(value);
+}
 #endif
 
 }  // namespace
@@ -225,13 +222,10 @@ int stream(const char* from, size_t reads, char* to, size_t writes, int past_cac
 }
 
 // FLOPs of a pass of all threads; 0 if the system does not let this process use the instructions.
-double multiply_add(long steps, const int* cpus, int threads, int passes, double* seconds) {
-  if (!Chains::allowed()) return 0;
-  timed(cpus, threads, passes, seconds, [&](int, int) {
-    Chains chains;
-    for (long step = 0; step < steps; ++step) chains.step();
-  });
-  return Chains::FLOPS * steps * threads;
+double run_chains(long steps, const int* cpus, int threads, int passes, double* seconds) {
+  if (!allowed()) return 0;
+  timed(cpus, threads, passes, seconds, [&](int, int) { chains(steps); });
+  return FLOPS * steps * threads;
 }
 
 // Cycles of a pass: additions that wait for each other take one each.
