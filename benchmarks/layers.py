@@ -2,8 +2,9 @@
 
 Each layer has its original configuration and random weights, and several sides:
 
-- ``original``: the package's module; ``original sdpa``: with PyTorch's fused attention, where the package
-  leaves it off; ``plain PyTorch``: a copy of the module, where the package is hard to install.
+- ``original``: the package's module as it is by default; ``original sdpa`` or ``original eager``: with and
+  without PyTorch's fused attention, whichever is not the default; ``plain PyTorch``: a copy of the module,
+  where the package is hard to install.
 - ``folded``: our algebra in plain PyTorch: projections of the pixels move to the few rows on the other side.
 - ``vt_fast``: the same by our ops. Folding is a part of every call, so that all sides start from the
   original's parameters and give them gradients.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ def siglip(quick: bool) -> Comparison:
         return (hidden + host.mlp(host.layernorm(hidden)))[:, 0]
 
     inputs = ((2, 30, width) if quick else (8, 27 * 27, width),)
-    return _pooling(original, fold, inputs, fused=original._replace(function=fused))
+    return _pooling(original, fold, inputs, {"original sdpa": original._replace(function=fused)})
 
 
 def vjepa(quick: bool) -> Comparison:
@@ -84,7 +85,10 @@ def vjepa(quick: bool) -> Comparison:
         return (hidden + layer.mlp(layer.layer_norm2(hidden)))[:, 0]
 
     inputs = ((2, 30, width) if quick else (4, 8 * 16 * 16, width),)
-    return _pooling(Side(partial(make, "eager")), fold, inputs, fused=Side(partial(make, "sdpa")))
+    # The eager one computes its softmax in float32 also where the truth is computed.
+    return _pooling(
+        Side(partial(make, "sdpa")), fold, inputs, {"original eager": Side(partial(make, "eager"))}
+    )
 
 
 def perceiver(quick: bool) -> Comparison:
@@ -293,7 +297,10 @@ def _attend(
 
 
 def _pooling(
-    original: Side, fold: Function, inputs: Sequence[tuple[int, ...]], fused: Side | None = None
+    original: Side,
+    fold: Function,
+    inputs: Sequence[tuple[int, ...]],
+    others: Mapping[str, Side] | None = None,
 ) -> Comparison:
     """The sides of a layer that pools pixels. ``fold`` takes the module, the inputs and what tokenizes."""
 
@@ -301,14 +308,19 @@ def _pooling(
         return (queries @ x.mT).softmax(-1) @ x
 
     def attention(x: Tensor, queries: Tensor) -> Tensor:
-        queries, x = queries.expand(x.shape[0], -1, -1)[:, None], x[:, None]  # the fused ones want 4 dimensions
+        queries, x = (
+            queries.expand(x.shape[0], -1, -1)[:, None],
+            x[:, None],
+        )  # the fused ones want 4 dimensions
         return F.scaled_dot_product_attention(queries, x, x, scale=1.0)[:, 0]
 
-    sides = {"original": original, "compile original": original._replace(compiled="")}
-    if fused is not None:
-        sides["original sdpa"] = fused
-    sides["folded sdpa"] = original._replace(function=partial(fold, tokenize=attention))
-    sides |= _folded(original, partial(fold, tokenize=plain), partial(fold, tokenize=vt_fast.tokenize))
+    sides = {
+        "original": original,
+        **(others or {}),
+        "compile original": original._replace(compiled=""),
+        "folded sdpa": original._replace(function=partial(fold, tokenize=attention)),
+        **_folded(original, partial(fold, tokenize=plain), partial(fold, tokenize=vt_fast.tokenize)),
+    }
     return Comparison(sides, inputs)
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.check import Judgement
 from benchmarks.devices import Call, Device
-from benchmarks.inputs import TORCH_DTYPES
+from benchmarks.inputs import DTYPES
 from benchmarks.peers import Contender
 from benchmarks.results import OURS, PEER
 from benchmarks.roofline import Work
@@ -138,7 +138,7 @@ class ModuleProblem:
         device: Device,
     ) -> None:
         self._comparison, self._device = comparison, device.torch_device
-        self._dtype = TORCH_DTYPES[fields["dtype"]]
+        self._dtype = DTYPES[fields["dtype"]]
         self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
         self.label = f"{fields['case']} {fields['shape']} {fields['dtype']}"
         self.fields = fields
