@@ -38,13 +38,7 @@ class Style(NamedTuple):
     give: Callable[[Tensor, Tensor], Tensor]
 
     def code(self, op: str) -> Code:
-        """The op as a function of its operands.
-
-        Example:
-            >>> (tokens,) = EAGER.code("tokenize")(torch.ones(2, 8, 3, 3), torch.ones(4, 8))
-            >>> tokens.shape
-            torch.Size([2, 4, 8])
-        """
+        """The op as a function of its operands."""
 
         def tokenize(x: Tensor, queries: Tensor) -> Results:
             return (self.pool(self.see(x), queries),)
@@ -175,12 +169,7 @@ def by_package(name: str) -> Attend:
 
 @cache
 def absent(on_gpu: bool) -> dict[str, str]:
-    """Packages that cannot run here, and why. Without a GPU none is imported.
-
-    Example:
-        >>> absent(False)["flash-attn"]
-        'needs a GPU'
-    """
+    """Packages that cannot run here, and why. Without a GPU none is imported."""
     if not on_gpu:
         return dict.fromkeys(PACKAGES, "needs a GPU")
     found = {}
@@ -193,14 +182,7 @@ def absent(on_gpu: bool) -> dict[str, str]:
 
 
 class Choices(TorchFunctionMode):
-    """Keeps which implementation ``scaled_dot_product_attention`` takes, call by call.
-
-    Example:
-        >>> with Choices() as choices:
-        ...     _ = by(sdpa()).code("tokenize")(torch.zeros(1, 8, 2, 2), torch.zeros(3, 8))
-        >>> len(choices.names)
-        1
-    """
+    """Keeps which implementation ``scaled_dot_product_attention`` takes, call by call."""
 
     def __init__(self) -> None:
         super().__init__()

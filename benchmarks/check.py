@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import DTYPES
+from benchmarks.inputs import TORCH_DTYPES
 from benchmarks.results import PEER
 from benchmarks.shapes import STACK, Case
 from vt_fast.precision import compute_dtype
@@ -65,12 +65,6 @@ def solve(op: str, operands: Mapping[str, Tensor], arriving: Mapping[str, Tensor
 
     A first pass finds each token's lse and value. With these as constants, the gradients of a piece are
     those of sum_nl exp(logit_nl - lse_l) (y_n dT_l - T_l dT_l), by autograd.
-
-    Example:
-        >>> operands = {"x": torch.ones(1, 3, 2), "queries": torch.ones(1, 2)}
-        >>> truth = solve("tokenize", operands, {"tokens": torch.ones(1, 1, 2)})
-        >>> truth.values["tokens"].tolist(), round(truth.values["dx"][0, :, 0].sum().item(), 9)
-        ([[[1.0, 1.0]]], 1.0)
     """
     x = operands["x"]
     small = {name: value.double().requires_grad_() for name, value in operands.items() if name != "x"}
@@ -222,7 +216,7 @@ class Gate(NamedTuple):
 def _digits(dtype: str) -> torch.dtype:
     """The dtype whose roundings are allowed: TF32 has as many digits as float16."""
     tf32 = dtype == "fp32" and torch.backends.cuda.matmul.allow_tf32
-    return torch.float16 if tf32 else DTYPES[dtype]
+    return torch.float16 if tf32 else TORCH_DTYPES[dtype]
 
 
 def errors(case: Case, truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
@@ -235,10 +229,6 @@ def largest_error(found: Tensor, exact: Tensor, stride: int = 1) -> float:
     """Largest difference of a tensor, or a 4-D map, from float64 values (B, N, C), without a large copy.
 
     Of a map only every ``stride``-th pixel is compared. NaN counts as infinite.
-
-    Example:
-        >>> largest_error(torch.ones(1, 2, 1, 3), torch.zeros(1, 3, 2, dtype=torch.float64))
-        1.0
     """
     found = found.detach()
     if found.dim() == 4:

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import results, shapes
 from benchmarks.processes import CPU, UsageError, conduct
@@ -17,22 +17,16 @@ from benchmarks.results import OK, OURS, SKIPPED, UNAVAILABLE, Run
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-class Mode(NamedTuple):
-    """What it measures, and the module with its arguments and plans (:mod:`benchmarks.runner`)."""
-
-    text: str
-    module: str
-
-
+# The module with a mode's arguments and plans (:mod:`benchmarks.runner`), and what it measures.
 MODES = {
-    "ops": Mode("each op against its floor and its peers", "ops"),
-    "stack": Mode("a stack of modules against the paper's equations", "ops"),
-    "cpu": Mode("ops and stack on this machine's CPU", "ops"),
-    "gpu": Mode("ops and stack on a GPU, the most important cases first", "ops"),
-    "scaling": Mode("time and memory against each size, one at a time", "scaling"),
-    "overhead": Mode("the cost of a call at tiny shapes, and of the first one of a process", "overhead"),
-    "models": Mode("the paper's networks against those that they replace", "networks"),
-    "layers": Mode("layers of other models against the same computation by our ops", "layers"),
+    "ops": ("ops", "each op against its floor and its peers"),
+    "stack": ("ops", "a stack of modules against the paper's equations"),
+    "cpu": ("ops", "ops and stack on this machine's CPU"),
+    "gpu": ("ops", "ops and stack on a GPU, the most important cases first"),
+    "scaling": ("scaling", "time and memory against each size, one at a time"),
+    "overhead": ("overhead", "the cost of a call at tiny shapes, and of the first one of a process"),
+    "models": ("networks", "the paper's networks against those that they replace"),
+    "layers": ("layers", "layers of other models against the same computation by our ops"),
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ops": {"op": [*shapes.OPS]},
@@ -69,10 +63,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="vt_fast against its floor and its peers."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, mode in MODES.items():
-        measuring = commands.add_parser(name, help=f"measure {mode.text}")
+    for name, (_, text) in MODES.items():
+        measuring = commands.add_parser(name, help=f"measure {text}")
         if name == command:
-            importlib.import_module(f"benchmarks.{mode.module}").add_arguments(measuring)
+            _module(name).add_arguments(measuring)
             _add_common(measuring)
             measuring.add_argument("--output", type=Path, metavar="FILE", help="default: a file in --results")
             measuring.set_defaults(**_DEFAULTS.get(name, {}))
@@ -92,6 +86,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _module(mode: str) -> Any:
+    return importlib.import_module(f"benchmarks.{MODES[mode][0]}")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny shapes, few rounds: does it run?")
     text = "cpu, cuda or cuda:N; default: %(default)s"
@@ -106,10 +104,6 @@ def device_name(text: str) -> str:
 
     Raises:
         argparse.ArgumentTypeError: it is none.
-
-    Example:
-        >>> device_name("cuda"), device_name("cuda:1")
-        ('cuda:0', 'cuda:1')
     """
     if text != CPU and re.fullmatch(r"cuda(:\d+)?", text) is None:
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text}")
@@ -120,11 +114,10 @@ def _measure(options: argparse.Namespace) -> tuple[int, Path]:
     """Run a mode, print and save what it found; returns the exit status and the file."""
     from benchmarks import machine, report
 
-    mode = MODES[options.command]
     if options.command in ("cpu", "gpu") and (options.command == "cpu") != (options.device == CPU):
         raise UsageError(f"--device must be of mode {options.command}, got {options.device}")
     before = None if options.compare is None else results.load(options.compare)
-    plans = importlib.import_module(f"benchmarks.{mode.module}").plans(options)
+    plans = _module(options.command).plans(options)
     reason = machine.unusable(options.device)
     if reason is not None:
         raise UsageError(reason)

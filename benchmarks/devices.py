@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -98,15 +98,10 @@ class Device:
         return {}
 
     def times(
-        self,
-        calls: Mapping[str, Call],
-        check: Check,
-        budget: Budget,
-        before: Mapping[str, float],
-        stay: Collection[str],
+        self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
     ) -> dict[ClockName, dict[str, Times]]:
-        """Times of all calls, which have been made before, by :func:`benchmarks.timing.interleaved`."""
-        found = interleaved(calls, budget, before=before, stay=stay, clock=self.clock)
+        """Times of all calls, which have been made before, by :func:`interleaved` and its rules."""
+        found = interleaved(calls, budget, clock=self.clock, **rules)
         return {self.clock_name: {name: Times(seconds) for name, seconds in found.items()}}
 
 
@@ -177,12 +172,7 @@ class Gpu(Device):
             captures.close()
 
     def times(
-        self,
-        calls: Mapping[str, Call],
-        check: Check,
-        budget: Budget,
-        before: Mapping[str, float],
-        stay: Collection[str],
+        self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
     ) -> dict[ClockName, dict[str, Times]]:
         """Times of all calls as graphs, in turn, and then as plain calls, for which the graphs must be gone.
 
@@ -208,7 +198,7 @@ class Gpu(Device):
             else:
                 graphs[name] = Times([], WRONG, f"replayed: {wrong}")
         self.warm_up()
-        timed = interleaved(replays, budget, before=before, stay=stay, clock=self.clock)
+        timed = interleaved(replays, budget, clock=self.clock, **rules)
         graphs |= {name: Times(seconds) for name, seconds in timed.items()}
         replays.clear()
         captures.close()
@@ -222,7 +212,7 @@ class Gpu(Device):
         rounds = min(_PLAIN_ROUNDS, budget.least)
         few = budget._replace(seconds=0.0, least=rounds, most=rounds)
         those = {name: call for name, call in those.items() if name not in plain}
-        timed = interleaved(those, few, before=before, stay=stay, clock=self.clock)
+        timed = interleaved(those, few, clock=self.clock, **rules)
         return {"graph": graphs, "calls": plain | {name: Times(seconds) for name, seconds in timed.items()}}
 
 

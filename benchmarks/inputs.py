@@ -10,18 +10,12 @@ from benchmarks.attention import Code, Results
 from benchmarks.shapes import STACK, Case
 from vt_fast.nn import VisualTransformerStack, set_backend
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 Size = tuple[int, ...]
 
 
 def sizes(case: Case) -> tuple[dict[str, Size], dict[str, Size]]:
-    """Sizes of a case's operands and of its results by name; maps are (B, N, C).
-
-    Example:
-        >>> from benchmarks.shapes import Shape
-        >>> sizes(Case("tokenize", Shape(2, 3, 4, 8, 5), "fp32", "nchw"))
-        ({'x': (2, 12, 8), 'queries': (5, 8)}, {'tokens': (2, 5, 8)})
-    """
+    """Sizes of a case's operands and of its results by name; maps are (B, N, C)."""
     batch, pixels, channels, tokens = case.shape.sizes
     x, small = (batch, pixels, channels), (batch, tokens, channels)
     operands: dict[str, Size] = {"x": x}
@@ -56,7 +50,7 @@ def draw(case: Case, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
     # A stack is drawn on the CPU, where its modules are initialized.
     where = "cpu" if case.op == STACK else device
     generator = torch.Generator(where).manual_seed(0)
-    target = DTYPES[case.dtype]
+    target = TORCH_DTYPES[case.dtype]
 
     def normal(size: Size, scale: float = 1.0) -> Tensor:
         return torch.randn(size, generator=generator, device=where).mul_(scale).to(device, target)
@@ -91,7 +85,7 @@ def _stack(case: Case) -> VisualTransformerStack:
 
 def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str = "cpu") -> Code:
     """The stack as a function of the map and its parameters, in the order of :func:`draw`."""
-    stack = _stack(case).to(device, DTYPES[dtype])
+    stack = _stack(case).to(device, TORCH_DTYPES[dtype])
     set_backend(stack, backend)
     names = [name for name, _ in stack.named_parameters()]
 
@@ -103,14 +97,7 @@ def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str 
 
 
 def lay_out(value: Tensor, name: str, case: Case) -> Tensor:
-    """A map (B, C, H, W) in the case's layout, from (B, N, C); other operands and results as they are.
-
-    Example:
-        >>> from benchmarks.shapes import Shape
-        >>> case = Case("project", Shape(2, 3, 4, 8, 5), "fp32", "channels_last")
-        >>> lay_out(torch.zeros(2, 12, 8), "x", case).stride()
-        (96, 1, 32, 8)
-    """
+    """A map (B, C, H, W) in the case's layout, from (B, N, C); other operands and results as they are."""
     if name not in ("x", "map"):
         return value
     feature_map: Tensor = value.transpose(1, 2).unflatten(2, (case.shape.height, case.shape.width))

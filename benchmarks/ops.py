@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import msgspec
 
@@ -51,21 +52,16 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     for name in ("threads",) if on_gpu else ("budget", "tf32", "max_autotune"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for another device than {options.device}")
-    dtypes = options.dtype or (shapes.GPU_DTYPES if on_gpu else shapes.DTYPES)
-    unknown = [dtype for dtype in dtypes if not on_gpu and dtype not in shapes.DTYPES]
+    unknown = [dtype for dtype in options.dtype or () if not on_gpu and dtype not in shapes.DTYPES]
     if unknown:
         raise UsageError(f"--dtype must be of {', '.join(shapes.DTYPES)} on a CPU, got {', '.join(unknown)}")
     # Compiling takes longer than all the rest of a quick run.
     kind = "cuda" if on_gpu else CPU
     chosen = peers.chosen(options.peers, kind, plain=options.quick, tuned=options.max_autotune)
-    standard: tuple[shapes.Shape, ...] = shapes.GPU_SHAPES if on_gpu else shapes.SHAPES
-    stack = shapes.GPU_STACK_SHAPE if on_gpu else shapes.STACK_SHAPE
-    if options.quick:
-        standard, stack = shapes.QUICK_SHAPES, shapes.QUICK_STACK_SHAPE
-    if options.shape:
-        standard = tuple(shapes.REGISTRY[label] for label in options.shape)
-    select = shapes.gpu_cases if on_gpu else shapes.cpu_cases
-    cases = select(options.op, standard, stack, dtypes, options.layout)
+    standard: Sequence[shapes.Shape] = shapes.QUICK_SHAPES if options.quick else ()
+    standard = [shapes.REGISTRY[label] for label in options.shape or ()] or standard
+    stack = shapes.QUICK_STACK_SHAPE if options.quick else None
+    cases = shapes.cases(options.op, standard, stack, options.dtype or (), options.layout, on_gpu=on_gpu)
     budget = QUICK if options.quick else GPU if on_gpu else Budget()
     if options.seconds is not None:
         budget = budget._replace(seconds=options.seconds)

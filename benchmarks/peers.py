@@ -128,25 +128,17 @@ def names(device: str, *, plain: bool = False, tuned: bool = False) -> list[str]
 def chosen(
     wanted: Sequence[str] | None, device: str, *, plain: bool = False, tuned: bool = False
 ) -> list[str]:
-    """The peers of the command line, each once: names, or "plain" for all that are not compiled.
-
-    Args:
-        wanted: None for all, or for all that are not compiled where ``plain`` is set.
-        device: "cpu" or "cuda".
-        plain: see ``wanted``.
-        tuned: also those that are compiled with tuned kernels.
+    """The peers of the command line, each once: names, or "plain"; None for all, or all of these options.
 
     Raises:
         UsageError: one is not known.
     """
+    known = names(device, tuned=True)
     if wanted is None or list(wanted) == ["plain"]:
         wanted = names(device, plain=plain or wanted is not None)
-    known = names(device, tuned=True)
-    unknown = [name for name in wanted if name not in known]
+    unknown = ", ".join(name for name in wanted if name not in known)
     if unknown:
-        raise UsageError(
-            f"--peers must be names that python -m benchmarks list prints, got {', '.join(unknown)}"
-        )
+        raise UsageError(f"--peers must be names that python -m benchmarks list prints, got {unknown}")
     return list(dict.fromkeys([*wanted, *(name for name in known if tuned and name.startswith(_AUTOTUNE))]))
 
 

@@ -30,57 +30,33 @@ class UsageError(ValueError):
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """What a child process does.
+    """What a child process does."""
 
-    Args:
-        problems: measured in this order; see :mod:`benchmarks.runner`.
-        cpus: the CPUs that the process may use; as many threads.
-        device: "cpu" or "cuda:N".
-        budget: of each cell.
-        quick: ceilings are measured by small probes.
-        memory_bytes: what is predicted to need more is not run. None: no limit on a CPU, 0.8 of what is free
-            on a GPU.
-        repeat: calls in one turn of the clock, for times below its resolution; there are then no floors.
-        seconds: of the whole run; what does not begin in time is left out.
-        compile_seconds: of one compilation, which is then given up.
-        tf32: a GPU multiplies fp32 in TF32.
-        environment: variables of the process.
-        work: a module with ``work(plan)``, a generator of :class:`Message`, in place of
-            :mod:`benchmarks.runner`.
-    """
-
-    problems: list[dict[str, Any]]
-    cpus: list[int]
-    device: str = CPU
-    budget: Budget = Budget()
-    quick: bool = False
+    problems: list[dict[str, Any]]  # measured in this order; see benchmarks.runner
+    cpus: list[int]  # that the process may use; as many threads
+    device: str = CPU  # or "cuda:N"
+    budget: Budget = Budget()  # of each cell
+    quick: bool = False  # ceilings are measured by small probes
+    # What is predicted to need more is not run. None: no limit on a CPU, 0.8 of what is free on a GPU.
     memory_bytes: int | None = None
+    # Calls in one turn of the clock, for times below its resolution. There are then no floors.
     repeat: int | None = None
-    seconds: float | None = None
-    compile_seconds: float | None = None
-    tf32: bool = False
-    environment: dict[str, str] = {}
+    seconds: float | None = None  # of the whole run; what does not begin in time is left out
+    compile_seconds: float | None = None  # of one compilation, which is then given up
+    tf32: bool = False  # a GPU multiplies fp32 in TF32
+    # In place of benchmarks.runner, a module with work(plan), a generator of messages.
     work: str = "benchmarks.runner"
 
 
 class Message(msgspec.Struct, kw_only=True):
-    """What a child reports.
+    """What a child reports."""
 
-    Args:
-        index: of the problem that begins.
-        case: its name.
-        rows: what has been measured of it.
-        problem: why it could not be measured.
-        left_out: why it was not: "why" is "time" or "memory", and "reason" says more.
-        facts: for the head of the result file; lists are joined.
-    """
-
-    index: int | None = None
-    case: str = ""
-    rows: list[Row] = []
-    problem: str = ""
-    left_out: dict[str, str] = {}
-    facts: dict[str, Any] = {}
+    index: int | None = None  # of the problem that begins
+    case: str = ""  # its name
+    rows: list[Row] = []  # what has been measured of it
+    problem: str = ""  # why it could not be measured
+    left_out: dict[str, str] = {}  # why it was not: "why" is "time" or "memory"; "reason" says more
+    facts: dict[str, Any] = {}  # for the head of the result file; lists are joined
 
 
 def cpus_of(threads: int | None) -> list[int]:
@@ -138,7 +114,7 @@ def messages(plan: Plan) -> Iterator[Message]:
     reading, writing = os.pipe()
     code = "import sys; from benchmarks import processes; processes.main(int(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(writing)]
-    settings = {**os.environ, **environment(plan.cpus), **plan.environment}
+    settings = {**os.environ, **environment(plan.cpus)}
     child = subprocess.Popen(command, stdin=subprocess.PIPE, env=settings, pass_fds=[writing], text=True)
     os.close(writing)
     try:
@@ -149,7 +125,7 @@ def messages(plan: Plan) -> Iterator[Message]:
             for line in stream:
                 yield msgspec.convert(json.loads(line), Message)
         if child.wait() != 0:
-            raise Died(f"the process with {len(plan.cpus)} threads ended with status {child.returncode}")
+            raise Died(f"its process ended with status {child.returncode}")
     finally:
         if child.poll() is None:
             child.terminate()
@@ -172,14 +148,9 @@ def main(descriptor: int) -> None:
 
 
 def conduct(run: Run, plans: Sequence[Plan], save: Callable[[Run], object]) -> int:
-    """Carry out all plans; returns 130 after Ctrl-C, else 0.
+    """Carry out all plans, add what they report to the run, and ``save`` it after each problem.
 
-    A child that dies is replaced by one for the remaining problems.
-
-    Args:
-        run: rows and facts are added to it.
-        plans: one after another.
-        save: called with the run after each problem.
+    A child that dies is replaced by one for the remaining problems. Returns 130 after Ctrl-C, else 0.
     """
     from tqdm import tqdm
 

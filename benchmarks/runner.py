@@ -68,30 +68,24 @@ class Problem(Protocol):
     @property
     def contenders(self) -> Sequence[Contender]:
         """The yardstick first."""
-        ...
 
     def call(self, contender: Contender, which: str) -> Call:
         """The contender's call of no arguments. It returns what :meth:`judge` takes."""
-        ...
 
     def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
         """Compare results with the truth. The first contender, the yardstick, is judged first in each pass.
 
         Where it was not run, for lack of memory, no error but rounding is allowed.
         """
-        ...
 
     def work(self, which: str) -> Sequence[Work]:
         """What no implementation can avoid; nothing where there is no floor."""
-        ...
 
     def flops(self, contender: Contender, which: str) -> int | None:
         """FLOPs of the contender's call, or None where they are not known."""
-        ...
 
     def needs(self, contender: Contender, which: str) -> int | None:
         """Bytes that the process would hold in all, by prediction, or None."""
-        ...
 
 
 @dataclass
@@ -144,7 +138,7 @@ class Measurement:
         calls = {name: entry.call for name, entry in named.items() if entry.call is not None}
         before = {e.contender.name: e.before for e in entries if e.before is not None}
         ours = [name for name, entry in named.items() if entry.contender.role == OURS]
-        timed = self.device.times(calls, check, self.budget, before, ours)
+        timed = self.device.times(calls, check, self.budget, before=before, stay=ours)
         if self.ceilings is not None and work:
             self.ceilings.measure(work)
             floor = self.ceilings.floor(work)

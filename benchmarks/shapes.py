@@ -87,13 +87,7 @@ class Case(NamedTuple):
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> Case:
-        """The case of a :meth:`spec`, which may have come through JSON.
-
-        Example:
-            >>> case = Case("stack", Shape(1, 14, 14, 256, 16), "fp32", "nchw", 4)
-            >>> Case.of(case.spec()) == case
-            True
-        """
+        """The case of a :meth:`spec`, which may have come through JSON."""
         op, shape, dtype, layout, parts = spec["case"]
         return cls(op, Shape(*shape), dtype, layout, parts)
 
@@ -166,54 +160,36 @@ ORIGINS = {
 REGISTRY = {shape.label: shape for shape in (*SHAPES, *GPU_SHAPES, *ORIGINS)}
 
 
-def cpu_cases(
+def cases(
     ops: Collection[str] = (*OPS, STACK),
-    shapes: Sequence[Shape] = SHAPES,
-    stack: Shape = STACK_SHAPE,
-    dtypes: Sequence[str] = DTYPES,
+    shapes: Sequence[Shape] = (),
+    stack: Shape | None = None,
+    dtypes: Sequence[str] = (),
     layouts: Sequence[str] = LAYOUTS,
-) -> Iterator[Case]:
+    *,
+    on_gpu: bool = False,
+) -> list[Case]:
     """All combinations, the layouts innermost: they share one float64 truth.
 
-    Example:
-        >>> len(list(cpu_cases()))
-        76
-    """
-    jobs = [(op, shape) for shape in shapes for op in OPS if op in ops]
-    jobs += [(STACK, stack)] if STACK in ops else []
-    return (Case(*job, dtype, layout) for job in jobs for dtype in dtypes for layout in layouts)
-
-
-def gpu_cases(
-    ops: Collection[str] = (*OPS, STACK),
-    shapes: Sequence[Shape] = GPU_SHAPES,
-    stack: Shape = GPU_STACK_SHAPE,
-    dtypes: Sequence[str] = GPU_DTYPES,
-    layouts: Sequence[str] = LAYOUTS,
-) -> Iterator[Case]:
-    """All combinations, those first that should be measured if there is not time for all.
+    On a GPU those come first that should be measured if there is not time for all.
 
     Example:
-        >>> cases = list(gpu_cases())
-        >>> len(cases), cases[0].label
-        (168, 'tokenize 256x196x1024x16 bf16 channels_last')
+        >>> len(cases()), len(cases(on_gpu=True)), cases(on_gpu=True)[0].label
+        (76, 168, 'tokenize 256x196x1024x16 bf16 channels_last')
     """
+    shapes = shapes or (GPU_SHAPES if on_gpu else SHAPES)
     jobs = [(op, shape) for shape in shapes for op in OPS if op in ops]
-    if STACK in ops:  # after three shapes
-        jobs.insert(3 * sum(op in ops for op in OPS), (STACK, stack))
-    dtypes = sorted(dtypes, key=GPU_DTYPES.index)
-    return (Case(*job, dtype, layout) for dtype in dtypes for job in jobs for layout in layouts)
+    if STACK in ops:  # on a GPU after three shapes
+        place = 3 * sum(op in ops for op in OPS) if on_gpu else len(jobs)
+        jobs.insert(place, (STACK, stack or (GPU_STACK_SHAPE if on_gpu else STACK_SHAPE)))
+    dtypes = dtypes or (GPU_DTYPES if on_gpu else DTYPES)
+    found = [Case(*job, dtype, layout) for job in jobs for dtype in dtypes for layout in layouts]
+    return sorted(found, key=lambda case: GPU_DTYPES.index(case.dtype)) if on_gpu else found
 
 
 def standard_cells() -> Iterator[str]:
-    """The names of the cells of ops that a run on a CPU always has, as ``cells.txt`` lists them.
-
-    Example:
-        >>> names = list(standard_cells())
-        >>> len(names), names[0]
-        (288, 'tokenize 32x196x256x16 fp32 channels_last forward, 1 thread')
-    """
-    for case in cpu_cases(OPS):
+    """The names of the cells of ops that a run on a CPU always has, as ``cells.txt`` lists them."""
+    for case in cases(OPS):
         for which in PASSES:
             for threads in THREADS:
                 yield f"{case.label} {which}, {threads} thread{'s' * (threads > 1)}"
@@ -276,11 +252,6 @@ def points(
 
     A point of several series, as the base is, is measured once. ``device`` is "cpu" or "cuda", ``threads``
     those outside the series of threads.
-
-    Example:
-        >>> found = points("cpu", "fp32", "nchw", 2, quick=True, only=["N", "B"], ops=["project"])
-        >>> [(point.case.label, series) for point, series in found.items()][1]
-        ('project 2x64x32x8 fp32 nchw', 'N=64 B=2')
     """
     found: dict[Point, list[str]] = {}
     base, stack, stream = _BASES["quick" if quick else device]

@@ -42,10 +42,10 @@ def _admitted(case: Case, which: str) -> dict[str, Entry]:
 
 
 def _parameters() -> Iterator[Any]:
-    few = shapes.cpu_cases(
+    few = shapes.cases(
         shapes=_FEW, stack=shapes.QUICK_STACK_SHAPE, dtypes=["fp32"], layouts=["channels_last"]
     )
-    for case in shapes.cpu_cases() if _EVERYTHING else few:
+    for case in shapes.cases() if _EVERYTHING else few:
         for which in PASSES:
             for contender in _problem(case).contenders:
                 label = f"{case.label} {which} {contender.name}"

@@ -79,11 +79,6 @@ def interleaved(
 
     ``before`` has what that call took, where it is known. Functions in ``stay`` never leave the rotation, and
     none leaves it because of them.
-
-    Example:
-        >>> times = interleaved({"a": lambda: 1, "b": lambda: 2}, QUICK)
-        >>> {name: len(values) for name, values in times.items()}
-        {'a': 3, 'b': 3}
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     best = {name: (before or {}).get(name, math.inf) for name in functions}

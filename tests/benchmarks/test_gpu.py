@@ -67,7 +67,7 @@ def test_a_plain_call_that_fails_after_the_graphs_ends_no_cell(monkeypatch):
         return (torch.zeros(1),)
 
     those = {"poor": poor, "good": lambda: (torch.ones(1),)}
-    found = device.times(those, lambda name, values: None, QUICK, {}, ())
+    found = device.times(those, lambda name, values: None, QUICK)
     assert len(found["graph"]["poor"].seconds) == 3
     assert found["calls"]["poor"].reason == "OutOfMemoryError: CUDA out of memory"
     assert len(found["calls"]["good"].seconds) == 3

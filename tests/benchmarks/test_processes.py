@@ -42,7 +42,7 @@ def conducted(**becomes):
 def test_a_child_that_dies_is_replaced_and_its_case_is_a_problem():
     run, saved = conducted(one="well", two="killed", three="well")
     assert [row.case for row in run.rows] == ["one", "three"]
-    assert run.facts["problems"] == ["two: the process with 1 threads ended with status -9"]
+    assert run.facts["problems"] == ["two: its process ended with status -9"]
     assert run.facts["complete"] is True
     assert run.facts["affinity"] == cpus_of(1)
     assert saved == [0, 1, 1, 2]
@@ -52,7 +52,7 @@ def test_a_child_that_dies_is_replaced_and_its_case_is_a_problem():
 def test_a_child_that_cannot_begin_leaves_the_run_incomplete():
     run, _ = conducted(one="unthinkable")
     assert run.facts["complete"] is False
-    assert run.facts["problems"][0].startswith("before the first case: the process with 1 threads")
+    assert run.facts["problems"][0].startswith("before the first case: its process")
 
 
 def test_cases_for_which_there_was_no_time_are_named():
