@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.inputs import TORCH_DTYPES
+from benchmarks.inputs import DTYPES
 from benchmarks.results import PEER
 from benchmarks.shapes import STACK, Case
 from vt_fast.precision import compute_dtype
@@ -216,7 +216,7 @@ class Gate(NamedTuple):
 def _digits(dtype: str) -> torch.dtype:
     """The dtype whose roundings are allowed: TF32 has as many digits as float16."""
     tf32 = dtype == "fp32" and torch.backends.cuda.matmul.allow_tf32
-    return torch.float16 if tf32 else TORCH_DTYPES[dtype]
+    return torch.float16 if tf32 else DTYPES[dtype]
 
 
 def errors(case: Case, truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from benchmarks.attention import Code, Results
 from benchmarks.shapes import STACK, Case
 from vt_fast.nn import VisualTransformerStack, set_backend
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 Size = tuple[int, ...]
 
 
@@ -50,7 +50,7 @@ def draw(case: Case, device: torch.device | str = "cpu") -> tuple[dict[str, Tens
     # A stack is drawn on the CPU, where its modules are initialized.
     where = "cpu" if case.op == STACK else device
     generator = torch.Generator(where).manual_seed(0)
-    target = TORCH_DTYPES[case.dtype]
+    target = DTYPES[case.dtype]
 
     def normal(size: Size, scale: float = 1.0) -> Tensor:
         return torch.randn(size, generator=generator, device=where).mul_(scale).to(device, target)
@@ -85,7 +85,7 @@ def _stack(case: Case) -> VisualTransformerStack:
 
 def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str = "cpu") -> Code:
     """The stack as a function of the map and its parameters, in the order of :func:`draw`."""
-    stack = _stack(case).to(device, TORCH_DTYPES[dtype])
+    stack = _stack(case).to(device, DTYPES[dtype])
     set_backend(stack, backend)
     names = [name for name, _ in stack.named_parameters()]
 

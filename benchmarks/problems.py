@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import check, memory, peers, roofline
 from benchmarks.check import Gate, Judgement, Truth
 from benchmarks.devices import Device
-from benchmarks.inputs import TORCH_DTYPES, Size, draw, lay_out, sizes, stack_code
+from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes, stack_code
 from benchmarks.peers import Contender, Entrant
 from benchmarks.shapes import FORWARD, PASSES, STACK, Case
 
@@ -65,7 +65,7 @@ class OpProblem:
         self.fields = {"mode": mode, "case": case.job, "shape": case.shape.label}
         self.fields |= {"dtype": case.dtype, "layout": case.layout}
         self.entrants = peers.entrants(case, wanted, device)
-        self._device, self._itemsize = device, TORCH_DTYPES[case.dtype].itemsize
+        self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
         self._given, self._results = sizes(case)
         self.map_bytes = _count(self._given["x"]) * self._itemsize
         self._numbers: _Numbers | None = None
@@ -141,7 +141,7 @@ class OpProblem:
         if key not in self._predictions:
 
             def empty(name: str, size: Size) -> Tensor:
-                value = torch.empty(size, dtype=TORCH_DTYPES[self.case.dtype], device=self._device)
+                value = torch.empty(size, dtype=DTYPES[self.case.dtype], device=self._device)
                 return lay_out(value, name, self.case)
 
             def make() -> tuple[list[Tensor], list[Tensor]]:
@@ -180,7 +180,7 @@ def requests(case: Case, passes: Sequence[str], device: torch.device) -> list[An
     from vt_fast.backends.triton.samples import sample
     from vt_fast.backends.triton.schedule import standing_in, traits
 
-    dtype, unit = TORCH_DTYPES[case.dtype], "channels" if case.layout == "channels_last" else "pixels"
+    dtype, unit = DTYPES[case.dtype], "channels" if case.layout == "channels_last" else "pixels"
 
     def of(op: str) -> list[Any]:
         return ahead.requests(lambda: sample(op, dtype, unit, case.shape.sizes, "meta")())
