@@ -137,6 +137,7 @@ class ModuleProblem:
         spec: dict[str, Any],
         device: Device,
     ) -> None:
+        torch._dynamo.reset()  # its limit of compiled variants counts those of earlier problems
         self._comparison, self._device = comparison, device.torch_device
         self._dtype = DTYPES[fields["dtype"]]
         self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
@@ -250,12 +251,10 @@ class ModuleProblem:
         def function(*given: Tensor) -> Any:
             return side.function(module, *given)
 
-        if side.compiled is not None:
-            torch._dynamo.reset()
-            if side.compiled:
-                module.get_submodule(side.compiled).compile(dynamic=False)
-            else:
-                function = torch.compile(function, dynamic=False)
+        if side.compiled:
+            module.get_submodule(side.compiled).compile(dynamic=False)
+        elif side.compiled is not None:
+            function = torch.compile(function, dynamic=False)
         return _Built(module, function, given, self._dtype)
 
     def _solved(
@@ -275,6 +274,8 @@ class ModuleProblem:
         for kind in ("result", "gradient"):
             exact = {name: value for name, value in truth.items() if name.startswith(kind)}
             errors = {name: _distance(own[name], value) for name, value in exact.items()}
+            # Where the yardstick is not finite, no error but rounding is allowed.
+            errors = {name: error if math.isfinite(error) else 0.0 for name, error in errors.items()}
             sizes = {name: float(value.norm()) for name, value in exact.items()}
             least = _SMALLEST * max(sizes.values(), default=0.0)
             # The yardstick is exact now and then by chance. Its error in all values says what rounding does.
@@ -282,7 +283,7 @@ class ModuleProblem:
             for name, value in exact.items():
                 size = max(sizes[name], least)
                 allowed = _MULTIPLE * max(errors[name], overall * size) + rounding * size
-                expected.append(_Expected(name, value, allowed))
+                expected.append(_Expected(name, value, max(allowed, math.ulp(0.0))))
         self._truth = which, expected
         return expected
 
@@ -294,16 +295,16 @@ def _drawn(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def _distance(value: Tensor, exact: Tensor) -> float:
-    return float((value.detach().double() - exact).norm())
+    """The length of the difference; infinite for NaN and for another shape."""
+    error = float((value.detach().double() - exact).norm()) if value.shape == exact.shape else math.nan
+    return math.inf if math.isnan(error) else error
 
 
 def _judgement(values: Iterable[Tensor], expected: Sequence[_Expected]) -> Judgement:
-    worst = Judgement(0.0, None)
-    for value, (name, exact, allowed) in zip(values, expected, strict=True):
-        error = _distance(value, exact)
-        # NaN is no error that is allowed.
-        share = error / allowed if error == error else float("inf")
-        if share > worst.error:
-            complaint = f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
-            worst = Judgement(share, complaint if share > 1 else None)
-    return worst
+    found = [
+        (_distance(value, exact), allowed, name)
+        for value, (name, exact, allowed) in zip(values, expected, strict=True)
+    ]
+    error, allowed, name = max(found, key=lambda each: each[0] / each[1])
+    share = error / allowed
+    return Judgement(share, f"{name} is off by {error:.3g}, allowed {allowed:.3g}" if share > 1 else None)
