@@ -60,7 +60,7 @@ def test_all_sides_of_a_layer_compute_the_same(name):
                 continue
             values = problem.call(contender, which)()
             for value, expected in zip(values, exact, strict=True):
-                assert float((value - expected).norm()) <= 1e-10 * max(largest, 1.0), (contender, which)
+                assert (value.detach() - expected).norm() <= 1e-10 * max(largest, 1.0), (contender, which)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -161,7 +161,7 @@ def test_a_wrong_network_gets_no_time(judged_apart):
 
     found = rows(tiny([INFERENCE], judged_apart, make))
     assert found[INFERENCE, "vt_fast"].status == WRONG
-    assert found[INFERENCE, "vt_fast"].reason.startswith("result 0 is off by")
+    assert "is off by 0.001" in found[INFERENCE, "vt_fast"].reason
     assert found[INFERENCE, "reference"].status == OK
 
 
@@ -186,7 +186,7 @@ def test_networks_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("mode", "words", "count"),
     [
-        (networks, ["--kind", "stage", "neck", "--threads", "1"], 2 * 2 * 3),
+        (networks, ["--kind", "neck", "--pass", "inference", "--threads", "1"], 3),
         (layers, ["--layer", "level", "--pass", "inference", "--peers", "--threads", "1"], 1),
     ],
 )
