@@ -114,7 +114,7 @@ class _Built:
 
 
 class _Truth:
-    """What the yardstick gives in float64. ``own``, what it gives in the case's dtype, says what is allowed."""
+    """What the yardstick gives in float64. ``own``, the same in the case's dtype, says what is allowed."""
 
     def __init__(self, exact: dict[str, Tensor], own: dict[str, Tensor], rounding: float) -> None:
         self._exact, self._sizes = exact, dict[str, float]()
