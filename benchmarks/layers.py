@@ -15,6 +15,7 @@ Each layer has its original configuration and random weights, and several sides:
 from __future__ import annotations
 
 import argparse
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -34,7 +35,15 @@ from vt_fast.models import FPN, VTFPN, ResNet, VTResNet
 
 MODE = "layers"
 PASSES = (INFERENCE, BOTH)
-BUDGET = Budget(seconds=2.0, least=7, most=100, few=5, patience=20.0)
+_COPY = "plain PyTorch"
+PEERS = (
+    *("original", "original sdpa", "original eager", "compile original"),
+    *(_COPY, f"{_COPY} sdpa", f"compile {_COPY}"),
+    *("folded", "folded sdpa", "compile folded"),
+    *networks.PEERS,
+)
+# The original stays in the rotation, however far behind.
+BUDGET = Budget(2.0, least=7, most=100, few=5, patience=20.0, behind=math.inf, far_behind=math.inf)
 
 
 def siglip(quick: bool) -> Comparison:
@@ -189,9 +198,9 @@ def ocr(quick: bool) -> Comparison:
 
     plain = Side(ObjectAttention)
     sides = {
-        "plain PyTorch": plain,
-        "plain PyTorch sdpa": plain._replace(function=fused),
-        "compile plain PyTorch": plain._replace(compiled=""),
+        _COPY: plain,
+        f"{_COPY} sdpa": plain._replace(function=fused),
+        f"compile {_COPY}": plain._replace(compiled=""),
         "original": Side(shipped),
         **_folded(plain, partial(fold, project=project), partial(fold, project=vt_fast.project)),
     }
@@ -245,7 +254,7 @@ LAYERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The mode's options."""
     parser.add_argument("--layer", nargs="+", choices=tuple(LAYERS), default=list(LAYERS))
-    networks.add_common_arguments(parser, PASSES)
+    networks.add_common_arguments(parser, PASSES, PEERS)
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:

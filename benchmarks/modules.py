@@ -25,9 +25,9 @@ VT_FAST = "vt_fast"
 Function: TypeAlias = Callable[..., Any]
 Shapes: TypeAlias = Sequence[Sequence[int]]
 
-# An error may be so many times the yardstick's in the same dtype, and so many roundings of the value.
+# The largest error may be so many times the yardstick's in the same dtype, and so many roundings.
 _MULTIPLE, _ROUNDINGS = 3.0, 4.0
-# A gradient that is 0 in exact arithmetic is held to this share of the largest one.
+# Errors are relative to a tensor's length, or to this share of the longest one's: a gradient may be 0.
 _SMALLEST = 1e-3
 
 
@@ -113,10 +113,33 @@ class _Built:
         return {name: value.detach() for name, value in zip([*results, *names], values, strict=True)}
 
 
-class _Expected(NamedTuple):
-    name: str
-    value: Tensor
-    allowed: float
+class _Truth:
+    """What the yardstick gives in float64. ``own``, the same in the case's dtype, says what is allowed."""
+
+    def __init__(self, exact: dict[str, Tensor], own: dict[str, Tensor], rounding: float) -> None:
+        self._exact, self._sizes = exact, dict[str, float]()
+        for kind in ("result", "gradient"):
+            sizes = {name: float(value.norm()) for name, value in exact.items() if name.startswith(kind)}
+            least = max(_SMALLEST * max(sizes.values(), default=0.0), math.ulp(0.0))
+            self._sizes |= {name: max(size, least) for name, size in sizes.items()}
+        worst = max(self._errors(own.values()))[0]
+        # Where the yardstick is not finite, no error but rounding is allowed.
+        self._allowed = _MULTIPLE * (worst if math.isfinite(worst) else 0.0) + _ROUNDINGS * rounding
+
+    def judge(self, values: Iterable[Tensor]) -> Judgement:
+        """By the largest error."""
+        error, name = max(self._errors(values))
+        text = f"{name} is off by {error:.3g} of its size, allowed {self._allowed:.3g}"
+        return Judgement(error / self._allowed, text if error > self._allowed else None)
+
+    def _errors(self, values: Iterable[Tensor]) -> list[tuple[float, str]]:
+        """Of each tensor, as a vector; infinite for NaN and for another shape."""
+        found = []
+        for value, (name, exact) in zip(values, self._exact.items(), strict=True):
+            same = value.shape == exact.shape
+            error = float((value.detach().double() - exact).norm()) / self._sizes[name] if same else math.nan
+            found.append((math.inf if math.isnan(error) else error, name))
+        return found
 
 
 class ModuleProblem:
@@ -137,6 +160,7 @@ class ModuleProblem:
         spec: dict[str, Any],
         device: Device,
     ) -> None:
+        torch._dynamo.reset()  # its limit of compiled variants counts those of earlier problems
         self._comparison, self._device = comparison, device.torch_device
         self._dtype = DTYPES[fields["dtype"]]
         self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
@@ -154,7 +178,7 @@ class ModuleProblem:
             if name in wanted or name == self._yardstick
         ]
         self.map_bytes = sum(torch.Size(each).numel() for each in comparison.inputs) * self._dtype.itemsize
-        self._truth: tuple[str, list[_Expected]] | None = None
+        self._truths: dict[str, _Truth] = {}
         self._verdicts: dict[str, Judgement] = {}
 
     def call(self, contender: Contender, which: str) -> Call:
@@ -186,11 +210,12 @@ class ModuleProblem:
             finite = all(bool(value.isfinite().all()) for value in values)
             return Judgement(0.0, None if finite else "a result is not finite")
         if self._comparison.small is None:
-            return _judgement(values, self._expected(self._given, which, training=which != INFERENCE))
+            return self._truth(self._given, which, training=which != INFERENCE).judge(values)
         if contender.name not in self._verdicts:
             given = self._draw(self._comparison.small)
-            found = self._solved(contender.name, given, BOTH, self._dtype, training=False).values()
-            self._verdicts[contender.name] = _judgement(found, self._expected(given, BOTH, training=False))
+            found = self._solved(contender.name, given, BOTH, self._dtype, training=False)
+            truth = self._truth(given, BOTH, training=False)
+            self._verdicts[contender.name] = truth.judge(found.values())
         return self._verdicts[contender.name]
 
     def work(self, which: str) -> Sequence[Work]:
@@ -250,12 +275,10 @@ class ModuleProblem:
         def function(*given: Tensor) -> Any:
             return side.function(module, *given)
 
-        if side.compiled is not None:
-            torch._dynamo.reset()
-            if side.compiled:
-                module.get_submodule(side.compiled).compile(dynamic=False)
-            else:
-                function = torch.compile(function, dynamic=False)
+        if side.compiled:
+            module.get_submodule(side.compiled).compile(dynamic=False)
+        elif side.compiled is not None:
+            function = torch.compile(function, dynamic=False)
         return _Built(module, function, given, self._dtype)
 
     def _solved(
@@ -264,46 +287,18 @@ class ModuleProblem:
         leaves = [each.detach().to(dtype).requires_grad_() for each in given]
         return self._built(name, leaves, dtype, training=training).named(which)
 
-    def _expected(self, given: Sequence[Tensor], which: str, *, training: bool) -> list[_Expected]:
-        """What the yardstick gives in float64, and how far from it a value may be."""
-        if self._truth is not None and self._truth[0] == which:
-            return self._truth[1]
-        truth = self._solved(self._yardstick, given, which, torch.float64, training=training)
-        own = self._solved(self._yardstick, given, which, self._dtype, training=training)
-        rounding = _ROUNDINGS * torch.finfo(self._dtype).eps
-        expected = []
-        for kind in ("result", "gradient"):
-            exact = {name: value for name, value in truth.items() if name.startswith(kind)}
-            errors = {name: _distance(own[name], value) for name, value in exact.items()}
-            sizes = {name: float(value.norm()) for name, value in exact.items()}
-            least = _SMALLEST * max(sizes.values(), default=0.0)
-            # The yardstick is exact now and then by chance. Its error in all values says what rounding does.
-            overall = math.hypot(*errors.values()) / max(math.hypot(*sizes.values()), math.ulp(0.0))
-            for name, value in exact.items():
-                size = max(sizes[name], least)
-                allowed = _MULTIPLE * max(errors[name], overall * size) + rounding * size
-                expected.append(_Expected(name, value, allowed))
-        self._truth = which, expected
-        return expected
+    def _truth(self, given: Sequence[Tensor], which: str, *, training: bool) -> _Truth:
+        if which not in self._truths:
+            self._truths.clear()
+            exact, own = (
+                self._solved(self._yardstick, given, which, dtype, training=training)
+                for dtype in (torch.float64, self._dtype)
+            )
+            self._truths[which] = _Truth(exact, own, torch.finfo(self._dtype).eps)
+        return self._truths[which]
 
 
 def _drawn(like: Tensor, seed: int, dtype: torch.dtype) -> Tensor:
     """Normal numbers rounded to ``dtype``, in the dtype and strides of ``like``."""
     numbers = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(like, requires_grad=False).copy_(numbers.to(dtype))
-
-
-def _distance(value: Tensor, exact: Tensor) -> float:
-    return float((value.detach().double() - exact).norm())
-
-
-def _judgement(values: Iterable[Tensor], expected: Sequence[_Expected]) -> Judgement:
-    worst = Judgement(0.0, None)
-    for value, (name, exact, allowed) in zip(values, expected, strict=True):
-        error = _distance(value, exact)
-        # NaN is no error that is allowed.
-        share = error / allowed if error == error else float("inf")
-        if share > worst.error:
-            complaint = f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
-            worst = Judgement(share, complaint if share > 1 else None)
-    return worst

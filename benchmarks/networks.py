@@ -8,6 +8,7 @@ the network; and ``vt_fast``.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
 MODE = "models"
 KINDS = ("stage", "neck", "classifier", "segmentation")
 PASSES = (INFERENCE, TRAINING)
-BUDGET = Budget(seconds=3.0, least=7, most=50, few=5, patience=30.0)
+PEERS = ("reference", "compile reference", "convolutions")
+# Nothing leaves the rotation, however far behind.
+BUDGET = Budget(3.0, least=7, most=50, few=5, patience=30.0, behind=math.inf, far_behind=math.inf)
 # Images of COCO and LIP, and the classes that are told apart in them.
 _CLASSES = {(800, 1216): 54, (473, 473): 20, (64, 96): 20}
 
@@ -50,16 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The mode's options."""
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=["channels_last"])
-    add_common_arguments(parser, PASSES)
+    add_common_arguments(parser, PASSES, PEERS)
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
+def add_common_arguments(
+    parser: argparse.ArgumentParser, passes: Sequence[str], peers: Sequence[str]
+) -> None:
     """Options of all modes that compare modules."""
     parser.add_argument("--dtype", nargs="+", choices=GPU_DTYPES, default=["fp32"])
     parser.add_argument("--pass", nargs="+", choices=passes, default=list(passes), dest="passes")
-    parser.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="default: all, in a quick run without compiling"
-    )
+    text = f"of {', '.join(peers)}; default: all, in a quick run those that are not compiled"
+    parser.add_argument("--peers", nargs="*", choices=peers, metavar="NAME", help=text)
     parser.add_argument("--threads", type=int, metavar="T", help="of a CPU; default: all that may be used")
 
 

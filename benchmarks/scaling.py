@@ -78,7 +78,8 @@ def processes(points: Iterable[Point]) -> list[tuple[list[Case], int | None]]:
     """
     found: dict[tuple[int, Case | None], list[Case]] = {}
     for case, threads in points:
-        alone = case if case.shape.elements > _HUGE else None
+        batch, pixels, channels, _ = case.shape.sizes
+        alone = case if batch * pixels * channels > _HUGE else None
         found.setdefault((threads or 0, alone), []).append(case)
     ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] is not None))
     return [(cases, threads or None) for (threads, _), cases in ordered]

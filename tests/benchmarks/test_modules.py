@@ -12,7 +12,7 @@ from benchmarks import layers, networks
 from benchmarks.devices import Device
 from benchmarks.modules import BOTH, INFERENCE, TRAINING, ModuleProblem, Side, paper
 from benchmarks.processes import messages
-from benchmarks.results import FAILED, OK, OURS, UNAVAILABLE, WRONG
+from benchmarks.results import OK, OURS, UNAVAILABLE, WRONG
 from benchmarks.runner import Measurement
 from benchmarks.timing import QUICK
 from vt_fast.nn import VisualTransformerStack
@@ -51,7 +51,7 @@ def rows(problem):
 def test_all_sides_of_a_layer_compute_the_same(name):
     problem = layer(name, "fp64")
     names = [contender.name for contender in problem.contenders]
-    assert "vt_fast" in names
+    assert {"vt_fast"} < set(names) <= {"vt_fast", *layers.PEERS}
     for which in problem.passes:
         exact = [value.detach() for value in problem.call(problem.contenders[0], which)()]
         largest = max(float(each.norm()) for each in exact)
@@ -60,7 +60,7 @@ def test_all_sides_of_a_layer_compute_the_same(name):
                 continue
             values = problem.call(contender, which)()
             for value, expected in zip(values, exact, strict=True):
-                assert float((value - expected).norm()) <= 1e-10 * max(largest, 1.0), (contender, which)
+                assert (value.detach() - expected).norm() <= 1e-10 * max(largest, 1.0), (contender, which)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -161,7 +161,7 @@ def test_a_wrong_network_gets_no_time(judged_apart):
 
     found = rows(tiny([INFERENCE], judged_apart, make))
     assert found[INFERENCE, "vt_fast"].status == WRONG
-    assert found[INFERENCE, "vt_fast"].reason.startswith("result 0 is off by")
+    assert "is off by 0.001" in found[INFERENCE, "vt_fast"].reason
     assert found[INFERENCE, "reference"].status == OK
 
 
@@ -172,17 +172,6 @@ def test_what_is_not_comparable_must_be_finite():
         return made
 
     assert rows(tiny([INFERENCE], replaced=make))[INFERENCE, "convolutions"].status == WRONG
-
-
-def test_a_side_that_fails_is_named():
-    def make():
-        raise RuntimeError("out of luck")
-
-    problem = tiny([INFERENCE])
-    problem._comparison.sides["convolutions"] = Side(make)
-    problem.flops = lambda *_: None
-    row = rows(problem)[INFERENCE, "convolutions"]
-    assert (row.status, row.reason) == (FAILED, "RuntimeError: out of luck")
 
 
 def test_networks_are_those_of_the_paper():
@@ -197,7 +186,7 @@ def test_networks_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("mode", "words", "count"),
     [
-        (networks, ["--kind", "stage", "neck", "--threads", "1"], 2 * 2 * 3),
+        (networks, ["--kind", "neck", "--pass", "inference", "--threads", "1"], 3),
         (layers, ["--layer", "level", "--pass", "inference", "--peers", "--threads", "1"], 1),
     ],
 )

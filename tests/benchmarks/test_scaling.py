@@ -1,0 +1,116 @@
+"""Plans of the modes ``scaling`` and ``overhead``, and what their processes report; no time is asserted."""
+
+import argparse
+
+import pytest
+
+from benchmarks import overhead, scaling, shapes
+from benchmarks.processes import Plan, UsageError, messages
+from benchmarks.results import FAILED, OK, OURS, SKIPPED
+from benchmarks.shapes import OPS, STACK, Case
+
+
+def plans(mode, *words, quick=True, device="cpu"):
+    parser = argparse.ArgumentParser()
+    mode.add_arguments(parser)
+    return mode.plans(parser.parse_args(words, argparse.Namespace(quick=quick, device=device)))
+
+
+def measured(plan):
+    found = list(messages(plan))
+    assert [message.problem for message in found if message.problem] == []
+    return [row for message in found for row in message.rows if row.role != "ceiling"]
+
+
+def test_huge_cases_have_a_process_of_their_own():
+    points = shapes.points("cpu", "fp32", "nchw", 2, only=["N", "threads"])
+    (alone, first), (many, second), *huge = scaling.processes(points)
+    assert (first, second) == (1, 2)
+    assert [case.op for case in alone] == list(OPS)
+    assert [(len(cases), threads) for cases, threads in huge] == [(1, 2)] * 3
+    assert {cases[0].shape.sizes[1] for cases, _ in huge} == {2048**2}
+    everything = [*alone, *many, *(case for cases, _ in huge for case in cases)]
+    assert sorted(everything) == sorted(point.case for point in points)
+    on_gpu = shapes.points("cuda", "bf16", "nchw", None, only=["N", "threads"])
+    assert {threads for _, threads in scaling.processes(on_gpu)} == {None}
+
+
+def test_every_point_is_planned_with_its_series():
+    points = shapes.points("cpu", "fp32", "channels_last", 1, quick=True)
+    found = plans(scaling, "--threads", "1")
+    series = {Case.of(spec): spec["fields"] for plan in found for spec in plan.problems}
+    assert series == {case: {"mode": "scaling", "series": text} for (case, _), text in points.items()}
+    assert {plan.memory_bytes > 1e9 for plan in found} == {True}
+    assert not any(name.startswith("compile") for name in found[0].problems[0]["peers"])
+    on_gpu = plans(scaling, quick=False, device="cuda:1")
+    assert {(plan.device, plan.memory_bytes) for plan in on_gpu} == {("cuda:1", None)}
+    assert {spec["case"][2] for plan in on_gpu for spec in plan.problems} == {"bf16"}
+
+
+def test_what_does_not_fit_is_kept():
+    words = ["--threads", "1", "--op", "tokenize", "--only", "N", "--pass", "forward"]
+    (plan,) = plans(scaling, *words, "--memory", "0.0001", "--peers", "eager")
+    found = {(row.series, row.contender): row for row in measured(plan)}
+    assert {row.mode for row in found.values()} == {"scaling"}
+    for (series, _), row in found.items():
+        assert row.status == (SKIPPED if series == "N=256" else OK)
+        assert (row.needs_bytes or 0) > (100_000 if series == "N=256" else -1)
+    assert "needs about" in found["N=256", "eager"].reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        (scaling, ["--threads", "0"]),
+        (scaling, ["--peers", "unheard-of"]),
+        (scaling, ["--memory", "0"]),
+        (overhead, ["--peers", "unheard-of"]),
+    ],
+)
+def test_bad_arguments_are_refused(mode, words):
+    with pytest.raises(UsageError, match=words[0]):
+        plans(mode, *words)
+
+
+def test_calls_at_tiny_shapes():
+    (plan,) = plans(overhead, "--op", "tokenize", STACK, "--peers", "eager", "--no-first-call")
+    found = measured(plan)
+    assert {(row.mode, row.status, row.floor, row.threads) for row in found} == {("overhead", OK, None, 1)}
+    assert {(row.case, row.which) for row in found} == {
+        (case, which) for case in ("tokenize", "stack of 1") for which in shapes.PASSES
+    }
+    assert {"vt_fast torch", "eager"} <= {row.contender for row in found}
+    assert {row.median < 1 for row in found} == {True}
+
+
+def test_first_calls_of_fresh_processes(monkeypatch):
+    calls, first = plans(overhead)
+    assert calls.repeat == overhead.QUICK_REPEAT
+    assert [spec["contender"] for spec in first.problems] == ["vt_fast", "vt_fast torch", "eager", "sdpa"]
+    first.problems = first.problems[:1]
+    rows = {row.which: row for row in measured(first)}
+    assert list(rows) == ["import torch", "import vt_fast", "first call", "second call"]
+    assert {(row.role, row.status, row.rounds) for row in rows.values()} == {(OURS, OK, 1)}
+    assert rows["import torch"].median > rows["second call"].median > 0
+    monkeypatch.setitem(overhead._FIRST, "vt_fast nothing", "backend")
+    wrong = Plan(problems=[{"contender": "vt_fast nothing", "dtype": "fp32"}], cpus=[0], quick=True)
+    (row,) = [row for message in overhead.work(wrong) for row in message.rows]
+    assert row.status == FAILED
+    assert "KeyError" in row.reason
+
+
+def test_compilers_begin_with_empty_caches(monkeypatch):
+    made = []
+
+    def rows(words, caches, count, fields):
+        made.append((words[0], fields["case"], count, tuple(caches.values())))
+        return iter(())
+
+    monkeypatch.setattr(overhead, "_rows", rows)
+    (_, plan) = plans(overhead, quick=False)
+    list(overhead.work(plan))
+    *others, cold, warm = made
+    assert [name for name, *_ in others] == ["vt_fast", "vt_fast torch", "eager", "sdpa"]
+    assert cold[:3] == ("compile eager", "first call of tokenize, empty caches", 1)
+    assert warm[:3] == ("compile eager", "first call of tokenize", overhead._PROCESSES)
+    assert cold[3] == warm[3]
