@@ -141,7 +141,11 @@ def _measure(options: argparse.Namespace) -> tuple[int, Path]:
         gpu = run.facts["machine"].get("gpu")
         path = options.results / file_name(options.command, gpu and gpu["name"], full=True)
         partial.replace(path)
-    print(f"{report.show(run)}\n\nwritten to {path} after {run.facts['elapsed_seconds']:.0f} s")
+    try:
+        print(report.show(run))
+    except ImportError as error:  # a machine with a GPU needs no packages for tables
+        print(f"no tables here, python -m benchmarks show prints them elsewhere: {error}")
+    print(f"\nwritten to {path} after {run.facts['elapsed_seconds']:.0f} s")
     status = status or verdict(run)
     if before is not None:
         found = compare.compare(run, before, force=options.force)

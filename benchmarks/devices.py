@@ -87,8 +87,10 @@ class Device:
             torch.get_device_module(self.torch_device).synchronize(self.torch_device)
 
     def give_back_memory(self) -> None:
-        """Return what is free to the system, on glibc: holes of an earlier case's sizes are of no use."""
+        """Return what is free to the driver or the system (by glibc): holes of other sizes are of no use."""
         gc.collect()
+        if self.torch_device.type != "cpu":
+            torch.get_device_module(self.torch_device).empty_cache()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -124,11 +124,11 @@ class Measurement:
         if problem.map_bytes >= self.device.large_map:
             self.device.give_back_memory()
         self.device.warm_up()
-        work = problem.work(which) if self.ceilings is not None else ()
-        least = None
-        if self.ceilings is not None and work:
-            self.ceilings.measure(work, anew=True)
-            least = self.ceilings.floor(work).seconds
+        work, least = problem.work(which), None
+        ceilings = self.ceilings if work else None
+        if ceilings is not None:
+            ceilings.measure(work, anew=True)
+            least = ceilings.floor(work).seconds
         entries = self.admit(problem, which, least)
         named = {entry.contender.name: entry for entry in entries if entry.contender.timed}
 
@@ -139,9 +139,9 @@ class Measurement:
         before = {e.contender.name: e.before for e in entries if e.before is not None}
         ours = [name for name, entry in named.items() if entry.contender.role == OURS]
         timed = self.device.times(calls, check, self.budget, before=before, stay=ours)
-        if self.ceilings is not None and work:
-            self.ceilings.measure(work)
-            floor = self.ceilings.floor(work)
+        if ceilings is not None:
+            ceilings.measure(work)
+            floor = ceilings.floor(work)
             shared |= {"floor": floor.seconds, "bound": floor.bound}
         roles = (OURS, BACKEND, PEER)
         for clock, those in timed.items():

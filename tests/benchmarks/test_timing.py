@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from benchmarks.devices import Device
 from benchmarks.timing import QUICK, Budget, Limits, interleaved
 
 
@@ -50,6 +51,16 @@ def test_contenders_take_turns_in_another_order_each_round():
 )
 def test_rounds(seconds, budget, options, counts):
     assert rounds(seconds, budget, **options)[0] == counts
+
+
+def test_short_calls_are_timed_many_at_a_time():
+    calls = []
+
+    def call():
+        calls.append(time.sleep(0.001))
+
+    assert Device(repeat=20).clock(call) >= 0.001
+    assert len(calls) == 21  # one before
 
 
 def test_no_compilation_begins_that_would_not_end_in_time():
