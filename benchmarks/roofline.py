@@ -112,7 +112,7 @@ class Ceilings:
 
     Args:
         products: probes of FLOPs.
-        streams: the probes of so many bytes to read and to write.
+        streams: the probes of so many bytes to read and to write, in turning passes or not.
         buffers: memory for such probes.
         fields: of all rows.
         others: probes for information alone.
@@ -122,7 +122,7 @@ class Ceilings:
     def __init__(
         self,
         products: Sequence[_Probe],
-        streams: Callable[[int, int], list[_Probe]],
+        streams: Callable[[int, int, bool], list[_Probe]],
         buffers: Callable[[int, int], tuple[Tensor, Tensor]],
         fields: dict[str, Any],
         *,
@@ -131,7 +131,7 @@ class Ceilings:
     ) -> None:
         self._products, self._others, self._fields, self._quick = products, others, fields, quick
         self._make_streams, self._make_buffers = streams, buffers
-        self._streams: dict[tuple[int, int], list[_Probe]] = {}
+        self._streams: dict[tuple[int, int, bool], list[_Probe]] = {}
 
     def measure(self, work: Sequence[Work], *, anew: bool = False) -> None:
         """Probe what bounds this work, now: before a case, after it, and in between where that is possible.
@@ -141,13 +141,13 @@ class Ceilings:
         nothing = (torch.empty(0), torch.empty(0))
         for probe in [*self._others, *self._products]:
             probe.repeat(nothing, anew=anew, quick=self._quick)
-        for reads, writes in {(item.reads, item.writes) for item in work if item.reads or item.writes}:
-            share = min(1.0, (_QUICK_BYTES if self._quick else _MOST_BYTES) / (reads + writes))
-            sizes = int(share * reads), int(share * writes)
-            buffers = self._make_buffers(*sizes)
-            if (reads, writes) not in self._streams:
-                self._streams[reads, writes] = self._fastest(self._make_streams(*sizes), buffers)
-            for probe in self._streams[reads, writes]:
+        for key in {_key(item, work) for item in work if item.reads or item.writes}:
+            share = min(1.0, (_QUICK_BYTES if self._quick else _MOST_BYTES) / (key[0] + key[1]))
+            reads, writes = (int(share * size) for size in key[:2])
+            buffers = self._make_buffers(reads, writes)
+            if key not in self._streams:
+                self._streams[key] = self._fastest(self._make_streams(reads, writes, key[2]), buffers)
+            for probe in self._streams[key]:
                 probe.repeat(buffers, anew=anew, quick=self._quick)
 
     def _fastest(self, probes: list[_Probe], buffers: tuple[Tensor, Tensor]) -> list[_Probe]:
@@ -164,10 +164,11 @@ class Ceilings:
         """
         spent = {"bytes": 0.0, "flops": 0.0}
         sums = [0.0, 0.0, 0.0]
-        for reads, writes, flops in work:
-            terms = {"flops": min(probe.cost(flops) for probe in self._products)}
-            if reads or writes:
-                terms["bytes"] = min(probe.cost(reads + writes) for probe in self._streams[reads, writes])
+        for item in work:
+            terms = {"flops": min(probe.cost(item.flops) for probe in self._products)}
+            if item.reads or item.writes:
+                streams = self._streams[_key(item, work)]
+                terms["bytes"] = min(probe.cost(item.reads + item.writes) for probe in streams)
             bound = max(terms, key=terms.__getitem__)
             spent[bound] += terms[bound].median
             sums = [total + value for total, value in zip(sums, terms[bound], strict=True)]
@@ -191,6 +192,11 @@ class Ceilings:
             for probe in [*self._others, *self._products, *streams]
             if probe.seconds
         ]
+
+
+def _key(item: Work, work: Sequence[Work]) -> tuple[int, int, bool]:
+    """Sizes of a stream. Where one pass follows another, the second may start with what is still in a cache."""
+    return item.reads, item.writes, len(work) > 1
 
 
 class InstructionSet(NamedTuple):
@@ -327,8 +333,8 @@ def cpu_ceilings(dtype: str, cpus: Sequence[int] | None = None, *, quick: bool =
             shape=f"{reads}+{writes}",
         )
 
-    def streams(reads: int, writes: int) -> list[_Probe]:
-        manners = itertools.product((False, True)[: 1 + bool(writes)], (1, 4), (False, True))
+    def streams(reads: int, writes: int, turning: bool) -> list[_Probe]:
+        manners = itertools.product([False, True][: 1 + bool(writes)], (2, 8), [False, True][: 1 + turning])
         return [stream(*each, reads, writes) for each in itertools.product(vectors[-2:], manners)]
 
     def buffers(reads: int, writes: int) -> tuple[Tensor, Tensor]:
@@ -375,7 +381,7 @@ def gpu_ceilings(
 
         return _Probe("stream", f"torch.copy_ {size}", run, shape)
 
-    def streams(reads: int, writes: int) -> list[_Probe]:
+    def streams(reads: int, writes: int, _: bool) -> list[_Probe]:
         # What is written may stay in a cache. So a copy of no more bytes counts, too, where it is faster.
         sizes = {most // 2, min(most, reads + writes) // 2}
         return [copy(size, f"{reads}+{writes}") for size in sizes]
@@ -398,7 +404,7 @@ def _lines(cpus: Sequence[int]) -> Iterator[str]:
     for name, rate in rates:
         count = rate / len(cpus) / hertz / (2 * products[name])
         nearest = max(1, round(2 * count)) / 2
-        yield f"  {name:12}{rate / 1e9:8.1f} GFLOP/s: {nearest} instructions a cycle {count / nearest - 1:+.1%}"
+        yield f"  {name:12}{rate / 1e9:8.1f} GFLOP/s: {nearest} a cycle {count / nearest - 1:+.1%}"
     yield "  GB/s           read   write    copy   triad"
     for size in (100_000, 1_000_000, 6_400_000, 25_600_000, 100_000_000, 1_000_000_000):
         works = [Work(reads * size, writes * size, 0) for reads, writes in ((1, 0), (0, 1), (1, 1), (2, 1))]
