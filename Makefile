@@ -146,7 +146,7 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
-	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[bench,examples]'
+	$(BUILD_ENV) $(PIP) install --no-build-isolation -c constraints.txt -e '.[bench,layers,examples]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/build.stamp | $(VENV)/native.stamp
