@@ -210,7 +210,6 @@ def ocr(quick: bool) -> Comparison:
 
 def stage(quick: bool) -> Comparison:
     """VT-ResNet-50's last stage, which replaces that of a ResNet-50; neither with its pooling."""
-
     depth, shape = (18, (1, 256, 4, 4)) if quick else (50, (8, 1024, 14, 14))
     # For a classifier, hence the result is the tokens.
     ours = Side(lambda: VTResNet(depth).stage, lambda host, x: host(x)[1])
@@ -265,7 +264,6 @@ def plans(options: argparse.Namespace) -> list[Plan]:
 
 def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     """A layer as :mod:`benchmarks.runner` measures it."""
-
     name, make, layout = LAYERS[spec["layer"]]
     try:
         _load_torchvision()
@@ -276,7 +274,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
         def fail() -> nn.Module:
             raise missing
 
-        comparison = Comparison({"original": Side(fail)}, ((0,),))
+        comparison, spec = Comparison({"original": Side(fail)}, ((0,),)), {**spec, "peers": None}
     shape = "x".join(map(str, comparison.inputs[0]))
     fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": layout}
     return ModuleProblem(comparison, fields, spec, device)
@@ -296,7 +294,6 @@ def _attend(
     A head's logits are (x W_K^T) q = x (W_K^T q): a row of width C for each head and query. Weights add up to
     1, so the value projection moves behind the sum, with its bias. The bias of keys cancels in the softmax.
     """
-
     width = key.shape[0] // num_heads
     query = width**-0.5 * queries.unflatten(-1, (num_heads, width))
     rows = torch.einsum("...lhd,hdc->...hlc", query, key.unflatten(0, (num_heads, width))).flatten(-3, -2)
@@ -317,10 +314,9 @@ def _pooling(
         return (queries @ x.mT).softmax(-1) @ x
 
     def attention(x: Tensor, queries: Tensor) -> Tensor:
-        queries, x = (
-            queries.expand(x.shape[0], -1, -1)[:, None],
-            x[:, None],
-        )  # the fused ones want 4 dimensions
+        queries = queries.expand(x.shape[0], -1, -1)
+        # With 3 dimensions it would not be fused.
+        x, queries = x[:, None], queries[:, None]
         return F.scaled_dot_product_attention(queries, x, x, scale=1.0)[:, 0]
 
     sides = {
@@ -334,7 +330,6 @@ def _pooling(
 
 
 def _folded(original: Side, plain: Function, ours: Function) -> dict[str, Side]:
-
     folded = original._replace(function=plain)
     return {
         "folded": folded,
@@ -348,7 +343,6 @@ def _load_torchvision() -> None:
 
     No layer calls them, so it is enough to declare those that torchvision describes to torch.
     """
-
     try:
         import torchvision
     except ImportError:
