@@ -88,7 +88,7 @@ void store(char* to, Words value, bool past_caches) {
 #elif defined(__x86_64__)
   if (past_caches) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)value);
 #else
-  if (past_caches) asm volatile("stnp %q0, %q0, [%1]" : : "w"(value), "r"(to) : "memory");
+  (void)past_caches;
 #endif
   *reinterpret_cast<Words*>(to) = value;
 }
@@ -191,12 +191,13 @@ void chains(long steps) {
 extern "C" {
 
 // Streams through the buffers, whose addresses are multiples of 64: as much of triad, copy, read and write as
-// makes up their sizes. Without its ends that do not fill a unit for each lane of each thread. With
-// `turning`, every second pass goes backwards. `sum` is of all words of the last pass that are read and not
-// written.
+// makes up their sizes. Ends that do not fill a unit for each lane of each thread are left out. With
+// `turning`, every second pass goes backwards. `past_caches` asks for non-temporal stores, on x86-64 only.
+// `sum` is of all words of the last pass that are read and not written.
 int stream(const char* from, size_t reads, char* to, size_t writes, int past_caches, int lanes, int turning,
            const int* cpus, int threads, int passes, double* seconds, uint32_t* sum) {
   std::atomic<uint32_t> total{0};
+  reads &= ~size_t{63}, writes &= ~size_t{63};  // all parts begin at multiples of 64
   const bool triad = writes && reads >= 2 * writes;
   const size_t both = triad ? writes : reads < writes ? reads : writes;
   const size_t rest = reads - (triad ? 2 : 1) * both, unit = UNIT * lanes;

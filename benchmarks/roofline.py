@@ -27,7 +27,7 @@ SOURCE = Path(__file__).with_name("probe.cpp")
 _FLAGS = "-O3 -std=c++17 -ffp-contract=fast -fPIC -shared -pthread"
 # Larger buffers are not faster, and the case needs the memory.
 _MOST_BYTES, _QUICK_BYTES = 1 << 30, 1 << 22
-_KEPT = 3  # variants of a stream, after a first look at all
+_KEPT = 2  # variants of a stream with either kind of stores, after a first look at all
 _LEAST_PROBES, _MOST_PROBES, _PROBE_SECONDS = 5, 200, 0.01
 _STEPS, _CLOCK_STEPS = 200_000, 20_000  # about a millisecond
 _MATRIX_SIDES, _QUICK_SIDES = (2048, 4096, 8192), (256,)
@@ -91,6 +91,7 @@ class _Probe:
     name: str
     run: Callable[[int, Tensor, Tensor], tuple[float, list[float]]]
     shape: str = ""
+    past_caches: bool = False
     amount: float = 0.0
     seconds: list[float] = field(default_factory=list)
     since: int = 0
@@ -154,7 +155,11 @@ class Ceilings:
         seconds: dict[str, list[float]] = {probe.name: [] for probe in probes}
         for _, probe in itertools.product(range(1 if self._quick else 2), probes):
             seconds[probe.name] += probe.run(2, *buffers)[1]
-        return sorted(probes, key=lambda probe: quantiles(seconds[probe.name]).median)[:_KEPT]
+        ranked = sorted(probes, key=lambda probe: quantiles(seconds[probe.name]).median)
+        # Which stores are faster changes with what else uses the caches.
+        return [
+            probe for kind in (False, True) for probe in [p for p in ranked if p.past_caches == kind][:_KEPT]
+        ]
 
     def floor(self, work: Sequence[Work]) -> Floor:
         """By all probes since ``anew``. FLOPs alone need no more than one :meth:`measure` of anything.
@@ -195,7 +200,7 @@ class Ceilings:
 
 
 def _key(item: Work, work: Sequence[Work]) -> tuple[int, int, bool]:
-    """Sizes of a stream. Where one pass follows another, the second may start with what is still in a cache."""
+    """A stream's sizes, and whether it turns: a second pass may start with what the first left in a cache."""
     return item.reads, item.writes, len(work) > 1
 
 
@@ -331,10 +336,14 @@ def cpu_ceilings(dtype: str, cpus: Sequence[int] | None = None, *, quick: bool =
             " ".join(filter(None, words)),
             lambda times, *buffers: (reads + writes, team.stream(each, manner, times, *buffers)[1]),
             shape=f"{reads}+{writes}",
+            past_caches=past_caches,
         )
 
     def streams(reads: int, writes: int, turning: bool) -> list[_Probe]:
-        manners = itertools.product([False, True][: 1 + bool(writes)], (2, 8), [False, True][: 1 + turning])
+        non_temporal = writes and vectors[-1].machine == "x86_64"
+        manners = itertools.product(
+            (False, True) if non_temporal else (False,), (2, 8), (False, True) if turning else (False,)
+        )
         return [stream(*each, reads, writes) for each in itertools.product(vectors[-2:], manners)]
 
     def buffers(reads: int, writes: int) -> tuple[Tensor, Tensor]:
