@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from benchmarks import results
 from benchmarks.plots import digits, is_first_call, place
 from benchmarks.report import as_text, spread, table
-from benchmarks.results import CEILING, OURS, PEER, Row, Run
+from benchmarks.results import CEILING, OURS, PEER, REPLACED, Row, Run
 
 SLOWER, FASTER, SAME = "slower", "faster", "same"
 # How often a comparison may report a change by mistake.
@@ -212,7 +212,7 @@ def _usable(row: Row) -> bool:
 
 def _role(row: Row) -> str:
     """Ours are all backends of vt_fast."""
-    return row.role if row.role in (PEER, CEILING) else OURS
+    return {CEILING: CEILING, PEER: PEER, REPLACED: PEER}.get(row.role, OURS)
 
 
 def _has_grown(was: Row, now: Row) -> bool:

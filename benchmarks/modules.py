@@ -15,7 +15,7 @@ from benchmarks.check import Judgement
 from benchmarks.devices import Call, Device
 from benchmarks.inputs import DTYPES
 from benchmarks.peers import Contender
-from benchmarks.results import OURS, PEER
+from benchmarks.results import OURS, PEER, REPLACED
 from benchmarks.roofline import Work
 from vt_fast.nn import set_backend
 
@@ -49,6 +49,10 @@ class Side(NamedTuple):
     function: Function = _forward
     compiled: str | None = None
     alike: bool = True
+
+
+def _role(name: str, side: Side) -> str:
+    return OURS if name == VT_FAST else PEER if side.alike else REPLACED
 
 
 class Comparison(NamedTuple):
@@ -173,7 +177,7 @@ class ModuleProblem:
         )
         wanted = {VT_FAST, *(usual if spec["peers"] is None else spec["peers"])}
         self.contenders: Sequence[Contender] = [
-            Contender(name, OURS if name == VT_FAST else PEER, side.compiled is not None, name in wanted)
+            Contender(name, _role(name, side), side.compiled is not None, name in wanted)
             for name, side in comparison.sides.items()
             if name in wanted or name == self._yardstick
         ]

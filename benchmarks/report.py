@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import plots
 from benchmarks.plots import FASTEST, by, digits, images, is_first_call, place, target, unique
-from benchmarks.results import OK, SHORT, SKIPPED, Cell, Row, Run, cells
+from benchmarks.results import OK, REPLACED, SHORT, SKIPPED, Cell, Row, Run, cells
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -269,7 +269,7 @@ def _contenders(rows: Sequence[Row]) -> Iterator[Section]:
     """A line for each contender: stacks, layers and networks."""
     found, records = cells(rows), []
     for cell in found:
-        replaced = next((row for row in cell.rows if row.contender == "convolutions"), None)
+        replaced = next((row for row in cell.rows if row.role == REPLACED), None)
         for row in cell.rows:
             record = {**_names(row), "contender": row.contender, "ms": _time(row), "spread": spread(row)}
             if row.mode == "models":

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-OURS, BACKEND, PEER, CEILING = "ours", "backend", "peer", "ceiling"
+OURS, BACKEND, PEER, REPLACED, CEILING = "ours", "backend", "peer", "replaced", "ceiling"
 # Only "ok" has a time.
 OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
 # In place of a time in a table.
@@ -29,7 +29,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         threads: of a CPU; None on a GPU.
         series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks.
         contender: who is measured.
-        role: "ours" is the first usable backend, "backend" any other of vt_fast's.
+        role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes something
+            else, whose place the module takes, and is no alternative to it.
         clock: "wall"; on a GPU "graph" for a captured graph, "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
@@ -52,7 +53,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     threads: int | None = None
     series: str = ""
     contender: str
-    role: Literal["ours", "backend", "peer", "ceiling"]
+    role: Literal["ours", "backend", "peer", "replaced", "ceiling"]
     clock: Literal["wall", "graph", "calls"] = "wall"
     status: Literal["ok", "wrong", "skipped", "unavailable", "failed"] = "ok"
     median: float | None = None

@@ -32,7 +32,18 @@ from benchmarks.check import Judgement
 from benchmarks.devices import Device, Times, cause
 from benchmarks.peers import Contender
 from benchmarks.processes import CPU, Message, Plan
-from benchmarks.results import BACKEND, FAILED, OK, OURS, PEER, SKIPPED, UNAVAILABLE, WRONG, Row
+from benchmarks.results import (
+    BACKEND,
+    FAILED,
+    OK,
+    OURS,
+    PEER,
+    REPLACED,
+    SKIPPED,
+    UNAVAILABLE,
+    WRONG,
+    Row,
+)
 from benchmarks.roofline import Ceilings, Work
 from benchmarks.timing import Budget, Limits, quantiles
 from vt_fast.testing import peak_bytes
@@ -143,7 +154,7 @@ class Measurement:
             ceilings.measure(work)
             floor = ceilings.floor(work)
             shared |= {"floor": floor.seconds, "bound": floor.bound}
-        roles = (OURS, BACKEND, PEER)
+        roles = (OURS, BACKEND, PEER, REPLACED)
         for clock, those in timed.items():
             for name, entry in sorted(named.items(), key=lambda item: roles.index(item[1].contender.role)):
                 if name in those or clock == self.device.clock_name:
