@@ -397,7 +397,7 @@ def _bars(rows: Sequence[Row], label: str, value: Callable[[Row, float], float])
 
 
 def _layers(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
-    """The README's chart, for each dtype: speed over the layer as shipped and over the same algebra by hand."""
+    """The README's chart, for each dtype: speed over the shipped layer and over its algebra by hand."""
     most = max(row.threads or 0 for row in rows)
     found = [cell for cell in cells(rows) if cell.speedup and (cell.rows[0].threads or 0) == most]
     for index, (dtype, part) in enumerate(by(found, lambda row: row.dtype).items()):

@@ -29,8 +29,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         threads: of a CPU; None on a GPU.
         series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks.
         contender: who is measured.
-        role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes something
-            else, whose place the module takes, and is no alternative to it.
+        role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes
+            something else, whose place ours takes, and is no alternative to it.
         clock: "wall"; on a GPU "graph" for a captured graph, "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
