@@ -433,7 +433,7 @@ def _layers(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
             "forms (eager, fused attention, compiled). Dark: as the same folded algebra, written by hand in "
             "PyTorch, where that is faster."
         )
-        yield Drawing(f"layers-{dtype}" if index else "layers", f"Real layers, {where}", caption, figure)
+        yield Drawing(f"speedup-{dtype}" if index else "speedup", f"Real layers, {where}", caption, figure)
 
 
 _MAKERS: Sequence[tuple[str, Callable[[Sequence[Row], Sequence[Row]], Iterator[Drawing]]]] = (

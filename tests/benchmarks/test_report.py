@@ -156,7 +156,7 @@ def test_the_page_and_its_pictures(tmp_path):
     names = {path.name for path in paths}
     pictures = ("speedup", "floor", "roofline")
     assert names == {
-        *("report.html", "report.md", "models-rate.png", "overhead-calls.png", "layers-layers.png"),
+        *("report.html", "report.md", "models-rate.png", "overhead-calls.png", "layers-speedup.png"),
         *(f"a-{name}.png" for name in pictures),
         *(f"b-{name}-{what}.png" for name in "NB" for what in ("time", "memory")),
     }
