@@ -25,13 +25,11 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, REGISTERS = 32;
+constexpr int BYTES = 64;
 #elif defined(__AVX2__)
-constexpr int BYTES = 32, REGISTERS = 16;
-#elif defined(__x86_64__)
-constexpr int BYTES = 16, REGISTERS = 16;
+constexpr int BYTES = 32;
 #else
-constexpr int BYTES = 16, REGISTERS = 32;
+constexpr int BYTES = 16;
 #endif
 typedef uint32_t Words __attribute__((vector_size(BYTES)));
 typedef float Floats __attribute__((vector_size(BYTES)));
@@ -138,8 +136,12 @@ void chains(long steps) {
   _tile_release();
 }
 #else
-// Enough chains to hide the latency, few enough for the registers.
-constexpr int CHAINS = REGISTERS * 3 / 4;
+// Enough chains to hide the latency, few enough for the registers, of which there are 16 or 32.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int CHAINS = 24;
+#else
+constexpr int CHAINS = 12;
+#endif
 #if defined(DOTS)
 constexpr double FLOPS = CHAINS * 2 * BYTES / 2 * (BYTES == 16 ? 2 : 1);  // NEON's are of 2 x 4 and 4 x 2
 #else

@@ -165,7 +165,7 @@ class Ceilings:
         """By all probes since ``anew``. FLOPs alone need no more than one :meth:`measure` of anything.
 
         Raises:
-            KeyError: :meth:`measure` was not called with these bytes.
+            KeyError: :meth:`measure` was not called with this work.
         """
         spent = {"bytes": 0.0, "flops": 0.0}
         sums = [0.0, 0.0, 0.0]
@@ -417,7 +417,8 @@ def _lines(cpus: Sequence[int]) -> Iterator[str]:
     yield "  GB/s           read   write    copy   triad"
     for size in (100_000, 1_000_000, 6_400_000, 25_600_000, 100_000_000, 1_000_000_000):
         works = [Work(reads * size, writes * size, 0) for reads, writes in ((1, 0), (0, 1), (1, 1), (2, 1))]
-        ceilings.measure(works)
+        for work in works:
+            ceilings.measure([work])
         found = [(work.reads + work.writes) / ceilings.floor([work]).seconds / 1e9 for work in works]
         yield f"  {size / 1e6:7.1f} MB" + "".join(f"{value:8.1f}" for value in found)
 
