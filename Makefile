@@ -9,7 +9,7 @@ TEST_FLAGS ?=
 OFFLINE_FLAGS ?=
 
 PY := $(VENV)/bin/python
-CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp) benchmarks/probe.cpp
 PIP := $(PY) -m pip --disable-pip-version-check
 # Tests run side by side, one worker per core, so each worker gets one thread. Those that ask for more would spend
 # most of their time spinning on busy cores, so waiting threads sleep.

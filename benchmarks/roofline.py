@@ -182,7 +182,7 @@ class Ceilings:
     def rows(self) -> list[Row]:
         """One for each kind, the fastest variant's, for a result file. A rate is ``work / median``."""
         streams = [min(probes, key=lambda probe: probe.cost(1)) for probes in self._streams.values()]
-        return [
+        rows = [
             Row(
                 mode="ceilings",
                 case=probe.case,
@@ -197,6 +197,8 @@ class Ceilings:
             for probe in [*self._others, *self._products, *streams]
             if probe.seconds
         ]
+        # One stream may be the fastest of several kinds.
+        return list({row.key: row for row in rows}.values())
 
 
 def _key(item: Work, work: Sequence[Work]) -> tuple[int, int, bool]:
@@ -363,7 +365,7 @@ def cpu_ceilings(dtype: str, cpus: Sequence[int] | None = None, *, quick: bool =
 def gpu_ceilings(
     dtype: str, device: Any, clock: Callable[[Callable[[], Any]], float], *, quick: bool = False
 ) -> Ceilings:
-    """Of a GPU: the bandwidth of copies, and the best rate of ``torch.mm``.
+    """Of a GPU: the bandwidth of copies (of sums, for reads alone), and the best rate of ``torch.mm``.
 
     Args:
         dtype: as above.
@@ -371,9 +373,8 @@ def gpu_ceilings(
         clock: seconds of one call, with whatever is flushed before it.
         quick: one short repetition each.
     """
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}[
-        dtype
-    ]
+    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+    kind = getattr(torch, names[dtype])
     most = _QUICK_BYTES if quick else 2 * _MOST_BYTES
 
     def product(side: int) -> _Probe:
@@ -383,20 +384,22 @@ def gpu_ceilings(
 
         return _Probe("product", f"torch.mm {side}", run)
 
-    def copy(size: int, shape: str) -> _Probe:
+    def stream(size: int, shape: str, writes: bool) -> _Probe:
         def run(times: int, source: Tensor, target: Tensor) -> tuple[float, list[float]]:
             source, target = source[:size], target[:size]
-            return 2.0 * size, [clock(lambda: target.copy_(source)) for _ in range(times)]
+            call = functools.partial(target.copy_, source) if writes else source.sum
+            return (1.0 + writes) * source.nbytes, [clock(call) for _ in range(times)]
 
-        return _Probe("stream", f"torch.copy_ {size}", run, shape)
+        return _Probe("stream", f"torch.{'copy_' if writes else 'sum'} {4 * size}", run, shape)
 
     def streams(reads: int, writes: int, _: bool) -> list[_Probe]:
         # What is written may stay in a cache. So a copy of no more bytes counts, too, where it is faster.
-        sizes = {most // 2, min(most, reads + writes) // 2}
-        return [copy(size, f"{reads}+{writes}") for size in sizes]
+        sizes = {most // 8, min(most, reads + writes) // 8}
+        kinds = {True, bool(writes)}
+        return [stream(size, f"{reads}+{writes}", kind) for size in sizes if size for kind in kinds]
 
     def buffers(reads: int, writes: int) -> tuple[Tensor, Tensor]:
-        source, target = torch.ones(2, most // 2, dtype=torch.uint8, device=device)
+        source, target = torch.ones(2, most // 8, device=device)
         return source, target
 
     products = [product(side) for side in (_QUICK_SIDES if quick else _MATRIX_SIDES)]

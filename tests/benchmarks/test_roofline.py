@@ -130,6 +130,7 @@ def test_ceilings_of_this_cpu(dtype):
     ceilings = roofline.cpu_ceilings(dtype, CPUS, quick=True)
     work = op_work("project", "forward+backward", 2, 50, 64, 4, 4)
     ceilings.measure(work, anew=True)
+    ceilings.measure(work[:1])
     floor = ceilings.floor(work)
     assert 0 < floor.low <= floor.seconds <= floor.high
     rows = ceilings.rows()
@@ -150,9 +151,11 @@ def test_ceilings_of_a_gpu_by_its_own_clock():
 
     ceilings = roofline.gpu_ceilings("bf16", "cpu", clock, quick=True)
     ceilings.measure([Work(1000, 1000, 10)])
-    assert {tensor.dtype for tensor in called} == {torch.bfloat16, torch.uint8}
-    # The faster of copies of 4 MiB and of 2000 bytes, as each takes the same time here; 256^3 products.
+    assert {tensor.dtype for tensor in called} == {torch.bfloat16, torch.float32}
+    # Of copies of 4 MiB and of 2000 bytes, which take the same time by this clock, the larger is the faster.
     assert ceilings.floor([Work(1000, 1000, 10)]).seconds == pytest.approx(1e-3 * 2000 / (1 << 22))
+    ceilings.measure([Work(2000, 0, 10)])
+    assert called[-1].ndim == 0 or called[-2].ndim == 0  # a sum
     assert ceilings.floor([Work(0, 0, 2 * 256**3)]).seconds == pytest.approx(1e-3)
 
 
