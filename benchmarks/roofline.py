@@ -152,10 +152,11 @@ class Ceilings:
                 probe.repeat(buffers, anew=anew, quick=self._quick)
 
     def _fastest(self, probes: list[_Probe], buffers: tuple[Tensor, Tensor]) -> list[_Probe]:
-        seconds: dict[str, list[float]] = {probe.name: [] for probe in probes}
+        found: dict[str, list[float]] = {probe.name: [] for probe in probes}
         for _, probe in itertools.product(range(1 if self._quick else 2), probes):
-            seconds[probe.name] += probe.run(2, *buffers)[1]
-        ranked = sorted(probes, key=lambda probe: quantiles(seconds[probe.name]).median)
+            amount, seconds = probe.run(2, *buffers)
+            found[probe.name] += [value / amount for value in seconds]
+        ranked = sorted(probes, key=lambda probe: quantiles(found[probe.name]).median)
         # Which stores are faster changes with what else uses the caches.
         return [
             probe for kind in (False, True) for probe in [p for p in ranked if p.past_caches == kind][:_KEPT]
