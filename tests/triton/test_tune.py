@@ -10,7 +10,7 @@ from vt_fast import tune
 from vt_fast.__main__ import main
 from vt_fast.backends.triton import ahead, samples, schedule, settings
 from vt_fast.backends.triton.schedule import observed
-from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting
+from vt_fast.backends.triton.settings import STREAM, Problem, Setting
 
 FIRST, SECOND, WRONG = (Setting(16, 16, own, STREAM, 4, 1) for own in (1, 2, 3))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,12 +108,6 @@ def test_all_failing_is_an_error(few):
         tune.tune(tune.Case("tokenize", "fp32", "channels", (2, 9, 32, 4)), clock, DEVICE)
 
 
-def test_a_new_entry_replaces_that_of_its_class():
-    old = {"kernel": "a", "kind": "16", "layout": "any", "few": True, "channels": 1, "rows": 16, "value": 1}
-    new, other = {**old, "value": 2}, {**old, "rows": 32}
-    assert settings.merged([old, other], [new]) == [new, other]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,19 +149,3 @@ def test_on_a_gpu(tmp_path):
     (entry,) = json.loads(path.read_text())["entries"]
     assert 1 < entry["measured_us"] < 1000
     assert sum("seconds" in each for each in entry["tried"]) >= 3
-
-
-SHAPES = [(8, 196, 256, 16), (8, 49, 2048, 64), (8, 3136, 64, 16), (1, 60800, 1024, 128)]
-
-
-@pytest.mark.parametrize("op", samples.KERNELS)
-@pytest.mark.parametrize("kind", ["16", "tf32", "ieee"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_there_is_something_to_try(op, kind, shape):
-    _, pixels, channels, rows = shape
-    problem = Problem(samples.KERNELS[op], kind, "channels", channels, rows, pixels)
-    found = list(settings.candidates(problem))
-    assert len(set(found)) == len(found)
-    assert found or channels * rows > 64 << 10
-    if (channels, rows) == (256, 16) and op != "project_tokenize_backward":
-        assert any(setting.form == KEEP for setting in found)

@@ -7,6 +7,6 @@
     python -m tools.mutants compare before.jsonl after.jsonl
 
 A mutant's id depends on the sources alone, so the same faults can be tried again on other tests. The folder
-``noticed`` has results to compare with: of ops from before cases were reduced to covers of pairs; of modules,
-which lost none, from after.
+``noticed`` has results to compare with: of ops and Triton kernels from before cases were reduced to covers of
+pairs; of modules, which lost none, from after.
 """

@@ -55,6 +55,7 @@ TARGETS = {
         (
             "TRITON_INTERPRET=1 pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/triton"
             " -k triton",
+            "pytest tests/test_launch_settings.py",
         ),
     ),
     "modules": Target(
