@@ -41,7 +41,7 @@ _ASIDE = ("command", "device", "results", "output", "compare", "force", "budget"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns 0; 1 where a result of ours was wrong, a case could not be measured, or something has become
+    Returns 0; 1 where one of our results was wrong, a case could not be measured, or something has become
     slower than in the file that it is compared with; 2 for bad arguments; 130 after Ctrl-C, with what was
     measured until then saved.
     """
@@ -184,7 +184,7 @@ def file_name(mode: str, gpu: str | None, *, full: bool) -> str:
 
 
 def verdict(run: Run) -> int:
-    """The exit status of a run: 1 where a result of ours was wrong or a case could not be measured at all.
+    """The exit status of a run: 1 where one of our results was wrong or a case could not be measured at all.
 
     What does not fit into the memory is not wrong, nor what cannot be captured as a graph.
     """

@@ -124,7 +124,7 @@ class Comparison(NamedTuple):
 def main(new: Path, old: Path, *, force: bool, everything: bool) -> int:
     """Compare two files and print the outcome; ``everything``: the change of every row.
 
-    Returns 1 if a time of ours is slower by more than noise or gone, or if ours takes more memory.
+    Returns 1 if we became slower by more than noise, lost a time or take more memory.
 
     Raises:
         OSError: a file cannot be read.
@@ -247,7 +247,7 @@ def _standard_error(row: Row) -> float:
 
 
 def without_drift(changes: Iterable[Change]) -> list[Change]:
-    """The changes of ours and of the controls, with their drift.
+    """The changes of our rows and of the controls, with their drift.
 
     Controls are the peers; in a stratum without peers, the ceilings. A change without another control in its
     cell gets the median drift of its stratum.
@@ -385,7 +385,7 @@ def _reported(found: Comparison) -> Iterator[str]:
             f"the peers' {len(peers)}, {sum(each.verdict != SAME for each in peers)} differ by more."
         )
     else:
-        yield "No time of ours is in both."
+        yield "None of our times is in both."
     for title, verdict in (("Faster:", FASTER), ("REGRESSIONS:", SLOWER)):
         changes = found.ours(verdict)
         yield from [title] if changes else []

@@ -178,7 +178,7 @@ def _speedups(rows: Sequence[Row], _: Sequence[Row]) -> Iterator[Drawing]:
     _ratios(figure, panels, "alternative's time / our time")
     _legend(figure, {place("", count): (_BLUE, "s", _shade(count, threads)) for count in threads if count})
     caption = (
-        "Time of each alternative in multiples of ours: the bar is the geometric mean over all cells, the "
+        "Time of each alternative divided by ours: the bar is the geometric mean over all cells, the "
         "line the range. In brackets: in how many cells the alternative has a time, if not in all."
     )
     yield Drawing("speedup", "Against each alternative", caption, figure)

@@ -180,8 +180,8 @@ def table(title: str, records: Any) -> tuple[str, DataFrame]:
 def _ops(rows: Sequence[Row]) -> Iterator[Section]:
     yield _summary(rows)
     lines = [
-        f"Speedup: the {FASTEST}'s time in multiples of ours. Columns named after a contender: its time in "
-        "multiples of ours, above 1 it is slower."
+        f"Speedup: the {FASTEST}'s time divided by ours. Columns named after a contender: its time "
+        "divided by ours, above 1 it is slower."
     ]
     tables = []
     for part in by(cells(rows), lambda row: (row.dtype, row.threads, row.clock)).values():
