@@ -143,7 +143,7 @@ class Cell(NamedTuple):
 
     @property
     def speedup(self) -> float | None:
-        """The fastest alternative's time in multiples of ours."""
+        """The fastest alternative's time divided by ours."""
         ours, peer = self.ours, self.fastest_peer
         if ours is None or peer is None or ours.median is None or peer.median is None:
             return None
