@@ -24,6 +24,12 @@ def autocast_enabled(device: str) -> bool:
     return known and torch.is_autocast_enabled(device)
 
 
+def any_autocast() -> bool:
+    """Whether autocast is on for any type of device."""
+    on: bool = torch._C._is_any_autocast_enabled()
+    return on
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """A context in which autocast is off for a type of device."""
     return torch.autocast(device, enabled=False) if autocast_enabled(device) else nullcontext()
