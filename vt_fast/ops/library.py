@@ -247,8 +247,13 @@ def _differentiate(
 
     def forward(ctx: Any, *args: Any) -> Any:
         *args, keyset = args
-        with _below_autograd():
-            results = raw(*args) if keyset is None else raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
+        if keyset is None:
+            with _below_autograd():
+                results = raw(*args)
+        else:
+            # A transform's outer levels are differentiated inside; Function.apply has turned that off.
+            with torch.enable_grad(), _below_autograd():
+                results = raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
         call, ctx.backend = op.split(args)
         save(ctx, call, results)
         return results
