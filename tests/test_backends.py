@@ -111,7 +111,9 @@ def test_an_explicit_backend_says_why_it_cannot_do_the_call():
 def test_none_goes_on_to_the_next_backend_where_one_cannot_run_and_says_so_once():
     x = torch.randn(2, 5, 8)
     expected = vt_fast.tokenize(x, x, backend="torch")
-    with pytest.warns(RuntimeWarning, match='"first" cannot run Tokenize in torch.float32.*no C compiler') as caught:
+    with pytest.warns(
+        RuntimeWarning, match='"first" cannot run Tokenize in torch.float32.*no C compiler'
+    ) as caught:
         found = vt_fast.tokenize(x, x)
     assert len(caught) == 1
     torch.testing.assert_close(found, expected)

@@ -68,12 +68,13 @@ Optional gradient(const Optional& operand, bool needed) {
   return empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)));
 }
 
-// That gradient in the operand's dtype.
-Tensor rounded(const Optional& gradient, const Optional& operand, const Tensor& x) {
-  return gradient ? in_dtype(*gradient, dtype_code(*operand)) : nothing(dtype_code(x));
-}
+// What Python sees as None.
+Tensor or_undefined(const Optional& value) { return value ? *value : Tensor(); }
 
-Tensor or_nothing(const Optional& map, const Tensor& x) { return map ? *map : nothing(dtype_code(x)); }
+// That gradient in the operand's dtype.
+Tensor rounded(const Optional& gradient, const Optional& operand) {
+  return gradient ? in_dtype(*gradient, dtype_code(*operand)) : Tensor();
+}
 
 Optional map_like(const Optional& map, bool needed) {
   if (!needed || !map) return {};
@@ -121,8 +122,8 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   vt::tokenize_backward(in_dtype(grad_tokens, dtype), dense_or_none(grad_lse, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact),
                         num_heads, dx, dqueries, dpixel_bias, dextra_values);
-  return {or_nothing(dx, x), rounded(dqueries, queries, x), rounded(dpixel_bias, pixel_bias, x),
-          rounded(dextra_values, extra_values, x)};
+  return {or_undefined(dx), rounded(dqueries, queries), rounded(dpixel_bias, pixel_bias),
+          rounded(dextra_values, extra_values)};
 }
 
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
@@ -152,8 +153,7 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
                  dvalues = gradient(values, needs[2]), dtoken_bias = gradient(token_bias, needs[3]);
   vt::project_backward(grad, x, keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
                        dtoken_bias);
-  return {or_nothing(dx, x), rounded(dkeys, keys, x), rounded(dvalues, values, x),
-          rounded(dtoken_bias, token_bias, x)};
+  return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias)};
 }
 
 Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& values, const Tensor& queries,
@@ -173,7 +173,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
   vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
                        residual_is_input, num_heads, map, pooled.tokens, pooled.lse);
-  return std::tuple_cat(std::make_tuple(or_nothing(map, x)), pooled.rounded(x, keep_exact));
+  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x))), pooled.rounded(x, keep_exact));
 }
 
 Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
@@ -202,14 +202,14 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact), residual_is_input,
                                 num_heads, dx, dkeys, dvalues, dqueries, dtoken_bias, dresidual, dpixel_bias,
                                 dextra_values);
-  return {or_nothing(dx, x),
-          rounded(dkeys, keys, x),
-          rounded(dvalues, values, x),
-          rounded(dqueries, queries, x),
-          rounded(dtoken_bias, token_bias, x),
-          or_nothing(dresidual, x),
-          rounded(dpixel_bias, pixel_bias, x),
-          rounded(dextra_values, extra_values, x)};
+  return {or_undefined(dx),
+          rounded(dkeys, keys),
+          rounded(dvalues, values),
+          rounded(dqueries, queries),
+          rounded(dtoken_bias, token_bias),
+          or_undefined(dresidual),
+          rounded(dpixel_bias, pixel_bias),
+          rounded(dextra_values, extra_values)};
 }
 
 }  // namespace

@@ -11,14 +11,14 @@ import contextlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
 
 from vt_fast import backends
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
-from vt_fast.ops.library import chooser
+from vt_fast.ops.library import Pass, chooser
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 PRETENDED = _INTERPRETED and os.environ.get("VT_FAST_TESTS_PRETEND_GPU", "0") == "1"
@@ -69,17 +69,22 @@ def backend() -> str:
 
 
 @contextlib.contextmanager
-def choosing_in_python() -> Iterator[None]:
-    """Within, the choosers in Python are in charge on a CPU too, not those of the compiled library."""
+def on_cpu(implementation: Callable[[Pass], Callable[..., object]]) -> Iterator[None]:
+    """Within, the public ops do this on a CPU, not what the compiled library does."""
     library = torch.library.Library("vt_fast", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
         for op in (*TOKENIZE.passes, *PROJECT.passes, *PROJECT_TOKENIZE.passes):
-            library.impl(op.name, chooser(op), "CPU")
+            library.impl(op.name, implementation(op), "CPU")
     try:
         yield
     finally:
         library._destroy()
+
+
+def choosing_in_python() -> contextlib.AbstractContextManager[None]:
+    """Within, the choosers in Python are in charge on a CPU too."""
+    return on_cpu(chooser)
 
 
 @contextlib.contextmanager

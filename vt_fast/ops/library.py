@@ -102,7 +102,9 @@ class DifferentiableOp:
         arguments = self.raw._schema.arguments[len(forward.record._fields) : -1]
         self._defaults = tuple(argument.default_value for argument in arguments)
 
-    def __call__(self, call: tuple[Any, ...], backend: str | None, *, plain: bool, differentiable: bool) -> Any:
+    def __call__(
+        self, call: tuple[Any, ...], backend: str | None, *, plain: bool, differentiable: bool
+    ) -> Any:
         """The results. ``plain``: see :func:`plain_eager`; ``differentiable``: whether gradients are wanted."""
         if backend is not None:
             call = (*call, *self._defaults, backend)
@@ -141,29 +143,22 @@ def nothing(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
-def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor]:
-    """What a backward op returns for small operands: like each of them, 0 elements in place of None."""
-    like = next(operand for operand in operands if operand is not None)
+def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What a backward op returns for small operands: like each of them, None where nothing is needed."""
     return [
-        nothing(like)
+        None
         if part is None or operand is None
         else part.to(operand.dtype).reshape(operand.shape).contiguous()
         for part, operand in zip(parts, operands, strict=True)
     ]
 
 
-def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> list[Tensor]:
+def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
     """:func:`gradients` without data."""
-    like = next(operand for operand in operands if operand is not None)
     return [
-        operand.new_empty(operand.shape) if needed and operand is not None else nothing(like)
+        operand.new_empty(operand.shape) if needed and operand is not None else None
         for needed, operand in zip(needs, operands, strict=True)
     ]
-
-
-def optional(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """A backward op's results, None again where nothing was needed."""
-    return [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
 
 
 def _define(op: Pass) -> None:
@@ -243,10 +238,10 @@ def _differentiate(
     Both use the C++ part of ``Function.apply`` alone. Its Python part costs more than the rest of a call, and in
     an autograd kernel it refuses function transforms, though their levels are already being peeled off there.
     """
-    raw = op.overload
+    raw, count = op.overload, len(op.record._fields)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *args, keyset = args
+        keyset, args = args[-1], args[:-1]
         if keyset is None:
             with _below_autograd():
                 results = raw(*args)
@@ -254,8 +249,8 @@ def _differentiate(
             # A transform's outer levels are differentiated inside; Function.apply has turned that off.
             with torch.enable_grad(), _below_autograd():
                 results = raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
-        call, ctx.backend = op.split(args)
-        save(ctx, call, results)
+        ctx.backend = args[-1] if len(args) > count else None
+        save(ctx, args, results)
         return results
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -265,7 +260,9 @@ def _differentiate(
 
     members = {"forward": forward, "backward": backward, "jvp": _refusal(op.name, "forward mode")}
     function = type(
-        f"vt_fast_{op.name}", (torch.autograd.Function,), {key: staticmethod(value) for key, value in members.items()}
+        f"vt_fast_{op.name}",
+        (torch.autograd.Function,),
+        {key: staticmethod(value) for key, value in members.items()},
     )
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 

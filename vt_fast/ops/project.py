@@ -10,7 +10,7 @@ from torch import Tensor
 from vt_fast import checks
 from vt_fast.backends.contract import Backend, Project, ProjectBackward
 from vt_fast.layout import empty_map_like, pixel_count
-from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients, nothing, optional
+from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients
 
 
 def _check(call: Project) -> None:
@@ -37,16 +37,13 @@ def spreading_products(x: Tensor, keys: Tensor, values: Tensor, *, of_keys: int,
     return 2 * x.shape[0] * pixel_count(x) * (of_keys * key_columns + of_values * value_columns)
 
 
-def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     dx, *small = backend.project_backward(call)
-    return (
-        nothing(call.x) if dx is None else dx,
-        *gradients(small, (call.keys, call.values, call.token_bias)),
-    )
+    return (dx, *gradients(small, (call.keys, call.values, call.token_bias)))
 
 
-def _backward_fake(call: ProjectBackward) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
+def _backward_fake(call: ProjectBackward) -> tuple[Tensor | None, ...]:
+    dx = torch.empty_like(call.x) if call.needs[0] else None
     return (dx, *fake_gradients(call.needs[1:], (call.keys, call.values, call.token_bias)))
 
 
@@ -56,9 +53,9 @@ def _backward_flops(call: ProjectBackward) -> int:
     return spreading_products(call.x, call.keys, call.values, of_keys=of_keys, of_values=of_values)
 
 
-def _save(ctx: Any, call: Project, results: Tensor) -> None:
-    ctx.save_for_backward(call.x, call.keys, call.values, call.token_bias)
-    ctx.residual_is_input, ctx.num_heads = call.residual_is_input, call.num_heads
+def _save(ctx: Any, args: tuple[Any, ...], results: Tensor) -> None:
+    ctx.save_for_backward(*args[:4])
+    ctx.residual_is_input, ctx.num_heads = args[5:7]
 
 
 def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[Any, ...]:
@@ -67,7 +64,7 @@ def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[A
     if not any(needs):
         return (None, None, None, None, dresidual)
     call = (grad_map, *ctx.saved_tensors, ctx.residual_is_input, ctx.num_heads, needs)
-    return (*optional(PROJECT.call_backward(call, ctx.backend), needs), dresidual)
+    return (*PROJECT.call_backward(call, ctx.backend), dresidual)
 
 
 PROJECT = DifferentiableOp(

@@ -10,7 +10,7 @@ from torch import Tensor
 from vt_fast import checks
 from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
 from vt_fast.layout import empty_map_like
-from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients, nothing, optional
+from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients, nothing
 from vt_fast.ops.project import spreading_products
 from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
 
@@ -52,18 +52,17 @@ def _small_operands(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
     return call.keys, call.values, call.queries, call.token_bias, call.pixel_bias, call.extra_values
 
 
-def _backward(call: ProjectTokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: ProjectTokenizeBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     found = backend.project_tokenize_backward(call)
     small = gradients([*found[1:5], *found[6:]], _small_operands(call))
-    dx, dresidual = (nothing(call.x) if part is None else part for part in (found.x, found.residual))
-    return (dx, *small[:4], dresidual, *small[4:])
+    return (found.x, *small[:4], found.residual, *small[4:])
 
 
-def _backward_fake(call: ProjectTokenizeBackward) -> tuple[Tensor, ...]:
+def _backward_fake(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
     needs, residual = call.needs, call.residual
     small = fake_gradients([*needs[1:5], *needs[6:]], _small_operands(call))
-    dx = torch.empty_like(call.x) if needs[0] else nothing(call.x)
-    dresidual = torch.empty_like(residual) if residual is not None and needs[5] else nothing(call.x)
+    dx = torch.empty_like(call.x) if needs[0] else None
+    dresidual = torch.empty_like(residual) if residual is not None and needs[5] else None
     return (dx, *small[:4], dresidual, *small[4:])
 
 
@@ -78,12 +77,12 @@ def _backward_flops(call: ProjectTokenizeBackward) -> int:
     )
 
 
-def _save(ctx: Any, call: ProjectTokenize, results: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    ctx.residual_is_input, ctx.num_heads, return_map = args[9:12]
     y, tokens, exact, lse = results
-    ctx.mark_non_differentiable(exact, *([] if call.return_map else [y]))
+    ctx.mark_non_differentiable(exact, *([] if return_map else [y]))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*call[:9], exact if exact.numel() else tokens, lse)
-    ctx.residual_is_input, ctx.num_heads = call.residual_is_input, call.num_heads
+    ctx.save_for_backward(*args[:9], exact if exact.numel() else tokens, lse)
 
 
 def _derivative(
@@ -101,7 +100,7 @@ def _derivative(
         grad_tokens = torch.zeros_like(saved[9])
     needs = [*needed[:6], *needed[7:9]]
     call = (grad_map, grad_tokens, grad_lse, *saved, ctx.residual_is_input, ctx.num_heads, needs)
-    found = optional(PROJECT_TOKENIZE.call_backward(call, ctx.backend), needs)
+    found = PROJECT_TOKENIZE.call_backward(call, ctx.backend)
     return (*found[:6], None, *found[6:])
 
 

@@ -16,16 +16,13 @@ from vt_fast.ops.library import (
     fake_gradients,
     gradients,
     nothing,
-    optional,
 )
 from vt_fast.precision import compute_dtype
 
 
 def _check(call: Tokenize) -> None:
     checks.feature_map("x", call.x)
-    checks.tokenize(
-        call.x, call.queries, call.num_heads, call.mask, call.pixel_bias, call.extra_values
-    )
+    checks.tokenize(call.x, call.queries, call.num_heads, call.mask, call.pixel_bias, call.extra_values)
 
 
 def _forward(call: Tokenize, backend: Backend) -> tuple[Tensor, ...]:
@@ -74,14 +71,13 @@ def pooling_products(
     return 2 * x.shape[0] * pixel_count(x) * rows * columns
 
 
-def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     dx, *small = backend.tokenize_backward(call)
-    operands = (call.queries, call.pixel_bias, call.extra_values)
-    return (nothing(call.x) if dx is None else dx, *gradients(small, operands))
+    return (dx, *gradients(small, (call.queries, call.pixel_bias, call.extra_values)))
 
 
-def _backward_fake(call: TokenizeBackward) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
+def _backward_fake(call: TokenizeBackward) -> tuple[Tensor | None, ...]:
+    dx = torch.empty_like(call.x) if call.needs[0] else None
     return (dx, *fake_gradients(call.needs[1:], (call.queries, call.pixel_bias, call.extra_values)))
 
 
@@ -91,12 +87,12 @@ def _backward_flops(call: TokenizeBackward) -> int:
     return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra)
 
 
-def _save(ctx: Any, call: Tokenize, results: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     tokens, exact, lse = results
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*call[:5], exact if exact.numel() else tokens, lse)
-    ctx.num_heads = call.num_heads
+    ctx.save_for_backward(*args[:5], exact if exact.numel() else tokens, lse)
+    ctx.num_heads = args[5]
 
 
 def _derivative(
@@ -109,7 +105,7 @@ def _derivative(
         grad_tokens = torch.zeros_like(saved[5])
     needs = [needed[0], needed[1], needed[3], needed[4]]
     call = (grad_tokens, grad_lse, *saved, ctx.num_heads, needs)
-    dx, dqueries, dpixel_bias, dextra_values = optional(TOKENIZE.call_backward(call, ctx.backend), needs)
+    dx, dqueries, dpixel_bias, dextra_values = TOKENIZE.call_backward(call, ctx.backend)
     return dx, dqueries, None, dpixel_bias, dextra_values
 
 

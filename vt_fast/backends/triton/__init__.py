@@ -57,7 +57,10 @@ def refuses(call: Call) -> str | None:
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
-    if isinstance(call, Tokenize | TokenizeBackward) and call.queries.shape[-2] // call.num_heads > _MOST_ROWS:
+    if (
+        isinstance(call, Tokenize | TokenizeBackward)
+        and call.queries.shape[-2] // call.num_heads > _MOST_ROWS
+    ):
         return f"it takes at most {_MOST_ROWS} queries for each head"
     if not isinstance(call, Tokenize | TokenizeBackward):
         most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
