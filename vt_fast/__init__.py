@@ -1,7 +1,7 @@
 """Visual Transformers for PyTorch: a few tokens talking to a big feature map.
 
-``import vt_fast`` registers the ops with PyTorch, so that saved programs load. The rest is imported on first use.
-It is silent and works without a GPU, without Triton and without a compiled library.
+``import vt_fast`` registers the ops with PyTorch, so that saved programs load; the rest is imported on first
+use. It is silent and works without a GPU, without Triton and without a compiled library.
 """
 
 from __future__ import annotations

@@ -116,10 +116,12 @@ def tokenize(
         keep_exact = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
         call = (x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
         tokens, _, lse = TOKENIZE(call, backend, plain=plain, differentiable=keep_exact)
-    except Exception:
-        _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
-        raise
-    return (tokens, lse) if return_stats else tokens
+    except Exception as error:
+        refused = error
+    else:
+        return (tokens, lse) if return_stats else tokens
+    _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
+    raise refused
 
 
 def project(
@@ -175,10 +177,12 @@ def project(
     try:
         differentiable = plain and _needs_gradient(plain, x, keys, values, token_bias, other)
         out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
-    except Exception:
-        _check_project(*call, backend)
-        raise
-    return out
+    except Exception as error:
+        refused = error
+    else:
+        return out
+    _check_project(*call, backend)
+    raise refused
 
 
 @overload
@@ -307,11 +311,13 @@ def project_tokenize(
         y, tokens, _, lse = PROJECT_TOKENIZE(
             (*operands, *options, keep_exact), backend, plain=plain, differentiable=keep_exact
         )
-    except Exception:
-        _check_project_tokenize(*operands, *options, backend)
-        raise
-    y = y if return_map else None
-    return (y, tokens, lse) if return_stats else (y, tokens)
+    except Exception as error:
+        refused = error
+    else:
+        y = y if return_map else None
+        return (y, tokens, lse) if return_stats else (y, tokens)
+    _check_project_tokenize(*operands, *options, backend)
+    raise refused
 
 
 def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,19 +99,19 @@ Sizes dense_strides(const Sizes& sizes, const Sizes& strides) {
   return result;
 }
 
-// An uninitialised map like x with other channels, strided as torch.empty_like(x) would be: as x is if its
-// elements are dense.
+// An uninitialised map like x with `channels` channels, strided as torch.empty_like(x) would be: as x is if
+// its elements are dense.
 Tensor empty_map_like(const Tensor& x, int64_t channels) {
   Sizes sizes = sizes_of(x);
-  sizes[sizes.size() == 3 ? 2 : 1] = channels;
+  const size_t channel_dim = sizes.size() == 3 ? 2 : 1;
+  bool dense = sizes[channel_dim] == channels;
+  sizes[channel_dim] = channels;
   const Sizes strides(x.strides().begin(), x.strides().end());
   const Sizes inferred = dense_strides(sizes, strides);
-  bool dense = true, none = false;
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);
-    none = none || sizes[dim] == 0;
   }
-  return empty_strided(sizes, dense || none ? strides : inferred, dtype_code(x));
+  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The CPU kernels with results of the caller, as a backend: what the compiled library does, written in Python.
+"""The CPU kernels with the caller's results, as a backend: what the compiled library does, in Python.
 
 For tests that put guards around the results, or look at the calls.
 """

@@ -1,4 +1,4 @@
-"""Saved programs: another process loads them after `import vt_fast` alone, on any installation, in C++ too."""
+"""Saved programs: another process loads them after `import vt_fast`, on any installation, in C++ too."""
 
 import os
 import shutil
@@ -35,7 +35,12 @@ class Model(torch.nn.Module):
 
     def forward(self, x):
         tokens, lse = vt_fast.tokenize(
-            x.relu(), self.queries, scale=0.5, extra_values=self.table, return_stats=True, backend=self.backend
+            x.relu(),
+            self.queries,
+            scale=0.5,
+            extra_values=self.table,
+            return_stats=True,
+            backend=self.backend,
         )
         values = tokens[..., :8]
         y, pooled = vt_fast.project_tokenize(
@@ -153,12 +158,12 @@ def runner(tmp_path_factory):
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    torch_folder = Path(torch.__file__).parent
-    include, libraries = torch_folder / "include", torch_folder / "lib"
+    libraries, include = (Path(torch.__file__).parent / name for name in ("lib", "include"))
     out = tmp_path_factory.mktemp("runner") / "saved_program"
     source = Path(__file__).parents[1] / "_support" / "saved_program.cpp"
-    command = [compiler, "-std=c++20", "-O0", f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"]
-    command += [str(source), "-o", str(out), f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-Wl,--no-as-needed"]
+    api = include / "torch" / "csrc" / "api" / "include"
+    command = [compiler, "-std=c++20", "-O0", f"-I{include}", f"-I{api}", str(source), "-o", str(out)]
+    command += [f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-Wl,--no-as-needed"]
     command += ["-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

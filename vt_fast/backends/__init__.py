@@ -89,8 +89,8 @@ def give_up(name: str, call: Call, error: CannotRunError) -> None:
     """From now on ``backend=None`` passes such calls to the next backend; says so once."""
     _GIVEN_UP.add(_kind(name, call))
     warnings.warn(
-        f'the backend "{name}" cannot run {type(call).__name__} in {call.x.dtype} on {call.x.device}; from now on '
-        f"the next one does: {error}",
+        f'the backend "{name}" cannot run {type(call).__name__} in {call.x.dtype} on {call.x.device}; '
+        f"from now on the next one does: {error}",
         RuntimeWarning,
         stacklevel=3,
     )

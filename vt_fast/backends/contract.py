@@ -1,8 +1,8 @@
 """What a backend implements, and with which arguments.
 
-The records hold the arguments of the ops in the order of their schemas, which go on with arguments that do not
-work yet and with the backend's name. They have been checked. A map is (B, N, C) or (B, C, H, W) with any strides; an operand
-that the batch shares lacks its first dimension.
+The records hold the arguments of the ops in the order of their schemas, which go on with arguments that do
+not work yet and with the backend's name. They have been checked. A map is (B, N, C) or (B, C, H, W) with any
+strides; an operand that the batch shares lacks its first dimension.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class ProjectTokenizeGradients(NamedTuple):
 class Backend(Protocol):
     """A module with these functions. Callers ask :meth:`refuses` first.
 
-    One in C++ has only the first two: its ops ``vt_fast::<op>_<backend>`` take and return what the public ops do.
+    One in C++ has only the first two: its own ops ``vt_fast::<op>_<backend>`` return what the public ops do.
 
     Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
     project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.

@@ -1,8 +1,9 @@
 """How an op is made known to PyTorch, with its backward: the same way for all of them.
 
-The public op ``vt_fast::<op>`` has a chooser for each kind of device, which picks a backend when the op runs, so
-that a saved program runs on any installation: the compiled library's on a CPU, :func:`_chooser` wherever no
-library has one. The backend's own op ``vt_fast::<op>_<backend>`` takes the same arguments but ``backend``.
+The public op ``vt_fast::<op>`` has a chooser for each kind of device. It picks a backend when the op runs, so
+that a saved program runs on any installation. On a CPU it is the compiled library's, elsewhere and without
+the library :func:`chooser`. The own op of a backend, ``vt_fast::<op>_<backend>``, has the same arguments but
+``backend``.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Pass(NamedTuple):
     """The forward or the backward of an op.
 
     ``arguments`` are the fields of ``record`` as the schema has them. ``family`` are those that follow with
-    defaults: the rest of the op family, refused until it works. ``check`` raises for arguments that do not fit,
-    ``run`` calls a backend's function, ``fake`` does so without data.
+    defaults: the rest of the op family, refused until it works, but in the schema from the start, since a
+    saved program names all arguments. ``check`` raises for arguments that do not fit, ``run`` calls a
+    backend's function, ``fake`` does so without data.
     """
 
     name: str
@@ -105,7 +107,7 @@ class DifferentiableOp:
     def __call__(
         self, call: tuple[Any, ...], backend: str | None, *, plain: bool, differentiable: bool
     ) -> Any:
-        """The results. ``plain``: see :func:`plain_eager`; ``differentiable``: whether gradients are wanted."""
+        """The results. ``plain``: as :func:`plain_eager` says; ``differentiable``: gradients are wanted."""
         if backend is not None:
             call = (*call, *self._defaults, backend)
         if not plain:
@@ -118,7 +120,7 @@ class DifferentiableOp:
     def call_backward(self, call: tuple[Any, ...], backend: str | None) -> Any:
         """The backward op's results, for use in the derivative."""
         args = call if backend is None else (*call, backend)
-        # Gradients are enabled under create_graph=True, where the results must carry a derivative that raises.
+        # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
         if torch.is_grad_enabled() or not plain_eager():
             return self.raw_backward(*args)
         with _below_autograd():
@@ -186,7 +188,10 @@ def _define(op: Pass) -> None:
 
 
 def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
-    """What the public op does where no compiled library has a chooser, or the own op of a backend in Python."""
+    """What the public op does where no compiled library has a chooser.
+
+    ``only``: what the own op of this backend does, which must be in Python.
+    """
     own = {
         backend: getattr(_OPS, f"{op.name}_{backend}").default
         if backend in backends.NATIVE
@@ -235,8 +240,8 @@ def _differentiate(
 ) -> Callable[..., Any]:
     """Make an op differentiable, and return what eager mode calls: it takes the op's arguments and None.
 
-    Both use the C++ part of ``Function.apply`` alone. Its Python part costs more than the rest of a call, and in
-    an autograd kernel it refuses function transforms, though their levels are already being peeled off there.
+    Both use the C++ part of ``Function.apply`` alone. Its Python part costs more than the rest of a call, and
+    refuses function transforms in an autograd kernel, where they have already been dealt with.
     """
     raw, count = op.overload, len(op.record._fields)
 

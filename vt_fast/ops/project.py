@@ -71,8 +71,8 @@ PROJECT = DifferentiableOp(
     Pass(
         "project",
         Project,
-        "Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, bool residual_is_input, "
-        "int num_heads",
+        "Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, "
+        "bool residual_is_input, int num_heads",
         "Tensor map",
         run=_forward,
         fake=_forward_fake,
