@@ -1,6 +1,7 @@
 """Choosing a backend, and the reason why one is unavailable."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,3 +131,48 @@ def test_a_named_backend_that_cannot_run_raises():
         with pytest.raises(backends.CannotRunError, match="does not compile: no C compiler"):
             vt_fast.tokenize(x, x, backend="first")
     assert DoesNotCompile.attempts == 2
+
+
+class Kernel:
+    """A Triton kernel that fails when it is launched."""
+
+    fn = SimpleNamespace(__name__="tokenize_forward")
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            raise self.error
+
+        return launch
+
+
+def test_whatever_stops_a_triton_kernel_is_said_to_be_that():
+    pytest.importorskip("triton")
+    from vt_fast.backends.triton import schedule
+
+    for error in (OSError("no C compiler"), RuntimeError("no binary for this device")):
+        with pytest.raises(
+            backends.CannotRunError, match=f"tokenize_forward cannot be .*: {error}"
+        ) as caught:
+            schedule.launch(Kernel(error), (1,))
+        assert caught.value.__cause__ is error
+    # These have handlers of their own.
+    for error in (schedule.OutOfResources(2, 1, "shared memory"), torch.OutOfMemoryError("no memory")):
+        with pytest.raises(type(error)):
+            schedule.launch(Kernel(error), (1,))
+
+
+@pytest.mark.skipif("cpu" not in backends.NATIVE, reason="needs the compiled library")
+def test_an_error_of_a_backend_in_python_passes_through_the_chooser_in_cpp(monkeypatch):
+    def fail(call):
+        raise OSError("a fault of the backend")
+
+    monkeypatch.setattr(backends.load("torch"), "tokenize", fail)
+    x = torch.randn(2, 5, 8)
+    # Before 2.13, torch prints the reason and keeps it to itself.
+    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    reason = "OSError: a fault of the backend" if known else "see the error above"
+    with pytest.raises(RuntimeError, match=f'`backend="torch"` failed: {reason}'):
+        vt_fast.tokenize(x, x, backend="torch")

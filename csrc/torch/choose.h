@@ -25,15 +25,15 @@ std::string dispatcher_error() {
   return what == nullptr ? "see the error above" : what();
 }
 
-// Another backend's own op takes over the whole call.
+// Another backend's own op takes over the whole call. Those of backends that are not in this library need
+// Python. `reason`: why this library's backend does not run it, or nullptr.
 void hand_over(const Op& op, const std::string& backend, StableIValue* stack, const char* reason) {
+  const std::string before =
+      (reason == nullptr ? "" : std::string(reason) + "; ") + "`backend=\"" + backend + "\"`";
   const std::string name = "vt_fast::" + std::string(op.name) + "_" + backend;
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
-  const std::string before = reason == nullptr ? "" : std::string(reason) + "; ";
-  throw std::runtime_error(before + "`backend=\"" + backend +
-                           "\"` failed (without Python there are only backends "
-                           "in C++): " +
-                           dispatcher_error());
+  const bool python = dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr;
+  throw std::runtime_error(before + (python ? " failed: " + dispatcher_error() : " needs Python"));
 }
 
 // Defines an op, and the one of the backend of that name.

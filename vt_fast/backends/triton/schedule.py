@@ -247,7 +247,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     except (OutOfResources, torch.OutOfMemoryError):
         raise
     except Exception as error:  # compilers, drivers and files raise errors of all kinds
-        raise CannotRunError(f"{kernel.fn.__name__} cannot be compiled or launched: {error}") from error
+        name = kernel.fn.__name__
+        raise CannotRunError(f"{name} cannot be compiled or launched: {error}") from error
 
 
 def observed(observer: Observer) -> AbstractContextManager[None]:
