@@ -11,6 +11,9 @@ from torch import Tensor
 #: The dtypes of feature maps.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+#: Whether autocast is on for any type of device.
+any_autocast = torch._C._is_any_autocast_enabled
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums, of lse and of unrounded tokens: float64 for float64, otherwise float32."""
@@ -22,12 +25,6 @@ def autocast_enabled(device: str) -> bool:
     # torch 2.11 cannot compile the first question, and a compiler is not asked about meta tensors.
     known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     return known and torch.is_autocast_enabled(device)
-
-
-def any_autocast() -> bool:
-    """Whether autocast is on for any type of device."""
-    on: bool = torch._C._is_any_autocast_enabled()
-    return on
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:

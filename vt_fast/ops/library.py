@@ -121,7 +121,7 @@ class DifferentiableOp:
         """The backward op's results, for use in the derivative."""
         args = call if backend is None else (*call, backend)
         # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
-        if torch.is_grad_enabled() or not plain_eager():
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
             return self.raw_backward(*args)
         with _below_autograd():
             return self.raw_backward(*args)
