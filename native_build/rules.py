@@ -61,6 +61,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         *kernels,
         _Object("instruction_sets.o", "csrc/cpu/instruction_sets.cpp", []),
         _Object("cpu_ops.o", "csrc/torch/cpu_ops.cpp", torch),
+        _Object("cpu_raw_ops.o", "csrc/torch/cpu_raw_ops.cpp", torch),
     ]
     facts = [_Object("build_facts.o", "csrc/python/build_facts.cpp", python)]
     lines = [

@@ -1,9 +1,13 @@
 """Choosing a backend, and the reason why one is unavailable."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import vt_fast
+from tests._support.devices import choosing_in_python
 from vt_fast import backends
 from vt_fast.backends.contract import Tokenize
 
@@ -22,12 +26,16 @@ def test_the_plain_backend_always_runs():
 def put_first(monkeypatch, backend, reason):
     monkeypatch.setattr(backends, "_REASONS", {"first": reason, **backends._REASONS})
     monkeypatch.setattr(backends, "_BACKENDS", {"first": backend, **backends._BACKENDS})
+    monkeypatch.setattr(backends, "NAMES", ("first", *backends.NAMES))
+    monkeypatch.setattr(backends, "_GIVEN_UP", set())
 
 
 @pytest.fixture
 def broken(monkeypatch):
     """A backend that comes first and cannot run here."""
     put_first(monkeypatch, None, "no such device; buy one")
+    with choosing_in_python():
+        yield
 
 
 class OnlyFloat32:
@@ -45,6 +53,27 @@ class OnlyFloat32:
 @pytest.fixture
 def picky(monkeypatch):
     put_first(monkeypatch, OnlyFloat32, None)
+    with choosing_in_python():
+        yield
+
+
+class DoesNotCompile(OnlyFloat32):
+    """A backend that comes first, takes float32 and fails when it runs."""
+
+    attempts = 0
+
+    @classmethod
+    def tokenize(cls, call):
+        cls.attempts += 1
+        raise backends.CannotRunError("the kernel does not compile: no C compiler")
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    monkeypatch.setattr(DoesNotCompile, "attempts", 0)
+    put_first(monkeypatch, DoesNotCompile, None)
+    with choosing_in_python():
+        yield
 
 
 @pytest.mark.usefixtures("broken")
@@ -77,3 +106,73 @@ def test_an_explicit_backend_says_why_it_cannot_do_the_call():
     message = '`backend="first"` cannot do this call: float32 only, got torch.float64'
     with pytest.raises(ValueError, match=message):
         vt_fast.tokenize(x, x, backend="first")
+
+
+@pytest.mark.usefixtures("failing")
+def test_none_goes_on_to_the_next_backend_where_one_cannot_run_and_says_so_once():
+    x = torch.randn(2, 5, 8)
+    expected = vt_fast.tokenize(x, x, backend="torch")
+    with pytest.warns(
+        RuntimeWarning, match='"first" cannot run Tokenize in torch.float32.*no C compiler'
+    ) as caught:
+        found = vt_fast.tokenize(x, x)
+    assert len(caught) == 1
+    torch.testing.assert_close(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vt_fast.tokenize(x, x)
+    assert DoesNotCompile.attempts == 1
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_named_backend_that_cannot_run_raises():
+    x = torch.randn(2, 5, 8)
+    for _ in range(2):
+        with pytest.raises(backends.CannotRunError, match="does not compile: no C compiler"):
+            vt_fast.tokenize(x, x, backend="first")
+    assert DoesNotCompile.attempts == 2
+
+
+class Kernel:
+    """A Triton kernel that fails when it is launched."""
+
+    fn = SimpleNamespace(__name__="tokenize_forward")
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            raise self.error
+
+        return launch
+
+
+def test_whatever_stops_a_triton_kernel_is_said_to_be_that():
+    pytest.importorskip("triton")
+    from vt_fast.backends.triton import schedule
+
+    for error in (OSError("no C compiler"), RuntimeError("no binary for this device")):
+        with pytest.raises(
+            backends.CannotRunError, match=f"tokenize_forward cannot be .*: {error}"
+        ) as caught:
+            schedule.launch(Kernel(error), (1,))
+        assert caught.value.__cause__ is error
+    # These have handlers of their own.
+    for error in (schedule.OutOfResources(2, 1, "shared memory"), torch.OutOfMemoryError("no memory")):
+        with pytest.raises(type(error)):
+            schedule.launch(Kernel(error), (1,))
+
+
+@pytest.mark.skipif("cpu" not in backends.NATIVE, reason="needs the compiled library")
+def test_an_error_of_a_backend_in_python_passes_through_the_chooser_in_cpp(monkeypatch):
+    def fail(call):
+        raise OSError("a fault of the backend")
+
+    monkeypatch.setattr(backends.load("torch"), "tokenize", fail)
+    x = torch.randn(2, 5, 8)
+    # Before 2.13, torch prints the reason and keeps it to itself.
+    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    reason = "OSError: a fault of the backend" if known else "see the error above"
+    with pytest.raises(RuntimeError, match=f'`backend="torch"` failed: {reason}'):
+        vt_fast.tokenize(x, x, backend="torch")

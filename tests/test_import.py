@@ -71,15 +71,25 @@ def test_import_is_silent():
     assert done.stderr == ""
 
 
-def test_import_is_lazy():
+def test_import_registers_the_ops_and_is_lazy_otherwise():
     done = check("""
-        import sys, vt_fast
-        print(*sorted(name for name in sys.modules if name.startswith("vt_fast.")))
-        print(*sorted({"torch", "triton", "fvcore", "sklearn", "matplotlib", "numpy"} & set(sys.modules)))
+        import sys, torch.utils.flop_counter  # which imports Triton where it is installed
+        before = set(sys.modules)
+        import vt_fast
+        new = set(sys.modules) - before
+        print(*sorted({"vt_fast.functional", "vt_fast.nn", "vt_fast.models", "vt_fast.reference"} & new))
+        print(*sorted({"triton", "fvcore", "sklearn", "matplotlib", "onnx", "torch._dynamo"} & new))
+        print(torch.ops.vt_fast.tokenize.default._schema.name)
     """)
-    ours, others = done.stdout.split("\n")[:2]
-    assert ours == "vt_fast.version"
-    assert others == ""
+    assert done.stdout.split("\n")[:3] == ["", "", "vt_fast::tokenize"]
+
+
+def test_a_torch_that_does_not_import_is_reported_where_it_is_needed(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: no such file')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ".")])
+    check("import vt_fast; print(vt_fast.__version__)", PYTHONPATH=path)
+    done = run("import vt_fast; vt_fast.tokenize", PYTHONPATH=path)
+    assert "OSError: libtorch.so: no such file" in done.stderr
 
 
 def test_ops_do_not_load_the_optional_packages():

@@ -36,14 +36,24 @@ TORCH_SYMBOLS = {
     "aoti_torch_get_size",
     "aoti_torch_get_sizes",
     "aoti_torch_get_strides",
+    "aoti_torch_is_contiguous",
     "aoti_torch_library_def",
     "aoti_torch_library_init_def",
     "aoti_torch_library_init_impl",
+    "aoti_torch_new_tensor_handle",
+    "aoti_torch_new_uninitialized_tensor",
+    "torch_call_dispatcher",
+    "torch_delete_list",
+    "torch_delete_string",
     "torch_get_const_data_ptr",
     "torch_get_mutable_data_ptr",
     "torch_get_num_threads",
     "torch_library_impl",
+    "torch_list_get_item",
+    "torch_list_size",
     "torch_parallel_for",
+    "torch_string_c_str",
+    "torch_string_length",
 }
 DTYPE_SYMBOL = re.compile(r"(aoti_)?torch_dtype_\w+")
 # The C library, the compiler's libraries and the C++ library have versioned symbols.
@@ -115,7 +125,10 @@ def test_instruction_sets_share_no_symbol(name):
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
 def test_code_outside_the_kernels_runs_on_any_processor():
-    paths = [OBJECTS / f"{name}.o" for name in ("isa_baseline", "instruction_sets", "cpu_ops", "build_facts")]
+    paths = [
+        OBJECTS / f"{name}.o"
+        for name in ("isa_baseline", "instruction_sets", "cpu_ops", "cpu_raw_ops", "build_facts")
+    ]
     if not all(path.exists() for path in paths):
         pytest.skip("not built in this source tree")
     code = subprocess.run(["objdump", "-d", *map(str, paths)], capture_output=True, text=True, check=True)

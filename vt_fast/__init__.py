@@ -1,7 +1,7 @@
 """Visual Transformers for PyTorch: a few tokens talking to a big feature map.
 
-The public names are imported on first use, so that ``import vt_fast`` is quick and silent and works
-without a GPU, without Triton and without a compiled library.
+``import vt_fast`` registers the ops with PyTorch, so that saved programs load; the rest is imported on first
+use. It is silent and works without a GPU, without Triton and without a compiled library.
 """
 
 from __future__ import annotations
@@ -50,3 +50,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+try:
+    import torch as _torch  # noqa: F401
+except (ImportError, OSError):
+    pass  # every use raises it again, but for `python -m vt_fast info`, which reports it
+else:
+    from vt_fast import ops as _ops  # noqa: F401

@@ -1,4 +1,4 @@
-"""The public ops: check the arguments, choose a backend, call the op.
+"""The public ops: scale and cast the operands, call the op, and explain what is wrong where it refuses.
 
 A feature map ``x`` is (B, N, C), or (B, C, H, W) in any memory format, whose pixels are then numbered
 row-major. Rows of several heads are head-major: rows h L to (h + 1) L belong to head h. No op works in
@@ -24,7 +24,8 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from vt_fast import backends, checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
-from vt_fast.precision import autocast
+from vt_fast.ops.library import plain_eager
+from vt_fast.precision import any_autocast, autocast
 
 __all__ = ["merge", "project", "project_tokenize", "tokenize"]
 
@@ -105,14 +106,22 @@ def tokenize(
         >>> tokens.shape, lse.shape
         (torch.Size([2, 16, 64]), torch.Size([2, 16]))
     """
-    checks.feature_map("x", x)
-    x, queries, extra_values = autocast(x, _scaled("scale", scale, queries), extra_values)
-    checks.tokenize(x, queries, num_heads, mask, pixel_bias, extra_values)
-    checks.flag("return_stats", return_stats)
-    keep_exact = _needs_gradient(x, queries, pixel_bias, extra_values)
-    call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
-    tokens, _, lse = TOKENIZE(*call, backends.choose(backend, call))
-    return (tokens, lse) if return_stats else tokens
+    plain = plain_eager()
+    queries = _scaled("scale", scale, queries)
+    if not plain or any_autocast() or type(num_heads) is not int or type(return_stats) is not bool:
+        checks.feature_map("x", x)
+        x, queries, extra_values = autocast(x, queries, extra_values)
+        _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
+    try:
+        keep_exact = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
+        call = (x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
+        tokens, _, lse = TOKENIZE(call, backend, plain=plain, differentiable=keep_exact)
+    except Exception as error:
+        refused = error
+    else:
+        return (tokens, lse) if return_stats else tokens
+    _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
+    raise refused
 
 
 def project(
@@ -155,15 +164,25 @@ def project(
         >>> vt_fast.project(x, keys=tokens, values=tokens, residual=x).shape
         torch.Size([2, 64, 14, 14])
     """
-    checks.feature_map("x", x)
+    plain = plain_eager()
     # By identity, before anything makes a new tensor of either: compilers hand an op two tensors for one.
     residual_is_input = residual is x
     other = None if residual_is_input else residual
-    x, keys, values, other = autocast(x, _scaled("scale", scale, keys), values, other)
-    checks.project(x, keys, values, num_heads, token_bias, x if residual_is_input else other)
-    call = Project(x, keys, values, token_bias, other, residual_is_input, num_heads)
-    out: Tensor = PROJECT(*call, backends.choose(backend, call))
-    return out
+    keys = _scaled("scale", scale, keys)
+    if not plain or any_autocast() or type(num_heads) is not int:
+        checks.feature_map("x", x)
+        x, keys, values, other = autocast(x, keys, values, other)
+        _check_project(x, keys, values, token_bias, other, residual_is_input, num_heads, backend)
+    call = (x, keys, values, token_bias, other, residual_is_input, num_heads)
+    try:
+        differentiable = plain and _needs_gradient(plain, x, keys, values, token_bias, other)
+        out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
+    except Exception as error:
+        refused = error
+    else:
+        return out
+    _check_project(*call, backend)
+    raise refused
 
 
 @overload
@@ -265,43 +284,40 @@ def project_tokenize(
         >>> y.shape, pooled.shape
         (torch.Size([2, 64, 14, 14]), torch.Size([2, 8, 64]))
     """
-    checks.feature_map("x", x)
+    plain = plain_eager()
     residual_is_input = residual is x
     other = None if residual_is_input else residual
     keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
-    x, keys, values, queries, other, extra_values = autocast(x, keys, values, queries, other, extra_values)
-    checks.project_tokenize(
-        x,
-        keys,
-        values,
-        queries,
-        num_heads,
-        token_bias,
-        x if residual_is_input else other,
-        mask,
-        pixel_bias,
-        extra_values,
-    )
-    checks.flag("return_map", return_map)
-    checks.flag("return_stats", return_stats)
-    call = ProjectTokenize(
-        x,
-        keys,
-        values,
-        queries,
-        token_bias,
-        other,
-        mask,
-        pixel_bias,
-        extra_values,
-        residual_is_input=residual_is_input,
-        num_heads=num_heads,
-        return_map=return_map,
-        keep_exact=_needs_gradient(x, keys, values, queries, token_bias, other, pixel_bias, extra_values),
-    )
-    y, tokens, _, lse = PROJECT_TOKENIZE(*call, backends.choose(backend, call))
-    y = y if return_map else None
-    return (y, tokens, lse) if return_stats else (y, tokens)
+    if (
+        not plain
+        or any_autocast()
+        or type(num_heads) is not int
+        or type(return_map) is not bool
+        or type(return_stats) is not bool
+    ):
+        checks.feature_map("x", x)
+        x, keys, values, queries, other, extra_values = autocast(
+            x, keys, values, queries, other, extra_values
+        )
+        checks.flag("return_stats", return_stats)
+        _check_project_tokenize(
+            x, keys, values, queries, token_bias, other, mask, pixel_bias, extra_values, residual_is_input,
+            num_heads, return_map, backend,
+        )  # fmt: skip
+    operands = (x, keys, values, queries, token_bias, other, mask, pixel_bias, extra_values)
+    options = (residual_is_input, num_heads, return_map)
+    try:
+        keep_exact = _needs_gradient(plain, *operands)
+        y, tokens, _, lse = PROJECT_TOKENIZE(
+            (*operands, *options, keep_exact), backend, plain=plain, differentiable=keep_exact
+        )
+    except Exception as error:
+        refused = error
+    else:
+        y = y if return_map else None
+        return (y, tokens, lse) if return_stats else (y, tokens)
+    _check_project_tokenize(*operands, *options, backend)
+    raise refused
 
 
 def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -347,6 +363,91 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
 
 
+# An op refuses arguments that do not fit. These say which one, and raise nothing where all of them fit.
+
+
+def _check_tokenize(
+    x: Any,
+    queries: Any,
+    mask: Any,
+    pixel_bias: Any,
+    extra_values: Any,
+    num_heads: Any,
+    return_stats: Any,
+    backend: Any,
+) -> None:
+    checks.feature_map("x", x)
+    checks.tokenize(x, queries, num_heads, mask, pixel_bias, extra_values)
+    checks.flag("return_stats", return_stats)
+    if backend is not None:
+        backends.choose(backend, Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False))
+
+
+def _check_project(
+    x: Any,
+    keys: Any,
+    values: Any,
+    token_bias: Any,
+    residual: Any,
+    residual_is_input: bool,
+    num_heads: Any,
+    backend: Any,
+) -> None:
+    checks.feature_map("x", x)
+    checks.project(x, keys, values, num_heads, token_bias, x if residual_is_input else residual)
+    if backend is not None:
+        call = Project(x, keys, values, token_bias, residual, residual_is_input, num_heads)
+        backends.choose(backend, call)
+
+
+def _check_project_tokenize(
+    x: Any,
+    keys: Any,
+    values: Any,
+    queries: Any,
+    token_bias: Any,
+    residual: Any,
+    mask: Any,
+    pixel_bias: Any,
+    extra_values: Any,
+    residual_is_input: bool,
+    num_heads: Any,
+    return_map: Any,
+    backend: Any,
+) -> None:
+    checks.feature_map("x", x)
+    checks.project_tokenize(
+        x,
+        keys,
+        values,
+        queries,
+        num_heads,
+        token_bias,
+        x if residual_is_input else residual,
+        mask,
+        pixel_bias,
+        extra_values,
+    )
+    checks.flag("return_map", return_map)
+    if backend is not None:
+        call = ProjectTokenize(
+            x,
+            keys,
+            values,
+            queries,
+            token_bias,
+            residual,
+            mask,
+            pixel_bias,
+            extra_values,
+            residual_is_input,
+            num_heads,
+            return_map,
+            keep_exact=False,
+        )
+        backends.choose(backend, call)
+
+
 def _scaled(name: str, scale: Any, rows: Any) -> Any:
     """Rows times the scale of their logits; other arguments are left for the checks to refuse."""
     if type(scale) is float and scale == 1.0:
@@ -355,7 +456,9 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
     return rows * scale if isinstance(rows, Tensor) and rows.is_floating_point() else rows
 
 
-def _needs_gradient(*operands: Tensor | None) -> bool:
+def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:
+    if plain:
+        return torch.is_grad_enabled() and torch._C._any_requires_grad(*operands)
     # A trace must not depend on whether gradients are enabled while it is made.
     if is_tracing():
         return True

@@ -11,6 +11,9 @@ from torch import Tensor
 #: The dtypes of feature maps.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+#: Whether autocast is on for any type of device.
+any_autocast = torch._C._is_any_autocast_enabled
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums, of lse and of unrounded tokens: float64 for float64, otherwise float32."""

@@ -1,19 +1,23 @@
-// torch.ops.vt_fast_cpu.*: the CPU kernels as ops on tensors, on torch's stable ABI: the library loads with
-// every torch from TORCH_TARGET_VERSION on.
-//
-// Results are allocated by the caller and passed as mutable arguments, None where not wanted. Shapes and
-// devices are not checked here: callers go through vt_fast/backends/cpu.
-#define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))
+// The ops on a CPU: torch.ops.vt_fast.*, on torch's stable ABI. This library defines their schemas, chooses
+// among backends where tensors are on a CPU, and has the backend "cpu" as torch.ops.vt_fast.*_cpu. None of it
+// needs Python.
+#include "target.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
-#include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
+#include "checks.h"
+#include "choose.h"
+#include "cpu_calls.h"
 #include "host.h"
+#include "results.h"
+#include "schemas.h"
 #include "torch_facts.h"
 
 namespace vt {
@@ -21,281 +25,211 @@ namespace vt {
 const char* const torch_of_headers = TORCH_VERSION;
 const char* const oldest_torch = "2.11";
 
+namespace cpu_ops {
 namespace {
 
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
+using One = Tensor;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Text = std::optional<std::string>;
+using Needs = std::vector<bool>;
 
-// ---- from tensors to a kernel's arguments ----
+constexpr char name[] = "cpu";
 
-Dtype dtype_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case torch::headeronly::ScalarType::Float:
-      return Dtype::float32;
-    case torch::headeronly::ScalarType::Double:
-      return Dtype::float64;
-    case torch::headeronly::ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case torch::headeronly::ScalarType::Half:
-      return Dtype::float16;
-    default:
-      throw std::invalid_argument("`" + std::string(name) +
-                                  "` must be float16, bfloat16, float32 or float64");
+const char* unavailable() {
+  const char* error = nullptr;
+  return chosen_instruction_set(&error) == nullptr ? error : nullptr;
+}
+
+// ---- results ----
+
+// Tokens and lse in the compute dtype.
+struct Pooled {
+  Tensor tokens, lse;
+
+  Pooled(const Tensor& x, int64_t batch, int64_t count, int64_t rows, int64_t channels,
+         const Optional& extra_values)
+      : tokens(empty({batch, count, channels + (extra_values ? column_count(*extra_values) : 0)},
+                     compute_dtype(dtype_code(x)))),
+        lse(empty({batch, rows}, compute_dtype(dtype_code(x)))) {}
+
+  // Tokens in x's dtype, and unrounded where that is another and a backward will want them; lse.
+  Three rounded(const Tensor& x, bool keep_exact) const {
+    const int32_t dtype = dtype_code(x), exact = dtype_code(tokens);
+    if (dtype == exact) return {tokens, nothing(exact), lse};
+    return {converted(tokens, dtype), keep_exact ? tokens : nothing(exact), lse};
   }
+};
+
+// Memory for the gradient of a small operand, in the compute dtype.
+Optional gradient(const Optional& operand, bool needed) {
+  if (!needed || !operand) return {};
+  return empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)));
 }
 
-// Of a bias: x's dtype, or the one that x is summed in.
-Dtype bias_dtype(const Optional& bias, Dtype x, const char* name) {
-  const Dtype sums = x == Dtype::float64 ? Dtype::float64 : Dtype::float32;
-  if (!bias) return sums;
-  const Dtype dtype = dtype_of(*bias, name);
-  if (dtype != x && dtype != sums) {
-    throw std::invalid_argument("`" + std::string(name) + "` must have the dtype of `x`, or " +
-                                (sums == Dtype::float64 ? "float64" : "float32"));
-  }
-  return dtype;
+// What Python sees as None.
+Tensor or_undefined(const Optional& value) { return value ? *value : Tensor(); }
+
+// That gradient in the operand's dtype.
+Tensor rounded(const Optional& gradient, const Optional& operand) {
+  return gradient ? in_dtype(*gradient, dtype_code(*operand)) : Tensor();
 }
 
-// Kernels do not write to operands; Call has one kind of pointer for operands and results.
-void* read(const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); }
-
-void* write(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
-
-void* write(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
-
-// (B, N, C), which is one row of N pixels, or (B, C, H, W).
-Map map_of(const Tensor& map, void* data) {
-  const auto strides = map.strides();
-  if (strides.size() == 3) return {data, strides[0], 0, strides[1], strides[2]};
-  return {data, strides[0], strides[2], strides[3], strides[1]};
+Optional map_like(const Optional& map, bool needed) {
+  if (!needed || !map) return {};
+  return empty_map_like(*map, map->size(map->dim() == 3 ? 2 : 1));
 }
 
-Map operand(const Tensor& map) { return map_of(map, read(map)); }
-
-Map operand(const Optional& map) { return map ? operand(*map) : Map{}; }
-
-Map result(const Optional& map) { return map ? map_of(*map, write(*map)) : Map{}; }
-
-// (B, N) or (B, H, W), for a map whose rows have `width` pixels.
-Pixels pixels(const Optional& value, int64_t width) {
-  if (!value) return {};
-  const auto strides = value->strides();
-  if (strides.size() == 3) return {read(*value), strides[0], strides[1], strides[2]};
-  return {read(*value), strides[0], width * strides[1], strides[1]};
-}
-
-// (R, C), shared by the batch, or (B, R, C).
-Rows rows(const Tensor& value) {
-  const auto strides = value.strides();
-  if (strides.size() == 2) return {read(value), 0, strides[0], strides[1], true};
-  return {read(value), strides[0], strides[1], strides[2], false};
-}
-
-// (R,), shared by the batch, or (B, R).
-Rows row(const Optional& value) {
-  if (!value) return {};
-  const auto strides = value->strides();
-  if (strides.size() == 1) return {read(*value), 0, 0, strides[0], true};
-  return {read(*value), strides[0], 0, strides[1], false};
-}
-
-int64_t row_count(const Tensor& value) { return value.size(value.dim() - 2); }
-
-int64_t column_count(const Tensor& value) { return value.size(value.dim() - 1); }
-
-Call call_on(const Tensor& x) {
-  Call call;
-  call.dtype = dtype_of(x, "x");
-  const auto sizes = x.sizes();
-  const bool flat = sizes.size() == 3;
-  call.batch = sizes[0];
-  call.height = flat ? 1 : sizes[2];
-  call.width = flat ? sizes[1] : sizes[3];
-  call.pixels = call.height * call.width;
-  call.channels = flat ? sizes[2] : sizes[1];
-  call.out_channels = call.channels;
-  call.x = operand(x);
-  return call;
-}
-
-// The operands of project, and of that half of project_tokenize. Before those of tokenize.
-void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
-                          bool residual_is_input, int64_t num_heads) {
-  call.num_heads = num_heads;
-  call.keys_per_head = row_count(values);
-  call.key_rows = num_heads * call.keys_per_head;
-  call.out_channels = column_count(values);
-  call.residual_is_input = residual_is_input;
-  call.keys = rows(keys);
-  call.values = rows(values);
-  call.token_bias = row(token_bias);
-  call.token_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
-}
-
-void add_tokenize_operands(Call& call, const Tensor& queries, const Optional& mask,
-                           const Optional& pixel_bias, const Optional& extra_values, int64_t query_heads) {
-  call.query_heads = query_heads;
-  call.queries_per_head = row_count(queries) / query_heads;
-  call.queries = rows(queries);
-  call.mask = pixels(mask, call.width);
-  call.pixel_bias = pixels(pixel_bias, call.width);
-  call.pixel_bias_dtype = bias_dtype(pixel_bias, call.dtype, "pixel_bias");
-  if (extra_values) {
-    call.extra_columns = column_count(*extra_values);
-    call.extra_values = rows(*extra_values);
-  }
-}
-
-void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
-  call.tokens_out = write(tokens);
-  call.lse_out = write(lse);
-}
-
-// The gradients of tokenize's results, and what its forward saved.
-void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
-                        const Tensor& lse) {
-  call.grad_tokens = rows(grad_tokens);
-  call.grad_lse = row(grad_lse);
-  call.exact_tokens = read(tokens);
-  call.saved_lse = read(lse);
-}
-
-void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys, const Optional& dvalues,
-                           const Optional& dtoken_bias) {
-  call.dx = result(dx);
-  call.dkeys = write(dkeys);
-  call.dvalues = write(dvalues);
-  call.dtoken_bias = write(dtoken_bias);
-}
-
-void add_tokenize_gradients(Call& call, const Optional& dqueries, const Optional& dpixel_bias,
-                            const Optional& dextra_values) {
-  call.dqueries = write(dqueries);
-  call.dpixel_bias = write(dpixel_bias);
-  call.dextra_values = write(dextra_values);
+Optional dense_or_none(const Optional& value, int32_t dtype) {
+  return value ? in_dtype(*value, dtype) : Optional();
 }
 
 // ---- the ops ----
 
-void run(Kernel Kernels::* kernel, const Call& call) {
-  const char* error = nullptr;
-  const InstructionSet* set = chosen_instruction_set(&error);
-  if (set == nullptr) throw std::runtime_error(error);
-  TorchHost torch;
-  (set->kernels->*kernel)(call, torch.host());
+Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
+               const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
+               const Optional& scores, const Optional& token_bias, const Optional& offsets,
+               const Text& normalize) {
+  refuse_unsupported({{"values", values.has_value()},
+                      {"scores", scores.has_value()},
+                      {"token_bias", token_bias.has_value()},
+                      {"offsets", offsets.has_value()},
+                      {"normalize", normalize != "pixels"}});
+  check_map(x);
+  const Call call = call_on(x);
+  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
+  const int64_t rows = row_count(*queries);
+  const Pooled pooled(x, call.batch, rows / num_heads, rows, call.channels, extra_values);
+  vt::tokenize(x, *queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse);
+  return pooled.rounded(x, keep_exact);
 }
 
-void tokenize(const Tensor& x, const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
-              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse) {
-  Call call = call_on(x);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
-  add_tokenize_results(call, tokens, lse);
-  run(&Kernels::tokenize, call);
-}
-
-void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
+Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
                        const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
                        const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
-                       int64_t num_heads, const Optional& dx, const Optional& dqueries,
-                       const Optional& dpixel_bias, const Optional& dextra_values) {
-  Call call = call_on(x);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
-  add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
-  call.dx = result(dx);
-  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values);
-  run(&Kernels::tokenize_backward, call);
+                       int64_t num_heads, const Needs& needs) {
+  check_map(x);
+  const Call call = call_on(x);
+  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
+  check_pooling_grads(call, queries, num_heads, call.channels, extra_values, grad_tokens, grad_lse, tokens,
+                      lse);
+  check_needs(needs, 4);
+  const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
+  const Optional dx = map_like(x, needs[0]), dqueries = gradient(queries, needs[1]),
+                 dpixel_bias = gradient(pixel_bias, needs[2]),
+                 dextra_values = gradient(extra_values, needs[3]);
+  vt::tokenize_backward(in_dtype(grad_tokens, dtype), dense_or_none(grad_lse, exact), x, queries, mask,
+                        pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact),
+                        num_heads, dx, dqueries, dpixel_bias, dextra_values);
+  return {or_undefined(dx), rounded(dqueries, queries), rounded(dpixel_bias, pixel_bias),
+          rounded(dextra_values, extra_values)};
 }
 
-void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Optional& token_bias,
-             const Optional& residual, bool residual_is_input, int64_t num_heads, const Tensor& map) {
-  Call call = call_on(x);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
-  call.residual = operand(residual);
-  call.map = map_of(map, write(map));
-  run(&Kernels::project, call);
+One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
+            const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
+            const Optional& offsets, const Text& normalize) {
+  refuse_unsupported({{"scores", scores.has_value()},
+                      {"offsets", offsets.has_value()},
+                      {"normalize", normalize != "tokens"}});
+  check_map(x);
+  const Call call = call_on(x);
+  check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  const Tensor map = empty_map_like(x, column_count(values));
+  vt::project(x, *keys, values, token_bias, residual, residual_is_input, num_heads, map);
+  return map;
 }
 
-void project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
+Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
-                      const Optional& dx, const Optional& dkeys, const Optional& dvalues,
-                      const Optional& dtoken_bias) {
-  Call call = call_on(x);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
-  call.grad_map = operand(grad_map);
-  add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);
-  run(&Kernels::project_backward, call);
+                      const Needs& needs) {
+  check_map(x);
+  const Call call = call_on(x);
+  check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
+  const Tensor grad = in_dtype(grad_map, dtype_code(x));
+  check_like(grad, "grad_map", x, column_count(values));
+  check_needs(needs, 4);
+  const Optional dx = map_like(x, needs[0]), dkeys = gradient(keys, needs[1]),
+                 dvalues = gradient(values, needs[2]), dtoken_bias = gradient(token_bias, needs[3]);
+  vt::project_backward(grad, x, keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
+                       dtoken_bias);
+  return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias)};
 }
 
-void project_tokenize(const Tensor& x, const Tensor& keys, const Tensor& values, const Tensor& queries,
+Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& values, const Tensor& queries,
                       const Optional& token_bias, const Optional& residual, const Optional& mask,
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
-                      int64_t num_heads, const Optional& map, const Tensor& tokens, const Tensor& lse) {
-  Call call = call_on(x);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, 1);
-  call.residual = operand(residual);
-  call.map = result(map);
-  add_tokenize_results(call, tokens, lse);
-  run(&Kernels::project_tokenize, call);
+                      int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
+                      const Optional& offsets, const Text& normalize) {
+  refuse_unsupported({{"scores", scores.has_value()},
+                      {"offsets", offsets.has_value()},
+                      {"normalize", normalize != "tokens"}});
+  check_map(x);
+  const Call call = call_on(x);
+  check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  const int64_t channels = column_count(values), rows = row_count(queries);
+  check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
+  const Optional map = return_map ? Optional(empty_map_like(x, channels)) : Optional();
+  const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
+  vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
+                       residual_is_input, num_heads, map, pooled.tokens, pooled.lse);
+  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x))), pooled.rounded(x, keep_exact));
 }
 
-void project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
-                               const Tensor& x, const Tensor& keys, const Tensor& values,
-                               const Tensor& queries, const Optional& token_bias, const Optional& residual,
-                               const Optional& mask, const Optional& pixel_bias, const Optional& extra_values,
-                               const Tensor& tokens, const Tensor& lse, bool residual_is_input,
-                               int64_t num_heads, const Optional& dx, const Optional& dkeys,
-                               const Optional& dvalues, const Optional& dqueries, const Optional& dtoken_bias,
-                               const Optional& dresidual, const Optional& dpixel_bias,
-                               const Optional& dextra_values) {
-  Call call = call_on(x);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, 1);
-  add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
-  call.grad_map = operand(grad_map);
-  call.residual = operand(residual);
-  add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);
-  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values);
-  call.dresidual = result(dresidual);
-  run(&Kernels::project_tokenize_backward, call);
+Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
+                                const Tensor& x, const Tensor& keys, const Tensor& values,
+                                const Tensor& queries, const Optional& token_bias, const Optional& residual,
+                                const Optional& mask, const Optional& pixel_bias,
+                                const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
+                                bool residual_is_input, int64_t num_heads, const Needs& needs) {
+  check_map(x);
+  const Call call = call_on(x);
+  const int64_t channels = column_count(values);
+  check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
+  check_pooling_grads(call, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
+  const Optional grad = dense_or_none(grad_map, dtype);
+  check_like(grad, "grad_map", x, channels);
+  check_needs(needs, 8);
+  const Optional dx = map_like(x, needs[0]), dkeys = gradient(keys, needs[1]),
+                 dvalues = gradient(values, needs[2]), dqueries = gradient(queries, needs[3]),
+                 dtoken_bias = gradient(token_bias, needs[4]), dresidual = map_like(residual, needs[5]),
+                 dpixel_bias = gradient(pixel_bias, needs[6]),
+                 dextra_values = gradient(extra_values, needs[7]);
+  vt::project_tokenize_backward(grad, in_dtype(grad_tokens, dtype), dense_or_none(grad_lse, exact), x, keys,
+                                values, queries, token_bias, residual, mask, pixel_bias, extra_values,
+                                dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact), residual_is_input,
+                                num_heads, dx, dkeys, dvalues, dqueries, dtoken_bias, dresidual, dpixel_bias,
+                                dextra_values);
+  return {or_undefined(dx),
+          rounded(dkeys, keys),
+          rounded(dvalues, values),
+          rounded(dqueries, queries),
+          rounded(dtoken_bias, token_bias),
+          or_undefined(dresidual),
+          rounded(dpixel_bias, pixel_bias),
+          rounded(dextra_values, extra_values)};
 }
 
 }  // namespace
+}  // namespace cpu_ops
 }  // namespace vt
 
-STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
-  library.def(
-      "tokenize(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, "
-      "int num_heads, Tensor(a!) tokens, Tensor(b!) lse) -> ()");
-  library.def(
-      "tokenize_backward(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
-      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, Tensor(a!)? dx, "
-      "Tensor(b!)? dqueries, Tensor(c!)? dpixel_bias, Tensor(d!)? dextra_values) -> ()");
-  library.def(
-      "project(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, "
-      "bool residual_is_input, int num_heads, Tensor(a!) map) -> ()");
-  library.def(
-      "project_backward(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
-      "bool residual_is_input, int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, "
-      "Tensor(d!)? dtoken_bias) -> ()");
-  library.def(
-      "project_tokenize(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, "
-      "Tensor? residual, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, "
-      "int num_heads, Tensor(a!)? map, Tensor(b!) tokens, Tensor(c!) lse) -> ()");
-  library.def(
-      "project_tokenize_backward(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, "
-      "Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, "
-      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, "
-      "int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, Tensor(d!)? dqueries, "
-      "Tensor(e!)? dtoken_bias, Tensor(f!)? dresidual, Tensor(g!)? dpixel_bias, "
-      "Tensor(h!)? dextra_values) -> ()");
+#define VT_FOR_EACH_OP(do)                                                                   \
+  do                                                                                         \
+  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
+      project_tokenize_backward)
+
+STABLE_TORCH_LIBRARY(vt_fast, library) {
+#define VT_DEFINE(op) vt::define(library, vt::ops::op, vt::cpu_ops::name);
+  VT_FOR_EACH_OP(VT_DEFINE)
 }
 
-STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CPU, library) {
-  library.impl("tokenize", vt::guarded<TORCH_BOX(&vt::tokenize)>);
-  library.impl("tokenize_backward", vt::guarded<TORCH_BOX(&vt::tokenize_backward)>);
-  library.impl("project", vt::guarded<TORCH_BOX(&vt::project)>);
-  library.impl("project_backward", vt::guarded<TORCH_BOX(&vt::project_backward)>);
-  library.impl("project_tokenize", vt::guarded<TORCH_BOX(&vt::project_tokenize)>);
-  library.impl("project_tokenize_backward", vt::guarded<TORCH_BOX(&vt::project_tokenize_backward)>);
+STABLE_TORCH_LIBRARY_IMPL(vt_fast, CPU, library) {
+#define VT_IMPLEMENT(op)                                                                                   \
+  library.impl(vt::ops::op.name, vt::guarded<vt::choose<vt::ops::op, vt::cpu_ops::unavailable,             \
+                                                        vt::cpu_ops::name, TORCH_BOX(&vt::cpu_ops::op)>>); \
+  library.impl(#op "_cpu", vt::guarded<TORCH_BOX(&vt::cpu_ops::op)>);
+  VT_FOR_EACH_OP(VT_IMPLEMENT)
 }

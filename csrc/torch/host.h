@@ -1,6 +1,8 @@
 // Memory and threads for the kernels, from torch; and the kernels' exceptions, as torch's errors.
 #pragma once
 
+#include "target.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

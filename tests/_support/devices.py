@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
 
 from vt_fast import backends
+from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
+from vt_fast.ops.library import Pass, chooser
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 PRETENDED = _INTERPRETED and os.environ.get("VT_FAST_TESTS_PRETEND_GPU", "0") == "1"
@@ -66,13 +69,35 @@ def backend() -> str:
 
 
 @contextlib.contextmanager
+def on_cpu(implementation: Callable[[Pass], Callable[..., object]]) -> Iterator[None]:
+    """Within, the public ops do this on a CPU, not what the compiled library does."""
+    library = torch.library.Library("vt_fast", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
+        for op in (*TOKENIZE.passes, *PROJECT.passes, *PROJECT_TOKENIZE.passes):
+            library.impl(op.name, implementation(op), "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+def choosing_in_python() -> contextlib.AbstractContextManager[None]:
+    """Within, the choosers in Python are in charge on a CPU too."""
+    return on_cpu(chooser)
+
+
+@contextlib.contextmanager
 def preferring(backend: str) -> Iterator[None]:
     """Within, calls that name no backend get this one, where it can do them."""
     others = dict(backends._REASONS)
     first = {backend: others.pop(backend)}
     if PRETENDED and on_gpu(backend):
         others["cpu"] = "not for the tensors of a GPU"
-    with mock.patch.object(backends, "_REASONS", first | others):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(backends, "_REASONS", first | others))
+        if backend not in backends.NATIVE:
+            stack.enter_context(choosing_in_python())
         yield
 
 

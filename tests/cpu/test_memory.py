@@ -11,22 +11,20 @@ from tests._support.instruction_sets import each
 from tests._support.judging import DTYPES, short
 from tests._support.pairs import pairs
 from tests._support.problems import CASES, LAYOUTS, OPS, make
-from vt_fast.backends.cpu import calls
+from tests._support.raw_backend import running_on
 
 
-def check_guards(problem, dtype, monkeypatch, **placing):
+def check_guards(problem, dtype, **placing):
     """Raise unless guarded results are those of unguarded memory, and no guard was overwritten."""
     ops = torch.ops.vt_fast_cpu
     for name in each():
         expected = problem.solve(dtype)
         guarded = GuardedOps(ops, **placing)
-        monkeypatch.setattr(calls, "_OPS", guarded)
         try:
-            found = problem.solve(dtype)
+            with running_on(guarded):
+                found = problem.solve(dtype)
         except AssertionError as error:
             raise AssertionError(f"on {name}: {error}") from error
-        finally:
-            monkeypatch.setattr(calls, "_OPS", ops)
         assert guarded.calls == 2
         for key, value in found.items():
             assert not value.isnan().any(), (name, key)
@@ -39,23 +37,23 @@ def check_guards(problem, dtype, monkeypatch, **placing):
     pairs(CASES, ["bnc", "nchw", "nchw, transposed"], [18, 64], DTYPES),
     ids=short,
 )
-def test_nothing_but_results_is_written(case, layout, channels, dtype, monkeypatch):
+def test_nothing_but_results_is_written(case, layout, channels, dtype):
     problem = make(*case, layout, channels=channels, height=9, width=17)
-    check_guards(problem, dtype, monkeypatch, shift=1)
+    check_guards(problem, dtype, shift=1)
 
 
 @pytest.mark.parametrize(("op", "layout", "dtype"), pairs(OPS, list(LAYOUTS), DTYPES), ids=short)
-def test_maps_may_have_holes(op, layout, dtype, monkeypatch):
+def test_maps_may_have_holes(op, layout, dtype):
     options = ("mask", "extra_values") if op != "project" else ("token_bias",)
     problem = make(op, options, layout, channels=17, height=5, width=29)
-    check_guards(problem, dtype, monkeypatch, holes=3)
+    check_guards(problem, dtype, holes=3)
 
 
 @pytest.mark.parametrize(
     ("op", "layout", "size", "tokens"),
     pairs(OPS, ["bnc", "nchw"], [(1, 1), (1, 7), (1, 33), (12, 25)], [1, 7, 8, 9, 17, 33]),
 )
-def test_sizes(op, layout, size, tokens, monkeypatch):
+def test_sizes(op, layout, size, tokens):
     height, width = size
     for channels in (1, 3, 31, 33):
         problem = make(
@@ -70,7 +68,7 @@ def test_sizes(op, layout, size, tokens, monkeypatch):
             queries=tokens,
         )
         for dtype in (torch.float32, torch.bfloat16):
-            check_guards(problem, dtype, monkeypatch)
+            check_guards(problem, dtype)
 
 
 STORES = list(itertools.product(["project", "project_tokenize"], [0, 1]))
@@ -81,7 +79,7 @@ STORES = list(itertools.product(["project", "project_tokenize"], [0, 1]))
     pairs(STORES, ["bnc", "nchw"], [torch.float32, torch.float64, torch.bfloat16]),
     ids=short,
 )
-def test_maps_too_large_for_the_caches(store, layout, dtype, monkeypatch):
+def test_maps_too_large_for_the_caches(store, layout, dtype):
     """Large maps are written with streaming stores, which need aligned memory."""
     op, shift = store
     pixels = (16 << 20) // (64 * dtype.itemsize)
@@ -91,11 +89,11 @@ def test_maps_too_large_for_the_caches(store, layout, dtype, monkeypatch):
     expected = problem.call(operands, plain=False)[0]
     slack = 16 * torch.finfo(dtype).eps * expected.abs().max().item() + 1e-10
     guarded = GuardedOps(torch.ops.vt_fast_cpu, shift=shift)
-    monkeypatch.setattr(calls, "_OPS", guarded)
     for name in each():
         x = operands["x"].detach().requires_grad_()
-        results = problem.call(operands | {"x": x}, plain=False)
-        (dx,) = torch.autograd.grad(results[0], x, torch.ones_like(results[0]))
+        with running_on(guarded):
+            results = problem.call(operands | {"x": x}, plain=False)
+            (dx,) = torch.autograd.grad(results[0], x, torch.ones_like(results[0]))
         assert dx.isfinite().all(), name
         torch.testing.assert_close(results[0], expected, rtol=0, atol=slack, msg=name)
     assert guarded.calls > 1

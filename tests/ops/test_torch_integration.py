@@ -12,6 +12,7 @@ from tests._support.comparing import tolerance
 from tests._support.judging import short
 from tests._support.pairs import pairs
 from tests._support.problems import CASES, OPS, make, widest
+from vt_fast import backends
 from vt_fast.backends import contract
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.reference import ops as reference
@@ -20,20 +21,20 @@ RAW = {"tokenize": TOKENIZE, "project": PROJECT, "project_tokenize": PROJECT_TOK
 
 
 def raw_arguments(problem, dtype, keep_exact=True):
-    """The arguments with which the public function would call the raw op."""
+    """The arguments with which the public function would call the raw op, which chooses a backend itself."""
     operand = problem.leaves(dtype).get
     options = problem.options
     num_heads = options.get("num_heads", 1)
     if problem.op == "tokenize":
         tensors = [operand(name) for name in ("x", "queries", "mask", "pixel_bias", "extra_values")]
-        return (*tensors, num_heads, keep_exact, devices.backend())
+        return (*tensors, num_heads, keep_exact)
     residual_is_input = "residual" in options
     if problem.op == "project":
         tensors = [operand(name) for name in ("x", "keys", "values", "token_bias", "residual")]
-        return (*tensors, residual_is_input, num_heads, devices.backend())
+        return (*tensors, residual_is_input, num_heads)
     names = ("x", "keys", "values", "queries", "token_bias", "residual", "mask", "pixel_bias", "extra_values")
     tensors = [operand(name) for name in names]
-    return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact, devices.backend())
+    return (*tensors, residual_is_input, num_heads, options["return_map"], keep_exact)
 
 
 # Every other case has the other layout.
@@ -81,14 +82,13 @@ def test_opcheck_of_the_backward(op):
             lse,
             1,
             [True, False, True, True],
-            devices.backend(),
         ]
     elif op == "project":
-        arguments = [results, *arguments[:4], False, 1, [True, True, False, True], devices.backend()]
+        arguments = [results, *arguments[:4], False, 1, [True, True, False, True]]
     else:
         y, tokens, _, lse = results
         needs = [True, False, True, True, True, True, True, False]
-        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs, devices.backend()]
+        arguments = [y, tokens, None, *arguments[:9], tokens, lse, False, 1, needs]
     torch.library.opcheck(RAW[op].raw_backward, tuple(arguments))
 
 
@@ -370,8 +370,38 @@ def test_the_reference_takes_the_same_arguments():
 @pytest.mark.parametrize("op", OPS)
 def test_records_follow_the_schemas(op):
     names = {"tokenize": "Tokenize", "project": "Project", "project_tokenize": "ProjectTokenize"}
-    for raw, suffix in ((RAW[op].raw, ""), (RAW[op].raw_backward, "Backward")):
-        record = getattr(contract, names[op] + suffix)
-        assert [argument.name for argument in raw._schema.arguments] == [*record._fields, "backend"]
+    for part in RAW[op].passes:
+        schema = torch._C.parse_schema(f"vt_fast::{part.schema()}")
+        names_of_arguments = [argument.name for argument in schema.arguments]
+        assert part.record is getattr(contract, names[op] + ("Backward" if "backward" in part.name else ""))
+        assert tuple(names_of_arguments[: len(part.record._fields)]) == part.record._fields
+        assert names_of_arguments[-1] == "backend"
     results = [result.name for result in RAW[op].raw_backward._schema.returns]
     assert results == [f"d{field}" for field in getattr(contract, names[op] + "Gradients")._fields]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_registered_schemas_are_those_of_python(op):
+    """Where the compiled library defines them, as where it does not."""
+    for part in RAW[op].passes:
+        for backend in (None, *backends.NAMES):
+            if backend == "cpu" and backend not in backends.NATIVE:
+                continue
+            written = torch._C.parse_schema(f"vt_fast::{part.schema(backend)}")
+            registered = getattr(torch.ops.vt_fast, written.name.removeprefix("vt_fast::")).default
+            assert str(registered._schema) == str(written)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_rest_of_the_family_is_refused(op):
+    arguments = raw_arguments(make(op), torch.float32)
+    raw = RAW[op].raw
+    later = raw._schema.arguments[len(arguments) : -1]
+    assert {"scores", "offsets", "normalize"} <= {argument.name for argument in later}
+    expected = raw(*arguments)
+    given = {argument.name: argument.default_value for argument in later}
+    torch.testing.assert_close(raw(*arguments, **given, backend=devices.backend()), expected)
+    for name in given:
+        for value in ("exp", None) if name == "normalize" else (torch.zeros(3),):
+            with pytest.raises((RuntimeError, ValueError), match=f"`{name}` is not supported yet"):
+                raw(*arguments, **given | {name: value})

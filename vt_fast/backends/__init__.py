@@ -8,9 +8,15 @@ not initialise a device.
 from __future__ import annotations
 
 import importlib
-from typing import cast
+import warnings
+from typing import Any, cast
 
-from vt_fast.backends.contract import Backend, Call
+import torch
+
+from vt_fast.backends.contract import Backend, Call, CannotRunError
+from vt_fast.backends.cpu import library
+
+__all__ = ["NAMES", "NATIVE", "CannotRunError", "choose", "give_up", "load", "report"]
 
 # In the order in which backend=None tries them. The last one takes every call.
 _MODULES = {
@@ -23,8 +29,15 @@ NAMES = tuple(_MODULES)
 
 _BACKENDS = {name: cast(Backend, importlib.import_module(module)) for name, module in _MODULES.items()}
 
+# The backends whose own ops the compiled library defines, with the public ones. Loading it may have failed.
+NATIVE = ("cpu",) if library.loaded() else ()
+
 # Computed once, so that torch.compile sees the choice of a backend as constants.
 _REASONS: dict[str, str | None] = {name: backend.unavailable() for name, backend in _BACKENDS.items()}
+
+
+# Calls that a backend should have taken and could not run.
+_GIVEN_UP: set[tuple[Any, ...]] = set()
 
 
 def load(name: str) -> Backend:
@@ -54,7 +67,9 @@ def choose(backend: str | None, call: Call) -> str:
         return next(
             name
             for name, reason in _REASONS.items()
-            if reason is None and _BACKENDS[name].refuses(call) is None
+            if reason is None
+            and _BACKENDS[name].refuses(call) is None
+            and not (_GIVEN_UP and _kind(name, call) in _GIVEN_UP)
         )
     if not isinstance(backend, str):
         raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
@@ -68,3 +83,18 @@ def choose(backend: str | None, call: Call) -> str:
     if reason is not None:
         raise ValueError(f'`backend="{backend}"` cannot do this call: {reason}')
     return backend
+
+
+def give_up(name: str, call: Call, error: CannotRunError) -> None:
+    """From now on ``backend=None`` passes such calls to the next backend; says so once."""
+    _GIVEN_UP.add(_kind(name, call))
+    warnings.warn(
+        f'the backend "{name}" cannot run {type(call).__name__} in {call.x.dtype} on {call.x.device}; '
+        f"from now on the next one does: {error}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _kind(name: str, call: Call) -> tuple[str, type[Call], torch.dtype, torch.device]:
+    return name, type(call), call.x.dtype, call.x.device

@@ -1,8 +1,8 @@
 """What a backend implements, and with which arguments.
 
-The records hold the arguments of the ops in the order of their schemas, but for the backend's name, which
-comes last there. They have been checked. A map is (B, N, C) or (B, C, H, W) with any strides; an operand
-that the batch shares lacks its first dimension.
+The records hold the arguments of the ops in the order of their schemas, which go on with arguments that do
+not work yet and with the backend's name. They have been checked. A map is (B, N, C) or (B, C, H, W) with any
+strides; an operand that the batch shares lacks its first dimension.
 """
 
 from __future__ import annotations
@@ -105,7 +105,13 @@ class ProjectTokenizeBackward(NamedTuple):
     needs: list[bool]
 
 
-Call: TypeAlias = Tokenize | Project | ProjectTokenize
+Call: TypeAlias = (
+    Tokenize | TokenizeBackward | Project | ProjectBackward | ProjectTokenize | ProjectTokenizeBackward
+)
+
+
+class CannotRunError(RuntimeError):
+    """A backend cannot run a call that it does not refuse, for a reason that only an attempt shows."""
 
 
 class TokenizeGradients(NamedTuple):
@@ -142,6 +148,8 @@ class ProjectTokenizeGradients(NamedTuple):
 class Backend(Protocol):
     """A module with these functions. Callers ask :meth:`refuses` first.
 
+    One in C++ has only the first two: its own ops ``vt_fast::<op>_<backend>`` return what the public ops do.
+
     Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
     project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
 
@@ -154,7 +162,7 @@ class Backend(Protocol):
         """Why it cannot run on this machine, or None if it can."""
 
     def refuses(self, call: Call) -> str | None:
-        """Why it cannot do this call, forward and backward, or None if it can.
+        """Why it cannot do this call, or None if it can; the same for a forward and its backward.
 
         By what is known without data: devices, dtypes, sizes and strides. It is traced by compilers.
         """

@@ -1,87 +1,143 @@
-"""Registration of an op and of its backward with ``torch.library``, the same way for all of them."""
+"""How an op is made known to PyTorch, with its backward: the same way for all of them.
+
+The public op ``vt_fast::<op>`` has a chooser for each kind of device. It picks a backend when the op runs, so
+that a saved program runs on any installation. On a CPU it is the compiled library's, elsewhere and without
+the library :func:`chooser`. The own op of a backend, ``vt_fast::<op>_<backend>``, has the same arguments but
+``backend``.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast.backends import load
-from vt_fast.backends.contract import Backend
+from vt_fast import backends
 from vt_fast.precision import without_autocast
 
-# The records that hold an op's arguments, see vt_fast.backends.contract.
-R = TypeVar("R")
-F = TypeVar("F")
-B = TypeVar("B")
+# The compiled library defines the public ops, if it is there.
+_LIBRARY = torch.library.Library("vt_fast", "FRAGMENT" if backends.NATIVE else "DEF")
+_OPS = torch.ops.vt_fast
 
-LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_any_requires_grad = torch._C._any_requires_grad
+_AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 
-# Fake kernels derive a map's strides from the input's, so a compiler must not change those.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
+
+
+class Pass(NamedTuple):
+    """The forward or the backward of an op.
+
+    ``arguments`` are the fields of ``record`` as the schema has them. ``family`` are those that follow with
+    defaults: the rest of the op family, refused until it works, but in the schema from the start, since a
+    saved program names all arguments. ``check`` raises for arguments that do not fit, ``run`` calls a
+    backend's function, ``fake`` does so without data.
+    """
+
+    name: str
+    record: Any
+    arguments: str
+    results: str
+    run: Callable[[Any, Any], Any]
+    fake: Callable[[Any], Any]
+    flops: Callable[[Any], int]
+    check: Callable[[Any], None] = lambda call: None
+    family: str = ""
+
+    def schema(self, backend: str | None = None) -> str:
+        """Of the public op, or of a backend's own."""
+        arguments = f"{self.arguments}, {self.family}" if self.family else self.arguments
+        if backend is None:
+            return f"{self.name}({arguments}, str? backend=None) -> ({self.results})"
+        return f"{self.name}_{backend}({arguments}) -> ({self.results})"
+
+    def split(self, args: Sequence[Any]) -> tuple[Any, str | None]:
+        """The record and the backend's name. Of what has a default, PyTorch leaves out the last ones.
+
+        Raises:
+            ValueError: an argument of the family that does not work yet.
+        """
+        count = len(self.record._fields)
+        if len(args) == count:
+            return self.record._make(args), None
+        schema = self.overload._schema.arguments[count : len(args)]
+        for argument, value in zip(schema, args[count:], strict=True):
+            if argument.name == "backend":
+                return self.record._make(args[:count]), value
+            if value is not argument.default_value and value != argument.default_value:
+                raise ValueError(f"`{argument.name}` is not supported yet")
+        return self.record._make(args[:count]), None
+
+    @property
+    def overload(self) -> Overload:
+        """The public op."""
+        overload: Overload = getattr(_OPS, self.name).default
+        return overload
 
 
 class DifferentiableOp:
-    """A forward op together with its backward op, callable with the forward's arguments.
-
-    In eager mode a call goes through a ``torch.autograd.Function``, which costs less than
-    ``torch.library.register_autograd``. Compilers, exporters and tracers get the raw op, which
-    carries the same formula, so that it stays one node in their graphs.
-    """
+    """An op together with its backward."""
 
     def __init__(
         self,
-        name: str,
+        forward: Pass,
+        backward: Pass,
         *,
-        forward: Callable[[F, Backend], Any],
-        forward_record: Callable[..., F],
-        forward_schema: str,
-        forward_fake: Callable[[F], Any],
-        forward_flops: Callable[[F], int],
-        backward: Callable[[B, Backend], Any],
-        backward_record: Callable[..., B],
-        backward_schema: str,
-        backward_fake: Callable[[B], Any],
-        backward_flops: Callable[[B], int],
-        setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-        derivative: Callable[..., Any],
+        save: Callable[[Any, Any, Any], None],
+        derivative: Callable[..., tuple[Any, ...]],
     ) -> None:
-        self.name = name
-        self.raw = _define(name, forward_schema, forward_record, forward, forward_fake, forward_flops)
-        self.raw_backward = _define(
-            f"{name}_backward", backward_schema, backward_record, backward, backward_fake, backward_flops
-        )
-        torch.library.register_autograd(
-            f"vt_fast::{name}", derivative, setup_context=setup_context, lib=LIBRARY
-        )
-        torch.library.register_autograd(f"vt_fast::{name}_backward", _refusal(name), lib=LIBRARY)
-        self._function = _function(name, self.raw, setup_context, derivative)
-        self._backward_function = _function(
-            f"{name}_backward", self.raw_backward, _keep_nothing, _refusal(name)
-        )
+        self.name = forward.name
+        self.passes = (forward, backward)
+        for each in self.passes:
+            _define(each)
+        self.raw, self.raw_backward = forward.overload, backward.overload
+        self._apply = _differentiate(forward, save, derivative)
+        _differentiate(backward, lambda ctx, call, results: None, _refusal(self.name))
+        arguments = self.raw._schema.arguments[len(forward.record._fields) : -1]
+        self._defaults = tuple(argument.default_value for argument in arguments)
 
-    def __call__(self, *args: Any) -> Any:
-        """The forward op's results."""
-        if torch.compiler.is_compiling() or is_tracing():
-            return self.raw(*args)
-        if _forward_mode() or (torch.is_grad_enabled() and _requires_grad(args)):
-            return self._function.apply(*args)
-        return self.raw(*args)
+    def __call__(
+        self, call: tuple[Any, ...], backend: str | None, *, plain: bool, differentiable: bool
+    ) -> Any:
+        """The results. ``plain``: as :func:`plain_eager` says; ``differentiable``: gradients are wanted."""
+        if backend is not None:
+            call = (*call, *self._defaults, backend)
+        if not plain:
+            return self.raw(*call)
+        if differentiable:
+            return self._apply(*call, None)
+        with _below_autograd():
+            return self.raw(*call)
 
-    def call_backward(self, *args: Any) -> Any:
+    def call_backward(self, call: tuple[Any, ...], backend: str | None) -> Any:
         """The backward op's results, for use in the derivative."""
-        # Gradients are enabled here under create_graph=True and in torch.func. Then the results must carry
-        # a derivative that raises, in a form that torch.func understands.
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        args = call if backend is None else (*call, backend)
+        # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
             return self.raw_backward(*args)
-        return self._backward_function.apply(*args)
+        with _below_autograd():
+            return self.raw_backward(*args)
+
+
+def plain_eager() -> bool:
+    """Whether no compiler, no tracer, no function transform and no forward-mode AD is active.
+
+    Then a call can go past the op's autograd kernel, which costs more than calling autograd directly.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def nothing(like: Tensor) -> Tensor:
@@ -89,57 +145,82 @@ def nothing(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
-def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor]:
-    """What a backward op returns for small operands: like each of them, 0 elements in place of None."""
-    like = next(operand for operand in operands if operand is not None)
+def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What a backward op returns for small operands: like each of them, None where nothing is needed."""
     return [
-        nothing(like)
+        None
         if part is None or operand is None
         else part.to(operand.dtype).reshape(operand.shape).contiguous()
         for part, operand in zip(parts, operands, strict=True)
     ]
 
 
-def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> list[Tensor]:
+def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
     """:func:`gradients` without data."""
-    like = next(operand for operand in operands if operand is not None)
     return [
-        operand.new_empty(operand.shape) if needed and operand is not None else nothing(like)
+        operand.new_empty(operand.shape) if needed and operand is not None else None
         for needed, operand in zip(needs, operands, strict=True)
     ]
 
 
-def optional(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """A backward op's results, None again where nothing was needed."""
-    return [grad if needed else None for grad, needed in zip(grads, needs, strict=True)]
+def _define(op: Pass) -> None:
+    """Register the public op, and the own ops of the backends in Python."""
+    if not backends.NATIVE:
+        _LIBRARY.define(op.schema())
+    for backend in backends.NAMES:
+        if backend not in backends.NATIVE:
+            _LIBRARY.define(op.schema(backend))
+            _LIBRARY.impl(f"{op.name}_{backend}", chooser(op, backend), "CompositeExplicitAutograd")
+        elif not hasattr(_OPS, f"{op.name}_{backend}"):
+            raise ImportError(f"the compiled library has no op {op.name}_{backend}: it is of another version")
+    _LIBRARY.impl(op.name, chooser(op), "CompositeExplicitAutograd")
 
+    def fake(*args: Any) -> Any:
+        call, _ = op.split(args)
+        op.check(call)
+        return op.fake(call)
 
-def _define(
-    name: str,
-    schema: str,
-    record: Callable[..., R],
-    implementation: Callable[[R, Backend], Any],
-    fake: Callable[[R], Any],
-    flops: Callable[[R], int],
-) -> torch._ops.OpOverload[..., Any]:
-    """Register an op whose functions take its arguments as a record; the backend's name comes last."""
-
-    def run(*args: Any) -> Any:
-        # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
-        device = next(arg for arg in args if isinstance(arg, Tensor)).device.type
-        with without_autocast(device):
-            return implementation(record(*args[:-1]), load(args[-1]))
-
-    LIBRARY.define(name + schema, tags=_TAGS)
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args[:-1])), lib=LIBRARY)
-    packet = getattr(torch.ops.vt_fast, name)
+    torch.library.register_fake(f"vt_fast::{op.name}", fake, lib=_LIBRARY)
     # The counter passes the output too, which no formula needs.
-    _flop_counter().register_flop_formula(packet, get_raw=True)(
-        lambda *args, out_val=None: flops(record(*args[:-1]))
+    _flop_counter().register_flop_formula(getattr(_OPS, op.name), get_raw=True)(
+        lambda *args, out_val=None: op.flops(op.split(args)[0])
     )
-    overload: torch._ops.OpOverload[..., Any] = packet.default
-    return overload
+
+
+def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
+    """What the public op does where no compiled library has a chooser.
+
+    ``only``: what the own op of this backend does, which must be in Python.
+    """
+    own = {
+        backend: getattr(_OPS, f"{op.name}_{backend}").default
+        if backend in backends.NATIVE
+        else functools.partial(_run, op, backend)
+        for backend in backends.NAMES
+    }
+
+    def choose(*args: Any) -> Any:
+        call, backend = op.split(args)
+        backend = only or backend
+        op.check(call)
+        while True:
+            name = backends.choose(backend, call)
+            try:
+                return own[name](*call)
+            except backends.CannotRunError as error:
+                if backend is not None:
+                    raise
+                backends.give_up(name, call, error)
+
+    return choose
+
+
+def _run(op: Pass, backend: str, *args: Any) -> Any:
+    call = op.record._make(args)
+    # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
+    device = next(value for value in call if isinstance(value, Tensor)).device.type
+    with without_autocast(device):
+        return op.run(call, backends.load(backend))
 
 
 def _flop_counter() -> Any:
@@ -154,42 +235,51 @@ def _flop_counter() -> Any:
         logger.setLevel(level)
 
 
-def _function(
-    name: str,
-    forward: Callable[..., Any],
-    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
-    backward: Callable[..., Any],
-) -> type[torch.autograd.Function]:
-    def run(*args: Any) -> Any:
-        return forward(*args)
+def _differentiate(
+    op: Pass, save: Callable[[Any, Any, Any], None], derivative: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """Make an op differentiable, and return what eager mode calls: it takes the op's arguments and None.
 
-    # Function.apply reads the signature in each call; computing it there costs more than the call.
-    run.__signature__ = inspect.signature(run)  # type: ignore[attr-defined]
-    methods = {
-        "forward": run,
-        "setup_context": setup_context,
-        "backward": backward,
-        "jvp": _refusal(name, "forward mode"),
-    }
-    # vmap runs the op once per entry: slow but correct, and enough for per-sample gradients.
-    members: dict[str, Any] = {key: staticmethod(method) for key, method in methods.items()}
-    return type(f"vt_fast_{name}", (torch.autograd.Function,), members | {"generate_vmap_rule": True})
+    Both use the C++ part of ``Function.apply`` alone. Its Python part costs more than the rest of a call, and
+    refuses function transforms in an autograd kernel, where they have already been dealt with.
+    """
+    raw, count = op.overload, len(op.record._fields)
 
+    def forward(ctx: Any, *args: Any) -> Any:
+        keyset, args = args[-1], args[:-1]
+        if keyset is None:
+            with _below_autograd():
+                results = raw(*args)
+        else:
+            # A transform's outer levels are differentiated inside; Function.apply has turned that off.
+            with torch.enable_grad(), _below_autograd():
+                results = raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
+        ctx.backend = args[-1] if len(args) > count else None
+        save(ctx, args, results)
+        return results
 
-def _requires_grad(args: tuple[Any, ...]) -> bool:
-    for arg in args:  # noqa: SIM110 -- a generator would cost more than the question
-        if isinstance(arg, Tensor) and arg.requires_grad:
-            return True
-    return False
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        found = derivative(ctx, needs, *grads)
+        return (*found, *[None] * (len(needs) - len(found)))
 
+    members = {"forward": forward, "backward": backward, "jvp": _refusal(op.name, "forward mode")}
+    function = type(
+        f"vt_fast_{op.name}",
+        (torch.autograd.Function,),
+        {key: staticmethod(value) for key, value in members.items()},
+    )
+    apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
-def _forward_mode() -> bool:
-    """Whether forward-mode AD is active: the raw op would silently drop the tangents."""
-    return bool(forward_ad._current_level >= 0)
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args)):
+            with enable_single_level_autograd_function():
+                return apply(*args, keyset)
+        with _below_autograd():
+            return raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
 
-
-def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
+    _LIBRARY.impl(op.name, kernel, "Autograd", with_keyset=True)
+    return apply
 
 
 def _refusal(name: str, what: str = "once only") -> Callable[..., Any]:
@@ -199,7 +289,7 @@ def _refusal(name: str, what: str = "once only") -> Callable[..., Any]:
         "forward mode": "has no forward-mode derivative",
     }[what]
 
-    def derivative(ctx: Any, *grads: Tensor | None) -> Any:
+    def derivative(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
             f"vt_fast.{op} {reason}. For higher and forward-mode derivatives use "
             f"vt_fast.reference.ops.{op}, the same function in plain PyTorch."

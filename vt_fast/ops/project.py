@@ -7,9 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vt_fast import checks
 from vt_fast.backends.contract import Backend, Project, ProjectBackward
 from vt_fast.layout import empty_map_like, pixel_count
-from vt_fast.ops.library import DifferentiableOp, fake_gradients, gradients, nothing, optional
+from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients
+
+
+def _check(call: Project) -> None:
+    checks.feature_map("x", call.x)
+    residual = call.x if call.residual_is_input else call.residual
+    checks.project(call.x, call.keys, call.values, call.num_heads, call.token_bias, residual)
 
 
 def _forward(call: Project, backend: Backend) -> Tensor:
@@ -30,16 +37,13 @@ def spreading_products(x: Tensor, keys: Tensor, values: Tensor, *, of_keys: int,
     return 2 * x.shape[0] * pixel_count(x) * (of_keys * key_columns + of_values * value_columns)
 
 
-def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     dx, *small = backend.project_backward(call)
-    return (
-        nothing(call.x) if dx is None else dx,
-        *gradients(small, (call.keys, call.values, call.token_bias)),
-    )
+    return (dx, *gradients(small, (call.keys, call.values, call.token_bias)))
 
 
-def _backward_fake(call: ProjectBackward) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
+def _backward_fake(call: ProjectBackward) -> tuple[Tensor | None, ...]:
+    dx = torch.empty_like(call.x) if call.needs[0] else None
     return (dx, *fake_gradients(call.needs[1:], (call.keys, call.values, call.token_bias)))
 
 
@@ -49,40 +53,43 @@ def _backward_flops(call: ProjectBackward) -> int:
     return spreading_products(call.x, call.keys, call.values, of_keys=of_keys, of_values=of_values)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call = Project(*inputs[:-1])
-    ctx.save_for_backward(call.x, call.keys, call.values, call.token_bias)
-    ctx.residual_is_input, ctx.num_heads, ctx.backend = call.residual_is_input, call.num_heads, inputs[-1]
+def _save(ctx: Any, args: tuple[Any, ...], results: Tensor) -> None:
+    ctx.save_for_backward(*args[:4])
+    ctx.residual_is_input, ctx.num_heads = args[5:7]
 
 
-def _derivative(ctx: Any, grad_map: Tensor) -> tuple[Any, ...]:
-    needs = list(ctx.needs_input_grad[:4])
-    dresidual = grad_map if ctx.needs_input_grad[4] else None
+def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[Any, ...]:
+    needs = list(needed[:4])
+    dresidual = grad_map if needed[4] else None
     if not any(needs):
-        return (None, None, None, None, dresidual, None, None, None)
-    call = ProjectBackward._make((grad_map, *ctx.saved_tensors, ctx.residual_is_input, ctx.num_heads, needs))
-    return (*optional(PROJECT.call_backward(*call, ctx.backend), needs), dresidual, None, None, None)
+        return (None, None, None, None, dresidual)
+    call = (grad_map, *ctx.saved_tensors, ctx.residual_is_input, ctx.num_heads, needs)
+    return (*PROJECT.call_backward(call, ctx.backend), dresidual)
 
 
 PROJECT = DifferentiableOp(
-    "project",
-    forward=_forward,
-    forward_record=Project,
-    forward_schema=(
-        "(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, "
-        "bool residual_is_input, int num_heads, str backend) -> Tensor"
+    Pass(
+        "project",
+        Project,
+        "Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, "
+        "bool residual_is_input, int num_heads",
+        "Tensor map",
+        run=_forward,
+        fake=_forward_fake,
+        flops=_forward_flops,
+        check=_check,
+        family='Tensor? scores=None, Tensor? offsets=None, str? normalize="tokens"',
     ),
-    forward_fake=_forward_fake,
-    forward_flops=_forward_flops,
-    backward=_backward,
-    backward_record=ProjectBackward,
-    backward_schema=(
-        "(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
-        "bool residual_is_input, int num_heads, bool[] needs, str backend) "
-        "-> (Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias)"
+    Pass(
+        "project_backward",
+        ProjectBackward,
+        "Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
+        "int num_heads, bool[] needs",
+        "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias",
+        run=_backward,
+        fake=_backward_fake,
+        flops=_backward_flops,
     ),
-    backward_fake=_backward_fake,
-    backward_flops=_backward_flops,
-    setup_context=_setup_context,
+    save=_save,
     derivative=_derivative,
 )

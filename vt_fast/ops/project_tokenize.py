@@ -7,11 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vt_fast import checks
 from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
 from vt_fast.layout import empty_map_like
-from vt_fast.ops.library import DifferentiableOp, fake_gradients, gradients, nothing, optional
+from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients, nothing
 from vt_fast.ops.project import spreading_products
 from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
+
+
+def _check(call: ProjectTokenize) -> None:
+    checks.feature_map("x", call.x)
+    checks.project_tokenize(
+        call.x,
+        call.keys,
+        call.values,
+        call.queries,
+        call.num_heads,
+        call.token_bias,
+        call.x if call.residual_is_input else call.residual,
+        call.mask,
+        call.pixel_bias,
+        call.extra_values,
+    )
 
 
 def _forward(call: ProjectTokenize, backend: Backend) -> tuple[Tensor, ...]:
@@ -35,18 +52,17 @@ def _small_operands(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
     return call.keys, call.values, call.queries, call.token_bias, call.pixel_bias, call.extra_values
 
 
-def _backward(call: ProjectTokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: ProjectTokenizeBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     found = backend.project_tokenize_backward(call)
     small = gradients([*found[1:5], *found[6:]], _small_operands(call))
-    dx, dresidual = (nothing(call.x) if part is None else part for part in (found.x, found.residual))
-    return (dx, *small[:4], dresidual, *small[4:])
+    return (found.x, *small[:4], found.residual, *small[4:])
 
 
-def _backward_fake(call: ProjectTokenizeBackward) -> tuple[Tensor, ...]:
+def _backward_fake(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
     needs, residual = call.needs, call.residual
     small = fake_gradients([*needs[1:5], *needs[6:]], _small_operands(call))
-    dx = torch.empty_like(call.x) if needs[0] else nothing(call.x)
-    dresidual = torch.empty_like(residual) if residual is not None and needs[5] else nothing(call.x)
+    dx = torch.empty_like(call.x) if needs[0] else None
+    dresidual = torch.empty_like(residual) if residual is not None and needs[5] else None
     return (dx, *small[:4], dresidual, *small[4:])
 
 
@@ -61,55 +77,60 @@ def _backward_flops(call: ProjectTokenizeBackward) -> int:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    call = ProjectTokenize(*inputs[:-1])
-    y, tokens, exact, lse = output
-    ctx.mark_non_differentiable(exact, *([] if call.return_map else [y]))
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    ctx.residual_is_input, ctx.num_heads, return_map = args[9:12]
+    y, tokens, exact, lse = results
+    ctx.mark_non_differentiable(exact, *([] if return_map else [y]))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*call[:9], exact if exact.numel() else tokens, lse)
-    ctx.residual_is_input, ctx.num_heads, ctx.backend = call.residual_is_input, call.num_heads, inputs[-1]
+    ctx.save_for_backward(*args[:9], exact if exact.numel() else tokens, lse)
 
 
 def _derivative(
-    ctx: Any, grad_map: Tensor | None, grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None
+    ctx: Any,
+    needed: tuple[bool, ...],
+    grad_map: Tensor | None,
+    grad_tokens: Tensor | None,
+    _: None,
+    grad_lse: Tensor | None,
 ) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     if grad_map is None and grad_tokens is None and grad_lse is None:
-        return (None,) * 14
+        return ()
     if grad_tokens is None:
         grad_tokens = torch.zeros_like(saved[9])
-    needs = [*ctx.needs_input_grad[:6], *ctx.needs_input_grad[7:9]]
-    call = ProjectTokenizeBackward._make(
-        (grad_map, grad_tokens, grad_lse, *saved, ctx.residual_is_input, ctx.num_heads, needs)
-    )
-    found = optional(PROJECT_TOKENIZE.call_backward(*call, ctx.backend), needs)
-    return (*found[:6], None, *found[6:], None, None, None, None, None)
+    needs = [*needed[:6], *needed[7:9]]
+    call = (grad_map, grad_tokens, grad_lse, *saved, ctx.residual_is_input, ctx.num_heads, needs)
+    found = PROJECT_TOKENIZE.call_backward(call, ctx.backend)
+    return (*found[:6], None, *found[6:])
 
 
 PROJECT_TOKENIZE = DifferentiableOp(
-    "project_tokenize",
-    forward=_forward,
-    forward_record=ProjectTokenize,
-    forward_schema=(
-        "(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, "
+    Pass(
+        "project_tokenize",
+        ProjectTokenize,
+        "Tensor x, Tensor? keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, "
         "Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, int num_heads, "
-        "bool return_map, bool keep_exact, str backend) "
-        "-> (Tensor map, Tensor tokens, Tensor exact, Tensor lse)"
+        "bool return_map, bool keep_exact",
+        "Tensor map, Tensor tokens, Tensor exact, Tensor lse",
+        run=_forward,
+        fake=_forward_fake,
+        flops=_forward_flops,
+        check=_check,
+        family='Tensor? scores=None, Tensor? offsets=None, str? normalize="tokens"',
     ),
-    forward_fake=_forward_fake,
-    forward_flops=_forward_flops,
-    backward=_backward,
-    backward_record=ProjectTokenizeBackward,
-    backward_schema=(
-        "(Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor keys, Tensor values, "
+    Pass(
+        "project_tokenize_backward",
+        ProjectTokenizeBackward,
+        "Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor keys, Tensor values, "
         "Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, Tensor? pixel_bias, "
         "Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int num_heads, "
-        "bool[] needs, str backend) -> (Tensor dx, Tensor dkeys, Tensor dvalues, "
-        "Tensor dqueries, Tensor dtoken_bias, "
-        "Tensor dresidual, Tensor dpixel_bias, Tensor dextra_values)"
+        "bool[] needs",
+        "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dqueries, Tensor dtoken_bias, Tensor dresidual, "
+        "Tensor dpixel_bias, Tensor dextra_values",
+        run=_backward,
+        fake=_backward_fake,
+        flops=_backward_flops,
     ),
-    backward_fake=_backward_fake,
-    backward_flops=_backward_flops,
-    setup_context=_setup_context,
+    save=_save,
     derivative=_derivative,
 )

@@ -7,16 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vt_fast import checks
 from vt_fast.backends.contract import Backend, Tokenize, TokenizeBackward
 from vt_fast.layout import channel_count, pixel_count
 from vt_fast.ops.library import (
     DifferentiableOp,
+    Pass,
     fake_gradients,
     gradients,
     nothing,
-    optional,
 )
 from vt_fast.precision import compute_dtype
+
+
+def _check(call: Tokenize) -> None:
+    checks.feature_map("x", call.x)
+    checks.tokenize(call.x, call.queries, call.num_heads, call.mask, call.pixel_bias, call.extra_values)
 
 
 def _forward(call: Tokenize, backend: Backend) -> tuple[Tensor, ...]:
@@ -65,14 +71,13 @@ def pooling_products(
     return 2 * x.shape[0] * pixel_count(x) * rows * columns
 
 
-def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor, ...]:
+def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     dx, *small = backend.tokenize_backward(call)
-    operands = (call.queries, call.pixel_bias, call.extra_values)
-    return (nothing(call.x) if dx is None else dx, *gradients(small, operands))
+    return (dx, *gradients(small, (call.queries, call.pixel_bias, call.extra_values)))
 
 
-def _backward_fake(call: TokenizeBackward) -> tuple[Tensor, ...]:
-    dx = torch.empty_like(call.x) if call.needs[0] else nothing(call.x)
+def _backward_fake(call: TokenizeBackward) -> tuple[Tensor | None, ...]:
+    dx = torch.empty_like(call.x) if call.needs[0] else None
     return (dx, *fake_gradients(call.needs[1:], (call.queries, call.pixel_bias, call.extra_values)))
 
 
@@ -82,46 +87,52 @@ def _backward_flops(call: TokenizeBackward) -> int:
     return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    call = Tokenize(*inputs[:-1])
-    tokens, exact, lse = output
+def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    tokens, exact, lse = results
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*call[:5], exact if exact.numel() else tokens, lse)
-    ctx.num_heads, ctx.backend = call.num_heads, inputs[-1]
+    ctx.save_for_backward(*args[:5], exact if exact.numel() else tokens, lse)
+    ctx.num_heads = args[5]
 
 
-def _derivative(ctx: Any, grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+def _derivative(
+    ctx: Any, needed: tuple[bool, ...], grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None
+) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     if grad_tokens is None:
         if grad_lse is None:
-            return (None,) * 8
+            return ()
         grad_tokens = torch.zeros_like(saved[5])
-    needs = [ctx.needs_input_grad[index] for index in (0, 1, 3, 4)]
-    call = TokenizeBackward._make((grad_tokens, grad_lse, *saved, ctx.num_heads, needs))
-    dx, dqueries, dpixel_bias, dextra_values = optional(TOKENIZE.call_backward(*call, ctx.backend), needs)
-    return dx, dqueries, None, dpixel_bias, dextra_values, None, None, None
+    needs = [needed[0], needed[1], needed[3], needed[4]]
+    call = (grad_tokens, grad_lse, *saved, ctx.num_heads, needs)
+    dx, dqueries, dpixel_bias, dextra_values = TOKENIZE.call_backward(call, ctx.backend)
+    return dx, dqueries, None, dpixel_bias, dextra_values
 
 
 TOKENIZE = DifferentiableOp(
-    "tokenize",
-    forward=_forward,
-    forward_record=Tokenize,
-    forward_schema=(
-        "(Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
-        "bool keep_exact, str backend) -> (Tensor tokens, Tensor exact, Tensor lse)"
+    Pass(
+        "tokenize",
+        Tokenize,
+        "Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
+        "bool keep_exact",
+        "Tensor tokens, Tensor exact, Tensor lse",
+        run=_forward,
+        fake=_forward_fake,
+        flops=_forward_flops,
+        check=_check,
+        family="Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, "
+        'str? normalize="pixels"',
     ),
-    forward_fake=_forward_fake,
-    forward_flops=_forward_flops,
-    backward=_backward,
-    backward_record=TokenizeBackward,
-    backward_schema=(
-        "(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, "
-        "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs, "
-        "str backend) -> (Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values)"
+    Pass(
+        "tokenize_backward",
+        TokenizeBackward,
+        "Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, "
+        "Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs",
+        "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values",
+        run=_backward,
+        fake=_backward_fake,
+        flops=_backward_flops,
     ),
-    backward_fake=_backward_fake,
-    backward_flops=_backward_flops,
-    setup_context=_setup_context,
+    save=_save,
     derivative=_derivative,
 )

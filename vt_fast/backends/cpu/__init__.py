@@ -1,31 +1,15 @@
 """Backend ``"cpu"``: C++ kernels from csrc/, compiled for several instruction sets and chosen at run time.
 
 One pass over the map forward and one backward, with torch's threads and memory. Sums and statistics are in
-float32 (float64 for float64). Results do not depend on the number of threads.
+float32 (float64 for float64). Results do not depend on the number of threads. The ops themselves are in
+csrc/torch/cpu_ops.cpp.
 """
 
 from vt_fast.backends.contract import Call
-from vt_fast.backends.cpu.calls import (
-    project,
-    project_backward,
-    project_tokenize,
-    project_tokenize_backward,
-    tokenize,
-    tokenize_backward,
-)
 from vt_fast.backends.cpu.library import unavailable
 from vt_fast.precision import FLOATING
 
-__all__ = [
-    "project",
-    "project_backward",
-    "project_tokenize",
-    "project_tokenize_backward",
-    "refuses",
-    "tokenize",
-    "tokenize_backward",
-    "unavailable",
-]
+__all__ = ["refuses", "unavailable"]
 
 
 def refuses(call: Call) -> str | None:

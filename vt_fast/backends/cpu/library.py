@@ -18,6 +18,12 @@ _AGAIN = "run `pip install --no-build-isolation .` in vt_fast's source tree"
 
 
 @functools.cache
+def loaded() -> bool:
+    """Whether the library is there, so that its ops are defined. The first call loads it."""
+    return load(_FOLDER) is None
+
+
+@functools.cache
 def unavailable() -> str | None:
     """Why the kernels cannot run here, or None. The first call loads them."""
     reason = load(_FOLDER)

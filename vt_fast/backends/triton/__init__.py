@@ -19,9 +19,10 @@ import torch
 
 from vt_fast.backends.contract import (
     Call,
-    Project,
     ProjectTokenize,
+    ProjectTokenizeBackward,
     Tokenize,
+    TokenizeBackward,
 )
 from vt_fast.precision import FLOATING
 
@@ -56,16 +57,19 @@ def refuses(call: Call) -> str | None:
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
-    if isinstance(call, Tokenize) and call.queries.shape[-2] // call.num_heads > _MOST_ROWS:
+    if (
+        isinstance(call, Tokenize | TokenizeBackward)
+        and call.queries.shape[-2] // call.num_heads > _MOST_ROWS
+    ):
         return f"it takes at most {_MOST_ROWS} queries for each head"
-    if isinstance(call, Project | ProjectTokenize):
+    if not isinstance(call, Tokenize | TokenizeBackward):
         most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
         if most < 16 or call.values.shape[-2] > most:
             return (
                 f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
                 "the tokens to at least 16"
             )
-    if isinstance(call, ProjectTokenize) and call.queries.shape[-2] > _MOST_ROWS:
+    if isinstance(call, ProjectTokenize | ProjectTokenizeBackward) and call.queries.shape[-2] > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries"
     return None
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from vt_fast.backends.contract import CannotRunError
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.maps import Placement
 from vt_fast.backends.triton.primitives import Config
@@ -236,11 +237,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Raises:
         OutOfResources: the device has too little shared memory for it; nothing was launched.
+        CannotRunError: it cannot be compiled or launched.
     """
     if _observer.value is not None:
         _observer.value(kernel, grid, arguments, constants)
         return
-    kernel[grid](*arguments, **constants)
+    try:
+        kernel[grid](*arguments, **constants)
+    except (OutOfResources, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # compilers, drivers and files raise errors of all kinds
+        name = kernel.fn.__name__
+        raise CannotRunError(f"{name} cannot be compiled or launched: {error}") from error
 
 
 def observed(observer: Observer) -> AbstractContextManager[None]:
@@ -256,7 +264,7 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
     """Run with the best setting that fits on the device.
 
     Raises:
-        RuntimeError: not even the smallest one does.
+        CannotRunError: not even the smallest one does.
     """
     device = traits(x.device)
     limit = device.shared_bytes
@@ -275,4 +283,4 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
             _too_large.add((problem, setting, x.device))
             reasons.append(f"{setting}: {error}")
             _LOG.warning("a launch setting of %s does not fit on %s: %s", problem, x.device, reasons[-1])
-    raise RuntimeError(f"no launch setting of {problem} fits on {x.device}: " + "; ".join(reasons))
+    raise CannotRunError(f"no launch setting of {problem} fits on {x.device}: " + "; ".join(reasons))

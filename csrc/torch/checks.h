@@ -1,0 +1,152 @@
+// Checks of an op's arguments in one pass. What passes in vt_fast/checks.py passes here and the reverse:
+// Python calls the op at once, and asks checks.py for a better message if it is refused.
+#pragma once
+
+#include "target.h"
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../cpu/call.h"
+#include "results.h"
+
+namespace vt {
+namespace {
+
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+void require(bool met, const char* name, const char* must) {
+  if (!met) throw std::invalid_argument("`" + std::string(name) + "` must " + must);
+}
+
+void refuse_unsupported(std::initializer_list<std::pair<const char*, bool>> arguments) {
+  for (const auto& [name, given] : arguments)
+    if (given) throw std::invalid_argument("`" + std::string(name) + "` is not supported yet");
+}
+
+void check_map(const Tensor& x) {
+  const auto sizes = x.sizes();
+  require(sizes.size() == 3 || sizes.size() == 4, "x", "be (B, N, C) or (B, C, H, W)");
+  for (const int64_t size : sizes) require(size > 0, "x", "have no size of 0");
+}
+
+void check_heads(int64_t num_heads, int64_t channels) {
+  require(num_heads >= 1 && channels % num_heads == 0, "num_heads", "be at least 1 and divide the channels");
+}
+
+void check_dtype(const Tensor& value, const char* name, const Tensor& x) {
+  require(dtype_code(value) == dtype_code(x), name, "have the dtype of `x`");
+}
+
+// (R, width) or (B, R, width), R a multiple of `multiple` and not 0.
+void check_rows(const Tensor& value, const char* name, const Tensor& x, int64_t batch, int64_t width,
+                int64_t multiple) {
+  check_dtype(value, name, x);
+  const auto sizes = value.sizes();
+  const size_t dim = sizes.size();
+  require((dim == 2 || (dim == 3 && sizes[0] == batch)) && sizes[dim - 1] == width && sizes[dim - 2] > 0 &&
+              sizes[dim - 2] % multiple == 0,
+          name, "be (L, C) or (B, L, C), of the same B and C as `x`, L a multiple of num_heads");
+}
+
+void check_bias(const Tensor& value, const char* name, const Tensor& x) {
+  const int32_t dtype = dtype_code(value), of_x = dtype_code(x);
+  require(dtype == of_x || dtype == compute_dtype(of_x), name, "have the dtype of `x`, or that of its sums");
+}
+
+// (B, N), or (B, H, W) for a (B, C, H, W) map.
+void check_pixels(const Tensor& value, const char* name, const Call& call, bool flat) {
+  const auto sizes = value.sizes();
+  require((sizes.size() == 2 && sizes[0] == call.batch && sizes[1] == call.pixels) ||
+              (!flat && sizes.size() == 3 && sizes[0] == call.batch && sizes[1] == call.height &&
+               sizes[2] == call.width),
+          name, "be (B, N), or (B, H, W) for a (B, C, H, W) map");
+}
+
+// The operands of pooling; `channels` are those of the map that is pooled.
+void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Optional& queries,
+                   const Optional& mask, const Optional& pixel_bias, const Optional& extra_values,
+                   int64_t num_heads) {
+  require(queries.has_value(), "queries", "be a tensor");
+  check_heads(num_heads, channels);
+  check_rows(*queries, "queries", x, call.batch, channels / num_heads, num_heads);
+  const bool flat = x.dim() == 3;
+  if (mask) {
+    require(dtype_code(*mask) == aoti_torch_dtype_bool(), "mask", "be a bool tensor");
+    check_pixels(*mask, "mask", call, flat);
+  }
+  if (pixel_bias) {
+    check_bias(*pixel_bias, "pixel_bias", x);
+    check_pixels(*pixel_bias, "pixel_bias", call, flat);
+  }
+  if (extra_values) {
+    check_dtype(*extra_values, "extra_values", x);
+    const auto sizes = extra_values->sizes();
+    require(num_heads == 1, "num_heads", "be 1 where `extra_values` is given");
+    require(sizes.size() == 2 && sizes[0] == call.pixels && sizes[1] > 0, "extra_values", "be (N, P)");
+  }
+}
+
+// A map like x with other channels.
+void check_like(const Optional& value, const char* name, const Tensor& x, int64_t channels) {
+  if (!value) return;
+  check_dtype(*value, name, x);
+  Sizes expected = sizes_of(x);
+  expected[expected.size() == 3 ? 2 : 1] = channels;
+  require(sizes_of(*value) == expected, name, "be a map like `x`");
+}
+
+// The operands of spreading.
+void check_spreading(const Call& call, const Tensor& x, const Optional& keys, const Tensor& values,
+                     const Optional& token_bias, const Optional& residual, bool residual_is_input,
+                     int64_t num_heads) {
+  require(num_heads >= 1, "num_heads", "be at least 1");
+  require(keys.has_value(), "keys", "be a tensor");
+  check_rows(*keys, "keys", x, call.batch, call.channels, num_heads);
+  const int64_t rows = keys->size(keys->dim() - 2);
+  check_dtype(values, "values", x);
+  const auto sizes = values.sizes();
+  const size_t dim = sizes.size();
+  require((dim == 2 || (dim == 3 && sizes[0] == call.batch)) && sizes[dim - 1] > 0 &&
+              sizes[dim - 2] == rows / num_heads,
+          "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`");
+  check_heads(num_heads, sizes[dim - 1]);
+  if (token_bias) {
+    check_bias(*token_bias, "token_bias", x);
+    const auto bias = token_bias->sizes();
+    require(
+        (bias.size() == 1 || (bias.size() == 2 && bias[0] == call.batch)) && bias[bias.size() - 1] == rows,
+        "token_bias", "be (num_heads * L,) or (B, num_heads * L)");
+  }
+  check_like(residual, "residual", x, sizes[dim - 1]);
+  require(!residual_is_input || (!residual && sizes[dim - 1] == call.channels), "residual",
+          "be a map like `x`");
+}
+
+// What a backward gets: the gradients of a forward's results, and tokens and lse themselves.
+void check_pooling_grads(const Call& call, const Tensor& queries, int64_t num_heads, int64_t channels,
+                         const Optional& extra_values, const Tensor& grad_tokens, const Optional& grad_lse,
+                         const Tensor& tokens, const Tensor& lse) {
+  const int64_t rows = queries.size(queries.dim() - 2);
+  const int64_t extra = extra_values ? extra_values->size(1) : 0;
+  const Sizes of_tokens = {call.batch, rows / num_heads, channels + extra}, of_lse = {call.batch, rows};
+  require(sizes_of(grad_tokens) == of_tokens, "grad_tokens", "have the shape of the tokens");
+  require(sizes_of(tokens) == of_tokens, "tokens", "have the shape of the forward's");
+  require(!grad_lse || sizes_of(*grad_lse) == of_lse, "grad_lse", "have the shape of lse");
+  require(sizes_of(lse) == of_lse, "lse", "have the shape of the forward's");
+}
+
+void check_needs(const std::vector<bool>& needs, size_t count) {
+  require(needs.size() == count, "needs", "have one entry for each gradient");
+}
+
+}  // namespace
+}  // namespace vt

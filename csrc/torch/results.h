@@ -1,0 +1,118 @@
+// Allocates results, by the rules of torch's own ops.
+#pragma once
+
+#include "target.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+namespace vt {
+namespace {
+
+using torch::stable::Tensor;
+
+// torch's number of a tensor's dtype.
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+// The dtype of sums, of lse and of unrounded tokens.
+int32_t compute_dtype(int32_t code) {
+  return code == aoti_torch_dtype_float64() ? code : aoti_torch_dtype_float32();
+}
+
+using Sizes = std::vector<int64_t>;
+
+Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype) {
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS) {
+    throw std::runtime_error("out of memory: a result cannot be allocated");
+  }
+  return Tensor(handle);
+}
+
+Tensor empty(const Sizes& sizes, int32_t dtype) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t dim = sizes.size(); dim-- > 0;) {
+    strides[dim] = stride;
+    stride *= std::max<int64_t>(sizes[dim], 1);
+  }
+  return empty_strided(sizes, strides, dtype);
+}
+
+// Stands for a result that is not wanted: torch.jit.trace rejects optional results.
+Tensor nothing(int32_t dtype) { return empty({0}, dtype); }
+
+Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+// A dense copy in another dtype.
+Tensor converted(const Tensor& tensor, int32_t dtype) {
+  Tensor result = empty(sizes_of(tensor), dtype);
+  torch::stable::copy_(result, tensor);
+  return result;
+}
+
+Tensor in_dtype(const Tensor& tensor, int32_t dtype) {
+  return dtype_code(tensor) == dtype ? tensor : converted(tensor, dtype);
+}
+
+Tensor dense_in_dtype(const Tensor& tensor, int32_t dtype) {
+  return dtype_code(tensor) == dtype && tensor.is_contiguous() ? tensor : converted(tensor, dtype);
+}
+
+// Dense strides in the order of the given ones, as torch's infer_dense_strides has them: a stride of 0 says
+// nothing about the order, and of equal strides that of the smaller dimension comes first.
+Sizes dense_strides(const Sizes& sizes, const Sizes& strides) {
+  const auto after = [&](int64_t one, int64_t other) {
+    if (strides[one] == 0 || strides[other] == 0) return 0;
+    if (strides[one] != strides[other]) return strides[one] < strides[other] ? -1 : 1;
+    return sizes[one] > sizes[other] ? 1 : 0;
+  };
+  const auto count = static_cast<int64_t>(sizes.size());
+  Sizes order(count);  // of the dimensions, the innermost first
+  for (int64_t index = 0; index < count; ++index) order[index] = count - 1 - index;
+  for (int64_t index = 1; index < count; ++index) {
+    for (int64_t place = index, before = index - 1; before >= 0; --before) {
+      const int comparison = after(order[before], order[place]);
+      if (comparison < 0) break;
+      if (comparison == 0) continue;
+      std::swap(order[before], order[place]);
+      place = before;
+    }
+  }
+  Sizes result(count);
+  int64_t stride = 1;
+  for (const int64_t dim : order) {
+    result[dim] = stride;
+    if (sizes[dim] > 1) stride *= sizes[dim];
+  }
+  return result;
+}
+
+// An uninitialised map like x with `channels` channels, strided as torch.empty_like(x) would be: as x is if
+// its elements are dense.
+Tensor empty_map_like(const Tensor& x, int64_t channels) {
+  Sizes sizes = sizes_of(x);
+  const size_t channel_dim = sizes.size() == 3 ? 2 : 1;
+  bool dense = sizes[channel_dim] == channels;
+  sizes[channel_dim] = channels;
+  const Sizes strides(x.strides().begin(), x.strides().end());
+  const Sizes inferred = dense_strides(sizes, strides);
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);
+  }
+  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x));
+}
+
+}  // namespace
+}  // namespace vt

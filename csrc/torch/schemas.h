@@ -1,0 +1,60 @@
+// The public ops' schemas, but for their last argument `str? backend=None`, which a backend's own op lacks.
+//
+// vt_fast/ops has the same ones for installations without this library; a test compares them. Arguments with
+// defaults are the rest of the op family. They are refused until they work, and here from the start because a
+// saved program names all arguments that its op has.
+#pragma once
+
+namespace vt {
+
+struct Op {
+  const char* name;
+  const char* arguments;
+  const char* results;
+};
+
+namespace ops {
+
+inline constexpr Op tokenize = {
+    "tokenize",
+    "Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
+    "bool keep_exact, Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, "
+    "Tensor? offsets=None, str? normalize=\"pixels\"",
+    "Tensor tokens, Tensor exact, Tensor lse"};
+
+inline constexpr Op tokenize_backward = {
+    "tokenize_backward",
+    "Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, "
+    "Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs",
+    "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values"};
+
+inline constexpr Op project = {
+    "project",
+    "Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, bool residual_is_input, "
+    "int num_heads, Tensor? scores=None, Tensor? offsets=None, str? normalize=\"tokens\"",
+    "Tensor map"};
+
+inline constexpr Op project_backward = {
+    "project_backward",
+    "Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
+    "int num_heads, bool[] needs",
+    "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias"};
+
+inline constexpr Op project_tokenize = {
+    "project_tokenize",
+    "Tensor x, Tensor? keys, Tensor values, Tensor queries, Tensor? token_bias, Tensor? residual, "
+    "Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, int num_heads, "
+    "bool return_map, bool keep_exact, Tensor? scores=None, Tensor? offsets=None, "
+    "str? normalize=\"tokens\"",
+    "Tensor map, Tensor tokens, Tensor exact, Tensor lse"};
+
+inline constexpr Op project_tokenize_backward = {
+    "project_tokenize_backward",
+    "Tensor? grad_map, Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor keys, Tensor values, "
+    "Tensor queries, Tensor? token_bias, Tensor? residual, Tensor? mask, Tensor? pixel_bias, "
+    "Tensor? extra_values, Tensor tokens, Tensor lse, bool residual_is_input, int num_heads, bool[] needs",
+    "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dqueries, Tensor dtoken_bias, Tensor dresidual, "
+    "Tensor dpixel_bias, Tensor dextra_values"};
+
+}  // namespace ops
+}  // namespace vt
