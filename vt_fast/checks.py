@@ -51,8 +51,10 @@ def feature_map(name: str, value: Any, channels: int | None = None) -> None:
     if value.dim() not in (3, 4) or (channels is not None and channel_count(value) != channels):
         known = "" if channels is None else f" with C = {channels}"
         raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W){known}, got {shape(value)}")
-    if any(size == 0 for size in value.shape):
-        raise ValueError(f"`{name}` must have no size of 0 (leave an empty shard out), got {shape(value)}")
+    if any(size == 0 for size in value.shape[1:]):
+        raise ValueError(
+            f"`{name}` must have no size of 0 but B (leave an empty shard out), got {shape(value)}"
+        )
 
 
 def _operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
