@@ -58,7 +58,7 @@ def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
 
 
 def feature_map(name: str, value: Any, channels: int | None = None) -> None:
-    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0 but B, and C as given.
+    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0 except B, and C as given.
 
     Raises:
         TypeError: no dense tensor, or not float16, bfloat16, float32 or float64.
@@ -72,7 +72,7 @@ def feature_map(name: str, value: Any, channels: int | None = None) -> None:
         raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W){known}, got {shape(value)}")
     if not all(holds(size != 0) for size in value.shape[1:]):
         raise ValueError(
-            f"`{name}` must have no size of 0 but B (leave an empty shard out), got {shape(value)}"
+            f"`{name}` must have no size of 0 except B (leave an empty shard out), got {shape(value)}"
         )
 
 
