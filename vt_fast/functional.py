@@ -23,6 +23,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+from vt_fast.onnx import algebra
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.precision import autocast
 
@@ -111,7 +112,10 @@ def tokenize(
     checks.flag("return_stats", return_stats)
     keep_exact = _needs_gradient(x, queries, pixel_bias, extra_values)
     call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
-    tokens, _, lse = TOKENIZE(*call, backends.choose(backend, call))
+    if algebra.exporting():
+        tokens, lse = algebra.tokenize(call)
+    else:
+        tokens, _, lse = TOKENIZE(*call, backends.choose(backend, call))
     return (tokens, lse) if return_stats else tokens
 
 
@@ -162,6 +166,8 @@ def project(
     x, keys, values, other = autocast(x, _scaled("scale", scale, keys), values, other)
     checks.project(x, keys, values, num_heads, token_bias, x if residual_is_input else other)
     call = Project(x, keys, values, token_bias, other, residual_is_input, num_heads)
+    if algebra.exporting():
+        return algebra.project(call)
     out: Tensor = PROJECT(*call, backends.choose(backend, call))
     return out
 
@@ -299,7 +305,10 @@ def project_tokenize(
         return_map=return_map,
         keep_exact=_needs_gradient(x, keys, values, queries, token_bias, other, pixel_bias, extra_values),
     )
-    y, tokens, _, lse = PROJECT_TOKENIZE(*call, backends.choose(backend, call))
+    if algebra.exporting():
+        y, tokens, lse = algebra.project_tokenize(call)
+    else:
+        y, tokens, _, lse = PROJECT_TOKENIZE(*call, backends.choose(backend, call))
     y = y if return_map else None
     return (y, tokens, lse) if return_stats else (y, tokens)
 

@@ -22,6 +22,9 @@ R = TypeVar("R")
 F = TypeVar("F")
 B = TypeVar("B")
 
+# Set once somebody has the translations of :mod:`vt_fast.onnx`.
+onnx_table_exists = False
+
 LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
 
 # Fake kernels derive a map's strides from the input's, so a compiler must not change those.
@@ -84,6 +87,19 @@ class DifferentiableOp:
         return self._backward_function.apply(*args)
 
 
+def check_translated(name: str) -> None:
+    """Raise where an op is in a program that is exported to ONNX, and no table can have been passed.
+
+    Raises:
+        RuntimeError: the message names the table.
+    """
+    if torch.onnx.is_in_onnx_export() and not onnx_table_exists:
+        raise RuntimeError(
+            f"the exporter cannot translate vt_fast::{name} of a program that torch.export made: pass "
+            "custom_translation_table=vt_fast.onnx.translation_table(), or the model itself"
+        )
+
+
 def nothing(like: Tensor) -> Tensor:
     """A tensor of 0 elements in place of None: ``torch.jit.trace`` rejects optional results."""
     return like.new_empty(0)
@@ -132,7 +148,12 @@ def _define(
 
     LIBRARY.define(name + schema, tags=_TAGS)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"vt_fast::{name}", lambda *args: fake(record(*args[:-1])), lib=LIBRARY)
+
+    def without_data(*args: Any) -> Any:
+        check_translated(name)
+        return fake(record(*args[:-1]))
+
+    torch.library.register_fake(f"vt_fast::{name}", without_data, lib=LIBRARY)
     packet = getattr(torch.ops.vt_fast, name)
     # The counter passes the output too, which no formula needs.
     _flop_counter().register_flop_formula(packet, get_raw=True)(
