@@ -309,8 +309,8 @@ def project_tokenize(
         y, tokens, lse = algebra.project_tokenize(call)
     else:
         y, tokens, _, lse = PROJECT_TOKENIZE(*call, backends.choose(backend, call))
-    y = y if return_map else None
-    return (y, tokens, lse) if return_stats else (y, tokens)
+    results = (y if return_map else None, tokens)
+    return (*results, lse) if return_stats else results
 
 
 def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

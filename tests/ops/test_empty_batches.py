@@ -1,4 +1,4 @@
-"""A batch of no samples: empty results, and gradients of 0 for what the batch shares, as torch's layers give."""
+"""A batch of no samples: empty results, and gradients of 0 for what it shares, as torch's layers give."""
 
 import pytest
 import torch
@@ -13,7 +13,11 @@ from vt_fast.layout import empty_map_like
 @pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     ("case", "layout", "dtype"),
-    pairs(CASES, ["bnc", "nchw", "channels_last", "nchw, sliced"], [widest, lambda: torch.bfloat16, lambda: torch.float16]),
+    pairs(
+        CASES,
+        ["bnc", "nchw", "channels_last", "nchw, sliced"],
+        [widest, lambda: torch.bfloat16, lambda: torch.float16],
+    ),
     ids=short,
 )
 def test_results_and_gradients(case, layout, dtype):

@@ -91,7 +91,7 @@ def initial_centroids(x: Tensor, num_tokens: int) -> Tensor:
     height = math.isqrt(num_tokens)
     width = -(-num_tokens // height)
     if algebra.exporting():  # which knows adaptive pooling for fixed sizes only
-        cells = _mean_matrix(x.shape[2], height, x) @ x @ _mean_matrix(x.shape[3], width, x).mT
+        cells = _mean_matrix(x.shape[2], height, x) @ x @ _mean_matrix(x.shape[3], width, x).transpose(0, 1)
     else:
         cells = F.adaptive_avg_pool2d(x, (height, width))
     return cells.flatten(2).transpose(1, 2)[:, :num_tokens]

@@ -1,8 +1,8 @@
 """ONNX export: the ops as plain algebra on folded operands.
 
-A model needs nothing of this: while `torch.onnx.export` traces it, the functions of :mod:`vt_fast.functional`
-compute :mod:`vt_fast.onnx.algebra`. A program that `torch.export` has made before holds the ops themselves, for
-which the exporter takes a table.
+A model needs nothing of this: while `torch.onnx.export` traces it, the functions of
+:mod:`vt_fast.functional` compute :mod:`vt_fast.onnx.algebra`. A program that `torch.export` has made before
+holds the ops themselves, for which the exporter takes a table.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ops in ONNX Script: :mod:`vt_fast.onnx.algebra` once more, for programs that hold the ops themselves.
 
-The functions of ops take arguments by their names in the schema, as values of the graph that is being made,
-and return the results by name. Maps are worked on as (B, C, N), called columns.
+Calls are the records of :mod:`vt_fast.backends.contract`, with values of the graph in place of tensors. Maps
+are worked on as (B, C, N), called columns.
 """
 
 from __future__ import annotations
@@ -11,77 +11,77 @@ from typing import Any
 
 import torch
 
+from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+
 try:
     import onnx_ir as ir
-    from onnxscript import opset18 as op
+    import onnxscript
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error}, which ONNX export needs: pip install 'vt_fast[onnx]'") from error
+
+op: Any = onnxscript.opset18  # typed for single dtypes
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """The function that translates each op, called with what the op's node has."""
     ops = torch.ops.vt_fast
-    functions = {ops.tokenize: _tokenize, ops.project: _project, ops.project_tokenize: _project_tokenize}
-    return {packet.default: _by_position(packet.default, function) for packet, function in functions.items()}
+    return {
+        ops.tokenize.default: _translation(ops.tokenize.default, Tokenize, _tokenize),
+        ops.project.default: _translation(ops.project.default, Project, _project),
+        ops.project_tokenize.default: _translation(
+            ops.project_tokenize.default, ProjectTokenize, _project_tokenize
+        ),
+    }
 
 
-def _by_position(overload: Any, function: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
-    schema = overload._schema
-    names = [argument.name for argument in schema.arguments]
-    defaults = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
+def _translation(
+    overload: Any, record: Any, function: Callable[[Any], tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """A function of the op's arguments, those with a default left out or not, and without its backend."""
+    arguments = overload._schema.arguments
+    defaults = {each.name: each.default_value for each in arguments if each.has_default_value()}
 
     def translation(*args: Any, **kwargs: Any) -> Any:
-        given = defaults | dict(zip(names, args, strict=False)) | kwargs
-        found = function(**given)
-        if len(found) == 1:
-            return next(iter(found.values()))
-        return tuple(found[result.name] for result in schema.returns)
+        given = defaults | {each.name: value for each, value in zip(arguments, args, strict=False)} | kwargs
+        call = record(**{name: given.pop(name) for name in record._fields})
+        for name, value in given.items():
+            if name != "backend" and value != defaults[name]:
+                raise NotImplementedError(f"`{name}` of {overload} has no translation to ONNX")
+        results = function(call)
+        return results if len(results) > 1 else results[0]
 
     return translation
 
 
-def _tokenize(*, x: Any, num_heads: int, **call: Any) -> dict[str, Any]:
-    channels = x.shape[2] if len(x.shape) == 3 else x.shape[1]
-    return _pool(_columns(x), channels, x.dtype, num_heads=num_heads, **call)
+def _tokenize(call: Any) -> tuple[Any, ...]:
+    return _pooled(_columns(call.x), call.x.shape[2 if len(call.x.shape) == 3 else 1], call, call.num_heads)
 
 
-def _project(*, x: Any, **call: Any) -> dict[str, Any]:
-    return {"map": _like(x, _spread(x, **call))}
+def _project(call: Any) -> tuple[Any, ...]:
+    return (_like(call.x, _spread(call)),)
 
 
-def _project_tokenize(*, x: Any, values: Any, num_heads: int, return_map: bool, **call: Any) -> dict[str, Any]:
-    columns = _spread(x, values=values, num_heads=num_heads, **call)
-    found = _pool(columns, values.shape[-1], x.dtype, num_heads=1, **call)
-    # Whatever has no elements stands for None.
-    return {"map": _like(x, columns) if return_map else _nothing()} | found
+def _project_tokenize(call: Any) -> tuple[Any, ...]:
+    columns = _spread(call)
+    y = _like(call.x, columns) if call.return_map else _nothing()
+    return (y, *_pooled(columns, call.values.shape[-1], call, 1))
 
 
-def _pool(
-    columns: Any,
-    channels: int,
-    dtype: ir.DataType,
-    *,
-    queries: Any,
-    mask: Any,
-    pixel_bias: Any,
-    extra_values: Any,
-    num_heads: int,
-    keep_exact: bool,
-    **_: Any,
-) -> dict[str, Any]:
+def _pooled(columns: Any, channels: int, call: Any, num_heads: int) -> tuple[Any, ...]:
     """Tokens (B, L, C + P), the same unrounded, and lse (B, num_heads * L)."""
+    mask, bias, extra_values, dtype = call.mask, call.pixel_bias, call.extra_values, call.x.dtype
     exact = _exact(dtype)
     valid = None if mask is None else _reshaped(mask, 0, 1, 1, -1)
-    if pixel_bias is not None:
-        pixel_bias = op.Cast(_reshaped(pixel_bias, 0, 1, 1, -1), to=exact)
-        finite = op.Not(op.IsInf(pixel_bias, detect_positive=0))
+    if bias is not None:
+        bias = op.Cast(_reshaped(bias, 0, 1, 1, -1), to=exact)
+        finite = op.Not(op.IsInf(bias, detect_positive=0))
         valid = finite if valid is None else op.And(valid, finite)
     if valid is not None:
         columns = op.Where(_reshaped(valid, 0, 1, -1), columns, _number(0, dtype))
     blocks = _reshaped(columns, 0, num_heads, channels // num_heads, -1)
-    logits = op.Cast(op.MatMul(_heads(queries, num_heads), blocks), to=exact)
-    if pixel_bias is not None:
-        logits = op.Add(logits, pixel_bias)
+    logits = op.Cast(op.MatMul(_heads(call.queries, num_heads), blocks), to=exact)
+    if bias is not None:
+        logits = op.Add(logits, bias)
     if valid is not None:
         logits = op.Where(valid, logits, _number(-torch.inf, exact))
     weights = op.Softmax(logits, axis=-1)
@@ -96,27 +96,18 @@ def _pool(
     if extra_values is not None:
         tokens = op.Concat(tokens, op.MatMul(op.Squeeze(weights, _ints(1)), extra_values), axis=-1)
     # Nothing but a backward reads the exact tokens.
-    unrounded = op.Cast(tokens, to=exact) if keep_exact and exact != dtype else _nothing()
-    return {"tokens": tokens, "exact": unrounded, "lse": lse}
+    unrounded = op.Cast(tokens, to=exact) if call.keep_exact and exact != dtype else _nothing()
+    return tokens, unrounded, lse
 
 
-def _spread(
-    x: Any,
-    *,
-    keys: Any,
-    values: Any,
-    token_bias: Any,
-    residual: Any,
-    residual_is_input: bool,
-    num_heads: int,
-    **_: Any,
-) -> Any:
+def _spread(call: Any) -> Any:
     """The map's columns (B, D, N)."""
+    x, keys, values, token_bias, num_heads = call.x, call.keys, call.values, call.token_bias, call.num_heads
     exact, columns, channels = _exact(x.dtype), _columns(x), values.shape[-1]
     lead = [0] * (len(values.shape) - 2)  # of the batch, if it does not share them
     keys = _heads(keys, num_heads)
     values = _reshaped(values, *lead, 0, num_heads, channels // num_heads)
-    values = op.Transpose(values, perm=[0, 2, 1, 3] if lead else [1, 0, 2])  # (B?, num_heads, L, D / num_heads)
+    values = op.Transpose(values, perm=[0, 2, 1, 3] if lead else [1, 0, 2])
     bias = removed = None
     if token_bias is not None:
         bias = _reshaped(token_bias, *[0] * (len(token_bias.shape) - 1), num_heads, -1, 1)
@@ -130,9 +121,9 @@ def _spread(
         weights = op.Where(_any(op.Not(removed), -2), weights, _number(0, exact))
     values = op.Transpose(values, perm=[0, 1, 3, 2] if lead else [0, 2, 1])
     y = _reshaped(op.MatMul(values, op.Cast(weights, to=x.dtype)), 0, channels, -1)
-    if residual_is_input:
+    if call.residual_is_input:
         return op.Add(y, columns)
-    return y if residual is None else op.Add(y, _columns(residual))
+    return y if call.residual is None else op.Add(y, _columns(call.residual))
 
 
 def _columns(x: Any) -> Any:
