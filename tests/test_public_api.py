@@ -3,7 +3,10 @@
 import vt_fast
 from vt_fast import functional
 
-NAMES = "__version__ convert flops functional merge models nn onnx project project_tokenize reference testing tokenize"
+NAMES = (
+    "__version__ convert flops functional merge models nn onnx project project_tokenize reference testing "
+    "tokenize"
+)
 MODEL_NAMES = (
     "FPN FeaturePyramid LoadReport MeanIoU PanopticHead ResNet SegmentationNet VTFPN VTResNet "
     "VTResNetFeatures VTStage convert fpn load_backbone register_with_timm segmentation_loss vt_fpn "
