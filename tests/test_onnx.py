@@ -70,16 +70,26 @@ def run(session, inputs):
 
 
 def problems(op, batch, height, width):
-    """One for each set of options, with a sample whose pixels are all masked, and NaN in masked pixels."""
+    """One for each set of options, with NaN in all pixels and tokens that are not used."""
     layouts = ("bnc", "nchw")
     sizes = {"batch": batch, "height": height, "width": width, "tokens": 4}
     found = [make(op, options, layouts[index % 2], **sizes) for index, options in enumerate(OPTIONS[op])]
     for problem in found:
         problem.round_operands(torch.float32)
-        mask, x = problem.operands.get("mask"), problem.operands["x"]
+        mask, pixel_bias, token_bias, x = map(problem.operands.get, ("mask", "pixel_bias", "token_bias", "x"))
+        pixels = x if x.dim() == 3 else x.flatten(2).transpose(1, 2)
         if mask is not None:
-            mask[0] = False
-            (x if x.dim() == 3 else x.flatten(2).transpose(1, 2))[1][~mask[1]] = torch.nan
+            mask[0] = False  # the whole sample
+            pixels[1][~mask[1]] = torch.nan
+        if pixel_bias is not None:
+            pixel_bias[1, :4] = -torch.inf
+            pixels[1, :4] = torch.nan
+        if token_bias is not None:  # which removes the first token of the first head everywhere
+            keys, values = problem.operands["keys"], problem.operands["values"]
+            keys[..., 0, :] = torch.nan
+            values[..., 0, : values.shape[-1] // problem.options.get("num_heads", 1)] = torch.nan
+            if token_bias.dim() == 2:
+                token_bias[1] = -torch.inf
     return found
 
 

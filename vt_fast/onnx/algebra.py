@@ -37,9 +37,7 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
         logits = torch.where(mask[:, None, None], logits, -torch.inf)
     weights, lse = torch.softmax(logits, -1), torch.logsumexp(logits, -1).flatten(1)
     if mask is not None:
-        some = mask.any(1)
-        weights = torch.where(some[:, None, None, None], weights, 0)
-        lse = torch.where(some[:, None], lse, -torch.inf)
+        weights = torch.where(mask.any(1)[:, None, None, None], weights, 0)
     weights = weights.to(x.dtype)
     tokens = (weights @ blocks.transpose(-2, -1)).transpose(1, 2).flatten(2)
     if extra_values is not None:

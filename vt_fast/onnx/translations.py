@@ -89,7 +89,6 @@ def _pooled(columns: Any, channels: int, call: Any, num_heads: int) -> tuple[Any
     if valid is not None:
         some = _any(valid, -1)  # (B, 1, 1, 1)
         weights = op.Where(some, weights, _number(0, exact))
-        lse = op.Where(_reshaped(some, 0, 1), lse, _number(-torch.inf, exact))
     weights = op.Cast(weights, to=dtype)
     tokens = op.MatMul(weights, op.Transpose(blocks, perm=[0, 1, 3, 2]))
     tokens = _reshaped(op.Transpose(tokens, perm=[0, 2, 1, 3]), 0, 0, channels)
