@@ -22,7 +22,7 @@ R = TypeVar("R")
 F = TypeVar("F")
 B = TypeVar("B")
 
-# Set once somebody has the translations of :mod:`vt_fast.onnx`.
+# Whether the table of :mod:`vt_fast.onnx` has been made, so that an export may have it.
 onnx_table_exists = False
 
 LIBRARY = torch.library.Library("vt_fast", "FRAGMENT")
