@@ -20,7 +20,7 @@ BUILD_ENV := VT_FAST_BUILD=require
 
 # The Triton kernels on the CPU, in Triton's interpreter.
 INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal \
-	-p no:cacheprovider tests/triton tests/ops/test_values.py tests/ops/test_contracts.py -k triton
+	-p no:cacheprovider tests/triton tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_empty_batches.py -k triton
 
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.
@@ -29,7 +29,7 @@ SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tes
 SANITIZE_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1 VT_FAST_SANITIZE=address,undefined
-SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py \
+SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_empty_batches.py \
 	-m "not slow" -k "cpu and not gradcheck and not compiled and not exported"
 
 .DEFAULT_GOAL := help

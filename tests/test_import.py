@@ -115,6 +115,7 @@ def test_every_public_name_resolves():
     [
         pytest.param("hide_packages('triton')", id="triton"),
         pytest.param("hide_packages('fvcore', 'iopath')", id="fvcore"),
+        pytest.param("hide_packages('onnx', 'onnx_ir', 'onnxscript', 'onnxruntime')", id="onnx-extra"),
         pytest.param("hide_packages('matplotlib', 'sklearn', 'PIL', 'tqdm')", id="demo-extra"),
         pytest.param("hide_compiled()", id="compiled-module"),
         pytest.param("hide_compiled(); hide_kernels()", id="compiled-library"),
@@ -125,6 +126,15 @@ def test_all_ops_run_on_cpu_with_each_optional_part_hidden(hidden):
     done = check(f"{BLOCKER}\n{hidden}\n{USE_ALL_OPS}", CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_onnx_names_the_extra_that_it_needs():
+    hide = "hide_packages('onnxscript', 'onnx_ir')"
+    done = run(f"{BLOCKER}\n{hide}\nimport vt_fast\nvt_fast.onnx.translation_table()")
+    message = (
+        "ModuleNotFoundError: No module named 'onnx_ir', which ONNX export needs: pip install 'vt_fast[onnx]'"
+    )
+    assert done.stderr.strip().endswith(message)
 
 
 def test_the_blocker_itself_hides():

@@ -18,6 +18,7 @@ LAYERS = {
     "vt_fast.models": 6,
     "vt_fast.nn": 5,
     "vt_fast.functional": 4,
+    "vt_fast.onnx": 4,
     "vt_fast.ops": 3,
     "vt_fast.checks": 2,
     "vt_fast.backends": 1,

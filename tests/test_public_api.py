@@ -4,7 +4,8 @@ import vt_fast
 from vt_fast import functional
 
 NAMES = (
-    "__version__ convert flops functional merge models nn project project_tokenize reference testing tokenize"
+    "__version__ convert flops functional merge models nn onnx project project_tokenize reference testing "
+    "tokenize"
 )
 MODEL_NAMES = (
     "FPN FeaturePyramid LoadReport MeanIoU PanopticHead ResNet SegmentationNet VTFPN VTResNet "

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import flops, functional, models, nn, reference, testing
+    from vt_fast import flops, functional, models, nn, onnx, reference, testing
     from vt_fast.functional import merge, project, project_tokenize, tokenize
     from vt_fast.models.convert import convert
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("flops", "functional", "models", "nn", "reference", "testing")
+_MODULES = ("flops", "functional", "models", "nn", "onnx", "reference", "testing")
 
 __all__ = [
     "__version__",
@@ -27,6 +27,7 @@ __all__ = [
     "merge",
     "models",
     "nn",
+    "onnx",
     "project",
     "project_tokenize",
     "reference",

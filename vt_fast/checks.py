@@ -7,7 +7,7 @@ autocast may cast it in between.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,25 @@ def shape(value: Tensor) -> str:
     return "(" + ", ".join(str(size) for size in value.shape) + ("," if value.dim() == 1 else "") + ")"
 
 
+def holds(condition: Any) -> bool:
+    """Whether a condition on sizes is true. If it depends on data, the program asserts it when it runs."""
+    if not torch.compiler.is_compiling():
+        return condition  # type: ignore[no-any-return]
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+    if not guard_or_true(condition):
+        return False
+    torch._check(condition)
+    return True
+
+
+def same(sizes: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether two shapes are equal; see :func:`holds`."""
+    return len(sizes) == len(others) and all(
+        holds(size == other) for size, other in zip(sizes, others, strict=True)
+    )
+
+
 def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
     """A dense tensor of any dtype; ``kind`` is what a message says that it must be.
 
@@ -39,7 +58,7 @@ def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
 
 
 def feature_map(name: str, value: Any, channels: int | None = None) -> None:
-    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0, and C as given.
+    """A floating-point (B, N, C) or (B, C, H, W) tensor with no size of 0 except B, and C as given.
 
     Raises:
         TypeError: no dense tensor, or not float16, bfloat16, float32 or float64.
@@ -51,8 +70,10 @@ def feature_map(name: str, value: Any, channels: int | None = None) -> None:
     if value.dim() not in (3, 4) or (channels is not None and channel_count(value) != channels):
         known = "" if channels is None else f" with C = {channels}"
         raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W){known}, got {shape(value)}")
-    if any(size == 0 for size in value.shape):
-        raise ValueError(f"`{name}` must have no size of 0 (leave an empty shard out), got {shape(value)}")
+    if not all(holds(size != 0) for size in value.shape[1:]):
+        raise ValueError(
+            f"`{name}` must have no size of 0 except B (leave an empty shard out), got {shape(value)}"
+        )
 
 
 def _operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
@@ -170,9 +191,9 @@ def _rows(
     if (
         value.dim() in (2, 3)
         and value.shape[-1] == width
-        and value.shape[-2] > 0
-        and value.shape[-2] % num_heads == 0
-        and (value.dim() == 2 or value.shape[0] == x.shape[0])
+        and holds(value.shape[-2] > 0)
+        and holds(value.shape[-2] % num_heads == 0)
+        and (value.dim() == 2 or holds(value.shape[0] == x.shape[0]))
     ):
         return
     rows, columns = form.split(", ")
@@ -259,8 +280,8 @@ def _check_values(values: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
     if (
         values.dim() not in (2, 3)
         or values.shape[-1] == 0
-        or values.shape[-2] != tokens
-        or (values.dim() == 3 and values.shape[0] != x.shape[0])
+        or not holds(values.shape[-2] == tokens)
+        or (values.dim() == 3 and not holds(values.shape[0] == x.shape[0]))
     ):
         raise ValueError(
             f"`values` must be (L, D) or (B, L, D) with B = {x.shape[0]}, L = {tokens} (`keys` has "
@@ -281,8 +302,8 @@ def _check_token_bias(token_bias: Any, keys: Tensor, x: Tensor, num_heads: int) 
     # No comparison of the batch with the rows, which an exporter would turn into a constraint.
     if (
         token_bias.dim() not in (1, 2)
-        or token_bias.shape[-1] != rows
-        or (token_bias.dim() == 2 and token_bias.shape[0] != batch)
+        or not holds(token_bias.shape[-1] == rows)
+        or (token_bias.dim() == 2 and not holds(token_bias.shape[0] == batch))
     ):
         count = "L" if num_heads == 1 else "num_heads * L"
         raise ValueError(
@@ -302,7 +323,7 @@ def _check_residual(residual: Any, x: Tensor, channels: int) -> None:
         return
     _operand("residual", residual, x, _OPTIONAL)
     expected = map_shape(x, channels)
-    if tuple(residual.shape) != expected:
+    if not same(residual.shape, expected):
         form = "(B, N, D)" if x.dim() == 3 else "(B, D, H, W)"
         sizes = "(" + ", ".join(str(size) for size in expected) + ")"
         raise ValueError(f"`residual` must be {form} = {sizes}, got {shape(residual)}")
@@ -338,9 +359,9 @@ def _check_pixel_bias(pixel_bias: Any, x: Tensor) -> None:
 
 def _per_pixel(name: str, value: Tensor, x: Tensor) -> None:
     batch, pixels = x.shape[0], pixel_count(x)
-    if tuple(value.shape) == (batch, pixels):
+    if same(value.shape, (batch, pixels)):
         return
-    if x.dim() == 4 and tuple(value.shape) == (batch, *x.shape[2:]):
+    if x.dim() == 4 and same(value.shape, (batch, *x.shape[2:])):
         return
     form = f"(B, N) with B = {batch}, N = {pixels}"
     if x.dim() == 4:
@@ -357,7 +378,7 @@ def _check_extra_values(extra_values: Any, x: Tensor, num_heads: int) -> None:
     """
     _operand("extra_values", extra_values, x, _OPTIONAL)
     pixels = pixel_count(x)
-    if extra_values.dim() != 2 or extra_values.shape[0] != pixels or extra_values.shape[1] == 0:
+    if extra_values.dim() != 2 or not holds(extra_values.shape[0] == pixels) or extra_values.shape[1] == 0:
         raise ValueError(
             f"`extra_values` must be (N, P) with N = {pixels} and P at least 1, got {shape(extra_values)}"
         )
@@ -381,12 +402,12 @@ def merge(tokens: Any, lse: Any) -> None:
         raise TypeError(f"`lse` must be {expected} for {tokens.dtype} tokens, got {lse.dtype}")
     if lse.device != tokens.device:
         raise ValueError(f"`lse` must be on the device of `tokens` ({tokens.device}), got {lse.device}")
-    if tokens.dim() != 4 or any(size == 0 for size in tokens.shape):
-        raise ValueError(f"`tokens` must be (S, B, L, C), none of them 0, got {shape(tokens)}")
+    if tokens.dim() != 4 or not all(holds(tokens.shape[dim] != 0) for dim in (0, 2, 3)):
+        raise ValueError(f"`tokens` must be (S, B, L, C), none of S, L and C 0, got {shape(tokens)}")
     count, channels = tokens.shape[2:]
     if (
         lse.dim() != 3
-        or lse.shape[:2] != tokens.shape[:2]
+        or not same(lse.shape[:2], tokens.shape[:2])
         or lse.shape[2] == 0
         or lse.shape[2] % count != 0
         or channels % (lse.shape[2] // count) != 0
@@ -477,8 +498,8 @@ def tokens(value: Any, channels: int, num_tokens: int | None = None, x: Tensor |
         if (
             value.dim() == 3
             and value.shape[2] == channels
-            and (num_tokens is None or value.shape[1] == num_tokens)
-            and (batch is None or value.shape[0] == batch)
+            and (num_tokens is None or holds(value.shape[1] == num_tokens))
+            and (batch is None or holds(value.shape[0] == batch))
         ):
             return value  # type: ignore[no-any-return]
     sizes = {"B": batch, "L": num_tokens, "CT": channels}

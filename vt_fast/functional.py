@@ -23,6 +23,8 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import backends, checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+from vt_fast.layout import unflatten
+from vt_fast.onnx import algebra
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import plain_eager
 from vt_fast.precision import any_autocast, autocast
@@ -112,6 +114,10 @@ def tokenize(
         checks.feature_map("x", x)
         x, queries, extra_values = autocast(x, queries, extra_values)
         _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
+        if algebra.exporting():
+            call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact=False)
+            tokens, lse = algebra.tokenize(call)
+            return (tokens, lse) if return_stats else tokens
     try:
         keep_exact = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
         call = (x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
@@ -173,6 +179,8 @@ def project(
         checks.feature_map("x", x)
         x, keys, values, other = autocast(x, keys, values, other)
         _check_project(x, keys, values, token_bias, other, residual_is_input, num_heads, backend)
+        if algebra.exporting():
+            return algebra.project(Project(x, keys, values, token_bias, other, residual_is_input, num_heads))
     call = (x, keys, values, token_bias, other, residual_is_input, num_heads)
     try:
         differentiable = plain and _needs_gradient(plain, x, keys, values, token_bias, other)
@@ -306,6 +314,10 @@ def project_tokenize(
         )  # fmt: skip
     operands = (x, keys, values, queries, token_bias, other, mask, pixel_bias, extra_values)
     options = (residual_is_input, num_heads, return_map)
+    if not plain and algebra.exporting():
+        y, tokens, lse = algebra.project_tokenize(ProjectTokenize(*operands, *options, keep_exact=False))
+        y = y if return_map else None
+        return (y, tokens, lse) if return_stats else (y, tokens)
     try:
         keep_exact = _needs_gradient(plain, *operands)
         y, tokens, _, lse = PROJECT_TOKENIZE(
@@ -356,9 +368,9 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     positive = torch.where(total == 0, 1, total)
     merged_lse = torch.where(total == 0, -torch.inf, torch.log(positive) + highest)
     merged_lse = torch.where(highest == torch.inf, highest, merged_lse)  # not inf - inf
-    shares = (weights / positive).unflatten(-1, (num_heads, -1)).transpose(-1, -2)[..., None]
-    empty = (lse == -torch.inf).unflatten(-1, (num_heads, -1)).transpose(-1, -2)[..., None]
-    blocks = tokens.to(lse.dtype).unflatten(-1, (num_heads, -1))
+    shares = unflatten(weights / positive, -1, (num_heads, -1)).transpose(-1, -2)[..., None]
+    empty = unflatten(lse == -torch.inf, -1, (num_heads, -1)).transpose(-1, -2)[..., None]
+    blocks = unflatten(tokens.to(lse.dtype), -1, (num_heads, -1))
     blocks = torch.where(empty, 0, blocks)  # whatever an empty set's tokens are
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
 

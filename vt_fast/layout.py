@@ -5,8 +5,11 @@ A map is (B, N, C), or (B, C, H, W) in any memory format. Both are worked on as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 
 def channel_count(x: Tensor) -> int:
@@ -37,6 +40,14 @@ def empty_map_like(x: Tensor, channels: int) -> Tensor:
     model = torch.empty_strided(map_shape(x, channels), x.stride(), dtype=x.dtype, device="meta")
     model = torch.empty_like(model)
     return torch.empty_strided(model.shape, model.stride(), dtype=x.dtype, device=x.device)
+
+
+def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """`torch.unflatten`, which in a trace makes `torch.onnx.export(dynamo=False)` fix all other sizes."""
+    if not is_tracing():
+        return torch.unflatten(x, dim, sizes)
+    dim %= x.dim()
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
 
 
 def as_pixels(feature_map: Tensor) -> Tensor:

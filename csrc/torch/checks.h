@@ -35,7 +35,7 @@ void refuse_unsupported(std::initializer_list<std::pair<const char*, bool>> argu
 void check_map(const Tensor& x) {
   const auto sizes = x.sizes();
   require(sizes.size() == 3 || sizes.size() == 4, "x", "be (B, N, C) or (B, C, H, W)");
-  for (const int64_t size : sizes) require(size > 0, "x", "have no size of 0");
+  for (size_t dim = 1; dim < sizes.size(); ++dim) require(sizes[dim] > 0, "x", "have no size of 0 but the batch");
 }
 
 void check_heads(int64_t num_heads, int64_t channels) {

@@ -185,10 +185,12 @@ def made(make: Callable[[], torch.nn.Module], *, dtype: torch.dtype = torch.floa
     return module
 
 
-def feature_map(form: str, *, dtype: torch.dtype = torch.float64, channels: int = C) -> Tensor:
+def feature_map(
+    form: str, *, dtype: torch.dtype = torch.float64, channels: int = C, batch: int = B
+) -> Tensor:
     """The same map in one of the FORMS, a leaf that requires its gradient."""
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(B, channels, H, W, generator=generator, dtype=torch.float64).to(dtype)
+    x = torch.randn(batch, channels, H, W, generator=generator, dtype=torch.float64).to(dtype)
     if form == "rows":
         x = x.flatten(2).transpose(1, 2).contiguous()
     elif form == "channels_last":
@@ -196,14 +198,14 @@ def feature_map(form: str, *, dtype: torch.dtype = torch.float64, channels: int 
     return x.requires_grad_()
 
 
-def incoming(module: torch.nn.Module, *, dtype: torch.dtype = torch.float64) -> Tensor:
+def incoming(module: torch.nn.Module, *, dtype: torch.dtype = torch.float64, batch: int = B) -> Tensor:
     """Tokens for a module that may need them."""
     generator = torch.Generator().manual_seed(3)
     part = module
     for name in ("transformer", "tokenizer"):
         part = getattr(part, name, None) or part
     channels = getattr(part, "token_channels", CT)
-    tokens = torch.randn(B, L, channels, generator=generator, dtype=torch.float64)
+    tokens = torch.randn(batch, L, channels, generator=generator, dtype=torch.float64)
     return tokens.to(dtype).requires_grad_()
 
 

@@ -172,6 +172,8 @@ def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _extent(value: torch.Tensor) -> int:
+    if value.numel() == 0:
+        return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
 
 

@@ -183,9 +183,9 @@ for others in (torch.randn(3, L, CT), tokens[:1]):
             (partial(build(C, tokenizer=None, token_channels=CT, backend=backend), x4, others), message),
         ]
 
-EMPTY = "`x` must have no size of 0 (leave an empty shard out), got "
+EMPTY = "`x` must have no size of 0 except B (leave an empty shard out), got "
 FORWARD += [
-    (lambda: nn.FilterTokenizer(C)(x4[:0]), EMPTY + "(0, 24, 5, 6)"),
+    (lambda: nn.FilterTokenizer(C)(x4[:, :, :0]), EMPTY + "(2, 24, 0, 6)"),
     (lambda: nn.FilterTokenizer(C, backend="reference")(x3[:, :0]), EMPTY + "(2, 0, 24)"),
     (lambda: nn.PoolingTokenizer(C)(x4[..., :0]), EMPTY + "(2, 24, 5, 0)"),
     (lambda: nn.Projector(C, CT)(x4[:, :, :0], tokens), EMPTY + "(2, 24, 0, 6)"),

@@ -113,7 +113,7 @@ def check_maps(maps: Any, channels: Sequence[int]) -> None:
     for index, (x, width) in enumerate(zip(maps, channels, strict=True)):
         name = f"maps[{index}]"
         checks.feature_map(name, x)
-        if x.dim() != 4 or x.shape[1] != width or x.shape[0] != maps[0].shape[0]:
+        if x.dim() != 4 or x.shape[1] != width or not checks.holds(x.shape[0] == maps[0].shape[0]):
             raise ValueError(
                 f"`{name}` must be (B, C, H, W) with B = {maps[0].shape[0]} and C = {width}, "
                 f"got {checks.shape(x)}"
@@ -130,5 +130,5 @@ def check_mask(mask: Any, batch: int) -> None:
     checks.tensor("mask", mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"`mask` must be a tensor of bools, got {mask.dtype}")
-    if mask.dim() != 3 or mask.shape[0] != batch:
+    if mask.dim() != 3 or not checks.holds(mask.shape[0] == batch):
         raise ValueError(f"`mask` must be (B, H, W) with B = {batch}, got {checks.shape(mask)}")

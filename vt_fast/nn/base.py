@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import checks
+from vt_fast.layout import unflatten
 from vt_fast.precision import autocast, autocast_enabled
 
 REFERENCE = "reference"
@@ -122,12 +123,12 @@ def like_map(rows: Tensor, x: Tensor) -> Tensor:
     """The rows (B, N, D) in the form of `x`: (B, D, H, W) where that is 4-D, and in its memory format."""
     if x.dim() == 3:
         return rows
-    return torch.unflatten(rows.transpose(1, 2), 2, x.shape[2:]).contiguous(memory_format=memory_format(x))
+    return unflatten(rows.transpose(1, 2), 2, x.shape[2:]).contiguous(memory_format=memory_format(x))
 
 
 def maps_like(weights: Tensor, x: Tensor) -> Tensor:
     """Attention with pixels last, (..., N), as (..., H, W) where `x` is a 4-D map."""
-    return torch.unflatten(weights, -1, x.shape[2:]) if x.dim() == 4 else weights
+    return unflatten(weights, -1, x.shape[2:]) if x.dim() == 4 else weights
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -13,6 +13,7 @@ from vt_fast import checks
 from vt_fast.layout import as_pixels
 from vt_fast.nn.options import TokenizerOptions, spelled_out
 from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.onnx import algebra
 from vt_fast.precision import compute_dtype, without_autocast
 
 
@@ -88,8 +89,20 @@ class ClusteringTokenizer(Tokenizer):
 def initial_centroids(x: Tensor, num_tokens: int) -> Tensor:
     """The first centroids (B, L, C): means over the cells of a near-square grid, row-major, the first L."""
     height = math.isqrt(num_tokens)
-    cells = F.adaptive_avg_pool2d(x, (height, -(-num_tokens // height)))
+    width = -(-num_tokens // height)
+    if algebra.exporting():  # which knows adaptive pooling for fixed sizes only
+        cells = _mean_matrix(x.shape[2], height, x) @ x @ _mean_matrix(x.shape[3], width, x).transpose(0, 1)
+    else:
+        cells = F.adaptive_avg_pool2d(x, (height, width))
     return cells.flatten(2).transpose(1, 2)[:, :num_tokens]
+
+
+def _mean_matrix(source: int, target: int, like: Tensor) -> Tensor:
+    """Adaptive average pooling of one side as a matrix (target, source)."""
+    cell, at = torch.arange(target, device=like.device), torch.arange(source, device=like.device)
+    begin, end = cell * source // target, ((cell + 1) * source + target - 1) // target
+    inside = (at >= begin[:, None]) & (at < end[:, None])
+    return inside.to(like.dtype) / (end - begin)[:, None].to(like.dtype)
 
 
 def kmeans(pixels: Tensor, centroids: Tensor, iterations: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks
+from vt_fast.layout import unflatten
 from vt_fast.nn.init import lecun_normal_
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class GroupedLinear(nn.Module):
         pieces = math.lcm(inside, groups)
         weight = self.weight.reshape(blocks, pieces, -1, self.weight.shape[1])
         folded = torch.einsum(
-            "...lbpo,bpoc->...bplc", torch.unflatten(rows, -1, (blocks, pieces, weight.shape[2])), weight
+            "...lbpo,bpoc->...bplc", unflatten(rows, -1, (blocks, pieces, weight.shape[2])), weight
         )
         if inside == 1:
             # One head has all pieces, which are the groups, side by side.
@@ -136,7 +137,7 @@ class GroupedLinear(nn.Module):
             place = place.repeat_interleave(pieces // groups, dim=0)
             folded = (folded.unsqueeze(-2) * place[:, None, :, None]).flatten(-2)
         if pieces > inside:
-            folded = torch.unflatten(folded, -3, (inside, pieces // inside)).sum(-3)
+            folded = unflatten(folded, -3, (inside, pieces // inside)).sum(-3)
         return folded
 
     def extra_repr(self) -> str:
@@ -163,5 +164,5 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None:
 def spread(rows: Tensor, num_heads: int) -> Tensor:
     """Rows (..., L, C) -> (..., num_heads, L, C): head i keeps channel block i, the rest is zero."""
     eye = torch.eye(num_heads, dtype=rows.dtype, device=rows.device)
-    parts = torch.unflatten(rows, -1, (num_heads, -1)).unsqueeze(-4)
+    parts = unflatten(rows, -1, (num_heads, -1)).unsqueeze(-4)
     return (parts * eye[:, None, :, None]).flatten(-2)

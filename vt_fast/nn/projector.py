@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels
+from vt_fast.layout import as_pixels, unflatten
 from vt_fast.nn.base import REFERENCE, BackendModule, check_map, like_map, maps_like
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.options import Factory
@@ -126,7 +126,7 @@ class Projector(BackendModule):
         keys = self.query.fold(rows, self.num_heads).flatten(1, 3)
         if self.query.bias is None:
             return keys, values, None
-        bias = torch.unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
+        bias = unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
         return keys, values, bias.transpose(1, 2).flatten(1)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class Projector(BackendModule):
         logits = keys @ as_pixels(x).transpose(1, 2)
         if token_bias is not None:
             logits = logits + token_bias.unsqueeze(2)
-        return maps_like(torch.unflatten(logits, 1, (self.num_heads, -1)).softmax(2), x)
+        return maps_like(unflatten(logits, 1, (self.num_heads, -1)).softmax(2), x)
 
     def _check(self, x: Tensor, tokens: Tensor) -> None:
         check_map(x, self, self.channels)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from vt_fast import checks
+from vt_fast.layout import unflatten
 from vt_fast.nn.base import REFERENCE
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import RelationOptions, factory_of, spelled_out
@@ -107,7 +108,7 @@ class TokenTransformer(TokenRelation):
 
     def _heads(self, rows: Tensor) -> Tensor:
         """(B, L, C) as (B, num_heads, L, C / num_heads)."""
-        return torch.unflatten(rows, 2, (self.num_heads, -1)).transpose(1, 2)
+        return unflatten(rows, 2, (self.num_heads, -1)).transpose(1, 2)
 
     def _relate(self, tokens: Tensor) -> Tensor:
         attention = self._attention(tokens)

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from vt_fast import checks
-from vt_fast.layout import as_pixels
+from vt_fast.layout import as_pixels, unflatten
 from vt_fast.nn.base import REFERENCE, maps_like
 from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
@@ -153,10 +153,10 @@ class DynamicTokenizer(Tokenizer):
         if self.backend == REFERENCE:
             weights = self._reference_attention(x, tokens).transpose(2, 3)
         else:
-            blocks = torch.unflatten(as_pixels(x), 2, (self.op_heads, -1))
-            rows = torch.unflatten(self.queries(tokens), 1, (self.op_heads, -1))
+            blocks = unflatten(as_pixels(x), 2, (self.op_heads, -1))
+            rows = unflatten(self.queries(tokens), 1, (self.op_heads, -1))
             weights = torch.einsum("bnhc,bhrc->bhrn", blocks, rows).softmax(-1).flatten(1, 2)
-            weights = torch.unflatten(weights, 1, (self.num_heads, -1))
+            weights = unflatten(weights, 1, (self.num_heads, -1))
         return maps_like(weights, x)
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:

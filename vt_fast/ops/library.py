@@ -30,6 +30,9 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad
 _AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 
+# Whether the table of :mod:`vt_fast.onnx` has been made, so that an export may have it.
+onnx_table_exists = False
+
 Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
 
 
@@ -140,6 +143,19 @@ def plain_eager() -> bool:
     )
 
 
+def check_translated(name: str) -> None:
+    """Raise where an op is in a program that is exported to ONNX, and no table can have been passed.
+
+    Raises:
+        RuntimeError: the message names the table.
+    """
+    if torch.onnx.is_in_onnx_export() and not onnx_table_exists:
+        raise RuntimeError(
+            f"the exporter cannot translate vt_fast::{name} of a program that torch.export made: pass "
+            "custom_translation_table=vt_fast.onnx.translation_table(), or the model itself"
+        )
+
+
 def nothing(like: Tensor) -> Tensor:
     """A tensor of 0 elements in place of None: ``torch.jit.trace`` rejects optional results."""
     return like.new_empty(0)
@@ -176,6 +192,7 @@ def _define(op: Pass) -> None:
     _LIBRARY.impl(op.name, chooser(op), "CompositeExplicitAutograd")
 
     def fake(*args: Any) -> Any:
+        check_translated(op.name)
         call, _ = op.split(args)
         op.check(call)
         return op.fake(call)

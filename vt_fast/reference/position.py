@@ -126,6 +126,6 @@ def conv_position_code(
         check_shape(f"convolutions[{index}]", kernel, **{"out": None, "in": maps.shape[1], "kh": 3, "kw": 3})
         maps = F.conv2d(maps, kernel, stride=2, padding=1)
     check_shape("mix", mix, **{"out": 1, "in": maps.shape[1], "kh": 1, "kw": 1})
-    numbers = F.conv2d(maps, mix).reshape(batch, num_tokens, -1)
+    numbers: Tensor = F.conv2d(maps, mix).flatten(1).unflatten(0, (batch, num_tokens))
     check_shape("weight", weight, Cp=numbers.shape[2], P=None)
     return numbers @ weight

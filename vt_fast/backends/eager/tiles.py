@@ -30,12 +30,15 @@ class Tiling:
         self.pixels = max(1, elements // max(channels, *widths))
 
     def groups(self) -> Iterator[slice]:
-        """Slices of the batch: samples that fit into one tile together, or one sample each."""
-        return _slices(self.batch, max(1, self.pixels // self.count))
+        """Slices of the batch: samples that fit into one tile together, or one sample each.
+
+        An empty batch is one group, so that its results and the gradients it shares get their shapes.
+        """
+        return _slices(self.batch, max(1, self.pixels // self.count)) if self.batch else iter([slice(0, 0)])
 
     def tiles(self, samples: slice) -> Iterator[slice]:
         """Slices of the pixels of one group of samples."""
-        return _slices(self.count, max(1, self.pixels // (samples.stop - samples.start)))
+        return _slices(self.count, max(1, self.pixels // max(1, samples.stop - samples.start)))
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -48,11 +48,8 @@ class TokenSoftmax:
         removed = token_bias == -torch.inf
         width = values.shape[-1] // num_heads
         removed_blocks = head_rows_to_blocks(removed[..., None], num_heads).repeat_interleave(width, -1)
-        # masked_fill does not broadcast the tensor that it fills
-        keys = keys.expand(max(keys.shape[0], token_bias.shape[0]), -1, -1).masked_fill(removed[..., None], 0)
-        values = values.expand(max(values.shape[0], token_bias.shape[0]), -1, -1).masked_fill(
-            removed_blocks, 0
-        )
+        keys = torch.where(removed[..., None], 0, keys)
+        values = torch.where(removed_blocks, 0, values)
         return cls(keys, values, token_bias, num_heads, removed)
 
     def group(self, samples: slice) -> TokenSoftmax:

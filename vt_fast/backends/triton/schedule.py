@@ -115,6 +115,7 @@ class Cut(NamedTuple):
 def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, part_bytes: int) -> Cut:
     """Parts of each sample. ``items``: samples times heads; ``part_bytes``: what one part of all leaves."""
     processors = traits(x.device).processors
+    items = max(items, 1)  # an empty batch launches nothing, but its gradients still have a shape
     chunks = ceil_div(channels, setting.chunk)
     tiles = ceil_div(pixels, setting.tile)
     most = max(1, min(_affordable(x, part_bytes), tiles))
@@ -233,12 +234,14 @@ _observer: Replaceable[Observer | None] = Replaceable(None)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel on the current stream; all launches go through here.
+    """Launch a kernel on the current stream; all launches go through here. An empty grid launches nothing.
 
     Raises:
         OutOfResources: the device has too little shared memory for it; nothing was launched.
         CannotRunError: it cannot be compiled or launched.
     """
+    if 0 in grid:
+        return
     if _observer.value is not None:
         _observer.value(kernel, grid, arguments, constants)
         return
