@@ -11,13 +11,13 @@ PACKAGE = Path(vt_fast.__file__).parent
 
 # A module imports from lower layers and from its own entry here. The longest matching name counts.
 LAYERS = {
-    "vt_fast.__main__": 8,
-    "vt_fast.info": 7,
-    "vt_fast.tune": 7,
-    "vt_fast.flops": 7,
-    "vt_fast.models": 6,
-    "vt_fast.nn": 5,
-    "vt_fast.functional": 4,
+    "vt_fast.__main__": 9,
+    "vt_fast.info": 8,
+    "vt_fast.tune": 8,
+    "vt_fast.flops": 8,
+    "vt_fast.models": 7,
+    "vt_fast.nn": 6,
+    "vt_fast.functional": 5,
     "vt_fast.onnx": 4,
     "vt_fast.ops": 3,
     "vt_fast.checks": 2,

@@ -240,7 +240,7 @@ def test_a_program_without_the_table(what, monkeypatch):
         model = torch.export.export(model, (x, queries))
     else:
         raw = torch.ops.vt_fast.tokenize
-        model = Flat(lambda x, queries: raw(x, queries, None, None, None, 1, False, "torch")[0])
+        model = Flat(lambda x, queries: raw(x, queries, None, None, None, 1, False, backend="torch")[0])
     with pytest.raises(RuntimeError, match=r"custom_translation_table=vt_fast\.onnx\.translation_table\(\)"):
         torch.onnx.export(model, (x, queries), dynamo=True, verbose=False)
 
