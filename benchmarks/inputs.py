@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from benchmarks.attention import Code, Results
 from benchmarks.shapes import STACK, Case
@@ -92,6 +93,36 @@ def stack_code(case: Case, dtype: str, backend: str, device: torch.device | str 
     def run(x: Tensor, *weights: Tensor) -> Results:
         y, tokens = functional_call(stack, dict(zip(names, weights, strict=True)), (x,))
         return y, tokens
+
+    return run
+
+
+def folded_stack(case: Case) -> Code:
+    """A stack of one by hand: its folded algebra in plain PyTorch, for one group of channels."""
+    names = [name.removeprefix("blocks.0.") for name, _ in _stack(case).named_parameters()]
+    channels = case.shape.channels
+
+    def run(x: Tensor, *weights: Tensor) -> Results:
+        given = dict(zip(names, weights, strict=True))
+
+        def linear(rows: Tensor, name: str) -> Tensor:
+            return F.linear(rows, given[f"{name}.weight"], given.get(f"{name}.bias"))
+
+        pixels = x.flatten(2).transpose(1, 2)
+        filters = channels**-0.5 * given["tokenizer.filters"]
+        pooled = torch.softmax(pixels @ filters.T, 1).transpose(1, 2) @ pixels
+        tokens = linear(linear(pooled, "tokenizer.value"), "tokenizer.token")
+        norm = "transformer.token_norm"
+        tokens = F.layer_norm(tokens, (channels,), given[f"{norm}.weight"], given[f"{norm}.bias"])
+        keys, queries = linear(tokens, "transformer.key"), linear(tokens, "transformer.query")
+        logits = (channels // 2) ** -0.5 * (keys @ queries.transpose(1, 2))
+        tokens = tokens + torch.softmax(logits, 2) @ linear(tokens, "transformer.value")
+        tokens = tokens + linear(F.relu(linear(tokens, "transformer.first")), "transformer.second")
+        rows = channels**-0.5 * linear(tokens, "projector.key")
+        keys = rows @ given["projector.query.weight"]
+        logits = pixels @ keys.transpose(1, 2) + (rows @ given["projector.query.bias"])[:, None]
+        y = pixels + torch.softmax(logits, 2) @ linear(tokens, "projector.value")
+        return y.transpose(1, 2).unflatten(2, x.shape[2:]), tokens
 
     return run
 

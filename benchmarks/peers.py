@@ -32,7 +32,7 @@ from torch.nn.attention.flex_attention import flex_attention
 import vt_fast
 from benchmarks import attention
 from benchmarks.attention import EAGER, FOLDED, PACKAGES, TRANSPOSED, Code, Results, by, by_package, sdpa
-from benchmarks.inputs import sizes, stack_code
+from benchmarks.inputs import folded_stack, sizes, stack_code
 from benchmarks.processes import UsageError
 from benchmarks.results import BACKEND, OURS, PEER
 from benchmarks.shapes import LAYOUTS, OPS, STACK, Case
@@ -146,7 +146,8 @@ def listing() -> Iterator[str]:
     """All peers, op by op, as ``peers.txt`` has them."""
     for op, peers in PEERS.items():
         yield from (f"{op}: {peer.name} ({', '.join((*peer.devices, *peer.layouts))})" for peer in peers)
-    yield from ("tokenize in chunks: eager", "tokenize in chunks: eager in chunks", f"{STACK}: eager")
+    yield from ("tokenize in chunks: eager", "tokenize in chunks: eager in chunks")
+    yield from (f"{STACK}: eager", f"{STACK} of one, up to 64 channels: folded")
 
 
 def usable_backends(device: torch.device | str = "cpu") -> list[str]:
@@ -182,6 +183,8 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
     if op == STACK:
         operands = tuple(sizes(case)[0])
         peers = [Peer(yardstick, stack_code(case, case.dtype, "reference", device))]
+        if case.parts == 1 and case.shape.channels <= 64:
+            peers.append(Peer("folded", folded_stack(case)))
     elif case.parts is not None:
         peers = [peer for peer in peers if peer.name == yardstick]
         peers.append(Peer("eager in chunks", in_chunks(_eager_part, _merge, case.parts)))
