@@ -77,8 +77,13 @@ def nan_in_uninitialised_memory():
     """Uninitialised memory is NaN, so that an element that is not written is noticed."""
     # It also fills new memory. On a GPU some of plain PyTorch has no deterministic kernel.
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    poison = getattr(torch.ops.vt_fast_cpu, "poison_results", None)  # what the library allocates
+    if poison is not None:
+        poison(True)
     yield
     torch.use_deterministic_algorithms(False)
+    if poison is not None:
+        poison(False)
 
 
 @pytest.fixture

@@ -125,6 +125,16 @@ def test_none_goes_on_to_the_next_backend_where_one_cannot_run_and_says_so_once(
 
 
 @pytest.mark.usefixtures("failing")
+def test_a_backend_is_given_up_for_calls_of_one_kind_only():
+    x, other = torch.randn(2, 5, 8), torch.randn(2, 5, 16)
+    for attempts, rows in ((1, x), (2, other), (2, x[:1])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vt_fast.tokenize(rows, rows[0])
+        assert DoesNotCompile.attempts == attempts
+
+
+@pytest.mark.usefixtures("failing")
 def test_a_named_backend_that_cannot_run_raises():
     x = torch.randn(2, 5, 8)
     for _ in range(2):
@@ -148,7 +158,7 @@ class Kernel:
         return launch
 
 
-def test_whatever_stops_a_triton_kernel_is_said_to_be_that():
+def test_what_stops_a_triton_kernel_is_named():
     pytest.importorskip("triton")
     from vt_fast.backends.triton import schedule
 
@@ -159,13 +169,34 @@ def test_whatever_stops_a_triton_kernel_is_said_to_be_that():
             schedule.launch(Kernel(error), (1,))
         assert caught.value.__cause__ is error
     # These have handlers of their own.
-    for error in (schedule.OutOfResources(2, 1, "shared memory"), torch.OutOfMemoryError("no memory")):
+    for error in (
+        schedule.OutOfResources(2, 1, "shared memory"),
+        torch.OutOfMemoryError("no memory"),
+        torch.AcceleratorError("an illegal memory access"),
+    ):
         with pytest.raises(type(error)):
             schedule.launch(Kernel(error), (1,))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError, OSError])
+def test_an_error_of_a_backend_in_python_arrives_as_it_is(error, monkeypatch):
+    def fail(call):
+        raise error("a fault of the backend")
+
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    tokens = vt_fast.tokenize(x, x.detach(), backend="torch")
+    for function in ("tokenize", "tokenize_backward"):
+        monkeypatch.setattr(backends.load("torch"), function, fail)
+    with pytest.raises(error, match="a fault of the backend"):
+        vt_fast.tokenize(x, x, backend="torch")
+    with pytest.raises(error, match="a fault of the backend"):
+        tokens.sum().backward()
+
+
 @pytest.mark.skipif("cpu" not in backends.NATIVE, reason="needs the compiled library")
 def test_an_error_of_a_backend_in_python_passes_through_the_chooser_in_cpp(monkeypatch):
+    """As saved programs call it. Torch keeps the type of no error there."""
+
     def fail(call):
         raise OSError("a fault of the backend")
 
@@ -175,4 +206,4 @@ def test_an_error_of_a_backend_in_python_passes_through_the_chooser_in_cpp(monke
     known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
     reason = "OSError: a fault of the backend" if known else "see the error above"
     with pytest.raises(RuntimeError, match=f'`backend="torch"` failed: {reason}'):
-        vt_fast.tokenize(x, x, backend="torch")
+        torch.ops.vt_fast.tokenize(x, x, None, None, None, 1, False, backend="torch")

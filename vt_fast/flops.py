@@ -35,7 +35,8 @@ def _handle(op: Any) -> Callable[[list[Any], list[Any]], int]:
     formula = flop_registry[op.overloadpacket]
 
     def count(inputs: list[Any], outputs: list[Any]) -> int:
-        flops: int = formula(*(_argument(value) for value in inputs))
+        *arguments, _backend = map(_argument, inputs)
+        flops: int = formula(*arguments)
         return flops // 2
 
     return count

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast import backends, checks
+from vt_fast import checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.layout import unflatten
 from vt_fast.onnx import algebra
@@ -112,22 +112,24 @@ def tokenize(
     queries = _scaled("scale", scale, queries)
     if not plain or any_autocast() or type(num_heads) is not int or type(return_stats) is not bool:
         checks.feature_map("x", x)
+        checks.flag("return_stats", return_stats)
         x, queries, extra_values = autocast(x, queries, extra_values)
-        _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
+        call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact=False)
+        TOKENIZE.check(call, backend)
         if algebra.exporting():
-            call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact=False)
             tokens, lse = algebra.tokenize(call)
             return (tokens, lse) if return_stats else tokens
+    operands = (x, queries, mask, pixel_bias, extra_values, num_heads)
     try:
-        keep_exact = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
-        call = (x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact)
-        tokens, _, lse = TOKENIZE(call, backend, plain=plain, differentiable=keep_exact)
-    except Exception as error:
-        refused = error
-    else:
-        return (tokens, lse) if return_stats else tokens
-    _check_tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, return_stats, backend)
-    raise refused
+        differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
+        keep_exact = differentiable or not isinstance(x, Tensor)
+        tokens, _, lse = TOKENIZE(
+            (*operands, keep_exact), backend, plain=plain, differentiable=differentiable
+        )
+    except Exception:
+        TOKENIZE.explain((*operands, False), backend)
+        raise
+    return (tokens, lse) if return_stats else tokens
 
 
 def project(
@@ -178,19 +180,18 @@ def project(
     if not plain or any_autocast() or type(num_heads) is not int:
         checks.feature_map("x", x)
         x, keys, values, other = autocast(x, keys, values, other)
-        _check_project(x, keys, values, token_bias, other, residual_is_input, num_heads, backend)
+        record = Project(x, keys, values, token_bias, other, residual_is_input, num_heads)
+        PROJECT.check(record, backend)
         if algebra.exporting():
-            return algebra.project(Project(x, keys, values, token_bias, other, residual_is_input, num_heads))
+            return algebra.project(record)
     call = (x, keys, values, token_bias, other, residual_is_input, num_heads)
     try:
-        differentiable = plain and _needs_gradient(plain, x, keys, values, token_bias, other)
+        differentiable = _needs_gradient(plain, x, keys, values, token_bias, other)
         out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
-    except Exception as error:
-        refused = error
-    else:
-        return out
-    _check_project(*call, backend)
-    raise refused
+    except Exception:
+        PROJECT.explain(call, backend)
+        raise
+    return out
 
 
 @overload
@@ -296,40 +297,34 @@ def project_tokenize(
     residual_is_input = residual is x
     other = None if residual_is_input else residual
     keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
-    if (
-        not plain
-        or any_autocast()
-        or type(num_heads) is not int
-        or type(return_map) is not bool
-        or type(return_stats) is not bool
-    ):
+    careful = not plain or any_autocast() or type(num_heads) is not int
+    if careful or type(return_map) is not bool or type(return_stats) is not bool:
         checks.feature_map("x", x)
+        checks.flag("return_map", return_map)
+        checks.flag("return_stats", return_stats)
         x, keys, values, queries, other, extra_values = autocast(
             x, keys, values, queries, other, extra_values
         )
-        checks.flag("return_stats", return_stats)
-        _check_project_tokenize(
-            x, keys, values, queries, token_bias, other, mask, pixel_bias, extra_values, residual_is_input,
-            num_heads, return_map, backend,
-        )  # fmt: skip
     operands = (x, keys, values, queries, token_bias, other, mask, pixel_bias, extra_values)
     options = (residual_is_input, num_heads, return_map)
-    if not plain and algebra.exporting():
-        y, tokens, lse = algebra.project_tokenize(ProjectTokenize(*operands, *options, keep_exact=False))
-        y = y if return_map else None
-        return (y, tokens, lse) if return_stats else (y, tokens)
+    if careful:
+        call = ProjectTokenize(*operands, *options, keep_exact=False)
+        PROJECT_TOKENIZE.check(call, backend)
+        if algebra.exporting():
+            found, tokens, lse = algebra.project_tokenize(call)
+            y = found if return_map else None
+            return (y, tokens, lse) if return_stats else (y, tokens)
     try:
-        keep_exact = _needs_gradient(plain, *operands)
-        y, tokens, _, lse = PROJECT_TOKENIZE(
-            (*operands, *options, keep_exact), backend, plain=plain, differentiable=keep_exact
+        differentiable = _needs_gradient(plain, *operands)
+        keep_exact = differentiable or not isinstance(x, Tensor)
+        found, tokens, _, lse = PROJECT_TOKENIZE(
+            (*operands, *options, keep_exact), backend, plain=plain, differentiable=differentiable
         )
-    except Exception as error:
-        refused = error
-    else:
-        y = y if return_map else None
-        return (y, tokens, lse) if return_stats else (y, tokens)
-    _check_project_tokenize(*operands, *options, backend)
-    raise refused
+    except Exception:
+        PROJECT_TOKENIZE.explain((*operands, *options, False), backend)
+        raise
+    y = found if return_map else None
+    return (y, tokens, lse) if return_stats else (y, tokens)
 
 
 def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -375,91 +370,6 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
 
 
-# An op refuses arguments that do not fit. These say which one, and raise nothing where all of them fit.
-
-
-def _check_tokenize(
-    x: Any,
-    queries: Any,
-    mask: Any,
-    pixel_bias: Any,
-    extra_values: Any,
-    num_heads: Any,
-    return_stats: Any,
-    backend: Any,
-) -> None:
-    checks.feature_map("x", x)
-    checks.tokenize(x, queries, num_heads, mask, pixel_bias, extra_values)
-    checks.flag("return_stats", return_stats)
-    if backend is not None:
-        backends.choose(backend, Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False))
-
-
-def _check_project(
-    x: Any,
-    keys: Any,
-    values: Any,
-    token_bias: Any,
-    residual: Any,
-    residual_is_input: bool,
-    num_heads: Any,
-    backend: Any,
-) -> None:
-    checks.feature_map("x", x)
-    checks.project(x, keys, values, num_heads, token_bias, x if residual_is_input else residual)
-    if backend is not None:
-        call = Project(x, keys, values, token_bias, residual, residual_is_input, num_heads)
-        backends.choose(backend, call)
-
-
-def _check_project_tokenize(
-    x: Any,
-    keys: Any,
-    values: Any,
-    queries: Any,
-    token_bias: Any,
-    residual: Any,
-    mask: Any,
-    pixel_bias: Any,
-    extra_values: Any,
-    residual_is_input: bool,
-    num_heads: Any,
-    return_map: Any,
-    backend: Any,
-) -> None:
-    checks.feature_map("x", x)
-    checks.project_tokenize(
-        x,
-        keys,
-        values,
-        queries,
-        num_heads,
-        token_bias,
-        x if residual_is_input else residual,
-        mask,
-        pixel_bias,
-        extra_values,
-    )
-    checks.flag("return_map", return_map)
-    if backend is not None:
-        call = ProjectTokenize(
-            x,
-            keys,
-            values,
-            queries,
-            token_bias,
-            residual,
-            mask,
-            pixel_bias,
-            extra_values,
-            residual_is_input,
-            num_heads,
-            return_map,
-            keep_exact=False,
-        )
-        backends.choose(backend, call)
-
-
 def _scaled(name: str, scale: Any, rows: Any) -> Any:
     """Rows times the scale of their logits; other arguments are left for the checks to refuse."""
     if type(scale) is float and scale == 1.0:
@@ -476,6 +386,9 @@ def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False
+    # Within a transform, a tensor does not say whether what it stands for requires a gradient.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
     for operand in operands:  # noqa: SIM110 -- a generator would cost more than the question
         if operand is not None and operand.requires_grad:
             return True

@@ -38,15 +38,14 @@ struct Split {
   // make a unit's overhead negligible.
   Split(int64_t batch, int64_t pixels, int64_t most, int64_t least, int64_t step)
       : batch(batch), pixels(pixels) {
-    const int64_t some = larger<int64_t>(batch, 1);  // an empty batch has no units
     const int64_t wanted =
         smaller<int64_t>(most_units, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
-    chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, some), divided_up(pixels, most));
+    chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
     chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), step);
     chunks = divided_up(pixels, chunk);
     tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
-    samples = chunks == 1 ? divided_up(some, smaller(wanted, some)) : 1;
+    samples = chunks == 1 ? divided_up(batch, smaller(wanted, batch)) : 1;
     units = chunks == 1 ? divided_up(batch, samples) : batch * chunks;
   }
 };
@@ -54,7 +53,6 @@ struct Split {
 // Calls body(worker, claim) on up to `threads` threads; claim() returns the next index of [0, count), or -1.
 template <class Body>
 void for_each(const Host& host, int64_t count, int64_t threads, const Body& body) {
-  if (count == 0) return;
   struct Claims {
     const Body* body;
     int64_t count, next;
@@ -77,7 +75,7 @@ void for_each(const Host& host, int64_t count, int64_t threads, const Body& body
 constexpr int64_t least_shared_work = 1 << 18;
 
 // Where the gradient of a small operand is written: directly to the result if one unit computes all of it,
-// otherwise to a slot for each unit; the slots are summed in order. The sum of none is 0.
+// otherwise to a slot for each unit; the slots are summed in order.
 template <class Acc>
 struct Sink {
   Acc* out = nullptr;
@@ -90,7 +88,7 @@ struct Sink {
       : out((Acc*)out),
         size(size),
         shared(shared),
-        slotted(out && (shared ? split.units : split.chunks) != 1) {
+        slotted(out && (shared ? split.units : split.chunks) > 1) {
     if (slotted) slots = arena.take<Acc>(split.units * size);
   }
   // The result or the slot of a unit, and of a sample where the operand is not shared.

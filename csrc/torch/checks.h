@@ -32,10 +32,14 @@ void refuse_unsupported(std::initializer_list<std::pair<const char*, bool>> argu
     if (given) throw std::invalid_argument("`" + std::string(name) + "` is not supported yet");
 }
 
+void check_defined(const Tensor& value, const char* name) { require(value.defined(), name, "be a tensor"); }
+
 void check_map(const Tensor& x) {
+  check_defined(x, "x");
   const auto sizes = x.sizes();
   require(sizes.size() == 3 || sizes.size() == 4, "x", "be (B, N, C) or (B, C, H, W)");
-  for (size_t dim = 1; dim < sizes.size(); ++dim) require(sizes[dim] > 0, "x", "have no size of 0 but the batch");
+  for (size_t dim = 1; dim < sizes.size(); ++dim)
+    require(sizes[dim] > 0, "x", "have no size of 0 but the batch");
 }
 
 void check_heads(int64_t num_heads, int64_t channels) {
@@ -43,13 +47,21 @@ void check_heads(int64_t num_heads, int64_t channels) {
 }
 
 void check_dtype(const Tensor& value, const char* name, const Tensor& x) {
+  check_defined(value, name);
   require(dtype_code(value) == dtype_code(x), name, "have the dtype of `x`");
+}
+
+// Of tensors that repeat one number in memory: workspace for more could not be counted in 64 bits.
+void check_size(const Tensor& value, const char* name) {
+  constexpr int64_t most = int64_t{1} << 44;
+  require(value.numel() <= most, name, "have at most 2^44 elements");
 }
 
 // (R, width) or (B, R, width), R a multiple of `multiple` and not 0.
 void check_rows(const Tensor& value, const char* name, const Tensor& x, int64_t batch, int64_t width,
                 int64_t multiple) {
   check_dtype(value, name, x);
+  check_size(value, name);
   const auto sizes = value.sizes();
   const size_t dim = sizes.size();
   require((dim == 2 || (dim == 3 && sizes[0] == batch)) && sizes[dim - 1] == width && sizes[dim - 2] > 0 &&
@@ -57,7 +69,9 @@ void check_rows(const Tensor& value, const char* name, const Tensor& x, int64_t 
           name, "be (L, C) or (B, L, C), of the same B and C as `x`, L a multiple of num_heads");
 }
 
-void check_bias(const Tensor& value, const char* name, const Tensor& x) {
+// What may have the dtype of sums as well.
+void check_sum_dtype(const Tensor& value, const char* name, const Tensor& x) {
+  check_defined(value, name);
   const int32_t dtype = dtype_code(value), of_x = dtype_code(x);
   require(dtype == of_x || dtype == compute_dtype(of_x), name, "have the dtype of `x`, or that of its sums");
 }
@@ -84,7 +98,7 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
     check_pixels(*mask, "mask", call, flat);
   }
   if (pixel_bias) {
-    check_bias(*pixel_bias, "pixel_bias", x);
+    check_sum_dtype(*pixel_bias, "pixel_bias", x);
     check_pixels(*pixel_bias, "pixel_bias", call, flat);
   }
   if (extra_values) {
@@ -113,6 +127,7 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
   check_rows(*keys, "keys", x, call.batch, call.channels, num_heads);
   const int64_t rows = keys->size(keys->dim() - 2);
   check_dtype(values, "values", x);
+  check_size(values, "values");
   const auto sizes = values.sizes();
   const size_t dim = sizes.size();
   require((dim == 2 || (dim == 3 && sizes[0] == call.batch)) && sizes[dim - 1] > 0 &&
@@ -120,7 +135,7 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
           "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`");
   check_heads(num_heads, sizes[dim - 1]);
   if (token_bias) {
-    check_bias(*token_bias, "token_bias", x);
+    check_sum_dtype(*token_bias, "token_bias", x);
     const auto bias = token_bias->sizes();
     require(
         (bias.size() == 1 || (bias.size() == 2 && bias[0] == call.batch)) && bias[bias.size() - 1] == rows,
@@ -132,11 +147,15 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
 }
 
 // What a backward gets: the gradients of a forward's results, and tokens and lse themselves.
-void check_pooling_grads(const Call& call, const Tensor& queries, int64_t num_heads, int64_t channels,
-                         const Optional& extra_values, const Tensor& grad_tokens, const Optional& grad_lse,
-                         const Tensor& tokens, const Tensor& lse) {
+void check_pooling_grads(const Call& call, const Tensor& x, const Tensor& queries, int64_t num_heads,
+                         int64_t channels, const Optional& extra_values, const Tensor& grad_tokens,
+                         const Optional& grad_lse, const Tensor& tokens, const Tensor& lse) {
   const int64_t rows = queries.size(queries.dim() - 2);
   const int64_t extra = extra_values ? extra_values->size(1) : 0;
+  check_sum_dtype(grad_tokens, "grad_tokens", x);
+  check_sum_dtype(tokens, "tokens", x);
+  check_sum_dtype(lse, "lse", x);
+  if (grad_lse) check_sum_dtype(*grad_lse, "grad_lse", x);
   const Sizes of_tokens = {call.batch, rows / num_heads, channels + extra}, of_lse = {call.batch, rows};
   require(sizes_of(grad_tokens) == of_tokens, "grad_tokens", "have the shape of the tokens");
   require(sizes_of(tokens) == of_tokens, "tokens", "have the shape of the forward's");

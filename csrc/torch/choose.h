@@ -25,36 +25,64 @@ std::string dispatcher_error() {
   return what == nullptr ? "see the error above" : what();
 }
 
-// Another backend's own op takes over the whole call. Those of backends that are not in this library need
-// Python. `reason`: why this library's backend does not run it, or nullptr.
-void hand_over(const Op& op, const std::string& backend, StableIValue* stack, const char* reason) {
-  const std::string before =
-      (reason == nullptr ? "" : std::string(reason) + "; ") + "`backend=\"" + backend + "\"`";
+// Another backend's own op takes over the whole call, the references on the stack included. Backends that are
+// not in this library need Python.
+void hand_over(const Op& op, const std::string& backend, StableIValue* stack) {
   const std::string name = "vt_fast::" + std::string(op.name) + "_" + backend;
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   const bool python = dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr;
-  throw std::runtime_error(before + (python ? " failed: " + dispatcher_error() : " needs Python"));
+  const std::string reason = python ? "failed: " + dispatcher_error() : "needs Python";
+  throw std::runtime_error("`backend=\"" + backend + "\"` " + reason);
 }
 
-// Defines an op, and the one of the backend of that name.
-void define(torch::stable::detail::StableLibrary& library, const Op& op, const char* backend) {
+// Drops the references on the stack of a call of `function` that no kernel takes.
+template <class Result, class... Parameters>
+void drop(StableIValue* stack, Result (*)(Parameters...)) {
+  using namespace torch::stable::detail;
+  unbox_to_tuple<unbox_type_t<Parameters>...>(stack);
+}
+
+// Defines an op, and the own op of each backend. The latter exist without Python, too, since a failed call of
+// an op that does not exist would leak its arguments.
+void define(torch::stable::detail::StableLibrary& library, const Op& op) {
   const std::string name = op.name, arguments = op.arguments,
                     results = ") -> (" + std::string(op.results) + ")";
-  library.def((name + "(" + arguments + ", str? backend=None" + results).c_str());
-  library.def((name + "_" + backend + "(" + arguments + results).c_str());
+  library.def((name + "(" + arguments + ", *, str? backend=None" + results).c_str());
+  for (const char* backend : backends) {
+    library.def((name + "_" + backend + "(" + arguments + results).c_str());
+  }
 }
 
-// `unavailable` says why `own`, this library's backend, cannot run here.
-template <const Op& op, const char* (*unavailable)(), const char* own, Boxed kernel>
+// Why a call with this backend cannot be made: its name is unknown, or it is this library's, which cannot
+// run.
+std::string refusal(const std::optional<std::string>& backend, const char* own, const char* unavailable) {
+  if (!backend) return "";
+  if (*backend == own) {
+    return unavailable == nullptr ? ""
+                                  : "`backend=\"" + *backend + "\"` is not available here: " + unavailable;
+  }
+  std::string known;
+  for (const char* name : backends) {
+    if (*backend == name) return "";
+    known += std::string(known.empty() ? "" : ", ") + "\"" + name + "\"";
+  }
+  return "`backend` must be None or one of " + known + ", got \"" + *backend + "\"";
+}
+
+// `unavailable` says why `own`, this library's backend, cannot run here. `function` implements it. Where it
+// cannot run, backend=None takes "torch", the one other backend that runs on any CPU.
+template <const Op& op, const char* (*unavailable)(), const char* own, auto function, Boxed kernel>
 void choose(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   const auto backend = torch::stable::detail::to<std::optional<std::string>>(stack[inputs - 1]);
-  const char* reason = nullptr;
-  if (!backend || *backend == own) {
-    reason = unavailable();
-    if (reason == nullptr) return kernel(stack, inputs - 1, outputs);
-    if (backend) throw std::runtime_error("`backend=\"" + *backend + "\"` is not available here: " + reason);
+  const bool mine = !backend || *backend == own;
+  const char* reason = mine ? unavailable() : nullptr;
+  if (mine && reason == nullptr) return kernel(stack, inputs - 1, outputs);
+  const std::string refused = refusal(backend, own, reason);
+  if (!refused.empty()) {
+    drop(stack, function);
+    throw std::invalid_argument(refused);
   }
-  hand_over(op, backend.value_or("torch"), stack, reason);
+  hand_over(op, backend.value_or("torch"), stack);
 }
 
 }  // namespace

@@ -50,7 +50,11 @@ Dtype bias_dtype(const Optional& bias, Dtype x, const char* name) {
 }
 
 // Kernels do not write to operands; Call has one kind of pointer for operands and results.
-void* read(const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); }
+void* read(const Tensor& tensor) {
+  const void* data = tensor.const_data_ptr();
+  if (data == nullptr && tensor.numel() > 0) throw std::invalid_argument("a tensor has lost its memory");
+  return const_cast<void*>(data);
+}
 
 void* write(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
 
@@ -104,7 +108,9 @@ Call call_on(const Tensor& x) {
   call.batch = sizes[0];
   call.height = flat ? 1 : sizes[2];
   call.width = flat ? sizes[1] : sizes[3];
-  call.pixels = call.height * call.width;
+  if (__builtin_mul_overflow(call.height, call.width, &call.pixels)) {
+    throw std::invalid_argument("`x` has too many pixels");
+  }
   call.channels = flat ? sizes[2] : sizes[1];
   call.out_channels = call.channels;
   call.x = operand(x);
@@ -171,6 +177,7 @@ void add_tokenize_gradients(Call& call, const Optional& dqueries, const Optional
 // ---- the calls ----
 
 void run(Kernel Kernels::* kernel, const Call& call) {
+  if (call.batch == 0) return;  // all results are empty but shared gradients, which the caller has set to 0
   const char* error = nullptr;
   const InstructionSet* set = chosen_instruction_set(&error);
   if (set == nullptr) throw std::runtime_error(error);

@@ -62,11 +62,15 @@ struct Pooled {
   }
 };
 
-// Memory for the gradient of a small operand, in the compute dtype.
-Optional gradient(const Optional& operand, bool needed) {
+// Memory for the gradient of a small operand, in the compute dtype. Over an empty batch, for which no kernel
+// runs, it is 0.
+Optional gradient(const Call& call, const Optional& operand, bool needed) {
   if (!needed || !operand) return {};
-  return empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)));
+  Tensor result = empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)));
+  return call.batch == 0 ? torch::stable::zero_(result) : result;
 }
+
+void poison_results(bool on) { poison = on; }
 
 // What Python sees as None.
 Tensor or_undefined(const Optional& value) { return value ? *value : Tensor(); }
@@ -81,7 +85,7 @@ Optional map_like(const Optional& map, bool needed) {
   return empty_map_like(*map, map->size(map->dim() == 3 ? 2 : 1));
 }
 
-Optional dense_or_none(const Optional& value, int32_t dtype) {
+Optional optional_in_dtype(const Optional& value, int32_t dtype) {
   return value ? in_dtype(*value, dtype) : Optional();
 }
 
@@ -112,14 +116,14 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   check_map(x);
   const Call call = call_on(x);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(call, queries, num_heads, call.channels, extra_values, grad_tokens, grad_lse, tokens,
+  check_pooling_grads(call, x, queries, num_heads, call.channels, extra_values, grad_tokens, grad_lse, tokens,
                       lse);
   check_needs(needs, 4);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
-  const Optional dx = map_like(x, needs[0]), dqueries = gradient(queries, needs[1]),
-                 dpixel_bias = gradient(pixel_bias, needs[2]),
-                 dextra_values = gradient(extra_values, needs[3]);
-  vt::tokenize_backward(in_dtype(grad_tokens, dtype), dense_or_none(grad_lse, exact), x, queries, mask,
+  const Optional dx = map_like(x, needs[0]), dqueries = gradient(call, queries, needs[1]),
+                 dpixel_bias = gradient(call, pixel_bias, needs[2]),
+                 dextra_values = gradient(call, extra_values, needs[3]);
+  vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_lse, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact),
                         num_heads, dx, dqueries, dpixel_bias, dextra_values);
   return {or_undefined(dx), rounded(dqueries, queries), rounded(dpixel_bias, pixel_bias),
@@ -146,11 +150,13 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
+  check_defined(grad_map, "grad_map");
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 4);
-  const Optional dx = map_like(x, needs[0]), dkeys = gradient(keys, needs[1]),
-                 dvalues = gradient(values, needs[2]), dtoken_bias = gradient(token_bias, needs[3]);
+  const Optional dx = map_like(x, needs[0]), dkeys = gradient(call, keys, needs[1]),
+                 dvalues = gradient(call, values, needs[2]),
+                 dtoken_bias = gradient(call, token_bias, needs[3]);
   vt::project_backward(grad, x, keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
                        dtoken_bias);
   return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias)};
@@ -167,8 +173,9 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
-  const int64_t channels = column_count(values), rows = row_count(queries);
+  const int64_t channels = column_count(values);
   check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
+  const int64_t rows = row_count(queries);
   const Optional map = return_map ? Optional(empty_map_like(x, channels)) : Optional();
   const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
   vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
@@ -184,21 +191,21 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
   check_map(x);
   const Call call = call_on(x);
-  const int64_t channels = column_count(values);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  const int64_t channels = column_count(values);
   check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_pooling_grads(call, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_pooling_grads(call, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
-  const Optional grad = dense_or_none(grad_map, dtype);
+  const Optional grad = optional_in_dtype(grad_map, dtype);
   check_like(grad, "grad_map", x, channels);
   check_needs(needs, 8);
-  const Optional dx = map_like(x, needs[0]), dkeys = gradient(keys, needs[1]),
-                 dvalues = gradient(values, needs[2]), dqueries = gradient(queries, needs[3]),
-                 dtoken_bias = gradient(token_bias, needs[4]), dresidual = map_like(residual, needs[5]),
-                 dpixel_bias = gradient(pixel_bias, needs[6]),
-                 dextra_values = gradient(extra_values, needs[7]);
-  vt::project_tokenize_backward(grad, in_dtype(grad_tokens, dtype), dense_or_none(grad_lse, exact), x, keys,
-                                values, queries, token_bias, residual, mask, pixel_bias, extra_values,
+  const Optional dx = map_like(x, needs[0]), dkeys = gradient(call, keys, needs[1]),
+                 dvalues = gradient(call, values, needs[2]), dqueries = gradient(call, queries, needs[3]),
+                 dtoken_bias = gradient(call, token_bias, needs[4]), dresidual = map_like(residual, needs[5]),
+                 dpixel_bias = gradient(call, pixel_bias, needs[6]),
+                 dextra_values = gradient(call, extra_values, needs[7]);
+  vt::project_tokenize_backward(grad, in_dtype(grad_tokens, dtype), optional_in_dtype(grad_lse, exact), x,
+                                keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
                                 dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact), residual_is_input,
                                 num_heads, dx, dkeys, dvalues, dqueries, dtoken_bias, dresidual, dpixel_bias,
                                 dextra_values);
@@ -222,14 +229,21 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
       project_tokenize_backward)
 
 STABLE_TORCH_LIBRARY(vt_fast, library) {
-#define VT_DEFINE(op) vt::define(library, vt::ops::op, vt::cpu_ops::name);
+#define VT_DEFINE(op) vt::define(library, vt::ops::op);
   VT_FOR_EACH_OP(VT_DEFINE)
 }
 
+STABLE_TORCH_LIBRARY_FRAGMENT(vt_fast_cpu, library) { library.def("poison_results(bool on) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CompositeExplicitAutograd, library) {
+  library.impl("poison_results", TORCH_BOX(&vt::cpu_ops::poison_results));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(vt_fast, CPU, library) {
-#define VT_IMPLEMENT(op)                                                                                   \
-  library.impl(vt::ops::op.name, vt::guarded<vt::choose<vt::ops::op, vt::cpu_ops::unavailable,             \
-                                                        vt::cpu_ops::name, TORCH_BOX(&vt::cpu_ops::op)>>); \
+#define VT_IMPLEMENT(op)                                                                        \
+  library.impl(vt::ops::op.name,                                                                \
+               vt::guarded<vt::choose<vt::ops::op, vt::cpu_ops::unavailable, vt::cpu_ops::name, \
+                                      &vt::cpu_ops::op, TORCH_BOX(&vt::cpu_ops::op)>>);         \
   library.impl(#op "_cpu", vt::guarded<TORCH_BOX(&vt::cpu_ops::op)>);
   VT_FOR_EACH_OP(VT_IMPLEMENT)
 }

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <optional>
 #include <stdexcept>
@@ -55,6 +55,17 @@ using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
 
 thread_local char failure[1024];
 
+// Keeps the message of an error, cut where it is too long, but not within a character of UTF-8.
+void keep(const char* message) noexcept {
+  const size_t length = std::strlen(message);
+  size_t kept = length < sizeof(failure) ? length : sizeof(failure) - 1;
+  if (kept < length) {
+    while (kept > 0 && (static_cast<unsigned char>(message[kept]) & 0xC0) == 0x80) --kept;
+  }
+  std::memcpy(failure, message, kept);
+  failure[kept] = '\0';
+}
+
 // Not inlined, so that `guarded` itself contains no exception handler.
 template <Boxed op>
 __attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, uint64_t outputs) noexcept {
@@ -62,9 +73,9 @@ __attribute__((noinline)) bool succeeds(StableIValue* stack, uint64_t inputs, ui
     op(stack, inputs, outputs);
     return true;
   } catch (const std::exception& error) {
-    std::snprintf(failure, sizeof(failure), "%s", error.what());
+    keep(error.what());
   } catch (...) {
-    std::snprintf(failure, sizeof(failure), "an exception of an unknown type");
+    keep("an exception of an unknown type");
   }
   return false;
 }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -31,13 +32,17 @@ int32_t compute_dtype(int32_t code) {
 
 using Sizes = std::vector<int64_t>;
 
+// Whether results start as NaN, so that tests notice what a kernel does not write.
+bool poison = false;
+
 Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype) {
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS) {
     throw std::runtime_error("out of memory: a result cannot be allocated");
   }
-  return Tensor(handle);
+  Tensor result(handle);
+  return poison ? torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN()) : result;
 }
 
 Tensor empty(const Sizes& sizes, int32_t dtype) {
@@ -108,7 +113,8 @@ Tensor empty_map_like(const Tensor& x, int64_t channels) {
   sizes[channel_dim] = channels;
   const Sizes strides(x.strides().begin(), x.strides().end());
   // torch keeps any strides of an empty tensor, and gives one of another size contiguous ones.
-  if (sizes[0] == 0) return dense ? empty_strided(sizes, strides, dtype_code(x)) : empty(sizes, dtype_code(x));
+  if (sizes[0] == 0)
+    return dense ? empty_strided(sizes, strides, dtype_code(x)) : empty(sizes, dtype_code(x));
   const Sizes inferred = dense_strides(sizes, strides);
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);

@@ -1,8 +1,9 @@
-// The public ops' schemas, but for their last argument `str? backend=None`, which a backend's own op lacks.
+// The public ops' schemas, but for their last argument, `*, str? backend=None`, which a backend's own op
+// lacks.
 //
 // vt_fast/ops has the same ones for installations without this library; a test compares them. Arguments with
-// defaults are the rest of the op family. They are refused until they work, and here from the start because a
-// saved program names all arguments that its op has.
+// defaults are the rest of the op family. They are refused until they work, and here from the start because
+// saved programs hold arguments by position. New ones go to the end; the backend is passed by name.
 #pragma once
 
 namespace vt {
@@ -12,6 +13,9 @@ struct Op {
   const char* arguments;
   const char* results;
 };
+
+// An op of this library may be handed over to one of these.
+inline constexpr const char* backends[] = {"cpu", "triton", "torch"};
 
 namespace ops {
 

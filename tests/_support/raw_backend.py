@@ -33,7 +33,7 @@ def running_on(ops: Any) -> contextlib.AbstractContextManager[None]:
     backend = RawBackend(ops)
 
     def implementation(op: Pass) -> Any:
-        return lambda *args: op.run(op.split(args)[0], backend)
+        return lambda *args, **named: op.run(op.call(args), backend)
 
     return on_cpu(implementation)
 

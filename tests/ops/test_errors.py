@@ -4,12 +4,15 @@ Each call is a good one with one argument changed, and others where the rule nee
 argument, what it must be and what it was.
 """
 
+import gc
 import inspect
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
+import vt_fast
 from tests._support import problems
 from vt_fast import backends, functional
 
@@ -386,3 +389,101 @@ def test_the_message_under_autocast_names_the_dtypes_of_the_arguments():
         with torch.autocast(problems.device(), dtype=torch.bfloat16), pytest.raises(TypeError) as caught:
             functional.tokenize(x.to(first), queries.to(second))
         assert str(caught.value) == f"`queries` must have the dtype of `x` ({first}), got {second}"
+
+
+RAW = {"tokenize": (1, False), "project": (False, 1), "project_tokenize": (False, 1, True, False)}
+
+
+def raw_arguments(op):
+    """The arguments of the raw op for a good call."""
+    raw = getattr(torch.ops.vt_fast, op)
+    given, options = good(op), iter(RAW[op])
+    arguments = raw.default._schema.arguments[: -1 - len(_family(raw))]
+    return raw, [given.get(each.name) if "Tensor" in str(each.type) else next(options) for each in arguments]
+
+
+def _family(raw):
+    return [each for each in raw.default._schema.arguments if each.has_default_value()][:-1]
+
+
+@pytest.mark.parametrize("op", OPS.split())
+@pytest.mark.parametrize("name", ["", "backward", "tokenize", "tokenize_cpu", "tokenize_torch", "x" * 3000])
+def test_a_backend_whose_name_completes_that_of_another_op(op, name):
+    """And one that does not; nothing is leaked, since tensors that are not freed are a fault too."""
+    raw, arguments = raw_arguments(op)
+    x = arguments[0]
+    before = x._use_count()
+    for _ in range(3):
+        with pytest.raises((RuntimeError, ValueError), match="`backend` must be None or one of"):
+            raw(*arguments, backend=name)
+        with pytest.raises(ValueError, match="`backend` must be None or one of"):
+            getattr(vt_fast, op)(**good(op) | {"x": x}, backend=name)
+    assert x._use_count() == before
+
+
+def test_a_long_message_is_cut_between_characters():
+    raw, arguments = raw_arguments("tokenize")
+    with pytest.raises((RuntimeError, ValueError), match="`backend` must be None or one of"):
+        raw(*arguments, backend="\N{SNOWMAN}" * 2000)
+
+
+@by_op
+def test_a_refused_call_keeps_nothing_alive(op):
+    arguments = good(op)
+    alive = [weakref.ref(value) for value in arguments.values()]
+    arguments[next(name for name in ("queries", "keys", "lse") if name in arguments)] = t(3, 5, 7, 11, 13)
+    gc.disable()
+    try:
+        with pytest.raises((TypeError, ValueError)):
+            getattr(vt_fast, op)(**arguments)
+        arguments.clear()
+        assert not [each for each in alive if each() is not None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("op", ["tokenize", "project"])
+def test_sizes_that_do_not_fit_into_64_bits(op):
+    rows = {"tokenize": ("queries",), "project": ("keys", "values")}[op]
+    function = getattr(vt_fast, op)
+    with pytest.raises((RuntimeError, ValueError)):
+        function(t(0, 1, 1, 1).expand(0, 1, 2**32, 2**32), *[t(2, 1) for _ in rows])
+    with pytest.raises((RuntimeError, ValueError)):
+        function(t(1, 1, 1), *[t(1, 1).expand(2**62, 1) for _ in rows])
+
+
+def test_a_map_whose_memory_was_freed():
+    """As FSDP frees parameters."""
+    x = t(2, 5, 8)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        vt_fast.tokenize(x, t(4, 8))
+
+
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_raw_ops_check_what_the_functions_never_pass(backend):
+    ops, x, rows = torch.ops.vt_fast, t(2, 5, 8), t(4, 8)
+    with pytest.raises((RuntimeError, ValueError), match="residual"):
+        ops.project(x, rows, rows, None, x, True, 1, backend=backend)
+    with pytest.raises((RuntimeError, ValueError), match="`needs` must have"):
+        ops.project_backward(x, x, rows, rows, None, False, 1, [True, True], backend=backend)
+
+
+def test_undefined_tensors_in_the_place_of_others():
+    ops, x, rows, lse = torch.ops.vt_fast, t(2, 5, 8), t(4, 8), t(2, 4)
+    with pytest.raises((RuntimeError, TypeError)):
+        ops.project_backward(None, x, rows, rows, None, False, 1, [True] * 4)
+    with pytest.raises((RuntimeError, ValueError)):
+        ops.project_tokenize(x, rows, rows, t(), *[None] * 5, False, 1, True, False)
+    for tokens, its_lse in ((t(2, 4, 8, dtype=torch.int64), lse), (t(2, 4, 8), lse > 0)):
+        arguments = (t(2, 4, 8), None, x, rows, None, None, None, tokens, its_lse, 1, [True] * 4)
+        if "cpu" in backends.NATIVE:
+            with pytest.raises(RuntimeError, match="must have the dtype of"):
+                ops.tokenize_backward(*arguments)
+
+
+@pytest.mark.parametrize("op", OPS.split())
+def test_a_backends_own_op_refuses_to_lose_gradients(op):
+    _, arguments = raw_arguments(op)
+    with pytest.raises(RuntimeError, match=f"vt_fast::{op}_torch has no derivative: call vt_fast::{op} with"):
+        getattr(torch.ops.vt_fast, f"{op}_torch")(*arguments)

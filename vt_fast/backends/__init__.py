@@ -11,8 +11,6 @@ import importlib
 import warnings
 from typing import Any, cast
 
-import torch
-
 from vt_fast.backends.contract import Backend, Call, CannotRunError
 from vt_fast.backends.cpu import library
 
@@ -96,5 +94,19 @@ def give_up(name: str, call: Call, error: CannotRunError) -> None:
     )
 
 
-def _kind(name: str, call: Call) -> tuple[str, type[Call], torch.dtype, torch.device]:
-    return name, type(call), call.x.dtype, call.x.device
+def _kind(name: str, call: Call) -> tuple[Any, ...]:
+    """What decides whether a kernel can be compiled and launched: all but the batch and the map's size."""
+    x = call.x
+    channels = 2 if x.dim() == 3 else 1
+    operands = [getattr(call, name, None) for name in ("keys", "values", "queries")]
+    rows = tuple(None if each is None else each.shape[-2:] for each in operands)
+    return (
+        name,
+        type(call),
+        x.dtype,
+        x.device,
+        x.shape[channels],
+        x.stride(channels) == 1,
+        rows,
+        call.num_heads,
+    )

@@ -2,8 +2,8 @@
 
 The public op ``vt_fast::<op>`` has a chooser for each kind of device. It picks a backend when the op runs, so
 that a saved program runs on any installation. On a CPU it is the compiled library's, elsewhere and without
-the library :func:`chooser`. The own op of a backend, ``vt_fast::<op>_<backend>``, has the same arguments but
-``backend``.
+the library :func:`chooser`. A backend's own op, ``vt_fast::<op>_<backend>``, has the same arguments except
+``backend``, and no derivative.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -30,7 +30,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad
 _AFTER_AUTOGRAD = torch._C._after_autograd_keyset
 
-# Whether the table of :mod:`vt_fast.onnx` has been made, so that an export may have it.
+# Whether the table of :mod:`vt_fast.onnx` has been made, so that an export can use it.
 onnx_table_exists = False
 
 Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
@@ -40,9 +40,9 @@ class Pass(NamedTuple):
     """The forward or the backward of an op.
 
     ``arguments`` are the fields of ``record`` as the schema has them. ``family`` are those that follow with
-    defaults: the rest of the op family, refused until it works, but in the schema from the start, since a
-    saved program names all arguments. ``check`` raises for arguments that do not fit, ``run`` calls a
-    backend's function, ``fake`` does so without data.
+    defaults: the rest of the op family, refused until it works, but in the schema from the start, since
+    saved programs hold arguments by position. ``check`` raises for arguments that do not fit, ``run`` calls
+    a backend's function, ``fake`` does so without data.
     """
 
     name: str
@@ -52,37 +52,32 @@ class Pass(NamedTuple):
     run: Callable[[Any, Any], Any]
     fake: Callable[[Any], Any]
     flops: Callable[[Any], int]
-    check: Callable[[Any], None] = lambda call: None
+    check: Callable[[Any], None]
     family: str = ""
 
     def schema(self, backend: str | None = None) -> str:
         """Of the public op, or of a backend's own."""
         arguments = f"{self.arguments}, {self.family}" if self.family else self.arguments
         if backend is None:
-            return f"{self.name}({arguments}, str? backend=None) -> ({self.results})"
+            return f"{self.name}({arguments}, *, str? backend=None) -> ({self.results})"
         return f"{self.name}_{backend}({arguments}) -> ({self.results})"
 
-    def split(self, args: Sequence[Any]) -> tuple[Any, str | None]:
-        """The record and the backend's name. Of what has a default, PyTorch leaves out the last ones.
+    def call(self, args: Sequence[Any]) -> Any:
+        """The record. Of what has a default, PyTorch leaves out the last ones.
 
         Raises:
             ValueError: an argument of the family that does not work yet.
         """
         count = len(self.record._fields)
-        if len(args) == count:
-            return self.record._make(args), None
-        schema = self.overload._schema.arguments[count : len(args)]
-        for argument, value in zip(schema, args[count:], strict=True):
-            if argument.name == "backend":
-                return self.record._make(args[:count]), value
+        for argument, value in zip(self.op()._schema.arguments[count:], args[count:], strict=False):
             if value is not argument.default_value and value != argument.default_value:
                 raise ValueError(f"`{argument.name}` is not supported yet")
-        return self.record._make(args[:count]), None
+        return self.record._make(args[:count])
 
-    @property
-    def overload(self) -> Overload:
-        """The public op."""
-        overload: Overload = getattr(_OPS, self.name).default
+    def op(self, backend: str | None = None) -> Overload:
+        """The public op, or a backend's own."""
+        name = self.name if backend is None else f"{self.name}_{backend}"
+        overload: Overload = getattr(_OPS, name).default
         return overload
 
 
@@ -101,33 +96,62 @@ class DifferentiableOp:
         self.passes = (forward, backward)
         for each in self.passes:
             _define(each)
-        self.raw, self.raw_backward = forward.overload, backward.overload
-        self._apply = _differentiate(forward, save, derivative)
-        _differentiate(backward, lambda ctx, call, results: None, _refusal(self.name))
-        arguments = self.raw._schema.arguments[len(forward.record._fields) : -1]
-        self._defaults = tuple(argument.default_value for argument in arguments)
+        self.raw, self.raw_backward = forward.op(), backward.op()
+        # Called directly, a backend in Python raises what it raises. The chooser in C++ would turn it into a
+        # RuntimeError, be it a KeyboardInterrupt.
+        self._own = {name: forward.op(name) for name in _in_python()}
+        self._own_backward = {name: backward.op(name) for name in _in_python()}
+        self._apply = _differentiate(forward, save, derivative, self._own)
+        _differentiate(backward, lambda ctx, call, results: None, _refusal(self.name), self._own_backward)
 
     def __call__(
         self, call: tuple[Any, ...], backend: str | None, *, plain: bool, differentiable: bool
     ) -> Any:
         """The results. ``plain``: as :func:`plain_eager` says; ``differentiable``: gradients are wanted."""
-        if backend is not None:
-            call = (*call, *self._defaults, backend)
         if not plain:
-            return self.raw(*call)
+            return _called(self.raw, call, backend)
         if differentiable:
-            return self._apply(*call, None)
+            return self._apply(*call, backend, None)
         with _below_autograd():
-            return self.raw(*call)
+            return _called(self.raw, call, backend, self._own)
+
+    def check(self, call: tuple[Any, ...], backend: str | None) -> None:
+        """Raise where an argument does not fit, or the named backend cannot do the call."""
+        forward = self.passes[0]
+        record = forward.record._make(call)
+        forward.check(record)
+        if backend is not None:
+            backends.choose(backend, record)
+
+    def explain(self, call: tuple[Any, ...], backend: str | None) -> None:
+        """:meth:`check` after the op has refused a call: its message stands alone."""
+        try:
+            self.check(call, backend)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise error from None
 
     def call_backward(self, call: tuple[Any, ...], backend: str | None) -> Any:
         """The backward op's results, for use in the derivative."""
-        args = call if backend is None else (*call, backend)
         # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
         if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-            return self.raw_backward(*args)
+            return _called(self.raw_backward, call, backend)
         with _below_autograd():
-            return self.raw_backward(*args)
+            return _called(self.raw_backward, call, backend, self._own_backward)
+
+
+def _in_python() -> list[str]:
+    return [name for name in backends.NAMES if name not in backends.NATIVE]
+
+
+def _called(
+    public: Overload, args: Sequence[Any], backend: str | None, own: Mapping[str, Overload] | None = None
+) -> Any:
+    """Call a public op, or the backend's own op if ``own`` has it."""
+    if backend is None:
+        return public(*args)
+    if own is not None and backend in own:
+        return own[backend](*args)
+    return public(*args, backend=backend)
 
 
 def plain_eager() -> bool:
@@ -161,6 +185,16 @@ def nothing(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
+def check_needs(count: int) -> Callable[[Any], None]:
+    """The check of a backward of so many gradients; its other arguments were a forward's."""
+
+    def check(call: Any) -> None:
+        if len(call.needs) != count:
+            raise ValueError(f"`needs` must have {count} entries, got {len(call.needs)}")
+
+    return check
+
+
 def gradients(parts: Sequence[Tensor | None], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
     """What a backward op returns for small operands: like each of them, None where nothing is needed."""
     return [
@@ -180,28 +214,51 @@ def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> 
 
 
 def _define(op: Pass) -> None:
-    """Register the public op, and the own ops of the backends in Python."""
+    """Register the public op and the backends' own ones: schemas, kernels in Python, fakes, FLOPs."""
     if not backends.NATIVE:
-        _LIBRARY.define(op.schema())
-    for backend in backends.NAMES:
-        if backend not in backends.NATIVE:
+        for backend in (None, *backends.NAMES):
             _LIBRARY.define(op.schema(backend))
-            _LIBRARY.impl(f"{op.name}_{backend}", chooser(op, backend), "CompositeExplicitAutograd")
-        elif not hasattr(_OPS, f"{op.name}_{backend}"):
-            raise ImportError(f"the compiled library has no op {op.name}_{backend}: it is of another version")
+    for backend in _in_python():
+        _LIBRARY.impl(f"{op.name}_{backend}", chooser(op, backend), "CompositeExplicitAutograd")
     _LIBRARY.impl(op.name, chooser(op), "CompositeExplicitAutograd")
 
-    def fake(*args: Any) -> Any:
+    def fake(*args: Any, backend: str | None = None) -> Any:
         check_translated(op.name)
-        call, _ = op.split(args)
+        call = op.call(args)
         op.check(call)
         return op.fake(call)
 
-    torch.library.register_fake(f"vt_fast::{op.name}", fake, lib=_LIBRARY)
-    # The counter passes the output too, which no formula needs.
-    _flop_counter().register_flop_formula(getattr(_OPS, op.name), get_raw=True)(
-        lambda *args, out_val=None: op.flops(op.split(args)[0])
-    )
+    def flops(*args: Any, out_val: Any = None, backend: str | None = None) -> int:
+        return op.flops(op.call(args))
+
+    for backend in (None, *backends.NAMES):
+        try:
+            name = op.op(backend)._schema.name
+        except AttributeError as error:
+            raise ImportError(
+                f"the compiled library is of another version: {error}; run `make native`"
+            ) from None
+        torch.library.register_fake(name, fake, lib=_LIBRARY)
+        # The counter passes the output too, which no formula needs.
+        _flop_counter().register_flop_formula(op.op(backend).overloadpacket, get_raw=True)(flops)
+        if backend is not None:
+            _LIBRARY.impl(
+                f"{op.name}_{backend}", _undifferentiable(op, backend), "Autograd", with_keyset=True
+            )
+
+
+def _undifferentiable(op: Pass, backend: str) -> Callable[..., Any]:
+    own = op.op(backend)
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args)):
+            raise RuntimeError(
+                f"vt_fast::{op.name}_{backend} has no derivative: call vt_fast::{op.name} with "
+                f'backend="{backend}"'
+            )
+        return own.redispatch(keyset & _AFTER_AUTOGRAD, *args)
+
+    return kernel
 
 
 def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
@@ -210,15 +267,12 @@ def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
     ``only``: what the own op of this backend does, which must be in Python.
     """
     own = {
-        backend: getattr(_OPS, f"{op.name}_{backend}").default
-        if backend in backends.NATIVE
-        else functools.partial(_run, op, backend)
+        backend: op.op(backend) if backend in backends.NATIVE else functools.partial(_run, op, backend)
         for backend in backends.NAMES
     }
 
-    def choose(*args: Any) -> Any:
-        call, backend = op.split(args)
-        backend = only or backend
+    def choose(*args: Any, backend: str | None = only) -> Any:
+        call = op.call(args)
         op.check(call)
         while True:
             name = backends.choose(backend, call)
@@ -253,25 +307,32 @@ def _flop_counter() -> Any:
 
 
 def _differentiate(
-    op: Pass, save: Callable[[Any, Any, Any], None], derivative: Callable[..., tuple[Any, ...]]
+    op: Pass,
+    save: Callable[[Any, Any, Any], None],
+    derivative: Callable[..., tuple[Any, ...]],
+    own: Mapping[str, Overload],
 ) -> Callable[..., Any]:
-    """Make an op differentiable, and return what eager mode calls: it takes the op's arguments and None.
+    """Make an op differentiable. Returns what eager mode calls: it takes the op's arguments, backend, None.
 
     Both use the C++ part of ``Function.apply`` alone. Its Python part costs more than the rest of a call, and
     refuses function transforms in an autograd kernel, where they have already been dealt with.
     """
-    raw, count = op.overload, len(op.record._fields)
+    raw = op.op()
+
+    def redispatched(keyset: Any, args: Sequence[Any], backend: str | None) -> Any:
+        given = {} if backend is None else {"backend": backend}
+        return raw.redispatch(keyset & _AFTER_AUTOGRAD, *args, **given)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        keyset, args = args[-1], args[:-1]
+        args, backend, keyset = args[:-2], *args[-2:]
         if keyset is None:
             with _below_autograd():
-                results = raw(*args)
+                results = _called(raw, args, backend, own)
         else:
             # A transform's outer levels are differentiated inside; Function.apply has turned that off.
             with torch.enable_grad(), _below_autograd():
-                results = raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
-        ctx.backend = args[-1] if len(args) > count else None
+                results = redispatched(keyset, args, backend)
+        ctx.backend = backend
         save(ctx, args, results)
         return results
 
@@ -288,12 +349,12 @@ def _differentiate(
     )
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
-    def kernel(keyset: Any, *args: Any) -> Any:
+    def kernel(keyset: Any, *args: Any, backend: str | None = None) -> Any:
         if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and _any_requires_grad(*args)):
             with enable_single_level_autograd_function():
-                return apply(*args, keyset)
+                return apply(*args, backend, keyset)
         with _below_autograd():
-            return raw.redispatch(keyset & _AFTER_AUTOGRAD, *args)
+            return redispatched(keyset, args, backend)
 
     _LIBRARY.impl(op.name, kernel, "Autograd", with_keyset=True)
     return apply

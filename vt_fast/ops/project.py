@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from vt_fast import checks
-from vt_fast.backends.contract import Backend, Project, ProjectBackward
+from vt_fast.backends.contract import Backend, Project, ProjectBackward, ProjectTokenize
 from vt_fast.layout import empty_map_like, pixel_count
-from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients
+from vt_fast.ops.library import DifferentiableOp, Pass, check_needs, fake_gradients, gradients
+
+
+def check_residual(call: Project | ProjectTokenize) -> None:
+    """Raise ValueError for two residuals, which only a raw op can be given."""
+    if call.residual_is_input and call.residual is not None:
+        raise ValueError("`residual` must be None where `residual_is_input` is True, got a tensor")
 
 
 def _check(call: Project) -> None:
     checks.feature_map("x", call.x)
+    check_residual(call)
     residual = call.x if call.residual_is_input else call.residual
     checks.project(call.x, call.keys, call.values, call.num_heads, call.token_bias, residual)
 
@@ -89,6 +96,7 @@ PROJECT = DifferentiableOp(
         run=_backward,
         fake=_backward_fake,
         flops=_backward_flops,
+        check=check_needs(4),
     ),
     save=_save,
     derivative=_derivative,

@@ -10,13 +10,14 @@ from torch import Tensor
 from vt_fast import checks
 from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
 from vt_fast.layout import empty_map_like
-from vt_fast.ops.library import DifferentiableOp, Pass, fake_gradients, gradients, nothing
-from vt_fast.ops.project import spreading_products
+from vt_fast.ops.library import DifferentiableOp, Pass, check_needs, fake_gradients, gradients, nothing
+from vt_fast.ops.project import check_residual, spreading_products
 from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
 
 
 def _check(call: ProjectTokenize) -> None:
     checks.feature_map("x", call.x)
+    check_residual(call)
     checks.project_tokenize(
         call.x,
         call.keys,
@@ -78,11 +79,11 @@ def _backward_flops(call: ProjectTokenizeBackward) -> int:
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
-    ctx.residual_is_input, ctx.num_heads, return_map = args[9:12]
+    ctx.residual_is_input, ctx.num_heads, return_map, keep_exact = args[9:13]
     y, tokens, exact, lse = results
     ctx.mark_non_differentiable(exact, *([] if return_map else [y]))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*args[:9], exact if exact.numel() else tokens, lse)
+    ctx.save_for_backward(*args[:9], exact if keep_exact and exact.dtype != tokens.dtype else tokens, lse)
 
 
 def _derivative(
@@ -130,6 +131,7 @@ PROJECT_TOKENIZE = DifferentiableOp(
         run=_backward,
         fake=_backward_fake,
         flops=_backward_flops,
+        check=check_needs(8),
     ),
     save=_save,
     derivative=_derivative,

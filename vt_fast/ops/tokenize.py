@@ -13,6 +13,7 @@ from vt_fast.layout import channel_count, pixel_count
 from vt_fast.ops.library import (
     DifferentiableOp,
     Pass,
+    check_needs,
     fake_gradients,
     gradients,
     nothing,
@@ -91,7 +92,7 @@ def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     tokens, exact, lse = results
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*args[:5], exact if exact.numel() else tokens, lse)
+    ctx.save_for_backward(*args[:5], exact if args[6] and exact.dtype != tokens.dtype else tokens, lse)
     ctx.num_heads = args[5]
 
 
@@ -132,6 +133,7 @@ TOKENIZE = DifferentiableOp(
         run=_backward,
         fake=_backward_fake,
         flops=_backward_flops,
+        check=check_needs(4),
     ),
     save=_save,
     derivative=_derivative,

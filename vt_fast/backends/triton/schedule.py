@@ -232,6 +232,9 @@ Observer: TypeAlias = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str,
 
 _observer: Replaceable[Observer | None] = Replaceable(None)
 
+# Errors that no other kernel would be spared. An earlier launch may have caused the second one.
+_OF_THE_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on the current stream; all launches go through here. An empty grid launches nothing.
@@ -247,7 +250,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     try:
         kernel[grid](*arguments, **constants)
-    except (OutOfResources, torch.OutOfMemoryError):
+    except (OutOfResources, *_OF_THE_DEVICE):
         raise
     except Exception as error:  # compilers, drivers and files raise errors of all kinds
         name = kernel.fn.__name__
