@@ -98,6 +98,31 @@ def test_compiled_ops_and_gradients(call, what):
         assert_same(*solutions)
 
 
+@pytest.mark.parametrize("how", ["16 bits", "autocast"])
+def test_exported_ops_in_16_bits(how):
+    """Tokens are kept unrounded for the backward there."""
+    dtype = torch.bfloat16 if how == "16 bits" else torch.float32
+    x, keep = torch.randn(5, 8, 4, 3, dtype=dtype), torch.arange(5) % 2 == 0
+    rows = torch.randn(4, 8, dtype=dtype, requires_grad=True)
+
+    class Kept(torch.nn.Module):
+        def forward(self, x, keep):
+            with torch.autocast("cpu", enabled=how == "autocast"):
+                kept = x[keep]
+                y, tokens = vt_fast.project_tokenize(kept, rows, rows, rows, residual=kept)
+                return y, tokens, vt_fast.tokenize(kept, rows)
+
+    exported = torch.export.export(Kept(), (x, keep)).module()
+    compiled = torch.compile(Kept(), fullgraph=True, backend="aot_eager")
+    for kept in (keep, ~keep):
+        expected = Kept()(x, kept)
+        assert_same(exported(x, kept), expected)
+        found = compiled(x, kept)
+        assert_same(found, expected)
+        grads = [torch.autograd.grad(sum(y.sum() for y in results), rows)[0] for results in (found, expected)]
+        assert torch.equal(*grads)
+
+
 class KeptTokens(torch.nn.Module):
     def forward(self, x, tokens, keep):
         kept = tokens[:, keep]

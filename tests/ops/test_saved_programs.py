@@ -213,5 +213,5 @@ torch.save(torch._inductor.aoti_load_package({str(path)!r})(x), {str(out)!r})
 """
     done = run_elsewhere(code)
     assert done.returncode == 0, done.stderr
-    for found, expected in zip(torch.load(out), solution(), strict=False):
+    for found, expected in zip(torch.load(out), solution()[:3], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -111,6 +111,34 @@ def test_nothing_is_lost_below_a_transform():
     compare(torch.autograd.grad(value.sum(), queries), torch.autograd.grad(expected.sum(), queries))
 
 
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_tokens_are_kept_unrounded_below_a_transform(op):
+    """In 16 bits the backward starts from them; the gradient is that without the transform."""
+    rows = torch.randn(4, 8, dtype=torch.bfloat16)
+    x = torch.randn(2, 35, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    def function(x):
+        if op == "tokenize":
+            return vt_fast.tokenize(x, rows)
+        return vt_fast.project_tokenize(x, rows, rows, rows, return_map=False)[1]
+
+    mapped = torch.func.vmap(lambda x: function(x[None])[0])(x)
+    weights = torch.randn_like(mapped)
+    (expected,) = torch.autograd.grad(function(x), x, weights)
+    assert torch.equal(torch.autograd.grad(mapped, x, weights)[0], expected)
+
+
+def test_a_graph_of_torch_fx_keeps_unrounded_tokens():
+    rows, weights = torch.randn(2, 4, 8, dtype=torch.bfloat16)
+    x = torch.randn(1, 35, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    def function(x):
+        return vt_fast.tokenize(x, rows)
+
+    results = [f(x) for f in (torch.fx.symbolic_trace(function), function)]
+    assert torch.equal(*(torch.autograd.grad(result, x, weights[None])[0] for result in results))
+
+
 def test_a_transform_within_no_grad():
     x, queries = torch.randn(2, 35, 8, dtype=widest()), torch.randn(4, 8, dtype=widest())
     with torch.no_grad():
