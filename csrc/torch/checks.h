@@ -1,4 +1,4 @@
-// Checks of an op's arguments in one pass. What passes in vt_fast/checks.py passes here and the reverse:
+// Checks of an op's arguments in one pass. What passes in vt_fast/checks.py passes here, and vice versa:
 // Python calls the op at once, and asks checks.py for a better message if it is refused.
 #pragma once
 
