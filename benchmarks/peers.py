@@ -32,7 +32,6 @@ from torch.nn.attention.flex_attention import flex_attention
 import vt_fast
 from benchmarks import attention
 from benchmarks.attention import EAGER, FOLDED, PACKAGES, TRANSPOSED, Code, Results, by, by_package, sdpa
-from benchmarks.inputs import sizes, stack_code
 from benchmarks.processes import UsageError
 from benchmarks.results import BACKEND, OURS, PEER
 from benchmarks.shapes import LAYOUTS, OPS, STACK, Case
@@ -40,7 +39,7 @@ from vt_fast import backends
 from vt_fast.backends.contract import Tokenize
 
 # Its error in the same dtype is the measure of all others': it works on the very operands that ours gets.
-YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded", STACK: "eager"}
+YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded"}
 _ANY = ("cpu", "cuda")
 _AUTOTUNE = "autotune "
 
@@ -149,12 +148,15 @@ def listing() -> Iterator[str]:
     yield from ("tokenize in chunks: eager", "tokenize in chunks: eager in chunks", f"{STACK}: eager")
 
 
-def usable_backends(device: torch.device | str = "cpu") -> list[str]:
-    """The backends that can run here on tensors of the device, ours first."""
+def usable_backends(device: torch.device | str = "cpu") -> dict[str, Contender]:
+    """The backends that can run here on tensors of the device, as contenders; the first one is ours."""
     x = torch.empty(1, 1, 16, device=device)
     probe = Tokenize(x, x[0], None, None, None, 1, False)
     found = [name for name, reason in backends.report() if reason is None]
-    return [name for name in found if backends.load(name).refuses(probe) is None]
+    found = [name for name in found if backends.load(name).refuses(probe) is None]
+    return {
+        name: Contender(f"vt_fast {name}", BACKEND if index else OURS) for index, name in enumerate(found)
+    }
 
 
 def operands_of(op: str, *, dense: bool = False) -> tuple[str, ...]:
@@ -173,16 +175,14 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
 
     The yardstick is always there, because none passes the gate without it; unwanted, it is not timed.
     """
-    op, yardstick = case.op, YARDSTICKS[case.op]
+    op, yardstick, operands = case.op, YARDSTICKS[case.op], operands_of(case.op)
+    absent = attention.absent(device.type == "cuda")
     peers = [
-        peer for peer in PEERS.get(op, ()) if device.type in peer.devices and case.layout in peer.layouts
+        peer
+        for peer in PEERS[op]
+        if device.type in peer.devices and case.layout in peer.layouts and peer.name not in absent
     ]
-    peers = [peer for peer in peers if peer.name not in attention.absent(device.type == "cuda")]
-    operands = operands_of(op)
-    if op == STACK:
-        operands = tuple(sizes(case)[0])
-        peers = [Peer(yardstick, stack_code(case, case.dtype, "reference", device))]
-    elif case.parts is not None:
+    if case.parts is not None:
         peers = [peer for peer in peers if peer.name == yardstick]
         peers.append(Peer("eager in chunks", in_chunks(_eager_part, _merge, case.parts)))
     found = []
@@ -191,22 +191,15 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
         if listed or peer.name == yardstick:
             contender = Contender(peer.name, PEER, peer.compiled is not None, listed)
             function = peer.code if peer.compiled is None else peer.compiled()
-            dense = op != STACK and peer.name.endswith("eager")
-            taken = operands_of(op, dense=True) if dense else operands
+            taken = operands_of(op, dense=peer.name.endswith("eager"))
             found.append(Entrant(contender, function, taken, peer.code))
-    mine = [(backend, ours(case, backend, device)) for backend in usable_backends(device)]
-    roles = [OURS, *[BACKEND] * len(mine)]
-    found[1:1] = [
-        Entrant(Contender(f"vt_fast {name}", role), code, operands, code)
-        for role, (name, code) in zip(roles, mine, strict=False)
-    ]
+    mine = [(contender, ours(case, name)) for name, contender in usable_backends(device).items()]
+    found[1:1] = [Entrant(contender, code, operands, code) for contender, code in mine]
     return found
 
 
-def ours(case: Case, backend: str, device: torch.device | str = "cpu") -> Code:
+def ours(case: Case, backend: str) -> Code:
     """A case by vt_fast in one backend, as a function of the operands."""
-    if case.op == STACK:
-        return stack_code(case, case.dtype, backend, device)
     if case.parts is not None:
         part: Any = partial(vt_fast.tokenize, return_stats=True, backend=backend)
         return in_chunks(part, lambda *parts: vt_fast.merge(*parts)[0], case.parts)

@@ -1,26 +1,46 @@
-"""Ops, stacks, and maps in chunks as problems for :mod:`benchmarks.runner`."""
+"""Ops, maps in chunks, and stacks of modules as problems for :mod:`benchmarks.runner`."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import check, memory, peers, roofline
 from benchmarks.check import Gate, Judgement, Truth
 from benchmarks.devices import Device
-from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes, stack_code
+from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes
+from benchmarks.modules import Comparison, ModuleProblem, Side
 from benchmarks.peers import Contender, Entrant
 from benchmarks.shapes import FORWARD, PASSES, STACK, Case
+from vt_fast.nn import VisualTransformerStack, set_backend
 
 
-def problem(spec: dict[str, Any], device: Device) -> OpProblem:
+def problem(spec: dict[str, Any], device: Device) -> OpProblem | ModuleProblem:
     """By a :meth:`benchmarks.shapes.Case.spec`."""
-    return OpProblem(Case.of(spec), device.torch_device, spec["peers"], spec["passes"])
+    case = Case.of(spec)
+    if case.op != STACK:
+        return OpProblem(case, device.torch_device, spec["peers"], spec["passes"])
+    backends = peers.usable_backends(device.torch_device)
+    sides = {"eager": Side(partial(_stack, case, "reference"))}
+    sides |= {each.name: Side(partial(_stack, case, name), role=each.role) for name, each in backends.items()}
+    batch, height, width, channels, _ = case.shape
+    comparison = Comparison(sides, [(batch, channels, height, width)])
+    return ModuleProblem(comparison, {"mode": STACK, **case.fields}, {**spec, "quick": False}, device)
+
+
+def _stack(case: Case, backend: str) -> nn.Module:
+    """Three modules or so, whose value and key convolutions are in groups of 64 channels."""
+    channels = case.shape.channels
+    width = min(64, channels)
+    stack = VisualTransformerStack(channels, case.parts or 3, num_tokens=case.shape.tokens, group_width=width)
+    set_backend(stack, backend)
+    return stack
 
 
 class _Numbers(NamedTuple):
@@ -36,16 +56,11 @@ _kept: dict[Case, _Numbers] = {}
 
 def _numbers(case: Case, device: torch.device) -> _Numbers:
     """Those of the last case are kept, because both layouts and all chunks have the same."""
-    key = case._replace(layout="", parts=case.parts if case.op == STACK else None)
+    key = case._replace(layout="", parts=None)
     if key not in _kept:
         _kept.clear()  # the old ones must go before the new ones come
         operands, arriving = draw(case, device)
-        if case.op == STACK:
-            reference = stack_code(case, "fp64", "reference", device)
-            truth = check.solve_plainly(reference, operands, arriving)
-        else:
-            truth = check.solve(case.op, operands, arriving)
-        _kept[key] = _Numbers(operands, arriving, truth)
+        _kept[key] = _Numbers(operands, arriving, check.solve(case.op, operands, arriving))
     return _kept[key]
 
 
@@ -61,9 +76,7 @@ class OpProblem:
     ) -> None:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
         self.case, self.passes, self.label = case, passes, case.label
-        mode = STACK if case.op == STACK else "ops"
-        self.fields = {"mode": mode, "case": case.job, "shape": case.shape.label}
-        self.fields |= {"dtype": case.dtype, "layout": case.layout}
+        self.fields = {"mode": "ops", **case.fields}
         self.entrants = peers.entrants(case, wanted, device)
         self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
         self._given, self._results = sizes(case)
@@ -96,16 +109,14 @@ class OpProblem:
         """Hold all results and gradients against the truth."""
         truth = self._laid_out().truth
         names = [*self._results, *(f"d{name}" for name in self._entrant(contender).operands)]
-        found = check.errors(self.case, truth, zip(names, values, strict=False))
+        found = check.errors(truth, zip(names, values, strict=False))
         if which not in self._gates:
             first = contender == self.contenders[0]
-            self._gates[which] = Gate.make(self.case, truth, found if first else None)
+            self._gates[which] = check.op_gate(self.case, truth, found if first else None)
         return self._gates[which].judge(found, contender.role)
 
     def work(self, which: str) -> Sequence[roofline.Work]:
-        """Compulsory bytes and FLOPs of an op; a stack has no floor."""
-        if self.case.op == STACK:
-            return ()
+        """Compulsory bytes and FLOPs."""
         return roofline.op_work(self.case.op, which, *self.case.shape.sizes, self._itemsize)
 
     def flops(self, contender: Contender, which: str) -> int | None:

@@ -79,6 +79,11 @@ class Case(NamedTuple):
         """All of it."""
         return f"{self.job} {self.shape.label} {self.dtype} {self.layout}"
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What its rows have by the names of :class:`benchmarks.results.Row`."""
+        return {"case": self.job, "shape": self.shape.label, "dtype": self.dtype, "layout": self.layout}
+
     def spec(
         self, peers: Sequence[str] | None = None, passes: Sequence[str] = PASSES, **fields: str
     ) -> dict[str, Any]:

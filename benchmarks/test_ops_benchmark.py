@@ -18,9 +18,9 @@ import pytest
 
 from benchmarks import peers, shapes
 from benchmarks.devices import Device
-from benchmarks.problems import OpProblem
+from benchmarks.problems import problem
 from benchmarks.results import OK, SKIPPED, UNAVAILABLE
-from benchmarks.runner import Entry, Measurement
+from benchmarks.runner import Entry, Measurement, Problem
 from benchmarks.shapes import PASSES, Case, Shape
 from benchmarks.timing import QUICK
 
@@ -31,8 +31,8 @@ _FEW = (shapes.QUICK_SHAPES[1], Shape(1, 14, 14, 256, 16))
 
 
 @lru_cache(maxsize=1)
-def _problem(case: Case) -> OpProblem:
-    return OpProblem(case, Device().torch_device, peers.names("cpu", plain=not _EVERYTHING))
+def _problem(case: Case) -> Problem:
+    return problem(case.spec(peers.names("cpu", plain=not _EVERYTHING)), Device())
 
 
 @lru_cache(maxsize=1)

@@ -10,10 +10,11 @@ from torch import nn
 import vt_fast
 from benchmarks import layers, networks
 from benchmarks.devices import Device
-from benchmarks.modules import BOTH, INFERENCE, TRAINING, ModuleProblem, Side, paper
+from benchmarks.modules import INFERENCE, TRAINING, ModuleProblem, Side, paper
 from benchmarks.processes import messages
 from benchmarks.results import OK, OURS, UNAVAILABLE, WRONG
 from benchmarks.runner import Measurement
+from benchmarks.shapes import BOTH
 from benchmarks.timing import QUICK
 from vt_fast.nn import VisualTransformerStack
 
