@@ -130,34 +130,6 @@ def by_series(data: DataFrame) -> Iterator[tuple[str, DataFrame]]:
         yield name, data.loc[values.index].assign(**{name: values})
 
 
-def _floors(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
-    found = data[data.role == OURS].dropna(subset="over_floor")
-    if found.empty:
-        return
-    places = list(found["where"].unique())
-    lines = list(found.groupby(["case", "which"], sort=False).groups)
-    groups = list(found.groupby("dtype", sort=False))
-    figure, panels = _grid(len(groups), 2, 4.5, 0.42 * len(lines) + 0.5, share=True)
-    for panel, (dtype, part) in zip(panels, groups, strict=True):
-        for (case, which, where), strip in part.groupby(["case", "which", "where"], sort=False):
-            line = lines.index((case, which))
-            for step, row in enumerate(strip.itertuples()):
-                at = line + _offset(places, where, 0.72) + 0.26 * (step / len(strip) - 0.4)
-                _dot(panel, row.over_floor, at, "o", _tone(places.index(where)), row)
-            limit = target(row)
-            if limit is not None:
-                panel.plot([limit, limit], [line - 0.5, line + 0.5], "--", color=_RED, linewidth=1.2)
-        panel.set_title(dtype)
-        _categories(panel, ["\n".join(line) for line in lines])
-    _ratios(figure, panels, "our time / floor")
-    _legend(figure, {where: (_tone(index), "o", 1.0) for index, where in enumerate(places) if where})
-    caption = (
-        "Each point is a cell; the floor, at 1, is the least time that its bytes or its FLOPs take on this "
-        "machine. Dashed: the target. Hollow: NCHW."
-    )
-    yield Drawing("floor", "Against the floor", caption, figure)
-
-
 def _rooflines(data: DataFrame, ceilings: DataFrame) -> Iterator[Drawing]:
     found = data[data.role == OURS].dropna(subset="over_floor")
     if found.empty or ceilings.empty:
@@ -321,7 +293,6 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
 
 
 _MAKERS: Sequence[tuple[str, Callable[[DataFrame, DataFrame], Iterator[Drawing]]]] = (
-    ("ops", _floors),
     ("ops", _rooflines),
     ("layers", _layers),
     ("scaling", _curves),
@@ -363,15 +334,6 @@ def _categories(panel: Axes, names: Sequence[str]) -> None:
     panel.grid(axis="x", alpha=0.6)
 
 
-def _ratios(figure: Figure, panels: Sequence[Axes], label: str) -> None:
-    """A logarithmic axis of ratios, with a line at 1."""
-    for panel in panels:
-        panel.axvline(1.0, color=_INK, linewidth=1.2)
-    panels[0].set_xscale("log")
-    _plain(panels[0].xaxis)
-    figure.supxlabel(label, fontsize=9)
-
-
 def _plain(axis: Any, unit: float = 1.0) -> None:
     """Plain numbers at the ticks of a logarithmic axis, more of them where the range is short."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -392,11 +354,6 @@ def _beside(panel: Axes, x: float, y: float, text: str, **style: Any) -> Any:
     """Text to the right of a point; returns it."""
     style = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5, **style}
     return panel.annotate(text, (x, y), **style)
-
-
-def _offset(places: Sequence[str], where: str, width: float) -> float:
-    """How far below the middle of its line something is drawn, if each place has its share of the width."""
-    return (places.index(where) - (len(places) - 1) / 2) * width / len(places)
 
 
 def _tone(index: int) -> str:

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from benchmarks import overhead, scaling, shapes
-from benchmarks.processes import Plan, UsageError, messages
+from benchmarks.processes import Message, UsageError, messages
 from benchmarks.results import FAILED, OK, OURS, SKIPPED
 from benchmarks.shapes import OPS, STACK, Case
 
@@ -93,24 +93,25 @@ def test_first_calls_of_fresh_processes(monkeypatch):
     assert {(row.role, row.status, row.rounds) for row in rows.values()} == {(OURS, OK, 1)}
     assert rows["import torch"].median > rows["second call"].median > 0
     monkeypatch.setitem(overhead._FIRST, "vt_fast nothing", "backend")
-    wrong = Plan(problems=[{"contender": "vt_fast nothing", "dtype": "fp32"}], cpus=[0], quick=True)
-    (row,) = [row for message in overhead.work(wrong) for row in message.rows]
-    assert row.status == FAILED
-    assert "KeyError" in row.reason
+    first.problems[0]["contender"] = "vt_fast nothing"
+    (row,) = [row for message in overhead.work(first) for row in message.rows]
+    assert (row.status, row.reason) == (FAILED, "its process ended with status 1")
 
 
 def test_compilers_begin_with_empty_caches(monkeypatch):
-    made = []
+    folders = []
 
-    def rows(words, caches, count, fields):
-        made.append((words[0], fields["case"], count, tuple(caches.values())))
-        return iter(())
+    def fresh(plan):
+        folders.append(overhead.os.environ["TRITON_CACHE_DIR"])
+        yield Message(facts={"seconds": {"first call": 1.0}})
 
-    monkeypatch.setattr(overhead, "_rows", rows)
+    monkeypatch.setattr(overhead, "messages", fresh)
     (_, plan) = plans(overhead, quick=False)
-    list(overhead.work(plan))
-    *others, cold, warm = made
-    assert [name for name, *_ in others] == ["vt_fast", "vt_fast torch", "eager", "sdpa"]
-    assert cold[:3] == ("compile eager", "first call of tokenize, empty caches", 1)
-    assert warm[:3] == ("compile eager", "first call of tokenize", overhead._PROCESSES)
-    assert cold[3] == warm[3]
+    rows = [row for message in overhead.work(plan) for row in message.rows]
+    assert [row.contender for row in rows[:-2]] == ["vt_fast", "vt_fast torch", "eager", "sdpa"]
+    assert [(row.contender, row.case, row.rounds) for row in rows[-2:]] == [
+        ("compile eager", "first call of tokenize, empty caches", 1),
+        ("compile eager", "first call of tokenize", overhead._PROCESSES),
+    ]
+    assert len(set(folders)) == len(plan.problems)
+    assert len(set(folders[-1 - overhead._PROCESSES :])) == 1
