@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.results import FAILED, OK, UNAVAILABLE, WRONG
 from benchmarks.roofline import Ceilings, cpu_ceilings, gpu_ceilings
-from benchmarks.timing import Budget, interleaved, quantiles, wall_clock
+from benchmarks.timing import Budget, interleaved, wall_clock
 
 Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
 # Name of a call and what it computed when it was repeated: a complaint, or None.
@@ -24,7 +24,7 @@ ClockName: TypeAlias = Literal["wall", "graph", "calls"]
 # that the call waits in the queue when the reading ends, however long it took to put it there.
 _FLUSH_BYTES, _FLUSH_CACHES, _FLUSH_READS = 1 << 28, 3, 3
 _WARM_UP_SECONDS, _WARM_UP_SIDE = 0.1, 2048
-_PLAIN_ROUNDS, _LAUNCHES = 7, 50
+_PLAIN_ROUNDS = 7
 
 
 class Times(NamedTuple):
@@ -38,15 +38,14 @@ class Times(NamedTuple):
 class Device:
     """The CPU; or the host of a GPU, where ``repeat`` is given: what it costs to ask the GPU for a call.
 
-    ``clock_name``: of the clock whose times count. ``large_map``: bytes of a map from which on it matters
-    what memory an earlier case has left behind. ``settles``: the first call of a function takes memory for
-    good, which must not be counted as its own.
+    ``large_map``: bytes of a map from which on it matters what memory an earlier case has left behind.
+    ``settles``: the first call of a function takes memory for good, which must not be counted as its own.
 
     Args:
         cpus: one thread runs on each of them; by default all that the process may use.
         repeat: the clock takes the mean of so many calls in a row, which are over before one could read it.
-            On a GPU they wait in the queue, and the device is waited for once, at the end; so where its work
-            takes longer than asking for it, the time is that of the work.
+            A GPU is waited for once, at the end; where its work takes longer than asking for it, the time is
+            that of the work.
         name: "cpu" or "cuda:N".
     """
 
@@ -94,10 +93,6 @@ class Device:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-    def facts(self) -> dict[str, Any]:
-        """What is to be said of the device in a result file."""
-        return {}
 
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
@@ -161,18 +156,6 @@ class Gpu(Device):
         gc.collect()
         self.cuda.empty_cache()
 
-    def facts(self) -> dict[str, Any]:
-        """``launch_seconds``: of a graph that sets one number, a part of each time that is no work."""
-        number = torch.zeros(1, device=self.torch_device)
-        captures = Captures(self.cuda)
-        try:
-            replay, _ = captures.capture(lambda: (number.fill_(1.0),))
-            return {"launch_seconds": quantiles([self.clock(replay) for _ in range(_LAUNCHES)]).median}
-        except Exception as error:  # everything is then timed by plain calls
-            return {"problems": [f"nothing can be captured as a graph: {cause(error)}"]}
-        finally:
-            captures.close()
-
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
     ) -> dict[ClockName, dict[str, Times]]:
@@ -205,16 +188,17 @@ class Gpu(Device):
         replays.clear()
         captures.close()
         plain: dict[str, Times] = {}
-        those = {name: call for name, call in calls.items() if graphs[name].status != WRONG}
-        for name, call in those.items():
-            try:
-                call()  # asks for memory again
-            except Exception as error:
-                plain[name] = Times([], FAILED, cause(error))
+        works: dict[str, Call] = {}
+        for name, call in calls.items():
+            if graphs[name].status != WRONG:
+                try:
+                    call()  # asks for memory again
+                    works[name] = call
+                except Exception as error:
+                    plain[name] = Times([], FAILED, cause(error))
         rounds = min(_PLAIN_ROUNDS, budget.least)
         few = budget._replace(seconds=0.0, least=rounds, most=rounds)
-        those = {name: call for name, call in those.items() if name not in plain}
-        timed = interleaved(those, few, clock=self.clock, **rules)
+        timed = interleaved(works, few, clock=self.clock, **rules)
         return {"graph": graphs, "calls": plain | {name: Times(seconds) for name, seconds in timed.items()}}
 
 

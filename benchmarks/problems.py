@@ -177,7 +177,8 @@ def prepare(specs: Sequence[dict[str, Any]], device: torch.device) -> None:
 
     start = time.monotonic()
     with ahead.Ahead(ahead.current_target(), ahead.processes()) as compilers:
-        wanted = [each for spec in specs for each in requests(Case.of(spec), spec["passes"], device)]
+        those = [(Case.of(spec), spec["passes"]) for spec in specs if spec["kind"] == "op"]
+        wanted = [each for case, passes in those for each in requests(case, passes, device)]
         failed = len(ahead.finished(compilers.compile(wanted)))
     text = f"compiled {len(wanted)} launches ahead in {time.monotonic() - start:.0f} s, {failed} failed"
     print(text, file=sys.stderr, flush=True)

@@ -73,12 +73,6 @@ def test_a_plain_call_that_fails_after_the_graphs_ends_no_cell(monkeypatch):
     assert len(found["calls"]["good"].seconds) == 3
 
 
-def test_what_a_launch_takes_is_a_fact(monkeypatch):
-    assert standin.gpu(monkeypatch)[0].facts()["launch_seconds"] > 0
-    (problem,) = standin.gpu(monkeypatch, lambda number: True)[0].facts()["problems"]
-    assert problem.startswith("nothing can be captured as a graph")
-
-
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
