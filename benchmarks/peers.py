@@ -20,6 +20,7 @@ wants are its own cost. All of its operands (:func:`benchmarks.inputs.draw`) get
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -44,26 +45,23 @@ _ANY = ("cpu", "cuda")
 _AUTOTUNE = "autotune "
 
 
-class Contender(NamedTuple):
-    """One that takes part in a case.
-
-    ``role``: results.OURS, BACKEND or PEER. ``compiled``: its first call compiles, which is limited in time.
-    ``timed``: False for a yardstick that was not asked for; it is checked and not timed.
-    """
+@dataclass
+class Contender:
+    """One that takes part in a case. ``role`` is one of :mod:`benchmarks.results`."""
 
     name: str
     role: str
-    compiled: bool = False
-    timed: bool = True
+    compiled: bool = False  # its first call compiles, which is limited in time
+    timed: bool = True  # False for a yardstick that was not asked for; it is checked and not timed
 
 
-class Entrant(NamedTuple):
-    """A contender's function, its operands, and the code that memory and FLOPs are counted of."""
+@dataclass
+class Entrant(Contender):
+    """A contender in an op: its function, operands, and the code that memory and FLOPs are counted of."""
 
-    contender: Contender
-    function: Code
-    operands: tuple[str, ...]
-    plain: Code
+    function: Code = field(kw_only=True)
+    operands: tuple[str, ...] = field(kw_only=True)
+    plain: Code = field(kw_only=True)
 
 
 class Peer(NamedTuple):
@@ -92,7 +90,8 @@ def _peers(op: str) -> Iterator[Peer]:
         yield Peer(f"compile {name}", code, _compiled(code), few.get(name, LAYOUTS))
     if op != "project_tokenize":  # two compiled FlexAttentions in one op take very long
         counted = by(sdpa()).code(op)  # FlexAttention takes no fake tensors
-        yield Peer("compile flex", counted, partial(_flex_on_cpu, op), devices=("cpu",))
+        compiled = partial(torch.compile, flex_attention, fullgraph=True, dynamic=False)
+        yield Peer("compile flex", counted, lambda: by(attention.flex(compiled())).code(op), devices=("cpu",))
         yield Peer("compile flex", counted, _compiled(by(attention.flex()).code(op)), devices=("cuda",))
     for name, code in written.items():
         tuned = _compiled(code, "max-autotune-no-cudagraphs")
@@ -103,10 +102,6 @@ def _compiled(code: Code, mode: str | None = None) -> Callable[[], Code]:
     # Dynamo counts what it has compiled, and looks for it, by code object, which the styles share.
     own = FunctionType(code.__code__.replace(), code.__globals__, closure=code.__closure__)
     return partial(torch.compile, own, fullgraph=True, dynamic=False, mode=mode)
-
-
-def _flex_on_cpu(op: str) -> Code:
-    return by(attention.flex(torch.compile(flex_attention, fullgraph=True, dynamic=False))).code(op)
 
 
 PEERS: dict[str, tuple[Peer, ...]] = {op: tuple(_peers(op)) for op in OPS}
@@ -148,15 +143,13 @@ def listing() -> Iterator[str]:
     yield from ("tokenize in chunks: eager", "tokenize in chunks: eager in chunks", f"{STACK}: eager")
 
 
-def usable_backends(device: torch.device | str = "cpu") -> dict[str, Contender]:
-    """The backends that can run here on tensors of the device, as contenders; the first one is ours."""
+def usable_backends(device: torch.device | str = "cpu") -> dict[str, str]:
+    """The backends that can run here on tensors of the device, and their roles: the first one is ours."""
     x = torch.empty(1, 1, 16, device=device)
     probe = Tokenize(x, x[0], None, None, None, 1, False)
     found = [name for name, reason in backends.report() if reason is None]
     found = [name for name in found if backends.load(name).refuses(probe) is None]
-    return {
-        name: Contender(f"vt_fast {name}", BACKEND if index else OURS) for index, name in enumerate(found)
-    }
+    return {name: BACKEND if index else OURS for index, name in enumerate(found)}
 
 
 def operands_of(op: str, *, dense: bool = False) -> tuple[str, ...]:
@@ -175,7 +168,7 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
 
     The yardstick is always there, because none passes the gate without it; unwanted, it is not timed.
     """
-    op, yardstick, operands = case.op, YARDSTICKS[case.op], operands_of(case.op)
+    op, yardstick = case.op, YARDSTICKS[case.op]
     absent = attention.absent(device.type == "cuda")
     peers = [
         peer
@@ -189,12 +182,14 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
     for peer in sorted(peers, key=lambda peer: peer.name != yardstick):
         listed = wanted is None or peer.name.removesuffix(" in chunks") in wanted
         if listed or peer.name == yardstick:
-            contender = Contender(peer.name, PEER, peer.compiled is not None, listed)
             function = peer.code if peer.compiled is None else peer.compiled()
             taken = operands_of(op, dense=peer.name.endswith("eager"))
-            found.append(Entrant(contender, function, taken, peer.code))
-    mine = [(contender, ours(case, name)) for name, contender in usable_backends(device).items()]
-    found[1:1] = [Entrant(contender, code, operands, code) for contender, code in mine]
+            given = {"function": function, "operands": taken, "plain": peer.code}
+            found.append(Entrant(peer.name, PEER, peer.compiled is not None, listed, **given))
+    for place, (name, role) in enumerate(usable_backends(device).items(), 1):
+        code = ours(case, name)
+        mine = Entrant(f"vt_fast {name}", role, function=code, operands=operands_of(op), plain=code)
+        found.insert(place, mine)
     return found
 
 

@@ -16,7 +16,7 @@ from benchmarks.check import Gate, Judgement, Truth
 from benchmarks.devices import Device
 from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes
 from benchmarks.modules import Comparison, ModuleProblem, Side
-from benchmarks.peers import Contender, Entrant
+from benchmarks.peers import Entrant
 from benchmarks.shapes import FORWARD, PASSES, STACK, Case
 from vt_fast.nn import VisualTransformerStack, set_backend
 
@@ -28,7 +28,9 @@ def problem(spec: dict[str, Any], device: Device) -> OpProblem | ModuleProblem:
         return OpProblem(case, device.torch_device, spec["peers"], spec["passes"])
     backends = peers.usable_backends(device.torch_device)
     sides = {"eager": Side(partial(_stack, case, "reference"))}
-    sides |= {each.name: Side(partial(_stack, case, name), role=each.role) for name, each in backends.items()}
+    sides |= {
+        f"vt_fast {name}": Side(partial(_stack, case, name), role=role) for name, role in backends.items()
+    }
     batch, height, width, channels, _ = case.shape
     comparison = Comparison(sides, [(batch, channels, height, width)])
     return ModuleProblem(comparison, {"mode": STACK, **case.fields}, {**spec, "quick": False}, device)
@@ -77,7 +79,7 @@ class OpProblem:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
         self.case, self.passes, self.label = case, passes, case.label
         self.fields = {"mode": "ops", **case.fields}
-        self.entrants = peers.entrants(case, wanted, device)
+        self.contenders = peers.entrants(case, wanted, device)
         self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
         self._given, self._results = sizes(case)
         self.map_bytes = _count(self._given["x"]) * self._itemsize
@@ -85,46 +87,40 @@ class OpProblem:
         self._gates: dict[str, Gate] = {}
         self._predictions: dict[Any, memory.Prediction | None] = {}
 
-    @property
-    def contenders(self) -> list[Contender]:
-        """The yardstick first."""
-        return [entrant.contender for entrant in self.entrants]
-
-    def call(self, contender: Contender, which: str) -> Callable[[], tuple[Tensor, ...]]:
+    def call(self, contender: Entrant, which: str) -> Callable[[], tuple[Tensor, ...]]:
         """The contender's function of no arguments; gradients come after the results."""
         operands, arriving, _ = self._laid_out()
-        entrant = self._entrant(contender)
-        inputs = [operands[name] for name in entrant.operands]
+        inputs = [operands[name] for name in contender.operands]
         if which == FORWARD:
-            return torch.no_grad()(lambda: entrant.function(*inputs))
+            return torch.no_grad()(lambda: contender.function(*inputs))
         leaves, cotangents = [value.detach().requires_grad_() for value in inputs], list(arriving.values())
 
         def both() -> tuple[Tensor, ...]:
-            results = entrant.function(*leaves)
+            results = contender.function(*leaves)
             return (*results, *torch.autograd.grad(results, leaves, cotangents))
 
         return both
 
-    def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
+    def judge(self, contender: Entrant, which: str, values: tuple[Tensor, ...]) -> Judgement:
         """Hold all results and gradients against the truth."""
         truth = self._laid_out().truth
-        names = [*self._results, *(f"d{name}" for name in self._entrant(contender).operands)]
+        names = [*self._results, *(f"d{name}" for name in contender.operands)]
         found = check.errors(truth, zip(names, values, strict=False))
         if which not in self._gates:
-            first = contender == self.contenders[0]
-            self._gates[which] = check.op_gate(self.case, truth, found if first else None)
+            yardstick = found if contender is self.contenders[0] else None
+            self._gates[which] = check.op_gate(self.case, truth, yardstick)
         return self._gates[which].judge(found, contender.role)
 
     def work(self, which: str) -> Sequence[roofline.Work]:
         """Compulsory bytes and FLOPs."""
         return roofline.op_work(self.case.op, which, *self.case.shape.sizes, self._itemsize)
 
-    def flops(self, contender: Contender, which: str) -> int | None:
+    def flops(self, contender: Entrant, which: str) -> int | None:
         """By the ops' formulas, of a peer's code before it is compiled; None where one has no formula."""
         prediction = self._predict(contender, which)
         return None if prediction is None else prediction.flops or None
 
-    def needs(self, contender: Contender, which: str) -> int | None:
+    def needs(self, contender: Entrant, which: str) -> int | None:
         """The case's own numbers with maps in its layout, the truth, and what the call holds."""
         prediction = self._predict(contender, which)
         if prediction is None:
@@ -135,9 +131,6 @@ class OpProblem:
         own = self._itemsize * (sum(elements) + copies * x) + 8 * maps * (x // check.stride_of(x))
         return own + prediction.peak_bytes
 
-    def _entrant(self, contender: Contender) -> Entrant:
-        return next(each for each in self.entrants if each.contender == contender)
-
     def _laid_out(self) -> _Numbers:
         if self._numbers is None:
             operands, arriving, truth = _numbers(self.case, self._device)
@@ -146,9 +139,8 @@ class OpProblem:
             self._numbers = _Numbers(operands, arriving, truth)
         return self._numbers
 
-    def _predict(self, contender: Contender, which: str) -> memory.Prediction | None:
-        entrant = self._entrant(contender)
-        key = (entrant.plain, which)
+    def _predict(self, contender: Entrant, which: str) -> memory.Prediction | None:
+        key = (contender.plain, which)
         if key not in self._predictions:
 
             def empty(name: str, size: Size) -> Tensor:
@@ -157,9 +149,9 @@ class OpProblem:
 
             def make() -> tuple[list[Tensor], list[Tensor]]:
                 arriving = [empty(name, size) for name, size in self._results.items()]
-                return [empty(name, self._given[name]) for name in entrant.operands], arriving
+                return [empty(name, self._given[name]) for name in contender.operands], arriving
 
-            self._predictions[key] = memory.predict(entrant.plain, make, backward=which != FORWARD)
+            self._predictions[key] = memory.predict(contender.plain, make, backward=which != FORWARD)
         return self._predictions[key]
 
 

@@ -13,7 +13,6 @@ import resource
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from benchmarks import devices, memory, problems
-from benchmarks.attention import Choices
 from benchmarks.check import Judgement
 from benchmarks.devices import Call, Device, Times, cause
 from benchmarks.peers import Contender
@@ -89,7 +87,6 @@ class Entry:
     error: float | None = None
     extra_bytes: int | None = None
     needs_bytes: int | None = None
-    note: str = ""
 
     def row(self, times: Times, **fields: Any) -> Row:
         """For a result file."""
@@ -98,7 +95,7 @@ class Entry:
         fields |= {"contender": self.contender.name, "role": self.contender.role, "work": self.work}
         fields |= {"status": times.status, "reason": times.reason, "rounds": len(times.seconds)}
         fields |= {"extra_bytes": self.extra_bytes, "needs_bytes": self.needs_bytes}
-        return Row(error=self.error, note=self.note, **fields)
+        return Row(error=self.error, **fields)
 
 
 @dataclass(frozen=True)
@@ -171,11 +168,10 @@ class Measurement:
         """Why a contender is not run."""
         contender = entry.contender
         if self.most_bytes is not None:
-            needs = problem.needs(contender, which)
-            reason = memory.complaint(needs, self.most_bytes)
-            if reason is not None:
+            needs = problem.needs(contender, which) or 0
+            if needs > self.most_bytes:
                 entry.needs_bytes = needs
-                return reason
+                return f"needs about {needs / 1e9:.3g} GB, and may have {self.most_bytes / 1e9:.3g} GB"
         if contender.role == PEER and self.ceilings is not None and least and entry.work:
             # Its matrix products alone say that it cannot be the fastest.
             seconds = self.ceilings.floor([Work(0, 0, entry.work)]).seconds
@@ -198,15 +194,11 @@ class Measurement:
             elif device.settles:
                 call()
             kept: list[tuple[Tensor, ...]] = []
-            watch: Any = Choices() if contender.role == PEER and not contender.compiled else nullcontext()
             start = time.perf_counter()
-            with watch:
-                peak = peak_bytes(lambda: kept.append(call()), device.torch_device)
+            peak = peak_bytes(lambda: kept.append(call()), device.torch_device)
             seconds = time.perf_counter() - start
             (values,) = kept
             entry.extra_bytes = peak - sum(value.nbytes for value in values)
-            if isinstance(watch, Choices) and watch.names:
-                entry.note = f"fused attention: {', '.join(watch.names)}"
             judgement = problem.judge(contender, which, values)
             entry.error = judgement.error
             if judgement.complaint is not None:

@@ -29,7 +29,8 @@ def measured(case):
 def with_planted(code, contender, passes=PASSES):
     """A case in which this takes part too."""
     planted = OpProblem(CASE, torch.device("cpu"), ["folded"], passes)
-    planted.entrants.append(Entrant(contender, code, peers.operands_of("project"), FOLDED_CODE))
+    operands = peers.operands_of("project")
+    planted.contenders.append(Entrant(**vars(contender), function=code, operands=operands, plain=FOLDED_CODE))
     return planted
 
 
@@ -91,7 +92,7 @@ def test_one_that_fails_or_does_not_compile_says_so(compiled):
 
 def test_a_wrong_yardstick_is_no_yardstick():
     wrong = OpProblem(CASE, torch.device("cpu"), [])
-    wrong.entrants[0] = wrong.entrants[0]._replace(function=lambda *given: (FOLDED_CODE(*given)[0] * 1.1,))
+    wrong.contenders[0].function = lambda *given: (FOLDED_CODE(*given)[0] * 1.1,)
     with pytest.raises(RuntimeError, match="the yardstick is wrong: map"):
         measured(wrong)
 
