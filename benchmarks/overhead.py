@@ -106,7 +106,8 @@ def _rows(plan: Plan, spec: dict[str, Any], *, cold: bool) -> Iterator[Row]:
     try:
         found = [message.facts["seconds"] for _ in range(count) for message in messages(fresh)]
     except Died as error:  # it has said why on stderr
-        yield Row(**fields, **place, which="first call", status=FAILED, reason=str(error))
+        place |= {"status": FAILED, "reason": str(error)}
+        yield Row(**fields, **place, which="first call")
         return
     for step in found[0]:
         times = quantiles([each[step] for each in found])._asdict()

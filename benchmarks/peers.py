@@ -184,8 +184,10 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
         if listed or peer.name == yardstick:
             function = peer.code if peer.compiled is None else peer.compiled()
             taken = operands_of(op, dense=peer.name.endswith("eager"))
-            given = {"function": function, "operands": taken, "plain": peer.code}
-            found.append(Entrant(peer.name, PEER, peer.compiled is not None, listed, **given))
+            compiled = peer.compiled is not None
+            found.append(
+                Entrant(peer.name, PEER, compiled, listed, function=function, operands=taken, plain=peer.code)
+            )
     for place, (name, role) in enumerate(usable_backends(device).items(), 1):
         code = ours(case, name)
         mine = Entrant(f"vt_fast {name}", role, function=code, operands=operands_of(op), plain=code)

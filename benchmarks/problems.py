@@ -79,7 +79,7 @@ class OpProblem:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
         self.case, self.passes, self.label = case, passes, case.label
         self.fields = {"mode": "ops", **case.fields}
-        self.contenders = peers.entrants(case, wanted, device)
+        self.contenders: Sequence[Entrant] = peers.entrants(case, wanted, device)
         self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
         self._given, self._results = sizes(case)
         self.map_bytes = _count(self._given["x"]) * self._itemsize

@@ -53,13 +53,13 @@ class Problem(Protocol):
 
     @property
     def contenders(self) -> Sequence[Contender]:
-        """The yardstick first."""
+        """The yardstick first. Methods take what is in here."""
 
-    def call(self, contender: Contender, which: str) -> Call:
+    def call(self, contender: Any, which: str) -> Call:
         """The contender's call, which returns what :meth:`judge` takes."""
 
-    def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
-        """Compare results with the truth. The first contender, the yardstick, is judged first in each pass.
+    def judge(self, contender: Any, which: str, values: tuple[Tensor, ...]) -> Judgement:
+        """Compare results with the truth. The yardstick is judged first in each pass.
 
         Where it was not run, for lack of memory, no error but rounding is allowed.
         """
@@ -67,10 +67,10 @@ class Problem(Protocol):
     def work(self, which: str) -> Sequence[Work]:
         """What no implementation can avoid; nothing where there is no floor."""
 
-    def flops(self, contender: Contender, which: str) -> int | None:
+    def flops(self, contender: Any, which: str) -> int | None:
         """FLOPs of the contender's call, or None where they are not known."""
 
-    def needs(self, contender: Contender, which: str) -> int | None:
+    def needs(self, contender: Any, which: str) -> int | None:
         """Bytes that the process would hold in all, by prediction, or None."""
 
 
