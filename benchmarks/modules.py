@@ -142,23 +142,25 @@ class _Truth:
 class ModuleProblem:
     """A comparison as a :class:`benchmarks.runner.Problem`.
 
-    Args:
-        comparison: what is compared.
-        fields: of all rows, the layout and dtype among them.
-        spec: "passes"; "peers", names of the sides beside ours, or None for all; "quick", then None does not
-            mean compiled ones.
-        device: where.
+    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours, or None for all; "quick",
+    then None does not mean compiled ones.
     """
 
     def __init__(
-        self, comparison: Comparison, fields: dict[str, Any], spec: dict[str, Any], device: Device
+        self, comparison: Comparison, mode: str, case: str, shape: str, spec: dict[str, Any], device: Device
     ) -> None:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier problems
         self._comparison, self._device = comparison, device.torch_device
-        self._dtype = DTYPES[fields["dtype"]]
-        self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
-        self.label = f"{fields['case']} {fields['shape']} {fields['dtype']}"
-        self.fields = fields
+        self._dtype = DTYPES[spec["dtype"]]
+        self._format = torch.channels_last if spec["layout"] == "channels_last" else torch.contiguous_format
+        self.label = f"{case} {shape} {spec['dtype']}"
+        self.fields = {
+            "mode": mode,
+            "case": case,
+            "shape": shape,
+            "dtype": spec["dtype"],
+            "layout": spec["layout"],
+        }
         self.passes = spec["passes"]
         self._yardstick = next(iter(comparison.sides))
 

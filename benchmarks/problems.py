@@ -33,7 +33,8 @@ def problem(spec: dict[str, Any], device: Device) -> OpProblem | ModuleProblem:
     }
     batch, height, width, channels, _ = case.shape
     comparison = Comparison(sides, [(batch, channels, height, width)])
-    return ModuleProblem(comparison, {"mode": STACK, **case.fields}, {**spec, "quick": False}, device)
+    spec = {**spec, "quick": False, "dtype": case.dtype, "layout": case.layout}
+    return ModuleProblem(comparison, STACK, case.job, case.shape.label, spec, device)
 
 
 def _stack(case: Case, backend: str) -> nn.Module:

@@ -20,7 +20,7 @@ from vt_fast.nn import VisualTransformerStack
 
 # A package that the tests do not install.
 ABSENT = ("ocr", "original")
-FIELDS = {"mode": "models", "case": "tiny", "shape": "", "dtype": "fp32", "layout": "channels_last"}
+SPEC = {"peers": None, "quick": True, "dtype": "fp32", "layout": "channels_last"}
 
 
 def layer(name, dtype="fp32", peers=None):
@@ -40,8 +40,8 @@ def tiny(passes=(INFERENCE, TRAINING), judged_apart=True, make=None, replaced=No
     ours = Side(make or stack, lambda host, x: host(x)[1])
     convolution = Side(replaced or (lambda: nn.Conv2d(16, 32, 3, padding=1)))
     small = [(2, 16, 4, 4)] if judged_apart else None
-    spec = {"passes": passes, "peers": None, "quick": True}
-    return ModuleProblem(paper(ours, convolution, [(2, 16, 5, 6)], small), FIELDS, spec, Device())
+    sides = paper(ours, convolution, [(2, 16, 5, 6)], small)
+    return ModuleProblem(sides, "models", "tiny", "", {**SPEC, "passes": passes}, Device())
 
 
 def rows(problem):
@@ -179,7 +179,7 @@ def test_networks_are_those_of_the_paper():
     for quick in (False, True):
         found = list(networks.cases(quick))
         assert {case["network"] for case in found} == set(networks.KINDS)
-        names = {(networks._comparison(*case.values())[0], *case["image"]) for case in found}
+        names = {(networks.comparison(*case.values())[0], *case["image"]) for case in found}
         assert len(names) == len(found)
     assert len(list(networks.cases())) == 12
 

@@ -159,7 +159,7 @@ class Ceilings:
         pass
 
     def floor(self, work):
-        return Floor(sum(each.flops for each in work) / 1e4, "flops", 0.0, 0.0)
+        return Floor(sum(each.flops for each in work) / 1e4, "flops")
 
 
 def test_hopeless_products_are_skipped_and_others_not_compiled():

@@ -105,8 +105,8 @@ def test_the_floor_is_the_larger_term_by_the_fastest_variants():
     bytes_alone, both = [Work(20, 10, 60)], [Work(20, 10, 60), Work(20, 10, 20)]
     ceilings.measure(bytes_alone)
     ceilings.measure(both)
-    assert ceilings.floor(bytes_alone) == (4.0, "bytes", 4.0, 4.0)  # 3 s of FLOPs
-    assert ceilings.floor(both) == (3.0 + 2.0, "flops", 5.0, 5.0)  # a second pass may turn
+    assert ceilings.floor(bytes_alone) == (4.0, "bytes")  # 3 s of FLOPs
+    assert ceilings.floor(both) == (3.0 + 2.0, "flops")  # a second pass may turn
     assert ceilings.floor([Work(0, 0, 10)]).seconds == 0.5
     with pytest.raises(KeyError):
         ceilings.floor([Work(1, 2, 3)])
@@ -120,7 +120,7 @@ def test_probes_are_pooled_until_a_case_begins_anew():
     ceilings.measure(work, anew=True)
     seconds["product1"] = 3.0
     ceilings.measure(work)
-    assert ceilings.floor(work) == pytest.approx((2.0, "flops", 1.4, 2.6))
+    assert ceilings.floor(work) == (2.0, "flops")
     seconds["product1"] = 5.0
     ceilings.measure(work, anew=True)
     assert ceilings.floor(work).seconds == 5.0
@@ -132,8 +132,7 @@ def test_ceilings_of_this_cpu(dtype):
     work = op_work("project", "forward+backward", 2, 50, 64, 4, 4)
     ceilings.measure(work, anew=True)
     ceilings.measure(work[:1])
-    floor = ceilings.floor(work)
-    assert 0 < floor.low <= floor.seconds <= floor.high
+    assert ceilings.floor(work).seconds > 0
     rows = ceilings.rows()
     assert len({row.key for row in rows}) == len(rows)
     assert {row.case for row in rows} == {"clock", "multiply-add", "stream"}
