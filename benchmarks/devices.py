@@ -6,25 +6,23 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import FAILED, OK, UNAVAILABLE, WRONG
+from benchmarks.results import OK, WRONG
 from benchmarks.roofline import Ceilings, cpu_ceilings, gpu_ceilings
 from benchmarks.timing import Budget, interleaved, wall_clock
 
 Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
 # Name of a call and what it computed when it was repeated: a complaint, or None.
 Check: TypeAlias = Callable[[str, tuple[Tensor, ...]], "str | None"]
-ClockName: TypeAlias = Literal["wall", "graph", "calls"]
 
 # Of a buffer that is read to flush the cache: bytes at least, and in multiples of the cache. Read so often
 # that the call waits in the queue when the reading ends, however long it took to put it there.
 _FLUSH_BYTES, _FLUSH_CACHES, _FLUSH_READS = 1 << 28, 3, 3
 _WARM_UP_SECONDS, _WARM_UP_SIDE = 0.1, 2048
-_PLAIN_ROUNDS = 7
 
 
 class Times(NamedTuple):
@@ -33,6 +31,7 @@ class Times(NamedTuple):
     seconds: list[float]
     status: str = OK
     reason: str = ""
+    note: str = ""
 
 
 class Device:
@@ -49,7 +48,7 @@ class Device:
         name: "cpu" or "cuda:N".
     """
 
-    clock_name: ClockName = "wall"
+    clock_name = "wall"
     large_map = 1 << 26
     settles = False
 
@@ -96,10 +95,10 @@ class Device:
 
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
-    ) -> dict[ClockName, dict[str, Times]]:
+    ) -> dict[str, Times]:
         """Times of all calls, which have been made before, by :func:`interleaved` and its rules."""
         found = interleaved(calls, budget, clock=self.clock, **rules)
-        return {self.clock_name: {name: Times(seconds) for name, seconds in found.items()}}
+        return {name: Times(seconds) for name, seconds in found.items()}
 
 
 class Gpu(Device):
@@ -158,48 +157,35 @@ class Gpu(Device):
 
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
-    ) -> dict[ClockName, dict[str, Times]]:
-        """Times of all calls as graphs, in turn, and then as plain calls, for which the graphs must be gone.
+    ) -> dict[str, Times]:
+        """Times of all calls as graphs, or of the calls themselves where they cannot be captured.
 
         What a graph computes is checked like the call itself.
         """
         # What is left of an earlier call's autograd graph would tie a capture to that call's stream.
         gc.collect()
         captures = Captures(self.cuda)
-        replays: dict[str, Callable[[], Any]] = {}
-        graphs: dict[str, Times] = {}
+        timed: dict[str, Callable[[], Any]] = {}
+        found, notes = dict[str, Times](), dict[str, str]()
         for name, call in calls.items():
             try:
-                replay, results = captures.capture(call)
+                timed[name], results = captures.capture(call)
             except Exception as error:  # whatever it is, the call itself has worked
-                graphs[name] = Times([], UNAVAILABLE, f"cannot be captured as a graph: {cause(error)}")
+                timed[name], notes[name] = call, f"a plain call, not captured as a graph: {cause(error)}"
                 continue
-            replay()
+            timed[name]()
             self.cuda.synchronize()
             wrong = check(name, results)
             del results
-            if wrong is None:
-                replays[name] = replay
-            else:
-                graphs[name] = Times([], WRONG, f"replayed: {wrong}")
+            if wrong is not None:
+                del timed[name]
+                found[name] = Times([], WRONG, f"replayed: {wrong}")
         self.warm_up()
-        timed = interleaved(replays, budget, clock=self.clock, **rules)
-        graphs |= {name: Times(seconds) for name, seconds in timed.items()}
-        replays.clear()
+        for name, seconds in interleaved(timed, budget, clock=self.clock, **rules).items():
+            found[name] = Times(seconds, note=notes.get(name, ""))
+        timed.clear()
         captures.close()
-        plain: dict[str, Times] = {}
-        works: dict[str, Call] = {}
-        for name, call in calls.items():
-            if graphs[name].status != WRONG:
-                try:
-                    call()  # asks for memory again
-                    works[name] = call
-                except Exception as error:
-                    plain[name] = Times([], FAILED, cause(error))
-        rounds = min(_PLAIN_ROUNDS, budget.least)
-        few = budget._replace(seconds=0.0, least=rounds, most=rounds)
-        timed = interleaved(works, few, clock=self.clock, **rules)
-        return {"graph": graphs, "calls": plain | {name: Times(seconds) for name, seconds in timed.items()}}
+        return found
 
 
 class Captures:

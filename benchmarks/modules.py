@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.check import Gate, Judgement, largest_error
 from benchmarks.devices import Call, Device
@@ -142,8 +141,8 @@ class _Truth:
 class ModuleProblem:
     """A comparison as a :class:`benchmarks.runner.Problem`.
 
-    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours, or None for all; "quick",
-    then None does not mean compiled ones.
+    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours, or None for all; with
+    "quick" for all that are not compiled.
     """
 
     def __init__(
@@ -223,21 +222,8 @@ class ModuleProblem:
         return ()
 
     def flops(self, contender: Contender, which: str) -> int | None:
-        """Of matrix products and convolutions, counted on tensors without data."""
-        side, training = self._comparison.sides[contender.name], which not in _FORWARDS
-        with torch.device("meta"):
-            try:
-                module = side.make().train(training).requires_grad_(training)
-            except ImportError:
-                return None
-            given = [torch.empty(shape, requires_grad=training) for shape in self._comparison.inputs]
-        built = _Built(module, partial(side.function, module), given, torch.float32)
-        with torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
-            results = built.results()
-            if training:
-                # The counter's hooks do not allow torch.autograd.grad.
-                torch.autograd.backward(results, [torch.empty_like(each) for each in results])
-        return int(counter.get_total_flops())
+        """Not counted."""
+        return None
 
     def needs(self, contender: Contender, which: str) -> int | None:
         """Not predicted."""

@@ -178,7 +178,6 @@ def _written(data: DataFrame) -> DataFrame:
             "extra MB": (data.extra_bytes / 1e6).map(digits),
             "its extra MB": (data.fastest_bytes / 1e6).map(digits),
             "images/s": (images / data["median"]).map(digits),
-            "GFLOPs": (data.work / 1e9).map(digits),
             "convolutions / this": (data.cell.map(replaced) / data["median"]).map(_ratio),
             "rate": (data.work / data["median"] / 1e9).map(digits),
         }
@@ -272,7 +271,7 @@ def _contenders(data: DataFrame) -> Iterator[Section]:
         ends = f"{part.speedup.min():.2f} to {part.speedup.max():.2f}"
         mean = f"{geometric_mean(part.speedup):.2f} times as fast as the {FASTEST}"
         lines.append(f"{which}: {mean} ({ends}, {len(part)} cells).")
-    own = ["images/s", "GFLOPs", "convolutions / this"] if mode == "models" else []
+    own = ["images/s", "convolutions / this"] if mode == "models" else []
     columns = [*_NAMES, "contender", "ms", "spread", *own, "this / ours", "extra MB"]
     titles = {"stack": "Stack of modules", "layers": "Real layers", "models": "Networks"}
     yield Section(titles.get(mode, mode), [*lines, _NOTE], [table("", data[columns])])

@@ -95,7 +95,7 @@ class Entry:
         fields |= {"contender": self.contender.name, "role": self.contender.role, "work": self.work}
         fields |= {"status": times.status, "reason": times.reason, "rounds": len(times.seconds)}
         fields |= {"extra_bytes": self.extra_bytes, "needs_bytes": self.needs_bytes}
-        return Row(error=self.error, **fields)
+        return Row(error=self.error, note=times.note, **fields)
 
 
 @dataclass(frozen=True)
@@ -138,11 +138,9 @@ class Measurement:
             floor = ceilings.floor(work)
             shared |= {"floor": floor.seconds, "bound": floor.bound}
         roles = (OURS, BACKEND, PEER, REPLACED)
-        for clock, those in timed.items():
-            for name, entry in sorted(named.items(), key=lambda item: roles.index(item[1].contender.role)):
-                if name in those or clock == self.device.clock_name:
-                    found = those.get(name, Times([], entry.status, entry.reason))
-                    yield entry.row(found, **shared, clock=clock)
+        for name, entry in sorted(named.items(), key=lambda item: roles.index(item[1].contender.role)):
+            found = timed.get(name, Times([], entry.status, entry.reason))
+            yield entry.row(found, **shared, clock=self.device.clock_name)
 
     def admit(self, problem: Problem, which: str, least: float | None = None) -> list[Entry]:
         """Make every contender's call once, the yardstick's first: it says what errors are allowed.

@@ -75,13 +75,6 @@ def test_layers_pass_their_gate(name, dtype):
             judgement = problem.judge(contender, which, problem.call(contender, which)())
             assert judgement.complaint is None, (contender, which)
             assert judgement.error <= 1
-            assert problem.flops(contender, which) > 0
-
-
-def test_folding_saves_products():
-    problem = layer("siglip")
-    flops = {each.name: problem.flops(each, INFERENCE) for each in problem.contenders}
-    assert flops["vt_fast"] == flops["folded"] < flops["original"] / 4
 
 
 @pytest.mark.parametrize(
@@ -123,10 +116,6 @@ def test_all_passes_of_a_network_are_measured():
     assert [name for _, name in found] == 2 * ["vt_fast", "reference", "convolutions"]
     assert {row.status for row in found.values()} == {OK}
     assert found[INFERENCE, "vt_fast"].role == OURS
-    assert found[INFERENCE, "vt_fast"].work <= found[INFERENCE, "reference"].work
-    assert found[INFERENCE, "convolutions"].work == 2 * 2 * 30 * 9 * 16 * 32
-    # The gradient of the map costs as much as the result, and that of the weights too.
-    assert found[TRAINING, "convolutions"].work == 3 * found[INFERENCE, "convolutions"].work
     assert all(row.extra_bytes > 0 for row in found.values())
 
 
