@@ -58,11 +58,6 @@ def test_peers_of_a_run_can_be_chosen():
     assert plans("ops", "--quick")[0].problems[0]["peers"] == peers.names("cpu", plain=True)
 
 
-def test_every_default_shape_says_what_it_is_of():
-    assert {*shapes.SHAPES, *shapes.GPU_SHAPES} <= set(shapes.ORIGINS)
-    assert len(shapes.REGISTRY) == len(shapes.ORIGINS)
-
-
 def test_points_of_series():
     found = shapes.points("cpu", "fp32", "nchw", 2, ops=["tokenize"])
     base = shapes.Point(Case("tokenize", Shape(1, 224, 224, 256, 16), "fp32", "nchw"), 2)
