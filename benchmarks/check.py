@@ -51,11 +51,7 @@ class Truth(NamedTuple):
 
 
 def stride_of(elements: int) -> int:
-    """Every ``stride``-th pixel of a map is kept, and compared.
-
-    Prime numbers, so that all places in a kernel's tiles come up. Tokens and gradients of small operands
-    depend on all pixels.
-    """
+    """Every ``stride``-th pixel of a map is compared: primes, so that all places in a kernel's tiles come up."""
     return 17 if elements > 1 << 29 else 5 if elements > 1 << 27 else 1
 
 

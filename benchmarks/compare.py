@@ -92,12 +92,7 @@ class Comparison(NamedTuple):
 
 
 def main(new: Path, old: Path, *, force: bool, everything: bool) -> int:
-    """Compare two files and print the outcome; ``everything``: the change of every row. Returns the status.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: one is not a result file, or they cannot be compared.
-    """
+    """Compare two files and print the outcome; ``everything``: the change of every row. Returns the status."""
     found = compare(results.load(new), results.load(old), force=force)
     print(f"NEW: {new}\nOLD: {old}\n{render(found, everything=everything)}")
     return found.status

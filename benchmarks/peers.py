@@ -240,10 +240,7 @@ class _Rows(torch.autograd.Function):
 
 
 def in_chunks(part: Callable[..., Results], merge: Callable[[Tensor, Tensor], Tensor], count: int) -> Code:
-    """A map that is tokenized in chunks of its rows, as one does where it does not fit or comes in parts.
-
-    ``part``: (chunk, queries) -> tokens and lse; ``merge``: of all chunks', stacked.
-    """
+    """In chunks of rows by ``part``: (chunk, queries) -> tokens and lse; ``merge`` takes all chunks', stacked."""
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
         rows = -(-x.shape[2] // count)

@@ -180,7 +180,6 @@ def load(path: Path) -> Run:
     """Read and validate a result file.
 
     Raises:
-        OSError: it cannot be read.
         ValueError: it is no result file; the message names the line.
     """
     facts, table = read(path)
@@ -198,12 +197,7 @@ def load(path: Path) -> Run:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The facts and the rows of a CSV file as :func:`write` leaves it.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such file.
-    """
+    """The facts and the rows of a CSV file as :func:`write` leaves it."""
     facts: dict[str, Any] = {}
     with path.open(newline="") as file:
         try:

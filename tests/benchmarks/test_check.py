@@ -70,11 +70,7 @@ def nan_at_some_pixels(x, *operands):
     return (torch.where(torch.arange(y.shape[3]) == 1, torch.nan, y),)
 
 
-def without_last_row(x, *operands):
-    return (FOLDED_CODE(x, *operands)[0][:, :, :-1],)
-
-
-@pytest.mark.parametrize("code", [nan_at_some_pixels, without_last_row])
+@pytest.mark.parametrize("code", [nan_at_some_pixels, lambda *given: (FOLDED_CODE(*given)[0][:, :, :-1],)])
 def test_nan_and_forgotten_pixels_are_wrong(code):
     row = measured(with_planted(code, Contender("planted", PEER), [FORWARD]))["planted", FORWARD]
     assert (row.status, row.error) == (WRONG, math.inf)
@@ -131,12 +127,10 @@ def test_the_truth_is_the_reference(monkeypatch, op, stride):
     found = getattr(reference, op)(*(leaves[name] for name in peers.operands_of(op)), **residual)
     found = found if op == "project_tokenize" else (found,)
     gradients = torch.autograd.grad(found, list(leaves.values()), list(arriving.values()))
-    expected = dict(zip(arriving, found, strict=True))
-    expected |= {f"d{name}": value for name, value in zip(leaves, gradients, strict=True)}
-    assert set(truth.values) == set(expected)
-    for name, value in expected.items():
-        kept = value[:, ::stride] if name in ("map", "dx") else value
-        torch.testing.assert_close(truth.values[name], kept, rtol=0, atol=1e-11, msg=name)
+    names = [*arriving, *(f"d{name}" for name in leaves)]
+    expected = dict(zip(names, (*found, *gradients), strict=True))
+    kept = {name: value[:, ::stride] if name in ("map", "dx") else value for name, value in expected.items()}
+    torch.testing.assert_close(truth.values, kept, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(

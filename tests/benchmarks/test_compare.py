@@ -126,16 +126,6 @@ def test_cells_of_one_run_alone_are_counted_and_left_out():
         compare.compare(new, old)
 
 
-def test_graphs_and_plain_calls_of_a_gpu_are_told_apart():
-    def both(seed, **slow):
-        run = drawn(seed, threads=None, clock="graph")
-        run.rows += drawn(seed + 100, threads=None, clock="calls", **slow).rows
-        return run
-
-    label = SLOW.replace(", 1 thread", ", plain calls")
-    assert reported(compare.compare(both(1, slow=label, factor=2.0), both(2))) == [label]
-
-
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -161,10 +151,10 @@ def test_files_are_compared_and_the_answer_is_always_the_same(tmp_path, capsys):
     paths = [tmp_path / name for name in ("new.csv", "old.csv")]
     for path, run in zip(paths, (drawn(1, slow=SLOW, factor=1.5), drawn(2)), strict=True):
         results.save(run, path)
-    texts = []
+    texts = set()
     for _ in range(2):
         assert compare.main(*paths, force=False, everything=True) == 1
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1]
-    assert texts[0].count("compile folded") == 20
-    assert "nan" not in texts[0].lower()
+        texts.add(capsys.readouterr().out)
+    (text,) = texts
+    assert text.count("compile folded") == 20
+    assert "nan" not in text.lower()

@@ -49,13 +49,10 @@ def test_a_child_that_dies_is_replaced_and_its_case_is_a_problem():
     assert cli.verdict(run) == 1
 
 
-def test_a_child_that_cannot_begin_leaves_the_run_incomplete():
+def test_runs_that_are_not_complete():
     run, _ = conducted(one="unthinkable")
     assert run.facts["complete"] is False
     assert run.facts["problems"][0].startswith("before the first case: its process")
-
-
-def test_cases_for_which_there_was_no_time_are_named():
     run, _ = conducted(one="well", two="late")
     assert run.facts["left_out"] == [{"case": "two", "why": "time", "reason": "the time was spent"}]
     assert (run.facts["complete"], run.facts["problems"]) == (False, [])
@@ -107,6 +104,7 @@ def test_a_full_run_gets_its_own_file(monkeypatch, tmp_path):
 def test_bad_arguments_exit_with_2(capsys, words):
     assert cli.main(words.split()) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    assert cli.main(["list"]) == 0
 
 
 def test_exit_status_of_a_run():
