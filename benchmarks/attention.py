@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
@@ -103,27 +103,27 @@ def by(attend: Attend, *, copies: bool = True) -> Style:
     return Style(see, pool, attend, _map)
 
 
+def _with_heads(function: Callable[..., Tensor], axis: int = 1) -> Attend:
+    """By a function that wants an axis of heads."""
+    return lambda *inputs: function(*(each.unsqueeze(axis) for each in inputs)).squeeze(axis)
+
+
 def sdpa(backend: SDPBackend | None = None) -> Attend:
     """PyTorch's fused attention: as PyTorch chooses, or in one implementation, which may not run."""
+    fused: Callable[..., Tensor] = partial(F.scaled_dot_product_attention, scale=1.0)
+    if backend is None:
+        return _with_heads(fused)
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        inputs = queries[:, None], keys[:, None], values[:, None]
-        if backend is None:
-            return F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0]
+    def forced(*inputs: Tensor) -> Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0]
+            return fused(*inputs)
 
-    return attend
+    return _with_heads(forced)
 
 
 def flex(function: Callable[..., Any] = flex_attention) -> Attend:
     """FlexAttention, by ``flex_attention`` or what ``torch.compile`` makes of it."""
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        found: Tensor = function(queries[:, None], keys[:, None], values[:, None], scale=1.0)
-        return found[:, 0]
-
-    return attend
+    return _with_heads(partial(function, scale=1.0))
 
 
 # Packages for GPUs: module, function, the axis of heads, and the argument for the scale. FlashAttention-2 and
@@ -140,19 +140,15 @@ def by_package(name: str) -> Attend:
     """A package's attention, which is imported by the first call."""
     path, function, heads, scale = PACKAGES[name]
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(*inputs: Tensor) -> Tensor:
         module = importlib.import_module(path)
-        inputs = [each.unsqueeze(heads).contiguous() for each in (queries, keys, values)]
         # FFPA's fallback is PyTorch's attention, which is a peer already. Without it, it raises.
-        with (
-            mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False)
-            if name == "ffpa"
-            else nullcontext()
-        ):
-            found: Tensor = getattr(module, function)(*inputs, **{scale: 1.0})
-        return found.squeeze(heads)
+        no_fallback = partial(mock.patch.object, return_value=False)
+        with no_fallback(module.functional.FFPAAttnMeta, "fallback") if name == "ffpa" else nullcontext():
+            found: Tensor = getattr(module, function)(*(each.contiguous() for each in inputs), **{scale: 1.0})
+        return found
 
-    return attend
+    return _with_heads(attend, heads)
 
 
 @cache

@@ -2,8 +2,9 @@
 
 The rule is that of :func:`vt_fast.testing.assert_as_accurate`: an error is compared with the one that a
 yardstick, plain PyTorch in the same dtype, makes on the same data, plus some roundings. Ours may have twice
-the yardstick's error. A peer may have eight times, so that a slight excess does not hide its time. The truth
-of an op is found here, in pieces; that of a module is the yardstick in float64 (:mod:`benchmarks.modules`).
+the yardstick's error. A peer may have eight times, so that a slight excess does not hide its time, and so may
+all sides of a module. The truth of an op is found here, in pieces; that of a module is its yardstick in
+float64 (:mod:`benchmarks.modules`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Truth(NamedTuple):
 
 
 def stride_of(elements: int) -> int:
-    """Every ``stride``-th pixel of a map is compared: primes, so that all places in a kernel's tiles come up."""
+    """Every ``stride``-th pixel of a map is compared: a prime, so that all places in a tile come up."""
     return 17 if elements > 1 << 29 else 5 if elements > 1 << 27 else 1
 
 

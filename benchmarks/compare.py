@@ -92,7 +92,7 @@ class Comparison(NamedTuple):
 
 
 def main(new: Path, old: Path, *, force: bool, everything: bool) -> int:
-    """Compare two files and print the outcome; ``everything``: the change of every row. Returns the status."""
+    """Compare two files and print the outcome, of every row if wanted; returns the exit status."""
     found = compare(results.load(new), results.load(old), force=force)
     print(f"NEW: {new}\nOLD: {old}\n{render(found, everything=everything)}")
     return found.status

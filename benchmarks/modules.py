@@ -129,9 +129,12 @@ class _Truth:
         allowed = dict.fromkeys(self._names, worst if math.isfinite(worst) else 0.0)
         self._gate = Gate(allowed, dict.fromkeys(self._names, 1.0), dtype)
 
-    def judge(self, values: Sequence[Tensor], role: str) -> Judgement:
-        """By the largest errors, relative to the sizes of tensors."""
-        return self._gate.judge(self._errors(values), role)
+    def judge(self, values: Sequence[Tensor]) -> Judgement:
+        """By the largest errors, relative to the sizes of tensors.
+
+        All sides may have what a peer may: the yardstick's own errors differ as much between layouts.
+        """
+        return self._gate.judge(self._errors(values), PEER)
 
     def _errors(self, values: Sequence[Tensor]) -> dict[str, float]:
         each = zip(self._names, values, self._exact, self._sizes, strict=True)
@@ -209,12 +212,12 @@ class ModuleProblem:
             return Judgement(0.0, None if finite else "a result is not finite")
         if self._comparison.small is None:
             training = which not in _FORWARDS
-            return self._truth(self._given, which, training=training).judge(values, contender.role)
+            return self._truth(self._given, which, training=training).judge(values)
         if contender.name not in self._verdicts:
             given = self._draw(self._comparison.small)
             found = self._leaves_built(contender.name, given, self._dtype, training=False).values(BOTH)
             truth = self._truth(given, BOTH, training=False)
-            self._verdicts[contender.name] = truth.judge(found, contender.role)
+            self._verdicts[contender.name] = truth.judge(found)
         return self._verdicts[contender.name]
 
     def work(self, which: str) -> Sequence[Work]:

@@ -240,7 +240,7 @@ class _Rows(torch.autograd.Function):
 
 
 def in_chunks(part: Callable[..., Results], merge: Callable[[Tensor, Tensor], Tensor], count: int) -> Code:
-    """In chunks of rows by ``part``: (chunk, queries) -> tokens and lse; ``merge`` takes all chunks', stacked."""
+    """In chunks of rows. ``part``: (chunk, queries) -> tokens and lse, which ``merge`` gets stacked."""
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
         rows = -(-x.shape[2] // count)

@@ -31,16 +31,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".
         threads: of a CPU; None on a GPU.
         series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks.
-        contender: who is measured.
+        contender: what is measured.
         role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes
             something else, whose place ours takes, and is no alternative to it.
-        clock: "wall"; on a GPU "graph" for a captured graph, "calls" for plain calls.
+        clock: "wall"; on a GPU "graph" for a captured graph, in ``overhead`` "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
         rounds: how many times there are.
-        floor: the least seconds that the job can take, for everybody in the cell; ``bound``: what sets it,
-            "bytes" or "flops".
-        work: FLOPs of the contender; of a ceiling, bytes or FLOPs of one repetition.
+        floor: the least seconds that the job can take, for all contenders; ``bound``: what sets it.
+        work: FLOPs of a contender in an op; of a ceiling, bytes or FLOPs of one repetition.
         extra_bytes: peak of memory above inputs, results and gradients.
         needs_bytes: of one that was not run, what it would hold, by prediction.
         error: the largest error in multiples of the allowed one.
