@@ -12,18 +12,13 @@ from benchmarks.devices import Device
 from benchmarks.peers import Contender, Entrant
 from benchmarks.problems import OpProblem, problem
 from benchmarks.results import OK, OURS, PEER, WRONG
-from benchmarks.runner import Measurement
 from benchmarks.shapes import BOTH, FORWARD, OPS, PASSES, STACK, Case, Shape
-from benchmarks.timing import QUICK
+from tests._support.measuring import measured
 from vt_fast.reference import ops as reference
 
 SHAPE = Shape(2, 4, 5, 16, 4)
 CASE = Case("project", SHAPE, "fp32", "nchw")
 FOLDED_CODE = FOLDED.code("project")
-
-
-def measured(case):
-    return {(row.contender, row.which): row for row in Measurement(Device(), QUICK).rows(case)}
 
 
 def with_planted(code, contender, passes=PASSES):

@@ -8,32 +8,31 @@ import torch
 
 from benchmarks import devices, processes, results
 from benchmarks.problems import OpProblem
-from benchmarks.runner import Measurement
 from benchmarks.shapes import Case, Shape
-from benchmarks.timing import QUICK
 from tests._support import standin
+from tests._support.measuring import measured
 
 CASE = Case("project", Shape(2, 4, 5, 16, 4), "fp32", "nchw")
 
 
-def measured(monkeypatch, refuses=lambda number: False):
+def on_stand_in(monkeypatch, refuses=lambda number: False):
     device, stand_in = standin.gpu(monkeypatch, refuses)
-    rows = list(Measurement(device, QUICK).rows(OpProblem(CASE, device.torch_device, ["folded"])))
+    rows = measured(OpProblem(CASE, device.torch_device, ["folded"]), device=device)
     assert stand_in.alive == set()
     assert stand_in.current is stand_in.default
-    assert {(row.clock, row.threads) for row in rows} == {("graph", None)}
-    return {(row.contender, row.which): row for row in rows}, stand_in
+    assert {(row.clock, row.threads) for row in rows.values()} == {("graph", None)}
+    return rows, stand_in
 
 
 def test_every_call_is_timed_as_a_graph(monkeypatch):
-    rows, stand_in = measured(monkeypatch)
+    rows, stand_in = on_stand_in(monkeypatch)
     assert all(row.status == results.OK and row.rounds == 3 for row in rows.values())
     assert stand_in.captures == len(rows)
     assert stand_in.replays == (1 + 3) * len(rows)
 
 
 def test_what_cannot_be_captured_is_timed_by_plain_calls(monkeypatch):
-    rows, stand_in = measured(monkeypatch, lambda number: number == 1)
+    rows, stand_in = on_stand_in(monkeypatch, lambda number: number == 1)
     row = rows["folded", "forward"]
     assert row.median > 0
     assert "not captured as a graph: RuntimeError: operation not permitted" in row.note
@@ -49,7 +48,7 @@ def test_a_graph_that_computes_something_else_gets_no_time(monkeypatch):
         return replay, tuple(value * 1.01 for value in values)
 
     monkeypatch.setattr(devices.Captures, "capture", slips)
-    rows, _ = measured(monkeypatch)
+    rows, _ = on_stand_in(monkeypatch)
     assert {row.status for row in rows.values()} == {results.WRONG}
     assert all(row.reason.startswith("replayed: map is off by") for row in rows.values())
 

@@ -1,6 +1,5 @@
 """Layers and networks as problems: all sides compute the same, and a wrong one gets no time."""
 
-import argparse
 import sys
 
 import pytest
@@ -11,11 +10,9 @@ import vt_fast
 from benchmarks import layers, networks
 from benchmarks.devices import Device
 from benchmarks.modules import INFERENCE, TRAINING, ModuleProblem, Side, paper
-from benchmarks.processes import messages
 from benchmarks.results import OK, OURS, UNAVAILABLE, WRONG
-from benchmarks.runner import Measurement
 from benchmarks.shapes import BOTH
-from benchmarks.timing import QUICK
+from tests._support.measuring import measured, plans, reported
 from vt_fast.nn import VisualTransformerStack
 
 # A package that the tests do not install.
@@ -44,10 +41,6 @@ def tiny(passes=(INFERENCE, TRAINING), judged_apart=True, make=None, replaced=No
     return ModuleProblem(sides, "models", "tiny", "", {**SPEC, "passes": passes}, Device())
 
 
-def rows(problem):
-    return {(row.which, row.contender): row for row in Measurement(Device(), QUICK).rows(problem)}
-
-
 @pytest.mark.parametrize("name", layers.LAYERS)
 def test_all_sides_of_a_layer_compute_the_same(name):
     problem = layer(name, "fp64")
@@ -68,7 +61,7 @@ def test_all_sides_of_a_layer_compute_the_same(name):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["siglip", "ocr", "level"])
 def test_layers_pass_their_gate(name, dtype):
-    for (_, contender), row in rows(layer(name, dtype)).items():
+    for (contender, _), row in measured(layer(name, dtype)).items():
         assert row.status == OK or (name, contender) == ABSENT, row
 
 
@@ -83,9 +76,9 @@ def test_layers_pass_their_gate(name, dtype):
 def test_a_wrong_layer_gets_no_time(monkeypatch, change, passes):
     real = vt_fast.tokenize
     monkeypatch.setattr(vt_fast, "tokenize", lambda x, queries: change(real(x, queries)))
-    found = rows(layer("siglip", peers=["original"]))
-    assert [which for which, name in found if found[which, name].status == WRONG] == passes
-    assert "allowed" in found[BOTH, "vt_fast"].reason
+    found = measured(layer("siglip", peers=["original"]))
+    assert [which for name, which in found if found[name, which].status == WRONG] == passes
+    assert "allowed" in found["vt_fast", BOTH].reason
 
 
 def test_a_layer_whose_package_is_missing_says_so(monkeypatch):
@@ -93,20 +86,20 @@ def test_a_layer_whose_package_is_missing_says_so(monkeypatch):
     for module in ("transformers", "mmseg"):
         monkeypatch.setitem(sys.modules, module, None)
     spec = {**SPEC, "layer": "siglip", "passes": [INFERENCE]}
-    (row,) = rows(layers.problem(spec, Device())).values()
+    (row,) = measured(layers.problem(spec, Device())).values()
     assert (row.contender, row.status) == ("original", UNAVAILABLE)
     assert "transformers" in row.reason
-    found = rows(layers.problem({**spec, "layer": "ocr"}, Device()))
-    assert found[INFERENCE, "original"].status == UNAVAILABLE
-    assert found[INFERENCE, "vt_fast"].status == OK
+    found = measured(layers.problem({**spec, "layer": "ocr"}, Device()))
+    assert found["original", INFERENCE].status == UNAVAILABLE
+    assert found["vt_fast", INFERENCE].status == OK
 
 
 def test_all_passes_of_a_network_are_measured():
     problem = tiny()
-    found = rows(problem)
-    assert [name for _, name in found] == 2 * ["vt_fast", "reference", "convolutions"]
+    found = measured(problem)
+    assert [name for name, _ in found] == 2 * ["vt_fast", "reference", "convolutions"]
     assert {row.status for row in found.values()} == {OK}
-    assert found[INFERENCE, "vt_fast"].role == OURS
+    assert found["vt_fast", INFERENCE].role == OURS
     assert all(row.extra_bytes > 0 for row in found.values())
 
 
@@ -140,10 +133,10 @@ def test_a_wrong_network_gets_no_time(judged_apart):
         backends = {part.backend for part in module.modules() if hasattr(part, "backend")}
         return 1.0 if "reference" in backends else 1.001
 
-    found = rows(tiny([INFERENCE], judged_apart, make))
-    assert found[INFERENCE, "vt_fast"].status == WRONG
-    assert "is off by 0.001" in found[INFERENCE, "vt_fast"].reason
-    assert found[INFERENCE, "reference"].status == OK
+    found = measured(tiny([INFERENCE], judged_apart, make))
+    assert found["vt_fast", INFERENCE].status == WRONG
+    assert "is off by 0.001" in found["vt_fast", INFERENCE].reason
+    assert found["reference", INFERENCE].status == OK
 
 
 def test_what_is_not_comparable_must_be_finite():
@@ -152,7 +145,7 @@ def test_what_is_not_comparable_must_be_finite():
         nn.init.constant_(made.weight, float("inf"))
         return made
 
-    assert rows(tiny([INFERENCE], replaced=make))[INFERENCE, "convolutions"].status == WRONG
+    assert measured(tiny([INFERENCE], replaced=make))["convolutions", INFERENCE].status == WRONG
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -163,19 +156,15 @@ def test_networks_are_those_of_the_paper(quick):
 
 
 @pytest.mark.parametrize(
-    ("mode", "words", "count"),
+    ("words", "count"),
     [
-        (networks, ["--kind", "neck", "--pass", "inference", "--threads", "1"], 3),
-        (layers, ["--layer", "level", "--pass", "inference", "--peers", "--threads", "1"], 1),
+        ("models --kind neck --pass inference --quick --threads 1", 3),
+        ("layers --layer level --pass inference --quick --threads 1 --peers", 1),
     ],
 )
-def test_modes_in_a_child_process(mode, words, count):
-    parser = argparse.ArgumentParser()
-    mode.add_arguments(parser)
-    options = parser.parse_args(words, argparse.Namespace(quick=True, device="cpu"))
-    (plan,) = mode.plans(options)
-    found = list(messages(plan))
-    assert [message.problem for message in found if message.problem] == []
-    measured = [row for message in found for row in message.rows if row.role != "ceiling"]
-    assert len(measured) == count
-    assert {(row.mode, row.status, row.threads, row.floor) for row in measured} == {(mode.MODE, OK, 1, None)}
+def test_modes_in_a_child_process(words, count):
+    (plan,) = plans(words)
+    rows = reported(plan)
+    assert len(rows) == count
+    expected = (words.split()[0], OK, 1, None)
+    assert {(row.mode, row.status, row.threads, row.floor) for row in rows} == {expected}

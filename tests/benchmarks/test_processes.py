@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from benchmarks import cli, machine, processes, report, results
-from benchmarks.devices import Device
 from benchmarks.problems import OpProblem
 from benchmarks.processes import Message, Plan, conduct, cpus_of
 from benchmarks.results import OK, OURS, SKIPPED, Row, Run
 from benchmarks.roofline import Floor
-from benchmarks.runner import Measurement
 from benchmarks.shapes import FORWARD, PASSES, Case, Shape
-from benchmarks.timing import QUICK
+from tests._support.measuring import measured
 from vt_fast.testing import peak_bytes
 
 CPU = torch.device("cpu")
@@ -138,14 +136,13 @@ def test_memory_is_predicted(op):
 def test_what_does_not_fit_is_not_run():
     problem = OpProblem(Case("project", Shape(2, 4, 5, 16, 4), "fp32", "nchw"), CPU, passes=[FORWARD])
     needs = {each.name: problem.needs(each, FORWARD) for each in problem.contenders}
-    rows = {row.contender: row for row in Measurement(Device(), QUICK, most_bytes=1000).rows(problem)}
+    rows = measured(problem, most_bytes=1000)
     assert {row.status for row in rows.values()} == {SKIPPED}
-    assert {name: row.needs_bytes for name, row in rows.items()} == needs
+    assert {name: row.needs_bytes for (name, _), row in rows.items()} == needs
     assert problem._numbers is None  # nothing was drawn for it
     # where the yardstick does not fit, all others are judged by roundings alone
-    some = Measurement(Device(), QUICK, most_bytes=needs["folded"] - 1).rows(problem)
-    rows = {row.contender: row for row in some}
-    assert [rows[name].status for name in ("folded", "vt_fast torch")] == [SKIPPED, OK]
+    rows = measured(problem, most_bytes=needs["folded"] - 1)
+    assert [rows[name, FORWARD].status for name in ("folded", "vt_fast torch")] == [SKIPPED, OK]
     assert set(problem._gates[FORWARD].yardstick.values()) == {0.0}
 
 
@@ -162,7 +159,7 @@ class Ceilings:
 def test_hopeless_products_are_skipped_and_others_not_compiled():
     case = Case("project", Shape(1, 2, 2, 64, 1), "fp32", "nchw")
     problem = OpProblem(case, CPU, ["folded", "eager", "compile folded"], [FORWARD])
-    rows = {row.contender: row for row in Measurement(Device(), QUICK, Ceilings()).rows(problem)}
+    rows = {name: row for (name, _), row in measured(problem, Ceilings()).items()}
     assert rows["eager"].reason.startswith("its matrix products alone take")
     assert rows["eager"].reason.endswith("times the floor")
     assert rows["compile folded"].reason.startswith("not compiled: its matrix products alone")
