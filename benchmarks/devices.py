@@ -56,8 +56,10 @@ class Device:
         self, cpus: Sequence[int] | None = None, repeat: int | None = None, name: str = "cpu"
     ) -> None:
         self.torch_device, self._cpus, self._repeat = torch.device(name), cpus, repeat
+        self.cuda: Any = None if self.torch_device.type == "cpu" else torch.cuda
         self.threads: int | None = torch.get_num_threads() if cpus is None else len(cpus)
-        if self.torch_device.type != "cpu":
+        if self.cuda is not None:
+            self.cuda.set_device(self.torch_device)
             self.clock_name, self.settles, self.threads = "calls", True, None
 
     def ceilings(self, dtype: str, *, quick: bool) -> Ceilings:
@@ -81,14 +83,14 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for all calls; raises where one of them wrote where it must not."""
-        if self.torch_device.type != "cpu":
-            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
+        if self.cuda is not None:
+            self.cuda.synchronize()
 
     def give_back_memory(self) -> None:
         """Return what is free to the driver or the system (by glibc): holes of other sizes are of no use."""
         gc.collect()
-        if self.torch_device.type != "cpu":
-            torch.get_device_module(self.torch_device).empty_cache()
+        if self.cuda is not None:
+            self.cuda.empty_cache()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
@@ -145,15 +147,6 @@ class Gpu(Device):
             for _ in range(4):
                 torch.mm(self._matrix, self._matrix)
             self.cuda.synchronize()
-
-    def synchronize(self) -> None:
-        """Wait for all calls; raises where one of them wrote where it must not."""
-        self.cuda.synchronize()
-
-    def give_back_memory(self) -> None:
-        """Return what is free to the driver."""
-        gc.collect()
-        self.cuda.empty_cache()
 
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any

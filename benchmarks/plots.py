@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FASTEST = "fastest alternative"
-# Our time in multiples of the floor, at most: on a CPU by dtype, on a GPU by pass.
-_CPU_TARGETS = {"fp32": 1.25, "bf16": 1.6}
-_GPU_TARGETS = {"forward": 1 / 0.90, "forward+backward": 1 / 0.85}
 _INK, _LINE = "#1b1f25", "#d5dae1"
 # After Okabe and Ito: colour-blind readers can tell them apart, on white and on black.
 _BLUE, _ORANGE, _GREEN, _RED, _SKY, _GREY = "#1f7fc4", "#de8f05", "#029e73", "#d55e00", "#56b4e9", "#8a94a0"
@@ -93,14 +90,6 @@ def png(drawing: Drawing, folder: Path) -> Path:
     with rc_context(_RC):
         drawing.figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
     return path
-
-
-def target(row: Any) -> float | None:
-    """What our time in multiples of the floor should not exceed; None where there is no target."""
-    if row.threads == row.threads:  # not NaN: a CPU
-        return _CPU_TARGETS.get(row.dtype)
-    bound_by_memory = row.dtype in ("bf16", "fp16") and int(row.shape.rpartition("x")[2]) <= 32
-    return _GPU_TARGETS.get(row.which) if bound_by_memory else None
 
 
 def digits(value: float) -> str:

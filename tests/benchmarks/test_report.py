@@ -119,16 +119,6 @@ def test_ops_on_the_terminal():
     assert "is): 0 of 1 cells; below it at all: 1." in text
 
 
-def test_targets():
-    def target(**fields):
-        return plots.target(next(frame([row("vt_fast", OURS, 1.0, **fields)]).itertuples()))
-
-    assert (target(), target(dtype="bf16")) == (1.25, 1.6)
-    gpu = {"threads": None, "dtype": "fp16"}
-    assert (target(**gpu), target(**gpu, which="forward+backward")) == (1 / 0.9, 1 / 0.85)
-    assert (target(threads=None), target(**gpu, shape="1x2x3x64")) == (None, None)
-
-
 def test_other_modes_on_the_terminal():
     text = report.show(RUNS["b"])
     assert table(text, "64", "project", "3x64x16x4", "fwd") == ["64.0", "needs 16.3 GB"]
