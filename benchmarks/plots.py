@@ -305,7 +305,8 @@ def _legend(figure: Figure, entries: dict[str, tuple[str, str, float]]) -> None:
         style: Any = {"linestyle": form} if form in ("-", "--") else {"linestyle": "", "marker": form}
         handles.append(Line2D([], [], color=colour, alpha=alpha, label=name, **style))
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles), int(figure.get_figwidth() // 1.5)))
+        columns = min(6, len(handles), int(figure.get_figwidth() // 1.5))
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def _categories(panel: Axes, names: Sequence[str]) -> None:
