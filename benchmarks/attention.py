@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
-from torch.overrides import TorchFunctionMode
 
 Results: TypeAlias = tuple[Tensor, ...]
 Code: TypeAlias = Callable[..., Results]
@@ -26,16 +26,12 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Style(NamedTuple):
-    """How to write the ops.
+    """How to write the ops."""
 
-    ``see``: a 4-D map as attention takes it; ``pool``: (seen, queries) -> tokens; ``spread``: (seen, keys,
-    values) -> what is added, or with query_weight and token_keys for keys; ``give``: (seen, map) -> 4-D map.
-    """
-
-    see: Callable[[Tensor], Tensor]
-    pool: Callable[[Tensor, Tensor], Tensor]
-    spread: Callable[..., Tensor]
-    give: Callable[[Tensor, Tensor], Tensor]
+    see: Callable[[Tensor], Tensor]  # a 4-D map as attention takes it
+    pool: Callable[[Tensor, Tensor], Tensor]  # (seen, queries) -> tokens
+    spread: Callable[..., Tensor]  # (seen, keys or query_weight and token_keys, values) -> what is added
+    give: Callable[[Tensor, Tensor], Tensor]  # (seen, map) -> 4-D map
 
     def code(self, op: str) -> Code:
         """The op as a function of its operands."""
@@ -107,64 +103,52 @@ def by(attend: Attend, *, copies: bool = True) -> Style:
     return Style(see, pool, attend, _map)
 
 
+def _with_heads(function: Callable[..., Tensor], axis: int = 1) -> Attend:
+    """By a function that wants an axis of heads."""
+    return lambda *inputs: function(*(each.unsqueeze(axis) for each in inputs)).squeeze(axis)
+
+
 def sdpa(backend: SDPBackend | None = None) -> Attend:
     """PyTorch's fused attention: as PyTorch chooses, or in one implementation, which may not run."""
+    fused: Callable[..., Tensor] = partial(F.scaled_dot_product_attention, scale=1.0)
+    if backend is None:
+        return _with_heads(fused)
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        inputs = queries[:, None], keys[:, None], values[:, None]
-        if backend is None:
-            return F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0]
+    def forced(*inputs: Tensor) -> Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*inputs, scale=1.0)[:, 0]
+            return fused(*inputs)
 
-    return attend
+    return _with_heads(forced)
 
 
 def flex(function: Callable[..., Any] = flex_attention) -> Attend:
     """FlexAttention, by ``flex_attention`` or what ``torch.compile`` makes of it."""
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        found: Tensor = function(queries[:, None], keys[:, None], values[:, None], scale=1.0)
-        return found[:, 0]
-
-    return attend
+    return _with_heads(partial(function, scale=1.0))
 
 
-class Package(NamedTuple):
-    """A function for GPUs, the axis of its heads, and its argument for the scale."""
-
-    module: str
-    function: str
-    heads: int
-    scale: str = "scale"
-
-
-# FlashAttention-2 and FFPA take float16 and bfloat16, FlashAttention-2 at most 256 channels.
+# Packages for GPUs: module, function, the axis of heads, and the argument for the scale. FlashAttention-2 and
+# FFPA take float16 and bfloat16, FlashAttention-2 at most 256 channels.
 PACKAGES = {
-    "flash-attn": Package("flash_attn", "flash_attn_func", 2, "softmax_scale"),
-    "xformers": Package("xformers.ops", "memory_efficient_attention", 2),
-    "ffpa": Package("ffpa_attn", "ffpa_attn_func", 1),
-    "natten": Package("natten.functional", "attention", 2),
+    "flash-attn": ("flash_attn", "flash_attn_func", 2, "softmax_scale"),
+    "xformers": ("xformers.ops", "memory_efficient_attention", 2, "scale"),
+    "ffpa": ("ffpa_attn", "ffpa_attn_func", 1, "scale"),
+    "natten": ("natten.functional", "attention", 2, "scale"),
 }
 
 
 def by_package(name: str) -> Attend:
     """A package's attention, which is imported by the first call."""
-    _, function, heads, scale = PACKAGES[name]
+    path, function, heads, scale = PACKAGES[name]
 
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        module = importlib.import_module(PACKAGES[name].module)
-        inputs = [each.unsqueeze(heads).contiguous() for each in (queries, keys, values)]
-        call = getattr(module, function)
-        if name != "ffpa":
-            found: Tensor = call(*inputs, **{scale: 1.0})
-            return found.squeeze(heads)
-        # Its fallback is PyTorch's attention, which is a peer already. Without it, it raises.
-        with mock.patch.object(module.functional.FFPAAttnMeta, "fallback", return_value=False):
-            found = call(*inputs, **{scale: 1.0})
-        return found.squeeze(heads)
+    def attend(*inputs: Tensor) -> Tensor:
+        module = importlib.import_module(path)
+        # FFPA's fallback is PyTorch's attention, which is a peer already. Without it, it raises.
+        no_fallback = partial(mock.patch.object, return_value=False)
+        with no_fallback(module.functional.FFPAAttnMeta, "fallback") if name == "ffpa" else nullcontext():
+            found: Tensor = getattr(module, function)(*(each.contiguous() for each in inputs), **{scale: 1.0})
+        return found
 
-    return attend
+    return _with_heads(attend, heads)
 
 
 @cache
@@ -173,25 +157,9 @@ def absent(on_gpu: bool) -> dict[str, str]:
     if not on_gpu:
         return dict.fromkeys(PACKAGES, "needs a GPU")
     found = {}
-    for name, package in PACKAGES.items():
+    for name, (module, function, *_) in PACKAGES.items():
         try:
-            getattr(importlib.import_module(package.module), package.function)
+            getattr(importlib.import_module(module), function)
         except Exception as error:  # a package built for another torch may raise anything
             found[name] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return found
-
-
-class Choices(TorchFunctionMode):
-    """Keeps which implementation ``scaled_dot_product_attention`` takes, call by call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        """Look at the call, then let it go on."""
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            number = torch._fused_sdp_choice(*args, **kwargs)
-            self.names.append(str(SDPBackend(number).name).lower().removesuffix("_attention"))
-        return func(*args, **kwargs)

@@ -1,16 +1,16 @@
 """The float64 gate: a contender whose results or gradients are wrong gets no time.
 
-The truth is the paper's equations in float64. The rule is that of
-:func:`vt_fast.testing.assert_as_accurate`: an error is compared with the one that a yardstick, plain PyTorch
-in the same dtype, makes on the same data, plus some roundings. Ours may have twice the yardstick's error. A
-peer may have eight times, so that a slight excess does not hide its time; and so may all contenders of a
-stack, whose yardstick's own error differs by as much from one layout to the other.
+The rule is that of :func:`vt_fast.testing.assert_as_accurate`: an error is compared with the one that a
+yardstick, plain PyTorch in the same dtype, makes on the same data, plus some roundings. Ours may have twice
+the yardstick's error. A peer may have eight times, so that a slight excess does not hide its time, and so may
+all sides of a module. The truth of an op is found here, in pieces; that of a module is its yardstick in
+float64 (:mod:`benchmarks.modules`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.inputs import DTYPES
 from benchmarks.results import PEER
-from benchmarks.shapes import STACK, Case
+from benchmarks.shapes import Case
 from vt_fast.precision import compute_dtype
 from vt_fast.reference.projector import pixel_attention
 from vt_fast.testing import allowed_error
@@ -52,11 +52,7 @@ class Truth(NamedTuple):
 
 
 def stride_of(elements: int) -> int:
-    """Every ``stride``-th pixel of a map is kept, and compared.
-
-    Prime numbers, so that all places in a kernel's tiles come up. Tokens and gradients of small operands
-    depend on all pixels.
-    """
+    """Every ``stride``-th pixel of a map is compared: a prime, so that all places in a tile come up."""
     return 17 if elements > 1 << 29 else 5 if elements > 1 << 27 else 1
 
 
@@ -107,18 +103,6 @@ def solve(op: str, operands: Mapping[str, Tensor], arriving: Mapping[str, Tensor
     return Truth(values, float(lse.abs().max()), stride)
 
 
-def solve_plainly(
-    function: Callable[..., Sequence[Tensor]], operands: Mapping[str, Tensor], arriving: Mapping[str, Tensor]
-) -> Truth:
-    """The truth by a reference function in float64, for what is no single op."""
-    exact = {name: value.double().requires_grad_() for name, value in operands.items()}
-    results = function(*exact.values())
-    given = [cotangent.double() for cotangent in arriving.values()]
-    gradients = torch.autograd.grad(results, list(exact.values()), given)
-    values = {name: result.detach() for name, result in zip(arriving, results, strict=True)}
-    return Truth(values | {f"d{name}": value for name, value in zip(exact, gradients, strict=True)})
-
-
 def _projected(op: str, pixels: Tensor, small: Mapping[str, Tensor]) -> Tensor:
     if op == "tokenize":
         return pixels
@@ -156,61 +140,64 @@ def _tokens(op: str, x: Tensor, small: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 class Gate(NamedTuple):
-    """What a result may be off by: the yardstick's errors, and the largest magnitudes, name by name."""
+    """What errors are allowed, by name: from the yardstick's errors and the largest magnitudes.
 
-    case: Case
-    truth: Truth
-    yardstick: dict[str, float]
-    largest: dict[str, float]
+    ``lse`` and ``terms`` are those of :func:`vt_fast.testing.allowed_error`.
+    """
 
-    @classmethod
-    def make(cls, case: Case, truth: Truth, found: Mapping[str, float] | None) -> Gate:
-        """The gate of a case, from the errors of its yardstick.
-
-        Where it has not been run, all others are judged as if it had made no error at all. So they are where
-        it is off by more than half of the dtype's digits (in fp16, of bf16's, because the weights of a
-        million pixels are not normal numbers there), and the yardstick itself fails: plain sums of millions
-        of terms in fp32 do that.
-
-        Raises:
-            RuntimeError: it is off by more than even such sums can be, so it means something else.
-        """
-        largest = _grouped(case, {name: float(value.abs().max()) for name, value in truth.values.items()})
-        if case.shape.tokens == 1 and "dkeys" in largest:
-            # A single token has all the weight whatever its key is, so these are 0 but for rounding.
-            scale = largest["dvalues"] * case.shape.channels**0.5
-            largest |= {name: scale for name in ("dkeys", *_LIKE) if name in largest}
-        digits = torch.finfo(_digits(case.dtype)).eps
-        coarse = math.sqrt(max(digits, torch.finfo(torch.bfloat16).eps if case.dtype == "fp16" else 0.0))
-        # A pixel's gradient depends on all pixels too, by the statistics of the softmax.
-        sums = torch.finfo(compute_dtype(_digits(case.dtype))).eps * case.shape.sizes[1]
-        strict = found is None
-        for name, error in (found or {}).items():
-            if error <= coarse * max(largest[name], 1e-30):
-                continue
-            if not error <= sums * largest[name]:
-                raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
-            strict = True
-        return cls(case, truth, dict.fromkeys(largest, 0.0) if strict else dict(found or {}), largest)
+    yardstick: Mapping[str, float]
+    largest: Mapping[str, float]
+    dtype: torch.dtype
+    lse: float = 0.0
+    terms: Mapping[str, int] = {}
 
     def judge(self, found: Mapping[str, float], role: str) -> Judgement:
         """Of the errors of a contender in that role."""
-        multiple = _PEERS if role == PEER or self.case.op == STACK else _OURS
         worst, complaint = 0.0, None
         for name, error in found.items():
             like = name if name in self.yardstick else _LIKE[name]
             allowed = allowed_error(
                 self.yardstick[like] / max(self.largest[like], 1e-300) * self.largest[name],
                 self.largest[name],
-                _digits(self.case.dtype),
-                lse=self.truth.lse,
-                terms=terms(name, self.case),
-                multiple=multiple,
+                self.dtype,
+                lse=self.lse,
+                terms=self.terms.get(name, 0),
+                multiple=_PEERS if role == PEER else _OURS,
             )
             worst = max(worst, error / max(allowed, 1e-300))
             if complaint is None and not error <= allowed:  # NaN is not
                 complaint = f"{name} is off by {error:.3g}, allowed {allowed:.3g}"
         return Judgement(worst, complaint)
+
+
+def op_gate(case: Case, truth: Truth, found: Mapping[str, float] | None) -> Gate:
+    """The gate of an op, from the errors of its yardstick.
+
+    Where it has not been run, all others are judged as if it had made no error at all. So they are where it
+    is off by more than half of the dtype's digits (in fp16, of bf16's, because the weights of a million
+    pixels are not normal numbers there), and the yardstick itself fails: plain sums of millions of terms in
+    fp32 do that.
+
+    Raises:
+        RuntimeError: it is off by more than even such sums can be, so it means something else.
+    """
+    largest = {name: float(value.abs().max()) for name, value in truth.values.items()}
+    if case.shape.tokens == 1 and "dkeys" in largest:
+        # A single token has all the weight whatever its key is, so these are 0 but for rounding.
+        scale = largest["dvalues"] * case.shape.channels**0.5
+        largest |= {name: scale for name in ("dkeys", *_LIKE) if name in largest}
+    dtype = _digits(case.dtype)
+    coarse = math.sqrt(max(torch.finfo(dtype).eps, torch.finfo(torch.bfloat16).eps * (case.dtype == "fp16")))
+    # A pixel's gradient depends on all pixels too, by the statistics of the softmax.
+    sums = torch.finfo(compute_dtype(dtype)).eps * case.shape.sizes[1]
+    strict = found is None
+    for name, error in (found or {}).items():
+        if not error <= coarse * max(largest[name], 1e-30):
+            if not error <= sums * largest[name]:
+                raise RuntimeError(f"the yardstick is wrong: {name} of {case.label} is off by {error:.3g}")
+            strict = True
+    yardstick = dict.fromkeys(largest, 0.0) if strict else dict(found or {})
+    return Gate(yardstick, largest, dtype, truth.lse, {name: terms(name, case) for name in largest})
 
 
 def _digits(dtype: str) -> torch.dtype:
@@ -219,29 +206,28 @@ def _digits(dtype: str) -> torch.dtype:
     return torch.float16 if tf32 else DTYPES[dtype]
 
 
-def errors(case: Case, truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
-    """Largest error of each result or gradient; infinite where a value or the shape is not as it must be."""
-    largest = {name: largest_error(value, truth.values[name], truth.stride) for name, value in found}
-    return _grouped(case, largest)
+def errors(truth: Truth, found: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
+    """Largest error of each result or gradient, of maps (B, C, H, W) at every ``truth.stride``-th pixel."""
+    largest = {}
+    for name, value in found:
+        pixels = value.flatten(2).transpose(1, 2)[:, :: truth.stride] if value.dim() == 4 else value
+        largest[name] = largest_error(pixels, truth.values[name])
+    return largest
 
 
-def largest_error(found: Tensor, exact: Tensor, stride: int = 1) -> float:
-    """Largest difference of a tensor, or a 4-D map, from float64 values (B, N, C), without a large copy.
-
-    Of a map only every ``stride``-th pixel is compared. NaN counts as infinite.
-    """
-    found = found.detach()
-    if found.dim() == 4:
-        found = found.flatten(2).transpose(1, 2)[:, ::stride]
+def largest_error(found: Tensor, exact: Tensor) -> float:
+    """Largest difference from float64 values, without a large copy; infinite for NaN or another shape."""
     if found.shape != exact.shape:
         return math.inf
+    found = found.detach()
     if found.dim() < 3:
         found, exact = found[None], exact[None]
-    rows = max(1, _piece_elements(exact) // 2 // exact.shape[-1])
-    worst = []
-    for sample, true_sample in zip(found, exact, strict=True):
-        for part, true_part in zip(sample.split(rows), true_sample.split(rows), strict=True):
-            worst.append(torch.linalg.vector_norm(part - true_part, math.inf))
+    rows = max(1, _piece_elements(exact) // 2 // exact[0, :1].numel())
+    worst = [
+        torch.linalg.vector_norm(part - true_part, math.inf)
+        for sample, true_sample in zip(found, exact, strict=True)
+        for part, true_part in zip(sample.split(rows), true_sample.split(rows), strict=True)
+    ]
     return float(torch.stack(worst).nan_to_num(math.inf).max())
 
 
@@ -257,16 +243,5 @@ def terms(name: str, case: Case) -> int:
     batch, pixels, channels, _ = case.shape.sizes
     if name in ("map", "dx"):
         return channels
-    shared = name in ("dquery_weight", "dparameters") or (case.op == "tokenize" and name == "dqueries")
+    shared = name == "dquery_weight" or (case.op == "tokenize" and name == "dqueries")
     return pixels * (batch if shared else 1)
-
-
-def _grouped(case: Case, values: dict[str, float]) -> dict[str, float]:
-    """A stack's parameters as one: some of their gradients all but vanish, and rounding is all there is."""
-    if case.op != STACK:
-        return values
-    merged: dict[str, float] = {}
-    for name, value in values.items():
-        group = "dparameters" if name.startswith("dblocks.") else name
-        merged[group] = max(merged.get(group, 0.0), value)
-    return merged

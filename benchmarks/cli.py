@@ -6,13 +6,13 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, shapes
 from benchmarks.processes import CPU, UsageError, conduct
-from benchmarks.results import OK, OURS, SKIPPED, UNAVAILABLE, Run
+from benchmarks.results import OK, OURS, SKIPPED, Run
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -33,18 +33,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "stack": {"op": [shapes.STACK]},
     "gpu": {"device": "cuda:0"},
 }
-_ALL = ("scaling", "overhead", "models", "layers")
 # Options that leave nothing out of a run, whatever they are. A run that was stopped says so.
 _ASIDE = ("command", "device", "results", "output", "compare", "force", "budget", "memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns 0; 1 where one of our results was wrong, a case could not be measured, or something has become
-    slower than in the file that it is compared with; 2 for bad arguments; 130 after Ctrl-C, with what was
-    measured until then saved.
-    """
+    """Run one command; returns the exit status, as benchmarks/README.md explains it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
@@ -100,11 +94,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def device_name(text: str) -> str:
-    """A device of the command line.
-
-    Raises:
-        argparse.ArgumentTypeError: it is none.
-    """
+    """A device of the command line."""
     if text != CPU and re.fullmatch(r"cuda(:\d+)?", text) is None:
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text}")
     return "cuda:0" if text == "cuda" else text
@@ -112,7 +102,7 @@ def device_name(text: str) -> str:
 
 def _measure(options: argparse.Namespace) -> tuple[int, Path]:
     """Run a mode, print and save what it found; returns the exit status and the file."""
-    from benchmarks import machine, report
+    from benchmarks import attention, compare, machine, report
 
     if options.command in ("cpu", "gpu") and (options.command == "cpu") != (options.device == CPU):
         raise UsageError(f"--device must be of mode {options.command}, got {options.device}")
@@ -121,25 +111,17 @@ def _measure(options: argparse.Namespace) -> tuple[int, Path]:
     reason = machine.unusable(options.device)
     if reason is not None:
         raise UsageError(reason)
-    run = Run(
-        {
-            "machine": machine.describe(options.device),
-            "settings": _settings(options),
-            "commit": machine.commit(),
-            "complete": False,
-            "problems": [],
-        }
-    )
+    aside = ("command", "results", "output", "compare", "force")
+    given = {name: value for name, value in vars(options).items() if name not in aside}
+    settings = {"mode": options.command, **given, "absent": attention.absent(options.device != CPU)}
+    facts = {"machine": machine.describe(options.device), "settings": settings, "commit": machine.commit()}
+    run = Run({**facts, "complete": False, "problems": []})
     if before is not None:
-        from benchmarks import compare
-
         compare.refuse(run.facts, before.facts, force=options.force)
-    partial = options.output or options.results / file_name(options.command, None, full=False)
+    path = partial = options.output or options.results / f"{options.command}-partial.csv"
     status = conduct(run, plans, lambda run: results.save(run, partial))
-    path = partial
     if options.output is None and run.facts["complete"] and _is_full(options):
-        gpu = run.facts["machine"].get("gpu")
-        path = options.results / file_name(options.command, gpu and gpu["name"], full=True)
+        path = options.results / file_name(options.command, run.facts["machine"].get("gpu"))
         partial.replace(path)
     try:
         print(report.show(run))
@@ -154,52 +136,40 @@ def _measure(options: argparse.Namespace) -> tuple[int, Path]:
     return status, path
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.attention import absent
-
-    aside = ("command", "results", "output", "compare", "force")
-    given = {name: value for name, value in vars(options).items() if name not in aside}
-    return {"mode": options.command, **given, "absent": absent(options.device != CPU)}
-
-
 def _is_full(options: argparse.Namespace) -> bool:
     """Whether everything is measured: else the file of a full run is not written over."""
     defaults = vars(_parser(options.command).parse_args([options.command]))
     return all(getattr(options, name) == value for name, value in defaults.items() if name not in _ASIDE)
 
 
-def file_name(mode: str, gpu: str | None, *, full: bool) -> str:
-    """The result file of a mode.
+def file_name(mode: str, gpu: Mapping[str, Any] | None) -> str:
+    """The result file of a full run of a mode.
 
     Example:
-        >>> file_name("scaling", None, full=True), file_name("gpu", "NVIDIA H100 80GB HBM3", full=True)
+        >>> file_name("scaling", None), file_name("gpu", {"name": "NVIDIA H100 80GB HBM3"})
         ('scaling-cpu.csv', 'gpu-nvidia-h100-80gb-hbm3.csv')
     """
-    if not full:
-        return f"{mode}-partial.csv"
     if gpu is None:
         return "cpu.csv" if mode == "cpu" else f"{mode}-cpu.csv"
-    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     return f"{mode}-{slug}.csv"
 
 
 def verdict(run: Run) -> int:
     """The exit status of a run: 1 where one of our results was wrong or a case could not be measured at all.
 
-    What does not fit into the memory is not wrong, nor what cannot be captured as a graph.
+    What does not fit into the memory is not wrong.
     """
-    ours = [row for row in run.rows if row.role == OURS]
-    fine = [row.status in (OK, SKIPPED) or (row.status, row.clock) == (UNAVAILABLE, "graph") for row in ours]
-    return 0 if ours and all(fine) and not run.facts["problems"] else 1
+    ours = [row.status in (OK, SKIPPED) for row in run.rows if row.role == OURS]
+    return 0 if ours and all(ours) and not run.facts["problems"] else 1
 
 
 def _all(options: argparse.Namespace) -> int:
     """Every mode on a device, one after another, and a report of their results."""
     if options.compare is not None and not options.compare.is_dir():
         raise UsageError(f"--compare must be a folder with results, got {options.compare}")
-    first = "cpu" if options.device == CPU else "gpu"
     status, files = 0, []
-    for mode in (first, *_ALL):
+    for mode in ("cpu" if options.device == CPU else "gpu", "scaling", "overhead", "models", "layers"):
         words = [mode, "--results", str(options.results), "--device", options.device]
         words += ["--quick"] if options.quick else []
         print(f"\n=== {mode}\n", flush=True)
@@ -208,7 +178,8 @@ def _all(options: argparse.Namespace) -> int:
         status = max(status, one)
         old = None if options.compare is None else options.compare / path.name
         if old is not None and old.exists():
-            status = max(status, _compared(path, old, force=options.force))
+            options.new, options.old, options.all = path, old, False
+            status = max(status, _compare(options))
         if status == 130:
             break
     _report(argparse.Namespace(files=files, output=options.results / "report", pictures=None))
@@ -222,10 +193,9 @@ def _list(options: argparse.Namespace) -> int:
     from benchmarks import attention, peers
 
     for label, shape in shapes.REGISTRY.items():
-        where = [
-            name for name, those in (("cpu", shapes.SHAPES), ("gpu", shapes.GPU_SHAPES)) if shape in those
-        ]
-        print(f"{label:20} {'+'.join(where):8} {shapes.ORIGINS[shape]}")
+        places = {"cpu": shapes.SHAPES, "gpu": shapes.GPU_SHAPES}
+        where = "+".join(name for name, those in places.items() if shape in those)
+        print(f"{label:20} {where:8} {shapes.ORIGINS[shape]}")
     print("\n" + "\n".join(peers.listing()))
     for name, reason in attention.absent(torch.cuda.is_available()).items():
         print(f"absent: {name}: {reason}")
@@ -244,16 +214,11 @@ def _report(options: argparse.Namespace) -> int:
     from benchmarks import report
 
     runs = [(path.stem, results.load(path)) for path in options.files]
-    for path in report.write(runs, options.output, options.pictures):
-        print(path)
+    print(*report.write(runs, options.output, options.pictures), sep="\n")
     return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
-    return _compared(options.new, options.old, force=options.force, everything=options.all)
-
-
-def _compared(new: Path, old: Path, *, force: bool, everything: bool = False) -> int:
     from benchmarks import compare
 
-    return compare.main(new, old, force=force, everything=everything)
+    return compare.main(options.new, options.old, force=options.force, everything=options.all)

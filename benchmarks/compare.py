@@ -21,19 +21,20 @@ Nothing is drawn at random: the same two files always give the same answer.
 from __future__ import annotations
 
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import results
-from benchmarks.plots import digits, is_first_call, place
+from benchmarks.plots import digits
 from benchmarks.report import as_text, spread, table
-from benchmarks.results import CEILING, OURS, PEER, REPLACED, Row, Run
+from benchmarks.results import CEILING, PEER, REPLACED, Run
 
-SLOWER, FASTER, SAME = "slower", "faster", "same"
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+SLOWER, FASTER, SAME = "slower", "faster", ""
 # How often a comparison may report a change by mistake.
 _MISTAKES = 0.05
 # The quantile of the peers' scatter that sets its scale.
@@ -57,79 +58,41 @@ _FACTS = {
 }
 
 
-class Change(NamedTuple):
-    """How a time, or the mean of several, differs between two runs, in natural logs.
-
-    ``raw``: of NEW's median over OLD's. ``drift``: the machine's part of it. ``error``: standard error of the
-    medians. ``noise``: what a change must exceed to be one. ``group``: cells that are averaged. ``stratum``:
-    times that scatter alike from run to run.
-    """
-
-    cell: str
-    group: str
-    stratum: str
-    name: str
-    role: str
-    raw: float
-    error: float
-    drift: float = 0.0
-    noise: float = 0.0
-    cells: int = 1
-
-    @property
-    def left(self) -> float:
-        """What the machine does not explain."""
-        return self.raw - self.drift
-
-    @property
-    def verdict(self) -> str:
-        """Slower, faster, or the same as far as one can tell."""
-        if abs(self.left) <= self.noise:
-            return SAME
-        return SLOWER if self.left > 0 else FASTER
-
-
 class Comparison(NamedTuple):
     """Two runs compared.
 
-    ``changes`` are of single cells, ``groups`` of means over cells that are the same one by one. ``lost``:
-    our rows that had a time in OLD and have none, and why. ``grown``: our rows that take more memory.
-    ``alone``: how many cells are in NEW or OLD only. ``forced``: differences that were overruled.
+    ``changes`` are of single cells, ``groups`` of means over cells that are the same one by one. Both say
+    whether they are of a peer, over how many cells, and the verdict; and in natural logs the raw change, the
+    drift, what is left of it without, and the noise. ``lost``: our rows that had a time in OLD and have none.
+    ``grown``: our rows that take more memory. ``cells``: how many are in both, in NEW alone, in OLD alone.
+    ``forced``: differences that were overruled.
     """
 
-    pairs: Mapping[tuple[str, str], tuple[Row, Row]]
-    changes: list[Change]
-    groups: list[Change]
-    lost: list[tuple[Row, str]]
-    grown: list[tuple[Row, Row]]
-    cells: int
-    alone: tuple[int, int]
+    changes: DataFrame
+    groups: DataFrame
+    lost: DataFrame
+    grown: DataFrame
+    cells: tuple[int, int, int]
     forced: list[str]
 
-    def ours(self, verdict: str) -> list[Change]:
+    def ours(self, verdict: str) -> DataFrame:
         """Our rows with that verdict, then our groups, the largest changes first."""
-        return [
-            each
+        import pandas as pd
+
+        parts = [
+            part[~part.peer & (part.verdict == verdict)].sort_values("left", key=lambda left: -left.abs())
             for part in (self.changes, self.groups)
-            for each in sorted(part, key=lambda each: -abs(each.left))
-            if (each.role, each.verdict) == (OURS, verdict)
         ]
+        return pd.concat(parts)
 
     @property
     def status(self) -> int:
-        """Exit status of the command."""
-        return 1 if self.ours(SLOWER) or self.lost or self.grown else 0
+        """Exit status: 1 if we are slower by more than noise, lost a time or take more memory."""
+        return int(any(map(len, (self.ours(SLOWER), self.lost, self.grown))))
 
 
 def main(new: Path, old: Path, *, force: bool, everything: bool) -> int:
-    """Compare two files and print the outcome; ``everything``: the change of every row.
-
-    Returns 1 if we became slower by more than noise, lost a time or take more memory.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: one is not a result file, or they cannot be compared.
-    """
+    """Compare two files and print the outcome, of every row if wanted; returns the exit status."""
     found = compare(results.load(new), results.load(old), force=force)
     print(f"NEW: {new}\nOLD: {old}\n{render(found, everything=everything)}")
     return found.status
@@ -161,164 +124,97 @@ def compare(new: Run, old: Run, *, force: bool = False) -> Comparison:
     """Compare two runs. Cells in one of them alone are counted and left out.
 
     Raises:
-        ValueError: see :func:`refuse`; or no cell is in both, or there is neither a peer nor a ceiling from
-            which the machine's drift could be told.
+        ValueError: see :func:`refuse`; or no cell is in both, or there is no peer from which the machine's
+            drift could be told.
     """
     forced = refuse(new.facts, old.facts, force=force)
-    after, before = _rows(new), _rows(old)
-    here, there = (
-        {row.label: None for row in rows.values() if row.role != CEILING} for rows in (after, before)
-    )
-    common = [cell for cell in here if cell in there]
-    if not common:
-        some = [f"{len(cells)} such as {next(iter(cells), None)}" for cells in (here, there)]
+    after, before = (results.frame(row for row in run.rows if row.role != CEILING) for run in (new, old))
+    here, there = ({*data.cell} for data in (after, before))
+    if not here & there:
+        some = [f"{data.cell.nunique()} such as {next(iter(data.cell), None)}" for data in (after, before)]
         raise ValueError(f"NEW and OLD must share a cell, NEW has {some[0]} and OLD {some[1]}")
-    pairs, lost = {}, []
-    for key, was in before.items():
-        now = after.get(key)
-        if (was.label not in here and was.role != CEILING) or not _usable(was):
-            continue
-        if now is not None and _usable(now):
-            pairs[key] = (was, now)
-        elif _role(was) == OURS and (now is None or now.median is None):
-            lost.append((was, "it took no part" if now is None else f"{now.status}: {now.reason}"))
-    changes = judge(without_drift(_change(was, now) for was, now in pairs.values()))
-    return Comparison(
-        pairs,
-        changes,
-        # A group is not reported because of a cell that is reported anyway.
-        judge(_means(each for each in changes if each.verdict == SAME)),
-        lost,
-        [pair for pair in pairs.values() if _has_grown(*pair)],
-        len(common),
-        (len(here) - len(common), len(there) - len(common)),
-        forced,
+    pairs = before[before.cell.isin(here)].merge(
+        after, how="left", on=["cell", "contender"], suffixes=("_old", "_new")
     )
+    pairs["peer"] = pairs.role_old.isin([PEER, REPLACED])
+    pairs = pairs[pairs.rounds_old >= _LEAST_ROUNDS]
+    lost = pairs[~pairs.peer & pairs.median_new.isna()]
+    timed = pairs[pairs.rounds_new >= _LEAST_ROUNDS]
+    growth = timed.extra_bytes_new - timed.extra_bytes_old
+    allowed = (_MEMORY_SHARE * timed.extra_bytes_old).clip(lower=_MEMORY_BYTES)
+    changes = _judged(_changes(timed))
+    # A group is not reported because of a cell that is reported anyway.
+    groups = _judged(_means(changes[changes.verdict == SAME]))
+    counts = len(here & there), len(here - there), len(there - here)
+    return Comparison(changes, groups, lost, timed[~timed.peer & (growth > allowed)], counts, forced)
 
 
-def _rows(run: Run) -> dict[tuple[str, str], Row]:
-    """All rows by cell and contender."""
-    found: dict[tuple[str, str], Row] = {}
-    for row in run.rows:
-        if (row.label, row.contender) in found and row.role != CEILING:
-            raise ValueError(f"a run must have a row once, {row.contender} is there twice in {row.label}")
-        found[row.label, row.contender] = row
-    return found
-
-
-def _usable(row: Row) -> bool:
-    return row.rounds >= _LEAST_ROUNDS and bool(row.median)
-
-
-def _role(row: Row) -> str:
-    """Ours are all backends of vt_fast."""
-    return {CEILING: CEILING, PEER: PEER, REPLACED: PEER}.get(row.role, OURS)
-
-
-def _has_grown(was: Row, now: Row) -> bool:
-    if _role(was) != OURS or was.extra_bytes is None or now.extra_bytes is None:
-        return False
-    return now.extra_bytes > was.extra_bytes + max(_MEMORY_SHARE * was.extra_bytes, _MEMORY_BYTES)
-
-
-def _change(was: Row, now: Row) -> Change:
-    # A ceiling may do more work in a repetition than it did.
-    work = (now.work or 1.0) / (was.work or 1.0) if now.role == CEILING else 1.0
-    where = ", ".join(filter(None, (place("", now.threads) or "GPU", "plain calls" * (now.clock == "calls"))))
-    case = now.mode if now.mode in ("models", "layers") else now.case
-    return Change(
-        now.label,
-        f"{case} {now.which}, {now.dtype}, {where}",
-        # Unchanged code scatters more on two threads than on one.
-        f"first calls, {where}" if is_first_call(now) else where,
-        now.contender,
-        _role(now),
-        math.log((now.median or 1.0) / (was.median or 1.0) / work),
-        math.hypot(_standard_error(was), _standard_error(now)),
-    )
-
-
-def _standard_error(row: Row) -> float:
-    """Of a median, relative to it, from the 20 % and 80 % quantiles, as for normal numbers."""
-    if not row.median or row.low is None or row.high is None:
-        return 0.0
-    deviation = (row.high - row.low) / row.median / (2 * _NORMAL.inv_cdf(0.8))
-    return math.sqrt(math.pi / 2 / row.rounds) * deviation
-
-
-def without_drift(changes: Iterable[Change]) -> list[Change]:
-    """The changes of our rows and of the controls, with their drift.
-
-    Controls are the peers; in a stratum without peers, the ceilings. A change without another control in its
-    cell gets the median drift of its stratum.
+def _changes(pairs: DataFrame) -> DataFrame:
+    """The change of each time, and the machine's part of it.
 
     Raises:
-        ValueError: a stratum has no control.
+        ValueError: there is no peer on some threads or by some clock.
     """
-    strata: dict[str, list[Change]] = defaultdict(list)
-    for each in changes:
-        strata[each.stratum].append(each)
-    found: list[Change] = []
-    for stratum, members in strata.items():
-        ours = [each for each in members if each.role == OURS]
-        controls = [each for each in members if each.role == PEER]
-        controls = controls or [each._replace(role=PEER) for each in members if each.role == CEILING]
-        if ours and not controls:
-            raise ValueError(
-                f"{stratum}: a peer or a ceiling must have times in both files, to tell the machine's drift "
-                "from a change of the code"
-            )
-        cells: dict[str, list[Change]] = defaultdict(list)
-        for each in controls:
-            cells[each.cell].append(each)
-        overall = statistics.median(each.raw for each in controls) if controls else 0.0
-        for each in (*ours, *controls):
-            others = [other.raw for other in cells[each.cell] if other is not each]
-            found.append(each._replace(drift=statistics.median(others) if others else overall))
-    return found
+    import numpy as np
 
-
-def _means(changes: Iterable[Change]) -> list[Change]:
-    """The mean change of each contender in each group of at least two cells."""
-    groups: dict[tuple[str, str], list[Change]] = defaultdict(list)
-    for each in changes:
-        groups[each.group, each.name].append(each)
-    return [
-        members[0]._replace(
-            cell=group,
-            raw=statistics.fmean(each.raw for each in members),
-            drift=statistics.fmean(each.drift for each in members),
-            error=math.hypot(*(each.error for each in members)) / len(members),
-            cells=len(members),
+    pairs = pairs.assign(
+        cells=1,
+        # Unchanged code scatters more on two threads than on one.
+        where=pairs.where_new.replace("", "GPU")
+        + np.where(pairs.case_new.str.startswith("first call"), ", first calls", ""),
+        group=pairs.case_new.where(~pairs.mode_new.isin(["models", "layers"]), pairs.mode_new),
+        raw=np.log(pairs.median_new / pairs.median_old),
+        error=np.hypot(_standard_error(pairs, "_old"), _standard_error(pairs, "_new")),
+        drift=math.nan,
+    )
+    pairs["group"] += " " + pairs.which_new + ", " + pairs.dtype_new + ", " + pairs["where"]
+    for _, part in pairs.groupby("cell"):
+        peers = part[part.peer].raw
+        pairs.loc[part.index, "drift"] = [peers.drop(each, errors="ignore").median() for each in part.index]
+    # Without another peer in its cell, that of all cells.
+    pairs["drift"] = pairs.drift.fillna(pairs["where"].map(pairs[pairs.peer].groupby("where").raw.median()))
+    for where in pairs[pairs.drift.isna()]["where"]:
+        raise ValueError(
+            f"{where}: a peer must have times in both files, to tell drift from a change of the code"
         )
-        for (group, _), members in groups.items()
-        if len(members) > 1
-    ]
+    return pairs
 
 
-def judge(changes: Sequence[Change]) -> list[Change]:
-    """Each change with its noise; those without a control in their stratum are left out."""
-    number = sum(each.role == OURS for each in changes)
-    factor = _NORMAL.inv_cdf(1 - _MISTAKES / 2 / max(number, 1))
-    controls: dict[str, list[float]] = defaultdict(list)
-    for each in changes:
-        if each.role == PEER:
-            controls[each.stratum].append(each.left * math.sqrt(each.cells))
-    scatters = {
-        stratum: max(scatter(left), _LEAST_SCATTER if len(left) < _FEW else 0.0)
-        for stratum, left in controls.items()
-    }
-    return [
-        each._replace(noise=factor * math.hypot(each.error, scatters[each.stratum] / math.sqrt(each.cells)))
-        for each in changes
-        if each.stratum in scatters
-    ]
+def _standard_error(pairs: DataFrame, run: str) -> Series:
+    """Of a median, relative to it, from the 20 % and 80 % quantiles, as for normal numbers."""
+    median, low, high, rounds = (pairs[name + run] for name in ("median", "low", "high", "rounds"))
+    return (math.pi / 2 / rounds) ** 0.5 * (high - low) / median / (2 * _NORMAL.inv_cdf(0.8))
+
+
+def _means(changes: DataFrame) -> DataFrame:
+    """The mean change of each contender in each group of at least two cells."""
+    means = changes.groupby(["group", "contender"], sort=False).agg(
+        peer=("peer", "first"),
+        where=("where", "first"),
+        cells=("raw", "size"),
+        raw=("raw", "mean"),
+        drift=("drift", "mean"),
+        error=("error", lambda errors: math.hypot(*errors) / len(errors)),
+    )
+    return means[means.cells > 1].reset_index().rename(columns={"group": "cell"})
+
+
+def _judged(changes: DataFrame) -> DataFrame:
+    """Each change without the drift, what it must exceed to be one, and whether it does."""
+    import numpy as np
+
+    factor = _NORMAL.inv_cdf(1 - _MISTAKES / 2 / max((~changes.peer).sum(), 1))
+    left, root = changes.raw - changes.drift, changes.cells**0.5
+    scatters = (left * root)[changes.peer].groupby(changes["where"]).agg(scatter)
+    noise = factor * np.hypot(changes.error, changes["where"].map(scatters) / root)
+    verdict = np.select([left > noise, left < -noise], [SLOWER, FASTER], SAME)
+    return changes.assign(left=left, noise=noise, verdict=verdict).dropna(subset="noise")
 
 
 def scatter(values: Iterable[float]) -> float:
     """A standard deviation around 0 that fits the tail: the 99 % quantile, as for normal numbers.
 
-    Of few values the largest is taken, as the quantile that it is of that many.
+    Of few values the largest is taken, as the quantile that it is of that many; it is at least 5 %.
 
     Example:
         >>> round(scatter([-0.3, 0.1, 0.2]), 4)
@@ -326,87 +222,72 @@ def scatter(values: Iterable[float]) -> float:
     """
     sizes = sorted(map(abs, values))
     rank = min(math.ceil(_TAIL * (len(sizes) + 1)), len(sizes))
-    return sizes[rank - 1] / _NORMAL.inv_cdf((1 + rank / (len(sizes) + 1)) / 2)
+    found = sizes[rank - 1] / _NORMAL.inv_cdf((1 + rank / (len(sizes) + 1)) / 2)
+    return max(found, _LEAST_SCATTER if len(sizes) < _FEW else 0.0)
 
 
 def render(found: Comparison, *, everything: bool = False) -> str:
     """The comparison as text; ``everything``: the change of every row."""
-    parts = ["\n".join(_head(found)), _table(found, [each for each in found.groups if each.role == OURS])]
-    parts += [_table(found, found.changes)] if everything else []
-    return "\n\n".join(filter(None, [*parts, "\n".join(_reported(found))]))
+    parts = ["\n".join(_head(found)), _table(found.groups[~found.groups.peer])]
+    parts += [_table(found.changes)] if everything else []
+    for title, verdict in (("Faster", FASTER), ("REGRESSIONS", SLOWER)):
+        changes = found.ours(verdict)
+        parts += [f"{title}:\n{_table(changes)}"] if len(changes) else []
+    sizes = (found.grown[["extra_bytes_old", "extra_bytes_new"]] / 1e6).map("{:.3g} MB".format)
+    reasons = (found.lost.status_new + ": " + found.lost.reason_new).fillna("it took no part")
+    for title, rows, texts in (
+        ("MORE MEMORY", found.grown, sizes.agg(" -> ".join, axis=1)),
+        ("WITHOUT A TIME NOW", found.lost, reasons),
+    ):
+        lines = rows.cell + ", " + rows.contender + ": " + texts if len(rows) else []
+        parts += ["\n  ".join([f"{title}:", *lines])] if len(rows) else []
+    return "\n\n".join(filter(None, parts))
 
 
 def _head(found: Comparison) -> Iterator[str]:
-    yield f"{found.cells} cells are in both, {found.alone[0]} in NEW alone, {found.alone[1]} in OLD alone."
+    yield "{} cells are in both, {} in NEW alone, {} in OLD alone.".format(*found.cells)
     yield from (f"Forced: NEW and OLD differ in {each}." for each in found.forced)
     yield (
         "Times of NEW in multiples of OLD's. The machine's drift is the median change of the peers of the "
         "cell, and is taken off."
     )
-    for stratum in dict.fromkeys(each.stratum for each in found.changes):
-        drifts = {
-            "peers": [each.raw for each in found.changes if (each.stratum, each.role) == (stratum, PEER)]
-        }
-        for was, now in found.pairs.values():
-            change = _change(was, now)
-            if (change.stratum, change.role) == (stratum, CEILING):
-                drifts.setdefault(now.case, []).append(change.raw)
-        medians = {name: math.exp(statistics.median(raws)) for name, raws in drifts.items()}
-        yield f"  {stratum}: {', '.join(f'{name} {ratio:.3f}' for name, ratio in medians.items())}"
-
-
-def _table(found: Comparison, changes: Sequence[Change]) -> str:
-    records = []
-    for each in changes:
-        pair = found.pairs.get((each.cell, each.name))
-        records.append(
-            {
-                "cell": each.cell,
-                "contender": each.name,
-                **({"times": _times(*pair)} if pair else {"cells": str(each.cells)}),
-                "NEW / OLD": f"{math.exp(each.raw):.3f}",
-                "drift": f"{math.exp(each.drift):.3f}",
-                "without it": f"{math.exp(each.left):.3f}",
-                "noise": _band(each.noise),
-                "verdict": "" if each.verdict == SAME else each.verdict,
-            }
-        )
-    return as_text(table("", records)[1])
-
-
-def _reported(found: Comparison) -> Iterator[str]:
-    ours = [each for each in found.changes if each.role == OURS]
-    peers = [each for each in found.changes if each.role == PEER]
-    if ours:
-        words = [each.verdict for each in ours]
-        yield (
-            f"Of our {len(ours)} times, {words.count(SLOWER)} are slower and {words.count(FASTER)} faster by "
-            f"more than noise (in the median {_band(statistics.median(each.noise for each in ours))}); of "
-            f"the peers' {len(peers)}, {sum(each.verdict != SAME for each in peers)} differ by more."
-        )
-    else:
+    peers, ours = found.changes[found.changes.peer], found.changes[~found.changes.peer]
+    for where, raw in peers.groupby("where", sort=False).raw.median().items():
+        yield f"  {where}: peers {math.exp(raw):.3f}"
+    if ours.empty:
         yield "None of our times is in both."
-    for title, verdict in (("Faster:", FASTER), ("REGRESSIONS:", SLOWER)):
-        changes = found.ours(verdict)
-        yield from [title] if changes else []
-        for each in changes:
-            pair = found.pairs.get((each.cell, each.name))
-            why = (
-                f"{_times(*pair)}, drift {math.exp(each.drift):.2f}"
-                if pair
-                else f"mean of {each.cells} cells"
-            )
-            yield f"  {each.cell}, {each.name}: {math.exp(each.left):.2f}, noise {_band(each.noise)} ({why})"
-    yield from ["MORE MEMORY:"] if found.grown else []
-    for was, now in found.grown:
-        sizes = " -> ".join(f"{(row.extra_bytes or 0) / 1e6:.3g} MB" for row in (was, now))
-        yield f"  {was.label}, {was.contender}: {sizes}"
-    yield from ["WITHOUT A TIME NOW:"] if found.lost else []
-    yield from (f"  {row.label}, {row.contender}: {why}" for row, why in found.lost)
+        return
+    counts = ours.verdict.value_counts()
+    yield (
+        f"Of our {len(ours)} times, {counts.get(SLOWER, 0)} are slower and {counts.get(FASTER, 0)} faster by "
+        f"more than noise (in the median {_band(ours.noise.median())}); of the peers' {len(peers)}, "
+        f"{(peers.verdict != SAME).sum()} differ by more."
+    )
 
 
-def _times(was: Row, now: Row) -> str:
-    return " -> ".join(f"{digits(1e3 * (row.median or 0.0))} ms ({spread(row)})" for row in (was, now))
+def _table(changes: DataFrame) -> str:
+    columns = {
+        "cell": changes.cell,
+        "contender": changes.contender,
+        "times": [_times(row) for row in changes.itertuples()],
+        "NEW / OLD": changes.raw.map(_multiple),
+        "drift": changes.drift.map(_multiple),
+        "without it": changes.left.map(_multiple),
+        "noise": changes.noise.map(_band),
+        "verdict": changes.verdict,
+    }
+    return as_text(table("", changes.assign(**columns)[[*columns]])[1])
+
+
+def _times(row: Any) -> str:
+    if row.cells > 1:
+        return f"mean of {row.cells} cells"
+    old = f"{digits(1e3 * row.median_old)} ms ({spread(row.median_old, row.low_old, row.high_old)})"
+    return f"{old} -> {digits(1e3 * row.median_new)} ms ({spread(row.median_new, row.low_new, row.high_new)})"
+
+
+def _multiple(log: float) -> str:
+    return f"{math.exp(log):.3f}"
 
 
 def _band(log: float) -> str:

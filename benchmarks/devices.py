@@ -6,25 +6,23 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import FAILED, OK, UNAVAILABLE, WRONG
+from benchmarks.results import OK, WRONG
 from benchmarks.roofline import Ceilings, cpu_ceilings, gpu_ceilings
-from benchmarks.timing import Budget, interleaved, quantiles, wall_clock
+from benchmarks.timing import Budget, interleaved, wall_clock
 
 Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
 # Name of a call and what it computed when it was repeated: a complaint, or None.
 Check: TypeAlias = Callable[[str, tuple[Tensor, ...]], "str | None"]
-ClockName: TypeAlias = Literal["wall", "graph", "calls"]
 
 # Of a buffer that is read to flush the cache: bytes at least, and in multiples of the cache. Read so often
 # that the call waits in the queue when the reading ends, however long it took to put it there.
 _FLUSH_BYTES, _FLUSH_CACHES, _FLUSH_READS = 1 << 28, 3, 3
 _WARM_UP_SECONDS, _WARM_UP_SIDE = 0.1, 2048
-_PLAIN_ROUNDS, _LAUNCHES = 7, 50
 
 
 class Times(NamedTuple):
@@ -33,24 +31,24 @@ class Times(NamedTuple):
     seconds: list[float]
     status: str = OK
     reason: str = ""
+    note: str = ""
 
 
 class Device:
     """The CPU; or the host of a GPU, where ``repeat`` is given: what it costs to ask the GPU for a call.
 
-    ``clock_name``: of the clock whose times count. ``large_map``: bytes of a map from which on it matters
-    what memory an earlier case has left behind. ``settles``: the first call of a function takes memory for
-    good, which must not be counted as its own.
+    ``large_map``: bytes of a map from which on it matters what memory an earlier case has left behind.
+    ``settles``: the first call of a function takes memory for good, which must not be counted as its own.
 
     Args:
         cpus: one thread runs on each of them; by default all that the process may use.
         repeat: the clock takes the mean of so many calls in a row, which are over before one could read it.
-            On a GPU they wait in the queue, and the device is waited for once, at the end; so where its work
-            takes longer than asking for it, the time is that of the work.
+            A GPU is waited for once, at the end; where its work takes longer than asking for it, the time is
+            that of the work.
         name: "cpu" or "cuda:N".
     """
 
-    clock_name: ClockName = "wall"
+    clock_name = "wall"
     large_map = 1 << 26
     settles = False
 
@@ -58,8 +56,10 @@ class Device:
         self, cpus: Sequence[int] | None = None, repeat: int | None = None, name: str = "cpu"
     ) -> None:
         self.torch_device, self._cpus, self._repeat = torch.device(name), cpus, repeat
+        self.cuda: Any = None if self.torch_device.type == "cpu" else torch.cuda
         self.threads: int | None = torch.get_num_threads() if cpus is None else len(cpus)
-        if self.torch_device.type != "cpu":
+        if self.cuda is not None:
+            self.cuda.set_device(self.torch_device)
             self.clock_name, self.settles, self.threads = "calls", True, None
 
     def ceilings(self, dtype: str, *, quick: bool) -> Ceilings:
@@ -83,28 +83,24 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait for all calls; raises where one of them wrote where it must not."""
-        if self.torch_device.type != "cpu":
-            torch.get_device_module(self.torch_device).synchronize(self.torch_device)
+        if self.cuda is not None:
+            self.cuda.synchronize()
 
     def give_back_memory(self) -> None:
         """Return what is free to the driver or the system (by glibc): holes of other sizes are of no use."""
         gc.collect()
-        if self.torch_device.type != "cpu":
-            torch.get_device_module(self.torch_device).empty_cache()
+        if self.cuda is not None:
+            self.cuda.empty_cache()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
 
-    def facts(self) -> dict[str, Any]:
-        """What is to be said of the device in a result file."""
-        return {}
-
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
-    ) -> dict[ClockName, dict[str, Times]]:
+    ) -> dict[str, Times]:
         """Times of all calls, which have been made before, by :func:`interleaved` and its rules."""
         found = interleaved(calls, budget, clock=self.clock, **rules)
-        return {self.clock_name: {name: Times(seconds) for name, seconds in found.items()}}
+        return {name: Times(seconds) for name, seconds in found.items()}
 
 
 class Gpu(Device):
@@ -152,70 +148,37 @@ class Gpu(Device):
                 torch.mm(self._matrix, self._matrix)
             self.cuda.synchronize()
 
-    def synchronize(self) -> None:
-        """Wait for all calls; raises where one of them wrote where it must not."""
-        self.cuda.synchronize()
-
-    def give_back_memory(self) -> None:
-        """Return what is free to the driver."""
-        gc.collect()
-        self.cuda.empty_cache()
-
-    def facts(self) -> dict[str, Any]:
-        """``launch_seconds``: of a graph that sets one number, a part of each time that is no work."""
-        number = torch.zeros(1, device=self.torch_device)
-        captures = Captures(self.cuda)
-        try:
-            replay, _ = captures.capture(lambda: (number.fill_(1.0),))
-            return {"launch_seconds": quantiles([self.clock(replay) for _ in range(_LAUNCHES)]).median}
-        except Exception as error:  # everything is then timed by plain calls
-            return {"problems": [f"nothing can be captured as a graph: {cause(error)}"]}
-        finally:
-            captures.close()
-
     def times(
         self, calls: Mapping[str, Call], check: Check, budget: Budget, **rules: Any
-    ) -> dict[ClockName, dict[str, Times]]:
-        """Times of all calls as graphs, in turn, and then as plain calls, for which the graphs must be gone.
+    ) -> dict[str, Times]:
+        """Times of all calls as graphs, or of the calls themselves where they cannot be captured.
 
         What a graph computes is checked like the call itself.
         """
         # What is left of an earlier call's autograd graph would tie a capture to that call's stream.
         gc.collect()
         captures = Captures(self.cuda)
-        replays: dict[str, Callable[[], Any]] = {}
-        graphs: dict[str, Times] = {}
+        timed: dict[str, Callable[[], Any]] = {}
+        found, notes = dict[str, Times](), dict[str, str]()
         for name, call in calls.items():
             try:
-                replay, results = captures.capture(call)
+                timed[name], results = captures.capture(call)
             except Exception as error:  # whatever it is, the call itself has worked
-                graphs[name] = Times([], UNAVAILABLE, f"cannot be captured as a graph: {cause(error)}")
+                timed[name], notes[name] = call, f"a plain call, not captured as a graph: {cause(error)}"
                 continue
-            replay()
+            timed[name]()
             self.cuda.synchronize()
             wrong = check(name, results)
             del results
-            if wrong is None:
-                replays[name] = replay
-            else:
-                graphs[name] = Times([], WRONG, f"replayed: {wrong}")
+            if wrong is not None:
+                del timed[name]
+                found[name] = Times([], WRONG, f"replayed: {wrong}")
         self.warm_up()
-        timed = interleaved(replays, budget, clock=self.clock, **rules)
-        graphs |= {name: Times(seconds) for name, seconds in timed.items()}
-        replays.clear()
+        for name, seconds in interleaved(timed, budget, clock=self.clock, **rules).items():
+            found[name] = Times(seconds, note=notes.get(name, ""))
+        timed.clear()
         captures.close()
-        plain: dict[str, Times] = {}
-        those = {name: call for name, call in calls.items() if graphs[name].status != WRONG}
-        for name, call in those.items():
-            try:
-                call()  # asks for memory again
-            except Exception as error:
-                plain[name] = Times([], FAILED, cause(error))
-        rounds = min(_PLAIN_ROUNDS, budget.least)
-        few = budget._replace(seconds=0.0, least=rounds, most=rounds)
-        those = {name: call for name, call in those.items() if name not in plain}
-        timed = interleaved(those, few, clock=self.clock, **rules)
-        return {"graph": graphs, "calls": plain | {name: Times(seconds) for name, seconds in timed.items()}}
+        return found
 
 
 class Captures:

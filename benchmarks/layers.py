@@ -28,10 +28,12 @@ from torch.nn import functional as F
 import vt_fast
 from benchmarks import networks
 from benchmarks.devices import Device
-from benchmarks.modules import BOTH, INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, paper
+from benchmarks.modules import INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, paper
 from benchmarks.processes import Plan
+from benchmarks.results import OURS
+from benchmarks.shapes import BOTH
 from benchmarks.timing import Budget
-from vt_fast.models import FPN, VTFPN, ResNet, VTResNet
+from vt_fast.models import FPN, VTFPN
 
 MODE = "layers"
 PASSES = (INFERENCE, BOTH)
@@ -211,10 +213,8 @@ def ocr(quick: bool) -> Comparison:
 
 def stage(quick: bool) -> Comparison:
     """VT-ResNet-50's last stage, which replaces that of a ResNet-50; neither with its pooling."""
-    depth, shape = (18, (1, 256, 4, 4)) if quick else (50, (8, 1024, 14, 14))
-    # For a classifier, hence the result is the tokens.
-    ours = Side(lambda: VTResNet(depth).stage, lambda host, x: host(x)[1])
-    return paper(ours, Side(lambda: ResNet(depth).get_submodule("layer4")), (shape,))
+    depth, image = (18, (1, 3, 64, 64)) if quick else (50, (8, 3, 224, 224))
+    return networks.comparison("stage", depth, image)[1]._replace(small=None)
 
 
 def level(quick: bool) -> Comparison:
@@ -259,13 +259,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plans(options: argparse.Namespace) -> list[Plan]:
     """One process measures all layers."""
-    specs = [{"layer": layer, "dtype": dtype} for layer in options.layer for dtype in options.dtype]
-    return [networks.plan(options, "layer", specs, BUDGET)]
+    return networks.plan(options, "layer", [{"layer": layer} for layer in options.layer], BUDGET)
 
 
 def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     """A layer as :mod:`benchmarks.runner` measures it."""
     name, make, layout = LAYERS[spec["layer"]]
+    spec = {**spec, "layout": layout}
     try:
         _load_torchvision()
         comparison = make(spec["quick"])
@@ -276,9 +276,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
             raise missing
 
         comparison, spec = Comparison({"original": Side(fail)}, ((0,),)), {**spec, "peers": None}
-    shape = "x".join(map(str, comparison.inputs[0]))
-    fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": layout}
-    return ModuleProblem(comparison, fields, spec, device)
+    return ModuleProblem(comparison, MODE, name, "x".join(map(str, comparison.inputs[0])), spec, device)
 
 
 def _attend(
@@ -335,7 +333,7 @@ def _folded(original: Side, plain: Function, ours: Function) -> dict[str, Side]:
     return {
         "folded": folded,
         "compile folded": folded._replace(compiled=""),
-        VT_FAST: original._replace(function=ours),
+        VT_FAST: original._replace(function=ours, role=OURS),
     }
 
 

@@ -28,14 +28,11 @@ def describe(device: str = CPU) -> dict[str, Any]:
         collected["kernels"].pop("library", None)  # a path
     system = get_env_info()._asdict()
     lines = [line.partition(":") for line in (system["cpu_info"] or "").splitlines()]
+    kept = ("Thread(s)", "Core(s)", "Socket(s)", "Hypervisor", "L1", "L2", "L3", "NUMA")
     found = {
         **collected,
         "cpu": _cpu(),
-        "topology": {
-            key: value.strip()
-            for key, _, value in lines
-            if key.startswith(("Thread(s)", "Core(s)", "Socket(s)", "Hypervisor", "L1", "L2", "L3", "NUMA"))
-        },
+        "topology": {key: value.strip() for key, _, value in lines if key.startswith(kept)},
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -91,15 +91,3 @@ def predict(
         return Prediction(int(counter.get_total_flops()), storages.peak)
     except Exception:  # whatever a package raises that has never seen such a tensor
         return None
-
-
-def complaint(needed: int | None, most: int | None) -> str | None:
-    """Why something is not run, if it would need too much.
-
-    Example:
-        >>> complaint(31 << 30, 16 << 30)
-        'needs about 33.3 GB, and may have 17.2 GB'
-    """
-    if needed is None or most is None or needed <= most:
-        return None
-    return f"needs about {needed / 1e9:.3g} GB, and may have {most / 1e9:.3g} GB"

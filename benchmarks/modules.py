@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.check import Judgement
+from benchmarks.check import Gate, Judgement, largest_error
 from benchmarks.devices import Call, Device
 from benchmarks.inputs import DTYPES
 from benchmarks.peers import Contender
-from benchmarks.results import OURS, PEER, REPLACED
+from benchmarks.results import BACKEND, OURS, PEER, REPLACED
 from benchmarks.roofline import Work
+from benchmarks.shapes import BOTH, FORWARD
 from vt_fast.nn import set_backend
 
-INFERENCE, BOTH, TRAINING = "inference", "forward+backward", "training step"
+INFERENCE, TRAINING = "inference", "training step"
 VT_FAST = "vt_fast"
+# Passes without gradients, which leave modules in evaluation mode.
+_FORWARDS = (FORWARD, INFERENCE)
 
 Function: TypeAlias = Callable[..., Any]
 Shapes: TypeAlias = Sequence[Sequence[int]]
 
-# The largest error may be so many times the yardstick's in the same dtype, and so many roundings.
-_MULTIPLE, _ROUNDINGS = 3.0, 4.0
-# Errors are relative to a tensor's length, or to this share of the longest one's: a gradient may be 0.
+# Errors are relative to a tensor's largest value, or to this share of all tensors': a gradient may be 0.
 _SMALLEST = 1e-3
 
 
@@ -42,21 +42,17 @@ class Side(NamedTuple):
         make: the module that has the parameters.
         function: computes the result, a tensor or several, from this module and the inputs.
         compiled: the submodule that torch.compile compiles, "" for the function, None for nothing.
-        alike: whether the result must be the yardstick's, or just finite.
+        role: in :mod:`benchmarks.results`. What is REPLACED need not compute the same, but finite numbers.
     """
 
     make: Callable[[], nn.Module]
     function: Function = _forward
     compiled: str | None = None
-    alike: bool = True
-
-
-def _role(name: str, side: Side) -> str:
-    return OURS if name == VT_FAST else PEER if side.alike else REPLACED
+    role: str = PEER
 
 
 class Comparison(NamedTuple):
-    """The sides by name, the yardstick first and ours as "vt_fast", and the shapes of their inputs.
+    """The sides by name, the yardstick first, and the shapes of their inputs.
 
     ``small``: shapes on which sides are judged, in evaluation mode; None to judge what is timed.
     """
@@ -79,8 +75,8 @@ def paper(
     sides = {
         "reference": ours._replace(make=make),
         "compile reference": ours._replace(make=make, compiled=compiled),
-        "convolutions": replaced._replace(alike=False),
-        VT_FAST: ours,
+        "convolutions": replaced._replace(role=REPLACED),
+        VT_FAST: ours._replace(role=OURS),
     }
     return Comparison(sides, inputs, small)
 
@@ -108,86 +104,87 @@ class _Built:
         leaves = [*self._given, *self.parameters.values()]
         return (*results, *torch.autograd.grad(results, leaves, self._cotangents, materialize_grads=True))
 
-    def named(self, which: str) -> dict[str, Tensor]:
-        """What a pass computes, by name: results, then gradients."""
-        values = self.results() if which == INFERENCE else self.both()
-        leaves = [*(f"input {index}" for index in range(len(self._given))), *self.parameters]
-        names = [] if which == INFERENCE else [f"gradient of {leaf}" for leaf in leaves]
-        results = [f"result {index}" for index in range(len(values) - len(names))]
-        return {name: value.detach() for name, value in zip([*results, *names], values, strict=True)}
+    def values(self, which: str) -> tuple[Tensor, ...]:
+        """What a pass computes."""
+        found = self.results() if which in _FORWARDS else self.both()
+        return tuple(value.detach() for value in found)
 
 
 class _Truth:
-    """What the yardstick gives in float64. ``own``, the same in the case's dtype, says what is allowed."""
+    """What the yardstick computes in float64; what it computes in the case's dtype says what is allowed."""
 
-    def __init__(self, exact: dict[str, Tensor], own: dict[str, Tensor], rounding: float) -> None:
-        self._exact, self._sizes = exact, dict[str, float]()
-        for kind in ("result", "gradient"):
-            sizes = {name: float(value.norm()) for name, value in exact.items() if name.startswith(kind)}
-            least = max(_SMALLEST * max(sizes.values(), default=0.0), math.ulp(0.0))
-            self._sizes |= {name: max(size, least) for name, size in sizes.items()}
-        worst = max(self._errors(own.values()))[0]
+    def __init__(self, yardstick: _Built, own: _Built, which: str, dtype: torch.dtype) -> None:
+        self._exact = yardstick.values(which)
+        leaves = [*(f"input {index}" for index in range(len(yardstick._given))), *yardstick.parameters]
+        names = [] if which in _FORWARDS else [f"gradient of {leaf}" for leaf in leaves]
+        results = [f"result {index}" for index in range(len(self._exact) - len(names))]
+        self._names = [*results, *names]
+        self._sizes: list[float] = []
+        for part in (self._exact[: len(results)], self._exact[len(results) :]):
+            sizes = [float(value.abs().max()) for value in part]
+            least = max(_SMALLEST * max(sizes, default=0.0), math.ulp(0.0))
+            self._sizes += [max(size, least) for size in sizes]
+        worst = max(self._errors(own.values(which)).values())
         # Where the yardstick is not finite, no error but rounding is allowed.
-        self._allowed = _MULTIPLE * (worst if math.isfinite(worst) else 0.0) + _ROUNDINGS * rounding
+        allowed = dict.fromkeys(self._names, worst if math.isfinite(worst) else 0.0)
+        self._gate = Gate(allowed, dict.fromkeys(self._names, 1.0), dtype)
 
-    def judge(self, values: Iterable[Tensor]) -> Judgement:
-        """By the largest error."""
-        error, name = max(self._errors(values))
-        text = f"{name} is off by {error:.3g} of its size, allowed {self._allowed:.3g}"
-        return Judgement(error / self._allowed, text if error > self._allowed else None)
+    def judge(self, values: Sequence[Tensor]) -> Judgement:
+        """By the largest errors, relative to the sizes of tensors.
 
-    def _errors(self, values: Iterable[Tensor]) -> list[tuple[float, str]]:
-        """Of each tensor, as a vector; infinite for NaN and for another shape."""
-        found = []
-        for value, (name, exact) in zip(values, self._exact.items(), strict=True):
-            same = value.shape == exact.shape
-            error = float((value.detach().double() - exact).norm()) / self._sizes[name] if same else math.nan
-            found.append((math.inf if math.isnan(error) else error, name))
-        return found
+        All sides may have what a peer may: the yardstick's own errors differ as much between layouts.
+        """
+        return self._gate.judge(self._errors(values), PEER)
+
+    def _errors(self, values: Sequence[Tensor]) -> dict[str, float]:
+        each = zip(self._names, values, self._exact, self._sizes, strict=True)
+        return {name: largest_error(value, exact) / size for name, value, exact, size in each}
 
 
 class ModuleProblem:
     """A comparison as a :class:`benchmarks.runner.Problem`.
 
-    Args:
-        comparison: what is compared.
-        fields: of all rows, the layout and dtype among them.
-        spec: "passes" (INFERENCE, BOTH, TRAINING); "peers", names of the sides beside ours, or None for all;
-            "quick", then None does not mean compiled ones.
-        device: where.
+    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours, or None for all; with
+    "quick" for all that are not compiled.
     """
 
     def __init__(
-        self,
-        comparison: Comparison,
-        fields: dict[str, Any],
-        spec: dict[str, Any],
-        device: Device,
+        self, comparison: Comparison, mode: str, case: str, shape: str, spec: dict[str, Any], device: Device
     ) -> None:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier problems
         self._comparison, self._device = comparison, device.torch_device
-        self._dtype = DTYPES[fields["dtype"]]
-        self._format = torch.channels_last if fields["layout"] == "channels_last" else torch.contiguous_format
-        self.label = f"{fields['case']} {fields['shape']} {fields['dtype']}"
-        self.fields = fields
+        self._dtype = DTYPES[spec["dtype"]]
+        self._format = torch.channels_last if spec["layout"] == "channels_last" else torch.contiguous_format
+        self.label = f"{case} {shape} {spec['dtype']}"
+        self.fields = {
+            "mode": mode,
+            "case": case,
+            "shape": shape,
+            "dtype": spec["dtype"],
+            "layout": spec["layout"],
+        }
         self.passes = spec["passes"]
         self._yardstick = next(iter(comparison.sides))
-        usual = (
-            name for name, side in comparison.sides.items() if side.compiled is None or not spec["quick"]
-        )
-        wanted = {VT_FAST, *(usual if spec["peers"] is None else spec["peers"])}
-        self.contenders: Sequence[Contender] = [
-            Contender(name, _role(name, side), side.compiled is not None, name in wanted)
+
+        peers = spec["peers"]
+        if peers is None:
+            peers = [
+                name for name, side in comparison.sides.items() if not spec["quick"] or side.compiled is None
+            ]
+        contenders = (
+            Contender(
+                name, side.role, side.compiled is not None, side.role in (OURS, BACKEND) or name in peers
+            )
             for name, side in comparison.sides.items()
-            if name in wanted or name == self._yardstick
-        ]
+        )
+        self.contenders = [each for each in contenders if each.timed or each.name == self._yardstick]
         self.map_bytes = sum(torch.Size(each).numel() for each in comparison.inputs) * self._dtype.itemsize
         self._truths: dict[str, _Truth] = {}
         self._verdicts: dict[str, Judgement] = {}
 
     def call(self, contender: Contender, which: str) -> Call:
-        """An inference, forward and backward, or a step of training with SGD."""
-        if which == INFERENCE:
+        """A forward without gradients, forward and backward, or a step of training with SGD."""
+        if which in _FORWARDS:
             infer = self._built(contender.name, self._given, self._dtype).results
             return torch.no_grad()(infer)
         given = [each.detach().requires_grad_() for each in self._given]
@@ -209,17 +206,18 @@ class ModuleProblem:
         return train
 
     def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
-        """Compare each result and gradient, as a vector, with the yardstick's in float64."""
-        if not self._comparison.sides[contender.name].alike:
+        """Compare each result and gradient with the yardstick's in float64."""
+        if contender.role == REPLACED:
             finite = all(bool(value.isfinite().all()) for value in values)
             return Judgement(0.0, None if finite else "a result is not finite")
         if self._comparison.small is None:
-            return self._truth(self._given, which, training=which != INFERENCE).judge(values)
+            training = which not in _FORWARDS
+            return self._truth(self._given, which, training=training).judge(values)
         if contender.name not in self._verdicts:
             given = self._draw(self._comparison.small)
-            found = self._solved(contender.name, given, BOTH, self._dtype, training=False)
+            found = self._leaves_built(contender.name, given, self._dtype, training=False).values(BOTH)
             truth = self._truth(given, BOTH, training=False)
-            self._verdicts[contender.name] = truth.judge(found.values())
+            self._verdicts[contender.name] = truth.judge(found)
         return self._verdicts[contender.name]
 
     def work(self, which: str) -> Sequence[Work]:
@@ -227,21 +225,8 @@ class ModuleProblem:
         return ()
 
     def flops(self, contender: Contender, which: str) -> int | None:
-        """Of matrix products and convolutions, counted on tensors without data."""
-        side, training = self._comparison.sides[contender.name], which != INFERENCE
-        with torch.device("meta"):
-            try:
-                module = side.make().train(training).requires_grad_(training)
-            except ImportError:
-                return None
-            given = [torch.empty(shape, requires_grad=training) for shape in self._comparison.inputs]
-        built = _Built(module, partial(side.function, module), given, torch.float32)
-        with torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
-            results = built.results()
-            if training:
-                # The counter's hooks do not allow torch.autograd.grad.
-                torch.autograd.backward(results, [torch.empty_like(each) for each in results])
-        return int(counter.get_total_flops())
+        """Not counted."""
+        return None
 
     def needs(self, contender: Contender, which: str) -> int | None:
         """Not predicted."""
@@ -285,20 +270,20 @@ class ModuleProblem:
             function = torch.compile(function, dynamic=False)
         return _Built(module, function, given, self._dtype)
 
-    def _solved(
-        self, name: str, given: Sequence[Tensor], which: str, dtype: torch.dtype, *, training: bool
-    ) -> dict[str, Tensor]:
+    def _leaves_built(
+        self, name: str, given: Sequence[Tensor], dtype: torch.dtype, *, training: bool
+    ) -> _Built:
         leaves = [each.detach().to(dtype).requires_grad_() for each in given]
-        return self._built(name, leaves, dtype, training=training).named(which)
+        return self._built(name, leaves, dtype, training=training)
 
     def _truth(self, given: Sequence[Tensor], which: str, *, training: bool) -> _Truth:
         if which not in self._truths:
             self._truths.clear()
             exact, own = (
-                self._solved(self._yardstick, given, which, dtype, training=training)
+                self._leaves_built(self._yardstick, given, dtype, training=training)
                 for dtype in (torch.float64, self._dtype)
             )
-            self._truths[which] = _Truth(exact, own, torch.finfo(self._dtype).eps)
+            self._truths[which] = _Truth(exact, own, which, self._dtype)
         return self._truths[which]
 
 

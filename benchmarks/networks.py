@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.devices import Device
 from benchmarks.modules import INFERENCE, TRAINING, Comparison, ModuleProblem, Side, paper
@@ -39,12 +38,11 @@ def cases(quick: bool = False) -> Iterator[dict[str, Any]]:
         >>> len(list(cases())), next(cases())
         (12, {'network': 'stage', 'depth': 18, 'image': [8, 3, 224, 224]})
     """
-    depths = (18,) if quick else (18, 34, 50, 101)
+    depths, small = ([18], [1, 3, 64, 64]) if quick else ([18, 34, 50, 101], [8, 3, 224, 224])
     images = [[1, 3, 64, 96]] if quick else [[1, 3, 800, 1216], [1, 3, 473, 473]]
-    small = [1, 3, 64, 64] if quick else [8, 3, 224, 224]
     for kind in KINDS:
         classifies = kind in ("stage", "classifier")
-        for depth in depths if classifies else (50,):
+        for depth in depths if classifies else [50]:
             for image in [small] if classifies else images:
                 yield {"network": kind, "depth": depth, "image": image}
 
@@ -69,37 +67,33 @@ def add_common_arguments(
 
 def plans(options: argparse.Namespace) -> list[Plan]:
     """One process measures all networks."""
-    specs = [
-        {**case, "dtype": dtype, "layout": layout}
-        for case in cases(options.quick)
-        if case["network"] in options.kind
-        for dtype in options.dtype
-        for layout in options.layout
-    ]
-    return [plan(options, "network", specs, BUDGET)]
+    chosen = [case for case in cases(options.quick) if case["network"] in options.kind]
+    specs = [{**case, "layout": layout} for case in chosen for layout in options.layout]
+    return plan(options, "network", specs, BUDGET)
 
 
-def plan(options: argparse.Namespace, kind: str, specs: list[dict[str, Any]], budget: Budget) -> Plan:
-    """A process that compares modules."""
+def plan(options: argparse.Namespace, kind: str, specs: list[dict[str, Any]], budget: Budget) -> list[Plan]:
+    """One process that compares modules in all dtypes."""
     common = {"kind": kind, "quick": options.quick, "passes": options.passes, "peers": options.peers}
-    return Plan(
-        problems=[{**common, **spec} for spec in specs],
-        cpus=cpus_of(options.threads),
-        device=options.device,
-        budget=QUICK if options.quick else budget,
-        quick=options.quick,
-    )
+    return [
+        Plan(
+            problems=[{**common, **spec, "dtype": dtype} for spec in specs for dtype in options.dtype],
+            cpus=cpus_of(options.threads),
+            device=options.device,
+            budget=QUICK if options.quick else budget,
+            quick=options.quick,
+        )
+    ]
 
 
 def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     """A network as :mod:`benchmarks.runner` measures it."""
-    name, comparison = _comparison(spec["network"], spec["depth"], spec["image"])
-    shape = "x".join(map(str, spec["image"]))
-    fields = {"mode": MODE, "case": name, "shape": shape, "dtype": spec["dtype"], "layout": spec["layout"]}
-    return ModuleProblem(comparison, fields, spec, device)
+    name, found = comparison(spec["network"], spec["depth"], spec["image"])
+    return ModuleProblem(found, MODE, name, "x".join(map(str, spec["image"])), spec, device)
 
 
-def _comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Comparison]:
+def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Comparison]:
+    """The name and the sides of a network, or a part of it, on images of a size."""
     with torch.device("meta"):
         channels = ResNet(depth).channels
     classes = _CLASSES.get((image[2], image[3]), 1000)
@@ -110,11 +104,8 @@ def _comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compa
         given, small = (_maps(size, channels)[2:3] for size in (image, (2, 3, 112, 112)))
         return f"ResNet-{depth}'s last stage", paper(ours, replaced, given, small)
     if kind == "neck":
-
-        def neck(host: nn.Module, *maps: Tensor) -> Any:
-            return host(maps)
-
-        ours, replaced = Side(lambda: VTFPN(channels), neck), Side(lambda: FPN(channels), neck)
+        ours = Side(lambda: VTFPN(channels), lambda host, *maps: host(maps))
+        replaced = ours._replace(make=lambda: FPN(channels))
         given, small = (_maps(size, channels) for size in (image, (2, 3, 96, 64)))
         return f"FPN on ResNet-{depth}", paper(ours, replaced, given, small)
     if kind == "classifier":
@@ -127,7 +118,5 @@ def _comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compa
 def _maps(image: Sequence[int], channels: Sequence[int]) -> list[Sequence[int]]:
     """Of strides 4, 8, 16 and 32, sizes rounded up."""
     batch, _, height, width = image
-    return [
-        (batch, count, -(-height // (4 << level)), -(-width // (4 << level)))
-        for level, count in enumerate(channels)
-    ]
+    sizes = ((-(-height // (4 << level)), -(-width // (4 << level))) for level in range(len(channels)))
+    return [(batch, count, *size) for count, size in zip(channels, sizes, strict=True)]

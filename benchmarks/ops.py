@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 import msgspec
 
@@ -58,16 +57,21 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     # Compiling takes longer than all the rest of a quick run.
     kind = "cuda" if on_gpu else CPU
     chosen = peers.chosen(options.peers, kind, plain=options.quick, tuned=options.max_autotune)
-    standard: Sequence[shapes.Shape] = shapes.QUICK_SHAPES if options.quick else ()
-    standard = [shapes.REGISTRY[label] for label in options.shape or ()] or standard
+    wanted = [shapes.REGISTRY[label] for label in options.shape or ()]
+    wanted = wanted or [*(shapes.QUICK_SHAPES if options.quick else ())]
     stack = shapes.QUICK_STACK_SHAPE if options.quick else None
-    cases = shapes.cases(options.op, standard, stack, options.dtype or (), options.layout, on_gpu=on_gpu)
+    cases = shapes.cases(options.op, wanted, stack, options.dtype or (), options.layout, on_gpu=on_gpu)
     budget = QUICK if options.quick else GPU if on_gpu else Budget()
     if options.seconds is not None:
         budget = budget._replace(seconds=options.seconds)
-    problems = [case.spec(chosen, options.passes) for case in cases]
-    plan = Plan(problems=problems, cpus=cpus_of(None), device=options.device, budget=budget)
-    plan.quick, plan.tf32 = options.quick, options.tf32
+    plan = Plan(
+        problems=[case.spec(chosen, options.passes) for case in cases],
+        cpus=cpus_of(None),
+        device=options.device,
+        budget=budget,
+        quick=options.quick,
+        tf32=options.tf32,
+    )
     if on_gpu:
         plan.seconds = None if options.budget is None else 60 * options.budget
         plan.compile_seconds = _TUNE_SECONDS if options.max_autotune else _COMPILE_SECONDS

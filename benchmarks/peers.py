@@ -20,6 +20,7 @@ wants are its own cost. All of its operands (:func:`benchmarks.inputs.draw`) get
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -32,7 +33,6 @@ from torch.nn.attention.flex_attention import flex_attention
 import vt_fast
 from benchmarks import attention
 from benchmarks.attention import EAGER, FOLDED, PACKAGES, TRANSPOSED, Code, Results, by, by_package, sdpa
-from benchmarks.inputs import folded_stack, sizes, stack_code
 from benchmarks.processes import UsageError
 from benchmarks.results import BACKEND, OURS, PEER
 from benchmarks.shapes import LAYOUTS, OPS, STACK, Case
@@ -40,31 +40,28 @@ from vt_fast import backends
 from vt_fast.backends.contract import Tokenize
 
 # Its error in the same dtype is the measure of all others': it works on the very operands that ours gets.
-YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded", STACK: "eager"}
+YARDSTICKS = {"tokenize": "eager", "project": "folded", "project_tokenize": "folded"}
 _ANY = ("cpu", "cuda")
 _AUTOTUNE = "autotune "
 
 
-class Contender(NamedTuple):
-    """One that takes part in a case.
-
-    ``role``: results.OURS, BACKEND or PEER. ``compiled``: its first call compiles, which is limited in time.
-    ``timed``: False for a yardstick that was not asked for; it is checked and not timed.
-    """
+@dataclass
+class Contender:
+    """One that takes part in a case. ``role`` is one of :mod:`benchmarks.results`."""
 
     name: str
     role: str
-    compiled: bool = False
-    timed: bool = True
+    compiled: bool = False  # its first call compiles, which is limited in time
+    timed: bool = True  # False for a yardstick that was not asked for; it is checked and not timed
 
 
-class Entrant(NamedTuple):
-    """A contender's function, its operands, and the code that memory and FLOPs are counted of."""
+@dataclass
+class Entrant(Contender):
+    """A contender in an op: its function, operands, and the code that memory and FLOPs are counted of."""
 
-    contender: Contender
-    function: Code
-    operands: tuple[str, ...]
-    plain: Code
+    function: Code = field(kw_only=True)
+    operands: tuple[str, ...] = field(kw_only=True)
+    plain: Code = field(kw_only=True)
 
 
 class Peer(NamedTuple):
@@ -93,7 +90,8 @@ def _peers(op: str) -> Iterator[Peer]:
         yield Peer(f"compile {name}", code, _compiled(code), few.get(name, LAYOUTS))
     if op != "project_tokenize":  # two compiled FlexAttentions in one op take very long
         counted = by(sdpa()).code(op)  # FlexAttention takes no fake tensors
-        yield Peer("compile flex", counted, partial(_flex_on_cpu, op), devices=("cpu",))
+        compiled = partial(torch.compile, flex_attention, fullgraph=True, dynamic=False)
+        yield Peer("compile flex", counted, lambda: by(attention.flex(compiled())).code(op), devices=("cpu",))
         yield Peer("compile flex", counted, _compiled(by(attention.flex()).code(op)), devices=("cuda",))
     for name, code in written.items():
         tuned = _compiled(code, "max-autotune-no-cudagraphs")
@@ -104,10 +102,6 @@ def _compiled(code: Code, mode: str | None = None) -> Callable[[], Code]:
     # Dynamo counts what it has compiled, and looks for it, by code object, which the styles share.
     own = FunctionType(code.__code__.replace(), code.__globals__, closure=code.__closure__)
     return partial(torch.compile, own, fullgraph=True, dynamic=False, mode=mode)
-
-
-def _flex_on_cpu(op: str) -> Code:
-    return by(attention.flex(torch.compile(flex_attention, fullgraph=True, dynamic=False))).code(op)
 
 
 PEERS: dict[str, tuple[Peer, ...]] = {op: tuple(_peers(op)) for op in OPS}
@@ -150,12 +144,13 @@ def listing() -> Iterator[str]:
     yield from (f"{STACK}: eager", f"{STACK} of one, up to 64 channels: folded")
 
 
-def usable_backends(device: torch.device | str = "cpu") -> list[str]:
-    """The backends that can run here on tensors of the device, ours first."""
+def usable_backends(device: torch.device | str = "cpu") -> dict[str, str]:
+    """The backends that can run here on tensors of the device, and their roles: the first one is ours."""
     x = torch.empty(1, 1, 16, device=device)
     probe = Tokenize(x, x[0], None, None, None, 1, False)
     found = [name for name, reason in backends.report() if reason is None]
-    return [name for name in found if backends.load(name).refuses(probe) is None]
+    found = [name for name in found if backends.load(name).refuses(probe) is None]
+    return {name: BACKEND if index else OURS for index, name in enumerate(found)}
 
 
 def operands_of(op: str, *, dense: bool = False) -> tuple[str, ...]:
@@ -175,41 +170,34 @@ def entrants(case: Case, wanted: Collection[str] | None, device: torch.device) -
     The yardstick is always there, because none passes the gate without it; unwanted, it is not timed.
     """
     op, yardstick = case.op, YARDSTICKS[case.op]
+    absent = attention.absent(device.type == "cuda")
     peers = [
-        peer for peer in PEERS.get(op, ()) if device.type in peer.devices and case.layout in peer.layouts
+        peer
+        for peer in PEERS[op]
+        if device.type in peer.devices and case.layout in peer.layouts and peer.name not in absent
     ]
-    peers = [peer for peer in peers if peer.name not in attention.absent(device.type == "cuda")]
-    operands = operands_of(op)
-    if op == STACK:
-        operands = tuple(sizes(case)[0])
-        peers = [Peer(yardstick, stack_code(case, case.dtype, "reference", device))]
-        if case.parts == 1 and case.shape.channels <= 64:
-            peers.append(Peer("folded", folded_stack(case)))
-    elif case.parts is not None:
+    if case.parts is not None:
         peers = [peer for peer in peers if peer.name == yardstick]
         peers.append(Peer("eager in chunks", in_chunks(_eager_part, _merge, case.parts)))
     found = []
     for peer in sorted(peers, key=lambda peer: peer.name != yardstick):
         listed = wanted is None or peer.name.removesuffix(" in chunks") in wanted
         if listed or peer.name == yardstick:
-            contender = Contender(peer.name, PEER, peer.compiled is not None, listed)
             function = peer.code if peer.compiled is None else peer.compiled()
-            dense = op != STACK and peer.name.endswith("eager")
-            taken = operands_of(op, dense=True) if dense else operands
-            found.append(Entrant(contender, function, taken, peer.code))
-    mine = [(backend, ours(case, backend, device)) for backend in usable_backends(device)]
-    roles = [OURS, *[BACKEND] * len(mine)]
-    found[1:1] = [
-        Entrant(Contender(f"vt_fast {name}", role), code, operands, code)
-        for role, (name, code) in zip(roles, mine, strict=False)
-    ]
+            taken = operands_of(op, dense=peer.name.endswith("eager"))
+            compiled = peer.compiled is not None
+            found.append(
+                Entrant(peer.name, PEER, compiled, listed, function=function, operands=taken, plain=peer.code)
+            )
+    for place, (name, role) in enumerate(usable_backends(device).items(), 1):
+        code = ours(case, name)
+        mine = Entrant(f"vt_fast {name}", role, function=code, operands=operands_of(op), plain=code)
+        found.insert(place, mine)
     return found
 
 
-def ours(case: Case, backend: str, device: torch.device | str = "cpu") -> Code:
+def ours(case: Case, backend: str) -> Code:
     """A case by vt_fast in one backend, as a function of the operands."""
-    if case.op == STACK:
-        return stack_code(case, case.dtype, backend, device)
     if case.parts is not None:
         part: Any = partial(vt_fast.tokenize, return_stats=True, backend=backend)
         return in_chunks(part, lambda *parts: vt_fast.merge(*parts)[0], case.parts)
@@ -253,10 +241,7 @@ class _Rows(torch.autograd.Function):
 
 
 def in_chunks(part: Callable[..., Results], merge: Callable[[Tensor, Tensor], Tensor], count: int) -> Code:
-    """A map that is tokenized in chunks of its rows, as one does where it does not fit or comes in parts.
-
-    ``part``: (chunk, queries) -> tokens and lse; ``merge``: of all chunks', stacked.
-    """
+    """In chunks of rows. ``part``: (chunk, queries) -> tokens and lse, which ``merge`` gets stacked."""
 
     def tokenize(x: Tensor, queries: Tensor) -> Results:
         rows = -(-x.shape[2] // count)

@@ -1,26 +1,83 @@
-"""Ops, stacks, and maps in chunks as problems for :mod:`benchmarks.runner`."""
+"""Ops, maps in chunks, and stacks of modules as problems for :mod:`benchmarks.runner`."""
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import check, memory, peers, roofline
 from benchmarks.check import Gate, Judgement, Truth
 from benchmarks.devices import Device
-from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes, stack_code
-from benchmarks.peers import Contender, Entrant
+from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes
+from benchmarks.modules import Comparison, ModuleProblem, Side
+from benchmarks.peers import Entrant
 from benchmarks.shapes import FORWARD, PASSES, STACK, Case
+from vt_fast.nn import VisualTransformerStack, set_backend
 
 
-def problem(spec: dict[str, Any], device: Device) -> OpProblem:
+def problem(spec: dict[str, Any], device: Device) -> OpProblem | ModuleProblem:
     """By a :meth:`benchmarks.shapes.Case.spec`."""
-    return OpProblem(Case.of(spec), device.torch_device, spec["peers"], spec["passes"])
+    case = Case.of(spec)
+    if case.op != STACK:
+        return OpProblem(case, device.torch_device, spec["peers"], spec["passes"])
+    backends = peers.usable_backends(device.torch_device)
+    made = partial(_stack, case, "reference")
+    sides = {"eager": Side(made)}
+    if case.parts == 1 and case.shape.channels <= 64:
+        sides["folded"] = Side(made, _folded)
+    sides |= {
+        f"vt_fast {name}": Side(partial(_stack, case, name), role=role) for name, role in backends.items()
+    }
+    batch, height, width, channels, _ = case.shape
+    comparison = Comparison(sides, [(batch, channels, height, width)])
+    spec = {**spec, "quick": False, "dtype": case.dtype, "layout": case.layout}
+    return ModuleProblem(comparison, STACK, case.job, case.shape.label, spec, device)
+
+
+def _stack(case: Case, backend: str) -> nn.Module:
+    """Three modules or so, whose value and key convolutions are in groups of 64 channels."""
+    channels = case.shape.channels
+    width = min(64, channels)
+    stack = VisualTransformerStack(channels, case.parts or 3, num_tokens=case.shape.tokens, group_width=width)
+    set_backend(stack, backend)
+    return stack
+
+
+@functools.lru_cache(maxsize=4)  # to look them up takes as long as a small call
+def _parameters(stack: nn.Module) -> dict[str, nn.Parameter]:
+    return {name.removeprefix("blocks.0."): value for name, value in stack.named_parameters()}
+
+
+def _folded(stack: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A stack of one by hand: its folded algebra in plain PyTorch, for one group of channels."""
+    given, channels = _parameters(stack), x.shape[1]
+
+    def linear(rows: Tensor, name: str) -> Tensor:
+        return F.linear(rows, given[f"{name}.weight"], given.get(f"{name}.bias"))
+
+    pixels = x.flatten(2).transpose(1, 2)
+    filters = channels**-0.5 * given["tokenizer.filters"]
+    pooled = torch.softmax(pixels @ filters.T, 1).transpose(1, 2) @ pixels
+    tokens = linear(linear(pooled, "tokenizer.value"), "tokenizer.token")
+    norm = "transformer.token_norm"
+    tokens = F.layer_norm(tokens, (channels,), given[f"{norm}.weight"], given[f"{norm}.bias"])
+    keys, queries = linear(tokens, "transformer.key"), linear(tokens, "transformer.query")
+    logits = (channels // 2) ** -0.5 * (keys @ queries.transpose(1, 2))
+    tokens = tokens + torch.softmax(logits, 2) @ linear(tokens, "transformer.value")
+    tokens = tokens + linear(F.relu(linear(tokens, "transformer.first")), "transformer.second")
+    rows = channels**-0.5 * linear(tokens, "projector.key")
+    keys = rows @ given["projector.query.weight"]
+    logits = pixels @ keys.transpose(1, 2) + (rows @ given["projector.query.bias"])[:, None]
+    y = pixels + torch.softmax(logits, 2) @ linear(tokens, "projector.value")
+    return y.transpose(1, 2).unflatten(2, x.shape[2:]), tokens
 
 
 class _Numbers(NamedTuple):
@@ -36,16 +93,11 @@ _kept: dict[Case, _Numbers] = {}
 
 def _numbers(case: Case, device: torch.device) -> _Numbers:
     """Those of the last case are kept, because both layouts and all chunks have the same."""
-    key = case._replace(layout="", parts=case.parts if case.op == STACK else None)
+    key = case._replace(layout="", parts=None)
     if key not in _kept:
         _kept.clear()  # the old ones must go before the new ones come
         operands, arriving = draw(case, device)
-        if case.op == STACK:
-            reference = stack_code(case, "fp64", "reference", device)
-            truth = check.solve_plainly(reference, operands, arriving)
-        else:
-            truth = check.solve(case.op, operands, arriving)
-        _kept[key] = _Numbers(operands, arriving, truth)
+        _kept[key] = _Numbers(operands, arriving, check.solve(case.op, operands, arriving))
     return _kept[key]
 
 
@@ -61,10 +113,8 @@ class OpProblem:
     ) -> None:
         torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
         self.case, self.passes, self.label = case, passes, case.label
-        mode = STACK if case.op == STACK else "ops"
-        self.fields = {"mode": mode, "case": case.job, "shape": case.shape.label}
-        self.fields |= {"dtype": case.dtype, "layout": case.layout}
-        self.entrants = peers.entrants(case, wanted, device)
+        self.fields = {"mode": "ops", **case.fields}
+        self.contenders: Sequence[Entrant] = peers.entrants(case, wanted, device)
         self._device, self._itemsize = device, DTYPES[case.dtype].itemsize
         self._given, self._results = sizes(case)
         self.map_bytes = _count(self._given["x"]) * self._itemsize
@@ -72,48 +122,40 @@ class OpProblem:
         self._gates: dict[str, Gate] = {}
         self._predictions: dict[Any, memory.Prediction | None] = {}
 
-    @property
-    def contenders(self) -> list[Contender]:
-        """The yardstick first."""
-        return [entrant.contender for entrant in self.entrants]
-
-    def call(self, contender: Contender, which: str) -> Callable[[], tuple[Tensor, ...]]:
+    def call(self, contender: Entrant, which: str) -> Callable[[], tuple[Tensor, ...]]:
         """The contender's function of no arguments; gradients come after the results."""
         operands, arriving, _ = self._laid_out()
-        entrant = self._entrant(contender)
-        inputs = [operands[name] for name in entrant.operands]
+        inputs = [operands[name] for name in contender.operands]
         if which == FORWARD:
-            return torch.no_grad()(lambda: entrant.function(*inputs))
+            return torch.no_grad()(lambda: contender.function(*inputs))
         leaves, cotangents = [value.detach().requires_grad_() for value in inputs], list(arriving.values())
 
         def both() -> tuple[Tensor, ...]:
-            results = entrant.function(*leaves)
+            results = contender.function(*leaves)
             return (*results, *torch.autograd.grad(results, leaves, cotangents))
 
         return both
 
-    def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
+    def judge(self, contender: Entrant, which: str, values: tuple[Tensor, ...]) -> Judgement:
         """Hold all results and gradients against the truth."""
         truth = self._laid_out().truth
-        names = [*self._results, *(f"d{name}" for name in self._entrant(contender).operands)]
-        found = check.errors(self.case, truth, zip(names, values, strict=False))
+        names = [*self._results, *(f"d{name}" for name in contender.operands)]
+        found = check.errors(truth, zip(names, values, strict=False))
         if which not in self._gates:
-            first = contender == self.contenders[0]
-            self._gates[which] = Gate.make(self.case, truth, found if first else None)
+            yardstick = found if contender is self.contenders[0] else None
+            self._gates[which] = check.op_gate(self.case, truth, yardstick)
         return self._gates[which].judge(found, contender.role)
 
     def work(self, which: str) -> Sequence[roofline.Work]:
-        """Compulsory bytes and FLOPs of an op; a stack has no floor."""
-        if self.case.op == STACK:
-            return ()
+        """Compulsory bytes and FLOPs."""
         return roofline.op_work(self.case.op, which, *self.case.shape.sizes, self._itemsize)
 
-    def flops(self, contender: Contender, which: str) -> int | None:
+    def flops(self, contender: Entrant, which: str) -> int | None:
         """By the ops' formulas, of a peer's code before it is compiled; None where one has no formula."""
         prediction = self._predict(contender, which)
         return None if prediction is None else prediction.flops or None
 
-    def needs(self, contender: Contender, which: str) -> int | None:
+    def needs(self, contender: Entrant, which: str) -> int | None:
         """The case's own numbers with maps in its layout, the truth, and what the call holds."""
         prediction = self._predict(contender, which)
         if prediction is None:
@@ -124,9 +166,6 @@ class OpProblem:
         own = self._itemsize * (sum(elements) + copies * x) + 8 * maps * (x // check.stride_of(x))
         return own + prediction.peak_bytes
 
-    def _entrant(self, contender: Contender) -> Entrant:
-        return next(each for each in self.entrants if each.contender == contender)
-
     def _laid_out(self) -> _Numbers:
         if self._numbers is None:
             operands, arriving, truth = _numbers(self.case, self._device)
@@ -135,9 +174,8 @@ class OpProblem:
             self._numbers = _Numbers(operands, arriving, truth)
         return self._numbers
 
-    def _predict(self, contender: Contender, which: str) -> memory.Prediction | None:
-        entrant = self._entrant(contender)
-        key = (entrant.plain, which)
+    def _predict(self, contender: Entrant, which: str) -> memory.Prediction | None:
+        key = (contender.plain, which)
         if key not in self._predictions:
 
             def empty(name: str, size: Size) -> Tensor:
@@ -146,9 +184,9 @@ class OpProblem:
 
             def make() -> tuple[list[Tensor], list[Tensor]]:
                 arriving = [empty(name, size) for name, size in self._results.items()]
-                return [empty(name, self._given[name]) for name in entrant.operands], arriving
+                return [empty(name, self._given[name]) for name in contender.operands], arriving
 
-            self._predictions[key] = memory.predict(entrant.plain, make, backward=which != FORWARD)
+            self._predictions[key] = memory.predict(contender.plain, make, backward=which != FORWARD)
         return self._predictions[key]
 
 
@@ -166,7 +204,8 @@ def prepare(specs: Sequence[dict[str, Any]], device: torch.device) -> None:
 
     start = time.monotonic()
     with ahead.Ahead(ahead.current_target(), ahead.processes()) as compilers:
-        wanted = [each for spec in specs for each in requests(Case.of(spec), spec["passes"], device)]
+        those = [(Case.of(spec), spec["passes"]) for spec in specs if spec["kind"] == "op"]
+        wanted = [each for case, passes in those for each in requests(case, passes, device)]
         failed = len(ahead.finished(compilers.compile(wanted)))
     text = f"compiled {len(wanted)} launches ahead in {time.monotonic() - start:.0f} s, {failed} failed"
     print(text, file=sys.stderr, flush=True)

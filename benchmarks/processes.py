@@ -60,11 +60,7 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 def cpus_of(threads: int | None) -> list[int]:
-    """The CPUs for so many threads, the first hardware thread of each core first; for None, all of them.
-
-    Raises:
-        UsageError: there are not so many that this process may use.
-    """
+    """The CPUs for so many threads (None: all), the first hardware thread of each core first."""
     affinity = hasattr(os, "sched_getaffinity")
     allowed = sorted(os.sched_getaffinity(0)) if affinity else list(range(os.cpu_count() or 1))
     cores = []

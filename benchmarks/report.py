@@ -9,12 +9,14 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import plots
-from benchmarks.plots import FASTEST, by, digits, images, is_first_call, place, target, unique
-from benchmarks.results import OK, REPLACED, SHORT, SKIPPED, Cell, Row, Run, cells
+from benchmarks.plots import FASTEST, digits
+from benchmarks.results import OK, OURS, PEER, REPLACED, SHORT, SKIPPED, Run, frame, place
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# Our time in multiples of the floor, at most, on a CPU.
+_TARGETS = {"fp32": 1.25, "bf16": 1.6}
 # How many cells or times are listed as the worst.
 _WORST = 5
 _NUMBER = "|".join(["-?", r"[-+]?[\d.]+%?( [-+]\d+%)?", "needs .*", *SHORT.values()])
@@ -22,8 +24,9 @@ _NOTE = (
     "Times are medians, the spread that of the 20 % and 80 % quantiles. Extra: peak memory above inputs, "
     "results and gradients."
 )
-
-Record = dict[str, Any]
+# Columns that tell a cell from others. The second four move to the title where they are the same in all rows.
+_NAMES = ["case", "shape", "pass", "dtype", "layout", "threads", "clock"]
+_SHARED = ["dtype", "layout", "threads", "clock"]
 
 
 class Section(NamedTuple):
@@ -37,9 +40,9 @@ class Section(NamedTuple):
 def show(run: Run) -> str:
     """All tables of a run for the terminal, the summary last, where it is seen first."""
     parts = ["\n".join(_head(run))]
-    for section in sorted(_sections(run), key=lambda section: section.title == "Summary"):
+    for section in sorted(_sections(frame(run.rows)), key=lambda section: section.title == "Summary"):
         parts.append(f"{section.title}\n{'=' * len(section.title)}")
-        parts += [f"{title}\n{as_text(frame)}".strip() for title, frame in section.tables]
+        parts += [f"{title}\n{as_text(part)}".strip() for title, part in section.tables]
         parts += ["\n".join(section.lines)] if section.lines else []
     return "\n\n".join(parts)
 
@@ -55,8 +58,10 @@ def write(runs: Sequence[tuple[str, Run]], folder: Path, pictures: Sequence[str]
     Raises:
         ValueError: there is no picture of that name.
     """
+    frames = {name: frame(run.rows) for name, run in runs}
     drawn = {
-        name: [each._replace(name=f"{name}-{each.name}") for each in plots.draw(run)] for name, run in runs
+        name: [each._replace(name=f"{name}-{each.name}") for each in plots.draw(data)]
+        for name, data in frames.items()
     }
     drawings = {each.name: each for some in drawn.values() for each in some}
     unknown = [name for name in pictures or () if name not in drawings]
@@ -70,7 +75,7 @@ def write(runs: Sequence[tuple[str, Run]], folder: Path, pictures: Sequence[str]
                 "name": name,
                 "head": list(_head(run)),
                 "pictures": drawn[name],
-                "sections": [*_sections(run), _environment(run)],
+                "sections": [*_sections(frames[name]), _environment(run)],
             }
             for name, run in runs
         ]
@@ -80,28 +85,35 @@ def write(runs: Sequence[tuple[str, Run]], folder: Path, pictures: Sequence[str]
     return written
 
 
-def as_text(frame: DataFrame, form: str = "simple") -> str:
+def as_text(data: DataFrame, form: str = "simple") -> str:
     """A table in one of tabulate's formats; nothing if it is empty."""
-    if frame.empty:
+    if data.empty:
         return ""
-    sides = ["right" if numeric else "left" for numeric in _numeric(frame).values()]
+    sides = ["right" if numeric else "left" for numeric in _numeric(data).values()]
     if form == "simple":
-        frame = frame.rename(columns=lambda name: textwrap.fill(name, 10, break_long_words=False))
+        data = data.rename(columns=lambda name: textwrap.fill(name, 10, break_long_words=False))
     else:
-        frame = frame.replace(r"\|", r"\\|", regex=True)  # a bar would end the cell
-    return str(frame.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides))
+        data = data.replace(r"\|", r"\\|", regex=True)  # a bar would end the cell
+    return str(data.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=sides))
 
 
-def spread(row: Row | None) -> str:
-    """How far the 20 % and 80 % quantiles of its times are from the median."""
-    if row is None or not row.median:
-        return "-"
-    return " ".join(f"{(end or row.median) / row.median - 1:+.0%}" for end in (row.low, row.high))
+def spread(median: float, low: float, high: float) -> str:
+    """How far the 20 % and 80 % quantiles are from the median."""
+    return f"{low / median - 1:+.0%} {high / median - 1:+.0%}" if median > 0 else "-"
 
 
-def _numeric(frame: DataFrame) -> dict[str, bool]:
+def table(title: str, data: DataFrame) -> tuple[str, DataFrame]:
+    """A table of texts. What is the same in all rows moves to the title; empty columns are left out."""
+    data = data.astype(object).fillna("")
+    data = data.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
+    same = [name for name in _SHARED if name in data and data[name].nunique() == 1]
+    title = ", ".join(filter(None, [title, *(data[name].iloc[0] for name in same)]))
+    return title, data.drop(columns=[*same, *(name for name in data if (data[name] == "").all())])
+
+
+def _numeric(data: DataFrame) -> dict[str, bool]:
     """Whether each column holds numbers."""
-    return {name: bool(frame[name].str.fullmatch(_NUMBER).all()) for name in frame.columns}
+    return {name: bool(data[name].str.fullmatch(_NUMBER).all()) for name in data.columns}
 
 
 def _head(run: Run) -> Iterator[str]:
@@ -118,212 +130,180 @@ def _head(run: Run) -> Iterator[str]:
     if not run.facts["complete"]:
         yield "This run was stopped before its end."
     absent = settings.get("absent", {})
-    for reason in unique(absent.values()):
+    for reason in dict.fromkeys(absent.values()):
         yield f"Not installed: {', '.join(name for name in absent if absent[name] == reason)}: {reason}"
     left_out = run.facts.get("left_out", [])
-    for why in unique(each["why"] for each in left_out):
+    for why in dict.fromkeys(each["why"] for each in left_out):
         names = [each["case"] for each in left_out if each["why"] == why]
         yield f"Left out for lack of {why}: {len(names)} cases, such as {names[0]}"
     yield from (f"Problem: {problem}" for problem in run.facts["problems"])
 
 
-def _sections(run: Run) -> list[Section]:
+def _environment(run: Run) -> Section:
+    import pandas as pd
+
+    facts = pd.json_normalize(run.facts).iloc[0].map(lambda value: "unknown" if value is None else str(value))
+    return Section("Environment", (), [("Facts", facts.rename_axis("fact").reset_index(name="value"))])
+
+
+def _sections(data: DataFrame) -> list[Section]:
     found: list[Section] = []
-    for mode in unique(row.mode for row in run.rows):
-        rows = [row for row in run.rows if row.mode == mode]
-        found += _MODES.get(mode, _contenders)(rows)
-    failed: dict[tuple[str, str], list[Row]] = {}
-    for row in run.rows:
-        if row.status != OK:
-            failed.setdefault((row.contender, row.status), []).append(row)
-    if failed:
-        records = [
-            {
-                "contender": name,
-                "status": status,
-                "cells": len(rows),
-                "first": f"{rows[0].label}: {rows[0].reason}",
-            }
-            for (name, status), rows in failed.items()
-        ]
+    for mode, part in _written(data).groupby("mode", sort=False):
+        found += _MODES.get(mode, _contenders)(part)
+    lost = data[data.status != OK].assign(first=lambda rows: rows.cell + ": " + rows.reason)
+    if len(lost):
+        groups = lost.groupby(["contender", "status"], sort=False)
+        records = groups.agg(cells=("cell", "size"), first=("first", "first")).reset_index()
         found.append(Section("Without a time", (), [table("", records)]))
     return found
 
 
-def _environment(run: Run) -> Section:
-    return Section("Environment", (), [table("Facts", list(_flat(run.facts)))])
+def _written(data: DataFrame) -> DataFrame:
+    """The frame with the columns of tables, whose numbers are texts."""
+    rows = list(data.itertuples())
+    replaced = data[data.role == REPLACED].set_index("cell")["median"]
+    images = data["shape"].str.partition("x")[0].where(data["mode"] == "models").astype(float)
+    short = data.status.map(SHORT)
+    return data.assign(
+        **{
+            "pass": data.which.str.replace("forward", "fwd").str.replace("backward", "bwd"),
+            "threads": data.threads.map(place),
+            "clock": data.clock.replace("wall", ""),
+            "ms": [_time(row, 1e3) for row in rows],
+            "us": [_time(row, 1e6) for row in rows],
+            "spread": [spread(row.median, row.low, row.high) for row in rows],
+            "floor ms": (1e3 * data.floor).map(digits),
+            "time / floor": data.over_floor.map(_ratio),
+            "faster": data.speedup.map(_ratio),
+            FASTEST: data.fastest.fillna("-"),
+            "this / ours": short.fillna(data.relative.map(_ratio)),
+            "extra MB": (data.extra_bytes / 1e6).map(digits),
+            "its extra MB": (data.fastest_bytes / 1e6).map(digits),
+            "images/s": (images / data["median"]).map(digits),
+            "convolutions / this": (data.cell.map(replaced) / data["median"]).map(_ratio),
+            "rate": (data.work / data["median"] / 1e9).map(digits),
+        }
+    )
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[Record]:
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield {"fact": f"{prefix}{name}", "value": "unknown" if value is None else str(value)}
+def _time(row: Any, units: float) -> str:
+    """In so many of the unit a second."""
+    if row.status == SKIPPED and row.needs_bytes > 0:
+        return f"needs {digits(row.needs_bytes / 1e9)} GB"
+    return SHORT.get(row.status) or digits(row.median * units)
 
 
-def table(title: str, records: Any) -> tuple[str, DataFrame]:
-    """A table of texts. What is the same in all rows moves to the title; empty columns are left out."""
-    import pandas as pd
-
-    frame = pd.DataFrame(records).astype(object).fillna("")
-    frame = frame.map(lambda value: f"{value:.2f}" if isinstance(value, float) else str(value))
-    same = [
-        name
-        for name in ("dtype", "layout", "threads", "clock")
-        if name in frame and frame[name].nunique() == 1
-    ]
-    title = ", ".join(filter(None, [title, *(frame[name].iloc[0] for name in same)]))
-    return title, frame.drop(columns=[*same, *(name for name in frame if (frame[name] == "").all())])
+def _ratio(value: float) -> str:
+    return "-" if value != value else f"{value:.2f}"
 
 
-def _ops(rows: Sequence[Row]) -> Iterator[Section]:
-    yield _summary(rows)
+def _wide(data: DataFrame, text: str, *columns: str) -> DataFrame:
+    """A row for each cell: these columns of its first row, and a column for each contender."""
+    texts = data.pivot(index="cell", columns="contender", values=text)[list(data.contender.unique())]
+    first = data.drop_duplicates("cell").set_index("cell")[[*columns]]
+    return first.join(texts).reset_index(drop=True)
+
+
+def _ops(data: DataFrame) -> Iterator[Section]:
+    yield _summary(data)
     lines = [
         f"Speedup: the {FASTEST}'s time divided by ours. Columns named after a contender: its time "
         "divided by ours, above 1 it is slower."
     ]
+    columns = ["ms", "spread", "floor ms", "time / floor", "bound", "faster", FASTEST]
     tables = []
-    for part in by(cells(rows), lambda row: (row.dtype, row.threads, row.clock)).values():
-        records = []
-        for cell in part:
-            first, ours, peer = cell.rows[0], cell.ours, cell.fastest_peer
-            records.append(
-                {
-                    **_names(first),
-                    "ms": _time(ours),
-                    "spread": spread(ours),
-                    "floor ms": digits(1e3 * first.floor) if first.floor else "-",
-                    "time / floor": cell.over_floor or "-",
-                    "bound": first.bound,
-                    "speedup": cell.speedup or "-",
-                    FASTEST: peer.contender if peer else "-",
-                    "extra MB": _megabytes(ours),
-                    "its extra MB": _megabytes(peer),
-                    **{row.contender: _multiple(row, ours) for row in cell.rows if row is not ours},
-                }
-            )
-        tables.append(table("", records))
+    for _, part in data.groupby(["dtype", "where"], sort=False):
+        part = part.sort_values("role", key=lambda roles: roles != OURS, kind="stable")
+        wide = _wide(part, "this / ours", *_NAMES, *columns, "extra MB", "its extra MB")
+        mine = part[part.role == OURS].contender.unique()
+        tables.append(table("", wide.drop(columns=mine).rename(columns={"faster": "speedup"})))
     yield Section("Ops", [*lines, _NOTE], tables)
 
 
-def _summary(rows: Sequence[Row]) -> Section:
+def _summary(data: DataFrame) -> Section:
     """Means of speedups, times over floors and how many miss their target, and the worst cells."""
     import pandas as pd
 
-    frame = pd.DataFrame(
-        {
-            "op": cell.rows[0].case,
-            "dtype": cell.rows[0].dtype,
-            "threads": place("", cell.rows[0].threads),
-            "pass": cell.rows[0].which,
-            "cell": cell.rows[0].label,
-            FASTEST: cell.fastest_peer.contender if cell.fastest_peer else "-",
-            "speedup": cell.speedup,
-            "over": cell.over_floor,
-            "target": target(cell.rows[0]),
-        }
-        for cell in cells(rows)
-    )
-    known, floors = frame.dropna(subset=["speedup"]), frame.dropna(subset=["over"])
-    floors = floors.assign(missed=floors["over"] > floors["target"])
+    ours = data[data.role == OURS].rename(columns={"case": "op"})
+    known, floors = ours.dropna(subset="speedup"), ours.dropna(subset="over_floor")
+    floors = floors.assign(target=floors.dtype.map(_TARGETS).where(floors.threads != ""))
+    floors = floors.assign(missed=floors.over_floor > floors.target)
     numbers = {"geometric mean": geometric_mean, "least": "min", "largest": "max", "cells": "count"}
     means = [
         known.groupby(keys, sort=False)["speedup"].agg(**numbers).reset_index()
-        for keys in (["dtype", "threads", "pass"], ["pass"])
+        for keys in (["dtype", "threads", "which"], ["which"])
     ]
-    columns = {"median": "median", "largest": "max", "cells": "count"}
+    peers = data[data.role == PEER].dropna(subset="relative").groupby("contender", sort=False)["relative"]
     groups = floors.groupby(["op", "dtype", "threads"], sort=False)
-    over = groups["over"].agg(**columns).join(groups.agg(target=("target", "max"), missed=("missed", "sum")))
-    lines = [f"{(known['speedup'] < 1).sum()} of {len(known)} cells are slower than their {FASTEST}."]
-    for dtype, part in floors.dropna(subset=["target"]).groupby("dtype", sort=False):
-        lines.append(f"{dtype}: {part['missed'].sum()} of {len(part)} cells miss their target.")
+    over = groups.agg(
+        median=("over_floor", "median"),
+        largest=("over_floor", "max"),
+        cells=("over_floor", "count"),
+        target=("target", "max"),
+        missed=("missed", "sum"),
+    )
+    lines = [f"{(known.speedup < 1).sum()} of {len(known)} cells are slower than their {FASTEST}."]
+    for dtype, part in floors.dropna(subset="target").groupby("dtype", sort=False):
+        lines.append(f"{dtype}: {part.missed.sum()} of {len(part)} cells miss their target.")
     # No time may be below the floor by more than its own noise.
-    timed = [row for row in rows if row.floor and row.median]
-    low = [row for row in timed if (row.median or 0.0) < (row.floor or 0.0)]
-    below = [row for row in low if (row.high or 0.0) < (row.floor or 0.0)]
-    counts = [len({row.cell for row in part}) for part in (below, timed, low)]
+    timed = data.dropna(subset="over_floor")
+    low, below = timed[timed.over_floor < 1], timed[timed.high < timed.floor]
+    counts = [part.cell.nunique() for part in (below, timed, low)]
     lines.append(
         f"Below the floor by more than noise (even the 80 % quantile is): {counts[0]} of {counts[1]} cells; "
         f"below it at all: {counts[2]}."
     )
-    below.sort(key=lambda row: (row.median or 0.0) / (row.floor or 1.0))
-    under = [
-        {
-            "cell": row.label,
-            "contender": row.contender,
-            "time / floor": (row.median or 0.0) / (row.floor or 1.0),
-        }
-        for row in below[:_WORST]
-    ]
     tables = {
-        f"Speedup over the {FASTEST}": pd.concat(means).fillna("all"),
+        f"Speedup over the {FASTEST}": pd.concat(means).fillna("all").rename(columns={"which": "pass"}),
+        "Times of the alternatives in multiples of ours": peers.agg(**numbers).reset_index(),
         "Our time in multiples of the floor": over.reset_index(),
         "Least speedups": known.nsmallest(_WORST, "speedup")[["cell", FASTEST, "speedup"]],
-        "Furthest below the floor": under,
+        "Furthest below the floor": below.nsmallest(_WORST, "over_floor")[
+            ["cell", "contender", "time / floor"]
+        ],
     }
     return Section("Summary", lines, [table(title, part) for title, part in tables.items() if len(part)])
 
 
-def _contenders(rows: Sequence[Row]) -> Iterator[Section]:
+def _contenders(data: DataFrame) -> Iterator[Section]:
     """A line for each contender: stacks, layers and networks."""
-    found, records = cells(rows), []
-    for cell in found:
-        replaced = next((row for row in cell.rows if row.role == REPLACED), None)
-        for row in cell.rows:
-            record = {**_names(row), "contender": row.contender, "ms": _time(row), "spread": spread(row)}
-            if row.mode == "models":
-                record["images/s"] = digits(images(row) / row.median) if row.median else "-"
-                record["GFLOPs"] = digits(row.work / 1e9) if row.work else "-"
-                record["convolutions / this"] = _multiple(replaced, row)
-            records.append({**record, "this / ours": _multiple(row, cell.ours), "extra MB": _megabytes(row)})
+    mode = data["mode"].iloc[0]
     lines = []
-    for which, part in by(found, lambda row: row.which).items():
-        known = [cell.speedup for cell in part if cell.speedup]
-        if known:
-            mean, ends = geometric_mean(known), f"{min(known):.2f} to {max(known):.2f}"
-            lines.append(f"{which}: {mean:.2f} times as fast as the {FASTEST} ({ends}, {len(known)} cells).")
+    for which, part in data[data.role == OURS].dropna(subset="speedup").groupby("which", sort=False):
+        ends = f"{part.speedup.min():.2f} to {part.speedup.max():.2f}"
+        mean = f"{geometric_mean(part.speedup):.2f} times as fast as the {FASTEST}"
+        lines.append(f"{which}: {mean} ({ends}, {len(part)} cells).")
+    own = ["images/s", "convolutions / this"] if mode == "models" else []
+    columns = [*_NAMES, "contender", "ms", "spread", *own, "this / ours", "extra MB"]
     titles = {"stack": "Stack of modules", "layers": "Real layers", "models": "Networks"}
-    yield Section(titles.get(rows[0].mode, rows[0].mode), [*lines, _NOTE], [table("", records)])
+    yield Section(titles.get(mode, mode), [*lines, _NOTE], [table("", data[columns])])
 
 
-def _scaling(rows: Sequence[Row]) -> Iterator[Section]:
-    for name in unique(text.partition("=")[0] for row in rows for text in row.series.split()):
-        found = {
-            cell: int(dict(text.split("=") for text in cell.rows[0].series.split())[name])
-            for cell in cells(row for row in rows if f"{name}=" in row.series)
-        }
-        order = sorted(
-            found, key=lambda cell: (cell.rows[0].case.split()[0], cell.rows[0].which, found[cell])
-        )
-        yield Section(
-            f"Against {name}",
-            (),
-            [
-                table(title, [{name: found[cell], **_wide(cell, text)} for cell in order])
-                for title, text in (("ms", _time), ("extra MB", _megabytes))
-            ],
-        )
+def _scaling(data: DataFrame) -> Iterator[Section]:
+    for name, part in plots.by_series(data):
+        part = part.assign(op=part.case.str.split().str[0]).sort_values(["op", "which", name], kind="stable")
+        tables = [
+            table(text, _wide(part, text, *dict.fromkeys([name, *_NAMES]))) for text in ("ms", "extra MB")
+        ]
+        yield Section(f"Against {name}", (), tables)
 
 
-def _overhead(rows: Sequence[Row]) -> Iterator[Section]:
-    for title, first, text in (("Calls, us", False, _microseconds), ("First calls, ms", True, _time)):
-        records = [_wide(cell, text) for cell in cells(row for row in rows if is_first_call(row) == first)]
-        if records:
-            yield Section(title, (), [table("", records)])
+def _overhead(data: DataFrame) -> Iterator[Section]:
+    first = data.case.str.startswith("first call")
+    for title, part, text in (("Calls, us", data[~first], "us"), ("First calls, ms", data[first], "ms")):
+        if len(part):
+            yield Section(title, (), [table("", _wide(part, text, *_NAMES))])
 
 
-def _ceilings(rows: Sequence[Row]) -> Iterator[Section]:
-    records = []
-    for row in rows:
-        rate = digits(row.work / row.median / 1e9) if row.work and row.median else "-"
-        unit = f"G{plots.RATES[row.case]}/s" if row.case in plots.RATES else "GHz"
-        record = {**_names(row), "by": row.contender, "rate": rate, "unit": unit, "spread": spread(row)}
-        records.append({**record, "rounds": row.rounds})
-    yield Section("Ceilings of the machine", (), [table("", records)])
+def _ceilings(data: DataFrame) -> Iterator[Section]:
+    data = data.assign(
+        by=data.contender, unit=data.case.map(plots.RATES).map("G{}/s".format, na_action="ignore")
+    )
+    columns = [*_NAMES, "by", "rate", "unit", "spread", "rounds"]
+    yield Section("Ceilings of the machine", (), [table("", data.fillna({"unit": "GHz"})[columns])])
 
 
-_MODES: Mapping[str, Callable[[Sequence[Row]], Iterator[Section]]] = {
+_MODES: Mapping[str, Callable[[DataFrame], Iterator[Section]]] = {
     "ops": _ops,
     "scaling": _scaling,
     "overhead": _overhead,
@@ -331,40 +311,7 @@ _MODES: Mapping[str, Callable[[Sequence[Row]], Iterator[Section]]] = {
 }
 
 
-def _names(row: Row) -> Record:
-    which = row.which.replace("forward", "fwd").replace("backward", "bwd")
-    names = {"case": row.case, "shape": row.shape, "pass": which, "dtype": row.dtype, "layout": row.layout}
-    return {**names, "threads": place("", row.threads), "clock": row.clock if row.clock != "wall" else ""}
-
-
-def _wide(cell: Cell, text: Callable[[Row], str]) -> Record:
-    """A column for each contender."""
-    return {**_names(cell.rows[0]), **{row.contender: text(row) for row in cell.rows}}
-
-
-def _time(row: Row | None, unit: float = 1e-3) -> str:
-    if row is None:
-        return "-"
-    if row.status == SKIPPED and row.needs_bytes:
-        return f"needs {digits(row.needs_bytes / 1e9)} GB"
-    return digits(row.median / unit) if row.median else SHORT.get(row.status, "-")
-
-
-def _microseconds(row: Row) -> str:
-    return _time(row, 1e-6)
-
-
-def _multiple(row: Row | None, of: Row | None) -> str:
-    if row is None or not row.median:
-        return "" if row is None else SHORT.get(row.status, "-")
-    return f"{row.median / of.median:.2f}" if of and of.median else "-"
-
-
-def _megabytes(row: Row | None) -> str:
-    return "-" if row is None or row.extra_bytes is None else digits(row.extra_bytes / 1e6)
-
-
-def _page(parts: Sequence[Record]) -> str:
+def _page(parts: Sequence[dict[str, Any]]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -374,7 +321,7 @@ def _page(parts: Sequence[Record]) -> str:
     return jinja.get_template("report.html.jinja").render(parts=parts, svg=plots.svg, numeric=_numeric)
 
 
-def _markdown(parts: Sequence[Record]) -> Iterator[str]:
+def _markdown(parts: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "# vt_fast benchmarks"
     for part in parts:
         yield from [f"## {part['name']}", *part["head"]]
@@ -382,5 +329,5 @@ def _markdown(parts: Sequence[Record]) -> Iterator[str]:
             yield from [f"### {each.title}", f"![{each.title}]({each.name}.png)", each.caption]
         for section in part["sections"]:
             yield from [f"### {section.title}", *section.lines]
-            for title, frame in section.tables:
-                yield from filter(None, [title and f"**{title}**", as_text(frame, "pipe")])
+            for title, data in section.tables:
+                yield from filter(None, [title and f"**{title}**", as_text(data, "pipe")])

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 OURS, BACKEND, PEER, REPLACED, CEILING = "ours", "backend", "peer", "replaced", "ceiling"
 # Only "ok" has a time.
@@ -28,16 +31,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".
         threads: of a CPU; None on a GPU.
         series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks.
-        contender: who is measured.
+        contender: what is measured.
         role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes
             something else, whose place ours takes, and is no alternative to it.
-        clock: "wall"; on a GPU "graph" for a captured graph, "calls" for plain calls.
+        clock: "wall"; on a GPU "graph" for a captured graph, in ``overhead`` "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
         rounds: how many times there are.
-        floor: the least seconds that the job can take, for everybody in the cell; ``bound``: what sets it,
-            "bytes" or "flops".
-        work: FLOPs of the contender; of a ceiling, bytes or FLOPs of one repetition.
+        floor: the least seconds that the job can take, for all contenders; ``bound``: what sets it.
+        work: FLOPs of a contender in an op; of a ceiling, bytes or FLOPs of one repetition.
         extra_bytes: peak of memory above inputs, results and gradients.
         needs_bytes: of one that was not run, what it would hold, by prediction.
         error: the largest error in multiples of the allowed one.
@@ -78,30 +80,20 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             raise ValueError(f"`reason` must say why the status is {self.status}")
 
     @property
-    def cell(self) -> tuple[Any, ...]:
-        """What rows that compete with each other share."""
-        return (
-            self.mode,
-            self.case,
-            self.shape,
-            self.dtype,
-            self.layout,
-            self.which,
-            self.threads,
-            self.clock,
-        )
+    def where(self) -> str:
+        """Threads and clock in words."""
+        return ", ".join(filter(None, (place(self.threads), "plain calls" if self.clock == "calls" else "")))
 
     @property
     def label(self) -> str:
-        """The cell in words."""
-        threads = "" if self.threads is None else f"{self.threads} thread{'s' * (self.threads != 1)}"
+        """The cell in words. Rows of a file with the same label compete with each other."""
         what = " ".join(filter(None, (self.case, self.shape, self.dtype, self.layout, self.which)))
-        return ", ".join(filter(None, (what, threads, "plain calls" if self.clock == "calls" else "")))
+        return ", ".join(filter(None, (what, self.where)))
 
     @property
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[str, str]:
         """What tells a row from all others of a file."""
-        return (*self.cell, self.contender)
+        return self.label, self.contender
 
 
 COLUMNS = msgspec.structs.fields(Row)
@@ -119,44 +111,48 @@ class Run:
     rows: list[Row] = field(default_factory=list)
 
 
-class Cell(NamedTuple):
-    """Rows that compete with each other."""
+def place(threads: float | None, dtype: str = "") -> str:
+    """Dtype and threads, of which a GPU has none.
 
-    rows: tuple[Row, ...]
-
-    @property
-    def ours(self) -> Row | None:
-        """Our row, if it was measured at all."""
-        return next((row for row in self.rows if row.role == OURS), None)
-
-    @property
-    def fastest_peer(self) -> Row | None:
-        """The fastest alternative that has a time."""
-        peers = [row for row in self.rows if row.role == PEER and row.status == OK]
-        return min(peers, key=lambda row: row.median or 0.0, default=None)
-
-    @property
-    def over_floor(self) -> float | None:
-        """Our time in multiples of the floor."""
-        ours = self.ours
-        return None if ours is None or ours.median is None or not ours.floor else ours.median / ours.floor
-
-    @property
-    def speedup(self) -> float | None:
-        """The fastest alternative's time divided by ours."""
-        ours, peer = self.ours, self.fastest_peer
-        if ours is None or peer is None or ours.median is None or peer.median is None:
-            return None
-        return peer.median / ours.median
+    Example:
+        >>> place(2, "fp32"), place(None, "fp32"), place(1)
+        ('fp32, 2 threads', 'fp32', '1 thread')
+    """
+    count = "" if threads is None or threads != threads else f"{threads:.0f} thread{'s' * (threads != 1)}"
+    return ", ".join(filter(None, (dtype, count)))
 
 
-def cells(rows: Iterable[Row]) -> list[Cell]:
-    """Rows by cell, in their order; ceilings are left out."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row.role != CEILING:
-            found.setdefault(row.cell, []).append(row)
-    return [Cell(tuple(members)) for members in found.values()]
+def frame(rows: Iterable[Row]) -> DataFrame:
+    """The rows with, beside their own fields, what follows from the other rows of their cells.
+
+    ``cell`` is the label; ``over_floor`` the time over the floor; ``fastest`` the fastest alternative,
+    ``fastest_median`` its time and ``fastest_bytes`` its memory; ``ours`` our time. ``relative`` is the time
+    over ours, and ``speedup`` that of the fastest alternative. What is missing is NaN.
+
+    Raises:
+        ValueError: a contender is there twice in a cell.
+    """
+    import pandas as pd
+
+    given = list(rows)
+    data = pd.DataFrame([msgspec.structs.asdict(row) for row in given], columns=Row.__struct_fields__)
+    numbers = ["threads", "median", "low", "high", "floor", "work", "extra_bytes", "needs_bytes", "error"]
+    data[numbers] = data[numbers].astype(float)
+    data["cell"], data["where"] = [row.label for row in given], [row.where for row in given]
+    for twice in data[data.duplicated(["cell", "contender"])].itertuples():
+        raise ValueError(f"a run must have a row once, {twice.contender} is there twice in {twice.cell}")
+    peers = data[data.role == PEER].dropna(subset="median").sort_values("median", kind="stable")
+    fastest = peers.drop_duplicates("cell").set_index("cell")
+    for name, column in {
+        "fastest": "contender",
+        "fastest_median": "median",
+        "fastest_bytes": "extra_bytes",
+    }.items():
+        data[name] = data.cell.map(fastest[column])
+    data["ours"] = data.cell.map(data[data.role == OURS].set_index("cell")["median"])
+    data["over_floor"] = data["median"] / data.floor
+    data["relative"], data["speedup"] = data["median"] / data.ours, data.fastest_median / data.ours
+    return data
 
 
 def save(run: Run, path: Path) -> None:
@@ -183,7 +179,6 @@ def load(path: Path) -> Run:
     """Read and validate a result file.
 
     Raises:
-        OSError: it cannot be read.
         ValueError: it is no result file; the message names the line.
     """
     facts, table = read(path)
@@ -201,12 +196,7 @@ def load(path: Path) -> Run:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The facts and the rows of a CSV file as :func:`write` leaves it.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no such file.
-    """
+    """The facts and the rows of a CSV file as :func:`write` leaves it."""
     facts: dict[str, Any] = {}
     with path.open(newline="") as file:
         try:

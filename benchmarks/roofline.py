@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.inputs import DTYPES
 from benchmarks.results import Row
 from benchmarks.timing import Quantiles, quantiles
 
@@ -34,12 +35,9 @@ _MATRIX_SIDES, _QUICK_SIDES = (2048, 4096, 8192), (256,)
 
 
 class Work(NamedTuple):
-    """What no implementation can avoid. What runs one after another is a sequence of these: floors add up.
+    """What no implementation can avoid: bytes, and FLOPs of matrix products, two a multiply-add.
 
-    Args:
-        reads: bytes.
-        writes: bytes.
-        flops: of matrix products, two a multiply-add.
+    What runs one after another is a sequence of these: floors add up.
     """
 
     reads: int
@@ -48,12 +46,10 @@ class Work(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """Seconds, the term that sets most of them, and the 20 % and 80 % quantiles of what was measured."""
+    """Seconds, and the term that sets most of them."""
 
     seconds: float
     bound: Literal["bytes", "flops"]
-    low: float
-    high: float
 
 
 # Maps read and written, forward and backward; and products of N L C. What a backward computes again is not
@@ -169,7 +165,6 @@ class Ceilings:
             KeyError: :meth:`measure` was not called with this work.
         """
         spent = {"bytes": 0.0, "flops": 0.0}
-        sums = [0.0, 0.0, 0.0]
         for item in work:
             terms = {"flops": min(probe.cost(item.flops) for probe in self._products)}
             if item.reads or item.writes:
@@ -177,27 +172,22 @@ class Ceilings:
                 terms["bytes"] = min(probe.cost(item.reads + item.writes) for probe in streams)
             bound = max(terms, key=terms.__getitem__)
             spent[bound] += terms[bound].median
-            sums = [total + value for total, value in zip(sums, terms[bound], strict=True)]
-        return Floor(sums[0], "bytes" if spent["bytes"] >= spent["flops"] else "flops", *sums[1:])
+        return Floor(sum(spent.values()), "bytes" if spent["bytes"] >= spent["flops"] else "flops")
 
     def rows(self) -> list[Row]:
         """One for each kind, the fastest variant's, for a result file. A rate is ``work / median``."""
         streams = [min(probes, key=lambda probe: probe.cost(1)) for probes in self._streams.values()]
-        rows = [
-            Row(
-                mode="ceilings",
-                case=probe.case,
-                shape=probe.shape,
-                contender=probe.name,
-                role="ceiling",
-                rounds=len(probe.seconds),
-                work=probe.amount,
-                **quantiles(probe.seconds)._asdict(),
-                **self._fields,
-            )
-            for probe in [*self._others, *self._products, *streams]
-            if probe.seconds
-        ]
+        rows = []
+        for probe in [*self._others, *self._products, *streams]:
+            if probe.seconds:
+                fields: dict[str, Any] = {
+                    "mode": "ceilings",
+                    "case": probe.case,
+                    "shape": probe.shape,
+                    "contender": probe.name,
+                }
+                fields |= {"rounds": len(probe.seconds), "work": probe.amount, **self._fields}
+                rows.append(Row(role="ceiling", **fields, **quantiles(probe.seconds)._asdict()))
         # One stream may be the fastest of several kinds.
         return list({row.key: row for row in rows}.values())
 
@@ -309,12 +299,7 @@ class Team:
 
 
 def cpu_ceilings(dtype: str, cpus: Sequence[int] | None = None, *, quick: bool = False) -> Ceilings:
-    """Of a CPU, by the project's own probe, which is compiled on first use.
-
-    Args:
-        dtype: "fp32", "bf16", "fp16" or "fp64".
-        cpus: one thread runs on each of them; by default all that this process may use.
-        quick: one short repetition each.
+    """Of a CPU, by the project's own probe, which is compiled on first use, in a thread on each of ``cpus``.
 
     Raises:
         RuntimeError: the probe does not compile, or knows no such processor.
@@ -368,19 +353,13 @@ def gpu_ceilings(
 ) -> Ceilings:
     """Of a GPU: the bandwidth of copies (of sums, for reads alone), and the best rate of ``torch.mm``.
 
-    Args:
-        dtype: as above.
-        device: as torch takes it.
-        clock: seconds of one call, with whatever is flushed before it.
-        quick: one short repetition each.
+    ``clock``: seconds of one call, with whatever is flushed before it.
     """
-    names = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-    kind = getattr(torch, names[dtype])
     most = _QUICK_BYTES if quick else 2 * _MOST_BYTES
 
     def product(side: int) -> _Probe:
         def run(times: int, *_: Tensor) -> tuple[float, list[float]]:
-            a, result = torch.randn(2, side, side, device=device).to(kind)
+            a, result = torch.randn(2, side, side, device=device).to(DTYPES[dtype])
             return 2.0 * side**3, [clock(lambda: torch.mm(a, a, out=result)) for _ in range(times)]
 
         return _Probe("product", f"torch.mm {side}", run)

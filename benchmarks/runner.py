@@ -1,15 +1,9 @@
 """The loop over problems, passes and contenders; it runs in a child process of :mod:`benchmarks.processes`.
 
-A mode of the command line is a module with two functions:
-
-- ``add_arguments(parser)``: the mode's own options. ``--quick``, ``--device``, ``--results``, ``--output``,
-  ``--compare`` and ``--force`` are there already. A run with all options at their defaults is a full run.
-- ``plans(options) -> list[Plan]``: what the child processes do, one after another. May raise
-  :class:`benchmarks.processes.UsageError`.
-
-Each problem of a plan is a dict with a "kind" of :data:`KINDS`, whose module has a function
-``problem(spec, device: Device) -> Problem``. ``spec["fields"]``, where given, replaces fields of all its
-rows, for example ``{"mode": "scaling", "series": "N=196"}``.
+A mode of the command line is a module with ``add_arguments(parser)`` and ``plans(options) -> list[Plan]``. A
+run with all of the mode's options at their defaults is a full run. Each problem of a plan is a dict with a
+"kind" of :data:`KINDS`, whose module has ``problem(spec, device) -> Problem``. Its "fields", where given,
+replace fields of all its rows.
 """
 
 from __future__ import annotations
@@ -18,44 +12,25 @@ import importlib
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from benchmarks import devices, memory
-from benchmarks.attention import Choices
+from benchmarks import devices, memory, problems
 from benchmarks.check import Judgement
-from benchmarks.devices import Device, Times, cause
+from benchmarks.devices import Call, Device, Times, cause
 from benchmarks.peers import Contender
 from benchmarks.processes import CPU, Message, Plan
-from benchmarks.results import (
-    BACKEND,
-    FAILED,
-    OK,
-    OURS,
-    PEER,
-    REPLACED,
-    SKIPPED,
-    UNAVAILABLE,
-    WRONG,
-    Row,
-)
+from benchmarks.results import BACKEND, FAILED, OK, OURS, PEER, REPLACED, SKIPPED, UNAVAILABLE, WRONG, Row
 from benchmarks.roofline import Ceilings, Work
 from benchmarks.timing import Budget, Limits, quantiles
 from vt_fast.testing import peak_bytes
 
-Call: TypeAlias = Callable[[], tuple[Tensor, ...]]
-
 # The module of each kind of problem.
-KINDS = {
-    "op": "benchmarks.problems",
-    "network": "benchmarks.networks",
-    "layer": "benchmarks.layers",
-}
+KINDS = {"op": "benchmarks.problems", "network": "benchmarks.networks", "layer": "benchmarks.layers"}
 # A peer is left out, and its row says so, where its products alone would take this long, and as many floors.
 _TOO_LONG_SECONDS, _TOO_MANY_FLOORS = 1.0, 8.0
 # On a GPU our kernels are compiled ahead for so many problems: a run that ends early has not compiled all.
@@ -67,8 +42,8 @@ _OWN_BYTES = 3 << 30
 class Problem(Protocol):
     """A case with all its contenders. Nothing large is in memory before the first :meth:`call`.
 
-    ``fields``: what all its rows share, by the names of :class:`benchmarks.results.Row`: mode, case, shape,
-    dtype, layout. ``map_bytes``: where they are many, free memory is given back before the case.
+    ``fields``: what all its rows share, by the names of :class:`benchmarks.results.Row`. ``map_bytes``: where
+    they are many, free memory is given back before the case.
     """
 
     label: str
@@ -78,13 +53,13 @@ class Problem(Protocol):
 
     @property
     def contenders(self) -> Sequence[Contender]:
-        """The yardstick first."""
+        """The yardstick first. Methods take what is in here."""
 
-    def call(self, contender: Contender, which: str) -> Call:
-        """The contender's call of no arguments. It returns what :meth:`judge` takes."""
+    def call(self, contender: Any, which: str) -> Call:
+        """The contender's call, which returns what :meth:`judge` takes."""
 
-    def judge(self, contender: Contender, which: str, values: tuple[Tensor, ...]) -> Judgement:
-        """Compare results with the truth. The first contender, the yardstick, is judged first in each pass.
+    def judge(self, contender: Any, which: str, values: tuple[Tensor, ...]) -> Judgement:
+        """Compare results with the truth. The yardstick is judged first in each pass.
 
         Where it was not run, for lack of memory, no error but rounding is allowed.
         """
@@ -92,10 +67,10 @@ class Problem(Protocol):
     def work(self, which: str) -> Sequence[Work]:
         """What no implementation can avoid; nothing where there is no floor."""
 
-    def flops(self, contender: Contender, which: str) -> int | None:
+    def flops(self, contender: Any, which: str) -> int | None:
         """FLOPs of the contender's call, or None where they are not known."""
 
-    def needs(self, contender: Contender, which: str) -> int | None:
+    def needs(self, contender: Any, which: str) -> int | None:
         """Bytes that the process would hold in all, by prediction, or None."""
 
 
@@ -112,7 +87,15 @@ class Entry:
     error: float | None = None
     extra_bytes: int | None = None
     needs_bytes: int | None = None
-    note: str = ""
+
+    def row(self, times: Times, **fields: Any) -> Row:
+        """For a result file."""
+        if times.seconds:
+            fields |= quantiles(times.seconds)._asdict()
+        fields |= {"contender": self.contender.name, "role": self.contender.role, "work": self.work}
+        fields |= {"status": times.status, "reason": times.reason, "rounds": len(times.seconds)}
+        fields |= {"extra_bytes": self.extra_bytes, "needs_bytes": self.needs_bytes}
+        return Row(error=self.error, note=times.note, **fields)
 
 
 @dataclass(frozen=True)
@@ -155,11 +138,9 @@ class Measurement:
             floor = ceilings.floor(work)
             shared |= {"floor": floor.seconds, "bound": floor.bound}
         roles = (OURS, BACKEND, PEER, REPLACED)
-        for clock, those in timed.items():
-            for name, entry in sorted(named.items(), key=lambda item: roles.index(item[1].contender.role)):
-                if name in those or clock == self.device.clock_name:
-                    found = those.get(name, Times([], entry.status, entry.reason))
-                    yield _row(entry, found, {**shared, "clock": clock})
+        for name, entry in sorted(named.items(), key=lambda item: roles.index(item[1].contender.role)):
+            found = timed.get(name, Times([], entry.status, entry.reason))
+            yield entry.row(found, **shared, clock=self.device.clock_name)
 
     def admit(self, problem: Problem, which: str, least: float | None = None) -> list[Entry]:
         """Make every contender's call once, the yardstick's first: it says what errors are allowed.
@@ -185,11 +166,10 @@ class Measurement:
         """Why a contender is not run."""
         contender = entry.contender
         if self.most_bytes is not None:
-            needs = problem.needs(contender, which)
-            reason = memory.complaint(needs, self.most_bytes)
-            if reason is not None:
+            needs = problem.needs(contender, which) or 0
+            if needs > self.most_bytes:
                 entry.needs_bytes = needs
-                return reason
+                return f"needs about {needs / 1e9:.3g} GB, and may have {self.most_bytes / 1e9:.3g} GB"
         if contender.role == PEER and self.ceilings is not None and least and entry.work:
             # Its matrix products alone say that it cannot be the fastest.
             seconds = self.ceilings.floor([Work(0, 0, entry.work)]).seconds
@@ -212,15 +192,11 @@ class Measurement:
             elif device.settles:
                 call()
             kept: list[tuple[Tensor, ...]] = []
-            watch: Any = Choices() if contender.role == PEER and not contender.compiled else nullcontext()
             start = time.perf_counter()
-            with watch:
-                peak = peak_bytes(lambda: kept.append(call()), device.torch_device)
+            peak = peak_bytes(lambda: kept.append(call()), device.torch_device)
             seconds = time.perf_counter() - start
             (values,) = kept
             entry.extra_bytes = peak - sum(value.nbytes for value in values)
-            if isinstance(watch, Choices) and watch.names:
-                entry.note = f"fused attention: {', '.join(watch.names)}"
             judgement = problem.judge(contender, which, values)
             entry.error = judgement.error
             if judgement.complaint is not None:
@@ -241,35 +217,14 @@ class Measurement:
             entry.reason = cause(error)
 
 
-def _row(entry: Entry, times: Times, fields: dict[str, Any]) -> Row:
-    if times.seconds:
-        fields |= quantiles(times.seconds)._asdict()
-    return Row(
-        **fields,
-        contender=entry.contender.name,
-        role=entry.contender.role,  # type: ignore[arg-type]
-        status=times.status,  # type: ignore[arg-type]
-        reason=times.reason,
-        rounds=len(times.seconds),
-        work=entry.work,
-        extra_bytes=entry.extra_bytes,
-        needs_bytes=entry.needs_bytes,
-        error=entry.error,
-        note=entry.note,
-    )
-
-
 def work(plan: Plan) -> Iterator[Message]:
     """Measure all problems of a plan."""
     # Inductor's advice on how to make a peer faster is for its authors.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = plan.tf32
     torch.set_num_threads(len(plan.cpus))
-    device, limits = (
-        devices.make(plan.device, plan.cpus, plan.repeat),
-        Limits(plan.seconds, plan.compile_seconds),
-    )
-    yield Message(facts=device.facts())
+    limits = Limits(plan.seconds, plan.compile_seconds)
+    device = devices.make(plan.device, plan.cpus, plan.repeat)
     measurement = Measurement(device, plan.budget, None, limits, _memory_limit(plan, device))
     ceilings: dict[str, Ceilings] = {}
     for index, spec in enumerate(plan.problems):
@@ -278,10 +233,10 @@ def work(plan: Plan) -> Iterator[Message]:
             yield Message(left_out={"why": "time", "reason": "the time was spent"})
             continue
         if plan.device != CPU and plan.repeat is None and index % _AHEAD == 0:
-            _prepare(plan.problems[index : index + _AHEAD], device)
+            problems.prepare(plan.problems[index : index + _AHEAD], device.torch_device)
         yield from _attempt(spec, plan, measurement, ceilings)
         device.synchronize()  # where nothing runs any more, this process ends, and another one goes on
-    yield from _rows_of(ceilings)
+    yield _rows_of(ceilings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     process = {"cpus": plan.cpus, "threads": torch.get_num_threads(), "peak_resident_bytes": peak}
     yield Message(facts={"processes": [process]})
@@ -297,12 +252,6 @@ def _memory_limit(plan: Plan, device: Device) -> int | None:
     return plan.memory_bytes
 
 
-def _prepare(specs: Sequence[dict[str, Any]], device: Device) -> None:
-    from benchmarks import problems
-
-    problems.prepare([spec for spec in specs if spec["kind"] == "op"], device.torch_device)
-
-
 def _attempt(
     spec: dict[str, Any], plan: Plan, measurement: Measurement, ceilings: dict[str, Ceilings]
 ) -> Iterator[Message]:
@@ -315,7 +264,7 @@ def _attempt(
         dtype = problem.fields["dtype"]
         if plan.repeat is None and any(problem.work(which) for which in problem.passes):
             if dtype not in ceilings and plan.device != CPU:  # one at a time, for their memory
-                yield from _rows_of(ceilings)
+                yield _rows_of(ceilings)
                 ceilings.clear()
             if dtype not in ceilings:
                 ceilings[dtype] = measurement.device.ceilings(dtype, quick=plan.quick)
@@ -329,5 +278,5 @@ def _attempt(
     yield failed
 
 
-def _rows_of(ceilings: Mapping[str, Ceilings]) -> Iterator[Message]:
-    yield Message(rows=[row for each in ceilings.values() for row in each.rows()])
+def _rows_of(ceilings: Mapping[str, Ceilings]) -> Message:
+    return Message(rows=[row for each in ceilings.values() for row in each.rows()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from benchmarks import memory, peers, shapes
+from benchmarks import shapes
 from benchmarks.processes import CPU, Plan, UsageError, cpus_of
 from benchmarks.shapes import OPS, Case, Point
 from benchmarks.timing import QUICK, Budget
@@ -22,7 +22,7 @@ _HUGE = 1 << 29
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The mode's options."""
     add = parser.add_argument
-    add("--only", nargs="+", choices=shapes.SERIES_NAMES, default=list(shapes.SERIES_NAMES), metavar="SERIES")
+    add("--only", nargs="+", choices=[*shapes.SERIES], default=[*shapes.SERIES], metavar="SERIES")
     add("--op", nargs="+", choices=OPS, default=list(OPS))
     add("--pass", nargs="+", choices=shapes.PASSES, default=list(shapes.PASSES), dest="passes")
     add("--dtype", choices=shapes.GPU_DTYPES, help="default: fp32 on a CPU, bf16 on a GPU")
@@ -39,35 +39,30 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     Raises:
         UsageError: bad numbers of threads or bytes, or a peer is not known.
     """
-    cpus = cpus_of(options.threads)
+    from benchmarks import memory, peers
+
+    cpus, on_gpu = cpus_of(options.threads), options.device != CPU
     if options.memory is not None and not options.memory > 0:
         raise UsageError(f"--memory must be above 0, got {options.memory}")
-    on_gpu = options.device != CPU
-    kind = "cuda" if on_gpu else CPU
-    chosen = peers.chosen(options.peers, kind, plain=not options.compile)
     most = None if on_gpu else memory.limit()
-    found = shapes.points(
-        kind,
-        options.dtype or ("bf16" if on_gpu else "fp32"),
-        options.layout,
-        None if on_gpu else len(cpus),
-        quick=options.quick,
-        only=options.only,
-        ops=options.op,
-    )
+    kind, dtype, threads = ("cuda", "bf16", None) if on_gpu else (CPU, "fp32", len(cpus))
+    chosen = peers.chosen(options.peers, kind, plain=not options.compile)
+    kinds = {"quick": options.quick, "only": options.only, "ops": options.op}
+    series = shapes.points(kind, options.dtype or dtype, options.layout, threads, **kinds)
+
+    def spec(point: Point) -> dict[str, object]:
+        return point.case.spec(chosen, options.passes, mode="scaling", series=series[point])
+
     return [
         Plan(
-            problems=[
-                case.spec(chosen, options.passes, mode="scaling", series=found[Point(case, threads)])
-                for case in cases
-            ],
+            problems=[spec(Point(case, threads)) for case in cases],
             cpus=cpus[:threads],
             device=options.device,
             budget=QUICK if options.quick else BUDGET,
             quick=options.quick,
             memory_bytes=most if options.memory is None else int(options.memory * 1e9),
         )
-        for cases, threads in processes(found)
+        for cases, threads in processes(series)
     ]
 
 

@@ -5,7 +5,7 @@ Names only, no torch: the parent process reads this too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 OPS = ("tokenize", "project", "project_tokenize")
@@ -37,11 +37,6 @@ class Shape(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int]:
         """B, N, C and L."""
         return self.batch, self.height * self.width, self.channels, self.tokens
-
-    @property
-    def elements(self) -> int:
-        """Of the map."""
-        return self.batch * self.height * self.width * self.channels
 
     @property
     def label(self) -> str:
@@ -78,6 +73,11 @@ class Case(NamedTuple):
     def label(self) -> str:
         """All of it."""
         return f"{self.job} {self.shape.label} {self.dtype} {self.layout}"
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What its rows have by the names of :class:`benchmarks.results.Row`."""
+        return {"case": self.job, "shape": self.shape.label, "dtype": self.dtype, "layout": self.layout}
 
     def spec(
         self, peers: Sequence[str] | None = None, passes: Sequence[str] = PASSES, **fields: str
@@ -187,34 +187,17 @@ def cases(
     return sorted(found, key=lambda case: GPU_DTYPES.index(case.dtype)) if on_gpu else found
 
 
-def standard_cells() -> Iterator[str]:
-    """The names of the cells of ops that a run on a CPU always has, as ``cells.txt`` lists them."""
-    for case in cases(OPS):
-        for which in PASSES:
-            for threads in THREADS:
-                yield f"{case.label} {which}, {threads} thread{'s' * (threads > 1)}"
-
-
-class Series(NamedTuple):
-    """One size that varies around a base shape: its values, and those of a quick run."""
-
-    name: str
-    text: str
-    values: tuple[int, ...]
-    quick: tuple[int, ...]
-
-
-SERIES = (
-    # Sides of square maps: N is their square.
-    Series("N", "pixels", (14, 28, 56, 112, 224, 448, 1024, 2048), (4, 8, 16)),
-    Series("L", "tokens", (1, 4, 8, 16, 32, 64, 128, 256), (1, 8, 16)),
-    Series("C", "channels", (64, 128, 256, 512, 1024, 2048), (16, 32, 64)),
-    Series("B", "samples", (1, 2, 4, 8, 16), (1, 2, 4)),
-    Series("threads", "threads of a CPU", (1, 2, 4, 8, 16, 32, 64), (1, 2)),
-    Series("modules", "fused passes in a stack", (1, 2, 3, 4, 5, 6), (1, 2)),
-    Series("chunks", "chunks of a map, merged", (1, 4, 16, 64, 256), (1, 4)),
-)
-SERIES_NAMES = [series.name for series in SERIES]
+# One size that varies around a base shape: its values, and those of a quick run. N has the sides of square
+# maps; modules are those of a stack, and chunks those of a map, which are merged.
+SERIES: dict[str, tuple[Sequence[int], Sequence[int]]] = {
+    "N": ((14, 28, 56, 112, 224, 448, 1024, 2048), (4, 8, 16)),
+    "L": ((1, 4, 8, 16, 32, 64, 128, 256), (1, 8, 16)),
+    "C": ((64, 128, 256, 512, 1024, 2048), (16, 32, 64)),
+    "B": ((1, 2, 4, 8, 16), (1, 2, 4)),
+    "threads": ((1, 2, 4, 8, 16, 32, 64), (1, 2)),
+    "modules": ((1, 2, 3, 4, 5, 6), (1, 2)),
+    "chunks": ((1, 4, 16, 64, 256), (1, 4)),
+}
 # By device: the base of most series, large enough for memory to matter and small enough for everything to
 # run; the stack; and the map in chunks.
 _BASES = {
@@ -222,13 +205,7 @@ _BASES = {
     "cuda": (Shape(8, 224, 224, 256, 16), GPU_STACK_SHAPE, Shape(8, 1024, 1024, 256, 16)),
     "quick": (Shape(2, 8, 8, 32, 8), QUICK_STACK_SHAPE, Shape(1, 32, 16, 32, 8)),
 }
-_VARIED: dict[str, Callable[[Shape, int], Shape]] = {
-    "N": lambda shape, side: shape._replace(height=side, width=side),
-    "L": lambda shape, count: shape._replace(tokens=count),
-    "C": lambda shape, count: shape._replace(channels=count),
-    "B": lambda shape, count: shape._replace(batch=count),
-    "threads": lambda shape, count: shape,
-}
+_VARIED = {"N": ("height", "width"), "L": ("tokens",), "C": ("channels",), "B": ("batch",), "threads": ()}
 
 
 class Point(NamedTuple):
@@ -245,7 +222,7 @@ def points(
     threads: int | None,
     *,
     quick: bool = False,
-    only: Collection[str] = SERIES_NAMES,
+    only: Collection[str] = tuple(SERIES),
     ops: Sequence[str] = OPS,
 ) -> dict[Point, str]:
     """Every point, and the series that it belongs to as :attr:`benchmarks.results.Row.series` has them.
@@ -255,8 +232,8 @@ def points(
     """
     found: dict[Point, list[str]] = {}
     base, stack, stream = _BASES["quick" if quick else device]
-    for name, _, values, few in SERIES:
-        for value in (few if quick else values) if name in only else ():
+    for name in only:
+        for value in SERIES[name][quick]:
             if name == "threads" and (threads is None or value > threads):
                 continue
             jobs: list[tuple[str, Shape, int | None]]
@@ -265,7 +242,8 @@ def points(
             elif name == "chunks":
                 jobs = [("tokenize", stream, value)] if "tokenize" in ops else []
             else:
-                jobs = [(op, _VARIED[name](base, value), None) for op in ops]
+                shape = base._replace(**dict.fromkeys(_VARIED[name], value))
+                jobs = [(op, shape, None) for op in ops]
             for op, shape, parts in jobs:
                 point = Point(Case(op, shape, dtype, layout, parts), value if name == "threads" else threads)
                 found.setdefault(point, []).append(f"{name}={value**2 if name == 'N' else value}")

@@ -1,15 +1,11 @@
-"""The registry of cases and peers under pytest-benchmark.
+"""Some cases and peers under pytest-benchmark: ``pytest benchmarks --benchmark-only``.
 
-``pytest benchmarks --benchmark-only`` times a few small shapes and all contenders that need not be compiled.
-With ``VT_FAST_BENCHMARK=registry`` in the environment it times the shapes, dtypes and layouts of ``python -m
-benchmarks cpu`` and the compiled peers too, which takes long; ``-k`` chooses by name. No contender is timed
-whose results or gradients do not pass the gate. ``python -m benchmarks`` has the stricter rules: interleaved
-rounds, pinned threads, and floors.
+No contender is timed whose results or gradients do not pass the gate. ``python -m benchmarks`` has the other
+cases, the peers that are compiled and the stricter rules: interleaved rounds, pinned threads, and floors.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -18,21 +14,20 @@ import pytest
 
 from benchmarks import peers, shapes
 from benchmarks.devices import Device
-from benchmarks.problems import OpProblem
+from benchmarks.problems import problem
 from benchmarks.results import OK, SKIPPED, UNAVAILABLE
-from benchmarks.runner import Entry, Measurement
+from benchmarks.runner import Entry, Measurement, Problem
 from benchmarks.shapes import PASSES, Case, Shape
 from benchmarks.timing import QUICK
 
 pytest.importorskip("pytest_benchmark")
 
-_EVERYTHING = os.environ.get("VT_FAST_BENCHMARK") == "registry"
-_FEW = (shapes.QUICK_SHAPES[1], Shape(1, 14, 14, 256, 16))
+_SHAPES = (shapes.QUICK_SHAPES[1], Shape(1, 14, 14, 256, 16))
 
 
 @lru_cache(maxsize=1)
-def _problem(case: Case) -> OpProblem:
-    return OpProblem(case, Device().torch_device, peers.names("cpu", plain=not _EVERYTHING))
+def _problem(case: Case) -> Problem:
+    return problem(case.spec(peers.names("cpu", plain=True)), Device())
 
 
 @lru_cache(maxsize=1)
@@ -42,10 +37,8 @@ def _admitted(case: Case, which: str) -> dict[str, Entry]:
 
 
 def _parameters() -> Iterator[Any]:
-    few = shapes.cases(
-        shapes=_FEW, stack=shapes.QUICK_STACK_SHAPE, dtypes=["fp32"], layouts=["channels_last"]
-    )
-    for case in shapes.cases() if _EVERYTHING else few:
+    stack = shapes.QUICK_STACK_SHAPE
+    for case in shapes.cases(shapes=_SHAPES, stack=stack, dtypes=["fp32"], layouts=["channels_last"]):
         for which in PASSES:
             for contender in _problem(case).contenders:
                 label = f"{case.label} {which} {contender.name}"
@@ -62,7 +55,6 @@ def test_op(benchmark: Any, case: Case, which: str, name: str) -> None:
     assert entry.call is not None
     benchmark.group = f"{case.label} {which}"
     benchmark.extra_info |= {
-        "of": shapes.ORIGINS.get(case.shape, ""),
         "role": entry.contender.role,
         "error": entry.error,
         "extra_bytes": entry.extra_bytes,

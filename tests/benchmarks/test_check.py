@@ -7,14 +7,13 @@ import torch
 
 from benchmarks import check, inputs, peers
 from benchmarks.attention import FOLDED
-from benchmarks.check import Gate, Truth
+from benchmarks.check import Truth, op_gate
 from benchmarks.devices import Device
 from benchmarks.peers import Contender, Entrant
-from benchmarks.problems import OpProblem
+from benchmarks.problems import OpProblem, problem
 from benchmarks.results import OK, OURS, PEER, WRONG
-from benchmarks.runner import Measurement
 from benchmarks.shapes import BOTH, FORWARD, OPS, PASSES, STACK, Case, Shape
-from benchmarks.timing import QUICK
+from tests._support.measuring import measured
 from vt_fast.reference import ops as reference
 
 SHAPE = Shape(2, 4, 5, 16, 4)
@@ -22,15 +21,12 @@ CASE = Case("project", SHAPE, "fp32", "nchw")
 FOLDED_CODE = FOLDED.code("project")
 
 
-def measured(problem):
-    return {(row.contender, row.which): row for row in Measurement(Device(), QUICK).rows(problem)}
-
-
 def with_planted(code, contender, passes=PASSES):
     """A case in which this takes part too."""
-    problem = OpProblem(CASE, torch.device("cpu"), ["folded"], passes)
-    problem.entrants.append(Entrant(contender, code, peers.operands_of("project"), FOLDED_CODE))
-    return problem
+    planted = OpProblem(CASE, torch.device("cpu"), ["folded"], passes)
+    operands = peers.operands_of("project")
+    planted.contenders.append(Entrant(**vars(contender), function=code, operands=operands, plain=FOLDED_CODE))
+    return planted
 
 
 class Slip(torch.autograd.Function):
@@ -69,11 +65,7 @@ def nan_at_some_pixels(x, *operands):
     return (torch.where(torch.arange(y.shape[3]) == 1, torch.nan, y),)
 
 
-def without_last_row(x, *operands):
-    return (FOLDED_CODE(x, *operands)[0][:, :, :-1],)
-
-
-@pytest.mark.parametrize("code", [nan_at_some_pixels, without_last_row])
+@pytest.mark.parametrize("code", [nan_at_some_pixels, lambda *given: (FOLDED_CODE(*given)[0][:, :, :-1],)])
 def test_nan_and_forgotten_pixels_are_wrong(code):
     row = measured(with_planted(code, Contender("planted", PEER), [FORWARD]))["planted", FORWARD]
     assert (row.status, row.error) == (WRONG, math.inf)
@@ -90,29 +82,27 @@ def test_one_that_fails_or_does_not_compile_says_so(compiled):
 
 
 def test_a_wrong_yardstick_is_no_yardstick():
-    problem = OpProblem(CASE, torch.device("cpu"), [])
-    problem.entrants[0] = problem.entrants[0]._replace(
-        function=lambda *given: (FOLDED_CODE(*given)[0] * 1.1,)
-    )
+    wrong = OpProblem(CASE, torch.device("cpu"), [])
+    wrong.contenders[0].function = lambda *given: (FOLDED_CODE(*given)[0] * 1.1,)
     with pytest.raises(RuntimeError, match="the yardstick is wrong: map"):
-        measured(problem)
+        measured(wrong)
 
 
 def test_a_yardstick_that_has_lost_its_digits_in_long_sums_fails_itself():
     ones = {"tokens": torch.ones(1, 4, 16, dtype=torch.float64), "dx": torch.ones(1, 2, 16)}
     long, short = (Case("tokenize", Shape(1, side, side, 16, 4), "fp32", "nchw") for side in (2048, 8))
-    assert Gate.make(long, Truth(ones), {"tokens": 1e-4}).yardstick == {"tokens": 1e-4}
-    gate = Gate.make(long, Truth(ones), {"tokens": 1e-3})
+    assert op_gate(long, Truth(ones), {"tokens": 1e-4}).yardstick == {"tokens": 1e-4}
+    gate = op_gate(long, Truth(ones), {"tokens": 1e-3})
     assert gate.yardstick == {"tokens": 0.0, "dx": 0.0}
     assert "off by" in gate.judge({"tokens": 1e-3}, PEER).complaint
     assert gate.judge({"tokens": 1e-6}, PEER).complaint is None
     with pytest.raises(RuntimeError, match="the yardstick is wrong"):
-        Gate.make(short, Truth(ones), {"tokens": 1e-3})
+        op_gate(short, Truth(ones), {"tokens": 1e-3})
 
 
 def test_ours_may_have_twice_the_error_of_the_yardstick_and_a_peer_eight_times():
     values = {"tokens": torch.ones(1, 4, 16, dtype=torch.float64)}
-    gate = Gate.make(Case("tokenize", SHAPE, "fp32", "nchw"), Truth(values), {"tokens": 1e-5})
+    gate = op_gate(Case("tokenize", SHAPE, "fp32", "nchw"), Truth(values), {"tokens": 1e-5})
     for role, fine, wrong in ((OURS, 1.9e-5, 3e-5), (PEER, 7e-5, 9e-5)):
         assert gate.judge({"tokens": fine}, role).complaint is None
         assert gate.judge({"tokens": wrong}, role).complaint is not None
@@ -132,24 +122,23 @@ def test_the_truth_is_the_reference(monkeypatch, op, stride):
     found = getattr(reference, op)(*(leaves[name] for name in peers.operands_of(op)), **residual)
     found = found if op == "project_tokenize" else (found,)
     gradients = torch.autograd.grad(found, list(leaves.values()), list(arriving.values()))
-    expected = dict(zip(arriving, found, strict=True))
-    expected |= {f"d{name}": value for name, value in zip(leaves, gradients, strict=True)}
-    assert set(truth.values) == set(expected)
-    for name, value in expected.items():
-        kept = value[:, ::stride] if name in ("map", "dx") else value
-        torch.testing.assert_close(truth.values[name], kept, rtol=0, atol=1e-11, msg=name)
+    names = [*arriving, *(f"d{name}" for name in leaves)]
+    expected = dict(zip(names, (*found, *gradients), strict=True))
+    kept = {name: value[:, ::stride] if name in ("map", "dx") else value for name, value in expected.items()}
+    torch.testing.assert_close(truth.values, kept, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(
     "case",
     [
         Case(STACK, Shape(2, 4, 4, 64, 4), "fp32", "nchw", 2),
+        Case(STACK, Shape(2, 4, 4, 64, 4), "bf16", "channels_last"),
         Case("tokenize", Shape(2, 5, 4, 16, 4), "bf16", "nchw", 3),  # in chunks
         Case("project_tokenize", SHAPE._replace(tokens=1), "fp32", "channels_last"),  # gradients that vanish
     ],
 )
 def test_all_plain_contenders_pass(case):
-    rows = measured(OpProblem(case, torch.device("cpu"), peers.names("cpu", plain=True)))
+    rows = measured(problem(case.spec(peers.names("cpu", plain=True)), Device()))
     assert {row.status for row in rows.values()} == {OK}
     assert {row.role for row in rows.values()} >= {OURS, PEER}
     assert all(row.case == case.job for row in rows.values())

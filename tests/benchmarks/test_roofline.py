@@ -1,6 +1,7 @@
 """Floors: the probe streams and counts what it says, and the floor is the larger of two terms."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -57,23 +58,16 @@ def test_a_cpu_that_is_not_there():
         Team([1023]).stream(SETS[0], (False, 1, False), 1, words(64), words(64))
 
 
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [
-        ("", "no C\\+\\+ compiler was found .*install g\\+\\+, or name"),
-        ("false", "`false .* failed: .*install g\\+\\+"),
-    ],
-)
-def test_no_compiler(monkeypatch, tmp_path, compiler, message):
+def test_no_compiler_and_unknown_processors(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", compiler)
-    if not compiler:
-        monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match=message):
-        roofline.library(InstructionSet("none", "x86_64", "", compiler, 1))
-
-
-def test_a_processor_that_the_probe_does_not_know(monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for compiler, message in (
+        ("", "no C.* compiler was found .*install g"),
+        (f"{sys.executable} -c 1/0", r"` failed: (.|\n)*division by zero; probe.cpp"),
+    ):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(RuntimeError, match=message):
+            roofline.library(InstructionSet("none", "x86_64", "", compiler, 1))
     monkeypatch.setattr(roofline.platform, "machine", lambda: "riscv64")
     with pytest.raises(RuntimeError, match="x86-64 and aarch64 processors, and this is riscv64"):
         roofline.instruction_sets()
@@ -105,8 +99,8 @@ def test_the_floor_is_the_larger_term_by_the_fastest_variants():
     bytes_alone, both = [Work(20, 10, 60)], [Work(20, 10, 60), Work(20, 10, 20)]
     ceilings.measure(bytes_alone)
     ceilings.measure(both)
-    assert ceilings.floor(bytes_alone) == (4.0, "bytes", 4.0, 4.0)  # 3 s of FLOPs
-    assert ceilings.floor(both) == (3.0 + 2.0, "flops", 5.0, 5.0)  # a second pass may turn
+    assert ceilings.floor(bytes_alone) == (4.0, "bytes")  # 3 s of FLOPs
+    assert ceilings.floor(both) == (3.0 + 2.0, "flops")  # a second pass may turn
     assert ceilings.floor([Work(0, 0, 10)]).seconds == 0.5
     with pytest.raises(KeyError):
         ceilings.floor([Work(1, 2, 3)])
@@ -120,7 +114,7 @@ def test_probes_are_pooled_until_a_case_begins_anew():
     ceilings.measure(work, anew=True)
     seconds["product1"] = 3.0
     ceilings.measure(work)
-    assert ceilings.floor(work) == pytest.approx((2.0, "flops", 1.4, 2.6))
+    assert ceilings.floor(work) == (2.0, "flops")
     seconds["product1"] = 5.0
     ceilings.measure(work, anew=True)
     assert ceilings.floor(work).seconds == 5.0
@@ -132,8 +126,7 @@ def test_ceilings_of_this_cpu(dtype):
     work = op_work("project", "forward+backward", 2, 50, 64, 4, 4)
     ceilings.measure(work, anew=True)
     ceilings.measure(work[:1])
-    floor = ceilings.floor(work)
-    assert 0 < floor.low <= floor.seconds <= floor.high
+    assert ceilings.floor(work).seconds > 0
     rows = ceilings.rows()
     assert len({row.key for row in rows}) == len(rows)
     assert {row.case for row in rows} == {"clock", "multiply-add", "stream"}

@@ -30,27 +30,24 @@ def test_contenders_take_turns_in_another_order_each_round():
     assert len(set(turns)) > 1
 
 
+STAY = {"stay": ["ours"]}
+
+
 @pytest.mark.parametrize(
     ("seconds", "budget", "options", "counts"),
     [
-        ({"a": 1.0}, Budget(), {}, {"a": 7}),
-        ({"a": 1e-6}, Budget(), {}, {"a": 200}),
-        ({"a": 1.0, "b": 9.0}, QUICK, {}, {"a": 3, "b": 1}),
+        ({"a": 1e-6}, Budget(), {}, [200]),
+        ({"a": 1.0, "b": 9.0}, QUICK, {}, [3, 1]),
         # peers far behind leave; ours stays, and none leaves because of ours
-        (
-            {"ours": 0.01, "a": 0.002, "b": 0.0052},
-            Budget(),
-            {"stay": ["ours"]},
-            {"ours": 20, "a": 20, "b": 3},
-        ),
-        ({"ours": 0.001, "b": 0.02}, Budget(), {"stay": ["ours"]}, {"ours": 12, "b": 12}),
+        ({"ours": 0.01, "a": 0.002, "b": 0.0052}, Budget(), STAY, [20, 20, 3]),
+        ({"ours": 0.001, "b": 0.02}, Budget(), STAY, [12, 12]),
         # in a slow cell after one round, by the best call, the one before the rounds included
-        ({"ours": 2.0, "a": 2.0, "b": 3.1}, Budget(), {"stay": ["ours"]}, {"ours": 3, "a": 3, "b": 1}),
-        ({"a": 2.0, "b": 3.1}, Budget(), {"before": {"b": 2.1}}, {"a": 3, "b": 3}),
+        ({"ours": 2.0, "a": 2.0, "b": 3.1}, Budget(), STAY, [3, 3, 1]),
+        ({"a": 2.0, "b": 3.1}, Budget(), {"before": {"b": 2.1}}, [3, 3]),
     ],
 )
 def test_rounds(seconds, budget, options, counts):
-    assert rounds(seconds, budget, **options)[0] == counts
+    assert [*rounds(seconds, budget, **options)[0].values()] == counts
 
 
 def test_short_calls_are_timed_many_at_a_time():
@@ -75,16 +72,14 @@ def test_no_compilation_begins_that_would_not_end_in_time():
     assert limits.remaining == 0.0
 
 
-def sleeps():
-    try:
-        time.sleep(20)
-    except Exception:  # as a compiler may catch everything
-        return
-
-
 def test_a_compilation_that_takes_too_long_is_given_up():
-    limits = Limits(None, 0.05)
+    def sleeps():
+        try:
+            time.sleep(20)
+        except Exception:  # as a compiler may catch everything
+            return
+
     start = time.monotonic()
-    with pytest.raises(TimeoutError, match="given up after 0 s"), limits.compiling():
+    with pytest.raises(TimeoutError, match="given up after 0 s"), Limits(None, 0.05).compiling():
         sleeps()
     assert time.monotonic() - start < 10

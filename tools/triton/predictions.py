@@ -43,9 +43,8 @@ def render(gpu: str, measured: Path | None = None, table: Path = TABLE) -> str:
 def backwards_apart(rows: Iterable[results.Row]) -> dict[Key, float]:
     """Our seconds on a GPU, by graphs where there are any. A backward's are what it adds to the forward."""
     passes: dict[tuple[str, str], dict[Key, float]] = defaultdict(dict)
-    for cell in results.cells(rows):
-        row = cell.ours
-        if row is not None and row.median is not None:
+    for row in rows:
+        if row.role == results.OURS and row.median is not None:
             passes[row.clock, row.which][row.case, row.shape, row.dtype, row.layout] = row.median
     found: dict[Key, float] = {}
     for clock in ("calls", "graph"):
