@@ -80,9 +80,13 @@ class GroupedLinear(nn.Module):
             TypeError: no tensor.
             ValueError: another width.
         """
-        checks.features("x", x, self.in_features)
         if self.groups == 1:
-            return F.linear(x, self.weight, self.bias)
+            try:
+                return F.linear(x, self.weight, self.bias)
+            except (TypeError, RuntimeError):
+                checks.features("x", x, self.in_features)
+                raise
+        checks.features("x", x, self.in_features)
         # One small product for each group: no block-diagonal matrix is formed, nor counted by FLOP counters.
         rows = x.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
         blocks = torch.unflatten(self.weight, 0, (self.groups, -1)).transpose(1, 2)
@@ -121,6 +125,8 @@ class GroupedLinear(nn.Module):
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)
         checks.divides("blocks", blocks, "groups", self.groups)
+        if num_heads == self.groups == 1:
+            return (rows @ self.weight)[..., None, None, :, :]
         inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)

@@ -126,6 +126,8 @@ class Projector(BackendModule):
         keys = self.query.fold(rows, self.num_heads).flatten(1, 3)
         if self.query.bias is None:
             return keys, values, None
+        if self.num_heads == 1:
+            return keys, values, rows @ self.query.bias
         bias = unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
         return keys, values, bias.transpose(1, 2).flatten(1)
 

@@ -62,6 +62,9 @@ class TokenRelation(BackendModule, ABC):
         tokens = checks.tokens(tokens, self.token_channels)
         if self.token_norm is None:
             return tokens
+        if isinstance(self.token_norm, nn.LayerNorm):
+            of_each: Tensor = self.token_norm(tokens)
+            return of_each
         # As rows: a BatchNorm would take the second of three dimensions for the channels.
         normalised: Tensor = self.token_norm(tokens.flatten(0, 1))
         return normalised.reshape(tokens.shape)

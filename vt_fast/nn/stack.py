@@ -142,11 +142,11 @@ class VisualTransformerStack(CompositeModule):
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
         x = autocast_map(x, self)
-        tokens = self[0].tokenize(x, tokens, mask=mask)
+        first, *later = self
+        tokens = first.tokenize(x, tokens, mask=mask)
         # It runs together with the next tokenizer where the two can share a pass.
-        pending_projector = self[0].projector
-        for index in range(1, len(self)):
-            block = self[index]
+        pending_projector = first.projector
+        for index, block in enumerate(later, 1):
             if (
                 pending_projector is not None
                 and block.tokenizer is not None

@@ -108,12 +108,15 @@ class TokenTransformer(TokenRelation):
 
     def _heads(self, rows: Tensor) -> Tensor:
         """(B, L, C) as (B, num_heads, L, C / num_heads)."""
+        if self.num_heads == 1:
+            return rows.unsqueeze(1)
         return unflatten(rows, 2, (self.num_heads, -1)).transpose(1, 2)
 
     def _relate(self, tokens: Tensor) -> Tensor:
         attention = self._attention(tokens)
         values = self._heads(tokens if self.value is None else self.value(tokens))
-        tokens = tokens + (attention @ values).transpose(1, 2).flatten(2)
+        mixed = attention @ values
+        tokens = tokens + (mixed.squeeze(1) if self.num_heads == 1 else mixed.transpose(1, 2).flatten(2))
         v1 = self.variant == "v1"
         change: Tensor = self.linear(tokens) if v1 else self.second(F.relu(self.first(tokens)))
         return tokens + change
