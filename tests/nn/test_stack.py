@@ -53,8 +53,9 @@ class Recorder(TorchDispatchMode):
             else [results]
         )
         if func.namespace == "vt_fast":
-            self.ops.append(func._opname)
-            self.maps_written.append(tensors[0].numel() if func._opname != "tokenize" else 0)
+            name = func._opname.removesuffix("_torch")  # that backend's own op
+            self.ops.append(name)
+            self.maps_written.append(tensors[0].numel() if name != "tokenize" else 0)
         else:
             known = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, torch.Tensor)}
             for tensor in tensors:
