@@ -375,7 +375,9 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
     if type(scale) is float and scale == 1.0:
         return rows
     checks.number(name, scale)
-    return rows * scale if isinstance(rows, Tensor) and rows.is_floating_point() else rows
+    if isinstance(rows, torch.fx.Proxy) or (isinstance(rows, Tensor) and rows.is_floating_point()):
+        return rows * scale
+    return rows
 
 
 def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:

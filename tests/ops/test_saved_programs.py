@@ -142,6 +142,44 @@ def test_a_program_holds_no_backend_but_a_named_one(tmp_path):
         assert (*node.args, *node.kwargs.values())[-1] == "torch"
 
 
+class Convolved(torch.nn.Module):
+    """A map that autocast casts, and parameters that it does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.model = Model()
+
+    def forward(self, x):
+        return self.model(self.convolution(x))
+
+
+@pytest.mark.parametrize("how", ["exported", "traced", "torch.fx"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_programs_under_autocast(how, dtype):
+    model, x = Convolved(), example()
+    if how == "exported":
+        program = torch.export.export(model, (x,)).module()
+    elif how == "traced":
+        program = torch.jit.trace(model, (x,))
+    else:
+        program = torch.fx.symbolic_trace(model)
+    with torch.autocast("cpu", dtype):
+        results, expected = program(x), model(x)
+    for found, wanted in zip(results, expected, strict=True):
+        assert torch.equal(found, wanted)
+        assert found.dtype == wanted.dtype
+    gradients = [
+        torch.autograd.grad(sum(part.float().sum() for part in parts), parameters)
+        for parts, parameters in (
+            (results, [dict(program.named_parameters())[name] for name, _ in model.named_parameters()]),
+            (expected, list(model.parameters())),
+        )
+    ]
+    for found, wanted in zip(*gradients, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_programs_move_to_another_device():
     from torch.export.passes import move_to_device_pass
 

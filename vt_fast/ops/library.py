@@ -20,11 +20,14 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from vt_fast import backends
-from vt_fast.precision import without_autocast
+from vt_fast.precision import autocast, without_autocast
 
 # The compiled library defines the public ops, if it is there.
 _LIBRARY = torch.library.Library("vt_fast", "FRAGMENT" if backends.NATIVE else "DEF")
 _OPS = torch.ops.vt_fast
+
+# Operands that autocast casts, x first; see vt_fast.functional.
+_IN_ONE_DTYPE = ("x", "keys", "values", "queries", "residual", "extra_values")
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad
@@ -102,6 +105,8 @@ class DifferentiableOp:
         self._own = {name: forward.op(name) for name in _in_python()}
         self._own_backward = {name: backward.op(name) for name in _in_python()}
         self._apply = _differentiate(forward, save, derivative, self._own)
+        for device in ("cpu", "cuda"):
+            _LIBRARY.impl(self.name, _casting(forward, device), f"Autocast{device.upper()}", with_keyset=True)
         _differentiate(backward, lambda ctx, call, results: None, _refusal(self.name), self._own_backward)
 
     def __call__(
@@ -245,6 +250,22 @@ def _define(op: Pass) -> None:
             _LIBRARY.impl(
                 f"{op.name}_{backend}", _undifferentiable(op, backend), "Autograd", with_keyset=True
             )
+
+
+def _casting(op: Pass, device: str) -> Callable[..., Any]:
+    """What the public op does under autocast in saved programs; `functional` has cast its operands before."""
+    raw, fields = op.op(), op.record._fields
+    shared = [fields.index(name) for name in _IN_ONE_DTYPE if name in fields]
+    autocast_key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
+
+    def kernel(keyset: Any, *args: Any, backend: str | None = None) -> Any:
+        given = list(args)
+        for index, value in zip(shared, autocast(*(given[index] for index in shared)), strict=True):
+            given[index] = value
+        with torch._C._ExcludeDispatchKeyGuard(autocast_key):
+            return _called(raw, given, backend)
+
+    return kernel
 
 
 def _undifferentiable(op: Pass, backend: str) -> Callable[..., Any]:
