@@ -127,7 +127,7 @@ class Projector(BackendModule):
         if self.query.bias is None:
             return keys, values, None
         if self.num_heads == 1:
-            return keys, values, rows @ self.query.bias
+            return keys, values, (rows * self.query.bias).sum(-1)
         bias = unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
         return keys, values, bias.transpose(1, 2).flatten(1)
 
