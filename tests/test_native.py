@@ -26,6 +26,7 @@ needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binu
 # Symbols of torch's stable ABI as of torch 2.11. Extending this list may raise the oldest torch that loads.
 TORCH_SYMBOLS = {
     "aoti_torch_abi_version",
+    "aoti_torch_aten_fill__Scalar",
     "aoti_torch_check",
     "aoti_torch_delete_library_object",
     "aoti_torch_delete_tensor_object",
