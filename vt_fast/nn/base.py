@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vt_fast import checks
+from vt_fast import checks, functional
 from vt_fast.layout import unflatten
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
@@ -97,6 +99,101 @@ def _leaves(module: nn.Module) -> Iterator[BackendModule]:
         for part in module.modules()
         if isinstance(part, BackendModule) and not isinstance(part, CompositeModule)
     )
+
+
+class PendingMap(NamedTuple):
+    """The map of a projector that has not run yet: the arguments of `vt_fast.functional.project`.
+
+    The next tokenizer may compute the map and its tokens in one pass. ``residual`` is None where it is ``x``
+    itself or where there is none; ``residual_is_input`` tells which. (Wrappers may make new tensors of the
+    fields, so identity says nothing.)
+    """
+
+    x: Tensor
+    keys: Tensor
+    values: Tensor
+    token_bias: Tensor | None
+    residual: Tensor | None
+    residual_is_input: bool
+    num_heads: int
+    backend: str | None
+
+    @property
+    def channels(self) -> int:
+        """D of the map."""
+        return self.values.shape[-1]
+
+    def run(self) -> Tensor:
+        """The map."""
+        return functional.project(
+            self.x,
+            self.keys,
+            self.values,
+            num_heads=self.num_heads,
+            token_bias=self.token_bias,
+            residual=self.x if self.residual_is_input else self.residual,
+            backend=self.backend,
+        )
+
+    def tokenize(
+        self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """The map, or None, and what `vt_fast.functional.tokenize` pools from it, in one pass."""
+        return functional.project_tokenize(
+            self.x,
+            self.keys,
+            self.values,
+            queries,
+            num_heads=self.num_heads,
+            token_bias=self.token_bias,
+            residual=self.x if self.residual_is_input else self.residual,
+            mask=mask,
+            extra_values=extra_values,
+            return_map=return_map,
+            backend=self.backend,
+        )
+
+
+def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why a member must be called as any module would be; None where it may be called for a part of a pass.
+
+    Then its call goes through the wrapper and the hooks of PyTorch's that it has, such as those of FSDP,
+    pruning and spectral norm. Other hooks and classes are not known to allow other arguments and results.
+    """
+    while True:
+        reason = _why_hooked(member)
+        if reason is not None:
+            return reason
+        inside = next((name for name in _WRAPPED if name in member._modules), None)
+        if inside is None or not type(member).__module__.startswith("torch."):
+            break
+        # It calls the module again in the backward, and sees no tensors inside of other arguments.
+        if getattr(getattr(member, "checkpoint_impl", None), "name", "") == "REENTRANT":
+            return "is checkpointed with reentrant autograd"
+        member = member._modules[inside]  # type: ignore[assignment]
+    if not isinstance(member, kind):
+        return f"is a {type(member).__name__}"
+    if not type(member).forward.__module__.startswith("vt_fast.nn."):
+        return f"is a {type(member).__name__} with a forward of its own"
+    if "forward" in member.__dict__ and not hasattr(member, "_hf_hook"):
+        return "has a forward of its own"
+    return None
+
+
+# What PyTorch's wrappers (checkpointing and offloading, FSDP, torch.compile) call the module that they wrap.
+_WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_KNOWN_HOOKS = ("torch.distributed.", "torch.nn.utils.")
+
+
+def _why_hooked(member: nn.Module) -> str | None:
+    for kind in _HOOKS:
+        for hook in getattr(member, kind).values():
+            while isinstance(hook, functools.partial):
+                hook = hook.func
+            if not (getattr(hook, "__module__", None) or "").startswith(_KNOWN_HOOKS):
+                return f"has the hook {getattr(hook, '__qualname__', type(hook).__qualname__)}"
+    return None
 
 
 def check_map(x: Tensor, module: nn.Module, channels: int) -> None:

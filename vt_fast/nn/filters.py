@@ -120,8 +120,16 @@ class RecurrentTokenizer(Tokenizer):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """(T_in W_{T->R}) W_key^T times the scale, one bank (B, L, C) per sample."""
-        rows = self.query(checks.tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
+        rows = self._rows(tokens)
         return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
+
+    def _rows(self, tokens: Tensor | None) -> Tensor:
+        rows: Tensor = self.query(checks.tokens(tokens, self.token_channels, self.num_tokens)) * self.scale
+        return rows
+
+    def _logits(self, pixels: Tensor, tokens: Tensor | None) -> Tensor:
+        keys: Tensor = self.key(pixels)  # type: ignore[misc]
+        return (self._rows(tokens) @ keys.transpose(1, 2)).unsqueeze(1)
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         super()._check(x, tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -73,13 +73,25 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, fold: tuple[int, int] | None = None, channels_first: bool = False) -> Any:
         """Map (..., in) to (..., out).
+
+        Whatever else needs the parameters goes through a call too, so that hooks of PyTorch's wrappers, such
+        as those that gather or compute the parameters, run first.
+
+        Args:
+            x: (..., in).
+            fold: do what :meth:`fold_with_bias` does, with these counts of heads and blocks.
+            channels_first: x is (B, in, H, W), and so is the result, (B, out, H, W).
 
         Raises:
             TypeError: no tensor.
             ValueError: another width.
         """
+        if fold is not None:
+            return self._folded(x, *fold)
+        if channels_first:
+            return F.conv2d(x, self.weight[:, :, None, None], self.bias, groups=self.groups)
         if self.groups == 1:
             try:
                 return F.linear(x, self.weight, self.bias)
@@ -98,7 +110,7 @@ class GroupedLinear(nn.Module):
 
         The inner product of a projected pixel W x with a row r is that of x with W^T r. With heads, head i
         sees channel block i of W x, so its row is W^T r_i, where r_i is r with zeros outside of block i.
-        Neither r_i nor a block-diagonal matrix is formed. The bias is not used.
+        Neither r_i nor a block-diagonal matrix is formed. For the bias see :meth:`fold_with_bias`.
 
         Args:
             rows: (B, L, out) or (L, out).
@@ -121,10 +133,33 @@ class GroupedLinear(nn.Module):
             >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
             True
         """
+        folded: Tensor = self.fold_with_bias(rows, num_heads, blocks)[0]
+        return folded
+
+    def fold_with_bias(
+        self, rows: Tensor, num_heads: int = 1, blocks: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
+        """:meth:`fold`, and what the bias adds to the logits: (..., num_heads, L), or None without a bias."""
+        found: tuple[Tensor, Tensor | None] = self(rows, fold=(num_heads, blocks))
+        return found
+
+    def _folded(self, rows: Tensor, num_heads: int, blocks: int) -> tuple[Tensor, Tensor | None]:
         checks.counts(num_heads=num_heads, blocks=blocks)
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)
         checks.divides("blocks", blocks, "groups", self.groups)
+        return self._folded_rows(rows, num_heads, blocks), self._bias_logits(rows, num_heads)
+
+    def _bias_logits(self, rows: Tensor, num_heads: int) -> Tensor | None:
+        if self.bias is None:
+            return None
+        # Not a product with a vector: FLOP counters do not agree on those.
+        products = rows * self.bias
+        if num_heads == 1:
+            return products.sum(-1).unsqueeze(-2)
+        return unflatten(products, -1, (num_heads, -1)).sum(-1).transpose(-1, -2)
+
+    def _folded_rows(self, rows: Tensor, num_heads: int, blocks: int) -> Tensor:
         if num_heads == self.groups == 1:
             return (rows @ self.weight)[..., None, None, :, :]
         inside, groups = num_heads // blocks, self.groups // blocks

@@ -52,6 +52,10 @@ class PositionCode(nn.Module, ABC):
         checks.counts(grid=grid, features=features)
         self.grid, self.features = grid, features
 
+    def forward(self, height: int, width: int) -> Tensor:
+        """:meth:`table`, so that wrappers and hooks see it."""
+        return self.table(height, width)
+
     def table(self, height: int, width: int) -> Tensor:
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""
         rows = resize_matrix(height, self.grid, *self._like())

@@ -6,12 +6,19 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks, functional
 from vt_fast.layout import as_pixels, unflatten
-from vt_fast.nn.base import REFERENCE, BackendModule, check_map, like_map, maps_like
+from vt_fast.nn.base import (
+    REFERENCE,
+    BackendModule,
+    PendingMap,
+    check_map,
+    like_map,
+    maps_like,
+    why_not_fused,
+)
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.options import Factory
 from vt_fast.nn.tokenizer import Tokenizer
@@ -118,34 +125,35 @@ class Projector(BackendModule):
             keys (B, num_heads * L, C), values (B, L, D), and the token bias (B, num_heads * L) that the query
             bias becomes, or None without one.
         """
-        checks.tokens(tokens, self.token_channels)
-        values = tokens if self.value is None else self.value(tokens)
-        rows = (tokens if self.key is None else self.key(tokens)) * self.scale
+        rows, values = self._rows(tokens)
         if self.query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
-        keys = self.query.fold(rows, self.num_heads).flatten(1, 3)
-        if self.query.bias is None:
-            return keys, values, None
-        if self.num_heads == 1:
-            return keys, values, (rows * self.query.bias).sum(-1)
-        bias = unflatten(rows * self.query.bias, 2, (self.num_heads, -1)).sum(3)
-        return keys, values, bias.transpose(1, 2).flatten(1)
+        keys, token_bias = self.query.fold_with_bias(rows, self.num_heads)
+        return keys.flatten(1, 3), values, None if token_bias is None else token_bias.flatten(1)
+
+    def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""
+        checks.tokens(tokens, self.token_channels)
+        values = tokens if self.value is None else self.value(tokens)
+        return (tokens if self.key is None else self.key(tokens)) * self.scale, values
 
     def residual(self, x: Tensor) -> Tensor:
         """The map to add to: `x` itself, or `x` through the shortcut, in the form of `x`."""
         if self.shortcut is None:
             return x
-        if x.dim() == 4:
-            return F.conv2d(x, self.shortcut.weight[:, :, None, None])
-        shortcut: Tensor = self.shortcut(x)
-        return shortcut
+        if x.dim() == 4 and why_not_fused(self.shortcut, GroupedLinear) is None:
+            added: Tensor = self.shortcut(x, channels_first=True)
+            return added
+        return like_map(self.shortcut(as_pixels(x)), x)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, *, defer: bool = False) -> Tensor | PendingMap:
         """The map (B, N, D) or (B, D, H, W), in the form of `x`.
 
         Args:
             x: (B, N, C), or (B, C, H, W) in any memory format.
             tokens: (B, L, CT).
+            defer: return what a tokenizer needs to compute the map and its tokens in one pass, where that is
+                possible; not with backend="reference", nor where hooks look at the query projection.
 
         Raises:
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
@@ -154,16 +162,35 @@ class Projector(BackendModule):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
+        if self.query is not None and why_not_fused(self.query, GroupedLinear) is not None:
+            return self._unfolded(x, tokens)
         keys, values, token_bias = self.operands(tokens)
-        return functional.project(
+        residual = self.residual(x)
+        is_input = residual is x
+        pending = PendingMap(
             x,
             keys,
             values,
+            token_bias,
+            None if is_input else residual,
+            is_input,
+            self.num_heads,
+            self.backend,
+        )
+        return pending if defer else pending.run()
+
+    def _unfolded(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """With the query projection on the pixels, as any module would call it."""
+        rows, values = self._rows(tokens)
+        y = functional.project(
+            self.query(as_pixels(x)),  # type: ignore[misc]
+            spread(rows, self.num_heads).flatten(1, 2),
+            values,
             num_heads=self.num_heads,
-            token_bias=token_bias,
-            residual=self.residual(x),
+            residual=as_pixels(self.residual(x)),
             backend=self.backend,
         )
+        return like_map(y, x)
 
     def project_tokenize(
         self,
@@ -196,30 +223,12 @@ class Projector(BackendModule):
         reason = tokenizer.why_not_fusable()
         if reason is not None:
             raise ValueError(f"`tokenizer` must be fusable, got one that {reason}")
-        if tokenizer.channels != self.out_channels:
-            raise ValueError(
-                f"`tokenizer` must have channels = {self.out_channels}, the projector's out_channels, "
-                f"got {tokenizer.channels}"
-            )
-        if REFERENCE in (self.backend, tokenizer.backend) or self.backend != tokenizer.backend:
-            y = self(x, tokens)
-            found = tokenizer(y, tokens, mask=mask)
-            return (y if return_map else None), found
-        keys, values, token_bias = self.operands(tokens)
-        projected, pooled = functional.project_tokenize(
-            x,
-            keys,
-            values,
-            tokenizer.queries(tokens),
-            num_heads=self.num_heads,
-            token_bias=token_bias,
-            residual=self.residual(x),
-            mask=mask,
-            extra_values=tokenizer.position_table(x),
-            return_map=return_map,
-            backend=self.backend,
-        )
-        return projected, tokenizer.finish(pooled, tokens)
+        y = self(x, tokens, defer=True)
+        if not isinstance(y, PendingMap):
+            pooled: Tensor = tokenizer(y, tokens, mask=mask)
+            return (y if return_map else None), pooled
+        found: tuple[Tensor | None, Tensor] = tokenizer(y, tokens, mask=mask, return_map=return_map)
+        return found
 
     def attention_maps(self, x: Tensor, tokens: Tensor) -> Tensor:
         """What each pixel takes from each token, computed for viewing; the module keeps nothing of it.

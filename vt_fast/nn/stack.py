@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
 
 from vt_fast import checks
-from vt_fast.nn.base import REFERENCE, CompositeModule, autocast_map, set_backend
+from vt_fast.nn.base import (
+    REFERENCE,
+    CompositeModule,
+    PendingMap,
+    autocast_map,
+    set_backend,
+    why_not_fused,
+)
 from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
+from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
+from vt_fast.nn.projector import Projector
 from vt_fast.nn.visual_transformer import VisualTransformer
 
 
@@ -141,27 +151,19 @@ class VisualTransformerStack(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
-        x = autocast_map(x, self)
-        first, *later = self
-        tokens = first.tokenize(x, tokens, mask=mask)
-        # It runs together with the next tokenizer where the two can share a pass.
-        pending_projector = first.projector
-        for index, block in enumerate(later, 1):
-            if (
-                pending_projector is not None
-                and block.tokenizer is not None
-                and self._why_not_fused(index) is None
-            ):
-                y, tokens = pending_projector.project_tokenize(
-                    x, tokens, block.tokenizer, mask=mask, return_map=self._needs_map(index)
-                )
-                x = x if y is None else y
-                tokens = block.transformer(tokens)
-            else:
-                x = x if pending_projector is None else pending_projector(x, tokens)
-                tokens = block.tokenize(x, tokens, mask=mask)
-            pending_projector = block.projector
-        return (None if pending_projector is None else pending_projector(x, tokens)), tokens
+        current: Tensor | PendingMap = autocast_map(x, self)
+        y: Tensor | PendingMap | None = None
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            options: dict[str, Any] = {} if mask is None else {"mask": mask}
+            if why_not_fused(block, VisualTransformer) is None:
+                # The map is computed together with the tokens of the next block where the two can share a pass.
+                options |= {"defer": index < last, "keep_map": self._reads_map_after(index)}
+            elif isinstance(current, PendingMap):
+                current = current.run()
+            y, tokens = block(current, tokens, **options)
+            current = current if y is None else y
+        return (None if self[last].projector is None else y), tokens
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
         """What the tokens of each block look at, one :meth:`Tokenizer.attention_maps` each."""
@@ -189,23 +191,30 @@ class VisualTransformerStack(CompositeModule):
 
     def _why_not_fused(self, index: int) -> str | None:
         """Why block `index` does not share a pass with the projector before it; None where it can."""
-        tokenizer, projector = self[index].tokenizer, self[index - 1].projector
-        if tokenizer is None:
-            return "it has no tokenizer"
-        reason = tokenizer.why_not_fusable()
+        block, before = self[index], self[index - 1]
+        for member, name in ((block, "it"), (before, "the block before it")):
+            reason = why_not_fused(member, VisualTransformer)
+            if reason is not None:
+                return f"{name} {reason}"
+        reason = block.why_not_fused()
+        projector = before.projector
+        if reason is not None or projector is None:
+            return reason
+        reason = why_not_fused(projector, Projector)
+        if reason is None and projector.query is not None:
+            reason = why_not_fused(projector.query, GroupedLinear)
+            reason = None if reason is None else f"has a query projection that {reason}"
         if reason is not None:
-            return f"its tokenizer {reason}"
-        backends = {tokenizer.backend, None if projector is None else projector.backend}
+            return f"the projector before it {reason}"
+        backends = {block.tokenizer.backend, projector.backend}  # type: ignore[union-attr]
         if REFERENCE in backends:
             return 'backend="reference"'
         return None if len(backends) == 1 else "its backend differs from the projector's"
 
-    def _needs_map(self, index: int) -> bool:
-        """Whether the map that block `index` gets is read again once its tokens are known."""
+    def _reads_map_after(self, index: int) -> bool:
+        """Whether a block after this one reads a map."""
         later = list(self)[index + 1 :]
-        return self[index].projector is not None or any(
-            block.tokenizer is not None or block.projector is not None for block in later
-        )
+        return any(block.tokenizer is not None or block.projector is not None for block in later)
 
     def __len__(self) -> int:
         return len(self.blocks)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels
-from vt_fast.nn.base import REFERENCE, BackendModule, check_map, maps_like
+from vt_fast.layout import as_pixels, per_pixel, unflatten
+from vt_fast.nn.base import REFERENCE, BackendModule, PendingMap, check_map, maps_like, why_not_fused
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import Factory
 from vt_fast.nn.position import PositionCode
@@ -78,7 +78,15 @@ class Tokenizer(BackendModule):
 
     def why_not_fusable(self) -> str | None:
         """Why a stack cannot fuse this tokenizer with the projector before it; None where it can."""
-        return None if self.op_heads == 1 else f"pools {self.op_heads} heads"
+        if self.op_heads > 1:
+            return f"pools {self.op_heads} heads"
+        reason = self._why_key_not_folded()
+        return None if reason is None else f"has a key projection that runs on its own: it {reason}"
+
+    def _why_key_not_folded(self) -> str | None:
+        """Why the 1x1 convolution that the queries are compared with runs on the pixels."""
+        key = self._modules.get("key")
+        return None if key is None else why_not_fused(key, GroupedLinear)
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """The rows that pool the pixels, with every scale and projection folded in: (L, C) or (B, L, C)."""
@@ -90,7 +98,7 @@ class Tokenizer(BackendModule):
         Raises:
             ValueError: there is a position code and `x` is not (B, C, H, W).
         """
-        return None if self.position is None else self.position.table(*checks.map_size(x))
+        return None if self.position is None else self.position(*checks.map_size(x))
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.
@@ -104,23 +112,36 @@ class Tokenizer(BackendModule):
             pooled = valued if self.position is None else torch.cat((valued, rest), -1)
         return pooled if self.token is None else self.token(pooled)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | PendingMap,
+        tokens: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        return_map: bool = True,
+    ) -> Tensor | tuple[Tensor | None, Tensor]:
         """Tokens (B, L, CT) of a feature map.
 
         Args:
-            x: (B, N, C), or (B, C, H, W) in any memory format.
+            x: (B, N, C), or (B, C, H, W) in any memory format. Or what a projector returns with `defer`, by a
+                tokenizer that can be fused with it: the result is then the map and its tokens.
             tokens: tokens of the module before, (B, L, CT), for tokenizers that need them.
             mask: (B, N) or (B, H, W) bool, True where a pixel takes part; not with backend="reference".
+            return_map: of such a projector; False if only the tokens are wanted: the map is then not written.
 
         Raises:
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
+        if isinstance(x, PendingMap):
+            return self._tokenize_pending(x, tokens, mask, return_map)
         self._check(x, tokens)
         if self.backend == REFERENCE:
             if mask is not None:
                 raise ValueError('`mask` must be None with backend="reference", which has no masks')
             return self._reference(x, tokens)
+        if self._why_key_not_folded() is not None:
+            return self.finish(self._unfolded(x, tokens, mask), tokens)
         pooled = functional.tokenize(
             x,
             self._queries_for(x, tokens),
@@ -130,6 +151,45 @@ class Tokenizer(BackendModule):
             backend=self.backend,
         )
         return self.finish(pooled, tokens)
+
+    def _tokenize_pending(
+        self, pending: PendingMap, tokens: Tensor | None, mask: Tensor | None, return_map: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        if pending.channels != self.channels:
+            raise ValueError(
+                f"`tokenizer` must have channels = {pending.channels}, the projector's out_channels, "
+                f"got {self.channels}"
+            )
+        if self.backend != pending.backend or self.why_not_fusable() is not None:
+            y = pending.run()
+            found: Tensor = self(y, tokens, mask=mask)
+            return (y if return_map else None), found
+        projected, pooled = pending.tokenize(
+            self.queries(tokens),
+            mask=mask,
+            extra_values=self.position_table(pending.x),
+            return_map=return_map,
+        )
+        return projected, self.finish(pooled, tokens)
+
+    def _unfolded(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
+        """What `vt_fast.functional.tokenize` would pool, with the key projection on the pixels."""
+        pixels, mask = as_pixels(x), per_pixel(mask)
+        logits = self._logits(pixels, tokens)
+        if mask is not None:
+            pixels = torch.where(mask[..., None], pixels, 0)
+            logits = torch.where(mask[:, None, None], logits, -torch.inf)
+        weights = logits.softmax(-1)
+        if mask is not None:
+            weights = torch.where(mask.any(1)[:, None, None, None], weights, 0)
+        blocks = unflatten(pixels, 2, (self.op_heads, -1)).transpose(1, 2)  # (B, op_heads, N, C / op_heads)
+        pooled = (weights @ blocks).transpose(1, 2).flatten(2)
+        table = self.position_table(x)
+        return pooled if table is None else torch.cat((pooled, weights[:, 0] @ table), -1)
+
+    def _logits(self, pixels: Tensor, tokens: Tensor | None) -> Tensor:
+        """Logits (B, op_heads, R, N) with the key projection on the pixels."""
+        raise NotImplementedError(f"{type(self).__name__} has no key projection")
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """What each token looks at, computed for viewing; the module keeps nothing of it.

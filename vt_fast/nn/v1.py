@@ -128,9 +128,20 @@ class DynamicTokenizer(Tokenizer):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """Rows (B, op_heads * R, C / op_heads), R = attention heads per op head times L / 2."""
+        return self.key.fold(self._rows(tokens), self.num_heads, self.op_heads).flatten(1, 3)
+
+    def _rows(self, tokens: Tensor | None) -> Tensor:
         asking = checks.tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]
-        rows = self.query(asking) * self.scale
-        return self.key.fold(rows, self.num_heads, self.op_heads).flatten(1, 3)
+        rows: Tensor = self.query(asking) * self.scale
+        return rows
+
+    def _logits(self, pixels: Tensor, tokens: Tensor | None) -> Tensor:
+        rows, keys = (
+            unflatten(value, 2, (self.num_heads, -1)).transpose(1, 2)
+            for value in (self._rows(tokens), self.key(pixels))
+        )
+        logits = rows @ keys.transpose(2, 3)  # (B, num_heads, L / 2, N)
+        return unflatten(logits, 1, (self.op_heads, -1)).flatten(2, 3)
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, R, C), to [T_b | new], (B, L, CT)."""

@@ -8,7 +8,7 @@ from torch.types import Device
 from typing_extensions import Self
 
 from vt_fast import checks
-from vt_fast.nn.base import CompositeModule, autocast_map, set_backend
+from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend, why_not_fused
 from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
 from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
@@ -172,31 +172,68 @@ class VisualTransformer(CompositeModule):
             set_backend(self, backend)
 
     def forward(
-        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor]:
+        self,
+        x: Tensor | PendingMap,
+        tokens: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        defer: bool = False,
+        keep_map: bool = False,
+    ) -> tuple[Tensor | PendingMap | None, Tensor]:
         """The map, in the form of `x` (None without projector), and the tokens (B, L, CT).
 
         Args:
-            x: (B, N, C), or (B, C, H, W) in any memory format.
+            x: (B, N, C), or (B, C, H, W) in any memory format. Or the map that the module before returned
+                with `defer`.
             tokens: tokens of the module before, for tokenizers that need them.
             mask: (B, N) or (B, H, W) bool, True where the tokens may use a pixel; every pixel of the map is
                 written. Not with backend="reference".
+            defer: leave the map to the module after this one, which may compute it and its own tokens in one
+                pass; see :meth:`Projector.forward`.
+            keep_map: without a projector return the incoming map, not None.
 
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
-        x = autocast_map(x, self)
-        tokens = self.tokenize(x, tokens, mask=mask)
-        return (None if self.projector is None else self.projector(x, tokens)), tokens
+        if not isinstance(x, PendingMap):
+            x = autocast_map(x, self)
+        kept = keep_map or self.projector is not None
+        y, tokens = self._tokenize(x, tokens, mask, return_map=kept)
+        if self.projector is None:
+            return (y if keep_map else None), tokens
+        options = {"defer": True} if defer and why_not_fused(self.projector, Projector) is None else {}
+        return self.projector(y, tokens, **options), tokens
 
     def tokenize(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """The tokens alone: tokenizer and transformer."""
-        if self.tokenizer is not None:
-            tokens = self.tokenizer(x, tokens, mask=mask)
-        elif tokens is None:
-            raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
-        related: Tensor = self.transformer(tokens)
-        return related
+        return self._tokenize(x, tokens, mask, return_map=False)[1]
+
+    def _tokenize(
+        self, x: Tensor | PendingMap, tokens: Tensor | None, mask: Tensor | None, *, return_map: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """The map, or None if it is not wanted and need not be written, and the tokens."""
+        options = {} if mask is None else {"mask": mask}
+        if isinstance(x, PendingMap) and self.why_not_fused() is None:
+            y, found = self.tokenizer(x, tokens, return_map=return_map, **options)  # type: ignore[misc]
+        else:
+            y = x.run() if isinstance(x, PendingMap) else x
+            if self.tokenizer is not None:
+                found = self.tokenizer(y, tokens, **options)
+            elif tokens is None:
+                raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
+            else:
+                found = tokens
+        related: Tensor = self.transformer(found)
+        return y, related
+
+    def why_not_fused(self) -> str | None:
+        """Why the tokenizer does not share a pass with the projector before it; None where it can."""
+        if self.tokenizer is None:
+            return "it has no tokenizer"
+        reason = why_not_fused(self.tokenizer, Tokenizer)
+        if reason is None:
+            reason = self.tokenizer.why_not_fusable()
+        return None if reason is None else f"its tokenizer {reason}"
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The tokenizer's attention maps, (B, L, H, W) or (B, L, N); see :meth:`Tokenizer.attention_maps`.
