@@ -163,7 +163,7 @@ class VisualTransformerStack(CompositeModule):
                 current = current.run()
             y, tokens = block(current, tokens, **options)
             current = current if y is None else y
-        return (None if self[last].projector is None else y), tokens
+        return y, tokens
 
     def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
         """What the tokens of each block look at, one :meth:`Tokenizer.attention_maps` each."""
@@ -214,7 +214,9 @@ class VisualTransformerStack(CompositeModule):
     def _reads_map_after(self, index: int) -> bool:
         """Whether a block after this one reads a map."""
         later = list(self)[index + 1 :]
-        return any(block.tokenizer is not None or block.projector is not None for block in later)
+        # A block of an unknown class does.
+        parts = (getattr(block, name, block) for block in later for name in ("tokenizer", "projector"))
+        return any(part is not None for part in parts)
 
     def __len__(self) -> int:
         return len(self.blocks)
