@@ -1,0 +1,297 @@
+"""Members of fused modules are called: hooks, wrappers and parametrisations of theirs run, and nothing else changes."""
+
+import copy
+import functools
+import tempfile
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.nn.utils import parametrizations, prune
+
+from tests._support.nn_cases import CASES, feature_map, incoming, made, run
+from vt_fast.nn import (
+    GroupedLinear,
+    Projector,
+    RecurrentTokenizer,
+    Tokenizer,
+    VisualTransformer,
+    VisualTransformerStack,
+    set_backend,
+)
+
+pytestmark = pytest.mark.one_backend
+
+STACKS = [name for name in CASES if name.startswith("stack") and "no projector" not in name]
+
+
+def stack():
+    return made(CASES["stack: default"])
+
+
+def solved(module, parameters=None):
+    """Results, and the gradients of the map and all parameters, by name."""
+    x, tokens = feature_map("contiguous"), incoming(module)
+    named = dict(module.named_parameters())
+    results = run(module, x, tokens)
+    leaves = {"x": x, **named}
+    gradients = torch.autograd.grad(
+        sum(result.sin().sum() for result in results), list(leaves.values()), allow_unused=True
+    )
+    return results, dict(zip(leaves, gradients, strict=True))
+
+
+def layers(module, kind=GroupedLinear):
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, kind)]
+
+
+def pruned(module):
+    for _, part in layers(module):
+        prune.random_unstructured(part, "weight", amount=0.3)
+
+
+def hooked_spectral_norm(module):
+    for _, part in layers(module):
+        torch.nn.utils.spectral_norm(part, n_power_iterations=1).eval()
+
+
+def hooked_weight_norm(module):
+    for _, part in layers(module):
+        torch.nn.utils.weight_norm(part)
+
+
+def parametrized(function):
+    def change(module):
+        for _, part in layers(module):
+            function(part).eval()
+
+    return change
+
+
+REPARAMETRISED = {
+    "prune": pruned,
+    "spectral_norm, by hook": hooked_spectral_norm,
+    "weight_norm, by hook": hooked_weight_norm,
+    "spectral_norm": parametrized(parametrizations.spectral_norm),
+    "weight_norm": parametrized(parametrizations.weight_norm),
+    "orthogonal": parametrized(parametrizations.orthogonal),
+}
+
+
+@pytest.mark.parametrize("how", REPARAMETRISED)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_reparametrised_weights(how):
+    """Twice, with an optimizer's step between: the second forward uses the new weights, and both are the reference's."""
+    module = stack()
+    passes = module.passes
+    REPARAMETRISED[how](module)
+    assert module.passes == passes
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    for _ in range(2):
+        # Power iterations run in a forward: both start from the same vectors.
+        twin = copy.deepcopy(module)
+        set_backend(twin, "reference")
+        (found, gradients), (expected, expected_gradients) = solved(module), solved(twin)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+        for name, gradient in expected_gradients.items():
+            assert gradients[name] is not None, name
+            torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-9, msg=name)
+        for name, parameter in module.named_parameters():
+            parameter.grad = gradients[name]
+        optimizer.step()
+
+
+def checkpointed(impl=CheckpointImpl.NO_REENTRANT):
+    def change(module):
+        apply_activation_checkpointing(
+            module,
+            checkpoint_wrapper_fn=functools.partial(checkpoint_wrapper, checkpoint_impl=impl),
+            check_fn=lambda part: isinstance(part, VisualTransformer),
+        )
+
+    return change
+
+
+def compiled(module):
+    for index, block in enumerate(module.blocks):
+        module.blocks[index] = torch.compile(block, backend="aot_eager")
+
+
+def compiled_in_place(module):
+    for block in module.blocks:
+        block.compile(backend="aot_eager")
+
+
+WRAPPED = {
+    "checkpoint_wrapper": checkpointed(),
+    "torch.compile": compiled,
+    "Module.compile": compiled_in_place,
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrapped_blocks_stay_fused(how, name):
+    module = made(CASES[name])
+    wrapped = copy.deepcopy(module)
+    WRAPPED[how](wrapped)
+    assert wrapped.passes == module.passes
+    (found, gradients), (expected, expected_gradients) = solved(wrapped), solved(module)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    for (key, gradient), value in zip(gradients.items(), expected_gradients.values(), strict=True):
+        torch.testing.assert_close(gradient, value, rtol=0, atol=1e-10, msg=key)
+
+
+def test_checkpointed_blocks_keep_less():
+    def kept(change):
+        module = made(CASES["stack: default"])
+        change(module)
+        count = 0
+
+        def pack(value):
+            nonlocal count
+            count += value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            run(module, feature_map("contiguous"), incoming(module))
+        return count
+
+    assert kept(checkpointed()) < 0.7 * kept(lambda module: None)
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone."""
+    import torch.distributed as dist
+
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("kind", [VisualTransformer, (Tokenizer, Projector), GroupedLinear])
+def test_fully_sharded_members(kind):
+    """FSDP2 on blocks, on their parts, and on single layers: all of them gather parameters when they are called."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    module = stack()
+    sharded = copy.deepcopy(module)
+    mesh = init_device_mesh("cpu", (1,))
+    for _, part in layers(sharded, kind):
+        fully_shard(part, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    assert sharded.passes == module.passes
+    x, tokens = feature_map("contiguous"), incoming(module)
+    for _ in range(2):
+        expected, found = run(module, x, tokens), run(sharded, x, tokens)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        for each in (module, sharded):
+            each.zero_grad()
+        for results in (expected, found):
+            sum(result.sin().sum() for result in results).backward()
+        gradients = dict(sharded.named_parameters())
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(gradients[name].grad.full_tensor(), parameter.grad, rtol=0, atol=1e-10)
+
+
+class Wrapper(nn.Module):
+    """Of a class that nothing here knows."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args):
+        return self.inside(*args)
+
+
+def watch(seen):
+    def hook(module, args, result):
+        seen.append(tuple(args[0].shape))
+
+    return hook
+
+
+UNKNOWN = {
+    "a hook on a block": lambda module, seen: module[1].register_forward_hook(watch(seen)),
+    "a hook on a projector": lambda module, seen: module[0].projector.register_forward_hook(watch(seen)),
+    "a hook on a tokenizer": lambda module, seen: module[1].tokenizer.register_forward_hook(watch(seen)),
+    "a hook on a query": lambda module, seen: module[0].projector.query.register_forward_hook(watch(seen)),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_unknown_hooks_see_plain_calls(what):
+    """A tensor of pixels or a map goes in, and the rest of the stack stays fused."""
+    module = stack()
+    passes = module.passes
+    expected, expected_gradients = solved(module)
+    seen = []
+    UNKNOWN[what](module, seen)
+    assert module.passes == passes + 1
+    assert "hook" in module.extra_repr()
+    found, gradients = solved(module)
+    x = feature_map("contiguous")
+    assert seen in ([tuple(x.shape)], [(x.shape[0], x.shape[2] * x.shape[3], x.shape[1])])
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("what", ["block", "projector", "tokenizer", "reentrant checkpoint"])
+def test_members_of_unknown_classes_run_on_their_own(what):
+    module = stack()
+    expected, passes = run(module, feature_map("contiguous"), incoming(module)), module.passes
+    if what == "block":
+        module.blocks[1] = Wrapper(module.blocks[1])
+    elif what == "reentrant checkpoint":
+        checkpointed(CheckpointImpl.REENTRANT)(module)
+    else:
+        block = module[0 if what == "projector" else 1]
+        setattr(block, what, Wrapper(getattr(block, what)))
+    if what != "block":
+        assert module.passes > passes
+    for a, b in zip(run(module, feature_map("contiguous"), incoming(module)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+KEYS = [name for name in CASES if name.startswith("tokenizer") and isinstance(getattr(made(CASES[name]), "key", None), nn.Module)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", KEYS)
+def test_a_key_projection_on_its_own(name, masked):
+    """It is applied to the pixels, with the same result."""
+    module = made(CASES[name])
+    x, tokens = feature_map("contiguous"), incoming(module)
+    mask = torch.rand(x.shape[0], *x.shape[2:]) > 0.3 if masked else None
+    options = {} if mask is None else {"mask": mask}
+    expected = module(x, tokens, **options)
+    module.key.register_forward_hook(lambda module, args, result: None)
+    assert "key projection that runs on its own" in (module.why_not_fusable() or "") or module.op_heads > 1
+    torch.testing.assert_close(module(x, tokens, **options), expected, rtol=0, atol=1e-10)
+
+
+def test_a_stack_is_still_a_recurrent_one():
+    """Hooks that are gone leave no trace."""
+    module = stack()
+    passes = module.passes
+    handle = module[1].tokenizer.register_forward_hook(lambda *args: None)
+    assert module.passes == passes + 1
+    handle.remove()
+    assert module.passes == passes
+    assert isinstance(module[1].tokenizer, RecurrentTokenizer)
+    assert isinstance(module, VisualTransformerStack)
