@@ -175,9 +175,10 @@ class Tokenizer(BackendModule):
     def _unfolded(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """What `vt_fast.functional.tokenize` would pool, with the key projection on the pixels."""
         pixels, mask = as_pixels(x), per_pixel(mask)
-        logits = self._logits(pixels, tokens)
         if mask is not None:
             pixels = torch.where(mask[..., None], pixels, 0)
+        logits = self._logits(pixels, tokens)
+        if mask is not None:
             logits = torch.where(mask[:, None, None], logits, -torch.inf)
         weights = logits.softmax(-1)
         if mask is not None:
