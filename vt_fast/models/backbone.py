@@ -19,6 +19,8 @@ def make_backbone(
     depth: int | None,
     backbone: nn.Module | None,
     channels: int | None,
+    in_channels: int,
+    stages: int,
     drop_path_rate: float,
     device: Device,
     dtype: torch.dtype | None,
@@ -30,8 +32,17 @@ def make_backbone(
     if backbone is None:
         if channels is not None:
             raise ValueError(f"`backbone_channels` must be None without `backbone`, got {channels}")
-        made = ResNet(depth or 0, stages=STAGES, drop_path_rate=drop_path_rate, device=device, dtype=dtype)
+        made = ResNet(
+            depth or 0,
+            in_channels=in_channels,
+            stages=stages,
+            drop_path_rate=drop_path_rate,
+            device=device,
+            dtype=dtype,
+        )
         return made, made.channels[-1]
+    if in_channels != 3:
+        raise ValueError(f"`in_channels` must be 3 with `backbone`, which has its own, got {in_channels}")
     if drop_path_rate:
         raise ValueError(
             f"`drop_path_rate` must be 0 with `backbone`, whose blocks are already made, got {drop_path_rate}"

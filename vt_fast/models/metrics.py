@@ -13,7 +13,12 @@ from vt_fast import checks
 IGNORE = 255
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+def default_ignore_index(num_classes: int) -> int:
+    """The label of pixels to ignore: 255, or -1 where that is a class."""
+    return IGNORE if num_classes <= IGNORE else -1
+
+
+def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int | None = None) -> Tensor:
     """Mean cross-entropy over the labelled pixels; 0 with zero gradient if there are none.
 
     The mean of `torch.nn.functional.cross_entropy` is NaN in that case.
@@ -21,7 +26,7 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int = IGN
     Args:
         logits: (B, K, H, W).
         target: (B, H, W) int64, in 0 to K - 1 or `ignore_index`.
-        ignore_index: label of pixels to ignore.
+        ignore_index: label of pixels to ignore; by default 255, or -1 where K > 255, so that 255 is a class.
 
     Returns:
         A scalar.
@@ -30,6 +35,8 @@ def segmentation_loss(logits: Tensor, target: Tensor, *, ignore_index: int = IGN
         >>> segmentation_loss(torch.zeros(1, 2, 3, 3), torch.full((1, 3, 3), 255)).item()
         0.0
     """
+    if ignore_index is None:
+        ignore_index = default_ignore_index(logits.shape[1])
     total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
     return total / (target != ignore_index).sum().clamp(min=1)
 
@@ -58,7 +65,7 @@ class MeanIoU:
 
     Args:
         num_classes: K.
-        ignore_index: label of pixels to ignore.
+        ignore_index: label of pixels to ignore; by default 255, or -1 where K > 255, so that 255 is a class.
 
     Attributes:
         confusion: (K, K) int64; entry (i, j) is the number of pixels of class i that were predicted as j.
@@ -71,9 +78,10 @@ class MeanIoU:
         (0.5, [0.5, 0.5, nan])
     """
 
-    def __init__(self, num_classes: int, *, ignore_index: int = IGNORE) -> None:
+    def __init__(self, num_classes: int, *, ignore_index: int | None = None) -> None:
         checks.counts(num_classes=num_classes)
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes = num_classes
+        self.ignore_index = default_ignore_index(num_classes) if ignore_index is None else ignore_index
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def reset(self) -> None:

@@ -31,6 +31,7 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50 or 101.
         num_classes: of the classifier; None for none, which returns the last stage's map.
+        in_channels: of the images.
         stages: number of stages, 1 to 4.
         stride_in_1x1: True puts a bottleneck's stride in its first 1x1 convolution, as in the original and in
             detection code; False in the 3x3 convolution, as in torchvision.
@@ -59,6 +60,7 @@ class ResNet(nn.Module):
         depth: int,
         num_classes: int | None = None,
         *,
+        in_channels: int = 3,
         stages: int = 4,
         stride_in_1x1: bool = False,
         drop_path_rate: float = 0.0,
@@ -72,6 +74,7 @@ class ResNet(nn.Module):
             raise ValueError(f"`depth` must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
+        checks.counts(in_channels=in_channels)
         checks.flag("stride_in_1x1", stride_in_1x1)
         _check_rate("drop_path_rate", drop_path_rate)
         counts, deep = DEPTHS[depth]
@@ -82,7 +85,7 @@ class ResNet(nn.Module):
         num_blocks = sum(counts[:stages])
         rates = iter([drop_path_rate * index / max(num_blocks - 1, 1) for index in range(num_blocks)])
         with on_device(device):
-            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             self.bn1 = norm_layer(64)
             self.relu = nn.ReLU(inplace=True)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -116,12 +119,12 @@ class ResNet(nn.Module):
                     nn.init.zeros_(weight)
 
     def stem(self, x: Tensor) -> Tensor:
-        """The layers before the stages: (B, 3, H, W) -> (B, 64, H / 4, W / 4)."""
+        """The layers before the stages: (B, in_channels, H, W) -> (B, 64, H / 4, W / 4)."""
         found: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return found
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's map for images (B, 3, H, W), the finest first."""
+        """Each stage's map for images (B, in_channels, H, W), the finest first."""
         x = self.stem(x)
         maps = []
         for index in range(len(self.channels)):

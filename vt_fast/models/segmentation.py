@@ -14,6 +14,7 @@ from vt_fast import checks
 from vt_fast.models.fpn_neck import FPN
 from vt_fast.models.panoptic_head import PanopticHead, group_norm
 from vt_fast.models.resnet import NormLayer, ResNet
+from vt_fast.models.shapes import first_channels
 from vt_fast.models.vt_fpn_neck import VTFPN
 
 
@@ -30,12 +31,14 @@ class _Pyramid(nn.Module):
         self.backbone, self.neck = backbone, neck
         self.strides: tuple[int, ...] = tuple(_of(backbone, "backbone", "strides"))
         self.out_channels: int = _of(neck, "neck", "out_channels")
+        # Unknown for a backbone without a 2-D convolution.
+        self.in_channels = first_channels(backbone)
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The neck's maps (B, out_channels, H / stride, W / stride), rounded up, the finest first.
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, C, H, W) with the backbone's C, 3 in a :class:`ResNet` by default.
             mask: see :meth:`VTFPN.forward`.
 
         Raises:
@@ -43,8 +46,9 @@ class _Pyramid(nn.Module):
             ValueError: `images` has another shape.
         """
         checks.feature_map("images", images)
-        if images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"`images` must be (B, 3, H, W), got {checks.shape(images)}")
+        channels = "C" if self.in_channels is None else self.in_channels
+        if images.dim() != 4 or images.shape[1] != (self.in_channels or images.shape[1]):
+            raise ValueError(f"`images` must be (B, {channels}, H, W), got {checks.shape(images)}")
         maps: list[Tensor] = self.neck(self.backbone.features(images), mask)  # type: ignore[operator]
         return maps
 
