@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.types import Device
+from torch.utils.checkpoint import checkpoint
 
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import IMAGE, first_channels, map_shape
@@ -63,9 +64,21 @@ def stage_shapes(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]
     return (channels,), (round(IMAGE / height),)
 
 
-def stage_maps(backbone: nn.Module, images: Tensor) -> list[Tensor]:
-    """The map of every stage of a :class:`ResNet`, or the one map that another backbone returns."""
-    return backbone.features(images) if isinstance(backbone, ResNet) else [backbone(images)]
+def map_count(backbone: nn.Module | None) -> int:
+    """How many maps :func:`stage_maps` returns; None stands for the ResNet under a VT stage."""
+    if backbone is None:
+        return STAGES
+    return len(backbone.channels) if isinstance(backbone, ResNet) else 1
+
+
+def stage_maps(backbone: nn.Module, images: Tensor, *, checkpointed: bool = False) -> list[Tensor]:
+    """The map of every stage of a :class:`ResNet`, or the one map that another backbone returns.
+
+    ``checkpointed``: the backward pass computes each stage, or such a backbone, again.
+    """
+    if isinstance(backbone, ResNet):
+        return backbone.features(images, checkpointed=checkpointed)
+    return [checkpoint(backbone, images, use_reentrant=False) if checkpointed else backbone(images)]
 
 
 def _map_shape(backbone: nn.Module) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.types import Device
+from torch.utils.checkpoint import checkpoint
 
 from vt_fast import checks
 from vt_fast.models.contexts import on_device
@@ -123,12 +124,16 @@ class ResNet(nn.Module):
         found: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return found
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Each stage's map for images (B, in_channels, H, W), the finest first."""
+    def features(self, x: Tensor, *, checkpointed: bool = False) -> list[Tensor]:
+        """Each stage's map for images (B, in_channels, H, W), the finest first.
+
+        ``checkpointed``: the backward pass computes each stage again.
+        """
         x = self.stem(x)
         maps = []
         for index in range(len(self.channels)):
-            x = self.get_submodule(f"layer{index + 1}")(x)
+            layer = self.get_submodule(f"layer{index + 1}")
+            x = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
             maps.append(x)
         return maps
 

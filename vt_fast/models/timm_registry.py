@@ -82,8 +82,10 @@ def _make(
     pretrained: bool,
     *,
     num_classes: int = 1000,
+    in_chans: int = 3,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
+    output_stride: int | None = None,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Any = None,
     cache_dir: Any = None,
@@ -92,13 +94,17 @@ def _make(
     """A network from timm's arguments; those for pretrained parameters are not used."""
     if pretrained:
         raise ValueError("`pretrained` must be False: there are no pretrained VT-ResNets")
+    if output_stride not in (None, 16):
+        raise ValueError(f"`output_stride` must be 16, that of a VT stage, or None, got {output_stride}")
+    options["in_channels"] = in_chans
     if features_only:
         return _with_feature_info(VTResNetFeatures(depth, out_indices=out_indices, **options))
     if out_indices is not None:
         raise ValueError(f"`out_indices` must be None without `features_only`, got {out_indices}")
     model = VTResNet(depth, num_classes, **options)
     # timm's data pipeline and training script read both names.
-    described = {**default_cfgs[f"vt_resnet{depth}"], "num_classes": num_classes}
+    described = {**default_cfgs[f"vt_resnet{depth}"], **(pretrained_cfg_overlay or {})}
+    described |= {"num_classes": num_classes, "input_size": (in_chans, *described["input_size"][1:])}
     model.pretrained_cfg = model.default_cfg = described  # type: ignore[assignment]
     return model
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.types import Device
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
-from vt_fast.models.backbone import default_num_blocks, make_backbone, stage_maps, stage_shapes
+from vt_fast import checks
+from vt_fast.models.backbone import STAGES, default_num_blocks, make_backbone, map_count, stage_maps, stage_shapes
 from vt_fast.models.stage import StageOptions, make_stack
-from vt_fast.nn import Projector, TokenRelation
+from vt_fast.nn import Projector, TokenRelation, VisualTransformerStack
 from vt_fast.nn.base import CompositeModule
 from vt_fast.nn.options import Factory, check_keywords, spelled_out
 
@@ -30,12 +32,15 @@ class VTResNet(CompositeModule):
     Args:
         depth: 18, 34, 50 or 101; None with `backbone`.
         num_classes: of the classifier; 0 for none, which returns the mean of the tokens (B, CT).
+        in_channels: of the images; a `backbone` has its own.
         backbone: a module that returns a map (B, C, H, W), in place of the ResNet without its last stage.
         backbone_channels: C of its map; by default found by running it on an image without data.
         num_blocks: VT blocks; by default 2 on a ResNet-18 and 3 on anything else, as in the paper.
         drop_path_rate: probability that training skips a residual branch of the ResNet for a sample; rises
             linearly to this value at the last block. VT blocks are never skipped.
         drop_rate: of the dropout before the classifier.
+        global_pool: "avg" for the mean of the tokens; "" for the tokens (B, L, CT) themselves, without a
+            classifier.
         width: channels of the map between the VT blocks; by default 2 C, but at most `token_channels` and at
             least C.
         device, dtype: of the parameters. A `backbone` keeps its own.
@@ -67,11 +72,13 @@ class VTResNet(CompositeModule):
         depth: int | None = None,
         num_classes: int = 1000,
         *,
+        in_channels: int = 3,
         backbone: nn.Module | None = None,
         backbone_channels: int | None = None,
         num_blocks: int | None = None,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
+        global_pool: str = "avg",
         width: int | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -80,7 +87,7 @@ class VTResNet(CompositeModule):
         super().__init__()
         check_keywords(VTResNet, options)
         self.backbone, channels = make_backbone(
-            depth, backbone, backbone_channels, drop_path_rate, device, dtype
+            depth, backbone, backbone_channels, in_channels, STAGES, drop_path_rate, device, dtype
         )
         if num_blocks is None:
             num_blocks = default_num_blocks(self.backbone)
@@ -89,14 +96,27 @@ class VTResNet(CompositeModule):
         )
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
         self.dropout = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes)
+        self.grad_checkpointing = False
+        self.reset_classifier(num_classes, global_pool)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one with `num_classes` classes; 0 for none."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a new one with `num_classes` classes; 0 for none.
+
+        Args:
+            num_classes: of the new classifier.
+            global_pool: None to leave it as it is; see :class:`VTResNet`.
+
+        Raises:
+            ValueError: another pooling, or classes without pooling.
+        """
         if num_classes < 0:
             raise ValueError(f"`num_classes` must be at least 0, got {num_classes}")
+        pool = self.global_pool if global_pool is None else global_pool
+        checks.choice("global_pool", pool, ("avg", ""))
+        if num_classes and not pool:
+            raise ValueError(f'`num_classes` must be 0 with global_pool = "", got {num_classes}')
         like = next(self.stage.parameters())
-        self.num_classes = num_classes
+        self.num_classes, self.global_pool = num_classes, pool
         self.fc: nn.Module = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
@@ -105,19 +125,82 @@ class VTResNet(CompositeModule):
         """The last layer."""
         return self.fc
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training computes the ResNet's stages and the VT stage again in the backward pass."""
+        checks.flag("enable", enable)
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns of parameter names from the first layers to the last, as timm's layer decay takes them."""
+        return {
+            "stem": r"^backbone\.(?:conv1|bn1)\.",
+            "stages": r"^backbone\.layer(\d+)" if coarse else r"^backbone\.layer(\d+)\.(\d+)",
+            "vt_blocks": r"^stage\.blocks" if coarse else r"^stage\.blocks\.(\d+)",
+        }
+
     def forward_features(self, images: Tensor) -> Tensor:
-        """The tokens (B, L, CT) of images (B, 3, H, W)."""
-        tokens: Tensor = self.stage(self.backbone(images))[1]
-        return tokens
+        """The tokens (B, L, CT) of images (B, C, H, W)."""
+        x = self._maps(images)[-1]
+        found: Tensor = self._run(self.stage, x)[1]
+        return found
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return stage_maps(self.backbone, images, checkpointed=self._checkpoints())
+
+    def _run(self, module: nn.Module, x: Tensor) -> Any:
+        return checkpoint(module, x, use_reentrant=False) if self._checkpoints() else module(x)
+
+    def _checkpoints(self) -> bool:
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps of the backbone, as timm's models return them; for the VT stage's map see
+        :class:`VTResNetFeatures`.
+
+        Args:
+            images: (B, C, H, W).
+            indices: of the maps, the finest is 0; a number for the last ones; None for all.
+            norm: must be False: there is no last norm.
+            stop_early: without the VT stage.
+            output_fmt: "NCHW".
+            intermediates_only: return the maps alone.
+
+        Returns:
+            The tokens of :meth:`forward_features` and the maps, or the maps.
+
+        Raises:
+            ValueError: another format, an index out of range, or `stop_early` where tokens are wanted.
+        """
+        checks.choice("output_fmt", output_fmt, ("NCHW",))
+        if norm:
+            raise ValueError("`norm` must be False: there is no norm after the last stage, got True")
+        if stop_early and not intermediates_only:
+            raise ValueError("`stop_early` must be False where the tokens are returned, got True")
+        maps = self._maps(images)
+        if isinstance(indices, int):
+            indices = range(len(maps) - indices, len(maps))
+        wanted = range(len(maps)) if indices is None else indices
+        if any(not -len(maps) <= index < len(maps) for index in wanted):
+            raise ValueError(f"`indices` must be of 0 to {len(maps) - 1}, got {indices}")
+        found = [maps[index] for index in wanted]
+        return found if intermediates_only else (self._run(self.stage, maps[-1])[1], found)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) from tokens (B, L, CT), or the classifier's input (B, CT)."""
-        mean = self.dropout(tokens.mean(1))
-        found: Tensor = mean if pre_logits else self.fc(mean)
+        """Logits (B, num_classes) from tokens (B, L, CT), or the classifier's input."""
+        pooled = self.dropout(tokens.mean(1) if self.global_pool else tokens)
+        found: Tensor = pooled if pre_logits else self.fc(pooled)
         return found
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         return self.forward_head(self.forward_features(images))
 
 
@@ -152,6 +235,7 @@ class VTResNetFeatures(CompositeModule):
         self,
         depth: int | None = None,
         *,
+        in_channels: int = 3,
         backbone: nn.Module | None = None,
         backbone_channels: int | None = None,
         num_blocks: int | None = None,
@@ -165,29 +249,33 @@ class VTResNetFeatures(CompositeModule):
     ) -> None:
         super().__init__()
         check_keywords(VTResNetFeatures, options)
-        self.backbone, channels = make_backbone(
-            depth, backbone, backbone_channels, drop_path_rate, device, dtype
-        )
-        if num_blocks is None:
-            num_blocks = default_num_blocks(self.backbone)
-        self.stage = make_stack(
-            channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
-        )
-        all_channels, all_strides = stage_shapes(self.backbone)
-        all_channels += (cast(Projector, self.stage[-1].projector).out_channels,)
-        all_strides += (all_strides[-1],)
-        count = len(all_channels)
+        count = map_count(backbone) + 1
         wanted = range(count) if out_indices is None else out_indices
         if not wanted or any(not -count <= index < count for index in wanted):
             raise ValueError(f"`out_indices` must be one or more of 0 to {count - 1}, got {out_indices}")
         self.out_indices = tuple(index % count for index in wanted)
+        # What no returned map depends on is not made.
+        stages = min(STAGES, max(self.out_indices) + 1)
+        self.backbone, channels = make_backbone(
+            depth, backbone, backbone_channels, in_channels, stages, drop_path_rate, device, dtype
+        )
+        all_channels, all_strides = stage_shapes(self.backbone)
+        self.stage: VisualTransformerStack | None = None
+        if count - 1 in self.out_indices:
+            if num_blocks is None:
+                num_blocks = default_num_blocks(self.backbone)
+            self.stage = make_stack(
+                channels, num_blocks, width, out_channels=out_channels, device=device, dtype=dtype, **options
+            )
+            all_channels += (cast(Projector, self.stage[-1].projector).out_channels,)
+            all_strides += (all_strides[-1],)
         self.channels = tuple(all_channels[index] for index in self.out_indices)
         self.strides = tuple(all_strides[index] for index in self.out_indices)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, 3, H, W)."""
+        """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, C, H, W)."""
         maps = stage_maps(self.backbone, images)
-        if len(maps) in self.out_indices:
+        if self.stage is not None:
             maps.append(self.stage(maps[-1])[0])
         return [maps[index] for index in self.out_indices]
 
@@ -195,9 +283,11 @@ class VTResNetFeatures(CompositeModule):
 class NetOptions(StageOptions, Factory, total=False):
     """The options of :class:`VTResNet` for a known depth."""
 
+    in_channels: int
     num_blocks: int | None
     drop_path_rate: float
     drop_rate: float
+    global_pool: str
     width: int | None
 
 
