@@ -77,7 +77,8 @@ def stage_maps(backbone: nn.Module, images: Tensor, *, checkpointed: bool = Fals
     ``checkpointed``: the backward pass computes each stage, or such a backbone, again.
     """
     if isinstance(backbone, ResNet):
-        return backbone.features(images, checkpointed=checkpointed)
+        found: list[Tensor] = backbone(images, every_stage=True, checkpointed=checkpointed)
+        return found
     return [checkpoint(backbone, images, use_reentrant=False) if checkpointed else backbone(images)]
 
 

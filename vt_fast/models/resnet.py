@@ -124,11 +124,12 @@ class ResNet(nn.Module):
         found: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return found
 
-    def features(self, x: Tensor, *, checkpointed: bool = False) -> list[Tensor]:
-        """Each stage's map for images (B, in_channels, H, W), the finest first.
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Each stage's map for images (B, in_channels, H, W), the finest first."""
+        found: list[Tensor] = self(x, every_stage=True)
+        return found
 
-        ``checkpointed``: the backward pass computes each stage again.
-        """
+    def _stages(self, x: Tensor, *, checkpointed: bool) -> list[Tensor]:
         x = self.stem(x)
         maps = []
         for index in range(len(self.channels)):
@@ -137,9 +138,20 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes), or the last stage's map (B, C, H, W) without a classifier."""
-        x = self.features(x)[-1]
+    def forward(
+        self, x: Tensor, *, every_stage: bool = False, checkpointed: bool = False
+    ) -> Tensor | list[Tensor]:
+        """Logits (B, num_classes), or the last stage's map (B, C, H, W) without a classifier.
+
+        Args:
+            x: images (B, in_channels, H, W).
+            every_stage: return the map of each stage instead, the finest first.
+            checkpointed: the backward pass computes each stage again.
+        """
+        maps = self._stages(x, checkpointed=checkpointed)
+        if every_stage:
+            return maps
+        x = maps[-1]
         if self.avgpool is None or self.dropout is None or self.fc is None:
             return x
         logits: Tensor = self.fc(self.dropout(self.avgpool(x).flatten(1)))
