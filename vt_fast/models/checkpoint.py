@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vt_fast import checks
+from vt_fast.models.contexts import evaluating
 from vt_fast.models.resnet import ResNet
 
 # Entries of a training checkpoint that hold the model, the preferred ones first.
@@ -32,6 +35,8 @@ class LoadReport:
         missing: in the backbone but not in the checkpoint; unchanged. BatchNorm's batch counters are not
             listed.
         mismatched: in both, with (the checkpoint's shape, the backbone's shape); unchanged.
+        different: why the backbone computes something else than the checkpoint's network, although
+            parameters fit: another depth, layers that it lacks, strides in other places.
         section: the checkpoint's entry that was read, such as "state_dict"; None for a plain state dict.
     """
 
@@ -39,12 +44,17 @@ class LoadReport:
     left: tuple[str, ...]
     missing: tuple[str, ...]
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    different: tuple[str, ...] = ()
     section: str | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether everything in the backbone was set."""
-        return not self.missing and not self.mismatched
+        """Whether everything in the backbone was set, and it computes what the checkpoint's network computes.
+
+        A state dict does not tell all of that network, such as dilations or the kind of activation. Give
+        :func:`load_backbone` the network itself to compare what both compute.
+        """
+        return not self.missing and not self.mismatched and not self.different
 
     def __str__(self) -> str:
         lines = [f"{len(self.taken)} taken, {len(self.left)} left in the checkpoint"]
@@ -54,10 +64,16 @@ class LoadReport:
             f"{name}: {given} in the checkpoint, {wanted} in the backbone"
             for name, (given, wanted) in self.mismatched.items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.different])
 
 
-def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> LoadReport:
+def load_backbone(
+    model: nn.Module,
+    checkpoint: nn.Module | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    prefix: str | None = None,
+    stride_in_1x1: bool = False,
+) -> LoadReport:
     """Load the parameters of a ResNet of torchvision, timm or this package into the backbone of a model.
 
     Parameters are matched by name and shape. If the checkpoint has several entries, "state_dict_ema" or
@@ -67,30 +83,46 @@ def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
     Args:
         model: a network with a `backbone`, such as a VTResNet, or a :class:`ResNet`, whose classifier is
             loaded too if its shape is the checkpoint's.
-        checkpoint: a state dict, a dict of a training script that contains one, or the path of a file:
-            .safetensors (needs safetensors), or a file of `torch.save`.
+        checkpoint: a network; a state dict; a dict of a training script that contains one; or the path of a
+            file: .safetensors (needs safetensors), or a file of `torch.save`. What a network's stages compute
+            for random images is compared with what the backbone's compute.
+        prefix: of the ResNet's names in the checkpoint, where that is another: "encoder." (segmentation
+            models), "backbone.body." (torchvision's detectors), "encoder_q." (MoCo), "teacher.backbone."
+            (DINO), the attribute's name of a LightningModule. All other names are left.
+        stride_in_1x1: where the checkpoint's bottlenecks have their stride, which no state dict tells: False
+            for torchvision and timm; see :class:`ResNet`.
 
     Returns:
         What was loaded and what was not: check `complete`, or print it.
 
     Raises:
-        TypeError: a model without a backbone, or a checkpoint that is neither a mapping nor a path.
-        ValueError: nothing in the checkpoint fits; the message says why. The model is then unchanged.
+        TypeError: a model without a backbone, or a checkpoint of another type.
+        ValueError: nothing in the checkpoint fits, it holds no numbers (meta tensors), or the file holds more
+            than tensors; the message says what. The model is then unchanged.
         ModuleNotFoundError: a .safetensors file, and safetensors is not installed.
 
     Example:
         >>> from vt_fast.models import VTResNet
-        >>> report = load_backbone(VTResNet(18), ResNet(18, num_classes=1000).state_dict())
+        >>> report = load_backbone(VTResNet(18), ResNet(18, num_classes=1000))
         >>> report.complete, report.left[-1]
         (True, 'fc.bias')
     """
     backbone = model if isinstance(model, ResNet) else getattr(model, "backbone", None)
     if not isinstance(backbone, nn.Module):
         raise TypeError(f"`model` must be a ResNet or have a `backbone`, got {type(model).__name__}")
-    section, given = _tensors(_read(checkpoint))
+    checks.flag("stride_in_1x1", stride_in_1x1)
+    network = checkpoint if isinstance(checkpoint, nn.Module) else None
+    if isinstance(network, ResNet):
+        stride_in_1x1 = network.stride_in_1x1
+    section, given = _tensors(checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else _read(checkpoint))
     wanted = backbone.state_dict()
-    inner = {name[len(BACKBONE) :]: value for name, value in given.items() if name.startswith(BACKBONE)}
-    given = max((given, inner), key=lambda names: len(names & wanted.keys()))
+    if prefix is None:
+        inner = {name[len(BACKBONE) :]: value for name, value in given.items() if name.startswith(BACKBONE)}
+        given = max((given, inner), key=lambda names: len(names & wanted.keys()))
+    else:
+        given = {
+            name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)
+        } or given
     taken, mismatched = {}, {}
     for name, value in given.items():
         if name in wanted and value.shape == wanted[name].shape:
@@ -102,15 +134,79 @@ def load_backbone(model: nn.Module, checkpoint: Mapping[str, Any] | str | os.Pat
         tuple(name for name in given if name not in wanted),
         tuple(name for name in wanted if name not in given and not name.endswith(_COUNTER)),
         mismatched,
-        section,
+        section=section,
     )
     if not any(not name.endswith(_COUNTER) for name in taken):
         raise ValueError(
             f"`checkpoint` must have parameters of the backbone, such as {_some(tuple(wanted))}, "
             f"got {_some(tuple(given)) or 'no tensors'}; {report}"
         )
-    backbone.load_state_dict(taken, strict=False)
-    return report
+    empty = tuple(name for name, value in taken.items() if value.is_meta)
+    if empty:
+        raise ValueError(f"`checkpoint` must hold numbers, got meta tensors: {_some(empty)}")
+    on_meta = any(value.is_meta for value in wanted.values())
+    backbone.load_state_dict(taken, strict=False, assign=on_meta)
+    different = [*_other_layers(backbone, report.left), *_other_strides(backbone, stride_in_1x1)]
+    if network is not None and isinstance(backbone, ResNet) and not (different or on_meta or not report.complete):
+        different += _other_results(backbone, network)
+    return replace(report, different=tuple(different))
+
+
+def _other_layers(backbone: nn.Module, left: Sequence[str]) -> list[str]:
+    """The checkpoint's layers inside of children that the backbone keeps."""
+    kept = {name for name, _ in backbone.named_children()} - {"fc"}
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in left if name.partition(".")[0] in kept)
+    if not layers:
+        return []
+    return [f"layers of the checkpoint that the backbone lacks: {_some(tuple(layers))}"]
+
+
+def _other_strides(backbone: nn.Module, stride_in_1x1: bool) -> list[str]:
+    if not isinstance(backbone, ResNet) or not backbone.bottlenecks or len(backbone.channels) < 2:
+        return []
+    if backbone.stride_in_1x1 == stride_in_1x1:
+        return []
+    places = {True: "first 1x1 convolution", False: "3x3 convolution"}
+    return [
+        f"the backbone's bottlenecks have their stride in the {places[not stride_in_1x1]}, the checkpoint's in "
+        f"the {places[stride_in_1x1]}: make the backbone with stride_in_1x1={stride_in_1x1}, or pass "
+        f"stride_in_1x1={not stride_in_1x1} to load_backbone if the checkpoint is of such a network"
+    ]
+
+
+@torch.no_grad()
+def _other_results(backbone: ResNet, network: nn.Module) -> list[str]:
+    """The stages that compute something else than the network's modules of the same names, for an image."""
+    like = backbone.conv1.weight
+    images = torch.randn(2, backbone.conv1.in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
+    names = [f"layer{index + 1}" for index in range(len(backbone.channels))]
+    theirs: dict[str, Tensor] = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _, args, result, name=name: theirs.__setitem__(name, result)
+        )
+        for name in names
+    ]
+    their_like = next(network.parameters())
+    try:
+        with evaluating(backbone), evaluating(network):
+            maps = backbone(images.to(like.device, like.dtype), every_stage=True)
+            network(images.to(their_like.device, their_like.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    different = []
+    for name, found in zip(names, maps, strict=True):
+        expected = theirs[name].to(found.device, found.dtype)
+        allowed = 1e3 * torch.finfo(found.dtype).eps * float(expected.abs().max())
+        if expected.shape != found.shape:
+            different.append(
+                f"{name} returns {tuple(found.shape)}, the network's {tuple(expected.shape)}: another stride"
+            )
+        elif not float((found - expected).abs().max()) <= allowed:
+            error = float((found - expected).abs().max() / expected.abs().max())
+            different.append(f"{name} computes something else than the network's: off by {error:.2g} of its size")
+    return different[:1]  # the later ones follow from it
 
 
 def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -126,7 +222,14 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
             raise ModuleNotFoundError(f"{path.name} needs safetensors: pip install safetensors") from error
         tensors: Mapping[str, Any] = load_file(path)
         return tensors
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"`checkpoint` must hold tensors and plain values alone, got {path.name}, which holds more "
+            f"({reason}). If you trust it, pass torch.load({path.name!r}, weights_only=False)"
+        ) from error
     if not isinstance(found, Mapping):
         raise TypeError(f"`checkpoint` must hold a mapping, got {type(found).__name__} in {path.name}")
     return found

@@ -80,7 +80,7 @@ class ResNet(nn.Module):
         _check_rate("drop_path_rate", drop_path_rate)
         counts, deep = DEPTHS[depth]
         expansion = Bottleneck.expansion if deep else 1
-        self.depth = depth
+        self.depth, self.bottlenecks, self.stride_in_1x1 = depth, deep, stride_in_1x1
         self.channels = tuple((64 << index) * expansion for index in range(stages))
         self.strides = tuple(4 << index for index in range(stages))
         num_blocks = sum(counts[:stages])
