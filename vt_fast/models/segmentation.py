@@ -136,6 +136,7 @@ def fpn(
     num_classes: int = 21,
     *,
     backbone: nn.Module | None = None,
+    stride_in_1x1: bool = True,
     channels: int = 256,
     head_channels: int = 128,
     norm_layer: NormLayer | None = None,
@@ -146,9 +147,11 @@ def fpn(
     """The paper's baseline: ResNet, :class:`FPN` and :class:`PanopticHead`.
 
     Args:
-        depth: of the :class:`ResNet`, whose bottlenecks have their stride in the first 1x1 convolution.
+        depth: of the :class:`ResNet`.
         num_classes: K.
         backbone: in place of the ResNet; see :class:`SegmentationNet`. `depth` is then not used.
+        stride_in_1x1: see :class:`ResNet`: True as the paper counts; False for weights of torchvision and
+            timm.
         channels: of the neck.
         head_channels: of the head.
         norm_layer: makes a norm for a number of channels, which follows the neck's convolutions; None for
@@ -161,7 +164,17 @@ def fpn(
         torch.Size([1, 20, 64, 64])
     """
     return _net(
-        FPN, depth, num_classes, backbone, channels, head_channels, norm_layer, head_norm_layer, device, dtype
+        FPN,
+        depth,
+        num_classes,
+        backbone,
+        stride_in_1x1,
+        channels,
+        head_channels,
+        norm_layer,
+        head_norm_layer,
+        device,
+        dtype,
     )
 
 
@@ -170,6 +183,7 @@ def vt_fpn(
     num_classes: int = 21,
     *,
     backbone: nn.Module | None = None,
+    stride_in_1x1: bool = True,
     channels: int = 256,
     head_channels: int = 128,
     norm_layer: NormLayer | None = None,
@@ -195,6 +209,7 @@ def vt_fpn(
         depth,
         num_classes,
         backbone,
+        stride_in_1x1,
         channels,
         head_channels,
         norm_layer,
@@ -209,6 +224,7 @@ def _net(
     depth: int,
     num_classes: int,
     backbone: nn.Module | None,
+    stride_in_1x1: bool,
     channels: int,
     head_channels: int,
     norm_layer: NormLayer | None,
@@ -217,7 +233,7 @@ def _net(
     dtype: torch.dtype | None,
 ) -> SegmentationNet:
     if backbone is None:
-        backbone = ResNet(depth, stride_in_1x1=True, device=device, dtype=dtype)
+        backbone = ResNet(depth, stride_in_1x1=stride_in_1x1, device=device, dtype=dtype)
     in_channels = _of(backbone, "backbone", "channels")
     head = PanopticHead(
         num_classes,
