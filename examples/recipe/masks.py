@@ -35,20 +35,20 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     Raises:
         ValueError: there is no such folder, an image has no mask, or a folder without ``num_classes``.
     """
-    val = _transform()
+    val = _Change()
     if source == "digits":
-        train = _transform(_scaled_and_cut(size))  # no flips: a mirrored digit is not a digit
+        train = _Change(_scaled_and_cut(size))  # no flips: a mirrored digit is not a digit
         return _digits(size, train, val)
     if num_classes is None:
         raise ValueError("a folder of masks needs --num-classes")
     root, v2 = Path(source), need("torchvision.transforms.v2")
-    train = _transform([*_scaled_and_cut(size), v2.RandomHorizontalFlip()])
+    train = _Change([*_scaled_and_cut(size), v2.RandomHorizontalFlip()])
     return Data(Masks(root / "train", train), Masks(root / "val", val), num_classes)
 
 
 def prepared(image: Any) -> Tensor:
     """A picture as a normalised tensor (3, H, W) of its own size, as in evaluation."""
-    return _transform()(image, torch.zeros(image.height, image.width, dtype=torch.int64))[0]
+    return _Change()(image, torch.zeros(image.height, image.width, dtype=torch.int64))[0]
 
 
 class Masks(Dataset[Any]):
@@ -109,14 +109,15 @@ def _scaled_and_cut(size: int) -> list[Any]:
     ]
 
 
-def _transform(changes: Sequence[Any] = ()) -> Transform:
-    """Apply ``changes`` to image and mask, then normalise the image."""
-    v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
-    kinds = {tensors.Image: torch.float32, "others": None}
-    change = v2.Compose([*changes, v2.ToDtype(kinds, scale=True), v2.Normalize(_MEAN, _STD)])
+class _Change:
+    """Applies ``changes`` to image and mask, then normalises the image. A class, so that workers can pickle it."""
 
-    def transform(image: Any, mask: Tensor) -> Pair:
-        changed, classes = change(tensors.Image(image), tensors.Mask(mask))
+    def __init__(self, changes: Sequence[Any] = ()) -> None:
+        v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
+        self.image, self.mask = tensors.Image, tensors.Mask
+        kinds = {tensors.Image: torch.float32, "others": None}
+        self.change = v2.Compose([*changes, v2.ToDtype(kinds, scale=True), v2.Normalize(_MEAN, _STD)])
+
+    def __call__(self, image: Any, mask: Tensor) -> Pair:
+        changed, classes = self.change(self.image(image), self.mask(mask))
         return changed.as_subclass(Tensor), classes.as_subclass(Tensor)
-
-    return transform

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,10 @@ def _find(name: str) -> tuple[Callable[..., nn.Module], tuple[Any, ...]]:
     if match := re.fullmatch(r"(\w*?)(\d+)", name):
         family = _FAMILIES.get(match[1])
         if family is not None and hasattr(vt_fast.models, family):
-            return getattr(vt_fast.models, family), (int(match[2]),)
+            made = getattr(vt_fast.models, family)
+            # Strides as in the classifiers, whose weights --backbone-checkpoint loads.
+            fitting = partial(made, stride_in_1x1=False) if "fpn" in family else made
+            return fitting, (int(match[2]),)
     raise ValueError(f"unknown model {name}; known are {NAMES}")
 
 
