@@ -161,10 +161,10 @@ class VTFPN(CompositeModule):
             for tokenizer, x in zip(self.tokenizers, laterals, strict=True)
         ]
 
-    def attention_maps(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def attention_maps(self, maps: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """The attention of each level's tokens, (B, L, H, W) each; `forward` never computes it."""
         return [
-            tokenizer.attention_maps(x)  # type: ignore[operator]
+            tokenizer.attention_maps(x, mask=None if mask is None else _resized(mask, x))  # type: ignore[operator]
             for tokenizer, x in zip(self.tokenizers, self.laterals(maps), strict=True)
         ]
 

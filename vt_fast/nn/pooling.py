@@ -75,9 +75,13 @@ class PoolingTokenizer(Tokenizer):
         resized = F.interpolate(x, size=self.grid, mode="bilinear", align_corners=False)
         return self.finish(resized.flatten(2).transpose(1, 2))
 
-    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """The weights of the resize, the same for every sample: (B, L, H, W)."""
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The weights of the resize, the same for every sample: (B, L, H, W). There is no mask."""
         self._check(x, tokens)
+        if mask is not None:
+            raise ValueError("`mask` must be None with a PoolingTokenizer, whose weights are fixed")
         if self.backend == REFERENCE:
             from vt_fast.reference import position
 

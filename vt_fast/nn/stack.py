@@ -165,12 +165,14 @@ class VisualTransformerStack(CompositeModule):
             current = current if y is None else y
         return y, tokens
 
-    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> list[Tensor]:
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> list[Tensor]:
         """What the tokens of each block look at, one :meth:`Tokenizer.attention_maps` each."""
         maps = []
         for block in self:
-            maps.append(block.attention_maps(x, tokens))
-            y, tokens = block(x, tokens)
+            maps.append(block.attention_maps(x, tokens, mask=mask))
+            y, tokens = block(x, tokens, mask=mask)
             x = x if y is None else y
         return maps
 

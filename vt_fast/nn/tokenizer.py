@@ -8,7 +8,15 @@ from torch.types import Device
 
 from vt_fast import checks, functional
 from vt_fast.layout import as_pixels, per_pixel, unflatten
-from vt_fast.nn.base import REFERENCE, BackendModule, PendingMap, check_map, maps_like, why_not_fused
+from vt_fast.nn.base import (
+    REFERENCE,
+    BackendModule,
+    PendingMap,
+    check_map,
+    maps_like,
+    pixel_softmax,
+    why_not_fused,
+)
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import Factory
 from vt_fast.nn.position import PositionCode
@@ -137,8 +145,7 @@ class Tokenizer(BackendModule):
             return self._tokenize_pending(x, tokens, mask, return_map)
         self._check(x, tokens)
         if self.backend == REFERENCE:
-            if mask is not None:
-                raise ValueError('`mask` must be None with backend="reference", which has no masks')
+            self._refuse_mask(mask)
             return self._reference(x, tokens)
         if self._why_key_not_folded() is not None:
             return self.finish(self._unfolded(x, tokens, mask), tokens)
@@ -174,15 +181,10 @@ class Tokenizer(BackendModule):
 
     def _unfolded(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """What `vt_fast.functional.tokenize` would pool, with the key projection on the pixels."""
-        pixels, mask = as_pixels(x), per_pixel(mask)
+        pixels = as_pixels(x)
         if mask is not None:
-            pixels = torch.where(mask[..., None], pixels, 0)
-        logits = self._logits(pixels, tokens)
-        if mask is not None:
-            logits = torch.where(mask[:, None, None], logits, -torch.inf)
-        weights = logits.softmax(-1)
-        if mask is not None:
-            weights = torch.where(mask.any(1)[:, None, None, None], weights, 0)
+            pixels = torch.where(per_pixel(mask)[..., None], pixels, 0)
+        weights = pixel_softmax(self._logits(pixels, tokens), mask)
         blocks = unflatten(pixels, 2, (self.op_heads, -1)).transpose(1, 2)  # (B, op_heads, N, C / op_heads)
         pooled = (weights @ blocks).transpose(1, 2).flatten(2)
         table = self.position_table(x)
@@ -192,18 +194,29 @@ class Tokenizer(BackendModule):
         """Logits (B, op_heads, R, N) with the key projection on the pixels."""
         raise NotImplementedError(f"{type(self).__name__} has no key projection")
 
-    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """What each token looks at, computed for viewing; the module keeps nothing of it.
+
+        Args:
+            x: see :meth:`forward`.
+            tokens: see :meth:`forward`.
+            mask: see :meth:`forward`; masked pixels have the weight 0.
 
         Returns:
             (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
         """
         self._check(x, tokens)
         if self.backend == REFERENCE:
-            weights = self._reference_attention(x, tokens)
-        else:
-            weights = (as_pixels(x) @ self._queries_for(x, tokens).transpose(-2, -1)).softmax(1)
-        return maps_like(weights.transpose(1, 2), x)
+            self._refuse_mask(mask)
+            return maps_like(self._reference_attention(x, tokens).transpose(1, 2), x)
+        logits = self._queries_for(x, tokens) @ as_pixels(x).transpose(1, 2)
+        return maps_like(pixel_softmax(logits, mask), x)
+
+    def _refuse_mask(self, mask: Tensor | None) -> None:
+        if mask is not None:
+            raise ValueError('`mask` must be None with backend="reference", which has no masks')
 
     def _check(self, x: Tensor, tokens: Tensor | None) -> None:
         """Raise unless `x` is a map for this module, and `tokens`, where they are used, fit it."""

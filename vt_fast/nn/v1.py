@@ -154,7 +154,9 @@ class DynamicTokenizer(Tokenizer):
         picked = parts.diagonal(dim1=1, dim2=4).permute(0, 1, 2, 4, 3).flatten(2)
         return torch.cat((tokens[:, half:], picked if self.token is None else self.token(picked)), 1)
 
-    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """What each head of each new token looks at, computed for viewing; the module keeps nothing of it.
 
         Returns:
@@ -162,11 +164,13 @@ class DynamicTokenizer(Tokenizer):
         """
         self._check(x, tokens)
         if self.backend == REFERENCE:
+            self._refuse_mask(mask)
             weights = self._reference_attention(x, tokens).transpose(2, 3)
         else:
             blocks = unflatten(as_pixels(x), 2, (self.op_heads, -1))
             rows = unflatten(self.queries(tokens), 1, (self.op_heads, -1))
-            weights = torch.einsum("bnhc,bhrc->bhrn", blocks, rows).softmax(-1).flatten(1, 2)
+            logits = torch.einsum("bnhc,bhrc->bhrn", blocks, rows)
+            weights = pixel_softmax(logits, mask).flatten(1, 2)
             weights = unflatten(weights, 1, (self.num_heads, -1))
         return maps_like(weights, x)
 

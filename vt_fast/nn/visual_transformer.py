@@ -235,7 +235,9 @@ class VisualTransformer(CompositeModule):
             reason = self.tokenizer.why_not_fusable()
         return None if reason is None else f"its tokenizer {reason}"
 
-    def attention_maps(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """The tokenizer's attention maps, (B, L, H, W) or (B, L, N); see :meth:`Tokenizer.attention_maps`.
 
         Raises:
@@ -243,4 +245,4 @@ class VisualTransformer(CompositeModule):
         """
         if self.tokenizer is None:
             raise ValueError("`tokenizer` must not be None where attention maps are wanted")
-        return self.tokenizer.attention_maps(x, tokens)
+        return self.tokenizer.attention_maps(x, tokens, mask=mask)
