@@ -70,9 +70,19 @@ class ClusteringTokenizer(Tokenizer):
         Raises:
             ValueError: `x` has a wrong shape, or there is a mask.
         """
+        self._refuse_any_mask(mask)
+        return super().forward(x, tokens)  # type: ignore[return-value]
+
+    def attention_maps(
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`Tokenizer.attention_maps`. There is no mask."""
+        self._refuse_any_mask(mask)
+        return super().attention_maps(x, tokens)
+
+    def _refuse_any_mask(self, mask: Tensor | None) -> None:
         if mask is not None:
             raise ValueError("`mask` must be None with a ClusteringTokenizer, which clusters all pixels")
-        return super().forward(x, tokens)
 
     def _queries_for(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         return self.centroids(x) * self.scale

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.layout import as_pixels, unflatten
-from vt_fast.nn.base import REFERENCE, maps_like
+from vt_fast.nn.base import REFERENCE, maps_like, pixel_softmax
 from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import ModuleOptions, factory_of, spelled_out
