@@ -110,7 +110,7 @@ def _scaled_and_cut(size: int) -> list[Any]:
 
 
 class _Change:
-    """Applies ``changes`` to image and mask, then normalises the image. A class, so that workers can pickle it."""
+    """Applies ``changes`` to image and mask, then normalises the image. Workers can get it by pickle."""
 
     def __init__(self, changes: Sequence[Any] = ()) -> None:
         v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")

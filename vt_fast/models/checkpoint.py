@@ -114,7 +114,9 @@ def load_backbone(
     network = checkpoint if isinstance(checkpoint, nn.Module) else None
     if isinstance(network, ResNet):
         stride_in_1x1 = network.stride_in_1x1
-    section, given = _tensors(checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else _read(checkpoint))
+    section, given = _tensors(
+        checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else _read(checkpoint)
+    )
     wanted = backbone.state_dict()
     if prefix is None:
         inner = {name[len(BACKBONE) :]: value for name, value in given.items() if name.startswith(BACKBONE)}
@@ -147,7 +149,11 @@ def load_backbone(
     on_meta = any(value.is_meta for value in wanted.values())
     backbone.load_state_dict(taken, strict=False, assign=on_meta)
     different = [*_other_layers(backbone, report.left), *_other_strides(backbone, stride_in_1x1)]
-    if network is not None and isinstance(backbone, ResNet) and not (different or on_meta or not report.complete):
+    if (
+        network is not None
+        and isinstance(backbone, ResNet)
+        and not (different or on_meta or not report.complete)
+    ):
         different += _other_results(backbone, network)
     return replace(report, different=tuple(different))
 
@@ -168,8 +174,8 @@ def _other_strides(backbone: nn.Module, stride_in_1x1: bool) -> list[str]:
         return []
     places = {True: "first 1x1 convolution", False: "3x3 convolution"}
     return [
-        f"the backbone's bottlenecks have their stride in the {places[not stride_in_1x1]}, the checkpoint's in "
-        f"the {places[stride_in_1x1]}: make the backbone with stride_in_1x1={stride_in_1x1}, or pass "
+        f"the backbone's bottlenecks have their stride in the {places[not stride_in_1x1]}, the checkpoint's "
+        f"in the {places[stride_in_1x1]}: make the backbone with stride_in_1x1={stride_in_1x1}, or pass "
         f"stride_in_1x1={not stride_in_1x1} to load_backbone if the checkpoint is of such a network"
     ]
 
@@ -205,7 +211,9 @@ def _other_results(backbone: ResNet, network: nn.Module) -> list[str]:
             )
         elif not float((found - expected).abs().max()) <= allowed:
             error = float((found - expected).abs().max() / expected.abs().max())
-            different.append(f"{name} computes something else than the network's: off by {error:.2g} of its size")
+            different.append(
+                f"{name} computes something else than the network's: off by {error:.2g} of its size"
+            )
     return different[:1]  # the later ones follow from it
 
 

@@ -12,7 +12,14 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Unpack
 
 from vt_fast import checks
-from vt_fast.models.backbone import STAGES, default_num_blocks, make_backbone, map_count, stage_maps, stage_shapes
+from vt_fast.models.backbone import (
+    STAGES,
+    default_num_blocks,
+    make_backbone,
+    map_count,
+    stage_maps,
+    stage_shapes,
+)
 from vt_fast.models.stage import StageOptions, make_stack
 from vt_fast.nn import Projector, TokenRelation, VisualTransformerStack
 from vt_fast.nn.base import CompositeModule
@@ -96,8 +103,8 @@ class VTResNet(CompositeModule):
         )
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
         self.dropout = nn.Dropout(drop_rate)
-        self.grad_checkpointing = False
-        self.reset_classifier(num_classes, global_pool)
+        self.grad_checkpointing, self.global_pool = False, global_pool
+        self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one with `num_classes` classes; 0 for none.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast import checks, functional
-from vt_fast.layout import per_pixel, unflatten
+from vt_fast.layout import unflatten
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
 REFERENCE = "reference"
@@ -241,11 +241,10 @@ def like_map(rows: Tensor, x: Tensor) -> Tensor:
 
 
 def pixel_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of (B, ..., N) over the pixels; a masked one, of a mask (B, N) or (B, H, W), has the weight 0."""
+    """Softmax of (B, ..., N) over the pixels. Masked ones, of (B, N) or (B, H, W), have a weight of 0."""
     if mask is None:
         return logits.softmax(-1)
-    rows = per_pixel(mask)
-    kept = rows.reshape(rows.shape[0], *[1] * (logits.dim() - 2), rows.shape[1])
+    kept = mask.reshape(mask.shape[0], *[1] * (logits.dim() - 2), -1)
     # Where all pixels of a sample are masked, the softmax is NaN.
     return torch.where(kept, torch.where(kept, logits, -torch.inf).softmax(-1), 0)
 

@@ -64,7 +64,9 @@ class ClusteringTokenizer(Tokenizer):
         x = x.detach()
         return kmeans(as_pixels(x), initial_centroids(x, self.num_tokens), self.iterations)
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # it is never fused with a projector
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Tokens (B, L, CT) of a feature map (B, C, H, W).
 
         Raises:

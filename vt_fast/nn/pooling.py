@@ -61,7 +61,9 @@ class PoolingTokenizer(Tokenizer):
         """The resize needs the map that the projector would not write."""
         return "resizes the written map"
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # it is never fused with a projector
+        self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None
+    ) -> Tensor:
         """Tokens (B, L, CT), row-major over the grid, of a feature map (B, C, H, W).
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from typing_extensions import Self, Unpack
@@ -152,18 +152,18 @@ class VisualTransformerStack(CompositeModule):
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
         current: Tensor | PendingMap = autocast_map(x, self)
-        y: Tensor | PendingMap | None = None
+        y: Any = None
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             options: dict[str, Any] = {} if mask is None else {"mask": mask}
             if why_not_fused(block, VisualTransformer) is None:
-                # The map is computed together with the tokens of the next block where the two can share a pass.
+                # The next block computes the map with its tokens where the two can share a pass.
                 options |= {"defer": index < last, "keep_map": self._reads_map_after(index)}
             elif isinstance(current, PendingMap):
                 current = current.run()
             y, tokens = block(current, tokens, **options)
             current = current if y is None else y
-        return y, tokens
+        return y, cast(Tensor, tokens)
 
     def attention_maps(
         self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels, per_pixel, unflatten
+from vt_fast.layout import as_pixels, unflatten
 from vt_fast.nn.base import (
     REFERENCE,
     BackendModule,
@@ -183,7 +183,7 @@ class Tokenizer(BackendModule):
         """What `vt_fast.functional.tokenize` would pool, with the key projection on the pixels."""
         pixels = as_pixels(x)
         if mask is not None:
-            pixels = torch.where(per_pixel(mask)[..., None], pixels, 0)
+            pixels = torch.where(mask.reshape(*pixels.shape[:2], 1), pixels, 0)
         weights = pixel_softmax(self._logits(pixels, tokens), mask)
         blocks = unflatten(pixels, 2, (self.op_heads, -1)).transpose(1, 2)  # (B, op_heads, N, C / op_heads)
         pooled = (weights @ blocks).transpose(1, 2).flatten(2)

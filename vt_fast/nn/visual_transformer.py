@@ -215,14 +215,13 @@ class VisualTransformer(CompositeModule):
         options = {} if mask is None else {"mask": mask}
         if isinstance(x, PendingMap) and self.why_not_fused() is None:
             y, found = self.tokenizer(x, tokens, return_map=return_map, **options)  # type: ignore[misc]
+        elif self.tokenizer is None and not return_map:
+            y, found = None, tokens
         else:
             y = x.run() if isinstance(x, PendingMap) else x
-            if self.tokenizer is not None:
-                found = self.tokenizer(y, tokens, **options)
-            elif tokens is None:
-                raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
-            else:
-                found = tokens
+            found = tokens if self.tokenizer is None else self.tokenizer(y, tokens, **options)
+        if found is None:
+            raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
         related: Tensor = self.transformer(found)
         return y, related
 
