@@ -10,23 +10,7 @@ CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("[a-z]*.py"))
 
 # They still fail, by kind. A case that passes fails the suite until it leaves this list.
-FAILING = {
-    "a1_prune_in_stack",
-    "a2_spectral_norm_never_trains",
-    "a3_fully_shard_each_block",
-    "a4_activation_checkpointing_does_nothing",
-    "e1_load_backbone_other_strides",
-    "e2_load_backbone_wrong_depth",
-    "e4_readme_backbone_checkpoint",
-    "f1_segmentation_workers",
-    "g1_timm_in_chans",
-    "g3_timm_methods",
-    "h1_images_of_other_channels",
-    "i1_features_that_nobody_asked_for",
-    "k1_class_255",
-    "o1_attention_maps_of_padded_images",
-    "p1_convert_defaults",
-}
+FAILING: set[str] = set()
 
 pytestmark = pytest.mark.cases
 

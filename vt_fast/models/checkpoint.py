@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,10 +234,15 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        more = (
+            f", which holds a {refused[1]}"
+            if refused
+            else ", which torch.load cannot read with weights_only=True"
+        )
         raise ValueError(
-            f"`checkpoint` must hold tensors and plain values alone, got {path.name}, which holds more "
-            f"({reason}). If you trust it, pass torch.load({path.name!r}, weights_only=False)"
+            f"`checkpoint` must hold tensors and plain values alone, got {path.name}{more}; if you trust it, "
+            f"pass what torch.load(path, weights_only=False) returns"
         ) from error
     if not isinstance(found, Mapping):
         raise TypeError(f"`checkpoint` must hold a mapping, got {type(found).__name__} in {path.name}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import nn
 from typing_extensions import Unpack
 
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import first_channels, map_shape
-from vt_fast.models.stage import StageOptions, VTStage
+from vt_fast.models.stage import TOKEN_CHANNELS, StageOptions, VTStage
 from vt_fast.nn.options import check_keywords, spelled_out
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,14 +41,16 @@ def convert(
     Create the optimizer after this call: the old stage's parameters are gone, and the new ones are random.
 
     Args:
-        model: modified in place. Use `copy.deepcopy` first to keep the original.
+        model: modified in place. Use `copy.deepcopy` first to keep the original. What `torch.compile` returns
+            is compiled again at its next call.
         stage: the name of the stage, "layer4" in ResNets; with dots inside submodules.
         num_blocks: by default the number of blocks of the old stage, but at most 3: the paper's 2 for
             ResNet-18 and 3 for the others.
         channels: of the incoming map; by default the input channels of the stage's first convolution.
         width: see :class:`VTStage`.
         **options: `num_tokens`, `token_channels`, `tokenizer`, `relation` and the other options of
-            :class:`VTStage`.
+            :class:`VTStage`. By default `group_width` is the largest up to 64 that fits all maps, which is 64
+            in ResNets, and None where that would be below 8.
 
     Raises:
         TypeError: an unknown option.
@@ -62,12 +64,16 @@ def convert(
         ('VTStage', torch.Size([1, 10]))
     """
     check_keywords(convert, options)
-    old, parent, name = _find(model, stage)
+    inside = model._modules.get("_orig_mod", model) if type(model).__module__.startswith("torch.") else model
+    old, parent, name = _find(cast(nn.Module, inside), stage)
     if channels is None:
         channels = first_channels(old)
         if channels is None:
             raise ValueError(f"`channels` must be given for `{stage}`, which has no 2-D convolution")
     _, out_channels, height, _ = map_shape(stage, old, channels, _SIDE)
+    if "group_width" not in options:
+        inner = width or max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
+        options["group_width"] = _group_width(channels, inner, out_channels)
     if num_blocks is None:
         num_blocks = min(len(old), MAX_BLOCKS) if isinstance(old, nn.Sequential) else MAX_BLOCKS
     like = next(old.parameters(), None)
@@ -75,8 +81,18 @@ def convert(
     new = VTStage(channels, num_blocks, out_channels, width=width, device=device, dtype=dtype, **options)
     # In a Sequential, because code that iterates over a stage's blocks expects one.
     parent.register_module(name, nn.Sequential(new).train(old.training))
-    _correct_strides(model, stage, round(_SIDE / height))
+    _correct_strides(cast(nn.Module, inside), stage, round(_SIDE / height))
     return model
+
+
+def _group_width(channels: int, inner: int, out_channels: int) -> int | None:
+    """The largest width up to 64 of groups that fit the maps of a stage; None where it would be below 8."""
+    maps = (channels, inner, out_channels)
+    for width in range(64, 7, -1):
+        groups = [each // width for each in maps]
+        if not any(each % width for each in maps) and not channels % groups[1] and not inner % groups[2]:
+            return width
+    return None
 
 
 def _find(model: nn.Module, stage: str) -> tuple[nn.Module, nn.Module, str]:

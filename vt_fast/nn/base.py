@@ -160,6 +160,29 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
     Then its call goes through the wrapper and the hooks of PyTorch's that it has, such as those of FSDP,
     pruning and spectral norm. Other hooks and classes are not known to allow other arguments and results.
     """
+    if (type(member), kind) in _KNOWN_KINDS and not (
+        member._forward_pre_hooks
+        or member._forward_hooks
+        or member._backward_pre_hooks
+        or member._backward_hooks
+        or "forward" in member.__dict__
+    ):
+        return None
+    reason = _why_not_fused(member, kind)
+    if (
+        reason is None
+        and type(member).__module__.startswith("vt_fast.nn.")
+        and not torch.compiler.is_compiling()
+    ):
+        _KNOWN_KINDS.add((type(member), kind))
+    return reason
+
+
+# Classes of members that have been asked about, which saves most of a small stack's time for the questions.
+_KNOWN_KINDS: set[tuple[type[nn.Module], type[nn.Module]]] = set()
+
+
+def _why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
     while True:
         reason = _why_hooked(member)
         if reason is not None:

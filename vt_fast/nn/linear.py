@@ -144,6 +144,11 @@ class GroupedLinear(nn.Module):
         return found
 
     def _folded(self, rows: Tensor, num_heads: int, blocks: int) -> tuple[Tensor, Tensor | None]:
+        if num_heads == blocks == self.groups == 1:
+            bias = self.bias
+            # Not a product with a vector: FLOP counters do not agree on those.
+            logits = None if bias is None else (rows * bias).sum(-1).unsqueeze(-2)
+            return (rows @ self.weight)[..., None, None, :, :], logits
         checks.counts(num_heads=num_heads, blocks=blocks)
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)
@@ -153,15 +158,9 @@ class GroupedLinear(nn.Module):
     def _bias_logits(self, rows: Tensor, num_heads: int) -> Tensor | None:
         if self.bias is None:
             return None
-        # Not a product with a vector: FLOP counters do not agree on those.
-        products = rows * self.bias
-        if num_heads == 1:
-            return products.sum(-1).unsqueeze(-2)
-        return unflatten(products, -1, (num_heads, -1)).sum(-1).transpose(-1, -2)
+        return unflatten(rows * self.bias, -1, (num_heads, -1)).sum(-1).transpose(-1, -2)
 
     def _folded_rows(self, rows: Tensor, num_heads: int, blocks: int) -> Tensor:
-        if num_heads == self.groups == 1:
-            return (rows @ self.weight)[..., None, None, :, :]
         inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)

@@ -125,6 +125,10 @@ class Projector(BackendModule):
             keys (B, num_heads * L, C), values (B, L, D), and the token bias (B, num_heads * L) that the query
             bias becomes, or None without one.
         """
+        checks.tokens(tokens, self.token_channels)
+        return self._operands(tokens)
+
+    def _operands(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         rows, values = self._rows(tokens)
         if self.query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
@@ -133,7 +137,6 @@ class Projector(BackendModule):
 
     def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""
-        checks.tokens(tokens, self.token_channels)
         values = tokens if self.value is None else self.value(tokens)
         return (tokens if self.key is None else self.key(tokens)) * self.scale, values
 
@@ -164,7 +167,7 @@ class Projector(BackendModule):
             return like_map(self._reference(x, tokens), x)
         if self.query is not None and why_not_fused(self.query, GroupedLinear) is not None:
             return self._unfolded(x, tokens)
-        keys, values, token_bias = self.operands(tokens)
+        keys, values, token_bias = self._operands(tokens)
         residual = self.residual(x)
         is_input = residual is x
         pending = PendingMap(
