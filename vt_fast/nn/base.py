@@ -206,7 +206,8 @@ def _why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
 # What PyTorch's wrappers (checkpointing and offloading, FSDP, torch.compile) call the module that they wrap.
 _WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_KNOWN_HOOKS = ("torch.distributed.", "torch.nn.utils.")
+# Hooks that take any arguments: they make parameters or gather them, or note the names of modules.
+_KNOWN_HOOKS = ("torch.distributed.", "torch.nn.utils.", "fvcore.")
 
 
 def _why_hooked(member: nn.Module) -> str | None:
