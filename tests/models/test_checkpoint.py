@@ -185,3 +185,48 @@ def test_the_backbone_computes_what_theirs_does(library, depth):
         assert report.complete
         assert report.left == ()
         torch.testing.assert_close(whole(x), logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("depths", [(34, 18), (101, 50)])
+def test_another_depth_is_not_complete(depths):
+    given, wanted = depths
+    report = load_backbone(ResNet(wanted, stages=3), ResNet(given).state_dict())
+    assert not report.missing
+    assert not report.complete
+    assert "layers of the checkpoint that the backbone lacks: layer" in str(report)
+
+
+@pytest.mark.parametrize("given", ["state dict", "network"])
+def test_strides_in_another_place_are_not_complete(given):
+    source, backbone = ResNet(50), ResNet(50, stages=3, stride_in_1x1=True)
+    report = load_backbone(backbone, source if given == "network" else source.state_dict())
+    assert not report.complete
+    assert "make the backbone with stride_in_1x1=False" in str(report)
+    assert load_backbone(backbone, source.state_dict(), stride_in_1x1=True).complete  # as the caller says
+    assert load_backbone(ResNet(50, stages=3), source).complete
+
+
+def test_a_network_is_compared_by_what_it_computes():
+    source = resnet(18)
+    assert load_backbone(ResNet(18, stages=3), source).complete
+    source.layer2[0].relu = torch.nn.GELU()
+    report = load_backbone(ResNet(18, stages=3), source)
+    assert len(report.different) == 1
+    assert report.different[0].startswith("layer2 computes something else than the network's: off by")
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "backbone.body.", "module.encoder_q."])
+def test_a_prefix_of_ones_own(prefix):
+    source, model = resnet(), vt()
+    tensors = {prefix + name: value for name, value in source.state_dict().items()}
+    tensors["decoder.conv1.weight"] = torch.ones(1)
+    report = load_backbone(model, tensors, prefix=prefix.removeprefix("module."))
+    assert report.complete
+    assert_loaded(model, source)
+
+
+def test_meta_tensors_are_refused():
+    with torch.device("meta"):
+        empty = ResNet(18).state_dict()
+    with pytest.raises(ValueError, match="`checkpoint` must hold numbers, got meta tensors: conv1"):
+        load_backbone(vt(), empty)
