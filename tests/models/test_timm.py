@@ -108,3 +108,73 @@ def test_without_timm():
             raise SystemExit("no error")
     """)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_other_channels(timm, channels):
+    images = torch.randn(2, channels, 64, 64)
+    model = timm.create_model("vt_resnet18", in_chans=channels, num_classes=5, **NARROW)
+    assert model(images).shape == (2, 5)
+    assert model.default_cfg["input_size"] == (channels, 224, 224)
+    maps = timm.create_model(
+        "vt_resnet18", in_chans=channels, features_only=True, out_indices=(0, 1), **NARROW
+    )
+    assert [y.shape[1] for y in maps(images)] == [64, 128]
+    assert not any(name.startswith(("stage", "backbone.layer3")) for name, _ in maps.named_parameters())
+
+
+def test_pooling_and_a_new_classifier(timm):
+    images = torch.randn(2, 3, 64, 64)
+    model = timm.create_model("vt_resnet18", num_classes=0, global_pool="", **NARROW).eval()
+    tokens = model(images)
+    assert torch.equal(tokens, model.forward_features(images))
+    model.reset_classifier(4, "avg")
+    assert model(images).shape == (2, 4)
+    assert torch.equal(model.forward_head(tokens, pre_logits=True), tokens.mean(1))
+    with pytest.raises(ValueError, match="`num_classes` must be 0"):
+        model.reset_classifier(4, "")
+
+
+def test_checkpointing_changes_nothing_but_memory(timm):
+    torch.manual_seed(0)
+    model = timm.create_model("vt_resnet18", num_classes=5, **NARROW)
+    images, gradients, kept = torch.randn(2, 3, 64, 64), [], []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        count = 0
+
+        def pack(value):
+            nonlocal count
+            count += value.numel()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            loss = model(images).square().sum()
+        kept.append(count)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert kept[1] < 0.7 * kept[0]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layer_decay_knows_every_parameter(timm, coarse):
+    from timm.models import group_parameters
+
+    model = timm.create_model("vt_resnet18", num_classes=5, **NARROW)
+    groups = group_parameters(model, model.group_matcher(coarse))
+    assert sum(map(len, groups.values())) == len(list(model.named_parameters()))
+    assert set(groups[max(groups)]) == {"fc.weight", "fc.bias"}
+
+
+def test_intermediates(timm):
+    model = timm.create_model("vt_resnet18", num_classes=5, **NARROW).eval()
+    images = torch.randn(2, 3, 64, 64)
+    tokens, maps = model.forward_intermediates(images, indices=2)
+    assert torch.equal(tokens, model.forward_features(images))
+    assert [y.shape[1:] for y in maps] == [(128, 8, 8), (256, 4, 4)]
+    (first,) = model.forward_intermediates(images, indices=[0], intermediates_only=True, stop_early=True)
+    assert first.shape == (2, 64, 16, 16)
+    for options in ({"norm": True}, {"output_fmt": "NLC"}, {"indices": [3]}, {"stop_early": True}):
+        with pytest.raises(ValueError, match="must be"):
+            model.forward_intermediates(images, **options)
