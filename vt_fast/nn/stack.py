@@ -158,7 +158,8 @@ class VisualTransformerStack(CompositeModule):
             options: dict[str, Any] = {} if mask is None else {"mask": mask}
             if why_not_fused(block, VisualTransformer) is None:
                 # The next block computes the map with its tokens where the two can share a pass.
-                options |= {"defer": index < last, "keep_map": self._reads_map_after(index)}
+                keep_map = block.projector is None and self._reads_map_after(index)
+                options |= {"defer": index < last, "keep_map": keep_map}
             elif isinstance(current, PendingMap):
                 current = current.run()
             y, tokens = block(current, tokens, **options)
