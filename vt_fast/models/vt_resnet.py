@@ -147,7 +147,8 @@ class VTResNet(CompositeModule):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The tokens (B, L, CT) of images (B, C, H, W)."""
-        x = self._maps(images)[-1]
+        # Hooks on the backbone see the one map that is used.
+        x = self._maps(images)[-1] if self._checkpoints() else self.backbone(images)
         found: Tensor = self._run(self.stage, x)[1]
         return found
 
