@@ -255,7 +255,7 @@ def _summary(data: DataFrame) -> Section:
     )
     tables = {
         f"Speedup over the {FASTEST}": pd.concat(means).fillna("all").rename(columns={"which": "pass"}),
-        "Times of the alternatives in multiples of ours": peers.agg(**numbers).reset_index(),
+        "Alternatives' times, relative to ours": peers.agg(**numbers).reset_index(),
         "Our time in multiples of the floor": over.reset_index(),
         "Least speedups": known.nsmallest(_WORST, "speedup")[["cell", FASTEST, "speedup"]],
         "Furthest below the floor": below.nsmallest(_WORST, "over_floor")[
