@@ -128,3 +128,14 @@ def test_loss_without_labels_is_zero_and_so_is_its_gradient():
     loss.backward()
     assert loss == 0
     assert not logits.grad.any()
+
+
+def test_255_is_a_class_where_there_are_so_many():
+    logits = torch.zeros(1, 300, 1, 2, requires_grad=True)
+    segmentation_loss(logits, torch.tensor([[[255, -1]]])).backward()
+    assert logits.grad[..., 0].any()
+    assert not logits.grad[..., 1].any()
+    meter = MeanIoU(300)
+    meter.update(torch.tensor([255, 7]), torch.tensor([255, -1]))
+    assert meter.confusion[255, 255] == meter.confusion.sum() == 1
+    assert MeanIoU(255).ignore_index == 255

@@ -261,3 +261,24 @@ def test_signatures_list_every_keyword(name):
     assert {"num_tokens", "tokenizer", "token_norm", "width", "backend"} <= parameters.keys()
     assert not any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     assert parameters["group_width"].default == 64
+
+
+def test_a_hook_on_the_backbone_sees_its_map():
+    model = models.VTResNet(18, num_classes=3, token_channels=64, num_tokens=4)
+    seen = []
+    model.backbone.register_forward_hook(lambda module, args, result: seen.append(tuple(result.shape)))
+    model(torch.zeros(1, 3, 64, 64))
+    assert seen == [(1, 256, 4, 4)]
+
+
+def test_images_of_other_channels():
+    options = {"token_channels": 64, "num_tokens": 4}
+    assert models.VTResNet(18, 3, in_channels=5, **options)(torch.zeros(1, 5, 64, 64)).shape == (1, 3)
+    net = models.vt_fpn(
+        backbone=models.ResNet(18, in_channels=5), num_classes=3, num_tokens=2, token_channels=32
+    )
+    assert net(torch.zeros(1, 5, 64, 64)).shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"`images` must be \(B, 5, H, W\), got \(1, 3, 64, 64\)"):
+        net(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="`in_channels` must be 3 with `backbone`"):
+        models.VTResNet(backbone=models.ResNet(18, stages=3), in_channels=5, **options)

@@ -129,3 +129,28 @@ def test_nothing_is_kept_on_the_modules():
         module(x), module.attention_maps(x)
     assert attributes() == held
     assert tensors() <= count  # others may have gone meanwhile
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TOKENIZERS if "pooling" not in name and "clustering" not in name]
+)
+def test_masked_pixels_have_no_weight(name):
+    """The maps are those of the pixels that are left; a sample without any has weights of 0."""
+    module = made(TOKENIZERS[name])
+    x, tokens = feature_map("contiguous"), incoming(module)
+    mask = torch.ones(B, H, W, dtype=torch.bool)
+    mask[0, :, W // 2 :] = False
+    mask[1:] = False
+    with torch.no_grad():
+        maps = module.attention_maps(x, tokens, mask=mask)
+        left = module.attention_maps(x[:1, :, :, : W // 2], tokens[:1])
+    torch.testing.assert_close(maps[:1, ..., : W // 2], left, rtol=0, atol=1e-10)
+    assert not maps[0, ..., W // 2 :].any()
+    assert not maps[1:].any()
+
+
+@pytest.mark.parametrize("name", ["pooling", "clustering"])
+def test_tokenizers_without_masks_refuse_one(name):
+    module = {"pooling": nn.PoolingTokenizer, "clustering": nn.ClusteringTokenizer}[name](8, 4)
+    with pytest.raises(ValueError, match="`mask` must be None with a"):
+        module.attention_maps(torch.randn(1, 8, 6, 6), mask=torch.ones(1, 6, 6, dtype=torch.bool))
