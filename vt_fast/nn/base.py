@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vt_fast import checks, functional
+from vt_fast.backends.contract import Project
 from vt_fast.layout import unflatten
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
@@ -102,56 +103,42 @@ def _leaves(module: nn.Module) -> Iterator[BackendModule]:
 
 
 class PendingMap(NamedTuple):
-    """The map of a projector that has not run yet: the arguments of `vt_fast.functional.project`.
+    """The map of a projector that has not run yet.
 
-    The next tokenizer may compute the map and its tokens in one pass. ``residual`` is None where it is ``x``
-    itself or where there is none; ``residual_is_input`` tells which. (Wrappers may make new tensors of the
-    fields, so identity says nothing.)
+    The next tokenizer may compute the map and its tokens in one pass. The call says whether the residual is
+    its ``x``, since wrappers may make new tensors of all of them.
     """
 
-    x: Tensor
-    keys: Tensor
-    values: Tensor
-    token_bias: Tensor | None
-    residual: Tensor | None
-    residual_is_input: bool
-    num_heads: int
+    call: Project
     backend: str | None
 
     @property
     def channels(self) -> int:
         """D of the map."""
-        return self.values.shape[-1]
+        return self.call.values.shape[-1]
 
     def run(self) -> Tensor:
         """The map."""
-        return functional.project(
-            self.x,
-            self.keys,
-            self.values,
-            num_heads=self.num_heads,
-            token_bias=self.token_bias,
-            residual=self.x if self.residual_is_input else self.residual,
-            backend=self.backend,
-        )
+        x, keys, values = self.call[:3]
+        return functional.project(x, keys, values, **self._options())
 
     def tokenize(
         self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None, and what `vt_fast.functional.tokenize` pools from it, in one pass."""
-        return functional.project_tokenize(
-            self.x,
-            self.keys,
-            self.values,
-            queries,
-            num_heads=self.num_heads,
-            token_bias=self.token_bias,
-            residual=self.x if self.residual_is_input else self.residual,
-            mask=mask,
-            extra_values=extra_values,
-            return_map=return_map,
-            backend=self.backend,
-        )
+        x, keys, values = self.call[:3]
+        options = self._options() | {"mask": mask, "extra_values": extra_values, "return_map": return_map}
+        found: tuple[Tensor | None, Tensor] = functional.project_tokenize(x, keys, values, queries, **options)
+        return found
+
+    def _options(self) -> dict[str, Any]:
+        call = self.call
+        return {
+            "num_heads": call.num_heads,
+            "token_bias": call.token_bias,
+            "residual": call.x if call.residual_is_input else call.residual,
+            "backend": self.backend,
+        }
 
 
 def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.types import Device
 
 from vt_fast import checks, functional
+from vt_fast.backends.contract import Project
 from vt_fast.layout import as_pixels, unflatten
 from vt_fast.nn.base import (
     REFERENCE,
@@ -170,16 +171,9 @@ class Projector(BackendModule):
         keys, values, token_bias = self._operands(tokens)
         residual = self.residual(x)
         is_input = residual is x
-        pending = PendingMap(
-            x,
-            keys,
-            values,
-            token_bias,
-            None if is_input else residual,
-            is_input,
-            self.num_heads,
-            self.backend,
-        )
+        other = None if is_input else residual
+        call = Project(x, keys, values, token_bias, other, is_input, self.num_heads)
+        pending = PendingMap(call, self.backend)
         return pending if defer else pending.run()
 
     def _unfolded(self, x: Tensor, tokens: Tensor) -> Tensor:

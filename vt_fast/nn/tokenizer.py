@@ -174,7 +174,7 @@ class Tokenizer(BackendModule):
         projected, pooled = pending.tokenize(
             self.queries(tokens),
             mask=mask,
-            extra_values=self.position_table(pending.x),
+            extra_values=self.position_table(pending.call.x),
             return_map=return_map,
         )
         return projected, self.finish(pooled, tokens)
