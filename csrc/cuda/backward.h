@@ -1,0 +1,535 @@
+// The gradients of tokenize, project and project_tokenize, in one pass over the maps. With
+// A = exp(Y Q^T + bias - lse), dA = Y dT^T and dS = A * (dA - delta), delta = sum over channels of dT * T,
+// minus dlse, and with P = softmax over tokens of (X K^T + bias), dP = H V^T and
+// dZ = P * (dP - sum over tokens of P * dP):
+//
+//   tokenize:          Y = X;                   dX = A dT + dS Q;  dQ = dS^T X
+//   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
+//   project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
+//
+// Sums of gradients of rows are kept in registers for a set of samples (parts.h).
+#pragma once
+
+#include "kernel.h"
+
+namespace vt {
+namespace cuda {
+
+// What gradients of rows a part has, and where, in floats.
+struct Part {
+  int64_t queries, keys, values, token_bias, size;
+
+  // `rows`: how many rows each matrix has room for.
+  static VT_BOTH Part of(const Call& call, bool project, bool tokenize, int rows) {
+    Part part{};
+    if (tokenize) part.size += static_cast<int64_t>(rows) * call.out_channels;
+    part.keys = part.size;
+    if (project) part.size += static_cast<int64_t>(rows) * call.channels;
+    part.values = part.size;
+    if (project) part.size += static_cast<int64_t>(rows) * call.out_channels;
+    part.token_bias = part.size;
+    if (project) part.size += rows;
+    return part;
+  }
+};
+
+template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
+struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+  using typename Base::Place;
+  using typename Base::T;
+  using typename Base::Term;
+  using typename Base::Tile;
+  using typename Base::View;
+  using typename Base::Warp;
+  using Base::kRows;
+  using Base::MT;
+  using Base::NT;
+  using Base::TP;
+  static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = true;
+  static constexpr bool BOTH = PROJECT && TOKENIZE;
+  static constexpr uint32_t kWeightPitch = kRows * 4 + 16;  // of a pixel
+
+  // What is summed over a set of samples.
+  struct Sums {
+    float queries[TOKENIZE ? MT : 1][NT][4] = {};
+    float keys[PROJECT ? MT : 1][NT][4] = {}, values[PROJECT ? MT : 1][NT][4] = {};
+    float token_bias[NT] = {};
+  };
+
+  static VT_DEVICE int samples_of_set(const Call& call) { return call.shared_rows ? call.batch : 1; }
+
+  static VT_DEVICE void run(const Call& call) {
+    const Warp warp(call);
+    const int cluster = block_x() / warp.ranks;
+    const Share share = Share::of(call, cluster);
+    const int count = static_cast<int>(share.end - share.begin);
+    if (count == 0) return;  // the whole cluster
+    Place at{static_cast<int>(share.begin / call.tiles_per_sample), static_cast<int>(share.begin % call.tiles_per_sample)};
+    const bool has_grad = PROJECT && call.grad_map.data != nullptr;
+    const bool has_residual = BOTH && call.residual.data != nullptr;
+
+    Place ahead = at;
+    int ahead_stage = 0;
+    const auto copy_next = [&](bool any) {
+      if (any) {
+        int map = 0;
+        const auto copy = [&](const Map& of, int channels) {
+          Tile::copy(warp.slot(ahead_stage, map++), Base::sample_of(call, of, channels, ahead.sample), warp.channel,
+                     ahead.pixel(), warp.lane);
+        };
+        copy(call.x, call.channels);
+        if (has_grad) copy(call.grad_map, call.out_channels);
+        if (has_residual) copy(call.residual, call.out_channels);
+        ahead.next(call);
+      }
+      if (++ahead_stage == call.stages) ahead_stage = 0;
+      copy_commit();
+    };
+
+    begin(warp, at.sample, true);
+    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
+
+    Sums sums;
+    int stage = 0;
+    for (int index = 0; index < count; ++index) {
+      const int pixel = at.pixel();
+      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
+      Base::wait_stage(call.stages);
+      copy_next(index + call.stages - 1 < count);
+      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
+      const View view(warp.slot(stage, 0), warp.lane, x, pixel);
+      const uint32_t grad = has_grad ? warp.slot(stage, 1) : 0;
+      if constexpr (!PROJECT) {
+        pixel_gradients(warp, view, sums, at.sample, pixel, there);
+        if (call.dx.data != nullptr) spread_tokens(warp, view, false, 0);
+      } else if constexpr (!TOKENIZE) {
+        Base::scores(warp, view, warp.bank(call.places.keys), 0);
+        const View of_grad(grad, warp.lane, x, pixel);
+        token_gradients(warp, view, of_grad, sums, pixel, there);
+        if (call.dx.data != nullptr) spread_keys(warp, view, grad);
+      } else {
+        const View again(warp.slice(call.places.again), warp.lane, x, pixel);
+        project(warp, again, view.at, has_residual ? warp.slot(stage, has_grad ? 2 : 1) : 0);
+        pixel_gradients(warp, again, sums, at.sample, pixel, there);
+        spread_tokens(warp, again, has_grad, grad);
+        sync_warp();
+        token_gradients(warp, view, again, sums, pixel, there);
+        if (call.dresidual.data != nullptr) {
+          Tile::store(Base::sample_of(call, call.dresidual, call.out_channels, at.sample), again.at, warp.channel, pixel,
+                      warp.lane);
+        }
+        if (call.dx.data != nullptr) spread_keys(warp, view, again.at);
+      }
+      sync_warp();
+      if (call.dx.data != nullptr) {
+        Tile::store(Base::sample_of(call, call.dx, call.channels, at.sample), view.at, warp.channel, pixel, warp.lane);
+      }
+      if (++stage == call.stages) stage = 0;
+
+      const int sample = at.sample;
+      at.next(call);
+      const bool last = index + 1 == count;
+      const bool set_ends = at.tile == 0 && at.sample % samples_of_set(call) == 0;
+      if (last || set_ends) finish(warp, sums, sample, share, cluster);
+      if (!last && at.tile == 0) begin(warp, at.sample, false);
+    }
+    copy_wait<0>();
+  }
+
+  // Small operands of a sample.
+  static VT_DEVICE void begin(const Warp& warp, int sample, bool first) {
+    const Call& call = warp.call;
+    const int head = sample / call.batch, b = sample % call.batch;
+    sync_warp();  // a bank is the warp's own
+    const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
+    if (keys) {
+      Base::fill_keys(warp, sample);
+      Base::load_token_bias(warp, sample);  // last read before a barrier of the last tile
+    }
+    if constexpr (TOKENIZE) {
+      if (first || call.queries.batch != 0 || b == 0) Base::fill_queries(warp, sample);
+      const int64_t stride = static_cast<int64_t>(call.query_heads) * call.out_channels;
+      const int64_t from = static_cast<int64_t>(b) * call.queries_count * stride + static_cast<int64_t>(head) * call.out_channels;
+      RowsOf<T> grad = {static_cast<const T*>(call.grad_tokens) + from, stride, call.queries_count, call.out_channels,
+                        call.queries_count, call.out_channels};
+      Base::RowBank::fill(warp.bank(call.places.grad_tokens), grad, 0, warp.channel, warp.lane);
+      load_statistics(warp, grad.data, stride, head, b);
+    }
+    if (keys || TOKENIZE) {
+      copy_commit();
+      copy_wait<0>();
+    }
+    sync_warp();  // statistics are read behind the next barrier
+  }
+
+  // Delta and lse. They were last read before a barrier of the last tile.
+  static VT_DEVICE void load_statistics(const Warp& warp, const T* grad, int64_t stride, int head, int b) {
+    const Call& call = warp.call;
+    const int64_t columns = static_cast<int64_t>(call.query_heads) * call.out_channels + call.extra_columns;
+    for (int row = warp.warp; row < kRows; row += warp.warps) {
+      float sum = 0.f, lse = minus_infinity();
+      if (row < call.queries_count) {
+        const float* exact = call.exact + (static_cast<int64_t>(b) * call.queries_count + row) * columns;
+        const float* own = exact + static_cast<int64_t>(head) * call.out_channels;
+        for (int c = warp.lane; c < call.out_channels; c += 32) sum += widen(global(grad + row * stride + c)) * global(own + c);
+        const T* extra = static_cast<const T*>(call.grad_extra) + (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
+        for (int c = warp.lane; c < call.extra_columns; c += 32) sum += widen(global(extra + c)) * global(exact + call.out_channels + c);
+      }
+      VT_UNROLL
+      for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      if (row < call.queries_count) {
+        const int64_t at = (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row;
+        lse = global(call.lse + at);
+        if (call.grad_lse != nullptr) sum -= global(call.grad_lse + at);
+      }
+      if (warp.lane == 0) {
+        set_shared(call.places.delta + row * 4, sum);
+        set_shared(call.places.lse + row * 4, lse);
+      }
+    }
+  }
+
+  // The map of project again, and its weights: two barriers.
+  static VT_DEVICE void project(const Warp& warp, const View& again, uint32_t x, uint32_t residual) {
+    const Call& call = warp.call;
+    View view = again;
+    view.at = x;
+    Base::scores(warp, view, warp.bank(call.places.keys), 0);
+    warp.sync();
+    Base::for_pixels(warp, [&](int p, bool exists) {
+      float weight[NT];
+      Base::token_softmax(warp, p, weight);
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (exists) {
+          set_shared(call.places.weights + p * kWeightPitch + (n * 8 + warp.g) * 4, weight[n]);
+          Base::set_by_pixel(call, p, n * 8 + warp.g, weight[n]);
+        }
+      }
+    });
+    warp.sync();
+    const Term terms[1] = {{0, warp.bank(call.places.values)}};
+    Base::spread(warp, again, call.residual_is_input || residual != 0, call.residual_is_input ? x : residual, terms);
+    sync_warp();
+  }
+
+  // A and dS of a tile, and what is summed over pixels: two barriers.
+  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, int sample, int pixel, uint32_t there) {
+    const Call& call = warp.call;
+    const Places& places = call.places;
+    Base::scores(warp, view, warp.bank(places.queries), 0);
+    Base::scores(warp, view, warp.bank(places.grad_tokens), 1);
+    warp.sync();
+    const int b = sample % call.batch;
+    for (int item = thread(); item < TP * kRows; item += threads()) {
+      const int p = item % TP, row = item / TP;
+      const float lse = shared<float>(places.lse + row * 4);
+      float a = 0.f, ds = 0.f;
+      if ((there >> p & 1) && lse != minus_infinity()) {
+        float logit = warp.score(0, row, p), da = warp.score(1, row, p);
+        if (call.pixel_bias.data != nullptr) logit += number<T>(call.pixel_bias, b * call.pixel_bias.batch + pixel + p);
+        for (int column = 0; column < call.extra_columns; ++column) {
+          const int64_t of_token = (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
+          da += widen(global(static_cast<const T*>(call.extra_values.data) + static_cast<int64_t>(pixel + p) * call.extra_columns + column)) *
+                widen(global(static_cast<const T*>(call.grad_extra) + of_token));
+        }
+        a = power_of_two((logit - lse) * kLog2e);
+        ds = a * (da - shared<float>(places.delta + row * 4));
+      }
+      Base::set_by_token(call, row, p, ds);
+      Base::set_by_pixel(call, p, row, ds);
+      Base::set_by_pixel(call, p, kRows + row, a);
+    }
+    warp.sync();
+    Base::pool(sums.queries, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
+    if (warp.rank == 0) add_pixels(call, sample, pixel);
+    sync_warp();
+  }
+
+  // Gradients of what belongs to pixels.
+  static VT_DEVICE void add_pixels(const Call& call, int sample, int pixel) {
+    const int head = sample / call.batch, b = sample % call.batch;
+    if (call.dpixel_bias.data != nullptr) {
+      const int p = thread();
+      if (p < TP && pixel + p < call.pixels) {
+        float sum = 0.f;
+        for (int row = 0; row < call.queries_count; ++row) {
+          sum += widen(shared<T>(call.places.by_token + row * Base::kByToken + p * Base::kSize));
+        }
+        if (call.query_heads > 1) {
+          set_global(call.pixel_parts + (static_cast<int64_t>(head) * call.batch + b) * call.pixels + pixel + p, sum);
+        } else {
+          set_number<T>(call.dpixel_bias, static_cast<int64_t>(b) * call.pixels + pixel + p, sum);
+        }
+      }
+    }
+    if (call.dextra_values != nullptr) {
+      for (int item = thread(); item < TP * call.extra_columns; item += threads()) {
+        const int p = item / call.extra_columns, column = item % call.extra_columns;
+        if (pixel + p >= call.pixels) break;
+        float sum = 0.f;
+        for (int row = 0; row < call.queries_count; ++row) {
+          const int64_t of_token = (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
+          sum += widen(shared<T>(call.places.by_pixel + p * Base::kByPixel + (kRows + row) * Base::kSize)) *
+                 widen(global(static_cast<const T*>(call.grad_extra) + of_token));
+        }
+        set_global(call.extra_parts + (static_cast<int64_t>(b) * call.pixels + pixel + p) * call.extra_columns + column, sum);
+      }
+    }
+  }
+
+  // A dT + dS Q, and a base.
+  static VT_DEVICE void spread_tokens(const Warp& warp, const View& to, bool has_base, uint32_t base) {
+    const Term terms[2] = {{0, warp.bank(warp.call.places.queries)}, {kRows, warp.bank(warp.call.places.grad_tokens)}};
+    Base::spread(warp, to, has_base, base, terms);
+  }
+
+  // dZ K, and H where the residual is X, over X.
+  static VT_DEVICE void spread_keys(const Warp& warp, const View& to, uint32_t of_map) {
+    const Term terms[1] = {{0, warp.bank(warp.call.places.keys)}};
+    Base::spread(warp, to, warp.call.residual_is_input && of_map != 0, of_map, terms);
+  }
+
+  // P and dZ of a tile, and what is summed over pixels: two barriers. Scores of keys are in matrix 0, or weights
+  // are known.
+  static VT_DEVICE void token_gradients(const Warp& warp, const View& x, const View& of_map, Sums& sums, int pixel, uint32_t there) {
+    const Call& call = warp.call;
+    const uint32_t inside = Base::inside(call, pixel);
+    Base::scores(warp, of_map, warp.bank(call.places.values), 1);
+    warp.sync();
+    const int each = call.keys_count / call.num_heads;
+    Base::for_pixels(warp, [&](int p, bool exists) {
+      float weight[NT], dp[NT], dz[NT] = {};
+      if constexpr (BOTH) {
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) weight[n] = shared<float>(call.places.weights + p * kWeightPitch + (n * 8 + warp.g) * 4);
+      } else {
+        Base::token_softmax(warp, p, weight);
+      }
+      bool used = inside >> p & 1;
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) dp[n] = warp.score(1, n * 8 + warp.g, p);
+      if constexpr (BOTH) {
+        // A pixel that takes no part may hold NaN; it counts only if a gradient arrives at its map.
+        bool arrives = false, finite = true;
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) {
+          arrives = arrives || dp[n] != 0.f;
+          finite = finite && weight[n] == weight[n];
+        }
+        const uint32_t own = 0x11111111u << warp.t;  // lanes with the same pixel
+        const bool any = (ballot(arrives) & own) != 0, all = (ballot(!finite) & own) == 0;
+        used = used && ((there >> p & 1) || any || all);
+      }
+      for (int first = 0; first < call.keys_count; first += each) {
+        float product = 0.f;
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) {
+          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f) product += weight[n] * dp[n];
+        }
+        product = Base::sum_of_pixel(product);
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) {
+          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f && used) dz[n] = weight[n] * (dp[n] - product);
+        }
+      }
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (!exists) continue;
+        const int row = n * 8 + warp.g;
+        sums.token_bias[n] += dz[n];
+        Base::set_by_token(call, row, p, dz[n]);
+        Base::set_by_token(call, kRows + row, p, used ? weight[n] : 0.f);
+        Base::set_by_pixel(call, p, row, dz[n]);
+      }
+      if (BOTH && exists && warp.g == 0) set_shared(call.places.used + p * 4, used ? 1u : 0u);
+    });
+    warp.sync();
+    const bool masked = BOTH && (call.mask != nullptr || call.pixel_bias.data != nullptr);
+    uint32_t used = inside;
+    if (masked) used = ballot(shared<uint32_t>(call.places.used + warp.lane % TP * 4) != 0 && warp.lane < TP);
+    Base::pool(sums.keys, warp, x, 0, used, masked);
+    Base::pool(sums.values, warp, of_map, kRows, inside, false);
+    sync_warp();
+  }
+
+  // Where a gradient of rows goes: the result, or a part. `offset`: of the operand in a part.
+  struct Target {
+    T* result;
+    float* part;
+  };
+  static VT_DEVICE Target target(const Call& call, const Rows& operand, void* result, int64_t elements, int64_t offset,
+                                 int sample, const Set& set, int64_t set_index, const Share& share, int cluster) {
+    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
+    const bool whole = set.whole(share);
+    if (whole && (call.shared_rows || operand.batch != 0)) {
+      const int head = sample / call.batch, b = sample % call.batch;
+      const int64_t at = (call.shared_rows ? head : static_cast<int64_t>(b) * call.query_heads + head) * elements;
+      return {result == nullptr ? nullptr : static_cast<T*>(result) + at, nullptr};
+    }
+    const int64_t index = whole ? 2 * static_cast<int64_t>(call.clusters) + set_index : set.part(call, cluster, share);
+    return {nullptr, result == nullptr ? nullptr : call.parts + index * part.size + offset};
+  }
+
+  static VT_DEVICE void finish(const Warp& warp, Sums& sums, int sample, const Share& share, int cluster) {
+    const Call& call = warp.call;
+    const int set_index = sample / samples_of_set(call);
+    const Set set = Set::of(call, set_index, samples_of_set(call));
+    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
+    const auto put = [&](const Target& to, int row, int result_row, int rows, int c, int channels, float sum) {
+      if (row >= rows || c >= channels) return;
+      if (to.result != nullptr) {
+        if (result_row >= 0) set_global(to.result + static_cast<int64_t>(result_row) * channels + c, narrow<T>(sum));
+      } else if (to.part != nullptr) {
+        set_global(to.part + static_cast<int64_t>(row) * channels + c, sum);
+      }
+    };
+    const auto for_each = [&](auto& of, const auto& body) {
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        VT_UNROLL
+        for (int m = 0; m < MT; ++m) {
+          VT_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            body(n * 8 + warp.t * 2 + i % 2, warp.channel + m * 16 + warp.g + i / 2 * 8, of[m][n][i]);
+            of[m][n][i] = 0.f;
+          }
+        }
+      }
+    };
+    if constexpr (TOKENIZE) {
+      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * call.out_channels,
+                               part.queries, sample, set, set_index, share, cluster);
+      for_each(sums.queries, [&](int row, int c, float sum) { put(to, row, row, call.queries_count, c, call.out_channels, sum); });
+    }
+    if constexpr (PROJECT) {
+      const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
+      const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys,
+                                 sample, set, set_index, share, cluster);
+      for_each(sums.keys, [&](int row, int c, float sum) { put(keys, row, row, call.keys_count, c, call.channels, sum); });
+      const Target values = target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values,
+                                   sample, set, set_index, share, cluster);
+      for_each(sums.values, [&](int row, int c, float sum) {
+        put(values, row, c / width == row / each ? row % each : -1, call.keys_count, c, call.out_channels, sum);
+      });
+      finish_token_bias(warp, sums, part, sample, set, set_index, share, cluster);
+    }
+  }
+
+  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, int sample, const Set& set,
+                                          int64_t set_index, const Share& share, int cluster) {
+    const Call& call = warp.call;
+    VT_UNROLL
+    for (int n = 0; n < NT; ++n) {
+      float sum = sums.token_bias[n];
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      if (warp.t == 0) set_shared(call.places.dtoken_bias + (warp.warp * kRows + n * 8 + warp.g) * 4, sum);
+      sums.token_bias[n] = 0.f;
+    }
+    sync_block();
+    if (call.dtoken_bias.data != nullptr && warp.rank == 0) {
+      for (int row = thread(); row < call.keys_count; row += threads()) {
+        float sum = 0.f;
+        for (int w = 0; w < warp.warps; ++w) sum += shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
+        const bool whole = set.whole(share);
+        if (whole && (call.shared_rows || call.token_bias.batch != 0)) {
+          set_number<T>(call.dtoken_bias, (call.shared_rows ? 0 : static_cast<int64_t>(sample) * call.keys_count) + row, sum);
+        } else {
+          const int64_t index = whole ? 2 * static_cast<int64_t>(call.clusters) + set_index : set.part(call, cluster, share);
+          set_global(call.parts + index * part.size + part.token_bias + row, sum);
+        }
+      }
+    }
+    sync_block();  // before they are written again
+  }
+};
+
+// Gradients of rows from their parts. Grid: pieces of Part::size x sets.
+template <class T, int NT, bool PROJECT, bool TOKENIZE>
+struct CombineRows {
+  static constexpr int kThreads = 256, kRows = 8 * NT;
+
+  static VT_DEVICE void run(const Call& call) {
+    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
+    const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread();
+    if (index >= part.size) return;
+    const int set = block_y();
+    if (TOKENIZE && index < part.keys) {
+      const int row = static_cast<int>(index / call.out_channels), c = static_cast<int>(index % call.out_channels);
+      if (row >= call.queries_count || call.dqueries == nullptr) return;
+      float sum = 0.f;
+      if (!add(call, set, call.queries.batch == 0, part.size, index, sum)) return;
+      const int head = call.shared_rows ? set : set / call.batch, b = call.shared_rows ? 0 : set % call.batch;
+      const int64_t of = call.queries.batch == 0 ? head : static_cast<int64_t>(b) * call.query_heads + head;
+      set_global(static_cast<T*>(call.dqueries) + (of * call.queries_count + row) * call.out_channels + c, narrow<T>(sum));
+    } else if (PROJECT && index < part.values) {
+      const int row = static_cast<int>((index - part.keys) / call.channels), c = static_cast<int>((index - part.keys) % call.channels);
+      if (row >= call.keys_count || call.dkeys == nullptr) return;
+      float sum = 0.f;
+      if (!add(call, set, call.keys.batch == 0, part.size, index, sum)) return;
+      const int64_t of = call.keys.batch == 0 ? 0 : set;
+      set_global(static_cast<T*>(call.dkeys) + (of * call.keys_count + row) * call.channels + c, narrow<T>(sum));
+    } else if (PROJECT && index < part.token_bias) {
+      const int row = static_cast<int>((index - part.values) / call.out_channels), c = static_cast<int>((index - part.values) % call.out_channels);
+      const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
+      if (row >= call.keys_count || c / width != row / each || call.dvalues == nullptr) return;
+      float sum = 0.f;
+      if (!add(call, set, call.values.batch == 0, part.size, index, sum)) return;
+      const int64_t of = call.values.batch == 0 ? 0 : set;
+      set_global(static_cast<T*>(call.dvalues) + (of * each + row % each) * call.out_channels + c, narrow<T>(sum));
+    } else if (PROJECT) {
+      const int row = static_cast<int>(index - part.token_bias);
+      if (row >= call.keys_count || call.dtoken_bias.data == nullptr) return;
+      float sum = 0.f;
+      if (!add(call, set, call.token_bias.batch == 0, part.size, index, sum)) return;
+      set_number<T>(call.dtoken_bias, (call.token_bias.batch == 0 ? 0 : static_cast<int64_t>(set) * call.keys_count) + row, sum);
+    }
+  }
+
+  // The sum over parts, in order; false where the result is there already, or is not this set's to write.
+  static VT_DEVICE bool add(const Call& call, int set, bool shared, int64_t size, int64_t index, float& sum) {
+    if (call.shared_rows || !shared) return add_set(call, set, call.shared_rows ? call.batch : 1, false, size, index, sum);
+    if (set != 0) return false;
+    for (int each = 0; each < call.batch; ++each) add_set(call, each, 1, true, size, index, sum);
+    return true;
+  }
+  static VT_DEVICE bool add_set(const Call& call, int set, int samples, bool kept, int64_t size, int64_t index, float& sum) {
+    const Set of = Set::of(call, set, samples);
+    const int64_t first = Share::owner(call, of.begin), last = Share::owner(call, of.end - 1);
+    if (first == last) {
+      if (!kept) return false;
+      sum += global(call.parts + (2 * static_cast<int64_t>(call.clusters) + set) * size + index);
+      return true;
+    }
+    for (int64_t cluster = first; cluster <= last; ++cluster) sum += global(call.parts + of.part(call, cluster) * size + index);
+    return true;
+  }
+};
+
+// Gradients of what belongs to pixels: of pixel_bias over heads (grid: pieces of B N), of extra values over the
+// batch (grid: pieces of N P).
+template <class T>
+struct SumPixels {
+  static constexpr int kThreads = 256;
+
+  static VT_DEVICE void run(const Call& call) {
+    const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread();
+    const int64_t biases = static_cast<int64_t>(call.batch) * call.pixels;
+    if (call.dpixel_bias.data != nullptr && call.query_heads > 1 && index < biases) {
+      float sum = 0.f;
+      for (int head = 0; head < call.query_heads; ++head) sum += global(call.pixel_parts + head * biases + index);
+      set_number<T>(call.dpixel_bias, index, sum);
+    }
+    const int64_t values = static_cast<int64_t>(call.pixels) * call.extra_columns;
+    if (call.dextra_values != nullptr && index < values) {
+      float sum = 0.f;
+      for (int b = 0; b < call.batch; ++b) sum += global(call.extra_parts + b * values + index);
+      set_global(static_cast<T*>(call.dextra_values) + index, narrow<T>(sum));
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace vt

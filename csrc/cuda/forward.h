@@ -1,0 +1,304 @@
+// tokenize, project and project_tokenize: the map is read once, and written once where it is a result.
+//
+// project: Y = [residual] + softmax over tokens of (X K^T + bias), times V, over X in shared memory.
+// tokenize: T = softmax over pixels of (Y Q^T + bias), transposed, times Y; Y is X without project. The
+// maximum, the sum of weights and the tokens are kept up to date from tile to tile. A sample that lies within
+// one cluster's share is finished by it; of the others it leaves parts, which CombineTokens puts together.
+#pragma once
+
+#include "kernel.h"
+
+namespace vt {
+namespace cuda {
+
+template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
+struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+  using typename Base::Place;
+  using typename Base::T;
+  using typename Base::Term;
+  using typename Base::Tile;
+  using typename Base::View;
+  using typename Base::Warp;
+  using Base::kRows;
+  using Base::MT;
+  using Base::NT;
+  using Base::TP;
+  static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = false;
+
+  // A token's weights are spread over kLanes lanes, one pixel each.
+  static constexpr int kLanes = TP, kAtOnce = 32 / kLanes;
+
+  static VT_DEVICE void run(const Call& call) {
+    const Warp warp(call);
+    const int cluster = block_x() / warp.ranks;
+    const Share share = Share::of(call, cluster);
+    const int count = static_cast<int>(share.end - share.begin);
+    if (count == 0) return;  // the whole cluster
+    Place at{static_cast<int>(share.begin / call.tiles_per_sample), static_cast<int>(share.begin % call.tiles_per_sample)};
+
+    Place ahead = at;
+    int ahead_stage = 0;
+    const auto copy_next = [&](bool any) {
+      if (any) {
+        Tile::copy(warp.slot(ahead_stage, 0), Base::sample_of(call, call.x, call.channels, ahead.sample), warp.channel,
+                   ahead.pixel(), warp.lane);
+        if (PROJECT && call.residual.data != nullptr) {
+          Tile::copy(warp.slot(ahead_stage, 1), Base::sample_of(call, call.residual, call.out_channels, ahead.sample),
+                     warp.channel, ahead.pixel(), warp.lane);
+        }
+        ahead.next(call);
+      }
+      if (++ahead_stage == call.stages) ahead_stage = 0;
+      copy_commit();
+    };
+
+    begin(warp, at.sample, true);
+    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
+
+    float pooled[MT][NT][4] = {};
+    int begun = at.tile, stage = 0;
+    for (int index = 0; index < count; ++index) {
+      const int pixel = at.pixel();
+      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : 0;
+      Base::wait_stage(call.stages);
+      copy_next(index + call.stages - 1 < count);
+      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
+      const View view(warp.slot(stage, 0), warp.lane, x, pixel);
+      if constexpr (PROJECT) {
+        project(warp, view, warp.slot(stage, 1));
+        sync_warp();
+        if (call.map.data != nullptr) {
+          Tile::store(Base::sample_of(call, call.map, call.out_channels, at.sample), view.at, warp.channel, pixel, warp.lane);
+        }
+      }
+      if constexpr (TOKENIZE) tokenize(warp, view, pooled, at.sample, pixel, there);
+      if (++stage == call.stages) stage = 0;
+
+      const int sample = at.sample;
+      at.next(call);
+      const bool last = index + 1 == count;
+      if (last || at.tile == 0) {
+        if constexpr (TOKENIZE) finish(warp, pooled, sample, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
+        begun = at.tile;
+        if (!last && at.tile == 0) begin(warp, at.sample, false);
+      }
+    }
+    copy_wait<0>();
+  }
+
+  // Small operands of a sample; those that the batch shares stay from the sample before.
+  static VT_DEVICE void begin(const Warp& warp, int sample, bool first) {
+    const Call& call = warp.call;
+    const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
+    const bool queries = TOKENIZE && (first || call.queries.batch != 0 || sample % call.batch == 0);
+    sync_warp();  // a bank is the warp's own
+    if (keys) {
+      Base::fill_keys(warp, sample);
+      Base::load_token_bias(warp, sample);  // last read before a barrier of the last tile
+    }
+    if (queries) Base::fill_queries(warp, sample);
+    if (keys || queries) {
+      copy_commit();
+      copy_wait<0>();
+    }
+    if constexpr (TOKENIZE) {
+      // Each row's statistics belong to one group of lanes, see `tokenize`.
+      for (int row = warp.warp * kAtOnce + warp.lane / kLanes; row < kRows; row += warp.warps * kAtOnce) {
+        if (warp.lane % kLanes == 0) {
+          set_shared(call.places.highest + row * 4, minus_infinity());
+          set_shared(call.places.total + row * 4, 0.f);
+        }
+      }
+      for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) set_shared(call.places.extra + i * 4, 0.f);
+    }
+    sync_warp();  // biases are read behind the next barrier
+  }
+
+  // Y over X: two barriers.
+  static VT_DEVICE void project(const Warp& warp, const View& view, uint32_t residual) {
+    const Call& call = warp.call;
+    Base::scores(warp, view, warp.bank(call.places.keys), 0);
+    warp.sync();
+    Base::for_pixels(warp, [&](int p, bool exists) {
+      float weight[NT];
+      Base::token_softmax(warp, p, weight);
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (exists) Base::set_by_pixel(call, p, n * 8 + warp.g, weight[n]);
+      }
+    });
+    warp.sync();
+    const Term terms[1] = {{0, warp.bank(call.places.values)}};
+    Base::spread(warp, view, call.residual_is_input || call.residual.data != nullptr,
+                 call.residual_is_input ? view.at : residual, terms);
+  }
+
+  // Adds a tile to the tokens: two barriers.
+  static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4], int sample, int pixel,
+                                 uint32_t there) {
+    const Call& call = warp.call;
+    const Places& places = call.places;
+    Base::scores(warp, view, warp.bank(places.queries), 0);
+    warp.sync();
+    const int p = warp.lane % kLanes;
+    const bool part = there >> p & 1;
+    float bias = 0.f;
+    if (call.pixel_bias.data != nullptr && part) {
+      bias = number<T>(call.pixel_bias, sample % call.batch * call.pixel_bias.batch + pixel + p);
+    }
+    for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
+      const int row = from + warp.lane / kLanes;
+      const float logit = part ? warp.score(0, row, p) + bias : minus_infinity();
+      const float before = shared<float>(places.highest + row * 4);
+      float top = logit * kLog2e;
+      VT_UNROLL
+      for (int mask = kLanes / 2; mask > 0; mask /= 2) top = larger(shuffle_xor(top, mask), top);
+      top = larger(top, before);
+      const float reference = top == minus_infinity() ? 0.f : top;
+      const float scale = power_of_two(before - reference);
+      const T weight = narrow<T>(power_of_two(multiply_add(logit, kLog2e, -reference)));
+      float sum = widen(weight);  // what is pooled, so that weights sum to 1
+      VT_UNROLL
+      for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+      set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
+      const float total = shared<float>(places.total + row * 4) * scale + sum;
+      sync_warp();
+      if (p == 0) {
+        set_shared(places.highest + row * 4, top);
+        set_shared(places.total + row * 4, total);
+        set_shared(places.scale + row * 4, scale);
+      }
+    }
+    warp.sync();
+    VT_UNROLL
+    for (int n = 0; n < NT; ++n) {
+      const Couple<float> scale = shared<Couple<float>>(places.scale + (n * 8 + warp.t * 2) * 4);
+      VT_UNROLL
+      for (int m = 0; m < MT; ++m) {
+        pooled[m][n][0] *= scale.x, pooled[m][n][1] *= scale.y;
+        pooled[m][n][2] *= scale.x, pooled[m][n][3] *= scale.y;
+      }
+    }
+    Base::pool(pooled, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
+    if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, pixel, there);
+  }
+
+  // Extra values are few columns: no matrix instructions. Each thread has its own sums.
+  static VT_DEVICE void add_extra(const Call& call, int pixel, uint32_t there) {
+    const T* values = static_cast<const T*>(call.extra_values.data);
+    for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) {
+      const int row = i / call.extra_columns, column = i % call.extra_columns;
+      float sum = shared<float>(call.places.extra + i * 4) * shared<float>(call.places.scale + row * 4);
+      for (int p = 0; p < TP; ++p) {
+        if (there >> p & 1) {
+          sum += widen(shared<T>(call.places.by_token + row * Base::kByToken + p * Base::kSize)) *
+                 widen(global(values + static_cast<int64_t>(pixel + p) * call.extra_columns + column));
+        }
+      }
+      set_shared(call.places.extra + i * 4, sum);
+    }
+  }
+
+  // The floats of a part: highest and total for each row, then the tokens.
+  static VT_BOTH int64_t part_size(const Call& call) {
+    return static_cast<int64_t>(2 + call.out_channels + call.extra_columns) * kRows;
+  }
+
+  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], int sample, int begun, int ended, const Share& share,
+                               int cluster) {
+    const Call& call = warp.call;
+    const Places& places = call.places;
+    const bool whole = begun == 0 && ended == call.tiles_per_sample;
+    const Set set = Set::of(call, sample, 1);
+    float* part = call.parts + set.part(call, cluster, share) * part_size(call);
+    const int head = sample / call.batch, b = sample % call.batch;
+    const int columns = call.query_heads * call.out_channels + call.extra_columns;
+    const int64_t row_of_tokens = static_cast<int64_t>(b) * call.queries_count;
+    const auto put = [&](int row, int column, int of_part, float sum) {
+      if (row >= call.queries_count) return;
+      if (!whole) {
+        set_global(part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns) + of_part, sum);
+        return;
+      }
+      const float total = shared<float>(places.total + row * 4);
+      const float value = total == 0.f ? 0.f : sum / total;
+      const int64_t to = (row_of_tokens + row) * columns + column;
+      set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
+      if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
+    };
+    if (warp.rank == 0) {
+      for (int row = thread(); row < call.queries_count; row += threads()) {
+        const float highest = shared<float>(places.highest + row * 4), total = shared<float>(places.total + row * 4);
+        if (whole) {
+          set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
+                     total == 0.f ? minus_infinity() : highest * kLn2 + logarithm(total));
+        } else {
+          set_global(part + row, highest);
+          set_global(part + kRows + row, total);
+        }
+      }
+      for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) {
+        const int row = i / call.extra_columns, column = i % call.extra_columns;
+        put(row, call.out_channels + column, call.out_channels + column, shared<float>(places.extra + i * 4));
+      }
+    }
+    VT_UNROLL
+    for (int n = 0; n < NT; ++n) {
+      VT_UNROLL
+      for (int m = 0; m < MT; ++m) {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int c = warp.channel + m * 16 + warp.g + i / 2 * 8, row = n * 8 + warp.t * 2 + i % 2;
+          if (c < call.out_channels) put(row, head * call.out_channels + c, c, pooled[m][n][i]);
+          pooled[m][n][i] = 0.f;
+        }
+      }
+    }
+    sync_block();  // statistics are read no more
+  }
+};
+
+// Puts together what several clusters found for one sample. Grid: pieces of the tokens x samples.
+template <class T, int NT>
+struct CombineTokens {
+  static constexpr int kThreads = 256, kRows = 8 * NT;
+
+  static VT_DEVICE void run(const Call& call) {
+    const int sample = block_y();
+    const Set set = Set::of(call, sample, 1);
+    const int64_t first = Share::owner(call, set.begin), last = Share::owner(call, set.end - 1);
+    if (first == last) return;
+    const int columns = call.out_channels + call.extra_columns;
+    const int64_t size = static_cast<int64_t>(2 + columns) * kRows;
+    const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread();
+    if (index >= static_cast<int64_t>(call.queries_count) * columns) return;
+    const int row = static_cast<int>(index / columns), c = static_cast<int>(index % columns);
+    float top = minus_infinity();
+    for (int64_t cluster = first; cluster <= last; ++cluster) {
+      top = larger(global(call.parts + set.part(call, cluster) * size + row), top);
+    }
+    const float reference = top == minus_infinity() ? 0.f : top;
+    float total = 0.f, sum = 0.f;
+    for (int64_t cluster = first; cluster <= last; ++cluster) {
+      const float* part = call.parts + set.part(call, cluster) * size;
+      const float scale = power_of_two(global(part + row) - reference);
+      total += scale * global(part + kRows + row);
+      sum += scale * global(part + 2 * kRows + static_cast<int64_t>(row) * columns + c);
+    }
+    const int head = sample / call.batch, b = sample % call.batch;
+    const float value = total == 0.f ? 0.f : sum / total;
+    const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) *
+                           (call.query_heads * call.out_channels + call.extra_columns) +
+                       (head * call.out_channels + c);
+    set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
+    if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
+    if (c == 0) {
+      set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
+                 total == 0.f ? minus_infinity() : top * kLn2 + logarithm(total));
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace vt

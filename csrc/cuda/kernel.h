@@ -1,0 +1,411 @@
+// What the kernels share: who does what, and the products of a tile.
+//
+// A block, or a cluster of blocks, walks over its share of tiles. A warp owns 16 MT channels in everything: it
+// copies them, multiplies them with its copy of the rows, pools them, writes results over them and stores
+// them. Only scores cross warps: each leaves its part in shared memory, and they are added in a fixed order.
+// Copies of later tiles are in flight all the while.
+#pragma once
+
+#include "call.h"
+#include "parts.h"
+#include "rows.h"
+#include "tile.h"
+
+namespace vt {
+namespace cuda {
+
+// A number of an operand that may be float or T.
+template <class T>
+VT_DEVICE float number(const Biases& from, int64_t at) {
+  return from.is_float ? global(static_cast<const float*>(from.data) + at)
+                       : widen(global(static_cast<const T*>(from.data) + at));
+}
+template <class T>
+VT_DEVICE void set_number(const Biases& to, int64_t at, float value) {
+  if (to.is_float) {
+    set_global(static_cast<float*>(to.data) + at, value);
+  } else {
+    set_global(static_cast<T*>(to.data) + at, narrow<T>(value));
+  }
+}
+
+template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_>
+struct Kernel {
+  using T = T_;
+  static constexpr Layout LAYOUT = LAYOUT_;
+  static constexpr int MT = MT_, NT = NT_, TP = TP_;
+  using Tile = Slice<T, LAYOUT, MT, TP>;
+  using View = typename Tile::View;
+  using RowBank = Bank<T, MT, NT>;
+  static constexpr int kSize = sizeof(T);
+  static constexpr int kRows = 8 * NT;  // of scores
+  static constexpr int kSteps = NT / 2;  // of 16 rows
+  static constexpr int kBlocks = TP / 16;  // of 16 pixels
+  static constexpr uint32_t kScorePitch = (TP + 4) * 4;       // of a row of scores
+  static constexpr uint32_t kByToken = TP * kSize + 16;       // of a row
+  static constexpr uint32_t kByPixel = 2 * kRows * kSize + 16;  // of a pixel, with room for two matrices
+  static_assert(TP == 16 || TP == 32);
+
+  // ---- who ----
+
+  struct Warp {
+    const Call& call;
+    int lane, g, t;
+    int warp, warps;    // of the block
+    int rank, ranks;    // of the cluster
+    int channel;        // the first of its own
+
+    explicit VT_DEVICE Warp(const Call& call) : call(call) {
+      lane = thread() & 31, g = lane / 4, t = lane % 4;
+      warp = thread() / 32, warps = threads() / 32;
+      rank = cluster_rank(), ranks = cluster_size();
+      channel = (rank * warps + warp) * Tile::kChannels;
+    }
+
+    VT_DEVICE void sync() const {
+      if (ranks == 1) {
+        sync_block();
+      } else {
+        sync_cluster();
+      }
+    }
+
+    VT_DEVICE uint32_t bank(uint32_t at) const { return at + warp * RowBank::kBytes; }
+    VT_DEVICE uint32_t slice(uint32_t at) const { return at + warp * Tile::kBytes; }
+    VT_DEVICE uint32_t slot(int stage, int map) const {
+      return slice(call.places.ring + stage * call.places.stage + map * call.places.map);
+    }
+
+    // The warp's part of scores, with room for `matrices` of them.
+    static VT_DEVICE uint32_t part(int warp, int matrix, int row, int pixel) {
+      return ((warp * kMatrices + matrix) * kRows + row) * kScorePitch + pixel * 4;
+    }
+    // A score: all warps' parts, in order.
+    VT_DEVICE float score(int matrix, int row, int pixel) const {
+      float sum = 0.f;
+      for (int from = 0; from < ranks; ++from) {
+        if (from == rank) {
+          for (int w = 0; w < warps; ++w) sum += shared<float>(call.places.scores + part(w, matrix, row, pixel));
+        } else {
+          for (int w = 0; w < warps; ++w) sum += shared_of(from, call.places.scores + part(w, matrix, row, pixel));
+        }
+      }
+      return sum;
+    }
+  };
+  static constexpr int kMatrices = 2;
+
+  // ---- where ----
+
+  struct Place {
+    int sample, tile;  // of tiles_per_sample
+
+    VT_DEVICE void next(const Call& call) {
+      if (++tile == call.tiles_per_sample) tile = 0, ++sample;
+    }
+    VT_DEVICE int pixel() const { return tile * TP; }
+  };
+
+  // A sample of a map of `channels` channels. Heads of tokenize are blocks of channels.
+  static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, int sample) {
+    const int head = sample / call.batch, b = sample % call.batch;
+    const int64_t of_head = static_cast<int64_t>(head) * channels * (LAYOUT == Layout::last ? 1 : map.row);
+    return {static_cast<T*>(map.data) + b * map.batch + of_head, map.row, call.pixels, channels};
+  }
+
+  // Which pixels of a tile take part, a bit each.
+  static VT_DEVICE uint32_t inside(const Call& call, int pixel) {
+    const int count = call.pixels - pixel;
+    return count >= 32 || (TP == 16 && count >= 16) ? (TP == 16 ? 0xffffu : 0xffffffffu) : (1u << count) - 1;
+  }
+  static VT_DEVICE uint32_t taking_part(const Call& call, int sample, int pixel, int lane) {
+    const int n = pixel + lane;
+    bool part = lane < TP && n < call.pixels;
+    if (part) {
+      const int b = sample % call.batch;
+      if (call.mask != nullptr) part = global(call.mask + static_cast<int64_t>(b) * call.pixels + n) != 0;
+      if (call.pixel_bias.data != nullptr) {
+        part = part && number<T>(call.pixel_bias, b * call.pixel_bias.batch + n) != minus_infinity();
+      }
+    }
+    return ballot(part);
+  }
+
+  // Waits for the oldest stage.
+  static VT_DEVICE void wait_stage(int stages) {
+    if (stages == 2) {
+      copy_wait<0>();
+    } else if (stages == 3) {
+      copy_wait<1>();
+    } else {
+      copy_wait<2>();
+    }
+    sync_warp();
+  }
+
+  // ---- products ----
+
+  // The warp's part of scores: the slice times each of the rows in the bank.
+  static VT_DEVICE void scores(const Warp& warp, const View& view, uint32_t bank, int matrix) {
+    float sum[kBlocks][NT][4] = {};
+    VT_UNROLL
+    for (int m = 0; m < MT; ++m) {
+      Right<T> b[NT];
+      RowBank::channels_by_rows(b, bank, m, warp.lane);
+      VT_UNROLL
+      for (int p = 0; p < kBlocks; ++p) {
+        Left<T> a;
+        view.pixels_by_channels(a, p, m);
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) multiply(sum[p][n], a, b[n]);
+      }
+    }
+    const uint32_t own = warp.call.places.scores + Warp::part(warp.warp, matrix, 0, 0);
+    VT_UNROLL
+    for (int p = 0; p < kBlocks; ++p) {
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          set_shared(own + (n * 8 + warp.t * 2 + i % 2) * kScorePitch + (p * 16 + warp.g + i / 2 * 8) * 4, sum[p][n][i]);
+        }
+      }
+    }
+  }
+
+  // sum += slice^T times the weights from row `row` of by_token. Pixels without their bit in `there` are
+  // cleared where `clear` says that they may hold anything: a weight of 0 does not undo NaN.
+  static VT_DEVICE void pool(float (&sum)[MT][NT][4], const Warp& warp, const View& view, int row, uint32_t there, bool clear) {
+    VT_UNROLL
+    for (int k = 0; k < kBlocks; ++k) {
+      Right<T> b[NT];
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        VT_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          b[n].pairs[i] = Pair<T>::of(shared<Couple<T>>(warp.call.places.by_token + (row + n * 8 + warp.g) * kByToken +
+                                                        (k * 16 + i * 8 + warp.t * 2) * kSize));
+        }
+      }
+      const uint32_t bits = there >> (k * 16 + warp.t * 2);
+      VT_UNROLL
+      for (int m = 0; m < MT; ++m) {
+        Left<T> a;
+        view.channels_by_pixels(a, m, k);
+        if (LAYOUT == Layout::shifted || clear) {
+          VT_UNROLL
+          for (int i = 0; i < 4; ++i) a.pairs[i].keep(bits >> (i / 2 * 8) & 1, bits >> (i / 2 * 8) & 2);
+        }
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) multiply(sum[m][n], a, b[n]);
+      }
+    }
+  }
+
+  // One of the terms of a spread: weights in by_pixel from column `column`, times the rows of a bank.
+  struct Term {
+    int column;
+    uint32_t bank;
+  };
+
+  // to = base + the terms, for the slice: `base` is a slice, or none.
+  template <int TERMS>
+  static VT_DEVICE void spread(const Warp& warp, const View& to, bool has_base, uint32_t base, const Term (&terms)[TERMS]) {
+    const uint32_t weights = warp.call.places.by_pixel;
+    const auto finish = [&](uint32_t at, float x, float y) {
+      if (has_base) {
+        const Couple<float> before = Tile::load_result(at - to.at + base);
+        x += before.x, y += before.y;
+      }
+      Tile::store_result(at, x, y);
+    };
+    if constexpr (LAYOUT == Layout::last) {
+      VT_UNROLL
+      for (int p = 0; p < kBlocks; ++p) {
+        Left<T> a[TERMS][kSteps];
+        VT_UNROLL
+        for (int term = 0; term < TERMS; ++term) {
+          VT_UNROLL
+          for (int k = 0; k < kSteps; ++k) {
+            VT_UNROLL
+            for (int i = 0; i < 4; ++i) {
+              a[term][k].pairs[i] = Pair<T>::of(
+                  shared<Couple<T>>(weights + (p * 16 + warp.g + i % 2 * 8) * kByPixel +
+                                    (terms[term].column + k * 16 + i / 2 * 8 + warp.t * 2) * kSize));
+            }
+          }
+        }
+        VT_UNROLL
+        for (int m = 0; m < MT; ++m) {
+          float sum[2][4] = {};
+          VT_UNROLL
+          for (int term = 0; term < TERMS; ++term) {
+            VT_UNROLL
+            for (int k = 0; k < kSteps; ++k) {
+              Right<T> b[2];
+              RowBank::rows_by_channels(b, terms[term].bank, k, m, warp.lane);
+              multiply(sum[0], a[term][k], b[0]);
+              multiply(sum[1], a[term][k], b[1]);
+            }
+          }
+          VT_UNROLL
+          for (int h = 0; h < 2; ++h) {
+            VT_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              finish(to.result(p, 2 * m + h, half), sum[h][2 * half], sum[h][2 * half + 1]);
+            }
+          }
+        }
+      }
+    } else {
+      VT_UNROLL
+      for (int m = 0; m < MT; ++m) {
+        Left<T> a[TERMS][kSteps];
+        VT_UNROLL
+        for (int term = 0; term < TERMS; ++term) {
+          VT_UNROLL
+          for (int k = 0; k < kSteps; ++k) RowBank::channels_by_rows(a[term][k], terms[term].bank, m, k, warp.lane);
+        }
+        VT_UNROLL
+        for (int p = 0; p < TP / 8; ++p) {
+          float sum[4] = {};
+          VT_UNROLL
+          for (int term = 0; term < TERMS; ++term) {
+            VT_UNROLL
+            for (int k = 0; k < kSteps; ++k) {
+              Right<T> b;
+              VT_UNROLL
+              for (int i = 0; i < 2; ++i) {
+                b.pairs[i] = Pair<T>::of(
+                    shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
+                                      (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
+              }
+              multiply(sum, a[term][k], b);
+            }
+          }
+          VT_UNROLL
+          for (int half = 0; half < 2; ++half) finish(to.result(m, p, half), sum[2 * half], sum[2 * half + 1]);
+        }
+      }
+    }
+  }
+
+  // ---- softmax over the tokens of a pixel ----
+
+  // Biases of keys, and minus infinity where there is no key. All warps take part.
+  static VT_DEVICE void load_token_bias(const Warp& warp, int sample) {
+    const Call& call = warp.call;
+    for (int row = thread(); row < kRows; row += threads()) {
+      float bias = minus_infinity();
+      if (row < call.keys_count) {
+        bias = call.token_bias.data == nullptr ? 0.f : number<T>(call.token_bias, sample * call.token_bias.batch + row);
+      }
+      set_shared(call.places.token_bias + row * 4, bias);
+    }
+  }
+
+  // The keys that a bias takes out of this sample, a bit each.
+  static VT_DEVICE uint64_t absent_keys(const Call& call, int sample) {
+    uint64_t absent = 0;
+    if (call.token_bias.data == nullptr) return absent;
+    for (int row = 0; row < call.keys_count; ++row) {
+      if (number<T>(call.token_bias, sample * call.token_bias.batch + row) == minus_infinity()) absent |= uint64_t{1} << row;
+    }
+    return absent;
+  }
+
+  // What a lane adds up over the lanes that share its pixel.
+  static VT_DEVICE float sum_of_pixel(float value) {
+    VT_UNROLL
+    for (int mask = 4; mask < 32; mask *= 2) value += shuffle_xor(value, mask);
+    return value;
+  }
+
+  // Calls body(pixel, exists, weights) for four pixels of each warp at a time. A lane has rows g + 8 n.
+  template <class Body>
+  static VT_DEVICE void for_pixels(const Warp& warp, const Body& body) {
+    for (int from = 0; from < TP; from += 4 * warp.warps) {
+      const int p = from + warp.warp * 4 + warp.t;
+      body(p < TP ? p : TP - 1, p < TP);
+    }
+  }
+
+  // Weights of project, from scores in matrix 0.
+  static VT_DEVICE void token_softmax(const Warp& warp, int pixel, float (&weight)[NT]) {
+    const Call& call = warp.call;
+    float logit[NT];
+    VT_UNROLL
+    for (int n = 0; n < NT; ++n) {
+      const int row = n * 8 + warp.g;
+      const float bias = shared<float>(call.places.token_bias + row * 4);
+      const float sum = warp.score(0, row, pixel);
+      logit[n] = bias == minus_infinity() ? bias : sum + bias;
+      weight[n] = 0.f;
+    }
+    const int each = call.keys_count / call.num_heads;
+    for (int first = 0; first < call.keys_count; first += each) {
+      float top = minus_infinity();
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (in_head(n, warp.g, first, each)) top = larger(logit[n], top);
+      }
+      VT_UNROLL
+      for (int mask = 4; mask < 32; mask *= 2) top = larger(shuffle_xor(top, mask), top);
+      const float reference = top == minus_infinity() ? 0.f : top * kLog2e;
+      float sum = 0.f;
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (in_head(n, warp.g, first, each)) {
+          weight[n] = power_of_two(multiply_add(logit[n], kLog2e, -reference));
+          sum += weight[n];
+        }
+      }
+      sum = sum_of_pixel(sum);
+      const float inverse = sum == 0.f ? 0.f : 1.f / sum;
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (in_head(n, warp.g, first, each)) weight[n] *= inverse;
+      }
+    }
+  }
+
+  static VT_DEVICE bool in_head(int n, int g, int first, int each) {
+    return n * 8 + g >= first && n * 8 + g < first + each;
+  }
+
+  static VT_DEVICE void set_by_pixel(const Call& call, int pixel, int column, float value) {
+    set_shared(call.places.by_pixel + pixel * kByPixel + column * kSize, narrow<T>(value));
+  }
+  static VT_DEVICE void set_by_token(const Call& call, int row, int pixel, float value) {
+    set_shared(call.places.by_token + row * kByToken + pixel * kSize, narrow<T>(value));
+  }
+
+  // ---- small operands of a sample ----
+
+  static VT_DEVICE RowsOf<T> rows_of(const Rows& rows, int64_t offset, int count, int channels) {
+    return {static_cast<const T*>(rows.data) + offset, channels, count, channels, count, channels};
+  }
+
+  static VT_DEVICE void fill_keys(const Warp& warp, int sample) {
+    const Call& call = warp.call;
+    const uint64_t absent = absent_keys(call, sample);
+    RowBank::fill(warp.bank(call.places.keys), rows_of(call.keys, sample * call.keys.batch, call.keys_count, call.channels),
+               absent, warp.channel, warp.lane);
+    RowsOf<T> values = rows_of(call.values, sample * call.values.batch, call.keys_count, call.out_channels);
+    values.each = call.keys_count / call.num_heads;
+    values.width = call.out_channels / call.num_heads;
+    RowBank::fill(warp.bank(call.places.values), values, absent, warp.channel, warp.lane);
+  }
+
+  static VT_DEVICE void fill_queries(const Warp& warp, int sample) {
+    const Call& call = warp.call;
+    const int head = sample / call.batch, b = sample % call.batch;
+    const int64_t of_head = static_cast<int64_t>(head) * call.queries_count * call.out_channels;
+    RowBank::fill(warp.bank(call.places.queries),
+               rows_of(call.queries, b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
+               warp.channel, warp.lane);
+  }
+};
+
+}  // namespace cuda
+}  // namespace vt

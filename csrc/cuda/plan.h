@@ -1,0 +1,198 @@
+// Which kernel a call gets, with how many warps and blocks, and how its shared memory is laid out. Host code
+// without CUDA: the emulator of the tests uses it too.
+#pragma once
+
+#include <type_traits>
+
+#include "backward.h"
+#include "forward.h"
+
+namespace vt {
+namespace cuda {
+
+enum class Op : int32_t { tokenize, project, project_tokenize, tokenize_backward, project_backward, project_tokenize_backward };
+
+inline bool projects(Op op) { return op != Op::tokenize && op != Op::tokenize_backward; }
+inline bool tokenizes(Op op) { return op != Op::project && op != Op::project_backward; }
+inline bool is_backward(Op op) { return op >= Op::tokenize_backward; }
+
+// Of a GPU.
+struct Device {
+  int processors = 1;
+  int shared_bytes = 0;  // that a block may have
+  int max_ranks = 1;     // blocks of a cluster
+};
+
+struct Plan {
+  int warps = 0, ranks = 1, stages = 0;
+  Places places = {};
+};
+
+constexpr int kMaxWarps = 8, kMaxStages = 4;
+
+// The maps that a tile consists of.
+template <class K>
+int maps_of(const Call& call) {
+  if (!K::BACKWARD) return 1 + (K::PROJECT && call.residual.data != nullptr);
+  return 1 + (K::PROJECT && call.grad_map.data != nullptr) + (K::PROJECT && K::TOKENIZE && call.residual.data != nullptr);
+}
+
+template <class K>
+Places places_of(const Call& call, int warps, int stages) {
+  Places places{};
+  uint32_t end = 0;
+  const auto take = [&end](uint32_t bytes) {
+    const uint32_t at = end;
+    end += (bytes + 15) / 16 * 16;
+    return at;
+  };
+  const uint32_t slices = warps * K::Tile::kBytes, banks = warps * K::RowBank::kBytes;
+  places.map = slices;
+  places.stage = maps_of<K>(call) * slices;
+  places.ring = take(stages * places.stage);
+  if (K::BACKWARD && K::PROJECT && K::TOKENIZE) places.again = take(slices);
+  if (K::PROJECT) places.keys = take(banks), places.values = take(banks);
+  if (K::TOKENIZE) places.queries = take(banks);
+  if (K::BACKWARD && K::TOKENIZE) places.grad_tokens = take(banks);
+  places.scores = take(warps * K::kMatrices * K::kRows * K::kScorePitch);
+  if (K::PROJECT || K::BACKWARD) places.by_pixel = take(K::TP * K::kByPixel);
+  if (K::TOKENIZE || K::BACKWARD) places.by_token = take((K::BACKWARD && K::PROJECT ? 2 : 1) * K::kRows * K::kByToken);
+  if (K::BACKWARD && K::PROJECT && K::TOKENIZE) {
+    places.weights = take(K::TP * (K::kRows * 4 + 16));
+    places.used = take(K::TP * 4);
+  }
+  if (K::TOKENIZE && !K::BACKWARD) {
+    places.highest = take(K::kRows * 4), places.total = take(K::kRows * 4), places.scale = take(K::kRows * 4);
+    places.extra = take(call.queries_count * call.extra_columns * 4);
+  }
+  if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
+  if (K::PROJECT) places.token_bias = take(K::kRows * 4);
+  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = take(warps * K::kRows * 4);
+  places.bytes = end;
+  return places;
+}
+
+// The fewest blocks that hold all channels and two stages of tiles; more stages where they fit.
+template <class K>
+bool plan_of(const Call& call, const Device& device, Plan& plan) {
+  const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
+  const int slices = (channels + K::Tile::kChannels - 1) / K::Tile::kChannels;
+  for (int ranks = 1; ranks <= device.max_ranks; ranks *= 2) {
+    const int warps = (slices + ranks - 1) / ranks;
+    if (warps > kMaxWarps) continue;
+    for (int stages = kMaxStages; stages >= 2; --stages) {
+      const Places places = places_of<K>(call, warps, stages);
+      if (places.bytes > static_cast<uint32_t>(device.shared_bytes)) continue;
+      plan.warps = warps, plan.ranks = ranks, plan.stages = stages, plan.places = places;
+      return true;
+    }
+  }
+  return false;
+}
+
+// ---- the instances ----
+
+template <class T, Layout LAYOUT, int MT, int NT, Op OP>
+struct Instance {
+  static constexpr bool kBackward = OP >= Op::tokenize_backward;
+  static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
+  static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
+  static constexpr int TP = sizeof(T) == 4 || MT >= 8 || NT >= 8 || (kBackward && MT >= 4) ? 16 : 32;
+  using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
+                                  Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
+};
+
+// The most channels of a warp, in units of 16, for 8 `nt` rows: more sums do not fit into its registers.
+template <class T>
+constexpr int largest_mt(Op op, int nt) {
+  const int column = nt == 2 ? 0 : nt == 4 ? 1 : 2;
+  constexpr int of_16_bits[4][3] = {{8, 8, 4}, {8, 4, 2}, {8, 4, 2}, {4, 2, 1}};
+  constexpr int of_floats[4][3] = {{4, 4, 2}, {4, 2, 2}, {4, 2, 1}, {2, 1, 1}};
+  const int row = is_backward(op) ? static_cast<int>(op) - static_cast<int>(Op::tokenize_backward) + 1 : 0;
+  return sizeof(T) == 4 ? of_floats[row][column] : of_16_bits[row][column];
+}
+
+// Whether there is such a kernel; small slices are for few channels.
+template <class T>
+constexpr bool exists(Op op, int mt, int nt) {
+  const int largest = largest_mt<T>(op, nt);
+  return mt <= largest && (mt >= 2 || largest == 1);
+}
+
+template <class T, Layout LAYOUT, Op OP, int NT, int MT, class Body>
+bool try_kernel(const Call& call, const Device& device, const Body& body) {
+  if constexpr (exists<T>(OP, MT, NT)) {
+    using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
+    Plan plan;
+    if (!plan_of<K>(call, device, plan)) return false;
+    body(K{}, plan);
+    return true;
+  } else {
+    return false;
+  }
+}
+
+// Few warps with many channels each, but at least four where there are so many channels.
+template <class T, Layout LAYOUT, Op OP, int NT, class Body>
+bool with_rows(const Call& call, const Device& device, const Body& body) {
+  const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
+  const auto wanted = [&](int mt) { return mt <= 2 || channels > 4 * 16 * (mt / 2) * (mt == 8 ? 2 : 1); };
+  const auto attempt = [&](auto mt) { return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body); };
+  using std::integral_constant;
+  return (wanted(8) && attempt(integral_constant<int, 8>{})) || (wanted(4) && attempt(integral_constant<int, 4>{})) ||
+         attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
+         attempt(integral_constant<int, 4>{}) || attempt(integral_constant<int, 8>{});
+}
+
+// Calls body(kernel, plan) with the kernel for a call of OP; false where there is none.
+template <class T, Op OP, class Body>
+bool with_kernel(const Call& call, Layout layout, const Device& device, const Body& body) {
+  const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;
+  const auto of_layout = [&](auto of) {
+    constexpr Layout kLayout = decltype(of)::value;
+    if (rows <= 16) return with_rows<T, kLayout, OP, 2>(call, device, body);
+    if (rows <= 32) return with_rows<T, kLayout, OP, 4>(call, device, body);
+    return rows <= 64 && with_rows<T, kLayout, OP, 8>(call, device, body);
+  };
+  using std::integral_constant;
+  if (layout == Layout::last) return of_layout(integral_constant<Layout, Layout::last>{});
+  if constexpr (sizeof(T) == 2) {
+    if (layout == Layout::first) return of_layout(integral_constant<Layout, Layout::first>{});
+  }
+  return of_layout(integral_constant<Layout, Layout::shifted>{});
+}
+
+// The layout of dense maps whose pixels are contiguous.
+inline Layout layout_of_planes(Dtype dtype, int64_t pixels) {
+  return dtype == Dtype::float32 || pixels % 4 != 0 ? Layout::shifted : Layout::first;
+}
+
+// Fills in what depends on the kernel. `clusters`: how many run at a time.
+template <class K>
+void share_out(Call& call, const Plan& plan, int clusters) {
+  call.tiles_per_sample = (call.pixels + K::TP - 1) / K::TP;
+  call.stages = plan.stages;
+  call.places = plan.places;
+  const int64_t samples = static_cast<int64_t>(call.batch) * call.query_heads, tiles = samples * call.tiles_per_sample;
+  // Parts of split samples cost their bytes twice, clusters with nothing to do their time.
+  const int64_t whole = (samples + clusters - 1) / clusters * call.tiles_per_sample, even = (tiles + clusters - 1) / clusters;
+  call.unit = 10 * whole <= 11 * even ? call.tiles_per_sample : 1;
+  const int64_t units = tiles / call.unit;
+  call.clusters = static_cast<int>(clusters < units ? clusters : units);
+}
+
+// Floats of call.parts.
+template <class K>
+int64_t part_floats(const Call& call) {
+  if constexpr (K::BACKWARD) {
+    const int64_t size = Part::of(call, K::PROJECT, K::TOKENIZE, K::kRows).size;
+    return (2 * static_cast<int64_t>(call.clusters) + (call.shared_rows ? 0 : static_cast<int64_t>(call.batch) * call.query_heads)) * size;
+  } else if constexpr (K::TOKENIZE) {
+    return call.unit > 1 || call.tiles_per_sample == 1 ? 0 : 2 * static_cast<int64_t>(call.clusters) * K::part_size(call);
+  } else {
+    return 0;
+  }
+}
+
+}  // namespace cuda
+}  // namespace vt

@@ -1,0 +1,230 @@
+// A tile of a map in shared memory, TP pixels of one sample, cut into slices of 16 MT channels. Each warp
+// copies, multiplies and frees the slice of its own channels, so that tiles need no barrier.
+#pragma once
+
+#include "numbers.h"
+
+namespace vt {
+
+// How a map lies in memory. `last`: channels are contiguous. `first`: pixels are contiguous, and rows of
+// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a row
+// is copied with the 16 bytes around it.
+enum class Layout { last, first, shifted };
+
+// A sample of a map: `row` elements lie between two pixels (last), or between two channels.
+template <class T>
+struct Sample {
+  T* data;
+  int64_t row;
+  int pixels, channels;
+};
+
+template <class T, Layout LAYOUT, int MT, int TP>
+struct Slice {
+  static constexpr int kChannels = 16 * MT;
+  static constexpr int kSize = sizeof(T);
+  static constexpr int kPer16 = 16 / kSize;
+  static constexpr int kRows = LAYOUT == Layout::last ? TP : kChannels;
+  static constexpr int kRowBytes = kSize * (LAYOUT == Layout::last ? kChannels : TP);
+  // The 8 rows that ldmatrix reads at a time must lie in different banks. Rows of an odd number of 16 bytes
+  // do. Rows of `first`, of 1 << kParts times 16 bytes, are not padded: their parts change places instead.
+  static constexpr uint32_t kPitch = kRowBytes + (LAYOUT == Layout::first ? 0 : 16);
+  static constexpr uint32_t kBytes = kRows * kPitch;
+  static constexpr int kParts = kRowBytes / 16 == 2 ? 1 : 2;
+  static_assert(LAYOUT != Layout::first || (kRowBytes == 16 << kParts && kSize == 2));
+
+  // Where byte `byte` of a row lies within it.
+  static VT_DEVICE uint32_t place(int row, int byte) {
+    if constexpr (LAYOUT != Layout::first) return byte;
+    return byte ^ ((row >> (3 - kParts) & ((1 << kParts) - 1)) << 4);
+  }
+
+  // Bytes between the start of a row in shared memory and its first pixel.
+  static VT_DEVICE uint32_t shift(const Sample<T>& map, int channel, int pixel) {
+    if constexpr (LAYOUT != Layout::shifted) return 0;
+    return kSize * (static_cast<uint32_t>(channel * map.row + pixel) % kPer16);
+  }
+
+  // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the map
+  // becomes 0, except for `shifted`, where a row goes on with what lies behind it.
+  static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
+    if constexpr (LAYOUT == Layout::last) {
+      constexpr int kPerRow = kRowBytes / 16;
+      VT_UNROLL
+      for (int i = 0; i < kRows * kPerRow / 32; ++i) {
+        const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+        const int n = pixel + row, c = channel + part * kPer16;
+        const bool inside = n < map.pixels && c < map.channels;
+        copy_async<16>(to + row * kPitch + part * 16, inside ? map.data + n * map.row + c : map.data, inside ? 16 : 0);
+      }
+    } else if constexpr (LAYOUT == Layout::first) {
+      if (map.row % 8 == 0) {
+        copy_first<16>(to, map, channel, pixel, lane);
+      } else {
+        copy_first<8>(to, map, channel, pixel, lane);
+      }
+    } else {
+      constexpr int kPerRow = kRowBytes / 16 + 1;
+      constexpr int kAll = kRows * kPerRow;
+      const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
+      VT_UNROLL
+      for (int i = 0; i < (kAll + 31) / 32; ++i) {
+        const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+        const int c = channel + row;
+        const int64_t begin = c * map.row + pixel;
+        const int64_t at = begin / kPer16 * kPer16 + part * kPer16;
+        const bool inside = c < map.channels && at < begin + taken;
+        if (kAll % 32 == 0 || row < kRows) {
+          copy_async<16>(to + row * kPitch + part * 16, inside ? map.data + at : map.data, inside ? 16 : 0);
+        }
+      }
+    }
+  }
+
+  template <int BYTES>
+  static VT_DEVICE void copy_first(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
+    constexpr int kPerRow = kRowBytes / BYTES;
+    VT_UNROLL
+    for (int i = 0; i < kRows * kPerRow / 32; ++i) {
+      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+      const int n = pixel + part * (BYTES / kSize), c = channel + row;
+      const bool inside = n < map.pixels && c < map.channels;
+      copy_async<BYTES>(to + row * kPitch + place(row, part * BYTES), inside ? map.data + c * map.row + n : map.data,
+                        inside ? BYTES : 0);
+    }
+  }
+
+  // The part of a slice that lies inside the map, to global memory.
+  static VT_DEVICE void store(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
+    if constexpr (LAYOUT == Layout::last) {
+      store_rows<Four>(map, from, channel, pixel, lane);
+    } else if constexpr (LAYOUT == Layout::first) {
+      if (map.row % 8 == 0) {
+        store_rows<Four>(map, from, channel, pixel, lane);
+      } else {
+        store_rows<Two>(map, from, channel, pixel, lane);
+      }
+    } else {
+      VT_UNROLL
+      for (int i = 0; i < kRows * TP / 32; ++i) {
+        const int row = (i * 32 + lane) / TP, p = (i * 32 + lane) % TP;
+        const int n = pixel + p, c = channel + row;
+        if (n < map.pixels && c < map.channels) {
+          set_global(map.data + c * map.row + n, shared<T>(from + row * kPitch + shift(map, row, pixel) + p * kSize));
+        }
+      }
+    }
+  }
+
+  template <class Words>
+  static VT_DEVICE void store_rows(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
+    constexpr int kBytesEach = sizeof(Words), kPer = kBytesEach / kSize, kPerRow = kRowBytes / kBytesEach;
+    VT_UNROLL
+    for (int i = 0; i < kRows * kPerRow / 32; ++i) {
+      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+      const int n = pixel + (LAYOUT == Layout::last ? row : part * kPer);
+      const int c = channel + (LAYOUT == Layout::last ? part * kPer : row);
+      if (n < map.pixels && c < map.channels) {
+        T* to = map.data + (LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);
+        set_global(reinterpret_cast<Words*>(to), shared<Words>(from + row * kPitch + place(row, part * kBytesEach)));
+      }
+    }
+  }
+
+  // ---- access by fragments: lane 4 g + t ----
+
+  // A slice as an operand of products, and as the place of their results.
+  struct View {
+    uint32_t at;
+    int lane;
+    // Of `shifted`, whose rows start at a multiple of 16 channels, so that a row's shift depends on row % 8.
+    uint32_t shift_own, shift_even, shift_odd;
+
+    VT_DEVICE View(uint32_t at, int lane, const Sample<T>& map, int pixel) : at(at), lane(lane) {
+      shift_own = shift(map, lane / 4, pixel);
+      shift_even = shift(map, lane % 4 * 2, pixel);
+      shift_odd = shift(map, lane % 4 * 2 + 1, pixel);
+    }
+
+    // Rows are pixels from 16 p, columns are channels from 16 m.
+    VT_DEVICE void pixels_by_channels(Left<T>& a, int p, int m) const {
+      const int g = lane / 4, t = lane % 4;
+      if constexpr (LAYOUT == Layout::last && kSize == 2) {
+        uint32_t r[4];
+        ldmatrix(r, at + (p * 16 + (lane & 15)) * kPitch + m * 32 + (lane >> 4) * 16);
+        take(a, r);
+      } else if constexpr (LAYOUT == Layout::last) {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          a.pairs[i] = Pair<T>::of(shared<Couple<T>>(at + (p * 16 + g + i % 2 * 8) * kPitch + (m * 16 + i / 2 * 8 + t * 2) * kSize));
+        }
+      } else if constexpr (LAYOUT == Layout::first) {
+        uint32_t r[4];
+        ldmatrix_transposed(r, at + (m * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch +
+                                   place(lane & 7, p * 32 + ((lane >> 3) & 1) * 16));
+        take(a, r);
+      } else {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t row = at + (m * 16 + i / 2 * 8 + t * 2) * kPitch + (p * 16 + i % 2 * 8 + g) * kSize;
+          a.pairs[i] = Pair<T>::of(shared<T>(row + shift_even), shared<T>(row + kPitch + shift_odd));
+        }
+      }
+    }
+
+    // Rows are channels from 16 m, columns are pixels from 16 p.
+    VT_DEVICE void channels_by_pixels(Left<T>& a, int m, int p) const {
+      const int g = lane / 4, t = lane % 4;
+      if constexpr (LAYOUT == Layout::last && kSize == 2) {
+        uint32_t r[4];
+        ldmatrix_transposed(r, at + (p * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+        take(a, r);
+      } else if constexpr (LAYOUT == Layout::last) {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t row = at + (p * 16 + i / 2 * 8 + t * 2) * kPitch + (m * 16 + i % 2 * 8 + g) * kSize;
+          a.pairs[i] = Pair<T>::of(shared<T>(row), shared<T>(row + kPitch));
+        }
+      } else if constexpr (LAYOUT == Layout::first) {
+        uint32_t r[4];
+        ldmatrix(r, at + (m * 16 + (lane & 15)) * kPitch + place(lane & 7, p * 32 + (lane >> 4) * 16));
+        take(a, r);
+      } else {
+        VT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t row = at + shift_own + (m * 16 + i % 2 * 8 + g) * kPitch + (p * 16 + i / 2 * 8 + t * 2) * kSize;
+          a.pairs[i] = Pair<T>::of(shared<T>(row), shared<T>(row + kSize));
+        }
+      }
+    }
+
+    // Where the results of a product go. Of `last`, rows are pixels: (pixel, channel) and the next channel. Of
+    // the others rows are channels: (channel, pixel) and the next pixel. Rows and columns are those of a 16 x 8
+    // product: row g + 8 half, columns 2 t and 2 t + 1.
+    VT_DEVICE uint32_t result(int row_block, int column_block, int half) const {
+      const int g = lane / 4, t = lane % 4;
+      return at + (row_block * 16 + half * 8 + g) * kPitch + shift_own + place(g, (column_block * 8 + t * 2) * kSize);
+    }
+  };
+
+  static VT_DEVICE Couple<float> load_result(uint32_t at) {
+    if constexpr (LAYOUT == Layout::shifted) return {widen(shared<T>(at)), widen(shared<T>(at + kSize))};
+    return widen(shared<Couple<T>>(at));
+  }
+  static VT_DEVICE void store_result(uint32_t at, float x, float y) {
+    if constexpr (LAYOUT == Layout::shifted) {
+      set_shared(at, narrow<T>(x));
+      set_shared(at + kSize, narrow<T>(y));
+    } else {
+      set_shared(at, couple(T{}, x, y));
+    }
+  }
+
+ private:
+  static VT_DEVICE void take(Left<T>& a, const uint32_t (&r)[4]) {
+    VT_UNROLL
+    for (int i = 0; i < 4; ++i) a.pairs[i].bits = r[i];
+  }
+};
+
+}  // namespace vt
