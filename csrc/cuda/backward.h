@@ -267,7 +267,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
     if (call.dextra_values != nullptr) {
       for (int item = thread(); item < TP * call.extra_columns; item += threads()) {
         const int p = item / call.extra_columns, column = item % call.extra_columns;
-        if (pixel + p >= call.pixels) break;
+        if (pixel + p >= call.pixels) continue;
         float sum = 0.f;
         for (int row = 0; row < call.queries_count; ++row) {
           const int64_t of_token = (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
@@ -446,16 +446,16 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
   }
 };
 
-// Gradients of rows from their parts. Grid: pieces of Part::size x sets.
+// Gradients of rows from their parts. Grid: sets x pieces of Part::size.
 template <class T, int NT, bool PROJECT, bool TOKENIZE>
 struct CombineRows {
   static constexpr int kThreads = 256, kRows = 8 * NT;
 
   static VT_DEVICE void run(const Call& call) {
     const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread();
+    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
     if (index >= part.size) return;
-    const int set = block_y();
+    const int set = block_x();
     if (TOKENIZE && index < part.keys) {
       const int row = static_cast<int>(index / call.out_channels), c = static_cast<int>(index % call.out_channels);
       if (row >= call.queries_count || call.dqueries == nullptr) return;

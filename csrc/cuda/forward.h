@@ -259,19 +259,19 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
   }
 };
 
-// Puts together what several clusters found for one sample. Grid: pieces of the tokens x samples.
+// Puts together what several clusters found for one sample. Grid: samples x pieces of the tokens.
 template <class T, int NT>
 struct CombineTokens {
   static constexpr int kThreads = 256, kRows = 8 * NT;
 
   static VT_DEVICE void run(const Call& call) {
-    const int sample = block_y();
+    const int sample = block_x();
     const Set set = Set::of(call, sample, 1);
     const int64_t first = Share::owner(call, set.begin), last = Share::owner(call, set.end - 1);
     if (first == last) return;
     const int columns = call.out_channels + call.extra_columns;
     const int64_t size = static_cast<int64_t>(2 + columns) * kRows;
-    const int64_t index = static_cast<int64_t>(block_x()) * kThreads + thread();
+    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
     if (index >= static_cast<int64_t>(call.queries_count) * columns) return;
     const int row = static_cast<int>(index / columns), c = static_cast<int>(index % columns);
     float top = minus_infinity();

@@ -181,17 +181,72 @@ void share_out(Call& call, const Plan& plan, int clusters) {
   call.clusters = static_cast<int>(clusters < units ? clusters : units);
 }
 
-// Floats of call.parts.
+// The sets of samples that gradients of rows are summed over.
+inline int64_t sets_of(const Call& call) {
+  return static_cast<int64_t>(call.query_heads) * (call.shared_rows ? 1 : call.batch);
+}
+
+// Whether a result may be a sum over several clusters.
 template <class K>
-int64_t part_floats(const Call& call) {
+bool has_parts(const Call& call) {
+  if (!K::BACKWARD && !K::TOKENIZE) return false;
+  if (call.unit < call.tiles_per_sample) return true;
+  if (!K::BACKWARD) return false;
+  if (call.shared_rows) return call.clusters > 1;
+  // An operand that the batch shares, beside others.
+  return (K::TOKENIZE && call.queries.batch == 0) ||
+         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 || call.token_bias.batch == 0));
+}
+
+template <class K>
+int64_t part_size(const Call& call) {
   if constexpr (K::BACKWARD) {
-    const int64_t size = Part::of(call, K::PROJECT, K::TOKENIZE, K::kRows).size;
-    return (2 * static_cast<int64_t>(call.clusters) + (call.shared_rows ? 0 : static_cast<int64_t>(call.batch) * call.query_heads)) * size;
-  } else if constexpr (K::TOKENIZE) {
-    return call.unit > 1 || call.tiles_per_sample == 1 ? 0 : 2 * static_cast<int64_t>(call.clusters) * K::part_size(call);
+    return Part::of(call, K::PROJECT, K::TOKENIZE, K::kRows).size;
   } else {
-    return 0;
+    return K::part_size(call);
   }
+}
+
+// Makes a call of OP on what the launcher stands for. Returns null, or what is wrong.
+template <class T, Op OP, class Launcher>
+const char* execute(Call call, Layout layout, Launcher& launcher) {
+  const char* error = nullptr;
+  const bool found = with_kernel<T, OP>(call, layout, launcher.device, [&](auto kernel, const Plan& plan) {
+    using K = decltype(kernel);
+    int clusters = 0;
+    if ((error = launcher.template clusters<K>(plan, clusters)) != nullptr) return;
+    share_out<K>(call, plan, clusters);
+
+    const int64_t parts = !has_parts<K>(call) ? 0
+                          : K::BACKWARD      ? (2 * static_cast<int64_t>(call.clusters) + sets_of(call)) * part_size<K>(call)
+                                             : 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call);
+    const bool sums_biases = K::BACKWARD && call.dpixel_bias.data != nullptr && call.query_heads > 1;
+    const int64_t map_of_biases = static_cast<int64_t>(call.batch) * call.pixels;
+    const int64_t biases = sums_biases ? call.query_heads * map_of_biases : 0;
+    const int64_t values = call.dextra_values == nullptr ? 0 : map_of_biases * call.extra_columns;
+    float* workspace = nullptr;
+    if (parts + biases + values > 0 && (error = launcher.floats(parts + biases + values, workspace)) != nullptr) return;
+    call.parts = workspace, call.pixel_parts = workspace + parts, call.extra_parts = workspace + parts + biases;
+
+    if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
+    if (parts > 0) {
+      if constexpr (K::BACKWARD) {
+        using C = CombineRows<T, K::NT, K::PROJECT, K::TOKENIZE>;
+        error = launcher.template start_small<C>(call, sets_of(call), part_size<K>(call));
+      } else if constexpr (K::TOKENIZE) {
+        using C = CombineTokens<T, K::NT>;
+        error = launcher.template start_small<C>(call, static_cast<int64_t>(call.batch) * call.query_heads,
+                                                 static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns));
+      }
+      if (error != nullptr) return;
+    }
+    if (biases > 0 || values > 0) {
+      const int64_t of_values = static_cast<int64_t>(call.pixels) * call.extra_columns;
+      const int64_t most = sums_biases && map_of_biases > of_values ? map_of_biases : of_values;
+      error = launcher.template start_small<SumPixels<T>>(call, (most + SumPixels<T>::kThreads - 1) / SumPixels<T>::kThreads, 1);
+    }
+  });
+  return found ? error : "no kernel";
 }
 
 }  // namespace cuda
