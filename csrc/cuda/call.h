@@ -4,9 +4,24 @@
 #include <cstdint>
 
 namespace vt {
+
+// How a map lies in memory. `last`: channels are contiguous. `first`: pixels are contiguous, and rows of
+// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a row
+// is copied with the 16 bytes around it.
+enum class Layout : int32_t { last, first, shifted };
+
 namespace cuda {
 
 enum class Dtype : int32_t { float32, bfloat16, float16 };
+
+enum class Op : int32_t {
+  tokenize,
+  project,
+  project_tokenize,
+  tokenize_backward,
+  project_backward,
+  project_tokenize_backward
+};
 
 // All strides count elements. Absent operands, and results that are not wanted, have data == nullptr.
 

@@ -6,22 +6,12 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "launch.h"
 
 namespace vt {
 namespace cuda {
 
-enum class Op : int32_t { tokenize, project, project_tokenize, tokenize_backward, project_backward, project_tokenize_backward };
-
-inline bool projects(Op op) { return op != Op::tokenize && op != Op::tokenize_backward; }
-inline bool tokenizes(Op op) { return op != Op::project && op != Op::project_backward; }
-inline bool is_backward(Op op) { return op >= Op::tokenize_backward; }
-
-// Of a GPU.
-struct Device {
-  int processors = 1;
-  int shared_bytes = 0;  // that a block may have
-  int max_ranks = 1;     // blocks of a cluster
-};
+constexpr bool is_backward(Op op) { return op >= Op::tokenize_backward; }
 
 struct Plan {
   int warps = 0, ranks = 1, stages = 0;
@@ -160,11 +150,6 @@ bool with_kernel(const Call& call, Layout layout, const Device& device, const Bo
     if (layout == Layout::first) return of_layout(integral_constant<Layout, Layout::first>{});
   }
   return of_layout(integral_constant<Layout, Layout::shifted>{});
-}
-
-// The layout of dense maps whose pixels are contiguous.
-inline Layout layout_of_planes(Dtype dtype, int64_t pixels) {
-  return dtype == Dtype::float32 || pixels % 4 != 0 ? Layout::shifted : Layout::first;
 }
 
 // Fills in what depends on the kernel. `clusters`: how many run at a time.

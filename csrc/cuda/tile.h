@@ -2,14 +2,10 @@
 // copies, multiplies and frees the slice of its own channels, so that tiles need no barrier.
 #pragma once
 
+#include "call.h"
 #include "numbers.h"
 
 namespace vt {
-
-// How a map lies in memory. `last`: channels are contiguous. `first`: pixels are contiguous, and rows of
-// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a row
-// is copied with the 16 bytes around it.
-enum class Layout { last, first, shifted };
 
 // A sample of a map: `row` elements lie between two pixels (last), or between two channels.
 template <class T>

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "calls.h"
 #include "checks.h"
 #include "choose.h"
 #include "cpu_calls.h"
@@ -51,14 +52,14 @@ struct Pooled {
   Pooled(const Tensor& x, int64_t batch, int64_t count, int64_t rows, int64_t channels,
          const Optional& extra_values)
       : tokens(empty({batch, count, channels + (extra_values ? column_count(*extra_values) : 0)},
-                     compute_dtype(dtype_code(x)))),
-        lse(empty({batch, rows}, compute_dtype(dtype_code(x)))) {}
+                     compute_dtype(dtype_code(x)), {})),
+        lse(empty({batch, rows}, compute_dtype(dtype_code(x)), {})) {}
 
   // Tokens in x's dtype, and unrounded where that is another and a backward will want them; lse.
   Three rounded(const Tensor& x, bool keep_exact) const {
     const int32_t dtype = dtype_code(x), exact = dtype_code(tokens);
-    if (dtype == exact) return {tokens, nothing(exact), lse};
-    return {converted(tokens, dtype), keep_exact ? tokens : nothing(exact), lse};
+    if (dtype == exact) return {tokens, nothing(exact, {}), lse};
+    return {converted(tokens, dtype), keep_exact ? tokens : nothing(exact, {}), lse};
   }
 };
 
@@ -66,7 +67,7 @@ struct Pooled {
 // runs, it is 0.
 Optional gradient(const Call& call, const Optional& operand, bool needed) {
   if (!needed || !operand) return {};
-  Tensor result = empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)));
+  Tensor result = empty(sizes_of(*operand), compute_dtype(dtype_code(*operand)), {});
   return call.batch == 0 ? torch::stable::zero_(result) : result;
 }
 
@@ -180,7 +181,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
   vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
                        residual_is_input, num_heads, map, pooled.tokens, pooled.lse);
-  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x))), pooled.rounded(x, keep_exact));
+  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x), {})), pooled.rounded(x, keep_exact));
 }
 
 Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,

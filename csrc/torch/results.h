@@ -35,34 +35,46 @@ using Sizes = std::vector<int64_t>;
 // Whether results start as NaN, so that tests notice what a kernel does not write.
 bool poison = false;
 
-Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype) {
+// Where a tensor is.
+struct Place {
+  int32_t type = aoti_torch_device_type_cpu(), index = 0;
+};
+
+Place place_of(const Tensor& tensor) {
+  Place place;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
+  return place;
+}
+
+Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, Place place) {
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                               aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS) {
+                               place.type, place.index, &handle) != TORCH_SUCCESS) {
     throw std::runtime_error("out of memory: a result cannot be allocated");
   }
   Tensor result(handle);
   return poison ? torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN()) : result;
 }
 
-Tensor empty(const Sizes& sizes, int32_t dtype) {
+Tensor empty(const Sizes& sizes, int32_t dtype, Place place) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
   for (size_t dim = sizes.size(); dim-- > 0;) {
     strides[dim] = stride;
     stride *= std::max<int64_t>(sizes[dim], 1);
   }
-  return empty_strided(sizes, strides, dtype);
+  return empty_strided(sizes, strides, dtype, place);
 }
 
 // Stands for a result that is not wanted: torch.jit.trace rejects optional results.
-Tensor nothing(int32_t dtype) { return empty({0}, dtype); }
+Tensor nothing(int32_t dtype, Place place) { return empty({0}, dtype, place); }
 
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 // A dense copy in another dtype.
 Tensor converted(const Tensor& tensor, int32_t dtype) {
-  Tensor result = empty(sizes_of(tensor), dtype);
+  Tensor result = empty(sizes_of(tensor), dtype, place_of(tensor));
   torch::stable::copy_(result, tensor);
   return result;
 }
@@ -114,12 +126,12 @@ Tensor empty_map_like(const Tensor& x, int64_t channels) {
   const Sizes strides(x.strides().begin(), x.strides().end());
   // torch keeps any strides of an empty tensor, and gives one of another size contiguous ones.
   if (sizes[0] == 0)
-    return dense ? empty_strided(sizes, strides, dtype_code(x)) : empty(sizes, dtype_code(x));
+    return dense ? empty_strided(sizes, strides, dtype_code(x), place_of(x)) : empty(sizes, dtype_code(x), place_of(x));
   const Sizes inferred = dense_strides(sizes, strides);
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);
   }
-  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x));
+  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x), place_of(x));
 }
 
 }  // namespace

@@ -1,0 +1,39 @@
+// Calls of the CUDA kernels on a stream. Neither torch nor CUDA.
+#pragma once
+
+#include "call.h"
+
+namespace vt {
+namespace cuda {
+
+// Of a GPU.
+struct Device {
+  int32_t index = 0;
+  int32_t processors = 1;
+  int32_t shared_bytes = 0;  // that a block may have
+  int32_t max_ranks = 1;     // blocks of a cluster
+};
+
+// Memory and the stream for a call, provided by the caller.
+struct Host {
+  Device device;
+  void* self = nullptr;
+  // Workspace, until the call has been made. Called at most once.
+  float* (*allocate)(void* self, int64_t floats) = nullptr;
+  void* stream = nullptr;  // a cudaStream_t
+};
+
+// The kernels of an op in a dtype. Each returns null, or what is wrong, in static storage.
+struct Kernels {
+  const char* (*run)(const Call&, Layout, const Host&);
+  // Whether there is a kernel that fits on the device.
+  bool (*fits)(const Call&, Layout, const Device&);
+};
+
+Kernels kernels(Op op, Dtype dtype);
+
+// Facts about a GPU; asked for once for each.
+const char* find_device(int index, Device& device);
+
+}  // namespace cuda
+}  // namespace vt
