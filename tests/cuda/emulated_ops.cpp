@@ -1,0 +1,62 @@
+// torch.ops.vt_fast_emulated.*: the ops as on a CUDA device, from the same sources, with kernels on the emulator.
+#include "torch/cuda_ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "emulated.h"
+#include "torch/host.h"
+#include "torch/schemas.h"
+
+namespace vt {
+
+namespace cuda {
+
+const char* find_device(int index, Device& device) {
+  device = {index, 4, emulated::conditions.shared_bytes, emulated::conditions.max_ranks};
+  return nullptr;
+}
+
+}  // namespace cuda
+
+namespace cuda_ops {
+namespace {
+
+const CudaDevice devices = {cuda::find_device, [](int) -> void* { return nullptr; }};
+
+void poison_results(bool on) { poison = on; }
+
+}  // namespace
+}  // namespace cuda_ops
+}  // namespace vt
+
+extern "C" {
+
+__attribute__((visibility("default"))) void set_conditions(const vt::emulated::Conditions* conditions) {
+  vt::emulated::conditions = *conditions;
+}
+__attribute__((visibility("default"))) void last_report(vt::emulated::Report* report) { *report = vt::emulated::report; }
+
+}  // extern "C"
+
+#define VT_FOR_EACH_OP(do)                                                                   \
+  do                                                                                         \
+  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
+      project_tokenize_backward)
+
+STABLE_TORCH_LIBRARY(vt_fast_emulated, library) {
+#define VT_DEFINE(op)                                                                  \
+  library.def((std::string(vt::ops::op.name) + "(" + vt::ops::op.arguments + ") -> (" + \
+               vt::ops::op.results + ")")                                               \
+                  .c_str());
+  VT_FOR_EACH_OP(VT_DEFINE)
+  library.def("poison_results(bool on) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, CPU, library) {
+#define VT_IMPLEMENT(op) library.impl(#op, vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>);
+  VT_FOR_EACH_OP(VT_IMPLEMENT)
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, CompositeExplicitAutograd, library) {
+  library.impl("poison_results", TORCH_BOX(&vt::cuda_ops::poison_results));
+}
