@@ -5,7 +5,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "../cpu/instruction_sets.h"
 #include "calls.h"
@@ -13,6 +15,102 @@
 
 namespace vt {
 namespace {
+
+// ---- from tensors to a kernel's arguments ----
+
+// Of a bias: x's dtype, or the one that x is summed in.
+Dtype bias_dtype(const Optional& bias, Dtype x, const char* name) {
+  const Dtype sums = x == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+  if (!bias) return sums;
+  const Dtype dtype = dtype_of(*bias, name);
+  if (dtype != x && dtype != sums) {
+    throw std::invalid_argument("`" + std::string(name) + "` must have the dtype of `x`, or " +
+                                (sums == Dtype::float64 ? "float64" : "float32"));
+  }
+  return dtype;
+}
+
+void* write(const Tensor& tensor) { return tensor.mutable_data_ptr(); }
+
+void* write(const Optional& tensor) { return tensor ? tensor->mutable_data_ptr() : nullptr; }
+
+Map operand(const Optional& map) { return map ? operand(*map) : Map{}; }
+
+Map result(const Optional& map) { return map ? map_of(*map, write(*map)) : Map{}; }
+
+// (B, N) or (B, H, W), for a map whose rows have `width` pixels.
+Pixels pixels(const Optional& value, int64_t width) {
+  if (!value) return {};
+  const auto strides = value->strides();
+  if (strides.size() == 3) return {read(*value), strides[0], strides[1], strides[2]};
+  return {read(*value), strides[0], width * strides[1], strides[1]};
+}
+
+// (R, C), shared by the batch, or (B, R, C).
+Rows rows(const Tensor& value) {
+  const auto strides = value.strides();
+  if (strides.size() == 2) return {read(value), 0, strides[0], strides[1], true};
+  return {read(value), strides[0], strides[1], strides[2], false};
+}
+
+// (R,), shared by the batch, or (B, R).
+Rows row(const Optional& value) {
+  if (!value) return {};
+  const auto strides = value->strides();
+  if (strides.size() == 1) return {read(*value), 0, 0, strides[0], true};
+  return {read(*value), strides[0], 0, strides[1], false};
+}
+
+// The operands of project, and of that half of project_tokenize. Before those of tokenize.
+void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
+                          bool residual_is_input, int64_t num_heads) {
+  add_project_sizes(call, values, residual_is_input, num_heads);
+  call.keys = rows(keys);
+  call.values = rows(values);
+  call.token_bias = row(token_bias);
+  call.token_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
+}
+
+void add_tokenize_operands(Call& call, const Tensor& queries, const Optional& mask,
+                           const Optional& pixel_bias, const Optional& extra_values, int64_t query_heads) {
+  add_tokenize_sizes(call, queries, extra_values, query_heads);
+  call.queries = rows(queries);
+  call.mask = pixels(mask, call.width);
+  call.pixel_bias = pixels(pixel_bias, call.width);
+  call.pixel_bias_dtype = bias_dtype(pixel_bias, call.dtype, "pixel_bias");
+  if (extra_values) call.extra_values = rows(*extra_values);
+}
+
+void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
+  call.tokens_out = write(tokens);
+  call.lse_out = write(lse);
+}
+
+// The gradients of tokenize's results, and what its forward saved.
+void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
+                        const Tensor& lse) {
+  call.grad_tokens = rows(grad_tokens);
+  call.grad_lse = row(grad_lse);
+  call.exact_tokens = read(tokens);
+  call.saved_lse = read(lse);
+}
+
+void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys, const Optional& dvalues,
+                           const Optional& dtoken_bias) {
+  call.dx = result(dx);
+  call.dkeys = write(dkeys);
+  call.dvalues = write(dvalues);
+  call.dtoken_bias = write(dtoken_bias);
+}
+
+void add_tokenize_gradients(Call& call, const Optional& dqueries, const Optional& dpixel_bias,
+                            const Optional& dextra_values) {
+  call.dqueries = write(dqueries);
+  call.dpixel_bias = write(dpixel_bias);
+  call.dextra_values = write(dextra_values);
+}
+
+// ---- the calls ----
 
 void run(Kernel Kernels::* kernel, const Call& call) {
   if (call.batch == 0) return;  // all results are empty but shared gradients, which the caller has set to 0

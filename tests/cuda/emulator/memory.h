@@ -1,0 +1,278 @@
+// Shared and global memory, and asynchronous copies: every access is checked for bounds, alignment and races.
+#pragma once
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "machine.h"
+
+namespace emulator {
+
+// ---- races ----
+
+// Whether an access is ordered before what the running thread does now. Accesses older than `since` are of
+// another launch, or were made when another cluster had the memory.
+inline bool ordered(const Access& access, uint32_t since) {
+  const Machine& m = machine;
+  if (access.stamp < since) return true;
+  if (access.block == m.here.block && access.lane <= kWarps) {
+    if (access.warp == m.here.warp && access.lane <= kLanes) {
+      return access.lane == m.here.lane || access.stamp < m.warp->synced;
+    }
+    return access.stamp < m.block->synced;
+  }
+  return access.lane <= kBlocks && static_cast<uint32_t>(access.block - m.first_block) < static_cast<uint32_t>(m.cluster) &&
+         access.stamp < m.cluster_synced;
+}
+
+[[noreturn]] inline void fail_race(const char* verb, const Shadow& shadow, const Granule& granule,
+                                   const Access& other, const char* other_verb) {
+  const Access& here = machine.here;
+  const std::string byte = std::to_string(2 * (&granule - shadow.granules.data()));
+  const std::string place = "race: " + std::string(verb) + " byte " + byte + " of " + shadow.name;
+  if (other.lane == kCopy) fail(place + " under a copy that was not waited for");
+  const bool same_block = other.block == here.block && other.lane <= kWarps;
+  const bool same_warp = same_block && other.warp == here.warp && other.lane <= kLanes;
+  const bool same_cluster = static_cast<uint32_t>(other.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
+                            other.lane <= kBlocks;
+  std::string by = "block " + std::to_string(other.block);
+  if (other.lane == kBlocks) by = "several blocks";
+  if (other.lane == kClusters) by = "several clusters";
+  if (same_block) by = other.lane == kWarps ? "several warps" : "warp " + std::to_string(other.warp);
+  if (same_warp) by = other.lane == kLanes ? "several lanes" : "lane " + std::to_string(other.lane);
+  fail(place + ", which " + by + " " + other_verb +
+       (same_warp      ? " with no sync_warp since"
+        : same_block   ? " with no barrier since"
+        : same_cluster ? " with no sync_cluster since"
+                       : " in the same launch"));
+}
+
+inline void note_read(Shadow& shadow, uint64_t at, int bytes, uint32_t since) {
+  const Access& here = machine.here;
+  Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
+  for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
+    if (!ordered(granule->write, since)) fail_race("reads", shadow, *granule, granule->write, "wrote");
+    Access& read = granule->read;
+    if (ordered(read, since)) {
+      read = here;
+    } else {
+      // Both reads count. The record grows to the smallest scope that has both, which loses nothing: what is to
+      // be ordered after both needs a synchronization of that scope.
+      const bool same_block = read.block == here.block && read.lane <= kWarps;
+      const bool same_cluster =
+          static_cast<uint32_t>(read.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) && read.lane <= kBlocks;
+      const bool same_warp = same_block && read.warp == here.warp && read.lane <= kLanes;
+      read = here;
+      read.lane = same_warp ? kLanes : same_block ? kWarps : same_cluster ? kBlocks : kClusters;
+    }
+  }
+}
+
+inline void note_write(Shadow& shadow, uint64_t at, int bytes, uint32_t since, bool copy = false) {
+  Access write = machine.here;
+  if (copy) write.lane = kCopy;
+  Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
+  for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
+    if (!ordered(granule->write, since)) fail_race("writes", shadow, *granule, granule->write, "wrote");
+    if (!ordered(granule->read, since)) fail_race("writes", shadow, *granule, granule->read, "read");
+    granule->write = write;
+    granule->read = {};
+  }
+}
+
+// ---- shared memory ----
+
+inline void check_shared(uint32_t at, int bytes) {
+  if (at % bytes != 0) {
+    fail("shared memory: byte " + std::to_string(at) + " is not aligned to " + std::to_string(bytes) + " bytes");
+  }
+  if (static_cast<uint64_t>(at) + bytes > machine.shared_bytes) {
+    fail("shared memory: byte " + std::to_string(at) + " is out of bounds, the block has " +
+         std::to_string(machine.shared_bytes));
+  }
+}
+
+template <class T>
+T read_memory_of(Block& owner, uint32_t at) {
+  static_assert(sizeof(T) <= 16 && (sizeof(T) & (sizeof(T) - 1)) == 0);
+  check_shared(at, sizeof(T));
+  note_read(owner.shadow, at, sizeof(T), machine.cluster_start);
+  T value;
+  std::memcpy(&value, owner.memory.data() + at, sizeof(T));
+  return value;
+}
+
+template <class T>
+T read_shared(uint32_t at) {
+  return read_memory_of<T>(*machine.block, at);
+}
+
+template <class T>
+void write_shared(uint32_t at, T value) {
+  static_assert(sizeof(T) <= 16 && (sizeof(T) & (sizeof(T) - 1)) == 0);
+  check_shared(at, sizeof(T));
+  note_write(machine.block->shadow, at, sizeof(T), machine.cluster_start);
+  std::memcpy(machine.block->memory.data() + at, &value, sizeof(T));
+}
+
+// The memory of another block of the cluster.
+template <class T>
+T read_shared_of(int rank, uint32_t at) {
+  if (rank < 0 || rank >= machine.cluster) fail("no block of rank " + std::to_string(rank) + " in the cluster");
+  Block& owner = machine.blocks[rank];
+  if (&owner != machine.block) {
+    const std::string block = "block " + std::to_string(machine.first_block + rank);
+    if (owner.running == 0) fail("reads shared memory of " + block + ", which has ended");
+    if (machine.cluster_synced == machine.cluster_start) {
+      fail("reads shared memory of " + block + " before a sync_cluster: it may not run yet");
+    }
+    owner.remote_read = machine.here.stamp;
+  }
+  return read_memory_of<T>(owner, at);
+}
+
+// ---- global memory ----
+
+// Lets kernels use memory. The reference is valid until `forget`. Operands that are the same memory share a range.
+inline Range& announce(const std::string& name, const void* data, uint64_t bytes, bool writable) {
+  const char* begin = static_cast<const char*>(data);
+  for (Range& range : machine.ranges) {
+    if (begin >= range.end || begin + bytes <= range.begin) continue;
+    if (begin == range.begin && bytes == range.bytes() && !writable && !range.writable) return range;
+    throw std::logic_error("`" + name + "` and " + range.shadow.name + " overlap");
+  }
+  machine.ranges.emplace_back();
+  Range& range = machine.ranges.back();
+  range.begin = begin, range.end = begin + bytes, range.writable = writable;
+  range.shadow.name = "`" + name + "`";
+  if (writable) {
+    range.covered.resize(bytes);
+    range.shadow.granules.resize(bytes / 2 + 1);
+  }
+  return range;
+}
+
+inline void forget() {
+  machine.ranges.clear();
+  machine.last_range = nullptr;
+}
+
+[[noreturn]] inline void fail_global(const char* verb, const char* at, int bytes) {
+  std::string where = "no global memory was announced";
+  int64_t least = INT64_MAX;
+  for (const Range& range : machine.ranges) {
+    const int64_t after = at + bytes - range.end, before = range.begin - at;
+    const int64_t distance = std::max(after, before);
+    if (range.bytes() == 0 || distance >= least) continue;
+    least = distance;
+    where = std::to_string(distance) + (after > before ? " bytes past the end of " : " bytes before the start of ") +
+            range.shadow.name;
+  }
+  fail("global memory: " + std::string(verb) + " " + std::to_string(bytes) + " bytes out of bounds, " + where);
+}
+
+inline Range& find_range(const char* verb, const char* at, int bytes) {
+  const auto inside = [&](const Range& range) { return at >= range.begin && at + bytes <= range.end; };
+  if (machine.last_range != nullptr && inside(*machine.last_range)) return *machine.last_range;
+  for (Range& range : machine.ranges) {
+    if (inside(range)) {
+      machine.last_range = &range;
+      return range;
+    }
+  }
+  fail_global(verb, at, bytes);
+}
+
+inline void check_aligned(const void* at, int bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
+    fail("global memory: an address is not aligned to " + std::to_string(bytes) + " bytes");
+  }
+}
+
+template <class T>
+T read_global(const void* at) {
+  constexpr int kBytes = sizeof(T);
+  static_assert(kBytes <= 16 && (kBytes & (kBytes - 1)) == 0);
+  const char* from = static_cast<const char*>(at);
+  check_aligned(at, kBytes);
+  Range& range = find_range("reads", from, kBytes);
+  if (range.writable) note_read(range.shadow, from - range.begin, kBytes, machine.launch_start);
+  range.bytes_read += kBytes;
+  machine.report.counters.bytes_read += kBytes;
+  T value;
+  std::memcpy(&value, at, kBytes);
+  return value;
+}
+
+template <class T>
+void write_global(void* at, T value) {
+  constexpr int kBytes = sizeof(T);
+  static_assert(kBytes <= 16 && (kBytes & (kBytes - 1)) == 0);
+  char* to = static_cast<char*>(at);
+  check_aligned(at, kBytes);
+  Range& range = find_range("writes", to, kBytes);
+  const uint64_t offset = to - range.begin;
+  if (!range.writable) fail("writes byte " + std::to_string(offset) + " of " + range.shadow.name + ", which is read-only");
+  note_write(range.shadow, offset, kBytes, machine.launch_start);
+  for (uint64_t byte = offset; byte < offset + kBytes; ++byte) {
+    if (!range.covered[byte]) range.covered[byte] = true, ++range.bytes_covered;
+  }
+  range.bytes_written += kBytes;
+  machine.report.counters.bytes_written += kBytes;
+  std::memcpy(to, &value, kBytes);
+}
+
+// ---- asynchronous copies ----
+
+inline void move(Copy& copy) {
+  char* to = machine.block->memory.data() + copy.to;
+  std::memcpy(to, copy.from, copy.filled);
+  std::memset(to + copy.filled, 0, copy.bytes - copy.filled);
+  copy.moved = true;
+}
+
+inline void copy_async(uint32_t to, const void* from, int bytes, int filled) {
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("a copy of " + std::to_string(bytes) + " bytes");
+  if (filled < 0 || filled > bytes) fail("a copy fills " + std::to_string(filled) + " of " + std::to_string(bytes) + " bytes");
+  check_shared(to, bytes);
+  check_aligned(from, bytes);
+  if (filled != 0) {
+    Range& range = find_range("copies", static_cast<const char*>(from), filled);
+    if (range.writable) {
+      note_read(range.shadow, static_cast<const char*>(from) - range.begin, filled, machine.launch_start);
+    }
+    range.bytes_copied += filled;
+    machine.report.counters.bytes_copied += filled;
+  }
+  note_write(machine.block->shadow, to, bytes, machine.cluster_start, true);
+  Copy copy{to, from, bytes, filled, false};
+  const Copies when = machine.options.copies;
+  if (when == Copies::early || (when == Copies::random && draw(2) != 0)) move(copy);
+  machine.lane().copies.push_back(copy);
+  ++machine.lane().uncommitted;
+}
+
+inline void copy_commit() {
+  Lane& lane = machine.lane();
+  lane.groups.push_back(lane.uncommitted);
+  lane.uncommitted = 0;
+}
+
+// From here on the thread may use what its copies wrote: they count as its own writes of this moment.
+inline void copy_wait(int pending) {
+  Lane& lane = machine.lane();
+  uint32_t landed = 0;
+  size_t group = 0;
+  for (; group + pending < lane.groups.size(); ++group) landed += lane.groups[group];
+  for (uint32_t i = 0; i < landed; ++i) {
+    Copy& copy = lane.copies[i];
+    if (!copy.moved) move(copy);
+    Granule* granules = machine.block->shadow.granules.data();
+    for (uint32_t at = copy.to / 2; at < (copy.to + copy.bytes) / 2; ++at) granules[at].write = machine.here;
+  }
+  lane.copies.erase(lane.copies.begin(), lane.copies.begin() + landed);
+  lane.groups.erase(lane.groups.begin(), lane.groups.begin() + static_cast<ptrdiff_t>(group));
+}
+
+}  // namespace emulator
