@@ -22,7 +22,8 @@ inline uint32_t as_bits(float value) {
 inline float float_of_bf16(uint16_t bits) { return as_float(static_cast<uint32_t>(bits) << 16); }
 
 inline float float_of_fp16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, rest = static_cast<uint32_t>(bits & 0x7fff) << 13;
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16,
+                 rest = static_cast<uint32_t>(bits & 0x7fff) << 13;
   if ((bits & 0x7c00) == 0x7c00) return as_float(sign | 0x7f800000u | rest);
   return as_float(sign | as_bits(as_float(rest) * 0x1p112f));  // exponents differ by 112, also of subnormals
 }
@@ -45,8 +46,12 @@ inline uint16_t fp16_of(float value) {
   return static_cast<uint16_t>(sign | result);
 }
 
-inline uint32_t pack_bf16(float low, float high) { return bf16_of(low) | static_cast<uint32_t>(bf16_of(high)) << 16; }
-inline uint32_t pack_fp16(float low, float high) { return fp16_of(low) | static_cast<uint32_t>(fp16_of(high)) << 16; }
+inline uint32_t pack_bf16(float low, float high) {
+  return bf16_of(low) | static_cast<uint32_t>(bf16_of(high)) << 16;
+}
+inline uint32_t pack_fp16(float low, float high) {
+  return fp16_of(low) | static_cast<uint32_t>(fp16_of(high)) << 16;
+}
 
 // Flushes subnormal results, like ex2.approx.ftz.
 inline float power_of_two(float x) {

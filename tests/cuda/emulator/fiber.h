@@ -11,8 +11,9 @@
 #error "the emulator switches stacks on x86-64 only"
 #endif
 
-// Saves the running fiber's registers and stack pointer, and continues another fiber. It is written outside of
-// any function, because a compiler that sees a function's body may keep values in registers across a call of it.
+// Saves the running fiber's registers and stack pointer, and continues another fiber. It is written outside
+// of any function, because a compiler that sees a function's body may keep values in registers across a call
+// of it.
 extern "C" __attribute__((visibility("hidden"))) void emulator_switch_stack(void** save, void* load);
 asm(R"(
   .pushsection .text
@@ -43,7 +44,8 @@ namespace emulator {
 
 struct Fiber {
   static constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 4096;
-  // Stacks are apart by a multiple of a cache's size. Different offsets keep them from using the same few sets.
+  // Stacks are apart by a multiple of a cache's size. Different offsets keep them from using the same few
+  // sets.
   static constexpr size_t kOffsets = 32, kOffsetBytes = 17 * 64;
 
   void* stack_pointer = nullptr;

@@ -73,8 +73,9 @@ inline bool finish_stop() {
   for (int i = 1; i < 32; ++i) {
     if (lanes[i].stop == stop) continue;
     m.here.lane = static_cast<uint8_t>(i);
-    fail(std::string("not all lanes reach an operation of the warp: lane 0 is at ") + kStopNames[static_cast<int>(stop)] +
-         ", lane " + std::to_string(i) + " at " + kStopNames[static_cast<int>(lanes[i].stop)]);
+    fail(std::string("not all lanes reach an operation of the warp: lane 0 is at ") +
+         kStopNames[static_cast<int>(stop)] + ", lane " + std::to_string(i) + " at " +
+         kStopNames[static_cast<int>(lanes[i].stop)]);
   }
   switch (stop) {
     case Stop::sync_warp:
@@ -138,8 +139,9 @@ inline void release_barriers() {
   Machine& m = machine;
   std::string text = "deadlock:";
   for (int i = 0; i < m.cluster * m.warps_per_block; ++i) {
-    text += (i == 0 ? " block " : ", block ") + std::to_string(m.first_block + i / m.warps_per_block) + " warp " +
-            std::to_string(i % m.warps_per_block) + " is at " + kStopNames[static_cast<int>(m.lanes[32 * i].stop)];
+    text += (i == 0 ? " block " : ", block ") + std::to_string(m.first_block + i / m.warps_per_block) +
+            " warp " + std::to_string(i % m.warps_per_block) + " is at " +
+            kStopNames[static_cast<int>(m.lanes[32 * i].stop)];
   }
   fail_without_thread(text);
 }
@@ -150,7 +152,8 @@ inline void run_cluster(int first_block) {
   size_t chosen = 0;
   while (!m.ready.empty()) {
     // A warp mostly goes on, so that it gets far ahead of the others; now and then another one has its turn.
-    if (chosen >= m.ready.size() || draw(m.patience) == 0) chosen = draw(static_cast<uint32_t>(m.ready.size()));
+    if (chosen >= m.ready.size() || draw(m.patience) == 0)
+      chosen = draw(static_cast<uint32_t>(m.ready.size()));
     run_warp(m.ready[chosen]);
     if (finish_stop()) continue;
     m.ready[chosen] = m.ready.back();
@@ -179,7 +182,8 @@ inline void run_cluster(int first_block) {
 inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes, const Options& options,
                      const std::function<void()>& body) {
   Machine& m = machine;
-  if (grid.x < 1 || grid.y < 1 || static_cast<int64_t>(grid.x) * grid.y > kMaxBlocks) return {"a grid of a wrong size", {}};
+  if (grid.x < 1 || grid.y < 1 || static_cast<int64_t>(grid.x) * grid.y > kMaxBlocks)
+    return {"a grid of a wrong size", {}};
   if (cluster < 1 || cluster > kMaxCluster || grid.x % cluster != 0) return {"a cluster of a wrong size", {}};
   if (threads < 32 || threads % 32 != 0 || threads > 32 * kMaxWarps) return {"a wrong number of threads", {}};
   if (shared_bytes > kMaxShared) return {"more than 227 KB of shared memory", {}};
@@ -196,7 +200,8 @@ inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes,
   m.patience = 1u << 2 * draw(4);
   // Nothing large is cleared between launches: what is known of memory is out of date by its stamps.
   if (m.blocks.size() < static_cast<size_t>(cluster)) m.blocks.resize(cluster);
-  if (m.warps.size() < static_cast<size_t>(cluster * m.warps_per_block)) m.warps.resize(cluster * m.warps_per_block);
+  if (m.warps.size() < static_cast<size_t>(cluster * m.warps_per_block))
+    m.warps.resize(cluster * m.warps_per_block);
   if (m.lanes.size() < static_cast<size_t>(cluster * threads)) m.lanes.resize(cluster * threads);
   for (int rank = 0; rank < cluster; ++rank) {
     Block& block = m.blocks[rank];
@@ -206,8 +211,10 @@ inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes,
   }
   if (m.here.stamp >= 1u << 31) {
     m.here.stamp = 1;
-    for (Block& block : m.blocks) std::fill(block.shadow.granules.begin(), block.shadow.granules.end(), Granule{});
-    for (Range& range : m.ranges) std::fill(range.shadow.granules.begin(), range.shadow.granules.end(), Granule{});
+    for (Block& block : m.blocks)
+      std::fill(block.shadow.granules.begin(), block.shadow.granules.end(), Granule{});
+    for (Range& range : m.ranges)
+      std::fill(range.shadow.granules.begin(), range.shadow.granules.end(), Granule{});
   }
   m.launch_start = tick();
   m.scheduler.start(run_grid, 0);

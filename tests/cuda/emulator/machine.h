@@ -27,11 +27,11 @@ struct Options {
 };
 
 struct Counters {
-  uint64_t bytes_read = 0, bytes_written = 0;      // of global memory, by plain accesses
-  uint64_t bytes_copied = 0;                       // of global memory, by asynchronous copies
-  uint64_t ldmatrix_reads = 0;                     // of 8 rows each
-  uint64_t ldmatrix_passes = 0;                    // the same number if no rows are in the same banks
-  uint64_t barriers = 0, cluster_barriers = 0;     // that a block, or a cluster, has passed
+  uint64_t bytes_read = 0, bytes_written = 0;   // of global memory, by plain accesses
+  uint64_t bytes_copied = 0;                    // of global memory, by asynchronous copies
+  uint64_t ldmatrix_reads = 0;                  // of 8 rows each
+  uint64_t ldmatrix_passes = 0;                 // the same number if no rows are in the same banks
+  uint64_t barriers = 0, cluster_barriers = 0;  // that a block, or a cluster, has passed
 };
 
 struct Report {
@@ -46,8 +46,8 @@ struct Access {
   uint8_t warp = 0;    // of the block
   uint8_t lane = 0;    // or one of those below
 };
-// The last accesses of several threads, with nothing to order them: of lanes of the warp, of warps of the block,
-// of blocks of the cluster, of clusters.
+// The last accesses of several threads, with nothing to order them: of lanes of the warp, of warps of the
+// block, of blocks of the cluster, of clusters.
 constexpr uint8_t kLanes = 32, kWarps = 33, kBlocks = 34, kClusters = 35;
 // A copy in flight.
 constexpr uint8_t kCopy = 36;
@@ -85,12 +85,21 @@ struct Copy {
 
 // Where a thread stops. All lanes of a warp must stop at the same operation.
 enum class Stop : uint8_t {
-  sync_warp, shuffle, ballot, ldmatrix, ldmatrix_transposed, mma_bf16, mma_fp16, mma_tf32, sync_block,
-  sync_cluster, end,
+  sync_warp,
+  shuffle,
+  ballot,
+  ldmatrix,
+  ldmatrix_transposed,
+  mma_bf16,
+  mma_fp16,
+  mma_tf32,
+  sync_block,
+  sync_cluster,
+  end,
 };
-constexpr const char* kStopNames[] = {"sync_warp",  "shuffle_xor", "ballot",   "ldmatrix",   "ldmatrix_transposed",
-                                      "mma_bf16",   "mma_fp16",    "mma_tf32", "sync_block", "sync_cluster",
-                                      "its end"};
+constexpr const char* kStopNames[] = {"sync_warp",           "shuffle_xor",  "ballot",   "ldmatrix",
+                                      "ldmatrix_transposed", "mma_bf16",     "mma_fp16", "mma_tf32",
+                                      "sync_block",          "sync_cluster", "its end"};
 
 struct Lane {
   Fiber fiber;
@@ -115,14 +124,15 @@ struct Block {
   std::vector<char> memory;
   Shadow shadow{"shared memory", {}};
   uint32_t synced = 0;
-  uint32_t remote_read = 0;  // the last time at which another block read the memory
+  uint32_t remote_read = 0;      // the last time at which another block read the memory
   int arrived = 0, running = 0;  // warps
 };
 
-// The clock ticks when threads synchronize. An access is ordered before a later one by another thread if it is
-// older than the last synchronization of both: the last sync_warp or barrier of their warp, the last barrier of
-// their block, or that of their cluster. Each of these takes in all threads of its scope, so that these few
-// times say what vector clocks of all threads would. Shuffles, votes and products do not order memory.
+// The clock ticks when threads synchronize. An access is ordered before a later one by another thread if it
+// is older than the last synchronization of both: the last sync_warp or barrier of their warp, the last
+// barrier of their block, or that of their cluster. Each of these takes in all threads of its scope, so that
+// these few times say what vector clocks of all threads would. Shuffles, votes and products do not order
+// memory.
 struct Machine {
   std::deque<Range> ranges;
   Range* last_range = nullptr;

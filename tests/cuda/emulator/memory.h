@@ -22,7 +22,8 @@ inline bool ordered(const Access& access, uint32_t since) {
     }
     return access.stamp < m.block->synced;
   }
-  return access.lane <= kBlocks && static_cast<uint32_t>(access.block - m.first_block) < static_cast<uint32_t>(m.cluster) &&
+  return access.lane <= kBlocks &&
+         static_cast<uint32_t>(access.block - m.first_block) < static_cast<uint32_t>(m.cluster) &&
          access.stamp < m.cluster_synced;
 }
 
@@ -34,8 +35,9 @@ inline bool ordered(const Access& access, uint32_t since) {
   if (other.lane == kCopy) fail(place + " under a copy that was not waited for");
   const bool same_block = other.block == here.block && other.lane <= kWarps;
   const bool same_warp = same_block && other.warp == here.warp && other.lane <= kLanes;
-  const bool same_cluster = static_cast<uint32_t>(other.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
-                            other.lane <= kBlocks;
+  const bool same_cluster =
+      static_cast<uint32_t>(other.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
+      other.lane <= kBlocks;
   std::string by = "block " + std::to_string(other.block);
   if (other.lane == kBlocks) by = "several blocks";
   if (other.lane == kClusters) by = "several clusters";
@@ -57,11 +59,12 @@ inline void note_read(Shadow& shadow, uint64_t at, int bytes, uint32_t since) {
     if (ordered(read, since)) {
       read = here;
     } else {
-      // Both reads count. The record grows to the smallest scope that has both, which loses nothing: what is to
-      // be ordered after both needs a synchronization of that scope.
+      // Both reads count. The record grows to the smallest scope that has both, which loses nothing: what is
+      // to be ordered after both needs a synchronization of that scope.
       const bool same_block = read.block == here.block && read.lane <= kWarps;
       const bool same_cluster =
-          static_cast<uint32_t>(read.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) && read.lane <= kBlocks;
+          static_cast<uint32_t>(read.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
+          read.lane <= kBlocks;
       const bool same_warp = same_block && read.warp == here.warp && read.lane <= kLanes;
       read = here;
       read.lane = same_warp ? kLanes : same_block ? kWarps : same_cluster ? kBlocks : kClusters;
@@ -85,7 +88,8 @@ inline void note_write(Shadow& shadow, uint64_t at, int bytes, uint32_t since, b
 
 inline void check_shared(uint32_t at, int bytes) {
   if (at % bytes != 0) {
-    fail("shared memory: byte " + std::to_string(at) + " is not aligned to " + std::to_string(bytes) + " bytes");
+    fail("shared memory: byte " + std::to_string(at) + " is not aligned to " + std::to_string(bytes) +
+         " bytes");
   }
   if (static_cast<uint64_t>(at) + bytes > machine.shared_bytes) {
     fail("shared memory: byte " + std::to_string(at) + " is out of bounds, the block has " +
@@ -119,7 +123,8 @@ void write_shared(uint32_t at, T value) {
 // The memory of another block of the cluster.
 template <class T>
 T read_shared_of(int rank, uint32_t at) {
-  if (rank < 0 || rank >= machine.cluster) fail("no block of rank " + std::to_string(rank) + " in the cluster");
+  if (rank < 0 || rank >= machine.cluster)
+    fail("no block of rank " + std::to_string(rank) + " in the cluster");
   Block& owner = machine.blocks[rank];
   if (&owner != machine.block) {
     const std::string block = "block " + std::to_string(machine.first_block + rank);
@@ -134,7 +139,8 @@ T read_shared_of(int rank, uint32_t at) {
 
 // ---- global memory ----
 
-// Lets kernels use memory. The reference is valid until `forget`. Operands that are the same memory share a range.
+// Lets kernels use memory. The reference is valid until `forget`. Operands that are the same memory share a
+// range.
 inline Range& announce(const std::string& name, const void* data, uint64_t bytes, bool writable) {
   const char* begin = static_cast<const char*>(data);
   for (Range& range : machine.ranges) {
@@ -166,10 +172,11 @@ inline void forget() {
     const int64_t distance = std::max(after, before);
     if (range.bytes() == 0 || distance >= least) continue;
     least = distance;
-    where = std::to_string(distance) + (after > before ? " bytes past the end of " : " bytes before the start of ") +
-            range.shadow.name;
+    where = std::to_string(distance) +
+            (after > before ? " bytes past the end of " : " bytes before the start of ") + range.shadow.name;
   }
-  fail("global memory: " + std::string(verb) + " " + std::to_string(bytes) + " bytes out of bounds, " + where);
+  fail("global memory: " + std::string(verb) + " " + std::to_string(bytes) + " bytes out of bounds, " +
+       where);
 }
 
 inline Range& find_range(const char* verb, const char* at, int bytes) {
@@ -213,7 +220,8 @@ void write_global(void* at, T value) {
   check_aligned(at, kBytes);
   Range& range = find_range("writes", to, kBytes);
   const uint64_t offset = to - range.begin;
-  if (!range.writable) fail("writes byte " + std::to_string(offset) + " of " + range.shadow.name + ", which is read-only");
+  if (!range.writable)
+    fail("writes byte " + std::to_string(offset) + " of " + range.shadow.name + ", which is read-only");
   note_write(range.shadow, offset, kBytes, machine.launch_start);
   for (uint64_t byte = offset; byte < offset + kBytes; ++byte) {
     if (!range.covered[byte]) range.covered[byte] = true, ++range.bytes_covered;
@@ -234,7 +242,8 @@ inline void move(Copy& copy) {
 
 inline void copy_async(uint32_t to, const void* from, int bytes, int filled) {
   if (bytes != 4 && bytes != 8 && bytes != 16) fail("a copy of " + std::to_string(bytes) + " bytes");
-  if (filled < 0 || filled > bytes) fail("a copy fills " + std::to_string(filled) + " of " + std::to_string(bytes) + " bytes");
+  if (filled < 0 || filled > bytes)
+    fail("a copy fills " + std::to_string(filled) + " of " + std::to_string(bytes) + " bytes");
   check_shared(to, bytes);
   check_aligned(from, bytes);
   if (filled != 0) {

@@ -1,5 +1,5 @@
-// Operations of a whole warp, and barriers. A thread leaves its operands in its Lane and stops; when all lanes
-// have stopped, the scheduler does the operation for all of them.
+// Operations of a whole warp, and barriers. A thread leaves its operands in its Lane and stops; when all
+// lanes have stopped, the scheduler does the operation for all of them.
 #pragma once
 
 #include <algorithm>
@@ -62,7 +62,9 @@ inline void mma(Element element, float (&sum)[4], const uint32_t (&left)[4], con
   lane.sum = sum;
   lane.left = left;
   lane.right = right;
-  stop(element == Element::bf16 ? Stop::mma_bf16 : element == Element::fp16 ? Stop::mma_fp16 : Stop::mma_tf32);
+  stop(element == Element::bf16   ? Stop::mma_bf16
+       : element == Element::fp16 ? Stop::mma_fp16
+                                  : Stop::mma_tf32);
 }
 
 // ---- what the scheduler does when all lanes have stopped ----
@@ -101,7 +103,7 @@ inline void do_ldmatrix(Lane* lanes, bool transposed) {
   for (int i = 0; i < 32; ++i) {
     const int g = i / 4, t = i % 4;
     for (int matrix = 0; matrix < 4; ++matrix) {
-      const uint16_t(*m)[8] = rows + 8 * matrix;
+      const uint16_t (*m)[8] = rows + 8 * matrix;
       const uint32_t low = transposed ? m[2 * t][g] : m[g][2 * t];
       const uint32_t high = transposed ? m[2 * t + 1][g] : m[g][2 * t + 1];
       lanes[i].words[matrix] = low | high << 16;
