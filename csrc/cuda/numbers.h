@@ -2,8 +2,8 @@
 //
 // A product is 16 x 16 times 16 x 8, with sums in float. Lane 4 g + t holds pairs of elements that are
 // neighbours along the dimension that is summed over. bfloat16 and float16 take one instruction; float takes
-// six in TF32: each number is split into its first 11 bits and the next ones (3xTF32), so that the error is
-// that of float.
+// six in TF32: each number is split into its first 11 bits and the next ones (3xTF32), so that the error is of
+// the order of float's.
 #pragma once
 
 #include "device.h"
@@ -92,13 +92,17 @@ struct Pair<float> {
   }
 
  private:
+  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared.
   VT_DEVICE void set(int index, float value) {
-    // Infinity minus itself is NaN: what is not finite has no rest.
     const uint32_t bits = as_bits(value);
-    first[index] = bits & 0xffffe000u;
-    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
-    rest[index] = finite ? as_bits(value - as_float(first[index])) : 0u;
-    if (!finite) first[index] = (bits & 0x007fffffu) != 0u ? 0x7fc00000u : bits;
+    uint32_t rounded = (bits + 0x1000u) & 0xffffe000u;
+    bool finite = true;
+    if ((rounded & 0x7f800000u) == 0x7f800000u) {  // infinity, NaN, or rounded to infinity
+      finite = (bits & 0x7f800000u) != 0x7f800000u;
+      rounded = finite || (bits & 0x007fffffu) == 0u ? bits & 0xffffe000u : 0x7fc00000u;
+    }
+    first[index] = rounded;
+    rest[index] = finite ? as_bits(value - as_float(rounded)) + 0x1000u : 0u;  // infinity minus itself is NaN
   }
 };
 

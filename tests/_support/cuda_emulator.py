@@ -35,8 +35,8 @@ OPS = (
 )
 TYPES = ("Fp32", "Bf16", "Fp16")
 
-# When an asynchronous copy arrives: as soon as it is issued, as late as its wait allows, or at random.
-EARLY, LATE, RANDOM = 0, 1, 2
+# When the data of asynchronous copies move: at the latest moment allowed, at once, or either.
+LATE, EARLY, RANDOM = 0, 1, 2
 
 
 class Conditions(ctypes.Structure):

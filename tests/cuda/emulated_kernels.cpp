@@ -17,7 +17,7 @@ namespace {
 class Ranges {
  public:
   Ranges(const Call& call, Layout layout, int64_t size) : call_(call), layout_(layout), size_(size) {
-    emulator::forget_ranges();
+    emulator::forget();
     const int64_t heads = call.query_heads, c = call.channels * heads, d = call.out_channels * heads;
     map("x", call.x, c, false);
     map("residual", call.residual, d, false);
@@ -79,9 +79,6 @@ struct EmulatedLauncher {
 
   template <class K>
   const char* clusters(const Plan&, int& count) {
-    emulator::options = {};
-    emulator::options.seed = emulated::conditions.seed;
-    emulator::options.copies = static_cast<emulator::Copies>(emulated::conditions.copies);
     count = emulated::conditions.clusters;
     emulated::report = {};
     return nullptr;
@@ -111,12 +108,13 @@ struct EmulatedLauncher {
 
  private:
   template <class K>
-  const char* launch(const Call& call, unsigned x, unsigned y, int ranks, int threads, size_t shared_bytes) {
+  const char* launch(const Call& call, unsigned x, unsigned y, int ranks, int threads, uint32_t shared_bytes) {
     ++emulated::report.launches;
     if (emulated::report.launches == 1 && count_ > 0) emulator::announce("workspace", workspace_, 4 * count_, true);
-    if (emulator::launch({x, y}, ranks, threads, shared_bytes, [&call] { K::run(call); })) return nullptr;
-    emulated::message = emulator::fault();
-    return emulated::message.c_str();
+    const emulator::Options options = {emulated::conditions.seed, static_cast<emulator::Copies>(emulated::conditions.copies)};
+    const emulator::Grid grid = {static_cast<int>(x), static_cast<int>(y)};
+    emulated::message = emulator::launch(grid, ranks, threads, shared_bytes, options, [&call] { K::run(call); }).fault;
+    return emulated::message.empty() ? nullptr : emulated::message.c_str();
   }
 
   float* workspace_ = nullptr;

@@ -74,8 +74,8 @@ inline bool finish_stop() {
     if (lanes[i].stop == stop) continue;
     m.here.lane = static_cast<uint8_t>(i);
     fail(std::string("not all lanes reach an operation of the warp: lane 0 is at ") +
-         kStopNames[static_cast<int>(stop)] + ", lane " + std::to_string(i) + " at " +
-         kStopNames[static_cast<int>(lanes[i].stop)]);
+         name_of(stop) + ", lane " + std::to_string(i) + " at " +
+         name_of(lanes[i].stop));
   }
   switch (stop) {
     case Stop::sync_warp:
@@ -141,7 +141,7 @@ inline void release_barriers() {
   for (int i = 0; i < m.cluster * m.warps_per_block; ++i) {
     text += (i == 0 ? " block " : ", block ") + std::to_string(m.first_block + i / m.warps_per_block) +
             " warp " + std::to_string(i % m.warps_per_block) + " is at " +
-            kStopNames[static_cast<int>(m.lanes[32 * i].stop)];
+            name_of(m.lanes[32 * i].stop);
   }
   fail_without_thread(text);
 }
@@ -150,12 +150,13 @@ inline void run_cluster(int first_block) {
   Machine& m = machine;
   start_cluster(first_block);
   size_t chosen = 0;
+  bool goes_on = false;
   while (!m.ready.empty()) {
     // A warp mostly goes on, so that it gets far ahead of the others; now and then another one has its turn.
-    if (chosen >= m.ready.size() || draw(m.patience) == 0)
-      chosen = draw(static_cast<uint32_t>(m.ready.size()));
+    if (!goes_on || draw(m.patience) == 0) chosen = draw(static_cast<uint32_t>(m.ready.size()));
     run_warp(m.ready[chosen]);
-    if (finish_stop()) continue;
+    goes_on = finish_stop();
+    if (goes_on) continue;
     m.ready[chosen] = m.ready.back();
     m.ready.pop_back();
     release_barriers();

@@ -44,10 +44,10 @@ struct Access {
   uint32_t stamp = 0;
   uint16_t block = 0;  // of the grid
   uint8_t warp = 0;    // of the block
-  uint8_t lane = 0;    // or one of those below
+  uint8_t lane = 0;    // 0 to 31, or one of those below
 };
-// The last accesses of several threads, with nothing to order them: of lanes of the warp, of warps of the
-// block, of blocks of the cluster, of clusters.
+// Several threads with nothing to order them: lanes of the warp, warps of the block, blocks of the cluster, or
+// any. These are also the scopes of synchronization: sync_warp, sync_block, sync_cluster, and none.
 constexpr uint8_t kLanes = 32, kWarps = 33, kBlocks = 34, kClusters = 35;
 // A copy in flight.
 constexpr uint8_t kCopy = 36;
@@ -95,11 +95,14 @@ enum class Stop : uint8_t {
   mma_tf32,
   sync_block,
   sync_cluster,
-  end,
+  end
 };
-constexpr const char* kStopNames[] = {"sync_warp",           "shuffle_xor",  "ballot",   "ldmatrix",
-                                      "ldmatrix_transposed", "mma_bf16",     "mma_fp16", "mma_tf32",
-                                      "sync_block",          "sync_cluster", "its end"};
+
+inline std::string name_of(Stop stop) {
+  const char* const names[] = {"sync_warp", "shuffle_xor", "ballot",     "ldmatrix",     "ldmatrix_transposed", "mma_bf16",
+                               "mma_fp16",  "mma_tf32",    "sync_block", "sync_cluster", "its end"};
+  return names[static_cast<int>(stop)];
+}
 
 struct Lane {
   Fiber fiber;

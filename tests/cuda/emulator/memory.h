@@ -1,6 +1,7 @@
 // Shared and global memory, and asynchronous copies: every access is checked for bounds, alignment and races.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -11,64 +12,66 @@ namespace emulator {
 
 // ---- races ----
 
+// The smallest scope that has both the thread that made an access and the running one; 0 if they are the same.
+inline uint8_t common_scope(const Access& access) {
+  const Access& here = machine.here;
+  if (access.block == here.block && access.lane <= kWarps) {
+    if (access.warp != here.warp || access.lane == kWarps) return kWarps;
+    return access.lane == here.lane ? 0 : kLanes;
+  }
+  const int rank = access.block - machine.first_block;
+  return rank >= 0 && rank < machine.cluster && access.lane <= kBlocks ? kBlocks : kClusters;
+}
+
 // Whether an access is ordered before what the running thread does now. Accesses older than `since` are of
 // another launch, or were made when another cluster had the memory.
 inline bool ordered(const Access& access, uint32_t since) {
-  const Machine& m = machine;
   if (access.stamp < since) return true;
-  if (access.block == m.here.block && access.lane <= kWarps) {
-    if (access.warp == m.here.warp && access.lane <= kLanes) {
-      return access.lane == m.here.lane || access.stamp < m.warp->synced;
-    }
-    return access.stamp < m.block->synced;
+  switch (common_scope(access)) {
+    case 0:
+      return true;
+    case kLanes:
+      return access.stamp < machine.warp->synced;
+    case kWarps:
+      return access.stamp < machine.block->synced;
+    case kBlocks:
+      return access.stamp < machine.cluster_synced;
+    default:
+      return false;
   }
-  return access.lane <= kBlocks &&
-         static_cast<uint32_t>(access.block - m.first_block) < static_cast<uint32_t>(m.cluster) &&
-         access.stamp < m.cluster_synced;
 }
 
-[[noreturn]] inline void fail_race(const char* verb, const Shadow& shadow, const Granule& granule,
-                                   const Access& other, const char* other_verb) {
-  const Access& here = machine.here;
+[[noreturn]] inline void fail_race(const char* verb, const Shadow& shadow, const Granule& granule, const Access& other,
+                                   const char* other_verb) {
   const std::string byte = std::to_string(2 * (&granule - shadow.granules.data()));
   const std::string place = "race: " + std::string(verb) + " byte " + byte + " of " + shadow.name;
   if (other.lane == kCopy) fail(place + " under a copy that was not waited for");
-  const bool same_block = other.block == here.block && other.lane <= kWarps;
-  const bool same_warp = same_block && other.warp == here.warp && other.lane <= kLanes;
-  const bool same_cluster =
-      static_cast<uint32_t>(other.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
-      other.lane <= kBlocks;
-  std::string by = "block " + std::to_string(other.block);
-  if (other.lane == kBlocks) by = "several blocks";
-  if (other.lane == kClusters) by = "several clusters";
-  if (same_block) by = other.lane == kWarps ? "several warps" : "warp " + std::to_string(other.warp);
-  if (same_warp) by = other.lane == kLanes ? "several lanes" : "lane " + std::to_string(other.lane);
-  fail(place + ", which " + by + " " + other_verb +
-       (same_warp      ? " with no sync_warp since"
-        : same_block   ? " with no barrier since"
-        : same_cluster ? " with no sync_cluster since"
-                       : " in the same launch"));
+  const auto one_or = [](bool several, const char* kind, int index) {
+    return several ? "several " + std::string(kind) + "s" : kind + (" " + std::to_string(index));
+  };
+  const std::string which = place + ", which ";
+  switch (common_scope(other)) {
+    case kLanes:
+      fail(which + one_or(other.lane == kLanes, "lane", other.lane) + other_verb + " with no sync_warp since");
+    case kWarps:
+      fail(which + one_or(other.lane == kWarps, "warp", other.warp) + other_verb + " with no sync_block since");
+    case kBlocks:
+      fail(which + one_or(other.lane == kBlocks, "block", other.block) + other_verb + " with no sync_cluster since");
+    default:
+      fail(which + one_or(other.lane == kClusters, "block", other.block) + other_verb + " in the same launch");
+  }
 }
 
 inline void note_read(Shadow& shadow, uint64_t at, int bytes, uint32_t since) {
-  const Access& here = machine.here;
   Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
   for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
-    if (!ordered(granule->write, since)) fail_race("reads", shadow, *granule, granule->write, "wrote");
+    if (!ordered(granule->write, since)) fail_race("reads", shadow, *granule, granule->write, " wrote");
     Access& read = granule->read;
-    if (ordered(read, since)) {
-      read = here;
-    } else {
-      // Both reads count. The record grows to the smallest scope that has both, which loses nothing: what is
-      // to be ordered after both needs a synchronization of that scope.
-      const bool same_block = read.block == here.block && read.lane <= kWarps;
-      const bool same_cluster =
-          static_cast<uint32_t>(read.block - machine.first_block) < static_cast<uint32_t>(machine.cluster) &&
-          read.lane <= kBlocks;
-      const bool same_warp = same_block && read.warp == here.warp && read.lane <= kLanes;
-      read = here;
-      read.lane = same_warp ? kLanes : same_block ? kWarps : same_cluster ? kBlocks : kClusters;
-    }
+    // If an earlier read is not ordered before this one, both count. To be ordered after both takes a
+    // synchronization of the scope that has both, so that it is enough to keep that scope.
+    const uint8_t lane = ordered(read, since) ? machine.here.lane : common_scope(read);
+    read = machine.here;
+    read.lane = lane;
   }
 }
 
@@ -77,8 +80,8 @@ inline void note_write(Shadow& shadow, uint64_t at, int bytes, uint32_t since, b
   if (copy) write.lane = kCopy;
   Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
   for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
-    if (!ordered(granule->write, since)) fail_race("writes", shadow, *granule, granule->write, "wrote");
-    if (!ordered(granule->read, since)) fail_race("writes", shadow, *granule, granule->read, "read");
+    if (!ordered(granule->write, since)) fail_race("writes", shadow, *granule, granule->write, " wrote");
+    if (!ordered(granule->read, since)) fail_race("writes", shadow, *granule, granule->read, " read");
     granule->write = write;
     granule->read = {};
   }
