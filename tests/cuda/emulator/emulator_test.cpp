@@ -1,334 +1,255 @@
-// Checks the emulator: small kernels with one fault each, which it must notice in every order of threads, and
-// the same kernels without the fault, which must pass. Prints what went wrong and returns 1, or returns 0.
-#include "device.h"
+// Checks the emulator: kernels with one fault each, which it must notice in every order of threads, the same
+// kernels without the fault, which must pass, and results. Prints what is wrong and returns 1, or returns 0.
 #include "fragments.h"
+#include "memory_faults.h"
+#include "thread_faults.h"
 
 #include <cmath>
-#include <cstdio>
-#include <initializer_list>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 namespace {
 
-using emulator::Copies;
-using emulator::Grid;
-using emulator::Options;
-using emulator::Report;
-using namespace vt;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("%s\n", what.c_str());
+Report run(const Shape& shape, uint64_t seed, const std::function<void()>& body) {
+  const Report report =
+      emulator::launch(shape.grid, shape.cluster, shape.threads, kSharedBytes, {seed}, body);
+  expect(report.fault.empty(), report.fault);
+  return report;
 }
 
-struct Shape {
-  Grid grid{1, 1};
-  int cluster = 1, threads = 32;
-};
-constexpr Shape kWarp{}, kTwoWarps{{1, 1}, 1, 64}, kTwoBlocks{{2, 1}, 1, 32}, kCluster{{2, 1}, 2, 64};
-constexpr uint32_t kSharedBytes = 4096;
+// ---- fragments ----
 
-// Runs body(fixed) in many orders: without faults if `fixed`, otherwise with one that says `text`.
-template <class Body>
-void check(const std::string& name, const Shape& shape, const std::string& text, const Body& body) {
-  for (const bool fixed : {true, false}) {
-    for (const Copies copies : {Copies::late, Copies::early, Copies::random}) {
-      for (uint64_t seed = 1; seed <= 12; ++seed) {
-        const Report report = emulator::launch(shape.grid, shape.cluster, shape.threads, kSharedBytes, {seed, copies},
-                                               [&] { body(fixed); });
-        const bool good = fixed ? report.fault.empty() : report.fault.find(text) != std::string::npos;
-        if (good) continue;
-        expect(false, name + (fixed ? ", fixed" : "") + ", seed " + std::to_string(seed) + ": " +
-                          (report.fault.empty() ? "nothing noticed" : report.fault));
-        return;
+// Small integers, which every type holds exactly.
+int number(int row, int col) { return (row * 29 + col * 17 + row * col * 7) % 17 - 8; }
+uint32_t bf16_bits(int value) { return as_bits(static_cast<float>(value)) >> 16; }
+uint32_t fp16_bits(int value) {
+  constexpr uint32_t kBits[] = {0x0000, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700, 0x4800};
+  return value < 0 ? 0x8000 | kBits[-value] : kBits[value];
+}
+// What lies below TF32's 19 bits must not count.
+uint32_t tf32_bits(int value) { return as_bits(static_cast<float>(value)) | 0x1fff; }
+
+template <class Layout, class Bits, class Multiply>
+void check_products(const std::string& name, const Bits& bits, const Multiply& multiply) {
+  constexpr int kBitsEach = Layout::kA == 8 ? 16 : 32, kEach = 32 / kBitsEach;
+  float results[16][8];
+  run(kWarp, 1, [&] {
+    const int laneid = thread();
+    uint32_t a[4] = {}, b[2] = {};
+    float d[4];
+    for (int i = 0; i < Layout::kA; ++i) {
+      const ptx::Position at = Layout::a(laneid, i);
+      a[i / kEach] |= bits(number(at.row, at.col)) << (i % kEach * kBitsEach);
+    }
+    for (int i = 0; i < Layout::kB; ++i) {
+      const ptx::Position at = Layout::b(laneid, i);
+      b[i / kEach] |= bits(number(at.col + 3, at.row)) << (i % kEach * kBitsEach);
+    }
+    for (int i = 0; i < 4; ++i)
+      d[i] = static_cast<float>(100 * ptx::c(laneid, i).row + ptx::c(laneid, i).col);
+    multiply(d, a, b);
+    for (int i = 0; i < 4; ++i) results[ptx::c(laneid, i).row][ptx::c(laneid, i).col] = d[i];
+  });
+  for (int row = 0; row < 16; ++row) {
+    for (int col = 0; col < 8; ++col) {
+      int sum = 100 * row + col;
+      for (int k = 0; k < Layout::kDepth; ++k) sum += number(row, k) * number(col + 3, k);
+      expect(results[row][col] == static_cast<float>(sum),
+             name + ": element (" + std::to_string(row) + ", " + std::to_string(col) + ") of a product");
+    }
+  }
+}
+
+void check_ldmatrix(bool transposed) {
+  // Rows lie anywhere: row r of matrix m at 16 * place(m, r).
+  const auto place = [](int matrix, int row) { return (matrix * 8 + row) * 13 % 32; };
+  uint32_t got[32][4];
+  run(kWarp, 1, [&] {
+    const int laneid = thread(), matrix = laneid / 8, row = laneid % 8;
+    for (int col = 0; col < 8; ++col) {
+      set_shared<uint16_t>(16 * place(matrix, row) + 2 * col,
+                           static_cast<uint16_t>(matrix * 64 + row * 8 + col));
+    }
+    sync_warp();
+    if (transposed) {
+      ldmatrix_transposed(got[laneid], 16 * place(matrix, row));
+    } else {
+      ldmatrix(got[laneid], 16 * place(matrix, row));
+    }
+  });
+  const auto& threads_of = transposed ? ptx::kLdmatrixTrans : ptx::kLdmatrix;
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    for (int row = 0; row < 8; ++row) {
+      for (int col = 0; col < 8; ++col) {
+        // Of a thread's two elements, the one with the lower index along its row (or column) is in the lower
+        // half.
+        const int half = (transposed ? row : col) % 2;
+        const uint32_t element = got[threads_of[row][col]][matrix] >> (16 * half) & 0xffff;
+        expect(element == static_cast<uint32_t>(matrix * 64 + row * 8 + col),
+               std::string("ldmatrix") + (transposed ? "_transposed" : "") + ": element (" +
+                   std::to_string(row) + ", " + std::to_string(col) + ") of matrix " +
+                   std::to_string(matrix));
       }
     }
   }
 }
 
-// Keeps what was read alive.
-volatile float sink;
+void check_fragments() {
+  check_products<ptx::M16n8k16>("bf16", bf16_bits, [](auto& d, auto& a, auto& b) { mma_bf16(d, a, b); });
+  check_products<ptx::M16n8k16>("fp16", fp16_bits, [](auto& d, auto& a, auto& b) { mma_fp16(d, a, b); });
+  check_products<ptx::M16n8k8>("tf32", tf32_bits, [](auto& d, auto& a, auto& b) { mma_tf32(d, a, b); });
+  check_ldmatrix(false);
+  check_ldmatrix(true);
+}
 
-void set_own(float value) { set_shared(4 * thread(), value); }
-float get(int index) { return shared<float>(4 * index); }
+// ---- numbers ----
 
-alignas(16) float input[256];
-alignas(16) float output[256];
-emulator::Range *input_range, *output_range;
+// Whether narrowing rounds to nearest even: the two neighbours of each pair of numbers, and what lies
+// between.
+template <class Widen, class Narrow>
+void check_rounding(const std::string& name, uint32_t infinity, const Widen& widen, const Narrow& narrow) {
+  for (uint32_t bits = 0; bits + 1 < infinity; ++bits) {
+    const float low = widen(bits), high = widen(bits + 1), middle = low + (high - low) / 2;
+    const bool right = narrow(low) == bits && narrow(-low) == (0x8000 | bits) &&
+                       narrow(middle) == (bits + 1) / 2 * 2 && narrow(std::nextafter(middle, 0.f)) == bits &&
+                       narrow(std::nextafter(middle, high)) == bits + 1;
+    if (right) continue;
+    expect(false, name + " rounds wrongly after " + std::to_string(bits));
+    return;
+  }
+  expect(narrow(INFINITY) == infinity && narrow(-INFINITY) == (0x8000 | infinity), name + ": infinity");
+  expect(narrow(NAN) == 0x7fff && std::isnan(widen(0x7fff)), name + ": NaN");
+  expect(widen(infinity) == INFINITY && widen(0x8000 | infinity) == -INFINITY, name + ": infinity, widened");
+}
 
-void announce() {
+void check_numbers() {
+  const auto low = [](auto pack) { return [pack](float value) { return pack(value, 1.f) & 0xffff; }; };
+  check_rounding(
+      "float16", 0x7c00, [](uint32_t bits) { return float_of_fp16(static_cast<uint16_t>(bits)); },
+      low(pack_fp16));
+  check_rounding("bfloat16", 0x7f80, [](uint32_t bits) { return as_float(bits << 16); }, low(pack_bf16));
+  for (int bits = 0; bits < 0x7c00; ++bits) {
+    const int exponent = bits >> 10, mantissa = bits & 0x3ff;
+    const double value =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    expect(float_of_fp16(static_cast<uint16_t>(bits)) == value,
+           "float16 " + std::to_string(bits) + ", widened");
+  }
+  expect(pack_fp16(65519.f, 65520.f) == 0x7c007bff, "float16 overflows to infinity");
+  expect(pack_bf16(1.f, 2.f) == 0x40003f80 && pack_fp16(1.f, 2.f) == 0x40003c00,
+         "the first number is the lower half");
+  expect(power_of_two(-126.f) == 0x1p-126f && power_of_two(-127.f) == 0.f,
+         "power_of_two flushes subnormal results");
+}
+
+// ---- what launches report ----
+
+void check_counters() {
   emulator::forget();
-  input_range = &emulator::announce("input", input, sizeof(input), false);
-  output_range = &emulator::announce("output", output, sizeof(output), true);
-}
-
-// ---- races in shared memory ----
-
-void check_races() {
-  check("read after a write of another warp", kTwoWarps, "with no sync_block since", [](bool fixed) {
-    set_own(1.f);
-    if (fixed) sync_block();
-    sink = get(thread() ^ 32);
-    sync_block();
-  });
-  check("write after a read of another warp", kTwoWarps, "with no sync_block since", [](bool fixed) {
-    set_own(1.f);
-    sync_block();
-    sink = get(thread() ^ 32);
-    if (fixed) sync_block();
-    set_own(2.f);
-  });
-  check("sync_warp between warps", kTwoWarps, "with no sync_block since", [](bool fixed) {
-    set_own(1.f);
-    if (fixed) {
-      sync_block();
-    } else {
-      sync_warp();
-    }
-    sink = get(thread() ^ 32);
-  });
-  check("two warps write", kTwoWarps, "with no sync_block since", [](bool fixed) {
-    if (thread() == 0) set_shared(0, 1.f);
-    if (fixed) sync_block();
-    if (thread() == 40) set_shared(0, 1.f);
-  });
-  check("write after reads of two warps", kTwoWarps, "several warps", [](bool fixed) {
-    set_own(1.f);
-    sync_block();
-    if (thread() % 32 == 0) sink = get(0);
-    if (fixed) sync_block();
-    sync_warp();
-    if (thread() == 0) set_own(2.f);
-    // The second warp reads before the first writes, whatever the order: it is the first's only chance.
-    if (!fixed && thread() == 0) sink = 0.f;
-  });
-  check("read after a write of another lane", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_own(1.f);
-    if (fixed) sync_warp();
-    sink = get(thread() ^ 1);
-    sync_warp();
-  });
-  check("write after a read of another lane", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_own(1.f);
-    sync_warp();
-    sink = get(thread() ^ 1);
-    if (fixed) sync_warp();
-    set_own(2.f);
-  });
-  check("write after reads of two lanes", kWarp, "several lanes", [](bool fixed) {
-    set_own(1.f);
-    sync_warp();
-    sink = get(0);
-    if (fixed) sync_warp();
-    ballot(true);  // all have read
-    if (thread() == 0) set_own(2.f);
-  });
-  check("two lanes write", kWarp, "with no sync_warp since", [](bool fixed) {
-    if (thread() == 3) set_shared(0, 1.f);
-    if (fixed) sync_warp();
-    if (thread() == 4) set_shared(0, 1.f);
-  });
-  check("a shuffle and a vote order no memory", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_own(1.f);
-    if (fixed) sync_warp();
-    sink = shuffle_xor(1.f, 1);
-    ballot(true);
-    sink = get(thread() ^ 1);
-  });
-  check("ldmatrix of what other lanes wrote", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_shared(16 * thread(), Four{1, 2, 3, 4});
-    if (fixed) sync_warp();
-    uint32_t r[4];
-    ldmatrix(r, 16 * (31 - thread()));
-  });
-  check("write after ldmatrix", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_shared(16 * thread(), Four{1, 2, 3, 4});
-    sync_warp();
-    uint32_t r[4];
-    ldmatrix(r, 16 * (31 - thread()));
-    if (fixed) sync_warp();
-    set_shared(16 * thread(), Four{1, 2, 3, 4});
-  });
-  check("halves of a word belong to different lanes", kWarp, "with no sync_warp since", [](bool fixed) {
-    set_shared<uint16_t>(2 * thread(), 1);
-    if (fixed) sync_warp();
-    if (fixed || thread() % 2 == 0) sink = shared<uint16_t>(2 * thread()) + shared<uint32_t>(2 * (thread() & ~1));
-  });
-}
-
-// ---- copies ----
-
-void check_copies() {
-  announce();
-  const auto copy = [] { copy_async<4>(4 * thread(), input + thread(), 4); };
-  check("read before the wait", kWarp, "under a copy", [&](bool fixed) {
-    copy();
-    copy_commit();
-    if (fixed) copy_wait<0>();
-    sink = get(thread());
-    copy_wait<0>();
-  });
-  check("write under a copy", kWarp, "under a copy", [&](bool fixed) {
-    copy();
-    copy_commit();
-    if (fixed) copy_wait<0>();
-    set_own(1.f);
-    copy_wait<0>();
-  });
-  check("copy of another lane without sync_warp", kWarp, "race: reads", [&](bool fixed) {
-    copy();
-    copy_commit();
-    copy_wait<0>();
-    if (fixed) sync_warp();
-    sink = get(thread() ^ 1);
-    sync_warp();
-  });
-  check("sync_warp before the wait", kWarp, "race: reads", [&](bool fixed) {
-    copy();
-    copy_commit();
-    if (!fixed) sync_warp();
-    copy_wait<0>();
-    if (fixed) sync_warp();
-    sink = get(thread() ^ 1);
-    sync_warp();
-  });
-  check("only one lane waits", kWarp, "under a copy", [&](bool fixed) {
-    copy();
-    copy_commit();
-    if (fixed || thread() == 0) copy_wait<0>();
-    sync_warp();
-    sink = get(thread() ^ 1);
-    sync_warp();
-    copy_wait<0>();
-  });
-  check("copy of another warp without a barrier", kTwoWarps, "race: reads", [&](bool fixed) {
-    copy();
-    copy_commit();
-    copy_wait<0>();
-    if (fixed) {
-      sync_block();
-    } else {
-      sync_warp();
-    }
-    sink = get(thread() ^ 32);
-    sync_block();
-  });
-  check("copy over what another lane reads", kWarp, "race: writes", [&](bool fixed) {
-    set_own(1.f);
-    sync_warp();
-    sink = get(thread() ^ 1);
-    if (fixed) sync_warp();
-    copy();
-    copy_commit();
-    copy_wait<0>();
-  });
-  check("wait for too few groups", kWarp, "under a copy", [&](bool fixed) {
-    copy();
-    copy_commit();
-    copy_async<4>(1024 + 4 * thread(), input + thread(), 4);
-    copy_commit();
-    copy_wait<1>();
-    sink = get(thread());
-    if (fixed) copy_wait<0>();
-    sink = get(256 + thread());
-    copy_wait<0>();
-  });
-  check("a copy that is never committed", kWarp, "never committed", [&](bool fixed) {
-    copy();
-    if (fixed) copy_commit();
-    copy_wait<0>();
-  });
-  check("a copy that is never waited for", kWarp, "never waited for", [&](bool fixed) {
-    copy();
-    copy_commit();
-    if (fixed) copy_wait<0>();
-  });
-  check("copy of what another lane wrote", kWarp, "race: reads", [&](bool fixed) {
-    set_global(output + thread(), 1.f);
-    if (fixed) sync_warp();
-    copy_async<4>(4 * thread(), output + (thread() ^ 1), 4);
-    copy_commit();
-    copy_wait<0>();
-  });
-
-  for (int i = 0; i < 256; ++i) input[i] = static_cast<float>(i);
-  for (const Copies copies : {Copies::late, Copies::early, Copies::random}) {
-    const Report report = emulator::launch({1, 1}, 1, 32, kSharedBytes, {1, copies}, [&] {
-      copy_async<16>(16 * thread(), input + 4 * thread(), thread() % 2 == 0 ? 16 : 4);
+  const emulator::Range& in = emulator::announce("input", input, 4 * kFloats, false);
+  const emulator::Range& out = emulator::announce("output", output, 4 * kFloats, true);
+  expect(&emulator::announce("again", input, 4 * kFloats, false) == &in,
+         "operands that are the same share a range");
+  for (int i = 0; i < kFloats; ++i) input[i] = static_cast<float>(i);
+  for (int repeat = 1; repeat <= 2; ++repeat) {
+    const Report report = run({{2, 1}, 1, 64}, 1, [] {
+      const float* from = input + 128 * block_x();
+      if (thread() < 32) copy_async<16>(16 * thread(), from + 4 * thread(), thread() < 31 ? 16 : 4);
       copy_commit();
       copy_wait<0>();
-      for (int i = 0; i < 4; ++i) set_global(output + 4 * thread() + i, get(4 * thread() + i));
+      sync_block();
+      const float biased = get(thread()) + get(64 + thread()) + global(input);
+      sync_block();
+      set_global(output + 64 * block_x() + thread(), biased);
     });
-    expect(report.fault.empty(), report.fault);
-    expect(report.counters.bytes_copied == 16 * 16 + 16 * 4, "bytes copied");
-    for (int i = 0; i < 128; ++i) {
-      const bool filled = i / 4 % 2 == 0 || i % 4 == 0;
-      expect(output[i] == (filled ? static_cast<float>(i) : 0.f), "a copy fills the rest with zeros");
-    }
+    const emulator::Counters& counters = report.counters;
+    expect(counters.bytes_copied == 2 * (31 * 16 + 4) && counters.bytes_read == 4 * 128 &&
+               counters.bytes_written == 4 * 128,
+           "bytes of a launch");
+    expect(counters.barriers == 4 && counters.cluster_barriers == 0, "barriers of a launch");
+    expect(in.bytes_copied == repeat * counters.bytes_copied &&
+               in.bytes_read == repeat * counters.bytes_read && in.bytes_written == 0 &&
+               out.bytes_written == repeat * counters.bytes_written && out.bytes_read == 0,
+           "bytes of a range");
+    expect(out.bytes_covered == 4 * 128 && out.bytes() == 4 * kFloats, "bytes of a range that were written");
   }
+  for (int i = 0; i < 128; ++i) {
+    const int from = i / 64 * 128 + i % 64;
+    expect(output[i] == static_cast<float>(from + (i % 64 <= 60 ? from + 64 : 0)),
+           "element " + std::to_string(i) + " of copies, the rest of which is 0");
+  }
+
+  const auto passes = [](int stride) {
+    return run(kWarp, 1,
+               [=] {
+                 uint32_t r[4];
+                 ldmatrix(r, stride * thread());
+               })
+        .counters;
+  };
+  expect(passes(16).ldmatrix_reads == 4 && passes(16).ldmatrix_passes == 4,
+         "ldmatrix of rows in different banks");
+  expect(passes(80).ldmatrix_passes == 4 && passes(32).ldmatrix_passes == 8 &&
+             passes(64).ldmatrix_passes == 16 && passes(128).ldmatrix_passes == 32,
+         "ldmatrix of rows in the same banks");
+  expect(passes(0).ldmatrix_passes == 4, "ldmatrix of the same row");
+
+  bool refused = false;
+  try {
+    emulator::announce("overlap", input + 1, 4, false);
+  } catch (const std::logic_error&) {
+    refused = true;
+  }
+  expect(refused, "ranges that overlap are refused");
+  expect(!emulator::launch({3, 1}, 2, 32, 0, {}, [] {}).fault.empty(),
+         "a cluster that does not divide the grid");
 }
 
-// ---- bounds and alignment ----
+void check_clusters_share() {
+  std::vector<float> sums(8);
+  emulator::forget();
+  emulator::announce("sums", sums.data(), 4 * sums.size(), true);
+  run({{8, 1}, 4, 64}, 1, [&] {
+    set_own(static_cast<float>(100 * cluster_rank() + thread()));
+    sync_cluster();
+    float sum = 0.f;
+    for (int rank = 0; rank < cluster_size(); ++rank) sum += shared_of(rank, 4 * 33);
+    sync_cluster();
+    if (thread() == 0) set_global(sums.data() + block_x(), sum);
+  });
+  for (const float sum : sums) expect(sum == 600.f + 4 * 33, "sum over a cluster");
+}
 
-void check_bounds() {
-  announce();
-  const auto index = [](bool fixed, int wrong) { return fixed ? 0 : wrong; };
-  check("shared memory, read past the end", kWarp, "out of bounds", [&](bool fixed) {
-    sink = shared<float>(index(fixed, kSharedBytes));
-  });
-  check("shared memory, write past the end", kTwoWarps, "out of bounds", [&](bool fixed) {
-    if (thread() == 0) set_shared(index(fixed, 4294967280u), Four{});
-  });
-  check("shared memory, ldmatrix past the end", kWarp, "out of bounds", [&](bool fixed) {
-    uint32_t r[4];
-    ldmatrix(r, kSharedBytes - 16 * (thread() + (fixed ? 1 : 0)));
-  });
-  check("shared memory, read not aligned", kWarp, "not aligned to 8", [&](bool fixed) {
-    sink = static_cast<float>(shared<Two>(index(fixed, 4)).x);
-  });
-  check("shared memory, write not aligned", kWarp, "not aligned to 16", [&](bool fixed) {
-    if (thread() == 0) set_shared(index(fixed, 8), Four{});
-  });
-  check("shared memory, ldmatrix not aligned", kWarp, "not aligned to 16", [&](bool fixed) {
-    uint32_t r[4];
-    ldmatrix(r, 16 * thread() + index(fixed, 8));
-  });
-  check("global memory, read past the end", kWarp, "4 bytes past the end of `input`", [&](bool fixed) {
-    sink = global(input + index(fixed, 256));
-  });
-  check("global memory, read before the start", kWarp, "8 bytes before the start of `input`", [&](bool fixed) {
-    sink = global(input + index(fixed, -2));
-  });
-  check("global memory, write past the end", kWarp, "out of bounds", [&](bool fixed) {
-    if (thread() == 0) set_global(output + index(fixed, 256), 1.f);
-  });
-  check("global memory, write to what is read-only", kWarp, "`input`, which is read-only", [&](bool fixed) {
-    if (thread() == 0) set_global(fixed ? output : input, 1.f);
-  });
-  check("global memory, read not aligned", kWarp, "not aligned to 16", [&](bool fixed) {
-    sink = static_cast<float>(global(reinterpret_cast<const Four*>(input + index(fixed, 2))).x);
-  });
-  check("global memory, write not aligned", kWarp, "not aligned to 8", [&](bool fixed) {
-    if (thread() == 0) set_global(reinterpret_cast<Two*>(output + index(fixed, 1)), Two{});
-  });
-  const auto copy = [](uint32_t to, const float* from, int filled) {
-    if (thread() == 0) copy_async<16>(to, from, filled);
-    copy_commit();
-    copy_wait<0>();
+void check_order() {
+  const auto order = [](uint64_t seed) {
+    std::vector<int> threads_run;
+    run({{2, 1}, 1, 64}, seed, [&] {
+      for (int i = 0; i < 3; ++i) {
+        threads_run.push_back(64 * block_x() + thread());
+        sync_warp();
+      }
+    });
+    return threads_run;
   };
-  check("copy past the end", kWarp, "copies 8 bytes out of bounds, 4 bytes past the end of `short`", [&](bool fixed) {
-    copy(0, input, fixed ? 4 : 8);
-  });
-  check("copy to past the end", kWarp, "out of bounds", [&](bool fixed) { copy(index(fixed, kSharedBytes), output, 16); });
-  check("copy from what is not aligned", kWarp, "not aligned to 16", [&](bool fixed) {
-    copy(0, output + index(fixed, 2), fixed ? 16 : 0);
-  });
-  check("copy to what is not aligned", kWarp, "not aligned to 16", [&](bool fixed) { copy(index(fixed, 8), output, 16); });
+  expect(order(1).size() == 2 * 64 * 3, "every thread runs");
+  expect(order(1) == order(1), "a seed gives the same order again");
+  expect(order(1) != order(2) && order(2) != order(3), "seeds give different orders");
+  run(kWarp, 1, [] { expect(std::isnan(get(thread())), "shared memory starts as NaN"); });
 }
 
 }  // namespace
+
+int main() {
+  check_races();
+  check_copies();
+  check_bounds();
+  check_divergence();
+  check_clusters();
+  check_blocks();
+  check_fragments();
+  check_numbers();
+  check_counters();
+  check_clusters_share();
+  check_order();
+  return failures == 0 ? 0 : 1;
+}

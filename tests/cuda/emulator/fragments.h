@@ -1,6 +1,6 @@
-// What the PTX ISA says about fragments (version 9.2, sections "Matrix Fragments for mma.m16n8k16 with floating
-// point type", "Matrix Fragments for mma.m16n8k8" and "Warp-level matrix load instruction: ldmatrix"), in its own
-// terms. Nothing here comes from the emulator, which is compared with it.
+// What the PTX ISA says about fragments (version 9.2, sections "Matrix Fragments for mma.m16n8k16 with
+// floating point type", "Matrix Fragments for mma.m16n8k8" and "Warp-level matrix load instruction:
+// ldmatrix"), in its own terms. Nothing here comes from the emulator, which is compared with it.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct M16n8k8 {  // .tf32
 
   static Position a(int laneid, int i) {
     const int groupID = laneid >> 2, threadID_in_group = laneid % 4;
-    const int row = i == 0 || i == 2 ? groupID : groupID + 8;              // a0 and a2; a1 and a3
+    const int row = i == 0 || i == 2 ? groupID : groupID + 8;                      // a0 and a2; a1 and a3
     const int col = i == 0 || i == 1 ? threadID_in_group : threadID_in_group + 4;  // a0 and a1; a2 and a3
     return {row, col};
   }
@@ -50,8 +50,8 @@ inline Position c(int laneid, int i) {
   return {i < 2 ? groupID : groupID + 8, threadID_in_group * 2 + (i & 0x1)};
 }
 
-// ldmatrix .m8n8: the thread that receives each element of a matrix, whose rows are those that eight lanes give
-// the addresses of: lanes 0-7 for the first matrix and register, 8-15 for the second, and so on.
+// ldmatrix .m8n8: the thread that receives each element of a matrix, whose rows are those that eight lanes
+// give the addresses of: lanes 0-7 for the first matrix and register, 8-15 for the second, and so on.
 constexpr int kLdmatrix[8][8] = {
     {0, 0, 1, 1, 2, 2, 3, 3},         {4, 4, 5, 5, 6, 6, 7, 7},         {8, 8, 9, 9, 10, 10, 11, 11},
     {12, 12, 13, 13, 14, 14, 15, 15}, {16, 16, 17, 17, 18, 18, 19, 19}, {20, 20, 21, 21, 22, 22, 23, 23},

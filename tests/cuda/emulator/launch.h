@@ -69,15 +69,14 @@ inline void release(int first, int count) {
 inline bool finish_stop() {
   Machine& m = machine;
   Lane* lanes = m.warp_lanes;
-  const Stop stop = lanes[0].stop;
+  const Stop at = lanes[0].stop;
   for (int i = 1; i < 32; ++i) {
-    if (lanes[i].stop == stop) continue;
+    if (lanes[i].stop == at) continue;
     m.here.lane = static_cast<uint8_t>(i);
-    fail(std::string("not all lanes reach an operation of the warp: lane 0 is at ") +
-         name_of(stop) + ", lane " + std::to_string(i) + " at " +
-         name_of(lanes[i].stop));
+    fail(std::string("not all lanes reach an operation of the warp: lane 0 is at ") + name_of(at) +
+         ", lane " + std::to_string(i) + " at " + name_of(lanes[i].stop));
   }
-  switch (stop) {
+  switch (at) {
     case Stop::sync_warp:
       m.warp->synced = tick();
       return true;
@@ -89,7 +88,7 @@ inline bool finish_stop() {
       return true;
     case Stop::ldmatrix:
     case Stop::ldmatrix_transposed:
-      do_ldmatrix(lanes, stop == Stop::ldmatrix_transposed);
+      do_ldmatrix(lanes, at == Stop::ldmatrix_transposed);
       return true;
     case Stop::mma_bf16:
       do_mma_16_bits<float_of_bf16>(lanes);
@@ -140,8 +139,7 @@ inline void release_barriers() {
   std::string text = "deadlock:";
   for (int i = 0; i < m.cluster * m.warps_per_block; ++i) {
     text += (i == 0 ? " block " : ", block ") + std::to_string(m.first_block + i / m.warps_per_block) +
-            " warp " + std::to_string(i % m.warps_per_block) + " is at " +
-            name_of(m.lanes[32 * i].stop);
+            " warp " + std::to_string(i % m.warps_per_block) + " is at " + name_of(m.lanes[32 * i].stop);
   }
   fail_without_thread(text);
 }
@@ -179,14 +177,41 @@ inline void run_cluster(int first_block) {
   leave();
 }
 
+// Memory of the emulator is kept from launch to launch, and not cleared: stamps say what is out of date.
+inline void reserve() {
+  Machine& m = machine;
+  const auto grow = [](auto& items, int count) {
+    if (items.size() < static_cast<size_t>(count)) items.resize(count);
+  };
+  grow(m.blocks, m.cluster);
+  grow(m.warps, m.cluster * m.warps_per_block);
+  grow(m.lanes, m.cluster * m.threads);
+  for (int rank = 0; rank < m.cluster; ++rank) {
+    grow(m.blocks[rank].memory, static_cast<int>(m.shared_bytes));
+    grow(m.blocks[rank].shadow.granules, static_cast<int>(m.shared_bytes / 2 + 1));
+  }
+  if (m.here.stamp < 1u << 31) return;
+  m.here.stamp = 1;
+  const auto clear = [](Shadow& shadow) {
+    std::fill(shadow.granules.begin(), shadow.granules.end(), Granule{});
+  };
+  for (Block& block : m.blocks) clear(block.shadow);
+  for (Range& range : m.ranges) clear(range.shadow);
+}
+
 // Blocks of the same cluster are neighbours in x and run at the same time. The same seed gives the same run.
 inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes, const Options& options,
                      const std::function<void()>& body) {
   Machine& m = machine;
-  if (grid.x < 1 || grid.y < 1 || static_cast<int64_t>(grid.x) * grid.y > kMaxBlocks)
-    return {"a grid of a wrong size", {}};
-  if (cluster < 1 || cluster > kMaxCluster || grid.x % cluster != 0) return {"a cluster of a wrong size", {}};
-  if (threads < 32 || threads % 32 != 0 || threads > 32 * kMaxWarps) return {"a wrong number of threads", {}};
+  if (grid.x < 1 || grid.y < 1 || static_cast<int64_t>(grid.x) * grid.y > kMaxBlocks) {
+    return {"the grid must have 1 to " + std::to_string(kMaxBlocks) + " blocks", {}};
+  }
+  if (cluster < 1 || cluster > kMaxCluster || grid.x % cluster != 0) {
+    return {"a cluster must have 1 to 8 blocks and divide the grid's x", {}};
+  }
+  if (threads < 32 || threads % 32 != 0 || threads > 32 * kMaxWarps) {
+    return {"a block must have 32 to 1024 threads, in whole warps", {}};
+  }
   if (shared_bytes > kMaxShared) return {"more than 227 KB of shared memory", {}};
   m.options = options;
   m.grid = grid;
@@ -199,24 +224,7 @@ inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes,
   m.random = options.seed * 0x9E3779B97F4A7C15ULL + 1;
   for (int i = 0; i < 4; ++i) draw(1);
   m.patience = 1u << 2 * draw(4);
-  // Nothing large is cleared between launches: what is known of memory is out of date by its stamps.
-  if (m.blocks.size() < static_cast<size_t>(cluster)) m.blocks.resize(cluster);
-  if (m.warps.size() < static_cast<size_t>(cluster * m.warps_per_block))
-    m.warps.resize(cluster * m.warps_per_block);
-  if (m.lanes.size() < static_cast<size_t>(cluster * threads)) m.lanes.resize(cluster * threads);
-  for (int rank = 0; rank < cluster; ++rank) {
-    Block& block = m.blocks[rank];
-    if (block.memory.size() >= shared_bytes) continue;
-    block.memory.resize(shared_bytes);
-    block.shadow.granules.resize(shared_bytes / 2 + 1);
-  }
-  if (m.here.stamp >= 1u << 31) {
-    m.here.stamp = 1;
-    for (Block& block : m.blocks)
-      std::fill(block.shadow.granules.begin(), block.shadow.granules.end(), Granule{});
-    for (Range& range : m.ranges)
-      std::fill(range.shadow.granules.begin(), range.shadow.granules.end(), Granule{});
-  }
+  reserve();
   m.launch_start = tick();
   m.scheduler.start(run_grid, 0);
   emulator_switch_stack(&m.caller, m.scheduler.stack_pointer);

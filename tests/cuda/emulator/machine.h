@@ -46,13 +46,13 @@ struct Access {
   uint8_t warp = 0;    // of the block
   uint8_t lane = 0;    // 0 to 31, or one of those below
 };
-// Several threads with nothing to order them: lanes of the warp, warps of the block, blocks of the cluster, or
-// any. These are also the scopes of synchronization: sync_warp, sync_block, sync_cluster, and none.
+// Several threads with nothing to order them: lanes of the warp, warps of the block, blocks of the cluster,
+// or any. These are also the scopes of synchronization: sync_warp, sync_block, sync_cluster, and none.
 constexpr uint8_t kLanes = 32, kWarps = 33, kBlocks = 34, kClusters = 35;
 // A copy in flight.
 constexpr uint8_t kCopy = 36;
 
-// What is known of two bytes, the smallest element that different threads write.
+// What is known of two bytes. Different threads that write the two count as a race.
 struct Granule {
   Access write;
   Access read;  // since the write
@@ -99,8 +99,9 @@ enum class Stop : uint8_t {
 };
 
 inline std::string name_of(Stop stop) {
-  const char* const names[] = {"sync_warp", "shuffle_xor", "ballot",     "ldmatrix",     "ldmatrix_transposed", "mma_bf16",
-                               "mma_fp16",  "mma_tf32",    "sync_block", "sync_cluster", "its end"};
+  const char* const names[] = {"sync_warp",           "shuffle_xor",  "ballot",   "ldmatrix",
+                               "ldmatrix_transposed", "mma_bf16",     "mma_fp16", "mma_tf32",
+                               "sync_block",          "sync_cluster", "its end"};
   return names[static_cast<int>(stop)];
 }
 

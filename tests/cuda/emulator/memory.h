@@ -12,7 +12,7 @@ namespace emulator {
 
 // ---- races ----
 
-// The smallest scope that has both the thread that made an access and the running one; 0 if they are the same.
+// The smallest scope that has both the thread of an access and the running one; 0 if they are the same.
 inline uint8_t common_scope(const Access& access) {
   const Access& here = machine.here;
   if (access.block == here.block && access.lane <= kWarps) {
@@ -27,22 +27,15 @@ inline uint8_t common_scope(const Access& access) {
 // another launch, or were made when another cluster had the memory.
 inline bool ordered(const Access& access, uint32_t since) {
   if (access.stamp < since) return true;
-  switch (common_scope(access)) {
-    case 0:
-      return true;
-    case kLanes:
-      return access.stamp < machine.warp->synced;
-    case kWarps:
-      return access.stamp < machine.block->synced;
-    case kBlocks:
-      return access.stamp < machine.cluster_synced;
-    default:
-      return false;
-  }
+  const uint8_t scope = common_scope(access);
+  if (scope == kLanes) return access.stamp < machine.warp->synced;
+  if (scope == kWarps) return access.stamp < machine.block->synced;
+  if (scope == kBlocks) return access.stamp < machine.cluster_synced;
+  return scope == 0;
 }
 
-[[noreturn]] inline void fail_race(const char* verb, const Shadow& shadow, const Granule& granule, const Access& other,
-                                   const char* other_verb) {
+[[noreturn]] inline void fail_race(const char* verb, const Shadow& shadow, const Granule& granule,
+                                   const Access& other, const char* other_verb) {
   const std::string byte = std::to_string(2 * (&granule - shadow.granules.data()));
   const std::string place = "race: " + std::string(verb) + " byte " + byte + " of " + shadow.name;
   if (other.lane == kCopy) fail(place + " under a copy that was not waited for");
@@ -52,39 +45,46 @@ inline bool ordered(const Access& access, uint32_t since) {
   const std::string which = place + ", which ";
   switch (common_scope(other)) {
     case kLanes:
-      fail(which + one_or(other.lane == kLanes, "lane", other.lane) + other_verb + " with no sync_warp since");
+      fail(which + one_or(other.lane == kLanes, "lane", other.lane) + other_verb +
+           " with no sync_warp since");
     case kWarps:
-      fail(which + one_or(other.lane == kWarps, "warp", other.warp) + other_verb + " with no sync_block since");
+      fail(which + one_or(other.lane == kWarps, "warp", other.warp) + other_verb +
+           " with no sync_block since");
     case kBlocks:
-      fail(which + one_or(other.lane == kBlocks, "block", other.block) + other_verb + " with no sync_cluster since");
+      fail(which + one_or(other.lane == kBlocks, "block", other.block) + other_verb +
+           " with no sync_cluster since");
     default:
-      fail(which + one_or(other.lane == kClusters, "block", other.block) + other_verb + " in the same launch");
+      fail(which + one_or(other.lane == kClusters, "block", other.block) + other_verb +
+           " in the same launch");
   }
 }
 
+// Calls note(granule) for all granules of an access.
+template <class Note>
+void for_granules(Shadow& shadow, uint64_t at, int bytes, const Note& note) {
+  Granule* const end = shadow.granules.data() + (at + bytes + 1) / 2;
+  for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) note(*granule);
+}
+
 inline void note_read(Shadow& shadow, uint64_t at, int bytes, uint32_t since) {
-  Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
-  for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
-    if (!ordered(granule->write, since)) fail_race("reads", shadow, *granule, granule->write, " wrote");
-    Access& read = granule->read;
+  for_granules(shadow, at, bytes, [&](Granule& granule) {
+    if (!ordered(granule.write, since)) fail_race("reads", shadow, granule, granule.write, " wrote");
     // If an earlier read is not ordered before this one, both count. To be ordered after both takes a
     // synchronization of the scope that has both, so that it is enough to keep that scope.
-    const uint8_t lane = ordered(read, since) ? machine.here.lane : common_scope(read);
-    read = machine.here;
-    read.lane = lane;
-  }
+    const uint8_t lane = ordered(granule.read, since) ? machine.here.lane : common_scope(granule.read);
+    granule.read = machine.here;
+    granule.read.lane = lane;
+  });
 }
 
 inline void note_write(Shadow& shadow, uint64_t at, int bytes, uint32_t since, bool copy = false) {
   Access write = machine.here;
   if (copy) write.lane = kCopy;
-  Granule* end = shadow.granules.data() + (at + bytes + 1) / 2;
-  for (Granule* granule = shadow.granules.data() + at / 2; granule != end; ++granule) {
-    if (!ordered(granule->write, since)) fail_race("writes", shadow, *granule, granule->write, " wrote");
-    if (!ordered(granule->read, since)) fail_race("writes", shadow, *granule, granule->read, " read");
-    granule->write = write;
-    granule->read = {};
-  }
+  for_granules(shadow, at, bytes, [&](Granule& granule) {
+    if (!ordered(granule.write, since)) fail_race("writes", shadow, granule, granule.write, " wrote");
+    if (!ordered(granule.read, since)) fail_race("writes", shadow, granule, granule.read, " read");
+    granule = {write, {}};
+  });
 }
 
 // ---- shared memory ----

@@ -114,14 +114,21 @@ inline void do_ldmatrix(Lane* lanes, bool transposed) {
 // 16 x DEPTH times DEPTH x 8. Products are added in double, which is more exact than a tensor core.
 template <int DEPTH>
 void do_products(Lane* lanes, const double (&left)[16][16], const double (&right)[16][8]) {
-  using Columns = double __attribute__((vector_size(64)));
-  Columns rows[DEPTH];
+  using Two = double __attribute__((vector_size(16)));  // columns
+  Two rows[DEPTH][4];
   double sums[16][8];
   std::memcpy(rows, right, sizeof(rows));
   for (int row = 0; row < 16; ++row) {
-    Columns sum = {};
-    for (int k = 0; k < DEPTH; ++k) sum += left[row][k] * rows[k];
-    std::memcpy(sums[row], &sum, sizeof(sum));
+    Two sum0 = {}, sum1 = {}, sum2 = {}, sum3 = {};
+    for (int k = 0; k < DEPTH; ++k) {
+      const double factor = left[row][k];
+      sum0 += factor * rows[k][0];
+      sum1 += factor * rows[k][1];
+      sum2 += factor * rows[k][2];
+      sum3 += factor * rows[k][3];
+    }
+    const Two all[4] = {sum0, sum1, sum2, sum3};
+    std::memcpy(sums[row], all, sizeof(all));
   }
   for (int i = 0; i < 32; ++i) {
     const int g = i / 4, t = i % 4;
