@@ -220,6 +220,18 @@ void check_clusters_share() {
   for (const float sum : sums) expect(sum == 600.f + 4 * 33, "sum over a cluster");
 }
 
+void check_exchange() {
+  run(kTwoWarps, 1, [] {
+    const int lane = thread() % 32;
+    for (const int mask : {0, 1, 4, 16, 31}) {
+      const float got = shuffle_xor(static_cast<float>(thread()), mask);
+      expect(got == static_cast<float>(thread() ^ mask), "shuffle_xor " + std::to_string(mask));
+    }
+    expect(ballot(lane % 3 == 0) == 0x49249249, "ballot");
+    expect(ballot(thread() < 32) == (thread() < 32 ? 0xffffffff : 0), "ballot of a warp");
+  });
+}
+
 void check_order() {
   const auto order = [](uint64_t seed) {
     std::vector<int> threads_run;
@@ -250,6 +262,7 @@ int main() {
   check_numbers();
   check_counters();
   check_clusters_share();
+  check_exchange();
   check_order();
   return failures == 0 ? 0 : 1;
 }

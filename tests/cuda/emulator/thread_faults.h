@@ -68,6 +68,17 @@ void check_clusters() {
           sink = shared_of(other(), own());
           sync_cluster();
         });
+  check("sync_block between blocks", kCluster, "with no sync_cluster since", [&](bool fixed) {
+    sync_cluster();
+    if (cluster_rank() == 0) set_own(1.f);
+    if (fixed) {
+      sync_cluster();
+    } else {
+      sync_block();
+    }
+    if (cluster_rank() == 1) sink = shared_of(0, own());
+    sync_cluster();
+  });
   check("write to what another block reads", kCluster, "with no sync_cluster since", [&](bool fixed) {
     set_own(1.f);
     sync_cluster();
