@@ -19,7 +19,7 @@ from vt_fast.reference import ops as reference
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTS = ROOT / "build" / "native"
 
-not_built = library.load(library._FOLDER)
+not_built = library.load(library.FOLDER)
 built = pytest.mark.skipif(not_built is not None, reason=str(not_built))
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
 
@@ -97,7 +97,7 @@ def test_it_is_built_where_that_is_required():
 @built
 @needs_nm
 def test_the_library_needs_only_stable_symbols_of_torch():
-    needed = symbols(library._FOLDER / library._LIBRARY, "-D", "--undefined-only")
+    needed = symbols(library.FOLDER / library._LIBRARY, "-D", "--undefined-only")
     rest = {name for name in needed if not SYSTEM_SYMBOL.fullmatch(name)} - OPTIONAL_SYMBOLS
     assert {name for name in rest if not DTYPE_SYMBOL.fullmatch(name)} <= TORCH_SYMBOLS
 
@@ -105,7 +105,7 @@ def test_the_library_needs_only_stable_symbols_of_torch():
 @built
 @needs_nm
 def test_the_library_exports_only_what_build_facts_uses():
-    exported = symbols(library._FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
+    exported = symbols(library.FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
     assert set(exported) == {
         "vt::instruction_sets",
         "vt::instruction_set_count",

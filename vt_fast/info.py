@@ -113,15 +113,21 @@ def _kernels() -> dict[str, str]:
     return library.facts()
 
 
+def _cuda_kernels() -> dict[str, str]:
+    from vt_fast.backends.cuda import library
+
+    return library.facts()
+
+
 def collect() -> dict[str, Any]:
     """Collect the report as plain data for JSON; never raises.
 
-    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value), ``kernels`` (name ->
-    text, about the compiled library) and ``backends``: a list of ``{"name", "available", "reason"}``. The
-    last two are a text with the error if they could not be determined.
+    Returns a dictionary with ``versions`` (name -> text), ``devices`` (name -> value), ``kernels`` and
+    ``cuda_kernels`` (name -> text, about the compiled libraries) and ``backends``: a list of ``{"name",
+    "available", "reason"}``. The last three are a text with the error if they could not be determined.
 
     >>> sorted(collect())
-    ['backends', 'devices', 'kernels', 'versions']
+    ['backends', 'cuda_kernels', 'devices', 'kernels', 'versions']
     """
     versions: dict[str, Any] = {
         "vt_fast": _guarded(_own_version),
@@ -141,6 +147,7 @@ def collect() -> dict[str, Any]:
         "versions": versions,
         "devices": devices,
         "kernels": _guarded(_kernels),
+        "cuda_kernels": _guarded(_cuda_kernels),
         "backends": _guarded(_backends),
     }
 
@@ -177,12 +184,13 @@ def render(report: dict[str, Any]) -> str:
         rows = [(b["name"], "yes" if b["available"] else f"no: {b['reason']}") for b in backends]
     else:
         rows = [("all", str(backends))]
-    kernels = report["kernels"]
-    if not isinstance(kernels, dict):
-        kernels = {"library": kernels}
     lines = _section("versions", [(name, str(value)) for name, value in report["versions"].items()])
     lines += _section("devices", devices)
-    lines += _section("kernels", [(name, str(value)) for name, value in kernels.items()])
+    for key, title in (("kernels", "kernels"), ("cuda_kernels", "CUDA kernels")):
+        kernels = report.get(key, {})
+        facts = kernels if isinstance(kernels, dict) else {"library": kernels}
+        if facts:
+            lines += _section(title, [(name, str(value)) for name, value in facts.items()])
     lines += _section("backends", rows)
     return "\n".join(lines).rstrip()
 

@@ -27,7 +27,7 @@ std::string dispatcher_error() {
 
 // Another backend's own op takes over the whole call, the references on the stack included. Backends that are
 // not in this library need Python.
-void hand_over(const Op& op, const std::string& backend, StableIValue* stack) {
+inline void hand_over(const Op& op, const std::string& backend, StableIValue* stack) {
   const std::string name = "vt_fast::" + std::string(op.name) + "_" + backend;
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   const bool python = dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr;
@@ -44,13 +44,14 @@ void drop(StableIValue* stack, Result (*)(Parameters...)) {
 
 // Defines an op, and the own op of each backend. The latter exist without Python, too, since a failed call of
 // an op that does not exist would leak its arguments.
-void define(torch::stable::detail::StableLibrary& library, const Op& op) {
+inline void define(torch::stable::detail::StableLibrary& library, const Op& op) {
   const std::string name = op.name, arguments = op.arguments,
                     results = ") -> (" + std::string(op.results) + ")";
   library.def((name + "(" + arguments + ", *, str? backend=None" + results).c_str());
   for (const char* backend : backends) {
     library.def((name + "_" + backend + "(" + arguments + results).c_str());
   }
+  library.def((name + "_next(" + arguments + results).c_str());  // see choose_on_cuda
 }
 
 // Why a call with this backend cannot be made: its name is unknown, or it is this library's, which cannot

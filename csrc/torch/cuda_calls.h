@@ -6,7 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -19,10 +22,12 @@
 namespace vt {
 namespace {
 
-// What the caller of the kernels does for each device: the current stream, and facts.
+// What calls run on: facts about a device, its current stream, and how it becomes the current device.
 struct CudaDevice {
   const char* (*find)(int index, cuda::Device& device);
   void* (*stream)(int index);
+  void* (*enter)(int index);
+  void (*leave)(void* guard);
 };
 
 // ---- which calls ----
@@ -54,6 +59,47 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
   }
   if (call.pixels > INT32_MAX - 64 || call.batch * heads > INT32_MAX / 2) return "it takes less than 2^31 pixels and samples";
   return nullptr;
+}
+
+// These kernels do not take a call; another backend may.
+class UnsupportedError : public std::invalid_argument {
+ public:
+  explicit UnsupportedError(const char* reason)
+      : std::invalid_argument(std::string("`backend=\"cuda\"` cannot do this call: ") + reason) {}
+};
+
+// Calls for which backend=None prefers Triton, though these kernels take them. Data: to be measured on GPUs.
+// Until then there is none, since by the model of docs/gpu.md these kernels are the faster ones.
+struct Preference {
+  cuda::Op op;
+  Dtype dtype;
+  int64_t least_rows, least_channels;  // these and beyond are Triton's
+};
+constexpr std::array<Preference, 0> triton_preferred = {};
+
+// Whether the backend of the calls on this thread is a choice, and not given by name.
+thread_local bool is_choice = false;
+
+class Choosing {
+ public:
+  explicit Choosing(bool choice) : before_(is_choice) { is_choice = choice; }
+  ~Choosing() { is_choice = before_; }
+  Choosing(const Choosing&) = delete;
+  Choosing& operator=(const Choosing&) = delete;
+
+ private:
+  bool before_;
+};
+
+void check_taken(cuda::Op op, const Call& call) {
+  if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
+  if (!is_choice) return;
+  for (const Preference& each : triton_preferred) {
+    if (each.op == op && each.dtype == call.dtype && std::max(call.key_rows, call.queries_per_head) >= each.least_rows &&
+        call.channels >= each.least_channels) {
+      throw UnsupportedError("another backend is faster");
+    }
+  }
 }
 
 // ---- operands ----
@@ -200,13 +246,16 @@ struct Workspace {
 
 void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& call, Layout layout, const Tensor& x) {
   Workspace workspace{place_of(x), {}};
+  const std::unique_ptr<void, void (*)(void*)> guard(devices.enter(workspace.place.index), devices.leave);
   cuda::Host host;
   const char* error = devices.find(workspace.place.index, host.device);
   if (error == nullptr) {
     host.self = &workspace;
     host.allocate = Workspace::allocate;
     host.stream = devices.stream(workspace.place.index);
-    error = cuda::kernels(op, cuda_dtype(dtype)).run(call, layout, host);
+    const cuda::Kernels kernels = cuda::kernels(op, cuda_dtype(dtype));
+    if (!kernels.fits(call, layout, host.device)) throw UnsupportedError("no kernel for so many tokens and channels fits on this GPU");
+    error = kernels.run(call, layout, host);
   }
   if (error != nullptr) throw std::runtime_error(std::string("a CUDA kernel failed: ") + error);
 }

@@ -118,9 +118,6 @@ cuda::Biases bias_result(const Optional& result) {
   return result ? cuda::Biases{result->mutable_data_ptr(), 0, dtype_code(*result) == aoti_torch_dtype_float32()} : cuda::Biases{};
 }
 
-void check_supported(cuda::Op op, const Call& call) {
-  if (const char* reason = refusal_anywhere(op, call)) throw std::invalid_argument(std::string("`backend=\"cuda\"` cannot do this call: ") + reason);
-}
 
 // ---- the ops ----
 
@@ -137,7 +134,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
   Call sizes = call_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
   add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
-  check_supported(cuda::Op::tokenize, sizes);
+  check_taken(cuda::Op::tokenize, sizes);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
   if (sizes.batch > 0) {
     const MapLayout layout = MapLayout::of(x, sizes);
@@ -163,7 +160,7 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse, tokens, lse);
   check_needs(needs, 4);
   add_tokenize_sizes(sizes, queries, extra_values, num_heads);
-  check_supported(cuda::Op::tokenize_backward, sizes);
+  check_taken(cuda::Op::tokenize_backward, sizes);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
                  dextra_values = gradient(sizes, extra_values, needs[3]);
@@ -194,7 +191,7 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   Call sizes = call_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
-  check_supported(cuda::Op::project, sizes);
+  check_taken(cuda::Op::project, sizes);
   const Tensor y = empty_map_like(x, sizes.out_channels);
   if (sizes.batch > 0) {
     const MapLayout layout = MapLayout::of(x, sizes);
@@ -222,7 +219,7 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
   check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 4);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
-  check_supported(cuda::Op::project_backward, sizes);
+  check_taken(cuda::Op::project_backward, sizes);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]),
                  dtoken_bias = gradient(sizes, token_bias, needs[3]);
@@ -257,7 +254,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
-  check_supported(cuda::Op::project_tokenize, sizes);
+  check_taken(cuda::Op::project_tokenize, sizes);
   const Optional y = return_map ? Optional(empty_map_like(x, channels)) : Optional();
   const Pooled pooled(x, sizes, channels, keep_exact);
   if (sizes.batch > 0) {
@@ -294,7 +291,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_needs(needs, 8);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
-  check_supported(cuda::Op::project_tokenize_backward, sizes);
+  check_taken(cuda::Op::project_tokenize_backward, sizes);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]), dqueries = gradient(sizes, queries, needs[3]),
                  dtoken_bias = gradient(sizes, token_bias, needs[4]), dresidual = map_like(residual, needs[5]),

@@ -15,7 +15,7 @@ struct Op {
 };
 
 // An op of this library may be handed over to one of these.
-inline constexpr const char* backends[] = {"cpu", "triton", "torch"};
+inline constexpr const char* backends[] = {"cpu", "cuda", "triton", "torch"};
 
 namespace ops {
 

@@ -21,7 +21,8 @@ const char* find_device(int index, Device& device) {
 namespace cuda_ops {
 namespace {
 
-const CudaDevice devices = {cuda::find_device, [](int) -> void* { return nullptr; }};
+const CudaDevice devices = {cuda::find_device, [](int) -> void* { return nullptr; },
+                            [](int) -> void* { return nullptr; }, [](void*) {}};
 
 void poison_results(bool on) { poison = on; }
 

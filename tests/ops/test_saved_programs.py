@@ -209,7 +209,7 @@ def runner(tmp_path_factory):
 
 
 def run_in_cpp(runner, program, out):
-    lib = library._FOLDER / library._LIBRARY
+    lib = library.FOLDER / library._LIBRARY
     sizes = map(str, SHAPE)
     return subprocess.run([runner, lib, program, out, *sizes], capture_output=True, text=True, timeout=300)
 

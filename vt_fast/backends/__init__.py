@@ -13,12 +13,14 @@ from typing import Any, cast
 
 from vt_fast.backends.contract import Backend, Call, CannotRunError
 from vt_fast.backends.cpu import library
+from vt_fast.backends.cuda import library as cuda_library
 
 __all__ = ["NAMES", "NATIVE", "CannotRunError", "choose", "give_up", "load", "report"]
 
 # In the order in which backend=None tries them. The last one takes every call.
 _MODULES = {
     "cpu": "vt_fast.backends.cpu",
+    "cuda": "vt_fast.backends.cuda",
     "triton": "vt_fast.backends.triton",
     "torch": "vt_fast.backends.eager",
 }
@@ -27,8 +29,11 @@ NAMES = tuple(_MODULES)
 
 _BACKENDS = {name: cast(Backend, importlib.import_module(module)) for name, module in _MODULES.items()}
 
-# The backends whose own ops the compiled library defines, with the public ones. Loading it may have failed.
-NATIVE = ("cpu",) if library.loaded() else ()
+# The backends whose own ops are in a compiled library. Loading one may have failed. That of the backend "cpu"
+# also defines the ops.
+NATIVE = tuple(
+    name for name, loaded in (("cpu", library.loaded()), ("cuda", cuda_library.load() is None)) if loaded
+)
 
 # Computed once, so that torch.compile sees the choice of a backend as constants.
 _REASONS: dict[str, str | None] = {name: backend.unavailable() for name, backend in _BACKENDS.items()}
@@ -53,8 +58,10 @@ def report() -> list[tuple[str, str | None]]:
     return list(_REASONS.items())
 
 
-def choose(backend: str | None, call: Call) -> str:
+def choose(backend: str | None, call: Call, *, after: str | None = None) -> str:
     """The backend of a call: the named one, which never falls back, or the first that takes the call.
+
+    ``after``: the first of those that come after this one.
 
     Raises:
         TypeError: ``backend`` is no string.
@@ -62,10 +69,11 @@ def choose(backend: str | None, call: Call) -> str:
         RuntimeError: it cannot run here; the message says why.
     """
     if backend is None:
+        names = list(_REASONS)
         return next(
             name
-            for name, reason in _REASONS.items()
-            if reason is None
+            for name in names[names.index(after) + 1 if after in names else 0 :]
+            if _REASONS[name] is None
             and _BACKENDS[name].refuses(call) is None
             and not (_GIVEN_UP and _kind(name, call) in _GIVEN_UP)
         )

@@ -1,9 +1,10 @@
 """How an op is made known to PyTorch, with its backward: the same way for all of them.
 
 The public op ``vt_fast::<op>`` has a chooser for each kind of device. It picks a backend when the op runs, so
-that a saved program runs on any installation. On a CPU it is the compiled library's, elsewhere and without
-the library :func:`chooser`. A backend's own op, ``vt_fast::<op>_<backend>``, has the same arguments except
-``backend``, and no derivative.
+that a saved program runs on any installation. Where a compiled library has kernels for the device it is that
+library's, elsewhere :func:`chooser`. A backend's own op, ``vt_fast::<op>_<backend>``, has the same arguments
+except ``backend``, and no derivative. ``vt_fast::<op>_next`` is what the library for CUDA calls where its
+backend does not take a call.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vt_fast import backends
 from vt_fast.precision import autocast, without_autocast
 
 # The compiled library defines the public ops, if it is there.
-_LIBRARY = torch.library.Library("vt_fast", "FRAGMENT" if backends.NATIVE else "DEF")
+_LIBRARY = torch.library.Library("vt_fast", "FRAGMENT" if "cpu" in backends.NATIVE else "DEF")
 _OPS = torch.ops.vt_fast
 
 # Operands that autocast casts, x first; see vt_fast.functional.
@@ -220,11 +221,13 @@ def fake_gradients(needs: Sequence[bool], operands: Sequence[Tensor | None]) -> 
 
 def _define(op: Pass) -> None:
     """Register the public op and the backends' own ones: schemas, kernels in Python, fakes, FLOPs."""
-    if not backends.NATIVE:
-        for backend in (None, *backends.NAMES):
+    if "cpu" not in backends.NATIVE:
+        for backend in (None, *backends.NAMES, "next"):
             _LIBRARY.define(op.schema(backend))
-    for backend in _in_python():
+    # The op of a library is called on its own devices, and that in Python elsewhere, to say so.
+    for backend in [name for name in backends.NAMES if name != "cpu" or name not in backends.NATIVE]:
         _LIBRARY.impl(f"{op.name}_{backend}", chooser(op, backend), "CompositeExplicitAutograd")
+    _LIBRARY.impl(f"{op.name}_next", chooser(op, after="cuda"), "CompositeExplicitAutograd")
     _LIBRARY.impl(op.name, chooser(op), "CompositeExplicitAutograd")
 
     def fake(*args: Any, backend: str | None = None) -> Any:
@@ -282,10 +285,10 @@ def _undifferentiable(op: Pass, backend: str) -> Callable[..., Any]:
     return kernel
 
 
-def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
+def chooser(op: Pass, only: str | None = None, *, after: str | None = None) -> Callable[..., Any]:
     """What the public op does where no compiled library has a chooser.
 
-    ``only``: what the own op of this backend does, which must be in Python.
+    ``only``: what the own op of this backend does. ``after``: choose among the backends that come after it.
     """
     own = {
         backend: op.op(backend) if backend in backends.NATIVE else functools.partial(_run, op, backend)
@@ -296,7 +299,7 @@ def chooser(op: Pass, only: str | None = None) -> Callable[..., Any]:
         call = op.call(args)
         op.check(call)
         while True:
-            name = backends.choose(backend, call)
+            name = backends.choose(backend, call, after=after)
             try:
                 return own[name](*call)
             except backends.CannotRunError as error:

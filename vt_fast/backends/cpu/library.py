@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-_FOLDER = Path(__file__).resolve().parents[2] / "_native"
+FOLDER = Path(__file__).resolve().parents[2] / "_native"
 _LIBRARY = "libvt_fast_cpu.so"
 _RECORD = "build.json"
 
@@ -20,13 +20,13 @@ _AGAIN = "run `pip install --no-build-isolation .` in vt_fast's source tree"
 @functools.cache
 def loaded() -> bool:
     """Whether the library is there, so that its ops are defined. The first call loads it."""
-    return load(_FOLDER) is None
+    return load(FOLDER) is None
 
 
 @functools.cache
 def unavailable() -> str | None:
     """Why the kernels cannot run here, or None. The first call loads them."""
-    reason = load(_FOLDER)
+    reason = load(FOLDER)
     if reason is not None:
         return reason
     try:
@@ -40,7 +40,7 @@ def unavailable() -> str | None:
 
 def load(folder: Path) -> str | None:
     """Load the library in ``folder``, where native_build/command.py puts it, or return why that failed."""
-    record = _record(folder)
+    record = build_record(folder)
     if "reason" in record:
         return f"the kernels are not built: {record['reason']}"
     path = folder / _LIBRARY
@@ -67,7 +67,7 @@ def facts() -> dict[str, str]:
     Raises:
         ImportError: it is loaded, but its module build_facts was built for another Python.
     """
-    reason = load(_FOLDER)
+    reason = load(FOLDER)
     if reason is not None:
         return {"library": f"none: {reason}"}
     report = _build_facts()
@@ -76,7 +76,7 @@ def facts() -> dict[str, str]:
     except RuntimeError as error:
         runs = f"none: {error}"
     return {
-        "library": str(_FOLDER / _LIBRARY),
+        "library": str(FOLDER / _LIBRARY),
         "compiled for": ", ".join(report.compiled()),
         "supported": ", ".join(report.supported()),
         "runs": runs,
@@ -86,7 +86,7 @@ def facts() -> dict[str, str]:
     }
 
 
-def _record(folder: Path) -> dict[str, str]:
+def build_record(folder: Path) -> dict[str, Any]:
     """The record of the build, or {} if there is none."""
     try:
         found = json.loads((folder / _RECORD).read_text())

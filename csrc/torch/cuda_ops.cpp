@@ -1,0 +1,118 @@
+// The ops on CUDA devices, on torch's stable ABI: the backend "cuda" as torch.ops.vt_fast.*_cuda, and the choice
+// among backends where tensors are on such a device. The library loads where torch has no CUDA, and needs no
+// driver until the first call.
+#include "cuda_ops.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <dlfcn.h>
+
+#include "choose.h"
+#include "host.h"
+#include "schemas.h"
+
+namespace vt {
+namespace cuda_ops {
+namespace {
+
+// The current stream. libtorch_cuda has the function; it is looked up at the first call, because a library
+// that needs it when it is loaded could not be loaded where torch is without CUDA.
+void* current_stream(int device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    const char* const name = "aoti_torch_get_current_cuda_stream";
+    void* found = dlsym(RTLD_DEFAULT, name);
+    if (found == nullptr) {
+      if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) found = dlsym(library, name);
+    }
+    return reinterpret_cast<Get>(found);
+  }();
+  void* stream = nullptr;
+  if (get == nullptr || get(device, &stream) != TORCH_SUCCESS) {
+    throw std::runtime_error("torch does not say which CUDA stream is the current one");
+  }
+  return stream;
+}
+
+class Guard {
+ public:
+  explicit Guard(int device) : guard_(device) {}
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+const CudaDevice devices = {
+    cuda::find_device, current_stream, [](int device) -> void* { return new Guard(device); },
+    [](void* guard) { delete static_cast<Guard*>(guard); }};
+
+// ---- the choice of a backend ----
+
+template <class Result>
+void put_results(StableIValue* stack, Result&& result) {
+  stack[0] = torch::stable::detail::from(std::forward<Result>(result));
+}
+template <class... Results>
+void put_results(StableIValue* stack, std::tuple<Results...>&& results) {
+  size_t place = 0;
+  std::apply([&](auto&... each) { ((stack[place++] = torch::stable::detail::from(each)), ...); }, results);
+}
+
+// What the public op does where tensors are on a CUDA device: these kernels where they take the call. Otherwise
+// backend=None leaves the choice to the op in Python that vt_fast/ops/library.py registers.
+template <const Op& op, class Result, class... Parameters>
+void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters...)) {
+  using namespace torch::stable::detail;
+  const auto backend = to<std::optional<std::string>>(stack[inputs - 1]);
+  if (backend && *backend != "cuda") {
+    const std::string refused = refusal(backend, "cuda", nullptr);
+    if (refused.empty()) return hand_over(op, *backend, stack);
+    drop(stack, function);
+    throw std::invalid_argument(refused);
+  }
+  std::tuple<unbox_type_t<Parameters>...> arguments = unbox_to_tuple<unbox_type_t<Parameters>...>(stack);
+  const Choosing choosing(!backend);
+  std::string reason;
+  try {
+    return put_results(stack, std::apply(function, arguments));
+  } catch (const UnsupportedError& error) {
+    if (backend) throw;
+    reason = error.what();
+  }
+  size_t place = 0;
+  std::apply([&](const auto&... each) { ((stack[place++] = from(each)), ...); }, arguments);
+  const std::string name = "vt_fast::" + std::string(op.name) + "_next";
+  if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
+  throw std::runtime_error(dlsym(RTLD_DEFAULT, "Py_IsInitialized") == nullptr
+                               ? reason + ", and the other backends need Python"
+                               : "another backend failed: " + dispatcher_error());
+}
+
+template <const Op& op, auto function>
+void chosen(StableIValue* stack, uint64_t inputs, uint64_t) {
+  choose<op>(stack, inputs, function);
+}
+
+}  // namespace
+}  // namespace cuda_ops
+}  // namespace vt
+
+#define VT_FOR_EACH_OP(do)                                                                   \
+  do                                                                                         \
+  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
+      project_tokenize_backward)
+
+STABLE_TORCH_LIBRARY_IMPL(vt_fast, CUDA, library) {
+#define VT_IMPLEMENT(op)                                                                     \
+  library.impl(#op, vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>);       \
+  library.impl(#op "_cuda", vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>);
+  VT_FOR_EACH_OP(VT_IMPLEMENT)
+}

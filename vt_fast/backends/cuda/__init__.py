@@ -1,0 +1,61 @@
+"""Backend ``"cuda"``: C++ kernels from csrc/cuda for NVIDIA GPUs, compiled when the package is built.
+
+One pass over the map forward and one backward. Sums and statistics are in float32; partial results are added
+in a fixed order, so that a call gives the same bits each time. The ops themselves are in
+csrc/torch/cuda_ops.cpp.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from vt_fast.backends.contract import Call, Tokenize, TokenizeBackward
+from vt_fast.backends.cuda import library
+from vt_fast.layout import channel_count
+
+__all__ = ["refuses", "unavailable"]
+
+_MOST_ROWS, _MOST_CHANNELS, _MOST_EXTRA_COLUMNS = 64, 2048, 64
+
+
+def unavailable() -> str | None:
+    """Why it cannot run on this machine, or None if it can."""
+    reason = library.load()
+    if reason is None and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return "torch finds no NVIDIA GPU"
+    return reason
+
+
+def refuses(call: Call) -> str | None:
+    """What csrc/torch/cuda_calls.h refuses, for the same reasons."""
+    x = call.x
+    if x.device.type not in ("cuda", "meta"):
+        return f"the tensors are on {x.device}; this backend is for NVIDIA GPUs"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it computes in float32, bfloat16 and float16, not in {x.dtype}"
+    channels = channel_count(x)
+    tokenize = isinstance(call, Tokenize | TokenizeBackward)
+    out_channels = channels if tokenize else call.values.shape[-1]
+    if channels > _MOST_CHANNELS or out_channels > _MOST_CHANNELS:
+        return f"it takes at most {_MOST_CHANNELS} channels"
+    queries = getattr(call, "queries", None)
+    if queries is not None and queries.shape[-2] // (call.num_heads if tokenize else 1) > _MOST_ROWS:
+        return f"it takes at most {_MOST_ROWS} queries for each head"
+    if not tokenize and call.keys.shape[-2] > _MOST_ROWS:
+        return f"it takes at most {_MOST_ROWS} num_heads * tokens"
+    extra = getattr(call, "extra_values", None)
+    if extra is not None and extra.shape[-1] > _MOST_EXTRA_COLUMNS:
+        return f"it takes at most {_MOST_EXTRA_COLUMNS} columns of extra_values"
+    each = 16 // x.element_size()
+    if channels % each != 0 or (out_channels // call.num_heads) % each != 0:
+        return f"the channels of a head must be a multiple of {each}"
+    return None if x.device.type == "meta" else _wrong_device(x.device.index)
+
+
+@functools.cache
+def _wrong_device(index: int) -> str | None:
+    """Why the kernels cannot run on a GPU that torch has initialised."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return library.missing_architecture(major, minor)
