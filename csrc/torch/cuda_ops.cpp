@@ -70,15 +70,16 @@ void put_results(StableIValue* stack, std::tuple<Results...>&& results) {
 // backend=None leaves the choice to the op in Python that vt_fast/ops/library.py registers.
 template <const Op& op, class Result, class... Parameters>
 void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters...)) {
-  using namespace torch::stable::detail;
-  const auto backend = to<std::optional<std::string>>(stack[inputs - 1]);
+  namespace detail = torch::stable::detail;
+  const auto backend = detail::to<std::optional<std::string>>(stack[inputs - 1]);
   if (backend && *backend != "cuda") {
     const std::string refused = refusal(backend, "cuda", nullptr);
     if (refused.empty()) return hand_over(op, *backend, stack);
     drop(stack, function);
     throw std::invalid_argument(refused);
   }
-  std::tuple<unbox_type_t<Parameters>...> arguments = unbox_to_tuple<unbox_type_t<Parameters>...>(stack);
+  std::tuple<detail::unbox_type_t<Parameters>...> arguments =
+      detail::unbox_to_tuple<detail::unbox_type_t<Parameters>...>(stack);
   const Choosing choosing(!backend);
   std::string reason;
   try {
@@ -88,7 +89,7 @@ void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters.
     reason = error.what();
   }
   size_t place = 0;
-  std::apply([&](const auto&... each) { ((stack[place++] = from(each)), ...); }, arguments);
+  std::apply([&](const auto&... each) { ((stack[place++] = detail::from(each)), ...); }, arguments);
   const std::string name = "vt_fast::" + std::string(op.name) + "_next";
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   throw std::runtime_error(dlsym(RTLD_DEFAULT, "Py_IsInitialized") == nullptr
