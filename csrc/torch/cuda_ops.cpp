@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include <dlfcn.h>
@@ -66,6 +67,21 @@ void put_results(StableIValue* stack, std::tuple<Results...>&& results) {
   std::apply([&](auto&... each) { ((stack[place++] = torch::stable::detail::from(each)), ...); }, results);
 }
 
+// An argument for the dispatcher; torch's header has none of std::vector<bool>, which holds no bools.
+template <class Argument>
+StableIValue argument_of(const Argument& argument) {
+  if constexpr (std::is_same_v<Argument, Needs>) {
+    StableListHandle list = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(argument.size(), &list));
+    for (const bool each : argument) {
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(list, torch::stable::detail::from(each)));
+    }
+    return torch::stable::detail::from(list);
+  } else {
+    return torch::stable::detail::from(argument);
+  }
+}
+
 // What the public op does where tensors are on a CUDA device: these kernels where they take the call. Otherwise
 // backend=None leaves the choice to the op in Python that vt_fast/ops/library.py registers.
 template <const Op& op, class Result, class... Parameters>
@@ -89,7 +105,7 @@ void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters.
     reason = error.what();
   }
   size_t place = 0;
-  std::apply([&](const auto&... each) { ((stack[place++] = detail::from(each)), ...); }, arguments);
+  std::apply([&](const auto&... each) { ((stack[place++] = argument_of(each)), ...); }, arguments);
   const std::string name = "vt_fast::" + std::string(op.name) + "_next";
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   throw std::runtime_error(dlsym(RTLD_DEFAULT, "Py_IsInitialized") == nullptr
