@@ -13,7 +13,7 @@ from typing import Any
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-from native_build import rules, toolchain
+from native_build import cuda, rules, toolchain
 from native_build.toolchain import RETRY, CannotBuildError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,13 +26,15 @@ _MODES = ("", "require", "skip")
 
 
 class BuildNative(build_ext):
-    """Builds libvt_fast_cpu and build_facts with ninja, and writes a record of the build next to them.
+    """Builds the libraries and build_facts with ninja, and writes a record of the build next to them.
 
     The environment variable VT_FAST_BUILD decides what happens if they cannot be built. Unset: the package
     works without them, and the record has the reason; "require": an error; "skip": they are not built.
+    The CUDA kernels are built where nvcc and a GPU, or VT_FAST_CUDA_ARCH, are found; else the record says why
+    not.
     """
 
-    built = False
+    built = built_cuda = False
 
     def run(self) -> None:
         """Put the libraries and the record, or only the record, into the package."""
@@ -54,6 +56,7 @@ class BuildNative(build_ext):
             print(f"warning: the package is built without its kernels: {error}", file=sys.stderr)
             record = {"reason": str(error)}
         self.built = "reason" not in record
+        self.built_cuda = "reason" not in record.get("cuda", record)
         (target / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
     def get_outputs(self) -> list[str]:
@@ -71,7 +74,10 @@ class BuildNative(build_ext):
         return []
 
     def _names(self) -> list[str]:
-        return [rules.LIBRARY, rules.FACTS, RECORD] if self.built else [RECORD]
+        if not self.built:
+            return [RECORD]
+        cuda_library = [rules.CUDA_LIBRARY] if self.built_cuda else []
+        return [rules.LIBRARY, rules.FACTS, *cuda_library, RECORD]
 
 
 class NativeWheel(bdist_wheel):
@@ -100,17 +106,28 @@ def build(target: Path) -> dict[str, Any]:
         CannotBuildError: a part of the toolchain is missing, or a source does not compile.
     """
     tools = toolchain.find()
+    cuda_tools, cuda_record = None, {}
+    try:
+        cuda_tools = cuda.find()
+        cuda_record = cuda_tools.record
+    except CannotBuildError as error:
+        cuda_record = {"reason": str(error)}
     (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
-    (ROOT / OBJECTS / "build.ninja").write_text(rules.ninja_file(tools, OBJECTS))
+    (ROOT / OBJECTS / "build.ninja").write_text(rules.ninja_file(tools, cuda_tools, OBJECTS))
     command = [tools.ninja, "-f", str(OBJECTS / "build.ninja"), *_jobs()]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise CannotBuildError(
             f"the kernels did not compile with {tools.compiler_name}; run `VT_FAST_BUILD=require pip install "
             "-v --no-build-isolation .` in the source tree to see why"
         )
-    for name in (rules.LIBRARY, rules.FACTS):
+    for name in (rules.LIBRARY, rules.FACTS, *([rules.CUDA_LIBRARY] if cuda_tools else [])):
         shutil.copy2(ROOT / OBJECTS / name, target / name)
-    return {"compiler": tools.compiler_name, "torch": tools.torch_version, "oldest_torch": _oldest_torch()}
+    return {
+        "compiler": tools.compiler_name,
+        "torch": tools.torch_version,
+        "oldest_torch": _oldest_torch(),
+        "cuda": cuda_record,
+    }
 
 
 def _jobs() -> list[str]:

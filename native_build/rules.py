@@ -8,9 +8,12 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from native_build import cuda
+from native_build.cuda import CudaToolchain
 from native_build.toolchain import Toolchain
 
 LIBRARY = "libvt_fast_cpu.so"
+CUDA_LIBRARY = "libvt_fast_cuda.so"
 FACTS = "build_facts" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 # No flag that depends on the machine of the build, and none that relaxes floating-point arithmetic.
@@ -46,7 +49,7 @@ class _Object:
     flags: list[str]
 
 
-def ninja_file(tools: Toolchain, directory: Path) -> str:
+def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Path) -> str:
     """The rules for ninja, which runs in the root of the source tree and builds into ``directory``.
 
     Commands name sources relative to that root, so that the libraries contain no path of this machine.
@@ -77,11 +80,7 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
         "  description = link $out",
     ]
     for item in [*library, *facts]:
-        target = _path(directory / item.name)
-        lines += [
-            f"build {target}: compile {item.source}",
-            f"  flags = {_command([*_COMMON, *tools.baseline, *item.flags, *_sanitizers()])}",
-        ]
+        lines += _compile(tools, directory, item)
     lines += _link(
         directory,
         LIBRARY,
@@ -96,7 +95,39 @@ def ninja_file(tools: Toolchain, directory: Path) -> str:
     lines += _link(
         directory, FACTS, facts, [*origin, "-Wl,--allow-shlib-undefined"], needs=_path(directory / LIBRARY)
     )
+    if cuda_tools is not None:
+        lines += _cuda_library(tools, cuda_tools, directory, torch)
     return "\n".join(lines) + "\n"
+
+
+def _cuda_library(
+    tools: Toolchain, cuda_tools: CudaToolchain, directory: Path, torch: list[str]
+) -> list[str]:
+    """The library with the CUDA kernels. The CUDA runtime is linked in, and finds the driver when it is called."""
+    cuda_include = [f"-isystem{cuda_tools.include}"]
+    objects = [
+        _Object("cuda_ops.o", "csrc/torch/cuda_ops.cpp", torch),
+        _Object("cuda_kernels.o", "csrc/cuda/kernels.cpp", []),
+        _Object("cuda_device.o", "csrc/cuda/device.cpp", cuda_include),
+    ]
+    folder = directory / "cuda"
+    lines = cuda.ninja_lines(cuda_tools, folder)
+    for item in objects:
+        lines += _compile(tools, directory, item)
+    compiled = [_Object(f"cuda/{op}_{dtype}.o", "", []) for op, dtype in cuda.kernels()]
+    flags = [
+        str(cuda_tools.runtime),
+        str(tools.torch_lib / "libtorch_cpu.so"),
+        *("-ldl", "-lrt", "-lpthread", "-Wl,--version-script=csrc/exports.map", "-Wl,-Bsymbolic"),
+    ]
+    return lines + _link(directory, CUDA_LIBRARY, [*objects, *compiled], flags, needs="csrc/exports.map")
+
+
+def _compile(tools: Toolchain, directory: Path, item: _Object) -> list[str]:
+    return [
+        f"build {_path(directory / item.name)}: compile {item.source}",
+        f"  flags = {_command([*_COMMON, *tools.baseline, *item.flags, *_sanitizers()])}",
+    ]
 
 
 def _quiet(tools: Toolchain) -> list[str]:
