@@ -1,0 +1,48 @@
+"""Problems that the CUDA kernels take, and how each of them is judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests._support import cuda_emulator, judging
+from tests._support.problems import Problem, make
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+# Where channels are contiguous, where pixels are, and what is copied first.
+LAYOUTS = ["bnc", "nchw", "channels_last"]
+
+
+def problem(op: str, options: tuple[str, ...], layout: str = "bnc", **sizes: Any) -> Problem:
+    """A problem whose channels are multiples of 8 in each head, also where the map gets wider."""
+    found = make(op, options, layout, **sizes)
+    if "wide" in options:
+        # Four more channels than x has become eight, or sixteen for two heads.
+        more = 12 if "num_heads" in options else 4
+        for name in {"values", "queries", "residual"} & found.operands.keys():
+            value = found.operands[name]
+            dim = 1 if name == "residual" and value.dim() == 4 else value.dim() - 1
+            found.operands[name] = torch.cat([value, value.narrow(dim, 0, more).flip(0)], dim)
+    return found
+
+
+def check(problem: Problem, dtype: torch.dtype, bias_dtype: torch.dtype | None = None, **conditions: int) -> Any:
+    """Raise unless the kernels are about as accurate as plain PyTorch in ``dtype``. Returns the report."""
+    judging.round_operands(problem, dtype)
+    exact = problem.solve(plain=True)
+    plain = judging.plain_solution(problem, dtype, exact)
+    with cuda_emulator.emulated(**conditions):
+        found = problem.solve(dtype, bias_dtype=bias_dtype)
+    if bias_dtype is not None:
+        found = {
+            name: value.to(dtype) if name.endswith("_bias") else value for name, value in found.items()
+        }
+    judging.compare(problem, found, exact, plain, dtype)
+    return cuda_emulator.last_report()
+
+
+def conditions(index: int) -> dict[str, int]:
+    """Unkind ones, different for each index: the order of warps, when copies arrive, and how work is split."""
+    return {"seed": index + 1, "copies": index % 3, "clusters": (1, 2, 3, 5, 8)[index % 5]}

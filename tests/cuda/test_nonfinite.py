@@ -1,0 +1,87 @@
+"""NaN and infinity reach the results that they reach in plain PyTorch, and hidden numbers reach none."""
+
+import pytest
+import torch
+
+from tests._support import cuda_emulator, devices, problems
+from tests._support.emulated_cases import DTYPES, conditions, problem
+from tests._support.judging import kinds, round_operands, short
+from tests._support.pairs import pairs
+from tests._support.problems import CASES
+
+JUNK = [torch.nan, torch.inf, -torch.inf]
+PLACES = [0.0, 0.13, 0.61, 1.0]
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize("case", CASES, ids=short)
+def test_in_an_operand(case, layout):
+    base = problem(*case, layout, channels=48, height=5, width=7)
+    names = [name for name, value in base.operands.items() if value.is_floating_point()]
+    for index, (name, place, junk, dtype) in enumerate(pairs(names, PLACES, JUNK, DTYPES)):
+        value = base.operands[name].clone(memory_format=torch.contiguous_format)
+        value.view(-1)[round(place * (value.numel() - 1))] = junk
+        dirty = problems.Problem(base.op, base.operands | {name: value}, base.options)
+        round_operands(dirty, dtype)
+        reference = dirty.solve(plain=True)
+        with devices.preferring("torch"):
+            formulas = [dirty.solve(torch.float64), dirty.solve(dtype)]
+        with cuda_emulator.emulated(**conditions(index)):
+            found = dirty.solve(dtype)
+        for of, got in found.items():
+            allowed = [reference] if of.startswith("result") else [reference, *formulas]
+            same = torch.stack([kinds(got) == kinds(way[of]) for way in allowed]).any(0)
+            assert same.all(), f"{junk} in {name} at {place}: {of} in {dtype}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if {"mask", "pixel_bias", "token_bias", "shared bias"} & set(case[1])],
+    ids=short,
+)
+def test_hidden_numbers_do_not_matter(case, layout, dtype):
+    """With NaN wherever operands must not be read, results and gradients are those without it."""
+    op, options = case
+    clean = problem(op, options, layout, channels=48, height=5, width=7)
+    operands = clean.operands
+    hidden = torch.zeros(operands["x"].shape[0], 35, dtype=torch.bool)
+    if "mask" in operands:
+        hidden |= ~operands["mask"]
+    if "pixel_bias" in operands:
+        removed = torch.rand(operands["pixel_bias"].shape) < 0.2
+        operands["pixel_bias"][removed] = -torch.inf
+        hidden |= removed
+    # project's own results use all pixels.
+    hides_pixels = op == "tokenize" or "no map" in options
+    round_operands(clean, dtype)
+    dirty = problems.Problem(op, dict(operands), clean.options)
+    if hides_pixels:
+        shown = hidden if layout == "bnc" else hidden.unflatten(1, (5, 7))
+        for name in {"x", "residual"} & operands.keys():
+            value = operands[name].clone()
+            (value if layout == "bnc" else value.permute(0, 2, 3, 1))[shown] = torch.nan
+            dirty.operands[name] = value
+    if "token_bias" in operands and "shared" not in options and operands["values"].dim() == 3 and "num_heads" not in options:
+        # The first key is removed from all samples.
+        for name in ("keys", "values"):
+            value = dirty.operands[name].clone()
+            value[:, 0] = torch.nan
+            dirty.operands[name] = value
+    with cuda_emulator.emulated(seed=11):
+        expected, found = clean.solve(dtype), dirty.solve(dtype)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_a_sample_without_pixels(dtype):
+    empty = problem("tokenize", ("mask",), "nchw", channels=48)
+    empty.operands["mask"][1] = False
+    with cuda_emulator.emulated():
+        found = empty.solve(dtype)
+    assert not found["result 0"][1].any()
+    assert (found["result 1"][1] == -torch.inf).all()
+    assert not found["dx"][1].any()
+    assert not found["dqueries"][1].any()

@@ -1,0 +1,74 @@
+"""Random calls of the CUDA kernels; `make emulate FUZZ=10000` runs more of them."""
+
+import os
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from tests._support.emulated_cases import DTYPES, LAYOUTS, check, problem
+from tests._support.fuzzing import options_of
+from tests._support.judging import short
+from tests._support.problems import LAYOUTS as ANY_LAYOUTS
+from tests._support.problems import OPS
+
+# The number of calls for each test; a call is one forward and one backward.
+EXAMPLES = int(os.environ.get("VT_FAST_FUZZ", "0"))
+
+
+@st.composite
+def calls(draw, op):
+    """Any problem of an op that these kernels take, and how it is run."""
+    options = options_of(draw, op)
+    heads = 2 if "num_heads" in options else 1
+    sizes = {
+        "batch": draw(st.integers(1, 4)),
+        "channels": 8 * heads * draw(st.integers(1, 20)),
+        "height": draw(st.integers(1, 12)),
+        "width": draw(st.integers(1, 20)),
+        "tokens": draw(st.integers(1, 64 // heads)),
+        "queries": draw(st.integers(1, 64)),
+    }
+    conditions = {
+        "seed": draw(st.integers(1, 2**30)),
+        "copies": draw(st.integers(0, 2)),
+        "clusters": draw(st.integers(1, 9)),
+        "max_ranks": draw(st.sampled_from([1, 8])),
+        "shared_bytes": 1024 * draw(st.sampled_from([99, 163, 227])),
+    }
+    layout = draw(st.sampled_from([*LAYOUTS, *LAYOUTS, *ANY_LAYOUTS]))
+    return options, layout, sizes, conditions
+
+
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("op", OPS)
+def test_random_calls(op, dtype, part):
+    tried, refused = 0, 0
+
+    @settings(
+        deadline=None,
+        max_examples=EXAMPLES or 60,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=calls(op))
+    def run(case):
+        nonlocal tried, refused
+        options, layout, sizes, conditions = case
+        torch.manual_seed(conditions["seed"])
+        tried += 1
+        try:
+            check(problem(op, options, layout, **sizes), dtype, **conditions)
+        except RuntimeError as error:
+            if "fits on this GPU" not in str(error):
+                raise
+            refused += 1
+
+    random.seed(part)
+    if not EXAMPLES:
+        run = seed(part)(run)
+    run()
+    assert refused < tried / 2
