@@ -76,7 +76,7 @@ def find() -> CudaToolchain:
     version = (int(found[1]), int(found[2]))
     if version < (12, 0):
         raise CannotBuildError(f"the CUDA kernels need nvcc 12.0 or later, and {nvcc} is {found[1]}.{found[2]}")
-    root = Path(nvcc).resolve().parents[1]
+    root = _root(nvcc)
     return CudaToolchain(
         nvcc, version, _include(root), _runtime(root), _architectures(_run([nvcc, "--list-gpu-arch"]))
     )
@@ -123,6 +123,17 @@ def _run(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise CannotBuildError(f"`{' '.join(command)}` does not run ({error})") from error
+
+
+def _root(nvcc: str) -> Path:
+    """The toolkit's folder, as nvcc has it: nvcc itself may be a script or a link elsewhere."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CannotBuildError(f"`{' '.join(command)}` does not run ({error})") from error
+    found = re.search(r"^#\$ TOP=(.*)$", shown, flags=re.MULTILINE)
+    return Path(found[1] if found else Path(nvcc).parents[1]).resolve()
 
 
 def _include(root: Path) -> Path:

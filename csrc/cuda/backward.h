@@ -104,7 +104,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
         pixel_gradients(warp, view, sums, at.sample, pixel, there);
         if (call.dx.data != nullptr) spread_tokens(warp, view, false, 0);
       } else if constexpr (!TOKENIZE) {
-        Base::scores(warp, view, warp.bank(call.places.keys), 0);
+        Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
         const View of_grad(grad, warp.lane, x, pixel);
         token_gradients(warp, view, of_grad, sums, pixel, there);
         if (call.dx.data != nullptr) spread_keys(warp, view, grad);
@@ -195,7 +195,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
     const Call& call = warp.call;
     View view = again;
     view.at = x;
-    Base::scores(warp, view, warp.bank(call.places.keys), 0);
+    Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
     warp.sync();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
@@ -218,8 +218,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
   static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, int sample, int pixel, uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
-    Base::scores(warp, view, warp.bank(places.queries), 0);
-    Base::scores(warp, view, warp.bank(places.grad_tokens), 1);
+    Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
     warp.sync();
     const int b = sample % call.batch;
     for (int item = thread(); item < TP * kRows; item += threads()) {
@@ -296,7 +295,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
   static VT_DEVICE void token_gradients(const Warp& warp, const View& x, const View& of_map, Sums& sums, int pixel, uint32_t there) {
     const Call& call = warp.call;
     const uint32_t inside = Base::inside(call, pixel);
-    Base::scores(warp, of_map, warp.bank(call.places.values), 1);
+    Base::template scores<1>(warp, of_map, {warp.bank(call.places.values)}, 1);
     warp.sync();
     const int each = call.keys_count / call.num_heads;
     Base::for_pixels(warp, [&](int p, bool exists) {

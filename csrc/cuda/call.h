@@ -23,6 +23,8 @@ enum class Op : int32_t {
   project_tokenize_backward
 };
 
+constexpr int kMaxWarps = 8;  // of a block
+
 // All strides count elements. Absent operands, and results that are not wanted, have data == nullptr.
 
 // A map whose channels are contiguous, or else its pixels; all maps of a call alike. `row` lies between two

@@ -20,7 +20,8 @@ const char* find_device(int index, Device& device) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (error != cudaSuccess) wrong[index] = cudaGetErrorString(error);
-    known[index] = {index, processors, shared, major >= 9 ? 8 : 1};
+    // Any GPU with clusters has those of 8 blocks; data-centre GPUs have those of 16.
+    known[index] = {index, processors, shared, major < 9 ? 1 : major <= 10 ? 16 : 8};
   });
   device = known[index];
   return wrong[index];

@@ -118,7 +118,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
   // Y over X: two barriers.
   static VT_DEVICE void project(const Warp& warp, const View& view, uint32_t residual) {
     const Call& call = warp.call;
-    Base::scores(warp, view, warp.bank(call.places.keys), 0);
+    Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
     warp.sync();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
@@ -139,7 +139,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
                                  uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
-    Base::scores(warp, view, warp.bank(places.queries), 0);
+    Base::template scores<1>(warp, view, {warp.bank(places.queries)});
     warp.sync();
     const int p = warp.lane % kLanes;
     const bool part = there >> p & 1;

@@ -82,18 +82,20 @@ struct Kernel {
     }
     // A score: all warps' parts, in order.
     VT_DEVICE float score(int matrix, int row, int pixel) const {
+      const uint32_t at = call.places.scores + part(0, matrix, row, pixel);
+      constexpr uint32_t kStep = kMatrices * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
       for (int from = 0; from < ranks; ++from) {
-        if (from == rank) {
-          for (int w = 0; w < warps; ++w) sum += shared<float>(call.places.scores + part(w, matrix, row, pixel));
-        } else {
-          for (int w = 0; w < warps; ++w) sum += shared_of(from, call.places.scores + part(w, matrix, row, pixel));
+        // Unrolled, so that all loads are under way at once.
+        VT_UNROLL
+        for (int w = 0; w < kMaxWarps; ++w) {
+          if (w < warps) sum += from == rank ? shared<float>(at + w * kStep) : shared_of(from, at + w * kStep);
         }
       }
       return sum;
     }
   };
-  static constexpr int kMatrices = 2;
+  static constexpr int kMatrices = 2;  // of scores
 
   // ---- where ----
 
@@ -145,29 +147,38 @@ struct Kernel {
 
   // ---- products ----
 
-  // The warp's part of scores: the slice times each of the rows in the bank.
-  static VT_DEVICE void scores(const Warp& warp, const View& view, uint32_t bank, int matrix) {
-    float sum[kBlocks][NT][4] = {};
+  // The warp's part of scores: the slice times each of the rows in each of the banks, for matrices from `first`.
+  template <int BANKS>
+  static VT_DEVICE void scores(const Warp& warp, const View& view, const uint32_t (&banks)[BANKS], int first = 0) {
+    float sum[BANKS][kBlocks][NT][4] = {};
     VT_UNROLL
     for (int m = 0; m < MT; ++m) {
-      Right<T> b[NT];
-      RowBank::channels_by_rows(b, bank, m, warp.lane);
+      Left<T> a[kBlocks];
       VT_UNROLL
-      for (int p = 0; p < kBlocks; ++p) {
-        Left<T> a;
-        view.pixels_by_channels(a, p, m);
+      for (int p = 0; p < kBlocks; ++p) view.pixels_by_channels(a[p], p, m);
+      VT_UNROLL
+      for (int bank = 0; bank < BANKS; ++bank) {
+        Right<T> b[NT];
+        RowBank::channels_by_rows(b, banks[bank], m, warp.lane);
         VT_UNROLL
-        for (int n = 0; n < NT; ++n) multiply(sum[p][n], a, b[n]);
+        for (int p = 0; p < kBlocks; ++p) {
+          VT_UNROLL
+          for (int n = 0; n < NT; ++n) multiply(sum[bank][p][n], a[p], b[n]);
+        }
       }
     }
-    const uint32_t own = warp.call.places.scores + Warp::part(warp.warp, matrix, 0, 0);
     VT_UNROLL
-    for (int p = 0; p < kBlocks; ++p) {
+    for (int bank = 0; bank < BANKS; ++bank) {
+      const uint32_t own = warp.call.places.scores + Warp::part(warp.warp, first + bank, 0, 0);
       VT_UNROLL
-      for (int n = 0; n < NT; ++n) {
+      for (int p = 0; p < kBlocks; ++p) {
         VT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          set_shared(own + (n * 8 + warp.t * 2 + i % 2) * kScorePitch + (p * 16 + warp.g + i / 2 * 8) * 4, sum[p][n][i]);
+        for (int n = 0; n < NT; ++n) {
+          VT_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            set_shared(own + (n * 8 + warp.t * 2 + i % 2) * kScorePitch + (p * 16 + warp.g + i / 2 * 8) * 4,
+                       sum[bank][p][n][i]);
+          }
         }
       }
     }

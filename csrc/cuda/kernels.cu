@@ -44,6 +44,9 @@ class Launcher {
     const void* kernel = reinterpret_cast<const void*>(&start_kernel<K>);
     const char* error =
         said(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes));
+    if (error == nullptr && plan.ranks > 8) {
+      error = said(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    }
     if (error != nullptr) return error;
     if (plan.ranks == 1) {
       int each = 0;
@@ -55,7 +58,7 @@ class Launcher {
       error = said(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
     }
     if (error != nullptr) return error;
-    if (count == 0) return "a kernel does not fit on this device";
+    if (count == 0) return does_not_fit;
     memo.store(shape << 20 | count, std::memory_order_relaxed);
     return nullptr;
   }
@@ -103,4 +106,4 @@ class Launcher {
 }  // namespace cuda
 }  // namespace vt
 
-VT_DEFINE_KERNELS(Launcher)
+VT_DEFINE_RUN(Launcher)

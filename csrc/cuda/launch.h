@@ -23,14 +23,13 @@ struct Host {
   void* stream = nullptr;  // a cudaStream_t
 };
 
-// The kernels of an op in a dtype. Each returns null, or what is wrong, in static storage.
-struct Kernels {
-  const char* (*run)(const Call&, Layout, const Host&);
-  // Whether there is a kernel that fits on the device.
-  bool (*fits)(const Call&, Layout, const Device&);
-};
+// Runs the kernels of an op in a dtype. Returns null, or what is wrong, in static storage.
+using Run = const char* (*)(const Call&, Layout, const Host&);
 
-Kernels kernels(Op op, Dtype dtype);
+Run kernels(Op op, Dtype dtype);
+
+// What a call is told whose kernel the device turns out not to run.
+extern const char* const does_not_fit;
 
 // Facts about a GPU; asked for once for each.
 const char* find_device(int index, Device& device);

@@ -18,7 +18,7 @@ struct Plan {
   Places places = {};
 };
 
-constexpr int kMaxWarps = 8, kMaxStages = 4;
+constexpr int kMaxStages = 4;
 
 // The maps that a tile consists of.
 template <class K>
@@ -231,7 +231,7 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
       error = launcher.template start_small<SumPixels<T>>(call, (most + SumPixels<T>::kThreads - 1) / SumPixels<T>::kThreads, 1);
     }
   });
-  return found ? error : "no kernel";
+  return found ? error : does_not_fit;
 }
 
 }  // namespace cuda

@@ -101,12 +101,38 @@ struct Slice {
         store_rows<Two>(map, from, channel, pixel, lane);
       }
     } else {
+      store_shifted(map, from, channel, pixel, lane);
+    }
+  }
+
+  // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes.
+  static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
+    constexpr int kPerRow = kRowBytes / 16 + 1, kAll = kRows * kPerRow;
+    const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
+    VT_UNROLL
+    for (int i = 0; i < (kAll + 31) / 32; ++i) {
+      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+      const int c = channel + row;
+      if ((kAll % 32 != 0 && row >= kRows) || c >= map.channels) continue;
+      const int64_t begin = c * map.row + pixel, at = begin / kPer16 * kPer16 + part * kPer16;
+      const uint32_t place = from + row * kPitch + part * 16;
+      const int first = static_cast<int>(begin - at), last = first + taken;  // of these 16 bytes
+      if (first <= 0 && last >= kPer16) {
+        set_global(reinterpret_cast<Four*>(map.data + at), shared<Four>(place));
+        continue;
+      }
       VT_UNROLL
-      for (int i = 0; i < kRows * TP / 32; ++i) {
-        const int row = (i * 32 + lane) / TP, p = (i * 32 + lane) % TP;
-        const int n = pixel + p, c = channel + row;
-        if (n < map.pixels && c < map.channels) {
-          set_global(map.data + c * map.row + n, shared<T>(from + row * kPitch + shift(map, row, pixel) + p * kSize));
+      for (int word = 0; word < 4; ++word) {
+        constexpr int kPerWord = 4 / kSize;
+        const int element = word * kPerWord;
+        const bool whole = element >= first && element + kPerWord <= last;
+        if (whole) {
+          set_global(reinterpret_cast<uint32_t*>(map.data + at + element), shared<uint32_t>(place + word * 4));
+        } else if constexpr (kPerWord == 2) {
+          if (element >= first && element < last) set_global(map.data + at + element, shared<T>(place + word * 4));
+          if (element + 1 >= first && element + 1 < last) {
+            set_global(map.data + at + element + 1, shared<T>(place + word * 4 + 2));
+          }
         }
       }
     }

@@ -253,9 +253,8 @@ void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& 
     host.self = &workspace;
     host.allocate = Workspace::allocate;
     host.stream = devices.stream(workspace.place.index);
-    const cuda::Kernels kernels = cuda::kernels(op, cuda_dtype(dtype));
-    if (!kernels.fits(call, layout, host.device)) throw UnsupportedError("no kernel for so many tokens and channels fits on this GPU");
-    error = kernels.run(call, layout, host);
+    error = cuda::kernels(op, cuda_dtype(dtype))(call, layout, host);
+    if (error == cuda::does_not_fit) throw UnsupportedError(error);
   }
   if (error != nullptr) throw std::runtime_error(std::string("a CUDA kernel failed: ") + error);
 }

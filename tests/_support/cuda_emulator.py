@@ -123,7 +123,7 @@ def emulated(
     copies: int = LATE,
     clusters: int = 3,
     shared_bytes: int = 227 * 1024,
-    max_ranks: int = 8,
+    max_ranks: int = 16,
 ) -> Iterator[None]:
     """Within, calls of the ops on CPU tensors run the CUDA kernels on the emulator."""
     loaded = library()

@@ -12,7 +12,7 @@ struct Conditions {
   int32_t copies = 0;    // emulator::Copies
   int32_t clusters = 3;  // that run at a time
   int32_t shared_bytes = 227 * 1024;
-  int32_t max_ranks = 8;
+  int32_t max_ranks = 16;
 };
 
 // Of the last launch that was no summing of parts.

@@ -125,4 +125,4 @@ struct EmulatedLauncher {
 }  // namespace cuda
 }  // namespace vt
 
-VT_DEFINE_KERNELS(EmulatedLauncher)
+VT_DEFINE_RUN(EmulatedLauncher)

@@ -207,7 +207,7 @@ inline Report launch(Grid grid, int cluster, int threads, uint32_t shared_bytes,
     return {"the grid must have 1 to " + std::to_string(kMaxBlocks) + " blocks", {}};
   }
   if (cluster < 1 || cluster > kMaxCluster || grid.x % cluster != 0) {
-    return {"a cluster must have 1 to 8 blocks and divide the grid's x", {}};
+    return {"a cluster must have 1 to 16 blocks and divide the grid's x", {}};
   }
   if (threads < 32 || threads % 32 != 0 || threads > 32 * kMaxWarps) {
     return {"a block must have 32 to 1024 threads, in whole warps", {}};

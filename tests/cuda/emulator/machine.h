@@ -11,7 +11,7 @@
 
 namespace emulator {
 
-constexpr int kMaxCluster = 8, kMaxWarps = 32, kMaxBlocks = 65535;
+constexpr int kMaxCluster = 16, kMaxWarps = 32, kMaxBlocks = 65535;
 constexpr uint32_t kMaxShared = 227 * 1024;
 
 struct Grid {
