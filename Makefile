@@ -9,18 +9,21 @@ TEST_FLAGS ?=
 OFFLINE_FLAGS ?=
 
 PY := $(VENV)/bin/python
-CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp) benchmarks/probe.cpp
+CXX_SOURCES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/cuda/*.h tests/cuda/*.cpp tests/cuda/emulator/*) benchmarks/probe.cpp
 PIP := $(PY) -m pip --disable-pip-version-check
 # Tests run side by side, one worker per core, so each worker gets one thread. Those that ask for more would spend
 # most of their time spinning on busy cores, so waiting threads sleep.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive MKL_NUM_THREADS=1 MPLBACKEND=Agg VT_FAST_BUILD=require
 # What the kernels are built from and by. Where they cannot be built, make says so instead of going on without.
-NATIVE_SOURCES := setup.py $(shell find csrc native_build -name '*.cpp' -o -name '*.h' -o -name '*.map' -o -name '*.py')
+NATIVE_SOURCES := setup.py $(shell find csrc native_build -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.map' -o -name '*.py')
 BUILD_ENV := VT_FAST_BUILD=require
 
 # The Triton kernels on the CPU, in Triton's interpreter.
 INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal \
 	-p no:cacheprovider tests/triton tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_empty_batches.py -k triton
+
+# The CUDA kernels on a CPU, on an emulator that is built from the same sources.
+EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -p no:cacheprovider tests/cuda
 
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.
@@ -34,13 +37,16 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cases interpreted offline bench gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test cases interpreted emulated cuda offline bench gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the whole test suite'
 	@echo 'make interpreted  the part of the suite that runs the Triton kernels, in Triton'"'"'s interpreter'
+	@echo 'make emulated  the tests that run the CUDA kernels, on an emulator'
+	@echo 'make cuda    compile the CUDA kernels with nvcc, for VT_FAST_CUDA_ARCH (90a where it is not set), and check'
+	@echo '             their registers, spills and loads against a table; minutes, and needs no GPU'
 	@echo 'make cases   faults reported to other projects, tried on this one (tests/cases)'
 	@echo 'make offline  compile the Triton kernels without a GPU; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
@@ -63,7 +69,7 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
-		--ignore=tests/cases -m "not cases" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
+		--ignore=tests/cases --ignore=tests/cuda -m "not cases" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp
@@ -72,6 +78,15 @@ cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
 interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
+
+emulated: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(EMULATED_TESTS) $(TEST_FLAGS)
+
+cuda: $(VENV)/dev.stamp
+	VT_FAST_CUDA_ARCH=$${VT_FAST_CUDA_ARCH:-90a} $(BUILD_ENV) $(PY) setup.py -q build_ext --inplace
+	@touch $(VENV)/native.stamp
+	$(PY) -m tools.cuda resources --check
+	$(TEST_ENV) $(PY) -m pytest -p no:cacheprovider tests/test_cuda_library.py $(TEST_FLAGS)
 
 # Without --check it compiles 480 kernels, which takes long.
 offline: $(VENV)/dev.stamp $(VENV)/native.stamp
