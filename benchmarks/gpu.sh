@@ -55,15 +55,15 @@ mkdir -p "$out"
 "$python" -m vt_fast info
 
 # Folders and files with tests that need a GPU. Others import packages that may be missing.
-tests=(tests/gpu tests/ops)
+tests=(tests/gpu tests/ops tests/cuda)
 while IFS= read -r file; do
     tests+=("$file")
-done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -vE '^tests/(gpu|ops)/' | sort)
+done < <(grep -rlE 'mark\.gpu\b' --include='test_*.py' tests | grep -vE '^tests/(gpu|ops|cuda)/' | sort)
 # Runs alone, as it fills the GPU's memory.
 large=tests/gpu/test_large.py
 
 # Every op, forward and backward, with partly filled tiles and with masks.
-checked=(tests/gpu/test_sizes.py tests/gpu/test_masks.py)
+checked=(tests/gpu/test_sizes.py tests/gpu/test_masks.py tests/cuda/test_values.py::test_every_option_layout_and_dtype)
 
 # Tests mostly wait for Triton, which compiles on one processor.
 parallel=()

@@ -31,16 +31,16 @@ def pytest_collection_modifyitems(items):
 
 
 def needs_gpu(item):
-    """Whether a test is in tests/gpu or, on a machine with a GPU, is about the backend "triton"."""
+    """Whether a test is in tests/gpu or, on a machine with a GPU, is about a backend for GPUs."""
     parts = item.path.parts
     if "gpu" in parts[-2:-1]:
         return True
     if item.get_closest_marker("on_cpu"):
         return False
-    about = parts[-2] == "triton" or (
-        hasattr(item, "callspec") and item.callspec.params.get("backend") == "triton"
-    )
-    return about and devices.on_gpu("triton")
+    about = parts[-2] if parts[-2] in ("triton", "cuda") else None
+    if about is None and hasattr(item, "callspec"):
+        about = item.callspec.params.get("backend")
+    return isinstance(about, str) and devices.on_gpu(about)
 
 
 def in_cover(item):

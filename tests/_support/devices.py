@@ -1,6 +1,6 @@
 """Where the tests of a backend run, and what is asked of it there.
 
-Tests of the backend "triton" run on the GPU where there is one. VT_FAST_TESTS_PRETEND_GPU=1, with
+Tests of the backends "triton" and "cuda" run on the GPU where there is one. VT_FAST_TESTS_PRETEND_GPU=1, with
 TRITON_INTERPRET=1, runs those that need no CUDA on the CPU in Triton's interpreter instead, to check the
 tests themselves: small, but with all else as it would be on a GPU.
 """
@@ -24,8 +24,10 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 PRETENDED = _INTERPRETED and os.environ.get("VT_FAST_TESTS_PRETEND_GPU", "0") == "1"
 
 
-def missing() -> str | None:
-    """Why nothing can run on a GPU here, or None."""
+def missing(backend: str = "triton") -> str | None:
+    """Why a backend for GPUs cannot run on one here, or None."""
+    if backend == "cuda":
+        return dict(backends.report())["cuda"]
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if PRETENDED:
@@ -35,7 +37,7 @@ def missing() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA or ROCm device"
 
 
-GPU = "cpu" if missing() or PRETENDED else "cuda"
+GPU = "cuda" if torch.cuda.is_available() and not _INTERPRETED else "cpu"
 
 
 # The backends that can run here.
@@ -44,7 +46,7 @@ USABLE = tuple(name for name, reason in backends.report() if reason is None)
 
 def on_gpu(backend: str) -> bool:
     """Whether a backend's tests run on a GPU, or as if."""
-    return backend == "triton" and missing() is None
+    return backend in ("triton", "cuda") and missing(backend) is None
 
 
 def of(backend: str) -> str:

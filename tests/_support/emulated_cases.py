@@ -29,7 +29,10 @@ def problem(op: str, options: tuple[str, ...], layout: str = "bnc", **sizes: Any
 
 
 def check(problem: Problem, dtype: torch.dtype, bias_dtype: torch.dtype | None = None, **conditions: int) -> Any:
-    """Raise unless the kernels are about as accurate as plain PyTorch in ``dtype``. Returns the report."""
+    """Raise unless the kernels are about as accurate as plain PyTorch in ``dtype``.
+
+    Returns what the last call was, None on a GPU.
+    """
     judging.round_operands(problem, dtype)
     exact = problem.solve(plain=True)
     plain = judging.plain_solution(problem, dtype, exact)

@@ -1,4 +1,4 @@
-"""Tests of the CUDA kernels on an emulator: ops on CPU tensors run them. `make emulate` runs these."""
+"""Tests of the CUDA kernels, on an emulator or on a GPU. `make emulated` runs these."""
 
 import platform
 
@@ -11,6 +11,8 @@ from tests._support import cuda_emulator, devices
 @pytest.fixture(scope="session", autouse=True)
 def _built():
     """The library. Results start as NaN, so that what a kernel does not write is noticed."""
+    if cuda_emulator.REAL:
+        return
     if platform.machine() != "x86_64":
         pytest.skip("the emulator switches stacks on x86-64 alone")
     cuda_emulator.library()
@@ -19,6 +21,7 @@ def _built():
 
 @pytest.fixture(autouse=True)
 def backend():
-    """What the tests' support asks for: calls on a CPU, which the emulator takes over."""
-    with devices.preferring("cpu"):
-        yield "cpu"
+    """Calls on a CPU, which the emulator takes over; or on a GPU that runs these kernels."""
+    name = "cuda" if cuda_emulator.REAL else "cpu"
+    with devices.preferring(name), devices.factories_on(name):
+        yield name
