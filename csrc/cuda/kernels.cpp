@@ -1,5 +1,10 @@
-// The table of the objects that kernels.h describes.
+// The table of the objects that kernels.h describes, and the settings in use.
+#include <atomic>
+#include <memory>
+#include <vector>
+
 #include "launch.h"
+#include "settings.h"
 
 namespace vt {
 namespace cuda {
@@ -13,6 +18,30 @@ VT_FOR_EACH_OP(VT_DECLARE, Bf16)
 VT_FOR_EACH_OP(VT_DECLARE, Fp16)
 
 const char* const does_not_fit = "the kernel for so many tokens and channels does not fit on this GPU";
+
+namespace {
+
+// Kept until the process ends: a call on another thread may look at any of them.
+std::atomic<const std::vector<Setting>*> in_use{nullptr};
+
+}  // namespace
+
+void use_settings(const Setting* settings, int count) {
+  in_use.store(new std::vector<Setting>(settings, settings + count), std::memory_order_release);
+}
+
+const Setting* find_setting(Op op, Dtype dtype, Layout layout, int rows, int channels) {
+  const std::vector<Setting>* settings = in_use.load(std::memory_order_acquire);
+  const Setting* best = nullptr;
+  if (settings == nullptr) return best;
+  for (const Setting& each : *settings) {
+    if (each.op == op && each.dtype == dtype && each.layout == layout && each.rows == rows && each.channels >= channels &&
+        (best == nullptr || each.channels < best->channels)) {
+      best = &each;
+    }
+  }
+  return best;
+}
 
 Run kernels(Op op, Dtype dtype) {
 #define VT_CASE(op, type) \

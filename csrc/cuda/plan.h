@@ -7,6 +7,7 @@
 #include "backward.h"
 #include "forward.h"
 #include "launch.h"
+#include "settings.h"
 
 namespace vt {
 namespace cuda {
@@ -62,15 +63,16 @@ Places places_of(const Call& call, int warps, int stages) {
   return places;
 }
 
-// The fewest blocks that hold all channels and two stages of tiles; more stages where they fit.
+// The fewest blocks, from `least_ranks` on, that hold all channels and two stages of tiles; more stages where
+// they fit.
 template <class K>
-bool plan_of(const Call& call, const Device& device, Plan& plan) {
+bool plan_of(const Call& call, const Device& device, Plan& plan, int least_ranks = 1, int most_stages = kMaxStages) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
   const int slices = (channels + K::Tile::kChannels - 1) / K::Tile::kChannels;
-  for (int ranks = 1; ranks <= device.max_ranks; ranks *= 2) {
+  for (int ranks = least_ranks; ranks <= device.max_ranks; ranks *= 2) {
     const int warps = (slices + ranks - 1) / ranks;
     if (warps > kMaxWarps) continue;
-    for (int stages = kMaxStages; stages >= 2; --stages) {
+    for (int stages = most_stages; stages >= 2; --stages) {
       const Places places = places_of<K>(call, warps, stages);
       if (places.bytes > static_cast<uint32_t>(device.shared_bytes)) continue;
       plan.warps = warps, plan.ranks = ranks, plan.stages = stages, plan.places = places;
@@ -110,11 +112,15 @@ constexpr bool exists(Op op, int mt, int nt) {
 }
 
 template <class T, Layout LAYOUT, Op OP, int NT, int MT, class Body>
-bool try_kernel(const Call& call, const Device& device, const Body& body) {
+bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting = nullptr) {
   if constexpr (exists<T>(OP, MT, NT)) {
     using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
     Plan plan;
-    if (!plan_of<K>(call, device, plan)) return false;
+    if (setting != nullptr) {
+      if (setting->mt != MT || !plan_of<K>(call, device, plan, setting->ranks, setting->stages)) return false;
+    } else if (!plan_of<K>(call, device, plan)) {
+      return false;
+    }
     body(K{}, plan);
     return true;
   } else {
@@ -122,13 +128,24 @@ bool try_kernel(const Call& call, const Device& device, const Body& body) {
   }
 }
 
+constexpr Dtype dtype_of(float) { return Dtype::float32; }
+constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
+constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
+
 // Few warps with many channels each, but at least four where there are so many channels.
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
   const auto wanted = [&](int mt) { return mt <= 2 || channels > 4 * 16 * (mt / 2) * (mt == 8 ? 2 : 1); };
-  const auto attempt = [&](auto mt) { return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body); };
+  const auto attempt = [&](auto mt, const Setting* setting = nullptr) {
+    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting);
+  };
   using std::integral_constant;
+  const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
+  if (setting != nullptr && (attempt(integral_constant<int, 8>{}, setting) || attempt(integral_constant<int, 4>{}, setting) ||
+                             attempt(integral_constant<int, 2>{}, setting) || attempt(integral_constant<int, 1>{}, setting))) {
+    return true;
+  }
   return (wanted(8) && attempt(integral_constant<int, 8>{})) || (wanted(4) && attempt(integral_constant<int, 4>{})) ||
          attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
          attempt(integral_constant<int, 4>{}) || attempt(integral_constant<int, 8>{});

@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "../cuda/launch.h"
+#include "../cuda/settings.h"
 #include "calls.h"
 #include "results.h"
 
@@ -68,15 +68,6 @@ class UnsupportedError : public std::invalid_argument {
       : std::invalid_argument(std::string("`backend=\"cuda\"` cannot do this call: ") + reason) {}
 };
 
-// Calls for which backend=None prefers Triton, though these kernels take them. Data: to be measured on GPUs.
-// Until then there is none, since by the model of docs/gpu.md these kernels are the faster ones.
-struct Preference {
-  cuda::Op op;
-  Dtype dtype;
-  int64_t least_rows, least_channels;  // these and beyond are Triton's
-};
-constexpr std::array<Preference, 0> triton_preferred = {};
-
 // Whether the backend of the calls on this thread is a choice, and not given by name.
 thread_local bool is_choice = false;
 
@@ -93,13 +84,15 @@ class Choosing {
 
 void check_taken(cuda::Op op, const Call& call) {
   if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
+}
+
+// Where no backend is named, a setting may prefer another one.
+void check_preferred(cuda::Op op, const cuda::Call& call, Dtype dtype, Layout layout) {
   if (!is_choice) return;
-  for (const Preference& each : triton_preferred) {
-    if (each.op == op && each.dtype == call.dtype && std::max(call.key_rows, call.queries_per_head) >= each.least_rows &&
-        call.channels >= each.least_channels) {
-      throw UnsupportedError("another backend is faster");
-    }
-  }
+  const int rows = std::max(call.keys_count, call.queries_count);
+  const cuda::Setting* setting = cuda::find_setting(op, cuda_dtype(dtype), layout, rows <= 16 ? 16 : rows <= 32 ? 32 : 64,
+                                                    std::max(call.channels, call.out_channels));
+  if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
 }
 
 // ---- operands ----
@@ -245,6 +238,7 @@ struct Workspace {
 };
 
 void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& call, Layout layout, const Tensor& x) {
+  check_preferred(op, call, dtype, layout);
   Workspace workspace{place_of(x), {}};
   const std::unique_ptr<void, void (*)(void*)> guard(devices.enter(workspace.place.index), devices.leave);
   cuda::Host host;

@@ -122,6 +122,15 @@ void chosen(StableIValue* stack, uint64_t inputs, uint64_t) {
 }  // namespace cuda_ops
 }  // namespace vt
 
+extern "C" {
+
+// For vt_fast/backends/cuda/library.py.
+__attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::cuda::Setting* settings, int count) {
+  vt::cuda::use_settings(settings, count);
+}
+
+}  // extern "C"
+
 #define VT_FOR_EACH_OP(do)                                                                   \
   do                                                                                         \
   (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \

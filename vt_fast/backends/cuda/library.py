@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vt_fast.backends.cpu.library import FOLDER, build_record
+from vt_fast.backends.cuda import settings
 
 _LIBRARY = "libvt_fast_cuda.so"
 
@@ -26,7 +29,16 @@ def load(folder: Path = FOLDER) -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         return f"the CUDA kernels do not load in torch {torch.__version__} ({error.__cause__ or error})"
+    try:
+        settings.use(handle(folder), settings.in_files())
+    except ValueError as error:
+        return str(error)
     return None
+
+
+def handle(folder: Path = FOLDER) -> ctypes.CDLL:
+    """The library's functions in C."""
+    return ctypes.CDLL(str(folder / _LIBRARY))
 
 
 def missing_architecture(major: int, minor: int) -> str | None:
@@ -62,6 +74,7 @@ def facts() -> dict[str, str]:
         "library": str(FOLDER / _LIBRARY),
         "compiled for": ", ".join(f"sm_{name}" for name in built.get("architectures", [])) + ptx,
         "compiler": built.get("compiler", "not known"),
+        "settings": json.loads(settings.FILE.read_text())["source"],
         "proven": "on an emulator and by offline compilation; no GPU has run these kernels yet",
     }
 

@@ -1,0 +1,28 @@
+// What is known of classes of calls beyond the rules of plan.h: data, measured on GPUs.
+#pragma once
+
+#include "call.h"
+
+namespace vt {
+namespace cuda {
+
+// A class of calls, and what it gets. A plan that does not fit is ignored.
+struct Setting {
+  Op op;
+  Dtype dtype;
+  Layout layout;
+  int32_t rows;      // for up to 16, 32 or 64 rows of scores
+  int32_t channels;  // for calls of up to so many, and more than the next smaller setting has
+  int32_t other;     // 1: backend=None leaves such calls to the next backend
+  int32_t mt;        // 16 channels of a warp each; 0: by the rules
+  int32_t ranks;     // the fewest blocks of a cluster
+  int32_t stages;    // the most tiles at a time
+};
+
+// The settings in use. They are set before the first call, or by a program that tries some.
+void use_settings(const Setting* settings, int count);
+// Null where the rules decide.
+const Setting* find_setting(Op op, Dtype dtype, Layout layout, int rows, int channels);
+
+}  // namespace cuda
+}  // namespace vt
