@@ -47,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("paper_output"), metavar="DIR", help="default: %(default)s"
     )
 
-    tune = commands.add_parser("tune", help="find fast launch settings of the Triton kernels on this GPU")
+    tune = commands.add_parser("tune", help="find fast launch settings of the kernels on this GPU")
+    tune.add_argument(
+        "--backend", choices=["cuda", "triton"], default="triton", help="default: %(default)s"
+    )
     tune.add_argument("--op", nargs="+", metavar="OP", help="tokenize, project_backward, ...; default: all")
     tune.add_argument("--dtype", nargs="+", default=["bf16"], metavar="DTYPE", help="bf16, fp16 or fp32")
     tune.add_argument("--layout", nargs="+", metavar="LAYOUT", help="channels or pixels; default: both")
@@ -68,9 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--output",
         type=Path,
-        default=Path("vt_fast_settings.json"),
         metavar="FILE",
-        help="default: %(default)s",
+        help="default: vt_fast_settings.json, or vt_fast_cuda_settings.json",
     )
     return parser
 
@@ -176,7 +178,10 @@ def _tune(options: argparse.Namespace) -> int:
 
     try:
         todo = tune.cases(options.op, options.dtype, options.layout, options.shape or tune.SHAPES)
-        return tune.main(todo, options.output, options.minutes, options.jobs)
+        if options.backend == "cuda":
+            return tune.main_cuda(todo, options.output or Path("vt_fast_cuda_settings.json"), options.minutes)
+        output = options.output or Path("vt_fast_settings.json")
+        return tune.main(todo, output, options.minutes, options.jobs)
     except (ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

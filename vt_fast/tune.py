@@ -1,4 +1,4 @@
-"""``python -m vt_fast tune``: times launch settings of the Triton kernels on this GPU and writes the best."""
+"""``python -m vt_fast tune``: times launch settings of the kernels on this GPU and writes the best."""
 
 from __future__ import annotations
 
@@ -247,6 +247,43 @@ def main(todo: list[Case], output: Path, minutes: float | None = None, jobs: int
             entries = settings.merged(entries, [entry])
             _save(entries, output)
             print(f"[{count}/{len(todo)}] {case}: {' '.join(_summary(entry))}", flush=True)
+    print(f"written to {output}; to use it: export {settings.VARIABLE}={output.resolve()}")
+    return 0
+
+
+def main_cuda(todo: list[Case], output: Path, minutes: float | None = None) -> int:
+    """:func:`main` for the CUDA kernels, which are compiled already."""
+    from vt_fast.backends import cuda
+    from vt_fast.backends.cuda import settings, tuning
+    from vt_fast.backends.triton import samples
+
+    reason = cuda.unavailable()
+    if reason is not None:
+        print(f"error: nothing can be tuned here: {reason}")
+        return 2
+    start = time.monotonic()
+    found = settings.read(output, required=False)
+    source = f"measured on {torch.cuda.get_device_properties(0).name} with torch {torch.__version__}"
+    for count, case in enumerate(todo, 1):
+        if minutes is not None and time.monotonic() - start > 60 * minutes:
+            print(f"stopped after {minutes:g} minutes, {len(todo) - count + 1} cases before the end")
+            break
+        try:
+            call = samples.sample(
+                case.op, DTYPES[case.dtype], case.layout, case.shape, "cuda", tuning.Calls()
+            )
+            tried = tuning.candidates(case.op, case.dtype, case.layout, case.shape)
+            best, seconds, before = tuning.tune(tried, call, cuda_clock, _WRONG)
+        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            print(f"[{count}/{len(todo)}] {case}: left out: {str(error)[:200]}", flush=True)
+            continue
+        found = settings.merged(found, [best])
+        settings.write(output, found, source)
+        print(
+            f"[{count}/{len(todo)}] {case}: {seconds * 1e6:.2f} us with mt={best.mt} ranks={best.ranks} "
+            f"stages={best.stages} (before: {before * 1e6:.2f} us)",
+            flush=True,
+        )
     print(f"written to {output}; to use it: export {settings.VARIABLE}={output.resolve()}")
     return 0
 

@@ -37,6 +37,10 @@ __attribute__((visibility("default"))) void set_conditions(const vt::emulated::C
 }
 __attribute__((visibility("default"))) void last_report(vt::emulated::Report* report) { *report = vt::emulated::report; }
 
+__attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::cuda::Setting* settings, int count) {
+  vt::cuda::use_settings(settings, count);
+}
+
 }  // extern "C"
 
 #define VT_FOR_EACH_OP(do)                                                                   \

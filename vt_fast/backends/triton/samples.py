@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vt_fast.backends import contract
-from vt_fast.backends import triton as calls
+from vt_fast.backends import triton
 
 Shape = tuple[int, int, int, int]  # (B, N, C, L)
 
@@ -25,8 +25,13 @@ KERNELS = {
 LAYOUTS = ("channels", "pixels")  # which dimension has stride 1
 
 
-def sample(op: str, dtype: torch.dtype, layout: str, shape: Shape, device: str) -> Callable[[], Any]:
-    """A call on normal random numbers: shared queries, and keys and values for each sample."""
+def sample(
+    op: str, dtype: torch.dtype, layout: str, shape: Shape, device: str, calls: Any = triton
+) -> Callable[[], Any]:
+    """A call on normal random numbers: shared queries, and keys and values for each sample.
+
+    ``calls``: the backend's functions.
+    """
     batch, pixels, channels, tokens = shape
     generator = torch.Generator(device).manual_seed(0) if device != "meta" else None
 
