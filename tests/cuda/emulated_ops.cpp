@@ -1,5 +1,5 @@
 // torch.ops.vt_fast_emulated.*: the ops as on a CUDA device, from the same sources, with kernels on the emulator.
-#include "torch/cuda_ops.h"
+#include "torch/cuda_choose.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -54,11 +54,18 @@ STABLE_TORCH_LIBRARY(vt_fast_emulated, library) {
                vt::ops::op.results + ")")                                               \
                   .c_str());
   VT_FOR_EACH_OP(VT_DEFINE)
+#define VT_DEFINE_PUBLIC(op)                                                                             \
+  library.def((std::string(vt::ops::op.name) + "_public(" + vt::ops::op.arguments +                     \
+               ", *, str? backend=None) -> (" + vt::ops::op.results + ")")                              \
+                  .c_str());
+  VT_FOR_EACH_OP(VT_DEFINE_PUBLIC)
   library.def("poison_results(bool on) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, CPU, library) {
-#define VT_IMPLEMENT(op) library.impl(#op, vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>);
+#define VT_IMPLEMENT(op)                                         \
+  library.impl(#op, vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>); \
+  library.impl(#op "_public", vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>);
   VT_FOR_EACH_OP(VT_IMPLEMENT)
 }
 
