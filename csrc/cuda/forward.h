@@ -232,7 +232,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
         const float highest = shared<float>(places.highest + row * 4), total = shared<float>(places.total + row * 4);
         if (whole) {
           set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-                     total == 0.f ? minus_infinity() : highest * kLn2 + logarithm(total));
+                     lse_of(highest, total));
         } else {
           set_global(part + row, highest);
           set_global(part + kRows + row, total);
@@ -295,7 +295,7 @@ struct CombineTokens {
     if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
     if (c == 0) {
       set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-                 total == 0.f ? minus_infinity() : top * kLn2 + logarithm(total));
+                 lse_of(top, total));
     }
   }
 };

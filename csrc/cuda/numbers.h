@@ -22,6 +22,12 @@ VT_DEVICE float minus_infinity() { return -__builtin_huge_valf(); }
 // NaN wins.
 VT_DEVICE float larger(float a, float b) { return !(a <= b) ? a : b; }
 
+// The logarithm of a sum of weights relative to 2^highest. With an infinite logit, weights are NaN.
+VT_DEVICE float lse_of(float highest, float total) {
+  if (total == 0.f) return minus_infinity();
+  return highest == -minus_infinity() ? highest : highest * kLn2 + logarithm(total);
+}
+
 // ---- one number ----
 
 VT_DEVICE float widen(float value) { return value; }
