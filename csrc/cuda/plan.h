@@ -197,7 +197,8 @@ bool has_parts(const Call& call) {
   if (call.shared_rows) return call.clusters > 1;
   // An operand that the batch shares, beside others.
   return (K::TOKENIZE && call.queries.batch == 0) ||
-         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 || call.token_bias.batch == 0));
+         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 ||
+                         (call.token_bias.data != nullptr && call.token_bias.batch == 0)));
 }
 
 template <class K>
