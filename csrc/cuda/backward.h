@@ -34,8 +34,8 @@ struct Part {
 };
 
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
-struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
-  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2>;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;

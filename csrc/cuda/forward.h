@@ -12,8 +12,8 @@ namespace vt {
 namespace cuda {
 
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
-struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
-  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1>;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;

@@ -29,7 +29,8 @@ VT_DEVICE void set_number(const Biases& to, int64_t at, float value) {
   }
 }
 
-template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_>
+// MATRICES: of scores, that are there at the same time.
+template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, int MATRICES>
 struct Kernel {
   using T = T_;
   static constexpr Layout LAYOUT = LAYOUT_;
@@ -78,12 +79,12 @@ struct Kernel {
 
     // The warp's part of scores, with room for `matrices` of them.
     static VT_DEVICE uint32_t part(int warp, int matrix, int row, int pixel) {
-      return ((warp * kMatrices + matrix) * kRows + row) * kScorePitch + pixel * 4;
+      return ((warp * MATRICES + matrix) * kRows + row) * kScorePitch + pixel * 4;
     }
     // A score: all warps' parts, in order.
     VT_DEVICE float score(int matrix, int row, int pixel) const {
       const uint32_t at = call.places.scores + part(0, matrix, row, pixel);
-      constexpr uint32_t kStep = kMatrices * kRows * kScorePitch;  // to the next warp's
+      constexpr uint32_t kStep = MATRICES * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
       for (int from = 0; from < ranks; ++from) {
         // Unrolled, so that all loads are under way at once.
@@ -95,7 +96,7 @@ struct Kernel {
       return sum;
     }
   };
-  static constexpr int kMatrices = 2;  // of scores
+  static constexpr int kMatrices = MATRICES;
 
   // ---- where ----
 
