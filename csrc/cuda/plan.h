@@ -58,7 +58,7 @@ Places places_of(const Call& call, int warps, int stages) {
   }
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
   if (K::PROJECT) places.token_bias = take(K::kRows * 4);
-  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = take(warps * K::kRows * 4);
+  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
   places.bytes = end;
   return places;
 }
