@@ -270,6 +270,27 @@ struct Kernel {
         }
       }
     } else {
+      Right<T> b[TP / 8][TERMS][kSteps];
+      const auto load_weights = [&](int p) {
+        VT_UNROLL
+        for (int term = 0; term < TERMS; ++term) {
+          VT_UNROLL
+          for (int k = 0; k < kSteps; ++k) {
+            VT_UNROLL
+            for (int i = 0; i < 2; ++i) {
+              b[p][term][k].pairs[i] = Pair<T>::of(
+                  shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
+                                    (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
+            }
+          }
+        }
+      };
+      // They are the same for all channels, and kept if they are few.
+      constexpr bool kKept = sizeof(b) <= 16 * 4;
+      if (kKept) {
+        VT_UNROLL
+        for (int p = 0; p < TP / 8; ++p) load_weights(p);
+      }
       VT_UNROLL
       for (int m = 0; m < MT; ++m) {
         Left<T> a[TERMS][kSteps];
@@ -280,20 +301,12 @@ struct Kernel {
         }
         VT_UNROLL
         for (int p = 0; p < TP / 8; ++p) {
+          if (!kKept) load_weights(p);
           float sum[4] = {};
           VT_UNROLL
           for (int term = 0; term < TERMS; ++term) {
             VT_UNROLL
-            for (int k = 0; k < kSteps; ++k) {
-              Right<T> b;
-              VT_UNROLL
-              for (int i = 0; i < 2; ++i) {
-                b.pairs[i] = Pair<T>::of(
-                    shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
-                                      (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
-              }
-              multiply(sum, a[term][k], b);
-            }
+            for (int k = 0; k < kSteps; ++k) multiply(sum, a[term][k], b[p][term][k]);
           }
           VT_UNROLL
           for (int half = 0; half < 2; ++half) finish(to.result(m, p, half), sum[2 * half], sum[2 * half + 1]);
