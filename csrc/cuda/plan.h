@@ -89,7 +89,9 @@ struct Instance {
   static constexpr bool kBackward = OP >= Op::tokenize_backward;
   static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
   static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
-  static constexpr int TP = sizeof(T) == 4 || MT >= 8 || NT >= 8 || (kBackward && MT >= 4) ? 16 : 32;
+  // Of tokenize with few rows, sums leave registers for more pixels.
+  static constexpr int kMostMt = kBackward ? 2 : OP == Op::tokenize && NT == 2 ? 8 : 4;
+  static constexpr int TP = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
 };
