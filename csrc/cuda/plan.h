@@ -16,10 +16,13 @@ constexpr bool is_backward(Op op) { return op >= Op::tokenize_backward; }
 
 struct Plan {
   int warps = 0, ranks = 1, stages = 0;
+  int blocks = 0;  // of a multiprocessor, whatever registers they need
   Places places = {};
 };
 
 constexpr int kMaxStages = 4;
+// Enough bytes for a multiprocessor to wait for. With more, another block is worth more than another stage.
+constexpr int64_t kInFlight = 40 * 1024;
 
 // The maps that a tile consists of.
 template <class K>
@@ -63,21 +66,30 @@ Places places_of(const Call& call, int warps, int stages) {
   return places;
 }
 
-// The fewest blocks, from `least_ranks` on, that hold all channels and two stages of tiles; more stages where
-// they fit.
+// The fewest blocks of a cluster that hold all channels and two stages of tiles. The number of stages is that with
+// enough bytes in flight, then with most blocks at a time, then the largest; by a setting, the largest.
 template <class K>
-bool plan_of(const Call& call, const Device& device, Plan& plan, int least_ranks = 1, int most_stages = kMaxStages) {
+bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* setting) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
   const int slices = (channels + K::Tile::kChannels - 1) / K::Tile::kChannels;
-  for (int ranks = least_ranks; ranks <= device.max_ranks; ranks *= 2) {
+  for (int ranks = setting == nullptr ? 1 : setting->ranks; ranks <= device.max_ranks; ranks *= 2) {
     const int warps = (slices + ranks - 1) / ranks;
     if (warps > kMaxWarps) continue;
-    for (int stages = most_stages; stages >= 2; --stages) {
+    int64_t most = -1;
+    for (int stages = setting == nullptr ? kMaxStages : setting->stages; stages >= 2; --stages) {
       const Places places = places_of<K>(call, warps, stages);
       if (places.bytes > static_cast<uint32_t>(device.shared_bytes)) continue;
-      plan.warps = warps, plan.ranks = ranks, plan.stages = stages, plan.places = places;
-      return true;
+      // A multiprocessor has 1 KB more than a block may have, and keeps 1 KB of each.
+      const int fit = (device.shared_bytes + 1024) / (static_cast<int>(places.bytes) + 1024);
+      const int blocks = fit < kMaxWarps / warps ? fit : kMaxWarps / warps;
+      const int64_t all = static_cast<int64_t>(blocks) * (stages - 1) * places.stage;
+      const int64_t value = (all < kInFlight ? all : kInFlight) * kMaxWarps + blocks;
+      if (value <= most) continue;
+      most = value;
+      plan = {warps, ranks, stages, blocks, places};
+      if (setting != nullptr) break;
     }
+    if (most >= 0) return true;
   }
   return false;
 }
@@ -114,15 +126,12 @@ constexpr bool exists(Op op, int mt, int nt) {
 }
 
 template <class T, Layout LAYOUT, Op OP, int NT, int MT, class Body>
-bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting = nullptr) {
+bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting, int least_blocks) {
   if constexpr (exists<T>(OP, MT, NT)) {
     using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
     Plan plan;
-    if (setting != nullptr) {
-      if (setting->mt != MT || !plan_of<K>(call, device, plan, setting->ranks, setting->stages)) return false;
-    } else if (!plan_of<K>(call, device, plan)) {
-      return false;
-    }
+    if (setting != nullptr && setting->mt != MT) return false;
+    if (!plan_of<K>(call, device, plan, setting) || plan.blocks < least_blocks) return false;
     body(K{}, plan);
     return true;
   } else {
@@ -134,13 +143,12 @@ constexpr Dtype dtype_of(float) { return Dtype::float32; }
 constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
 constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
 
-// Few warps with many channels each, but at least four where there are so many channels.
+// Few warps with many channels each, but about eight on a multiprocessor where there are so many channels.
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
-  const auto wanted = [&](int mt) { return mt <= 2 || channels > 4 * 16 * (mt / 2) * (mt == 8 ? 2 : 1); };
-  const auto attempt = [&](auto mt, const Setting* setting = nullptr) {
-    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting);
+  const auto attempt = [&](auto mt, const Setting* setting = nullptr, int least_blocks = 1) {
+    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting, least_blocks);
   };
   using std::integral_constant;
   const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
@@ -148,8 +156,8 @@ bool with_rows(const Call& call, const Device& device, const Body& body) {
                              attempt(integral_constant<int, 2>{}, setting) || attempt(integral_constant<int, 1>{}, setting))) {
     return true;
   }
-  return (wanted(8) && attempt(integral_constant<int, 8>{})) || (wanted(4) && attempt(integral_constant<int, 4>{})) ||
-         attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
+  return (channels > 256 && attempt(integral_constant<int, 8>{}, nullptr, channels > 512 ? 1 : 2)) ||
+         (channels > 128 && attempt(integral_constant<int, 4>{})) || attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
          attempt(integral_constant<int, 4>{}) || attempt(integral_constant<int, 8>{});
 }
 
