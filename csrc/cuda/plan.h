@@ -22,7 +22,7 @@ struct Plan {
 
 constexpr int kMaxStages = 4;
 // Enough bytes for a multiprocessor to wait for. With more, another block is worth more than another stage.
-constexpr int64_t kInFlight = 40 * 1024;
+constexpr int64_t kInFlight = 32 * 1024;
 
 // The maps that a tile consists of.
 template <class K>
