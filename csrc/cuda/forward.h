@@ -214,18 +214,23 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     float* part = call.parts + set.part(call, cluster, share) * part_size(call);
     const int head = sample / call.batch, b = sample % call.batch;
     const int columns = call.query_heads * call.out_channels + call.extra_columns;
-    const int64_t row_of_tokens = static_cast<int64_t>(b) * call.queries_count;
-    const auto put = [&](int row, int column, int of_part, float sum) {
-      if (row >= call.queries_count) return;
-      if (!whole) {
-        set_global(part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns) + of_part, sum);
-        return;
-      }
+    // Where the sums of a row go, times `scale`: to the tokens, rounded and not, or to the part.
+    struct Row {
+      T* rounded;
+      float* exact;
+      float scale;
+    };
+    const auto row_of = [&](int row) -> Row {
+      if (!whole) return {nullptr, part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
+      const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
       const float total = shared<float>(places.total + row * 4);
-      const float value = total == 0.f ? 0.f : sum / total;
-      const int64_t to = (row_of_tokens + row) * columns + column;
-      set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
-      if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
+      return {static_cast<T*>(call.tokens) + to, call.exact_out == nullptr ? nullptr : call.exact_out + to,
+              total == 0.f ? 0.f : 1.f / total};
+    };
+    const auto put = [&](const Row& row, int column, float sum) {
+      const float value = row.scale == 0.f ? 0.f : sum * row.scale;
+      if (row.rounded != nullptr) set_global(row.rounded + column, narrow<T>(value));
+      if (row.exact != nullptr) set_global(row.exact + column, value);
     };
     if (warp.rank == 0) {
       for (int row = thread(); row < call.queries_count; row += threads()) {
@@ -240,18 +245,23 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) {
         const int row = i / call.extra_columns, column = i % call.extra_columns;
-        put(row, call.out_channels + column, call.out_channels + column, shared<float>(places.extra + i * 4));
+        put(row_of(row), call.out_channels + column, shared<float>(places.extra + i * 4));
       }
     }
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
       VT_UNROLL
-      for (int m = 0; m < MT; ++m) {
+      for (int i = 0; i < 2; ++i) {
+        const int row = n * 8 + warp.t * 2 + i;
+        const Row to = row_of(row);
         VT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int c = warp.channel + m * 16 + warp.g + i / 2 * 8, row = n * 8 + warp.t * 2 + i % 2;
-          if (c < call.out_channels) put(row, head * call.out_channels + c, c, pooled[m][n][i]);
-          pooled[m][n][i] = 0.f;
+        for (int m = 0; m < MT; ++m) {
+          VT_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int c = warp.channel + m * 16 + half * 8 + warp.g;
+            if (row < call.queries_count && c < call.out_channels) put(to, c, pooled[m][n][half * 2 + i]);
+            pooled[m][n][half * 2 + i] = 0.f;
+          }
         }
       }
     }
