@@ -87,16 +87,18 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       copy_commit();
     };
 
-    begin(warp, at.sample, true);
-    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
-
     Sums sums;
     int stage = 0;
-    for (int index = 0; index < count; ++index) {
+    for (int index = 1 - call.stages; index < count; ++index) {  // below 0, tiles are only copied
       const int pixel = at.pixel();
-      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
-      Base::wait_stage(call.stages);
+      uint32_t there = 0;
+      if (index >= 0) {
+        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
+        there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
+        Base::wait_stage(call.stages);
+      }
       copy_next(index + call.stages - 1 < count);
+      if (index < 0) continue;
       const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       const uint32_t grad = has_grad ? warp.slot(stage, 1) : 0;
@@ -129,10 +131,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
 
       const int sample = at.sample;
       at.next(call);
-      const bool last = index + 1 == count;
       const bool set_ends = at.tile == 0 && at.sample % samples_of_set(call) == 0;
-      if (last || set_ends) finish(warp, sums, sample, share, cluster);
-      if (!last && at.tile == 0) begin(warp, at.sample, false);
+      if (index + 1 == count || set_ends) finish(warp, sums, sample, share, cluster);
     }
     copy_wait<0>();
   }

@@ -53,16 +53,18 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       copy_commit();
     };
 
-    begin(warp, at.sample, true);
-    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
-
     float pooled[MT][NT][4] = {};
     int begun = at.tile, stage = 0;
-    for (int index = 0; index < count; ++index) {
+    for (int index = 1 - call.stages; index < count; ++index) {  // below 0, tiles are only copied
       const int pixel = at.pixel();
-      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : 0;
-      Base::wait_stage(call.stages);
+      uint32_t there = 0;
+      if (index >= 0) {
+        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
+        if (TOKENIZE) there = Base::taking_part(call, at.sample, pixel, warp.lane);
+        Base::wait_stage(call.stages);
+      }
       copy_next(index + call.stages - 1 < count);
+      if (index < 0) continue;
       const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       if constexpr (PROJECT) {
@@ -77,11 +79,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
 
       const int sample = at.sample;
       at.next(call);
-      const bool last = index + 1 == count;
-      if (last || at.tile == 0) {
+      if (index + 1 == count || at.tile == 0) {
         if constexpr (TOKENIZE) finish(warp, pooled, sample, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
         begun = at.tile;
-        if (!last && at.tile == 0) begin(warp, at.sample, false);
       }
     }
     copy_wait<0>();
