@@ -376,41 +376,57 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const int set_index = sample / samples_of_set(call);
     const Set set = Set::of(call, set_index, samples_of_set(call));
     const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const auto put = [&](const Target& to, int row, int result_row, int rows, int c, int channels, float sum) {
-      if (row >= rows || c >= channels) return;
-      if (to.result != nullptr) {
-        if (result_row >= 0) set_global(to.result + static_cast<int64_t>(result_row) * channels + c, narrow<T>(sum));
-      } else if (to.part != nullptr) {
-        set_global(to.part + static_cast<int64_t>(row) * channels + c, sum);
-      }
+    // Where a row's sums go, in channels [first, end): the result, the part, or neither.
+    struct Row {
+      T* result;
+      float* part;
+      int first, end;
     };
-    const auto for_each = [&](auto& of, const auto& body) {
+    const auto put = [&](auto& of, const auto& row_of) {
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         VT_UNROLL
-        for (int m = 0; m < MT; ++m) {
+        for (int i = 0; i < 2; ++i) {
+          const Row to = row_of(n * 8 + warp.t * 2 + i);
           VT_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            body(n * 8 + warp.t * 2 + i % 2, warp.channel + m * 16 + warp.g + i / 2 * 8, of[m][n][i]);
-            of[m][n][i] = 0.f;
+          for (int m = 0; m < MT; ++m) {
+            VT_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              const int c = warp.channel + m * 16 + half * 8 + warp.g;
+              float& sum = of[m][n][half * 2 + i];
+              if (c >= to.first && c < to.end) {
+                if (to.result != nullptr) {
+                  set_global(to.result + c, narrow<T>(sum));
+                } else if (to.part != nullptr) {
+                  set_global(to.part + c, sum);
+                }
+              }
+              sum = 0.f;
+            }
           }
         }
       }
     };
+    const auto row_of = [](const Target& to, int row, int result_row, int channels, int first, int end) -> Row {
+      return {to.result == nullptr ? nullptr : to.result + static_cast<int64_t>(result_row) * channels,
+              to.part == nullptr ? nullptr : to.part + static_cast<int64_t>(row) * channels, first, end};
+    };
     if constexpr (TOKENIZE) {
-      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * call.out_channels,
-                               part.queries, sample, set, set_index, share, cluster);
-      for_each(sums.queries, [&](int row, int c, float sum) { put(to, row, row, call.queries_count, c, call.out_channels, sum); });
+      const int channels = call.out_channels;
+      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * channels, part.queries,
+                               sample, set, set_index, share, cluster);
+      put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
     }
     if constexpr (PROJECT) {
       const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
       const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys,
                                  sample, set, set_index, share, cluster);
-      for_each(sums.keys, [&](int row, int c, float sum) { put(keys, row, row, call.keys_count, c, call.channels, sum); });
+      put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });
       const Target values = target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values,
                                    sample, set, set_index, share, cluster);
-      for_each(sums.values, [&](int row, int c, float sum) {
-        put(values, row, c / width == row / each ? row % each : -1, call.keys_count, c, call.out_channels, sum);
+      put(sums.values, [&](int row) {
+        const int head = row / each, end = row < call.keys_count ? (head + 1) * width : 0;
+        return row_of(values, row, row - head * each, call.out_channels, head * width, end);
       });
       finish_token_bias(warp, sums, part, sample, set, set_index, share, cluster);
     }
