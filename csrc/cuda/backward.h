@@ -462,17 +462,17 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
 };
 
 // Gradients of rows from their parts. Grid: sets x pieces of Part::size.
-template <class T, int NT, bool PROJECT, bool TOKENIZE>
+template <class T, bool PROJECT, bool TOKENIZE>
 struct CombineRows {
-  static constexpr int kThreads = 256, kRows = 8 * NT;
+  static constexpr int kThreads = 256;
 
   static VT_DEVICE void run(const Call& call) {
-    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
+    const Part part = Part::of(call, PROJECT, TOKENIZE, room_for_rows(call));
+    const int index = block_y() * kThreads + thread();
     if (index >= part.size) return;
     const int set = block_x();
     if (TOKENIZE && index < part.keys) {
-      const int row = static_cast<int>(index / call.out_channels), c = static_cast<int>(index % call.out_channels);
+      const int row = index / call.out_channels, c = index % call.out_channels;
       if (row >= call.queries_count || call.dqueries == nullptr) return;
       float sum = 0.f;
       if (!add(call, set, call.queries.batch == 0, part.size, index, sum)) return;
@@ -480,14 +480,15 @@ struct CombineRows {
       const int64_t of = call.queries.batch == 0 ? head : static_cast<int64_t>(b) * call.query_heads + head;
       set_global(static_cast<T*>(call.dqueries) + (of * call.queries_count + row) * call.out_channels + c, narrow<T>(sum));
     } else if (PROJECT && index < part.values) {
-      const int row = static_cast<int>((index - part.keys) / call.channels), c = static_cast<int>((index - part.keys) % call.channels);
+      const int of_keys = index - static_cast<int>(part.keys), row = of_keys / call.channels, c = of_keys % call.channels;
       if (row >= call.keys_count || call.dkeys == nullptr) return;
       float sum = 0.f;
       if (!add(call, set, call.keys.batch == 0, part.size, index, sum)) return;
       const int64_t of = call.keys.batch == 0 ? 0 : set;
       set_global(static_cast<T*>(call.dkeys) + (of * call.keys_count + row) * call.channels + c, narrow<T>(sum));
     } else if (PROJECT && index < part.token_bias) {
-      const int row = static_cast<int>((index - part.values) / call.out_channels), c = static_cast<int>((index - part.values) % call.out_channels);
+      const int of_values = index - static_cast<int>(part.values), row = of_values / call.out_channels;
+      const int c = of_values % call.out_channels;
       const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
       if (row >= call.keys_count || c / width != row / each || call.dvalues == nullptr) return;
       float sum = 0.f;

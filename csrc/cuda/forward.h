@@ -270,20 +270,20 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
 };
 
 // Puts together what several clusters found for one sample. Grid: samples x pieces of the tokens.
-template <class T, int NT>
+template <class T>
 struct CombineTokens {
-  static constexpr int kThreads = 256, kRows = 8 * NT;
+  static constexpr int kThreads = 256;
 
   static VT_DEVICE void run(const Call& call) {
     const int sample = block_x();
     const Set set = Set::of(call, sample, 1);
     const int64_t first = Share::owner(call, set.begin), last = Share::owner(call, set.end - 1);
     if (first == last) return;
-    const int columns = call.out_channels + call.extra_columns;
-    const int64_t size = static_cast<int64_t>(2 + columns) * kRows;
-    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
-    if (index >= static_cast<int64_t>(call.queries_count) * columns) return;
-    const int row = static_cast<int>(index / columns), c = static_cast<int>(index % columns);
+    const int columns = call.out_channels + call.extra_columns, rows = room_for_rows(call);
+    const int64_t size = static_cast<int64_t>(2 + columns) * rows;
+    const int index = block_y() * kThreads + thread();
+    if (index >= call.queries_count * columns) return;
+    const int row = index / columns, c = index % columns;
     float top = minus_infinity();
     for (int64_t cluster = first; cluster <= last; ++cluster) {
       top = larger(global(call.parts + set.part(call, cluster) * size + row), top);
@@ -293,8 +293,8 @@ struct CombineTokens {
     for (int64_t cluster = first; cluster <= last; ++cluster) {
       const float* part = call.parts + set.part(call, cluster) * size;
       const float scale = power_of_two(global(part + row) - reference);
-      total += scale * global(part + kRows + row);
-      sum += scale * global(part + 2 * kRows + static_cast<int64_t>(row) * columns + c);
+      total += scale * global(part + rows + row);
+      sum += scale * global(part + 2 * rows + static_cast<int64_t>(row) * columns + c);
     }
     const int head = sample / call.batch, b = sample % call.batch;
     const float value = total == 0.f ? 0.f : sum / total;

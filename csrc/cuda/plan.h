@@ -164,12 +164,13 @@ bool with_rows(const Call& call, const Device& device, const Body& body) {
 // Calls body(kernel, plan) with the kernel for a call of OP; false where there is none.
 template <class T, Op OP, class Body>
 bool with_kernel(const Call& call, Layout layout, const Device& device, const Body& body) {
-  const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;
+  const int rows = room_for_rows(call);
+  if (call.keys_count > rows || call.queries_count > rows) return false;
   const auto of_layout = [&](auto of) {
     constexpr Layout kLayout = decltype(of)::value;
-    if (rows <= 16) return with_rows<T, kLayout, OP, 2>(call, device, body);
-    if (rows <= 32) return with_rows<T, kLayout, OP, 4>(call, device, body);
-    return rows <= 64 && with_rows<T, kLayout, OP, 8>(call, device, body);
+    if (rows == 16) return with_rows<T, kLayout, OP, 2>(call, device, body);
+    if (rows == 32) return with_rows<T, kLayout, OP, 4>(call, device, body);
+    return with_rows<T, kLayout, OP, 8>(call, device, body);
   };
   using std::integral_constant;
   if (layout == Layout::last) return of_layout(integral_constant<Layout, Layout::last>{});
@@ -244,10 +245,10 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
     if (parts > 0) {
       if constexpr (K::BACKWARD) {
-        using C = CombineRows<T, K::NT, K::PROJECT, K::TOKENIZE>;
+        using C = CombineRows<T, K::PROJECT, K::TOKENIZE>;
         error = launcher.template start_small<C>(call, sets_of(call), part_size<K>(call));
       } else if constexpr (K::TOKENIZE) {
-        using C = CombineTokens<T, K::NT>;
+        using C = CombineTokens<T>;
         error = launcher.template start_small<C>(call, static_cast<int64_t>(call.batch) * call.query_heads,
                                                  static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns));
       }
