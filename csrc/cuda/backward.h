@@ -34,8 +34,8 @@ struct Part {
 };
 
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
-struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
-  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2>;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;
@@ -87,16 +87,18 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
       copy_commit();
     };
 
-    begin(warp, at.sample, true);
-    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
-
     Sums sums;
     int stage = 0;
-    for (int index = 0; index < count; ++index) {
+    for (int index = 1 - call.stages; index < count; ++index) {  // below 0, tiles are only copied
       const int pixel = at.pixel();
-      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
-      Base::wait_stage(call.stages);
+      uint32_t there = 0;
+      if (index >= 0) {
+        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
+        there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
+        Base::wait_stage(call.stages);
+      }
       copy_next(index + call.stages - 1 < count);
+      if (index < 0) continue;
       const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       const uint32_t grad = has_grad ? warp.slot(stage, 1) : 0;
@@ -129,10 +131,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
 
       const int sample = at.sample;
       at.next(call);
-      const bool last = index + 1 == count;
       const bool set_ends = at.tile == 0 && at.sample % samples_of_set(call) == 0;
-      if (last || set_ends) finish(warp, sums, sample, share, cluster);
-      if (!last && at.tile == 0) begin(warp, at.sample, false);
+      if (index + 1 == count || set_ends) finish(warp, sums, sample, share, cluster);
     }
     copy_wait<0>();
   }
@@ -376,41 +376,57 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
     const int set_index = sample / samples_of_set(call);
     const Set set = Set::of(call, set_index, samples_of_set(call));
     const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const auto put = [&](const Target& to, int row, int result_row, int rows, int c, int channels, float sum) {
-      if (row >= rows || c >= channels) return;
-      if (to.result != nullptr) {
-        if (result_row >= 0) set_global(to.result + static_cast<int64_t>(result_row) * channels + c, narrow<T>(sum));
-      } else if (to.part != nullptr) {
-        set_global(to.part + static_cast<int64_t>(row) * channels + c, sum);
-      }
+    // Where a row's sums go, in channels [first, end): the result, the part, or neither.
+    struct Row {
+      T* result;
+      float* part;
+      int first, end;
     };
-    const auto for_each = [&](auto& of, const auto& body) {
+    const auto put = [&](auto& of, const auto& row_of) {
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         VT_UNROLL
-        for (int m = 0; m < MT; ++m) {
+        for (int i = 0; i < 2; ++i) {
+          const Row to = row_of(n * 8 + warp.t * 2 + i);
           VT_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            body(n * 8 + warp.t * 2 + i % 2, warp.channel + m * 16 + warp.g + i / 2 * 8, of[m][n][i]);
-            of[m][n][i] = 0.f;
+          for (int m = 0; m < MT; ++m) {
+            VT_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              const int c = warp.channel + m * 16 + half * 8 + warp.g;
+              float& sum = of[m][n][half * 2 + i];
+              if (c >= to.first && c < to.end) {
+                if (to.result != nullptr) {
+                  set_global(to.result + c, narrow<T>(sum));
+                } else if (to.part != nullptr) {
+                  set_global(to.part + c, sum);
+                }
+              }
+              sum = 0.f;
+            }
           }
         }
       }
     };
+    const auto row_of = [](const Target& to, int row, int result_row, int channels, int first, int end) -> Row {
+      return {to.result == nullptr ? nullptr : to.result + static_cast<int64_t>(result_row) * channels,
+              to.part == nullptr ? nullptr : to.part + static_cast<int64_t>(row) * channels, first, end};
+    };
     if constexpr (TOKENIZE) {
-      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * call.out_channels,
-                               part.queries, sample, set, set_index, share, cluster);
-      for_each(sums.queries, [&](int row, int c, float sum) { put(to, row, row, call.queries_count, c, call.out_channels, sum); });
+      const int channels = call.out_channels;
+      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * channels, part.queries,
+                               sample, set, set_index, share, cluster);
+      put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
     }
     if constexpr (PROJECT) {
       const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
       const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys,
                                  sample, set, set_index, share, cluster);
-      for_each(sums.keys, [&](int row, int c, float sum) { put(keys, row, row, call.keys_count, c, call.channels, sum); });
+      put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });
       const Target values = target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values,
                                    sample, set, set_index, share, cluster);
-      for_each(sums.values, [&](int row, int c, float sum) {
-        put(values, row, c / width == row / each ? row % each : -1, call.keys_count, c, call.out_channels, sum);
+      put(sums.values, [&](int row) {
+        const int head = row / each, end = row < call.keys_count ? (head + 1) * width : 0;
+        return row_of(values, row, row - head * each, call.out_channels, head * width, end);
       });
       finish_token_bias(warp, sums, part, sample, set, set_index, share, cluster);
     }
@@ -446,17 +462,17 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
 };
 
 // Gradients of rows from their parts. Grid: sets x pieces of Part::size.
-template <class T, int NT, bool PROJECT, bool TOKENIZE>
+template <class T, bool PROJECT, bool TOKENIZE>
 struct CombineRows {
-  static constexpr int kThreads = 256, kRows = 8 * NT;
+  static constexpr int kThreads = 256;
 
   static VT_DEVICE void run(const Call& call) {
-    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
+    const Part part = Part::of(call, PROJECT, TOKENIZE, room_for_rows(call));
+    const int index = block_y() * kThreads + thread();
     if (index >= part.size) return;
     const int set = block_x();
     if (TOKENIZE && index < part.keys) {
-      const int row = static_cast<int>(index / call.out_channels), c = static_cast<int>(index % call.out_channels);
+      const int row = index / call.out_channels, c = index % call.out_channels;
       if (row >= call.queries_count || call.dqueries == nullptr) return;
       float sum = 0.f;
       if (!add(call, set, call.queries.batch == 0, part.size, index, sum)) return;
@@ -464,14 +480,15 @@ struct CombineRows {
       const int64_t of = call.queries.batch == 0 ? head : static_cast<int64_t>(b) * call.query_heads + head;
       set_global(static_cast<T*>(call.dqueries) + (of * call.queries_count + row) * call.out_channels + c, narrow<T>(sum));
     } else if (PROJECT && index < part.values) {
-      const int row = static_cast<int>((index - part.keys) / call.channels), c = static_cast<int>((index - part.keys) % call.channels);
+      const int of_keys = index - static_cast<int>(part.keys), row = of_keys / call.channels, c = of_keys % call.channels;
       if (row >= call.keys_count || call.dkeys == nullptr) return;
       float sum = 0.f;
       if (!add(call, set, call.keys.batch == 0, part.size, index, sum)) return;
       const int64_t of = call.keys.batch == 0 ? 0 : set;
       set_global(static_cast<T*>(call.dkeys) + (of * call.keys_count + row) * call.channels + c, narrow<T>(sum));
     } else if (PROJECT && index < part.token_bias) {
-      const int row = static_cast<int>((index - part.values) / call.out_channels), c = static_cast<int>((index - part.values) % call.out_channels);
+      const int of_values = index - static_cast<int>(part.values), row = of_values / call.out_channels;
+      const int c = of_values % call.out_channels;
       const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
       if (row >= call.keys_count || c / width != row / each || call.dvalues == nullptr) return;
       float sum = 0.f;

@@ -8,11 +8,13 @@
 #define VT_DEVICE __device__ __forceinline__
 #define VT_BOTH __host__ __device__ inline
 #define VT_UNROLL _Pragma("unroll")
+#define VT_ROLLED _Pragma("unroll 1")
 #else
 #include "cuda_on_cpu.h"
 #define VT_DEVICE inline
 #define VT_BOTH inline
 #define VT_UNROLL
+#define VT_ROLLED
 #endif
 
 namespace vt {

@@ -12,8 +12,8 @@ namespace vt {
 namespace cuda {
 
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
-struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
-  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_>;
+struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
+  using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1>;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;
@@ -53,16 +53,18 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
       copy_commit();
     };
 
-    begin(warp, at.sample, true);
-    for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);
-
     float pooled[MT][NT][4] = {};
     int begun = at.tile, stage = 0;
-    for (int index = 0; index < count; ++index) {
+    for (int index = 1 - call.stages; index < count; ++index) {  // below 0, tiles are only copied
       const int pixel = at.pixel();
-      const uint32_t there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : 0;
-      Base::wait_stage(call.stages);
+      uint32_t there = 0;
+      if (index >= 0) {
+        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
+        if (TOKENIZE) there = Base::taking_part(call, at.sample, pixel, warp.lane);
+        Base::wait_stage(call.stages);
+      }
       copy_next(index + call.stages - 1 < count);
+      if (index < 0) continue;
       const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       if constexpr (PROJECT) {
@@ -77,11 +79,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
 
       const int sample = at.sample;
       at.next(call);
-      const bool last = index + 1 == count;
-      if (last || at.tile == 0) {
+      if (index + 1 == count || at.tile == 0) {
         if constexpr (TOKENIZE) finish(warp, pooled, sample, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
         begun = at.tile;
-        if (!last && at.tile == 0) begin(warp, at.sample, false);
       }
     }
     copy_wait<0>();
@@ -214,18 +214,23 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
     float* part = call.parts + set.part(call, cluster, share) * part_size(call);
     const int head = sample / call.batch, b = sample % call.batch;
     const int columns = call.query_heads * call.out_channels + call.extra_columns;
-    const int64_t row_of_tokens = static_cast<int64_t>(b) * call.queries_count;
-    const auto put = [&](int row, int column, int of_part, float sum) {
-      if (row >= call.queries_count) return;
-      if (!whole) {
-        set_global(part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns) + of_part, sum);
-        return;
-      }
+    // Where the sums of a row go, times `scale`: to the tokens, rounded and not, or to the part.
+    struct Row {
+      T* rounded;
+      float* exact;
+      float scale;
+    };
+    const auto row_of = [&](int row) -> Row {
+      if (!whole) return {nullptr, part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
+      const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
       const float total = shared<float>(places.total + row * 4);
-      const float value = total == 0.f ? 0.f : sum / total;
-      const int64_t to = (row_of_tokens + row) * columns + column;
-      set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
-      if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
+      return {static_cast<T*>(call.tokens) + to, call.exact_out == nullptr ? nullptr : call.exact_out + to,
+              total == 0.f ? 0.f : 1.f / total};
+    };
+    const auto put = [&](const Row& row, int column, float sum) {
+      const float value = row.scale == 0.f ? 0.f : sum * row.scale;
+      if (row.rounded != nullptr) set_global(row.rounded + column, narrow<T>(value));
+      if (row.exact != nullptr) set_global(row.exact + column, value);
     };
     if (warp.rank == 0) {
       for (int row = thread(); row < call.queries_count; row += threads()) {
@@ -240,18 +245,23 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) {
         const int row = i / call.extra_columns, column = i % call.extra_columns;
-        put(row, call.out_channels + column, call.out_channels + column, shared<float>(places.extra + i * 4));
+        put(row_of(row), call.out_channels + column, shared<float>(places.extra + i * 4));
       }
     }
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
       VT_UNROLL
-      for (int m = 0; m < MT; ++m) {
+      for (int i = 0; i < 2; ++i) {
+        const int row = n * 8 + warp.t * 2 + i;
+        const Row to = row_of(row);
         VT_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const int c = warp.channel + m * 16 + warp.g + i / 2 * 8, row = n * 8 + warp.t * 2 + i % 2;
-          if (c < call.out_channels) put(row, head * call.out_channels + c, c, pooled[m][n][i]);
-          pooled[m][n][i] = 0.f;
+        for (int m = 0; m < MT; ++m) {
+          VT_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const int c = warp.channel + m * 16 + half * 8 + warp.g;
+            if (row < call.queries_count && c < call.out_channels) put(to, c, pooled[m][n][half * 2 + i]);
+            pooled[m][n][half * 2 + i] = 0.f;
+          }
         }
       }
     }
@@ -260,20 +270,20 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_> {
 };
 
 // Puts together what several clusters found for one sample. Grid: samples x pieces of the tokens.
-template <class T, int NT>
+template <class T>
 struct CombineTokens {
-  static constexpr int kThreads = 256, kRows = 8 * NT;
+  static constexpr int kThreads = 256;
 
   static VT_DEVICE void run(const Call& call) {
     const int sample = block_x();
     const Set set = Set::of(call, sample, 1);
     const int64_t first = Share::owner(call, set.begin), last = Share::owner(call, set.end - 1);
     if (first == last) return;
-    const int columns = call.out_channels + call.extra_columns;
-    const int64_t size = static_cast<int64_t>(2 + columns) * kRows;
-    const int64_t index = static_cast<int64_t>(block_y()) * kThreads + thread();
-    if (index >= static_cast<int64_t>(call.queries_count) * columns) return;
-    const int row = static_cast<int>(index / columns), c = static_cast<int>(index % columns);
+    const int columns = call.out_channels + call.extra_columns, rows = room_for_rows(call);
+    const int64_t size = static_cast<int64_t>(2 + columns) * rows;
+    const int index = block_y() * kThreads + thread();
+    if (index >= call.queries_count * columns) return;
+    const int row = index / columns, c = index % columns;
     float top = minus_infinity();
     for (int64_t cluster = first; cluster <= last; ++cluster) {
       top = larger(global(call.parts + set.part(call, cluster) * size + row), top);
@@ -283,8 +293,8 @@ struct CombineTokens {
     for (int64_t cluster = first; cluster <= last; ++cluster) {
       const float* part = call.parts + set.part(call, cluster) * size;
       const float scale = power_of_two(global(part + row) - reference);
-      total += scale * global(part + kRows + row);
-      sum += scale * global(part + 2 * kRows + static_cast<int64_t>(row) * columns + c);
+      total += scale * global(part + rows + row);
+      sum += scale * global(part + 2 * rows + static_cast<int64_t>(row) * columns + c);
     }
     const int head = sample / call.batch, b = sample % call.batch;
     const float value = total == 0.f ? 0.f : sum / total;

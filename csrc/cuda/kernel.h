@@ -29,7 +29,8 @@ VT_DEVICE void set_number(const Biases& to, int64_t at, float value) {
   }
 }
 
-template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_>
+// MATRICES: of scores, that are there at the same time.
+template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, int MATRICES>
 struct Kernel {
   using T = T_;
   static constexpr Layout LAYOUT = LAYOUT_;
@@ -78,12 +79,12 @@ struct Kernel {
 
     // The warp's part of scores, with room for `matrices` of them.
     static VT_DEVICE uint32_t part(int warp, int matrix, int row, int pixel) {
-      return ((warp * kMatrices + matrix) * kRows + row) * kScorePitch + pixel * 4;
+      return ((warp * MATRICES + matrix) * kRows + row) * kScorePitch + pixel * 4;
     }
     // A score: all warps' parts, in order.
     VT_DEVICE float score(int matrix, int row, int pixel) const {
       const uint32_t at = call.places.scores + part(0, matrix, row, pixel);
-      constexpr uint32_t kStep = kMatrices * kRows * kScorePitch;  // to the next warp's
+      constexpr uint32_t kStep = MATRICES * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
       for (int from = 0; from < ranks; ++from) {
         // Unrolled, so that all loads are under way at once.
@@ -95,7 +96,7 @@ struct Kernel {
       return sum;
     }
   };
-  static constexpr int kMatrices = 2;  // of scores
+  static constexpr int kMatrices = MATRICES;
 
   // ---- where ----
 
@@ -269,6 +270,27 @@ struct Kernel {
         }
       }
     } else {
+      Right<T> b[TP / 8][TERMS][kSteps];
+      const auto load_weights = [&](int p) {
+        VT_UNROLL
+        for (int term = 0; term < TERMS; ++term) {
+          VT_UNROLL
+          for (int k = 0; k < kSteps; ++k) {
+            VT_UNROLL
+            for (int i = 0; i < 2; ++i) {
+              b[p][term][k].pairs[i] = Pair<T>::of(
+                  shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
+                                    (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
+            }
+          }
+        }
+      };
+      // They are the same for all channels, and kept if they are few.
+      constexpr bool kKept = sizeof(b) <= 16 * 4;
+      if (kKept) {
+        VT_UNROLL
+        for (int p = 0; p < TP / 8; ++p) load_weights(p);
+      }
       VT_UNROLL
       for (int m = 0; m < MT; ++m) {
         Left<T> a[TERMS][kSteps];
@@ -279,20 +301,12 @@ struct Kernel {
         }
         VT_UNROLL
         for (int p = 0; p < TP / 8; ++p) {
+          if (!kKept) load_weights(p);
           float sum[4] = {};
           VT_UNROLL
           for (int term = 0; term < TERMS; ++term) {
             VT_UNROLL
-            for (int k = 0; k < kSteps; ++k) {
-              Right<T> b;
-              VT_UNROLL
-              for (int i = 0; i < 2; ++i) {
-                b.pairs[i] = Pair<T>::of(
-                    shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
-                                      (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
-              }
-              multiply(sum, a[term][k], b);
-            }
+            for (int k = 0; k < kSteps; ++k) multiply(sum, a[term][k], b[p][term][k]);
           }
           VT_UNROLL
           for (int half = 0; half < 2; ++half) finish(to.result(m, p, half), sum[2 * half], sum[2 * half + 1]);

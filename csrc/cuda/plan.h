@@ -16,10 +16,13 @@ constexpr bool is_backward(Op op) { return op >= Op::tokenize_backward; }
 
 struct Plan {
   int warps = 0, ranks = 1, stages = 0;
+  int blocks = 0;  // of a multiprocessor, whatever registers they need
   Places places = {};
 };
 
 constexpr int kMaxStages = 4;
+// Enough bytes for a multiprocessor to wait for. With more, another block is worth more than another stage.
+constexpr int64_t kInFlight = 32 * 1024;
 
 // The maps that a tile consists of.
 template <class K>
@@ -58,26 +61,35 @@ Places places_of(const Call& call, int warps, int stages) {
   }
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
   if (K::PROJECT) places.token_bias = take(K::kRows * 4);
-  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = take(warps * K::kRows * 4);
+  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
   places.bytes = end;
   return places;
 }
 
-// The fewest blocks, from `least_ranks` on, that hold all channels and two stages of tiles; more stages where
-// they fit.
+// The fewest blocks of a cluster that hold all channels and two stages of tiles. The number of stages is that with
+// enough bytes in flight, then with most blocks at a time, then the largest; by a setting, the largest.
 template <class K>
-bool plan_of(const Call& call, const Device& device, Plan& plan, int least_ranks = 1, int most_stages = kMaxStages) {
+bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* setting) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
   const int slices = (channels + K::Tile::kChannels - 1) / K::Tile::kChannels;
-  for (int ranks = least_ranks; ranks <= device.max_ranks; ranks *= 2) {
+  for (int ranks = setting == nullptr ? 1 : setting->ranks; ranks <= device.max_ranks; ranks *= 2) {
     const int warps = (slices + ranks - 1) / ranks;
     if (warps > kMaxWarps) continue;
-    for (int stages = most_stages; stages >= 2; --stages) {
+    int64_t most = -1;
+    for (int stages = setting == nullptr ? kMaxStages : setting->stages; stages >= 2; --stages) {
       const Places places = places_of<K>(call, warps, stages);
       if (places.bytes > static_cast<uint32_t>(device.shared_bytes)) continue;
-      plan.warps = warps, plan.ranks = ranks, plan.stages = stages, plan.places = places;
-      return true;
+      // A multiprocessor has 1 KB more than a block may have, and keeps 1 KB of each.
+      const int fit = (device.shared_bytes + 1024) / (static_cast<int>(places.bytes) + 1024);
+      const int blocks = fit < kMaxWarps / warps ? fit : kMaxWarps / warps;
+      const int64_t all = static_cast<int64_t>(blocks) * (stages - 1) * places.stage;
+      const int64_t value = (all < kInFlight ? all : kInFlight) * kMaxWarps + blocks;
+      if (value <= most) continue;
+      most = value;
+      plan = {warps, ranks, stages, blocks, places};
+      if (setting != nullptr) break;
     }
+    if (most >= 0) return true;
   }
   return false;
 }
@@ -89,7 +101,9 @@ struct Instance {
   static constexpr bool kBackward = OP >= Op::tokenize_backward;
   static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
   static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
-  static constexpr int TP = sizeof(T) == 4 || MT >= 8 || NT >= 8 || (kBackward && MT >= 4) ? 16 : 32;
+  // Of tokenize with few rows, sums leave registers for more pixels.
+  static constexpr int kMostMt = kBackward ? 2 : OP == Op::tokenize && NT == 2 ? 8 : 4;
+  static constexpr int TP = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
 };
@@ -112,15 +126,12 @@ constexpr bool exists(Op op, int mt, int nt) {
 }
 
 template <class T, Layout LAYOUT, Op OP, int NT, int MT, class Body>
-bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting = nullptr) {
+bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting, int least_blocks) {
   if constexpr (exists<T>(OP, MT, NT)) {
     using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
     Plan plan;
-    if (setting != nullptr) {
-      if (setting->mt != MT || !plan_of<K>(call, device, plan, setting->ranks, setting->stages)) return false;
-    } else if (!plan_of<K>(call, device, plan)) {
-      return false;
-    }
+    if (setting != nullptr && setting->mt != MT) return false;
+    if (!plan_of<K>(call, device, plan, setting) || plan.blocks < least_blocks) return false;
     body(K{}, plan);
     return true;
   } else {
@@ -132,13 +143,12 @@ constexpr Dtype dtype_of(float) { return Dtype::float32; }
 constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
 constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
 
-// Few warps with many channels each, but at least four where there are so many channels.
+// Few warps with many channels each, but about eight on a multiprocessor where there are so many channels.
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
-  const auto wanted = [&](int mt) { return mt <= 2 || channels > 4 * 16 * (mt / 2) * (mt == 8 ? 2 : 1); };
-  const auto attempt = [&](auto mt, const Setting* setting = nullptr) {
-    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting);
+  const auto attempt = [&](auto mt, const Setting* setting = nullptr, int least_blocks = 1) {
+    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting, least_blocks);
   };
   using std::integral_constant;
   const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
@@ -146,20 +156,21 @@ bool with_rows(const Call& call, const Device& device, const Body& body) {
                              attempt(integral_constant<int, 2>{}, setting) || attempt(integral_constant<int, 1>{}, setting))) {
     return true;
   }
-  return (wanted(8) && attempt(integral_constant<int, 8>{})) || (wanted(4) && attempt(integral_constant<int, 4>{})) ||
-         attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
+  return (channels > 256 && attempt(integral_constant<int, 8>{}, nullptr, channels > 512 ? 1 : 2)) ||
+         (channels > 128 && attempt(integral_constant<int, 4>{})) || attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
          attempt(integral_constant<int, 4>{}) || attempt(integral_constant<int, 8>{});
 }
 
 // Calls body(kernel, plan) with the kernel for a call of OP; false where there is none.
 template <class T, Op OP, class Body>
 bool with_kernel(const Call& call, Layout layout, const Device& device, const Body& body) {
-  const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;
+  const int rows = room_for_rows(call);
+  if (call.keys_count > rows || call.queries_count > rows) return false;
   const auto of_layout = [&](auto of) {
     constexpr Layout kLayout = decltype(of)::value;
-    if (rows <= 16) return with_rows<T, kLayout, OP, 2>(call, device, body);
-    if (rows <= 32) return with_rows<T, kLayout, OP, 4>(call, device, body);
-    return rows <= 64 && with_rows<T, kLayout, OP, 8>(call, device, body);
+    if (rows == 16) return with_rows<T, kLayout, OP, 2>(call, device, body);
+    if (rows == 32) return with_rows<T, kLayout, OP, 4>(call, device, body);
+    return with_rows<T, kLayout, OP, 8>(call, device, body);
   };
   using std::integral_constant;
   if (layout == Layout::last) return of_layout(integral_constant<Layout, Layout::last>{});
@@ -197,7 +208,8 @@ bool has_parts(const Call& call) {
   if (call.shared_rows) return call.clusters > 1;
   // An operand that the batch shares, beside others.
   return (K::TOKENIZE && call.queries.batch == 0) ||
-         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 || call.token_bias.batch == 0));
+         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 ||
+                         (call.token_bias.data != nullptr && call.token_bias.batch == 0)));
 }
 
 template <class K>
@@ -233,10 +245,10 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
     if (parts > 0) {
       if constexpr (K::BACKWARD) {
-        using C = CombineRows<T, K::NT, K::PROJECT, K::TOKENIZE>;
+        using C = CombineRows<T, K::PROJECT, K::TOKENIZE>;
         error = launcher.template start_small<C>(call, sets_of(call), part_size<K>(call));
       } else if constexpr (K::TOKENIZE) {
-        using C = CombineTokens<T, K::NT>;
+        using C = CombineTokens<T>;
         error = launcher.template start_small<C>(call, static_cast<int64_t>(call.batch) * call.query_heads,
                                                  static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns));
       }

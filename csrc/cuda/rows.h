@@ -26,7 +26,7 @@ struct Bank {
   // `absent` has a bit for each row that is to be 0.
   static VT_DEVICE void fill(uint32_t to, const RowsOf<T>& from, uint64_t absent, int channel, int lane) {
     constexpr int kAll = kRows * kPerRow, kPer16 = 16 / kSize;
-    VT_UNROLL
+    VT_ROLLED  // once a sample
     for (int i = 0; i < kAll / 32; ++i) {
       const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
       const int c = channel + part * kPer16;

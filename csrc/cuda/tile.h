@@ -105,34 +105,32 @@ struct Slice {
     }
   }
 
-  // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes.
+  // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes. It is stored by
+  // words of 4 bytes, and by elements where it begins or ends within a word.
   static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
-    constexpr int kPerRow = kRowBytes / 16 + 1, kAll = kRows * kPerRow;
+    constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord;
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
     VT_UNROLL
-    for (int i = 0; i < (kAll + 31) / 32; ++i) {
-      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
+    for (int i = 0; i < kRows * kWords / 32; ++i) {
+      const int row = (i * 32 + lane) / kWords, word = (i * 32 + lane) % kWords;
       const int c = channel + row;
-      if ((kAll % 32 != 0 && row >= kRows) || c >= map.channels) continue;
-      const int64_t begin = c * map.row + pixel, at = begin / kPer16 * kPer16 + part * kPer16;
-      const uint32_t place = from + row * kPitch + part * 16;
-      const int first = static_cast<int>(begin - at), last = first + taken;  // of these 16 bytes
-      if (first <= 0 && last >= kPer16) {
-        set_global(reinterpret_cast<Four*>(map.data + at), shared<Four>(place));
-        continue;
+      const int64_t begin = c * map.row + pixel;
+      const int element = static_cast<int>(begin % kPerWord) + word * kPerWord;
+      if (c < map.channels && element + kPerWord <= taken) {
+        const uint32_t at = from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
+        set_global(reinterpret_cast<uint32_t*>(map.data + begin + element), shared<uint32_t>(at));
       }
+    }
+    if constexpr (kPerWord == 2) {
       VT_UNROLL
-      for (int word = 0; word < 4; ++word) {
-        constexpr int kPerWord = 4 / kSize;
-        const int element = word * kPerWord;
-        const bool whole = element >= first && element + kPerWord <= last;
-        if (whole) {
-          set_global(reinterpret_cast<uint32_t*>(map.data + at + element), shared<uint32_t>(place + word * 4));
-        } else if constexpr (kPerWord == 2) {
-          if (element >= first && element < last) set_global(map.data + at + element, shared<T>(place + word * 4));
-          if (element + 1 >= first && element + 1 < last) {
-            set_global(map.data + at + element + 1, shared<T>(place + word * 4 + 2));
-          }
+      for (int i = 0; i < kRows / 16; ++i) {
+        const int row = i * 16 + lane / 2, c = channel + row;
+        const int64_t begin = c * map.row + pixel;
+        const bool odd = begin % 2 != 0, last = lane % 2 != 0;
+        const int element = last ? taken - 1 : 0;
+        if (c < map.channels && (last ? (taken - odd) % 2 != 0 : odd)) {
+          const uint32_t at = from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
+          set_global(map.data + begin + element, shared<T>(at));
         }
       }
     }

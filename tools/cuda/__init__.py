@@ -1,0 +1,1 @@
+"""What nvcc makes of the CUDA kernels, and a model of their speed."""

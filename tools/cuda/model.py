@@ -1,0 +1,138 @@
+"""A model of a call's time: bytes, and what a multiprocessor does for a tile while they move.
+
+It has not been compared with a measurement. A block works on one tile after another. Its own waiting, at
+barriers and for products and loads that need the one before, overlaps only with other blocks of the
+multiprocessor, and all of these share its units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from tools.cuda.counting import Plan, Work
+from tools.cuda.gpus import Gpu
+
+# Cycles from one product to the next that adds to it, by the size of a number; of a barrier of a block; of
+# one of a cluster, which waits for stores; of reading scores of another block; of a softmax; of loading what is
+# multiplied first; of storing.
+_PRODUCT = {2: 33, 4: 6 * 20}
+_BARRIER, _CLUSTER_BARRIER, _REMOTE_SCORES = 30, 1000, 200
+_SOFTMAX, _FIRST_LOADS, _STORES = 330, 100, 150
+_LAUNCH, _SECOND_LAUNCH = 2.5e-6, 2e-6
+# Clusters that are done leave their bandwidth to others, by so much.
+_LEFT_TO_OTHERS = 0.5
+
+
+class Steps(NamedTuple):
+    """What a kernel does with a tile.
+
+    Args:
+        maps: read or written.
+        reads: maps read.
+        phases: rounds of scores, softmax and pooling, with two barriers each.
+        scores: products of the whole tile with rows that come one after the other.
+        rows: small operands and results of a sample, in multiples of L C elements.
+        floats: those of them that are float, the same way.
+    """
+
+    maps: int
+    reads: int
+    phases: int
+    scores: int
+    rows: int
+    floats: int
+
+
+STEPS = {
+    "tokenize": Steps(1, 1, 1, 1, 1, 0),
+    "project": Steps(2, 1, 1, 1, 2, 0),
+    "project_tokenize": Steps(2, 1, 2, 2, 3, 0),
+    "tokenize_backward": Steps(2, 1, 1, 1, 1, 1),
+    "project_backward": Steps(3, 2, 1, 2, 4, 0),
+    "project_tokenize_backward": Steps(3, 2, 3, 3, 5, 1),
+}
+
+
+class Prediction(NamedTuple):
+    """Seconds in all and of its terms, and the least that the maps' bytes take.
+
+    ``busy`` and ``waiting`` are of the multiprocessor with most tiles. ``unit`` is the busiest of its units,
+    and ``bound`` what takes longest in all.
+    """
+
+    total: float
+    memory: float
+    busy: float
+    waiting: float
+    parts: float
+    floor: float
+    unit: str
+    bound: str
+
+
+def predict(
+    gpu: Gpu, op: str, sizes: tuple[int, int, int, int], itemsize: int, plan: Plan, overhead: float
+) -> Prediction:
+    """The time of a call of B, N, C and L.
+
+    Args:
+        overhead: instructions for each one that is counted.
+    """
+    batch, pixels, channels, tokens = sizes
+    steps = STEPS[op]
+    maps = steps.maps * batch * pixels * channels * itemsize
+    small = batch * tokens * channels * (steps.rows * itemsize + steps.floats * 4)
+    tiles = batch * plan.tiles_per_sample
+    each = math.ceil(tiles // plan.unit / plan.clusters) * plan.unit
+    load = each * plan.clusters / tiles
+    processors = min(gpu.processors, plan.clusters * plan.ranks)
+    blocks = min(plan.blocks_each, math.ceil(plan.clusters * plan.ranks / gpu.processors))
+    flow = processors * blocks * in_flight(plan, steps, itemsize) * gpu.clock / gpu.latency
+    memory = (maps + small) / min(gpu.memory, flow) * (1 + (load - 1) * _LEFT_TO_OTHERS)
+
+    terms = units(gpu, plan.tile, overhead)
+    unit = max(terms, key=lambda name: terms[name])
+    samples = math.ceil(each / plan.tiles_per_sample) + (plan.unit == 1 and batch > 1)
+    waiting = chain(plan, steps, itemsize) * each + gpu.latency * samples
+    busy = terms[unit] * each + max(units(gpu, plan.sample, overhead).values()) * samples
+    compute = max(waiting + busy, busy * blocks) / gpu.clock
+
+    parts = 0.0
+    if plan.part_floats:
+        left = min(2 * plan.clusters, plan.clusters + batch)
+        parts = 2 * 4 * plan.part_floats * left / gpu.cache + _SECOND_LAUNCH
+    return Prediction(
+        total=max(memory, compute) + _LAUNCH + parts,
+        memory=memory,
+        busy=busy * blocks / gpu.clock,
+        waiting=waiting / gpu.clock,
+        parts=parts,
+        floor=maps / gpu.memory,
+        unit=unit,
+        bound="memory" if memory >= compute else "waiting" if waiting > busy * blocks else unit,
+    )
+
+
+def in_flight(plan: Plan, steps: Steps, itemsize: int) -> int:
+    """Bytes that a block has under way."""
+    tile = plan.warps * 16 * (plan.kernel.mt or 0) * (plan.kernel.tp or 0) * itemsize
+    return (plan.stages - 1) * steps.reads * tile
+
+
+def units(gpu: Gpu, work: Work, overhead: float) -> dict[str, float]:
+    """Cycles of the units of a multiprocessor."""
+    return {
+        "instructions": work.counted * overhead / 4,
+        "shared memory": float(work.passes),
+        "products": work.products * gpu.product_cycles,
+    }
+
+
+def chain(plan: Plan, steps: Steps, itemsize: int) -> float:
+    """Cycles in which a block waits for its own results, in a tile."""
+    of_scores = steps.scores * (plan.kernel.mt or 0) * _PRODUCT[itemsize]
+    of_pools = steps.phases * (plan.kernel.tp or 0) // 16 * _PRODUCT[itemsize]
+    barrier = _BARRIER if plan.ranks == 1 else _CLUSTER_BARRIER + _REMOTE_SCORES * (plan.ranks - 1)
+    of_phases = steps.phases * (2 * _FIRST_LOADS + 2 * barrier + _SOFTMAX)
+    return of_scores + of_pools + of_phases + _STORES * (steps.maps > steps.reads)
