@@ -159,16 +159,21 @@ def emulated(
     shared_bytes: int = 227 * 1024,
     max_ranks: int = 16,
     far: bool = False,
+    dry: bool = False,
 ) -> Iterator[dict[str, Report]]:
     """Within, calls of the ops on CPU tensors run the CUDA kernels on the emulator.
 
     Yields what the last call of each op was, by its name; on a GPU nothing.
+
+    Args:
+        far: with operands and results at offsets of more than 32 bits.
+        dry: kernels are chosen and not run; then calls fail.
     """
     if REAL:
         yield {}
         return
     loaded = library()
-    loaded.set_conditions(ctypes.byref(Conditions(seed, copies, clusters, shared_bytes, max_ranks, far)))
+    loaded.set_conditions(ctypes.byref(Conditions(seed, copies, clusters, shared_bytes, max_ranks, far, dry)))
     reports: dict[str, Report] = {}
 
     def implementation(op: Pass) -> Any:

@@ -1,7 +1,12 @@
 // The CUDA kernels of one op and dtype (VT_OP, VT_TYPE), on the emulator.
-#ifdef VT_ABSENT  // left out of a build for few kernels
-
 #include "launch.h"
+
+// Whether there is a kernel for 16 `mt` channels of a warp and 8 `nt` rows.
+#define VT_EXISTS_OF(op, type) exists_##op##_##type
+#define VT_EXISTS(op, type) VT_EXISTS_OF(op, type)
+extern "C" __attribute__((visibility("default"))) int VT_EXISTS(VT_OP, VT_TYPE)(int mt, int nt);
+
+#ifdef VT_ABSENT  // left out of a build for few kernels
 
 #define VT_NAME_OF(op, type) run_##op##_##type
 #define VT_NAME(op, type) VT_NAME_OF(op, type)
@@ -11,6 +16,8 @@ namespace cuda {
 const char* VT_NAME(VT_OP, VT_TYPE)(const Call&, Layout, const Host&) { return "this kernel is not built"; }
 }  // namespace cuda
 }  // namespace vt
+
+int VT_EXISTS(VT_OP, VT_TYPE)(int, int) { return 0; }
 
 #else
 
@@ -105,14 +112,11 @@ const char* VT_NAME(VT_OP, VT_TYPE)(const Call& call, Layout layout, const Host&
   return error;
 }
 
-// Whether there is a kernel for 16 `mt` channels of a warp and 8 `nt` rows.
-#define VT_EXISTS_OF(op, type) exists_##op##_##type
-#define VT_EXISTS(op, type) VT_EXISTS_OF(op, type)
-extern "C" __attribute__((visibility("default"))) int VT_EXISTS(VT_OP, VT_TYPE)(int mt, int nt) {
-  return exists<VT_TYPE>(Op::VT_OP, mt, nt);
-}
+static int exists_kernel(int mt, int nt) { return exists<VT_TYPE>(Op::VT_OP, mt, nt); }
 
 }  // namespace cuda
 }  // namespace vt
+
+int VT_EXISTS(VT_OP, VT_TYPE)(int mt, int nt) { return vt::cuda::exists_kernel(mt, nt); }
 
 #endif

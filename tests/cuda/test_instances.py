@@ -13,6 +13,8 @@ from tests._support.emulated_cases import DTYPES, check, problem
 from tests._support.judging import short
 from tests._support.problems import OPS
 
+pytestmark = pytest.mark.skipif(cuda_emulator.REAL, reason="runs each kernel on its GPU")
+
 # KB of shared memory of a block, and blocks of a cluster, from compute capability 8.0 to 12.0.
 GPUS = [(227, 16), (227, 8), (163, 1), (99, 8), (99, 1)]
 CHANNELS = [8, 16, 40, 136, 264, 520, 1032, 2048]

@@ -14,6 +14,8 @@ from tests._support.judging import round_operands, short
 from tests._support.pairs import pairs
 from tests._support.problems import OPS
 
+pytestmark = pytest.mark.skipif(cuda_emulator.REAL, reason="places operands where the emulator sees them")
+
 OPTIONS_OF_EVERY_KIND = [
     ("tokenize", ("mask", "pixel_bias", "extra_values")),
     ("tokenize", ("num_heads",)),
@@ -102,3 +104,14 @@ def test_small_operands_at_any_address(op, dtype):
                 found = InPlace(op, aligned.operands | {name: moved}, aligned.options).solve(dtype)
                 for of, result in found.items():
                     assert torch.equal(result, expected[of]), (name, offset, of)
+
+
+@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
+@pytest.mark.parametrize("op", OPS)
+def test_aligned_views_are_not_copied(op, layout):
+    gaps = (8 * (layout != "nchw"), 0, 8, 8) if layout != "bnc" else (0, 8, 8, 8)
+    found = in_place(problem(op, (), layout, channels=32, height=4, width=6), torch.bfloat16)
+    found.operands["x"] = with_gaps(found.operands["x"], *gaps)
+    with cuda_emulator.emulated(), torch.no_grad(), torch.profiler.profile() as profile:
+        found.call(found.leaves(), plain=False)
+    assert not [event.key for event in profile.key_averages() if event.key == "aten::copy_"]
