@@ -101,13 +101,13 @@ def library() -> Any:
     return ctypes.CDLL(str(path))
 
 
-def build(optimise: str = "-O1") -> Path:
+def build() -> Path:
     """Build the library."""
     (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
     tools = toolchain.find()
     flags = [
         "-std=c++17",
-        optimise,
+        "-Og",  # more takes as long to compile as it saves in the tests
         "-fPIC",
         "-fvisibility=hidden",
         "-Wall",
@@ -197,3 +197,7 @@ def planned(sizes: Sizes, shared_bytes: int, max_ranks: int) -> Report | None:
     conditions = Conditions(shared_bytes=shared_bytes, max_ranks=max_ranks)
     found = library().planned(ctypes.byref(sizes), ctypes.byref(conditions), ctypes.byref(report))
     return report if found else None
+
+
+if __name__ == "__main__":
+    build()

@@ -82,7 +82,7 @@ def test_random_calls(op):
             out_channels=channels[1],
             tokens=choose.choice([1, 21, 22, 32, 33, 64, 65]),
             queries=choose.choice([1, 64, 65]),
-            extra=choose.choice([0, 64, 65]) if op.startswith("project_tokenize") or heads == 1 and "tokenize" in op else 0,
+            extra=choose.choice([0, 64, 65]) if op.startswith("project_tokenize") or (heads == 1 and "tokenize" in op) else 0,
         )
         reasons.add(check(op, call))
     assert None in reasons

@@ -1,6 +1,6 @@
 """Faults in csrc/cuda/backward.h."""
 
-from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
+from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 BACKWARD = [
     # Copies.

@@ -1,6 +1,6 @@
 """Faults in csrc/torch/cuda_calls.h and cuda_ops.h."""
 
-from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
+from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 CALLS = [
     Fault(

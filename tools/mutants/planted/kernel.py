@@ -1,6 +1,6 @@
 """Faults in csrc/cuda/kernel.h."""
 
-from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
+from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 KERNEL = [
     # Who and where.
@@ -232,16 +232,18 @@ KERNEL = [
     ),
     Fault(
         "spread-one-term",
-        "dX lacks dS Q.",
-        "for (int term = 0; term < TERMS; ++term) {\n            VT_UNROLL\n            for (int k = 0; k < kSteps; ++k) {\n              RowBank::rows_by",
-        "for (int term = TERMS - 1; term < TERMS; ++term) {\n            VT_UNROLL\n            for (int k = 0; k < kSteps; ++k) {\n              RowBank::rows_by",
+        "dX lacks dS Q, where channels are contiguous.",
+        "for (int term = 0; term < TERMS; ++term) {",
+        "for (int term = TERMS - 1; term < TERMS; ++term) {",
+        past="float sum[2][4] = {};",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "spread-first-16-rows",
         "Rows from the 17th on are not spread, where channels are contiguous.",
-        "for (int k = 0; k < kSteps; ++k) {\n              RowBank::rows_by_channels",
-        "for (int k = 0; k < 1; ++k) {\n              RowBank::rows_by_channels",
+        "for (int k = 0; k < kSteps; ++k) {",
+        "for (int k = 0; k < 1; ++k) {",
+        past="float sum[2][4] = {};",
     ),
     Fault(
         "spread-base-is-the-result",

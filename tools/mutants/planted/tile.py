@@ -8,12 +8,14 @@ TILE = [
         "The last tile of a sample has pixels of the next sample, or of memory that is not the map's.",
         "const bool inside = n < map.pixels && c < map.channels;",
         "const bool inside = c < map.channels;",
+        past="static VT_DEVICE void copy(uint32_t to",
     ),
     Fault(
         "tile-last-beyond-channels",
         "Where a warp has more channels than the map, it copies those of the next pixel.",
         "const bool inside = n < map.pixels && c < map.channels;",
         "const bool inside = n < map.pixels;",
+        past="static VT_DEVICE void copy(uint32_t to",
     ),
     Fault(
         "tile-first-beyond-pixels",
