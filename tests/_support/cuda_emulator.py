@@ -2,6 +2,7 @@
 
 See tests/cuda/emulator. The library is built with ninja into build/emulator when a test first needs it. On a
 machine with a GPU that runs the backend "cuda", the tests run there, and nothing is emulated.
+``VT_FAST_EMULATED=tokenize,tokenize_backward:Bf16`` leaves out the other kernels.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import os
 import shlex
 import subprocess
@@ -23,7 +25,7 @@ from tests._support.devices import on_cpu, on_gpu
 from vt_fast.ops.library import Pass
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "build" / "emulator"
+BUILD = Path("build") / "emulator"  # below the root, so that a copy of the tree keeps what is built
 LIBRARY = "libvt_fast_emulated.so"
 
 OPS = (
@@ -51,16 +53,44 @@ class Conditions(ctypes.Structure):
         ("clusters", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
         ("max_ranks", ctypes.c_int32),
+        ("far", ctypes.c_int32),
+        ("dry", ctypes.c_int32),
     ]
 
 
 class Report(ctypes.Structure):
-    """What the last call was: emulated.h."""
+    """What a call was: emulated.h."""
 
     _fields_ = [
         (name, ctypes.c_int32)
         for name in ("warps", "ranks", "stages", "mt", "nt", "tp", "clusters", "unit", "shared_bytes", "launches")
     ]
+
+
+class Sizes(ctypes.Structure):
+    """What decides about a call's kernel: emulated_ops.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "op",
+            "dtype",
+            "layout",
+            "channels",
+            "out_channels",
+            "keys",
+            "queries",
+            "extra_columns",
+            "has_residual",
+            "has_grad_map",
+        )
+    ]
+
+
+def selected() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ops and types that are built."""
+    ops, _, types = os.environ.get("VT_FAST_EMULATED", "").partition(":")
+    return tuple(filter(None, ops.split(","))) or OPS, tuple(filter(None, types.split(","))) or TYPES
 
 
 @functools.cache
@@ -71,13 +101,13 @@ def library() -> Any:
     return ctypes.CDLL(str(path))
 
 
-def build(optimise: str = "-O1") -> Path:
+def build() -> Path:
     """Build the library."""
-    BUILD.mkdir(parents=True, exist_ok=True)
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
     tools = toolchain.find()
     flags = [
         "-std=c++17",
-        optimise,
+        "-Og",  # more takes as long to compile as it saves in the tests
         "-fPIC",
         "-fvisibility=hidden",
         "-Wall",
@@ -88,11 +118,12 @@ def build(optimise: str = "-O1") -> Path:
         "-Itests/cuda/emulator",
         f"-isystem{tools.torch_include}",
     ]
-    objects = [
-        (f"{op}_{dtype}.o", "tests/cuda/emulated_kernels.cpp", [f"-DVT_OP={op}", f"-DVT_TYPE={dtype}"])
-        for dtype in TYPES
-        for op in OPS
-    ]
+    ops, types = selected()
+    objects = []
+    for dtype, op in itertools.product(TYPES, OPS):
+        definitions, absent = [f"-DVT_OP={op}", f"-DVT_TYPE={dtype}"], op not in ops or dtype not in types
+        name = f"{'no_' * absent}{op}_{dtype}.o"
+        objects.append((name, "tests/cuda/emulated_kernels.cpp", definitions + ["-DVT_ABSENT"] * absent))
     objects += [("kernels.o", "csrc/cuda/kernels.cpp", []), ("ops.o", "tests/cuda/emulated_ops.cpp", [])]
     lines = [
         "ninja_required_version = 1.5",
@@ -110,13 +141,13 @@ def build(optimise: str = "-O1") -> Path:
         ),
         f"build {BUILD / LIBRARY}: link {' '.join(str(BUILD / name) for name, _, _ in objects)}",
     ]
-    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+    (ROOT / BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS", "")
     command = [tools.ninja, "-f", str(BUILD / "build.ninja"), *(["-j", jobs] if jobs else [])]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode != 0:
         raise RuntimeError(found.stdout[-4000:] + found.stderr[-4000:])
-    return BUILD / LIBRARY
+    return ROOT / BUILD / LIBRARY
 
 
 @contextlib.contextmanager
@@ -127,26 +158,46 @@ def emulated(
     clusters: int = 3,
     shared_bytes: int = 227 * 1024,
     max_ranks: int = 16,
-) -> Iterator[None]:
-    """Within, calls of the ops on CPU tensors run the CUDA kernels on the emulator."""
+    far: bool = False,
+    dry: bool = False,
+) -> Iterator[dict[str, Report]]:
+    """Within, calls of the ops on CPU tensors run the CUDA kernels on the emulator.
+
+    Yields what the last call of each op was, by its name; on a GPU nothing.
+
+    Args:
+        far: with operands and results at offsets of more than 32 bits.
+        dry: kernels are chosen and not run; then calls fail.
+    """
     if REAL:
-        yield
+        yield {}
         return
     loaded = library()
-    loaded.set_conditions(ctypes.byref(Conditions(seed, copies, clusters, shared_bytes, max_ranks)))
+    loaded.set_conditions(ctypes.byref(Conditions(seed, copies, clusters, shared_bytes, max_ranks, far, dry)))
+    reports: dict[str, Report] = {}
 
     def implementation(op: Pass) -> Any:
         own = getattr(torch.ops.vt_fast_emulated, op.name).default
-        return lambda *args, backend=None: own(*args)
+
+        def run(*args: Any, backend: str | None = None) -> Any:
+            results = own(*args)
+            reports[op.name] = Report()
+            loaded.last_report(ctypes.byref(reports[op.name]))
+            return results
+
+        return run
 
     with on_cpu(implementation):
-        yield
+        yield reports
 
 
-def last_report() -> Report | None:
-    """What the last call was; None on a GPU."""
-    if REAL:
-        return None
+def planned(sizes: Sizes, shared_bytes: int, max_ranks: int) -> Report | None:
+    """The plan of a call of such sizes, or None where it does not fit on the GPU."""
     report = Report()
-    library().last_report(ctypes.byref(report))
-    return report
+    conditions = Conditions(shared_bytes=shared_bytes, max_ranks=max_ranks)
+    found = library().planned(ctypes.byref(sizes), ctypes.byref(conditions), ctypes.byref(report))
+    return report if found else None
+
+
+if __name__ == "__main__":
+    build()

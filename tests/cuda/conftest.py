@@ -25,3 +25,14 @@ def backend():
     name = "cuda" if cuda_emulator.REAL else "cpu"
     with devices.preferring(name), devices.factories_on(name):
         yield name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call():
+    """Skip what runs kernels that VT_FAST_EMULATED leaves out."""
+    try:
+        return (yield)
+    except RuntimeError as error:
+        if "this kernel is not built" in str(error):
+            pytest.skip("VT_FAST_EMULATED leaves out its kernels")
+        raise

@@ -1,102 +1,68 @@
 // The CUDA kernels of one op and dtype (VT_OP, VT_TYPE), on the emulator.
-#include "emulated.h"
+#include "launch.h"
 
-#include <cstdint>
-#include <initializer_list>
-#include <limits>
-#include <memory>
-#include <vector>
+// Whether there is a kernel for 16 `mt` channels of a warp and 8 `nt` rows.
+#define VT_EXISTS_OF(op, type) exists_##op##_##type
+#define VT_EXISTS(op, type) VT_EXISTS_OF(op, type)
+extern "C" __attribute__((visibility("default"))) int VT_EXISTS(VT_OP, VT_TYPE)(int mt, int nt);
+
+#ifdef VT_ABSENT  // left out of a build for few kernels
+
+#define VT_NAME_OF(op, type) run_##op##_##type
+#define VT_NAME(op, type) VT_NAME_OF(op, type)
+
+namespace vt {
+namespace cuda {
+const char* VT_NAME(VT_OP, VT_TYPE)(const Call&, Layout, const Host&) { return "this kernel is not built"; }
+}  // namespace cuda
+}  // namespace vt
+
+int VT_EXISTS(VT_OP, VT_TYPE)(int, int) { return 0; }
+
+#else
 
 #include "kernels.h"
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "emulated.h"
+#include "far_memory.h"
+#include "ranges.h"
 
 namespace vt {
 namespace cuda {
 namespace {
 
-// The bytes that a call may use.
-class Ranges {
- public:
-  Ranges(const Call& call, Layout layout, int64_t size) : call_(call), layout_(layout), size_(size) {
-    emulator::forget();
-    const int64_t heads = call.query_heads, c = call.channels * heads, d = call.out_channels * heads;
-    map("x", call.x, c, false);
-    map("residual", call.residual, d, false);
-    map("grad_map", call.grad_map, d, false);
-    map("map", call.map, d, true);
-    map("dx", call.dx, c, true);
-    map("dresidual", call.dresidual, d, true);
-    const int64_t l = call.keys_count / call.num_heads, q = call.queries_count, b = call.batch, n = call.pixels;
-    const int64_t p = call.extra_columns;
-    const int64_t of_keys = rows(call.keys), of_values = rows(call.values), of_queries = rows(call.queries);
-    add("keys", call.keys.data, of_keys * call.keys_count * c * size, false);
-    add("dkeys", call.dkeys, of_keys * call.keys_count * c * size, true);
-    add("values", call.values.data, of_values * l * d * size, false);
-    add("dvalues", call.dvalues, of_values * l * d * size, true);
-    add("queries", call.queries.data, of_queries * q * d * size, false);
-    add("dqueries", call.dqueries, of_queries * q * d * size, true);
-    add("extra_values", call.extra_values.data, n * p * size, false);
-    add("dextra_values", call.dextra_values, n * p * size, true);
-    const int64_t of_bias = call.token_bias.batch == 0 ? 1 : b;
-    biases("token_bias", call.token_bias, of_bias * call.keys_count, false);
-    biases("dtoken_bias", call.dtoken_bias, of_bias * call.keys_count, true);
-    biases("pixel_bias", call.pixel_bias, b * n, false);
-    biases("dpixel_bias", call.dpixel_bias, b * n, true);
-    add("mask", call.mask, b * n, false);
-    add("grad_tokens", call.grad_tokens, b * q * d * size, false);
-    add("grad_extra", call.grad_extra, b * q * p * size, false);
-    add("grad_lse", call.grad_lse, 4 * b * heads * q, false);
-    add("exact", call.exact, 4 * b * q * (d + p), false);
-    add("lse", call.lse, 4 * b * heads * q, false);
-    add("tokens", call.tokens, b * q * (d + p) * size, true);
-    add("exact_out", call.exact_out, 4 * b * q * (d + p), true);
-    add("lse_out", call.lse_out, 4 * b * heads * q, true);
-  }
-
- private:
-  void add(const char* name, const void* data, int64_t bytes, bool writable) {
-    if (data != nullptr) emulator::announce(name, const_cast<void*>(data), bytes, writable);
-  }
-  void biases(const char* name, const Biases& biases, int64_t count, bool writable) {
-    add(name, biases.data, count * (biases.is_float ? 4 : size_), writable);
-  }
-  int64_t rows(const Rows& rows) const { return rows.batch == 0 ? 1 : call_.batch; }
-  void map(const char* name, const Map& map, int64_t channels, bool writable) {
-    const int64_t outer = layout_ == Layout::last ? call_.pixels : channels, inner = layout_ == Layout::last ? channels : call_.pixels;
-    add(name, map.data, ((call_.batch - 1) * map.batch + (outer - 1) * map.row + inner) * size_, writable);
-  }
-
-  const Call& call_;
-  Layout layout_;
-  int64_t size_;
-};
-
 struct EmulatedLauncher {
   const Host& host;
   const Device device = host.device;
-  std::vector<std::unique_ptr<float[]>> workspaces = {};
 
-  explicit EmulatedLauncher(const Host& host) : host(host) {}
+  EmulatedLauncher(const Host& host, const Ranges* ranges) : host(host), ranges_(ranges) {}
 
   template <class K>
-  const char* clusters(const Plan&, int& count) {
+  const char* clusters(const Plan& plan, int& count) {
     count = emulated::conditions.clusters;
     emulated::report = {};
-    return nullptr;
+    emulated::report.warps = plan.warps, emulated::report.ranks = plan.ranks, emulated::report.stages = plan.stages;
+    emulated::report.mt = K::MT, emulated::report.nt = K::NT, emulated::report.tp = K::TP;
+    emulated::report.shared_bytes = static_cast<int32_t>(plan.places.bytes);
+    return emulated::conditions.dry ? emulated::only_planned : nullptr;
   }
 
   const char* floats(int64_t count, float*& workspace) {
-    workspaces.emplace_back(new float[count]);
-    workspace = workspaces.back().get();
-    for (int64_t i = 0; i < count; ++i) workspace[i] = std::numeric_limits<float>::quiet_NaN();
-    workspace_ = workspace, count_ = count;
+    workspace_.assign(count, std::numeric_limits<float>::quiet_NaN());
+    workspace = workspace_.data();
+    emulator::announce("workspace", workspace, 4 * count, true);
     return nullptr;
   }
 
   template <class K>
   const char* start(const Call& call, const Plan& plan) {
-    emulated::report = {plan.warps, plan.ranks, plan.stages, K::MT,
-                        K::NT,      K::TP,      call.clusters, call.unit, static_cast<int32_t>(plan.places.bytes), 0};
-    const Ranges ranges(call, K::LAYOUT, K::kSize);
+    emulated::report.clusters = call.clusters, emulated::report.unit = call.unit;
     return launch<K>(call, call.clusters * plan.ranks, 1, plan.ranks, 32 * plan.warps, plan.places.bytes);
   }
 
@@ -106,23 +72,51 @@ struct EmulatedLauncher {
     return launch<K>(call, static_cast<unsigned>(x), pieces, 1, K::kThreads, 0);
   }
 
+  const char* finish() {
+    emulated::message = ranges_->finish(emulated::report.tp);
+    return emulated::message.empty() ? nullptr : emulated::message.c_str();
+  }
+
  private:
   template <class K>
   const char* launch(const Call& call, unsigned x, unsigned y, int ranks, int threads, uint32_t shared_bytes) {
     ++emulated::report.launches;
-    if (emulated::report.launches == 1 && count_ > 0) emulator::announce("workspace", workspace_, 4 * count_, true);
     const emulator::Options options = {emulated::conditions.seed, static_cast<emulator::Copies>(emulated::conditions.copies)};
     const emulator::Grid grid = {static_cast<int>(x), static_cast<int>(y)};
-    emulated::message = emulator::launch(grid, ranks, threads, shared_bytes, options, [&call] { K::run(call); }).fault;
+    const emulator::Report found = emulator::launch(grid, ranks, threads, shared_bytes, options, [&call] { K::run(call); });
+    emulated::message = found.fault;
+    if (found.counters.ldmatrix_passes != found.counters.ldmatrix_reads) emulated::message += "ldmatrix reads rows in the same banks";
     return emulated::message.empty() ? nullptr : emulated::message.c_str();
   }
 
-  float* workspace_ = nullptr;
-  int64_t count_ = 0;
+  const Ranges* ranges_;
+  std::vector<float> workspace_;
 };
 
 }  // namespace
+
+const char* VT_NAME(VT_OP, VT_TYPE)(const Call& call, Layout layout, const Host& host) {
+  using T = VT_TYPE;
+  if (emulated::conditions.dry) {
+    EmulatedLauncher launcher(host, nullptr);
+    return execute<T, Op::VT_OP>(call, layout, launcher);
+  }
+  Call moved = call;
+  std::unique_ptr<FarMemory> far;
+  if (emulated::conditions.far) far = std::make_unique<FarMemory>(moved, layout, sizeof(T));
+  const Ranges ranges(moved, layout, sizeof(T));
+  EmulatedLauncher launcher(host, &ranges);
+  const char* error = execute<T, Op::VT_OP>(moved, layout, launcher);
+  if (error == nullptr) error = launcher.finish();
+  if (error == nullptr && far != nullptr) far->bring_back();
+  return error;
+}
+
+static int exists_kernel(int mt, int nt) { return exists<VT_TYPE>(Op::VT_OP, mt, nt); }
+
 }  // namespace cuda
 }  // namespace vt
 
-VT_DEFINE_RUN(EmulatedLauncher)
+int VT_EXISTS(VT_OP, VT_TYPE)(int mt, int nt) { return vt::cuda::exists_kernel(mt, nt); }
+
+#endif

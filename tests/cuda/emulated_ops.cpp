@@ -41,6 +41,35 @@ __attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::
   vt::cuda::use_settings(settings, count);
 }
 
+// What decides about a call's kernel.
+struct Sizes {
+  int32_t op, dtype, layout;
+  int32_t channels, out_channels, keys, queries, extra_columns;
+  int32_t has_residual, has_grad_map;
+};
+
+// Whether a call of such sizes has a kernel on a GPU as in `conditions`; then `report` is about its plan.
+__attribute__((visibility("default"))) int planned(const Sizes* sizes, const vt::emulated::Conditions* conditions,
+                                                   vt::emulated::Report* report) {
+  namespace cuda = vt::cuda;
+  static char somewhere[2];
+  cuda::Call call;
+  call.batch = call.pixels = 1;
+  call.channels = sizes->channels, call.out_channels = sizes->out_channels;
+  call.keys_count = sizes->keys, call.queries_count = sizes->queries, call.extra_columns = sizes->extra_columns;
+  call.residual.data = sizes->has_residual ? &somewhere[0] : nullptr;
+  call.grad_map.data = sizes->has_grad_map ? &somewhere[1] : nullptr;
+  cuda::Host host;
+  host.device = {0, 1, conditions->shared_bytes, conditions->max_ranks};
+  const vt::emulated::Conditions before = vt::emulated::conditions;
+  vt::emulated::conditions.dry = 1;
+  const char* found = cuda::kernels(static_cast<cuda::Op>(sizes->op), static_cast<cuda::Dtype>(sizes->dtype))(
+      call, static_cast<vt::Layout>(sizes->layout), host);
+  vt::emulated::conditions = before;
+  *report = vt::emulated::report;
+  return found == vt::emulated::only_planned;
+}
+
 }  // extern "C"
 
 #define VT_FOR_EACH_OP(do)                                                                   \

@@ -63,6 +63,8 @@ def test_random_calls(op, dtype, part):
         try:
             check(problem(op, options, layout, **sizes), dtype, **conditions)
         except RuntimeError as error:
+            if "this kernel is not built" in str(error):
+                pytest.skip("VT_FAST_EMULATED leaves out its kernels")
             if "does not fit on this GPU" not in str(error):
                 raise
             refused += 1

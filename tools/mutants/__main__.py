@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tools.mutants
-from tools.mutants.sampling import TARGETS, Mutant, candidates, sample
+from tools.mutants.sampling import TARGETS, Mutant, candidates, planted, sample
 from tools.mutants.tree import Tree
 
 SEED = 16
@@ -27,13 +27,16 @@ def noticed(path: Path) -> dict[str, dict[str, Any]]:
     return {record["id"]: record for record in records if record["status"] == "noticed"}
 
 
-def chosen(target: str, seed: int, count: int, only: list[str]) -> list[list[Mutant]]:
+def chosen(target: str, seed: int, count: int, only: list[str], by_hand: bool = False) -> list[list[Mutant]]:
     """The mutants to try. In each inner list they are tried until one compiles.
 
     Args:
         only: ids, or files of results, whose noticed mutants are taken.
+        by_hand: those that were written by hand, all of them.
     """
-    found = candidates(target)
+    found = planted() if by_hand else candidates(target)
+    if by_hand and not only:
+        return [[mutant] for mutant in found]
     if not only:
         return sample(found, target, seed, count)
     ids = {key for word in only for key in (noticed(Path(word)) if Path(word).is_file() else [word])}
@@ -45,7 +48,7 @@ def chosen(target: str, seed: int, count: int, only: list[str]) -> list[list[Mut
 
 def run(options: argparse.Namespace) -> int:
     """Try mutants of one target, as many at a time as there are copies of the tree."""
-    parts = chosen(options.target, options.seed, options.count, options.only)
+    parts = chosen(options.target, options.seed, options.count, options.only, options.planted)
     if options.list:
         print(*(shown(part[0]._asdict()) for part in parts), sep="\n")
         return 0
@@ -82,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         open(options.output, "a") as output,
         concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
     ):
-        first = Tree.copy(Path(folder) / "0", native=options.target == "cpu")
+        first = Tree.copied(Path(folder) / "0", TARGETS[options.target].build)
         trees.put(first)
         for number in range(1, options.jobs):
             trees.put(first.twin(Path(folder) / str(number)))
@@ -124,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--target", choices=TARGETS, required=True)
     one.add_argument("--seed", type=int, default=SEED)
     one.add_argument("--count", type=int, default=COUNT)
+    one.add_argument("--planted", action="store_true", help="those in tools/mutants/planted, with --target cuda")
     one.add_argument("--only", nargs="+", default=[], metavar="ID", help="or a file: those noticed in it")
     one.add_argument("--tests", metavar="ARGUMENTS", help="pytest's, in place of the target's own")
     one.add_argument("--limit", type=float, default=900, help="seconds for the tests of one mutant")
@@ -136,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("new", type=Path)
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
+    if getattr(options, "planted", False) and options.target != "cuda":
+        parser.error("--planted goes with --target cuda")
     status: int = options.run(options)
     return status
 

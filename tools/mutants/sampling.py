@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tools.mutants.edits import edits_of
+from tools.mutants.planted import PLANTED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +23,7 @@ class Target(NamedTuple):
     sources: tuple[str, ...]
     without: tuple[str, ...]
     tests: tuple[str, ...]
+    build: str = ""  # what is compiled from the sources: see tree.py
 
 
 TARGETS = {
@@ -48,6 +50,13 @@ TARGETS = {
             "pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py"
             " tests/cpu -k 'cpu and not threads_do_not_matter'",
         ),
+        "native",
+    ),
+    "cuda": Target(
+        ("csrc/cuda/*.h", "csrc/torch/cuda_calls.h", "csrc/torch/cuda_ops.h"),
+        ("device", "launch"),  # the first is for nvcc in parts; the other holds no code
+        ("pytest tests/cuda --deselect tests/cuda/test_emulator.py",),
+        "emulator",
     ),
     "triton": Target(
         ("vt_fast/backends/triton/*.py",),
@@ -75,6 +84,7 @@ class Mutant(NamedTuple):
     after: str
     start: int
     end: int
+    variables: str = ""  # of the environment for its build and tests, NAME=value
 
     def applied(self, source: bytes) -> bytes:
         """The file with the fault in it."""
@@ -97,9 +107,23 @@ def mutants_of(file: str, source: bytes) -> list[Mutant]:
     return found
 
 
+def planted(root: Path = ROOT) -> list[Mutant]:
+    """The faults in CUDA kernels that were written by hand; ids are their names."""
+    found = []
+    for file, faults in PLANTED.items():
+        source = (root / file).read_text()
+        for fault in faults:
+            start, end = (len(source[:at].encode()) for at in fault.span(source))
+            line = source.count("\n", 0, fault.span(source)[0]) + 1
+            operator = "harmless" if fault.harmless else "planted"
+            variables = f"VT_FAST_EMULATED={fault.kernels}"
+            found.append(Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables))
+    return found
+
+
 def candidates(target: str, root: Path = ROOT) -> list[Mutant]:
     """All mutants of a target."""
-    sources, without, _ = TARGETS[target]
+    sources, without, *_ = TARGETS[target]
     paths = {path for pattern in sources for path in root.glob(pattern) if path.stem not in without}
     return [
         mutant

@@ -13,7 +13,7 @@ import torch
 
 from vt_fast.backends.contract import Call, Tokenize, TokenizeBackward
 from vt_fast.backends.cuda import library
-from vt_fast.layout import channel_count
+from vt_fast.layout import channel_count, pixel_count
 
 __all__ = ["refuses", "unavailable"]
 
@@ -51,6 +51,8 @@ def refuses(call: Call) -> str | None:
     each = 16 // x.element_size()
     if channels % each != 0 or (out_channels // call.num_heads) % each != 0:
         return f"the channels of a head must be a multiple of {each}"
+    if pixel_count(x) > 2**31 - 65 or x.shape[0] * call.num_heads > 2**30 - 1:
+        return "it takes less than 2^31 pixels and samples"
     return None if x.device.type == "meta" else _wrong_device(x.device.index)
 
 

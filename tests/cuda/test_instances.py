@@ -1,0 +1,71 @@
+"""Each kernel that is compiled is the plan of some call on some GPU, and is right there."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+
+from tests._support import cuda_emulator
+from tests._support.cuda_emulator import OPS as PASSES
+from tests._support.cuda_emulator import TYPES, Sizes
+from tests._support.emulated_cases import DTYPES, check, problem
+from tests._support.judging import short
+from tests._support.problems import OPS
+
+pytestmark = pytest.mark.skipif(cuda_emulator.REAL, reason="runs each kernel on its GPU")
+
+# KB of shared memory of a block, and blocks of a cluster, from compute capability 8.0 to 12.0.
+GPUS = [(227, 16), (227, 8), (163, 1), (99, 8), (99, 1)]
+CHANNELS = [8, 16, 40, 136, 264, 520, 1032, 2048]
+ROWS = [9, 17, 33]  # one more than half of what a kernel takes
+# The kernels' layouts (csrc/cuda/call.h), and maps that lie so.
+LAYOUTS = {"last": ("bnc", 4, 6), "first": ("nchw", 4, 5), "shifted": ("nchw", 3, 7)}
+
+
+Call = tuple[int, int, tuple[int, int]]  # channels, rows, and the GPU
+
+
+@functools.cache
+def plans(op: str, dtype: torch.dtype, layout: str) -> dict[Call, tuple[int, int]]:
+    """``mt`` and ``nt`` of the kernels that calls get, small calls first."""
+    found = {}
+    for channels, rows, gpu in itertools.product(CHANNELS, ROWS, GPUS):
+        sizes = Sizes(PASSES.index(op), DTYPES.index(dtype), list(LAYOUTS).index(layout), channels, channels)
+        sizes.keys = rows if "project" in op else 0
+        sizes.queries = rows if "tokenize" in op else 0
+        sizes.has_grad_map = op in ("project_backward", "project_tokenize_backward")
+        plan = cuda_emulator.planned(sizes, 1024 * gpu[0], gpu[1])
+        if plan is not None:
+            found[channels, rows, gpu] = (plan.mt, plan.nt)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [(layout, dtype) for layout in LAYOUTS for dtype in DTYPES if layout != "first" or dtype.itemsize == 2],
+    ids=short,
+)
+@pytest.mark.parametrize("op", OPS)
+def test_each_kernel(op, layout, dtype):
+    passes = (op, f"{op}_backward")
+    forward, backward = (plans(each, dtype, layout) for each in passes)
+    missing = set()
+    for each in passes:
+        exists = getattr(cuda_emulator.library(), f"exists_{each}_{TYPES[DTYPES.index(dtype)]}")
+        missing |= {(each, *key) for key in itertools.product((1, 2, 4, 8), (2, 4, 8)) if exists(*key)}
+    # Calls that use two new kernels come before those that use one.
+    for new in (2, 1):
+        for call in [call for call in forward if call in backward]:
+            kernels = {(passes[0], *forward[call]), (passes[1], *backward[call])}
+            if len(kernels & missing) < new:
+                continue
+            missing -= kernels
+            channels, rows, (kilobytes, max_ranks) = call
+            name, height, width = LAYOUTS[layout]
+            found = problem(op, (), name, batch=1, channels=channels, height=height, width=width, tokens=rows, queries=rows)
+            reports = check(
+                found, dtype, seed=channels, copies=cuda_emulator.RANDOM, shared_bytes=1024 * kilobytes, max_ranks=max_ranks
+            )
+            assert {(each, report.mt, report.nt) for each, report in reports.items()} == kernels
+    assert not missing, "kernels that no GPU uses"

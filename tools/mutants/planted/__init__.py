@@ -1,0 +1,29 @@
+"""Faults in the CUDA kernels that were written by hand, by file: ``run --target cuda --planted`` tries them.
+
+They were written by someone who did not write the tests. Each says what a GPU would do, and which kernels are
+built to try it. Of the ones that are ``harmless`` it says why.
+"""
+
+from tools.mutants.planted.backward import BACKWARD
+from tools.mutants.planted.calls import CALLS, OPS
+from tools.mutants.planted.fault import Fault
+from tools.mutants.planted.forward import FORWARD
+from tools.mutants.planted.kernel import KERNEL
+from tools.mutants.planted.numbers import NUMBERS, ROWS
+from tools.mutants.planted.shares import PARTS, PLAN
+from tools.mutants.planted.tile import TILE
+
+__all__ = ["PLANTED", "Fault"]
+
+PLANTED: dict[str, list[Fault]] = {
+    "csrc/cuda/numbers.h": NUMBERS,
+    "csrc/cuda/rows.h": ROWS,
+    "csrc/cuda/tile.h": TILE,
+    "csrc/cuda/kernel.h": KERNEL,
+    "csrc/cuda/forward.h": FORWARD,
+    "csrc/cuda/backward.h": BACKWARD,
+    "csrc/cuda/parts.h": PARTS,
+    "csrc/cuda/plan.h": PLAN,
+    "csrc/torch/cuda_calls.h": CALLS,
+    "csrc/torch/cuda_ops.h": OPS,
+}
