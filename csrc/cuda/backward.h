@@ -225,7 +225,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       const int p = item % TP, row = item / TP;
       const float lse = shared<float>(places.lse + row * 4);
       float a = 0.f, ds = 0.f;
-      if ((there >> p & 1) && lse != minus_infinity()) {
+      if ((there >> p & 1) && row < call.queries_count) {
         float logit = warp.score(0, row, p), da = warp.score(1, row, p);
         if (call.pixel_bias.data != nullptr) logit += number<T>(call.pixel_bias, b * call.pixel_bias.batch + pixel + p);
         for (int column = 0; column < call.extra_columns; ++column) {

@@ -162,7 +162,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       VT_UNROLL
       for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
       set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
-      const float total = shared<float>(places.total + row * 4) * scale + sum;
+      const float total_before = shared<float>(places.total + row * 4);
+      float total = total_before * scale + sum;
+      if (total == 0.f && (there != 0 || is_empty_sum(total_before))) total = empty_sum();
       sync_warp();
       if (p == 0) {
         set_shared(places.highest + row * 4, top);
@@ -225,7 +227,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
       const float total = shared<float>(places.total + row * 4);
       return {static_cast<T*>(call.tokens) + to, call.exact_out == nullptr ? nullptr : call.exact_out + to,
-              total == 0.f ? 0.f : 1.f / total};
+              inverse_of(total)};
     };
     const auto put = [&](const Row& row, int column, float sum) {
       const float value = row.scale == 0.f ? 0.f : sum * row.scale;
@@ -290,14 +292,18 @@ struct CombineTokens {
     }
     const float reference = top == minus_infinity() ? 0.f : top;
     float total = 0.f, sum = 0.f;
+    bool some = false;
     for (int64_t cluster = first; cluster <= last; ++cluster) {
       const float* part = call.parts + set.part(call, cluster) * size;
       const float scale = power_of_two(global(part + row) - reference);
-      total += scale * global(part + rows + row);
+      const float of_part = global(part + rows + row);
+      some = some || is_empty_sum(of_part);
+      total += scale * of_part;
       sum += scale * global(part + 2 * rows + static_cast<int64_t>(row) * columns + c);
     }
     const int head = sample / call.batch, b = sample % call.batch;
-    const float value = total == 0.f ? 0.f : sum / total;
+    const float inverse = inverse_of(total == 0.f && some ? empty_sum() : total);
+    const float value = inverse == 0.f ? 0.f : sum * inverse;
     const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) *
                            (call.query_heads * call.out_channels + call.extra_columns) +
                        (head * call.out_channels + c);

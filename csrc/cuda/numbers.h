@@ -28,6 +28,14 @@ VT_DEVICE float lse_of(float highest, float total) {
   return highest == -minus_infinity() ? highest : highest * kLn2 + logarithm(total);
 }
 
+// A sum of weights that is 0 although some pixel takes part, since all logits are -inf: tokens are NaN then, and 0
+// where no pixel takes part.
+VT_DEVICE float empty_sum() { return -0.f; }
+VT_DEVICE bool is_empty_sum(float total) { return as_bits(total) == 0x80000000u; }
+VT_DEVICE float inverse_of(float total) {
+  return total == 0.f && !is_empty_sum(total) ? 0.f : is_empty_sum(total) ? as_float(0x7fc00000u) : 1.f / total;
+}
+
 // ---- one number ----
 
 VT_DEVICE float widen(float value) { return value; }
@@ -98,17 +106,16 @@ struct Pair<float> {
   }
 
  private:
-  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared.
+  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared. What is not finite
+  // is all rest: as the first part it would meet a rest of 0, and infinity times 0 is NaN.
   VT_DEVICE void set(int index, float value) {
     const uint32_t bits = as_bits(value);
-    uint32_t rounded = (bits + 0x1000u) & 0xffffe000u;
-    bool finite = true;
-    if ((rounded & 0x7f800000u) == 0x7f800000u) {  // infinity, NaN, or rounded to infinity
-      finite = (bits & 0x7f800000u) != 0x7f800000u;
-      rounded = finite || (bits & 0x007fffffu) == 0u ? bits & 0xffffe000u : 0x7fc00000u;
-    }
-    first[index] = rounded;
-    rest[index] = finite ? as_bits(value - as_float(rounded)) + 0x1000u : 0u;  // infinity minus itself is NaN
+    const uint32_t rounded = (bits + 0x1000u) & 0xffffe000u;
+    const bool large = (rounded & 0x7f800000u) == 0x7f800000u;  // infinity, NaN, or rounded to infinity
+    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    first[index] = !large ? rounded : finite ? bits & 0xffffe000u : 0u;
+    rest[index] = finite ? as_bits(value - as_float(first[index])) + 0x1000u
+                         : (bits & 0x007fffffu) != 0u ? 0x7fc00000u : bits;
   }
 };
 
