@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Instructions that never run, "@!PT", are left out.
-_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\d\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 _USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)")
 _WALK = re.compile(
     r"start_kernel<\w+::cuda::(Forward|Backward)<[\w:]+, \(\w+::Layout\)(\d), (\d+), (\d+), (\d+),"
 )
-_SMALL = re.compile(r"start_small_kernel<\w+::cuda::(\w+)<[\w:]+(?:, (\d+))?")
+_SMALL = re.compile(r"start_small_kernel<\w+::cuda::(\w+)<")
 
 LAYOUTS = ("last", "first", "shifted")
 # By what machine code calls them. LDGSTS copies from global to shared memory (cp.async), LDL and STL move
@@ -28,7 +29,7 @@ _COUNTED = ("LDGSTS", "LDG", "STG", "LDSM", "LDS", "STS", "HMMA", "SHFL", "BAR")
 
 
 class Kernel(NamedTuple):
-    """A kernel of an object. Those that add up parts have neither layout, ``mt`` nor ``tp``.
+    """A kernel of an object. Those that add up parts have no sizes.
 
     Args:
         kernel: "forward" or "backward" for one that walks over a map; otherwise the name of its class.
@@ -58,8 +59,9 @@ class Facts(NamedTuple):
         stack: bytes of a thread.
         spills: bytes that instructions store to the stack.
         instructions: all of them.
-        tile: those from the head of the loop over tiles to the last product in it.
-        counted: of ``tile``, those that access memory, multiply matrices, shuffle, or wait at a barrier.
+        tile: the fewest from the head of the loop over tiles to the last product in it: branches skip what
+            can be skipped, and loops run once at most.
+        counted: those of ``tile`` that access memory, multiply matrices, shuffle, or wait at a barrier.
         products: tensor core instructions.
         copies: asynchronous copies from global to shared memory, by width.
         loads: from global memory, by width.
@@ -120,15 +122,15 @@ def kernel_of(name: str) -> Kernel:
     """Which kernel a function is.
 
     Example:
-        >>> kernel_of("void vt::cuda::start_small_kernel<vt::cuda::CombineTokens<vt::Bf16, 4> >(...)")
-        Kernel(kernel='combine_tokens', layout='', mt=None, nt=4, tp=None)
+        >>> kernel_of("void vt::cuda::start_small_kernel<vt::cuda::CombineTokens<vt::Bf16> >(...)")
+        Kernel(kernel='combine_tokens', layout='', mt=None, nt=None, tp=None)
     """
     if found := _WALK.search(name):
         kind, layout, mt, nt, tp = found.groups()
         return Kernel(kind.lower(), LAYOUTS[int(layout)], int(mt), int(nt), int(tp))
     if found := _SMALL.search(name):
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found[1]).lower()
-        return Kernel(words, nt=int(found[2]) if found[2] else None)
+        return Kernel(words)
     raise ValueError(f"`name` must be a kernel of csrc/cuda, got {name!r}")
 
 
@@ -145,15 +147,33 @@ def widths(counts: str) -> dict[int, int]:
 
 class _Instruction(NamedTuple):
     address: int
+    predicated: bool
     name: str
     operands: str
+
+    @property
+    def kind(self) -> str:
+        """The name without its modifiers."""
+        return self.name.split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes."""
+        found = re.search(r"0x([0-9a-f]+)\s*$", self.operands) if self.kind == "BRA" else None
+        return int(found[1], 16) if found else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the next instruction never follows."""
+        always = not self.predicated and not re.search(r"P\d|UR", self.operands)
+        return always and self.kind in ("BRA", "EXIT", "RET", "BRX")
 
 
 def _functions(code: Iterable[str]) -> Iterator[tuple[str, list[_Instruction]]]:
     name, found = "", list[_Instruction]()
     for line in code:
         if (match := _INSTRUCTION.match(line)) is not None:
-            found.append(_Instruction(int(match[1], 16), match[2], match[3]))
+            found.append(_Instruction(int(match[1], 16), match[2] is not None, match[3], match[4]))
         elif "Function : " in line:
             if name:
                 yield name, found
@@ -165,18 +185,17 @@ def _functions(code: Iterable[str]) -> Iterator[tuple[str, list[_Instruction]]]:
 def _facts(registers: int, stack: int, code: list[_Instruction]) -> Facts:
     by_width: dict[str, Counter[int]] = {access: Counter() for access in _ACCESSES}
     for each in code:
-        kind = each.name.split(".")[0]
-        if kind in by_width:
-            by_width[kind][_width(each.name)] += 1
-    tile = [each.name.split(".")[0] for each in code[_tile(code)]]
-    kinds = Counter(each.name.split(".")[0] for each in code)
+        if each.kind in by_width:
+            by_width[each.kind][_width(each.name)] += 1
+    kinds = Counter(each.kind for each in code)
+    tile, counted = _tile(code)
     return Facts(
         registers=registers,
         stack=stack,
         spills=sum(width * count for width, count in by_width["STL"].items()),
         instructions=len(code) - kinds["NOP"],
-        tile=len(tile),
-        counted=sum(kind in _COUNTED for kind in tile),
+        tile=tile,
+        counted=counted,
         products=kinds["HMMA"],
         copies=_written(by_width["LDGSTS"]),
         loads=_written(by_width["LDG"]),
@@ -189,22 +208,27 @@ def _facts(registers: int, stack: int, code: list[_Instruction]) -> Facts:
     )
 
 
-def _tile(code: list[_Instruction]) -> slice:
-    """From the head of the innermost loop around all products to the last of them."""
-    products = [index for index, each in enumerate(code) if each.name.startswith("HMMA")]
+def _tile(code: list[_Instruction]) -> tuple[int, int]:
+    """The shortest way from the head of the innermost loop around all products to the last one."""
+    products = [index for index, each in enumerate(code) if each.kind == "HMMA"]
     if not products:
-        return slice(0, 0)
+        return 0, 0
     first, last = code[products[0]].address, code[products[-1]].address
-    heads = [
-        int(target[1], 16)
-        for each in code
-        if each.name == "BRA"
-        and each.address >= last
-        and (target := re.search(r"0x([0-9a-f]+)", each.operands))
-    ]
-    head = max((target for target in heads if target <= first), default=first)
-    begin = next(index for index, each in enumerate(code) if each.address >= head)
-    return slice(begin, products[-1] + 1)
+    branches = {each.address: each.target for each in code if each.target is not None}
+    heads = [target for address, target in branches.items() if address >= last and target <= first]
+    head = max(heads, default=first)
+    # For each address that is reached, instructions before it, and how many of them are counted.
+    reached = {head: (0, 0)}
+    for each, following in itertools.pairwise(code[: products[-1] + 1]):
+        if each.address not in reached:
+            continue
+        steps, counted = reached[each.address]
+        way = (steps + 1, counted + (each.kind in _COUNTED))
+        for address in (None if each.ends else following.address, branches.get(each.address)):
+            if address is not None and each.address < address <= last:
+                reached[address] = min(reached.get(address, way), way)
+    steps, counted = reached[last]
+    return steps + 1, counted + 1
 
 
 def _width(name: str) -> int:

@@ -14,12 +14,14 @@ from tools.cuda.counting import Plan, Work
 from tools.cuda.gpus import Gpu
 
 # Cycles from one product to the next that adds to it, by the size of a number; of a barrier of a block; of
-# one of a cluster, which waits for stores; of reading scores of another block; of a softmax; of loading what is
-# multiplied first; of storing.
+# one of a cluster, which waits for stores; of reading scores of another block; of a softmax; of loading
+# what is multiplied first; of storing.
 _PRODUCT = {2: 33, 4: 6 * 20}
 _BARRIER, _CLUSTER_BARRIER, _REMOTE_SCORES = 30, 1000, 200
 _SOFTMAX, _FIRST_LOADS, _STORES = 330, 100, 150
 _LAUNCH, _SECOND_LAUNCH = 2.5e-6, 2e-6
+# Instructions for each that is counted, where the compiler's code does not tell.
+_EACH = 6
 # Clusters that are done leave their bandwidth to others, by so much.
 _LEFT_TO_OTHERS = 0.5
 
@@ -72,12 +74,12 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    gpu: Gpu, op: str, sizes: tuple[int, int, int, int], itemsize: int, plan: Plan, overhead: float
+    gpu: Gpu, op: str, sizes: tuple[int, int, int, int], itemsize: int, plan: Plan, code: tuple[int, int]
 ) -> Prediction:
     """The time of a call of B, N, C and L.
 
     Args:
-        overhead: instructions for each one that is counted.
+        code: ``tile`` and ``counted`` of the kernel's row in the table of resources.
     """
     batch, pixels, channels, tokens = sizes
     steps = STEPS[op]
@@ -91,11 +93,13 @@ def predict(
     flow = processors * blocks * in_flight(plan, steps, itemsize) * gpu.clock / gpu.latency
     memory = (maps + small) / min(gpu.memory, flow) * (1 + (load - 1) * _LEFT_TO_OTHERS)
 
-    terms = units(gpu, plan.tile, overhead)
+    shortest, counted = (plan.warps * count for count in code)
+    terms = units(gpu, plan.tile, shortest + _EACH * (plan.tile.counted - counted))
     unit = max(terms, key=lambda name: terms[name])
     samples = math.ceil(each / plan.tiles_per_sample) + (plan.unit == 1 and batch > 1)
     waiting = chain(plan, steps, itemsize) * each + gpu.latency * samples
-    busy = terms[unit] * each + max(units(gpu, plan.sample, overhead).values()) * samples
+    of_sample = max(units(gpu, plan.sample, _EACH * plan.sample.counted).values())
+    busy = terms[unit] * each + of_sample * samples
     compute = max(waiting + busy, busy * blocks) / gpu.clock
 
     parts = 0.0
@@ -120,10 +124,10 @@ def in_flight(plan: Plan, steps: Steps, itemsize: int) -> int:
     return (plan.stages - 1) * steps.reads * tile
 
 
-def units(gpu: Gpu, work: Work, overhead: float) -> dict[str, float]:
+def units(gpu: Gpu, work: Work, instructions: float) -> dict[str, float]:
     """Cycles of the units of a multiprocessor."""
     return {
-        "instructions": work.counted * overhead / 4,
+        "instructions": instructions / 4,
         "shared memory": float(work.passes),
         "products": work.products * gpu.product_cycles,
     }

@@ -86,7 +86,7 @@ def _kernel(row: Row) -> Kernel:
 def _predicted(gpu: Gpu, row: Row, shape: tuple[int, int, int, int], plan: Plan, facts: Row) -> Row:
     itemsize = 4 if row["dtype"] == "fp32" else 2
     kernel = plan.kernel
-    predicted = predict(gpu, row["op"], shape, itemsize, plan, int(facts["tile"]) / int(facts["counted"]))
+    predicted = predict(gpu, row["op"], shape, itemsize, plan, (int(facts["tile"]), int(facts["counted"])))
     sizes = f"MT={kernel.mt} NT={kernel.nt} TP={kernel.tp} warps={plan.warps} stages={plan.stages}"
     under_way = plan.blocks_each * in_flight(plan, STEPS[row["op"]], itemsize)
     return {
