@@ -471,36 +471,35 @@ struct CombineRows {
     const int index = block_y() * kThreads + thread();
     if (index >= part.size) return;
     const int set = block_x();
+    // Which operand's gradient, of which row and column, and whether the batch shares it.
+    void* result;
+    int row, c, channels = call.out_channels, rows = call.keys_count;
+    bool shared, exists;
     if (TOKENIZE && index < part.keys) {
-      const int row = index / call.out_channels, c = index % call.out_channels;
-      if (row >= call.queries_count || call.dqueries == nullptr) return;
-      float sum = 0.f;
-      if (!add(call, set, call.queries.batch == 0, part.size, index, sum)) return;
-      const int head = call.shared_rows ? set : set / call.batch, b = call.shared_rows ? 0 : set % call.batch;
-      const int64_t of = call.queries.batch == 0 ? head : static_cast<int64_t>(b) * call.query_heads + head;
-      set_global(static_cast<T*>(call.dqueries) + (of * call.queries_count + row) * call.out_channels + c, narrow<T>(sum));
-    } else if (PROJECT && index < part.values) {
-      const int of_keys = index - static_cast<int>(part.keys), row = of_keys / call.channels, c = of_keys % call.channels;
-      if (row >= call.keys_count || call.dkeys == nullptr) return;
-      float sum = 0.f;
-      if (!add(call, set, call.keys.batch == 0, part.size, index, sum)) return;
-      const int64_t of = call.keys.batch == 0 ? 0 : set;
-      set_global(static_cast<T*>(call.dkeys) + (of * call.keys_count + row) * call.channels + c, narrow<T>(sum));
-    } else if (PROJECT && index < part.token_bias) {
-      const int of_values = index - static_cast<int>(part.values), row = of_values / call.out_channels;
-      const int c = of_values % call.out_channels;
-      const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
-      if (row >= call.keys_count || c / width != row / each || call.dvalues == nullptr) return;
-      float sum = 0.f;
-      if (!add(call, set, call.values.batch == 0, part.size, index, sum)) return;
-      const int64_t of = call.values.batch == 0 ? 0 : set;
-      set_global(static_cast<T*>(call.dvalues) + (of * each + row % each) * call.out_channels + c, narrow<T>(sum));
-    } else if (PROJECT) {
-      const int row = static_cast<int>(index - part.token_bias);
-      if (row >= call.keys_count || call.dtoken_bias.data == nullptr) return;
-      float sum = 0.f;
-      if (!add(call, set, call.token_bias.batch == 0, part.size, index, sum)) return;
-      set_number<T>(call.dtoken_bias, (call.token_bias.batch == 0 ? 0 : static_cast<int64_t>(set) * call.keys_count) + row, sum);
+      result = call.dqueries, shared = call.queries.batch == 0, rows = call.queries_count;
+      row = index / channels, c = index % channels, exists = row < rows;
+    } else if (index < part.values) {
+      const int of_keys = index - static_cast<int>(part.keys);
+      result = call.dkeys, shared = call.keys.batch == 0, channels = call.channels;
+      row = of_keys / channels, c = of_keys % channels, exists = row < rows;
+    } else if (index < part.token_bias) {
+      const int of_values = index - static_cast<int>(part.values), each = rows / call.num_heads;
+      result = call.dvalues, shared = call.values.batch == 0;
+      row = of_values / channels, c = of_values % channels;
+      exists = row < rows && c / (channels / call.num_heads) == row / each;
+      row %= each, rows = each;
+    } else {
+      result = call.dtoken_bias.data, shared = call.token_bias.batch == 0, channels = 1;
+      row = index - static_cast<int>(part.token_bias), c = 0, exists = row < rows;
+    }
+    float sum = 0.f;
+    if (!exists || result == nullptr || !add(call, set, shared, part.size, index, sum)) return;
+    const int head = call.shared_rows ? set : set / call.batch, b = call.shared_rows || shared ? 0 : set % call.batch;
+    const int64_t to = ((static_cast<int64_t>(b) * call.query_heads + head) * rows + row) * channels + c;
+    if (PROJECT && index >= part.token_bias) {
+      set_number<T>(call.dtoken_bias, to, sum);
+    } else {
+      set_global(static_cast<T*>(result) + to, narrow<T>(sum));
     }
   }
 
