@@ -505,10 +505,13 @@ struct CombineRows {
 
   // The sum over parts, in order; false where the result is there already, or is not this set's to write.
   static VT_DEVICE bool add(const Call& call, int set, bool shared, int64_t size, int64_t index, float& sum) {
-    if (call.shared_rows || !shared) return add_set(call, set, call.shared_rows ? call.batch : 1, false, size, index, sum);
-    if (set != 0) return false;
-    for (int each = 0; each < call.batch; ++each) add_set(call, each, 1, true, size, index, sum);
-    return true;
+    const bool of_batch = shared && !call.shared_rows;
+    if (of_batch && set != 0) return false;
+    bool found = of_batch;
+    for (int each = 0; each < (of_batch ? call.batch : 1); ++each) {
+      found = add_set(call, set + each, call.shared_rows ? call.batch : 1, of_batch, size, index, sum) || found;
+    }
+    return found;
   }
   static VT_DEVICE bool add_set(const Call& call, int set, int samples, bool kept, int64_t size, int64_t index, float& sum) {
     const Set of = Set::of(call, set, samples);

@@ -8,12 +8,14 @@
 #define VT_DEVICE __device__ __forceinline__
 #define VT_BOTH __host__ __device__ inline
 #define VT_UNROLL _Pragma("unroll")
+#define VT_UNROLL_4 _Pragma("unroll 4")
 #define VT_ROLLED _Pragma("unroll 1")
 #else
 #include "cuda_on_cpu.h"
 #define VT_DEVICE inline
 #define VT_BOTH inline
 #define VT_UNROLL
+#define VT_UNROLL_4
 #define VT_ROLLED
 #endif
 

@@ -46,7 +46,7 @@ struct Slice {
   static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
     if constexpr (LAYOUT == Layout::last) {
       constexpr int kPerRow = kRowBytes / 16;
-      VT_UNROLL
+      VT_UNROLL_4
       for (int i = 0; i < kRows * kPerRow / 32; ++i) {
         const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
         const int n = pixel + row, c = channel + part * kPer16;
@@ -63,7 +63,7 @@ struct Slice {
       constexpr int kPerRow = kRowBytes / 16 + 1;
       constexpr int kAll = kRows * kPerRow;
       const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
-      VT_UNROLL
+      VT_UNROLL_4
       for (int i = 0; i < (kAll + 31) / 32; ++i) {
         const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
         const int c = channel + row;
@@ -80,7 +80,7 @@ struct Slice {
   template <int BYTES>
   static VT_DEVICE void copy_first(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
     constexpr int kPerRow = kRowBytes / BYTES;
-    VT_UNROLL
+    VT_UNROLL_4
     for (int i = 0; i < kRows * kPerRow / 32; ++i) {
       const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
       const int n = pixel + part * (BYTES / kSize), c = channel + row;
@@ -110,7 +110,7 @@ struct Slice {
   static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
     constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord;
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
-    VT_UNROLL
+    VT_UNROLL_4
     for (int i = 0; i < kRows * kWords / 32; ++i) {
       const int row = (i * 32 + lane) / kWords, word = (i * 32 + lane) % kWords;
       const int c = channel + row;
@@ -122,7 +122,7 @@ struct Slice {
       }
     }
     if constexpr (kPerWord == 2) {
-      VT_UNROLL
+      VT_UNROLL_4
       for (int i = 0; i < kRows / 16; ++i) {
         const int row = i * 16 + lane / 2, c = channel + row;
         const int64_t begin = c * map.row + pixel;
@@ -139,7 +139,7 @@ struct Slice {
   template <class Words>
   static VT_DEVICE void store_rows(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
     constexpr int kBytesEach = sizeof(Words), kPer = kBytesEach / kSize, kPerRow = kRowBytes / kBytesEach;
-    VT_UNROLL
+    VT_UNROLL_4
     for (int i = 0; i < kRows * kPerRow / 32; ++i) {
       const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
       const int n = pixel + (LAYOUT == Layout::last ? row : part * kPer);
