@@ -220,18 +220,34 @@ struct Kernel {
     uint32_t bank;
   };
 
-  // to = base + the terms, for the slice: `base` is a slice, or none.
+  // place(i, half) = base + half of sum[i], the loads first: what follows a store waits for it.
+  template <int N, class Place>
+  static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const Place& place) {
+    if (has_base) {
+      VT_UNROLL
+      for (int i = 0; i < N; ++i) {
+        VT_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const Couple<float> base = Tile::load_result(place(i, half) + to_base);
+          sum[i][2 * half] += base.x, sum[i][2 * half + 1] += base.y;
+        }
+      }
+    }
+    VT_UNROLL
+    for (int i = 0; i < N; ++i) {
+      VT_UNROLL
+      for (int half = 0; half < 2; ++half) Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);
+    }
+  }
+
+  // to = base + the terms, for the slice: `base` is a slice, or none. As many products at a time as there are
+  // registers for.
   template <int TERMS>
   static VT_DEVICE void spread(const Warp& warp, const View& to, bool has_base, uint32_t base, const Term (&terms)[TERMS]) {
+    constexpr int kSums = MATRICES == 1 ? 8 : 4;  // at a time
     const uint32_t weights = warp.call.places.by_pixel;
-    const auto finish = [&](uint32_t at, float x, float y) {
-      if (has_base) {
-        const Couple<float> before = Tile::load_result(at - to.at + base);
-        x += before.x, y += before.y;
-      }
-      Tile::store_result(at, x, y);
-    };
     if constexpr (LAYOUT == Layout::last) {
+      constexpr int kTogether = kSums / 2 < MT ? kSums / 2 : MT;
       VT_UNROLL
       for (int p = 0; p < kBlocks; ++p) {
         Left<T> a[TERMS][kSteps];
@@ -248,29 +264,27 @@ struct Kernel {
           }
         }
         VT_UNROLL
-        for (int m = 0; m < MT; ++m) {
-          float sum[2][4] = {};
+        for (int first = 0; first < MT; first += kTogether) {
+          float sum[2 * kTogether][4] = {};
           VT_UNROLL
           for (int term = 0; term < TERMS; ++term) {
             VT_UNROLL
             for (int k = 0; k < kSteps; ++k) {
-              Right<T> b[2];
-              RowBank::rows_by_channels(b, terms[term].bank, k, m, warp.lane);
-              multiply(sum[0], a[term][k], b[0]);
-              multiply(sum[1], a[term][k], b[1]);
+              VT_UNROLL
+              for (int m = 0; m < kTogether; ++m) {
+                Right<T> b[2];
+                RowBank::rows_by_channels(b, terms[term].bank, k, first + m, warp.lane);
+                multiply(sum[2 * m], a[term][k], b[0]);
+                multiply(sum[2 * m + 1], a[term][k], b[1]);
+              }
             }
           }
-          VT_UNROLL
-          for (int h = 0; h < 2; ++h) {
-            VT_UNROLL
-            for (int half = 0; half < 2; ++half) {
-              finish(to.result(p, 2 * m + h, half), sum[h][2 * half], sum[h][2 * half + 1]);
-            }
-          }
+          store_sums(sum, has_base, base - to.at, [&](int i, int half) { return to.result(p, 2 * first + i, half); });
         }
       }
     } else {
-      Right<T> b[TP / 8][TERMS][kSteps];
+      constexpr int kEach = TP / 8, kTogether = kSums / kEach < MT ? kSums / kEach : MT;
+      Right<T> b[kEach][TERMS][kSteps];
       const auto load_weights = [&](int p) {
         VT_UNROLL
         for (int term = 0; term < TERMS; ++term) {
@@ -289,28 +303,35 @@ struct Kernel {
       constexpr bool kKept = sizeof(b) <= 16 * 4;
       if (kKept) {
         VT_UNROLL
-        for (int p = 0; p < TP / 8; ++p) load_weights(p);
+        for (int p = 0; p < kEach; ++p) load_weights(p);
       }
       VT_UNROLL
-      for (int m = 0; m < MT; ++m) {
-        Left<T> a[TERMS][kSteps];
+      for (int first = 0; first < MT; first += kTogether) {
+        Left<T> a[kTogether][TERMS][kSteps];
         VT_UNROLL
-        for (int term = 0; term < TERMS; ++term) {
-          VT_UNROLL
-          for (int k = 0; k < kSteps; ++k) RowBank::channels_by_rows(a[term][k], terms[term].bank, m, k, warp.lane);
-        }
-        VT_UNROLL
-        for (int p = 0; p < TP / 8; ++p) {
-          if (!kKept) load_weights(p);
-          float sum[4] = {};
+        for (int m = 0; m < kTogether; ++m) {
           VT_UNROLL
           for (int term = 0; term < TERMS; ++term) {
             VT_UNROLL
-            for (int k = 0; k < kSteps; ++k) multiply(sum, a[term][k], b[p][term][k]);
+            for (int k = 0; k < kSteps; ++k) {
+              RowBank::channels_by_rows(a[m][term][k], terms[term].bank, first + m, k, warp.lane);
+            }
           }
-          VT_UNROLL
-          for (int half = 0; half < 2; ++half) finish(to.result(m, p, half), sum[2 * half], sum[2 * half + 1]);
         }
+        float sum[kTogether * kEach][4] = {};
+        VT_UNROLL
+        for (int p = 0; p < kEach; ++p) {
+          if (!kKept) load_weights(p);
+          VT_UNROLL
+          for (int term = 0; term < TERMS; ++term) {
+            VT_UNROLL
+            for (int k = 0; k < kSteps; ++k) {
+              VT_UNROLL
+              for (int m = 0; m < kTogether; ++m) multiply(sum[m * kEach + p], a[m][term][k], b[p][term][k]);
+            }
+          }
+        }
+        store_sums(sum, has_base, base - to.at, [&](int i, int half) { return to.result(first + i / kEach, i % kEach, half); });
       }
     }
   }

@@ -105,50 +105,62 @@ struct Slice {
     }
   }
 
+  // Stores COUNT pieces: place(i) is where one lies in shared memory, and where it goes or null. Of four, all are
+  // read before one is written.
+  template <class Words, int COUNT, class Place>
+  static VT_DEVICE void store_pieces(const Place& place) {
+    constexpr int kTogether = COUNT < 4 ? COUNT : 4;
+    static_assert(COUNT % kTogether == 0);
+    VT_ROLLED
+    for (int first = 0; first < COUNT; first += kTogether) {
+      Words words[kTogether];
+      Words* to[kTogether];
+      VT_UNROLL
+      for (int i = 0; i < kTogether; ++i) words[i] = shared<Words>(place(first + i, to[i]));
+      VT_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        if (to[i] != nullptr) set_global(to[i], words[i]);
+      }
+    }
+  }
+
   // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes. It is stored by
   // words of 4 bytes, and by elements where it begins or ends within a word.
   static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
     constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord;
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
-    VT_UNROLL_4
-    for (int i = 0; i < kRows * kWords / 32; ++i) {
+    store_pieces<uint32_t, kRows * kWords / 32>([&](int i, uint32_t*& to) {
       const int row = (i * 32 + lane) / kWords, word = (i * 32 + lane) % kWords;
-      const int c = channel + row;
-      const int64_t begin = c * map.row + pixel;
+      const int64_t begin = (channel + row) * map.row + pixel;
       const int element = static_cast<int>(begin % kPerWord) + word * kPerWord;
-      if (c < map.channels && element + kPerWord <= taken) {
-        const uint32_t at = from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
-        set_global(reinterpret_cast<uint32_t*>(map.data + begin + element), shared<uint32_t>(at));
-      }
-    }
+      const bool inside = channel + row < map.channels && element + kPerWord <= taken;
+      to = inside ? reinterpret_cast<uint32_t*>(map.data + begin + element) : nullptr;
+      return from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
+    });
     if constexpr (kPerWord == 2) {
-      VT_UNROLL_4
-      for (int i = 0; i < kRows / 16; ++i) {
-        const int row = i * 16 + lane / 2, c = channel + row;
-        const int64_t begin = c * map.row + pixel;
+      store_pieces<T, kRows / 16>([&](int i, T*& to) {
+        const int row = i * 16 + lane / 2;
+        const int64_t begin = (channel + row) * map.row + pixel;
         const bool odd = begin % 2 != 0, last = lane % 2 != 0;
         const int element = last ? taken - 1 : 0;
-        if (c < map.channels && (last ? (taken - odd) % 2 != 0 : odd)) {
-          const uint32_t at = from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
-          set_global(map.data + begin + element, shared<T>(at));
-        }
-      }
+        const bool inside = channel + row < map.channels && (last ? (taken - odd) % 2 != 0 : odd);
+        to = inside ? map.data + begin + element : nullptr;
+        return from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
+      });
     }
   }
 
   template <class Words>
   static VT_DEVICE void store_rows(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
     constexpr int kBytesEach = sizeof(Words), kPer = kBytesEach / kSize, kPerRow = kRowBytes / kBytesEach;
-    VT_UNROLL_4
-    for (int i = 0; i < kRows * kPerRow / 32; ++i) {
+    store_pieces<Words, kRows * kPerRow / 32>([&](int i, Words*& to) {
       const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
       const int n = pixel + (LAYOUT == Layout::last ? row : part * kPer);
       const int c = channel + (LAYOUT == Layout::last ? part * kPer : row);
-      if (n < map.pixels && c < map.channels) {
-        T* to = map.data + (LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);
-        set_global(reinterpret_cast<Words*>(to), shared<Words>(from + row * kPitch + place(row, part * kBytesEach)));
-      }
-    }
+      T* const at = map.data + (LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);
+      to = n < map.pixels && c < map.channels ? reinterpret_cast<Words*>(at) : nullptr;
+      return from + row * kPitch + place(row, part * kBytesEach);
+    });
   }
 
   // ---- access by fragments: lane 4 g + t ----
