@@ -14,11 +14,11 @@ from tools.cuda.counting import Plan, Work
 from tools.cuda.gpus import Gpu
 
 # Cycles from one product to the next that adds to it, by the size of a number; of a barrier of a block; of
-# one of a cluster, which waits for stores; of reading scores of another block; of a softmax; of loading
-# what is multiplied first; of storing.
+# one of a cluster, which waits for stores; of reading scores of another block; of a softmax; of loading what
+# is multiplied first; of four or eight results that are spread over a tile; of storing four pieces.
 _PRODUCT = {2: 33, 4: 6 * 20}
 _BARRIER, _CLUSTER_BARRIER, _REMOTE_SCORES = 30, 1000, 200
-_SOFTMAX, _FIRST_LOADS, _STORES = 330, 100, 150
+_SOFTMAX, _FIRST_LOADS, _SPREAD, _STORE = 330, 100, 130, 50
 _LAUNCH, _SECOND_LAUNCH = 2.5e-6, 2e-6
 # Instructions for each that is counted, where the compiler's code does not tell.
 _EACH = 6
@@ -30,29 +30,36 @@ class Steps(NamedTuple):
     """What a kernel does with a tile.
 
     Args:
-        maps: read or written.
         reads: maps read.
+        writes: maps written.
         phases: rounds of scores, softmax and pooling, with two barriers each.
         scores: products of the whole tile with rows that come one after the other.
+        spreads: products that give a whole tile.
         rows: small operands and results of a sample, in multiples of L C elements.
         floats: those of them that are float, the same way.
     """
 
-    maps: int
     reads: int
+    writes: int
     phases: int
     scores: int
+    spreads: int
     rows: int
     floats: int
 
+    @property
+    def maps(self) -> int:
+        """Maps read or written."""
+        return self.reads + self.writes
+
 
 STEPS = {
-    "tokenize": Steps(1, 1, 1, 1, 1, 0),
-    "project": Steps(2, 1, 1, 1, 2, 0),
-    "project_tokenize": Steps(2, 1, 2, 2, 3, 0),
-    "tokenize_backward": Steps(2, 1, 1, 1, 1, 1),
-    "project_backward": Steps(3, 2, 1, 2, 4, 0),
-    "project_tokenize_backward": Steps(3, 2, 3, 3, 5, 1),
+    "tokenize": Steps(1, 0, 1, 1, 0, 1, 0),
+    "project": Steps(1, 1, 1, 1, 1, 2, 0),
+    "project_tokenize": Steps(1, 1, 2, 2, 1, 3, 0),
+    "tokenize_backward": Steps(1, 1, 1, 1, 1, 1, 1),
+    "project_backward": Steps(2, 1, 1, 2, 1, 4, 0),
+    "project_tokenize_backward": Steps(2, 1, 3, 3, 3, 5, 1),
 }
 
 
@@ -135,8 +142,13 @@ def units(gpu: Gpu, work: Work, instructions: float) -> dict[str, float]:
 
 def chain(plan: Plan, steps: Steps, itemsize: int) -> float:
     """Cycles in which a block waits for its own results, in a tile."""
-    of_scores = steps.scores * (plan.kernel.mt or 0) * _PRODUCT[itemsize]
-    of_pools = steps.phases * (plan.kernel.tp or 0) // 16 * _PRODUCT[itemsize]
+    mt, tp = plan.kernel.mt or 0, plan.kernel.tp or 0
+    of_scores = steps.scores * mt * _PRODUCT[itemsize]
+    of_pools = steps.phases * tp // 16 * _PRODUCT[itemsize]
     barrier = _BARRIER if plan.ranks == 1 else _CLUSTER_BARRIER + _REMOTE_SCORES * (plan.ranks - 1)
     of_phases = steps.phases * (2 * _FIRST_LOADS + 2 * barrier + _SOFTMAX)
-    return of_scores + of_pools + of_phases + _STORES * (steps.maps > steps.reads)
+    results = mt * tp // 8
+    of_spreads = steps.spreads * math.ceil(results / (8 if plan.kernel.kernel == "forward" else 4)) * _SPREAD
+    width = 4 if plan.kernel.layout == "shifted" else 16
+    of_stores = steps.writes * math.ceil(16 * mt * tp * itemsize / (32 * width) / 4) * _STORE
+    return of_scores + of_pools + of_phases + of_spreads + of_stores
