@@ -13,14 +13,14 @@ BACKWARD = [
     Fault(
         "backward-copies-before-waiting",
         "A tile is copied over one that other lanes of the warp still store.",
-        "Base::wait_stage(call.stages);\n      copy_next(index + call.stages - 1 < count);",
-        "copy_next(index + call.stages - 1 < count);\n      Base::wait_stage(call.stages);",
+        "Base::wait_stage(call.stages);\n      }\n      copy_next(index + call.stages - 1 < count);",
+        "}\n      copy_next(index + call.stages - 1 < count);\n      if (index >= 0) Base::wait_stage(call.stages);",
     ),
     Fault(
         "backward-copies-one-stage-too-many",
         "A tile is copied over the one that is worked on.",
-        "for (int i = 0; i < call.stages - 1; ++i) copy_next(i < count);",
-        "for (int i = 0; i < call.stages; ++i) copy_next(i < count);",
+        "for (int index = 1 - call.stages; index < count; ++index)",
+        "for (int index = -call.stages; index < count; ++index)",
     ),
     Fault(
         "backward-stage-not-wrapped",
@@ -201,7 +201,7 @@ BACKWARD = [
     Fault(
         "backward-sums-kept",
         "Gradients of a set are added to the next one's.",
-        "of[m][n][i] = 0.f;",
+        "              sum = 0.f;\n",
         "",
     ),
     Fault(
@@ -258,15 +258,15 @@ BACKWARD = [
     Fault(
         "backward-rows-without-lse",
         "Rows beyond the queries have infinite weights.",
-        "(there >> p & 1) && lse != minus_infinity()",
+        "(there >> p & 1) && row < call.queries_count",
         "(there >> p & 1)",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "backward-masked-pixels-have-weights",
         "Masked pixels get gradients.",
-        "if ((there >> p & 1) && lse",
-        "if (lse",
+        "if ((there >> p & 1) && row <",
+        "if (row <",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -491,8 +491,8 @@ BACKWARD = [
     Fault(
         "backward-dvalues-of-all-heads",
         "Heads overwrite each other's gradients of values.",
-        "c / width == row / each ? row % each : -1",
-        "row % each",
+        "call.out_channels, head * width, end);",
+        "call.out_channels, 0, row < call.keys_count ? call.out_channels : 0);",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
@@ -538,10 +538,17 @@ BACKWARD = [
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
+        "backward-gradient-beyond-rows",
+        "Rows that do not exist are written behind the gradient.",
+        "row < call.queries_count ? channels : 0);",
+        "channels);",
+        kernels=f"{TOKENIZE}:Bf16",
+    ),
+    Fault(
         "backward-gradient-beyond-channels",
         "A warp with more channels than the map writes the next row's gradient.",
-        "if (row >= rows || c >= channels) return;",
-        "if (row >= rows) return;",
+        "row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0);",
+        "row_of(keys, row, row, call.channels, 0, row < call.keys_count ? 9999 : 0);",
     ),
     Fault(
         "combine-rows-without-the-first-part",

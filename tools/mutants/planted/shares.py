@@ -54,6 +54,24 @@ PARTS = [
         "return {set * size, (set + 1) * size - (samples > 1 ? call.tiles_per_sample : 0)};",
         kernels=f"{TOKENIZE}:Bf16",
     ),
+    Fault(
+        "rows-17-in-16",
+        "The 17th row is left out.",
+        "return rows <= 16 ? 16",
+        "return rows <= 17 ? 16",
+    ),
+    Fault(
+        "rows-16-in-32",
+        "16 rows take as long as 32.",
+        "return rows <= 16 ? 16",
+        "return rows < 16 ? 16",
+    ),
+    Fault(
+        "rows-of-keys-alone",
+        "Queries beyond the number of keys are left out.",
+        "const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;",
+        "const int rows = call.keys_count;",
+    ),
 ]
 
 PLAN = [
@@ -91,9 +109,9 @@ PLAN = [
     ),
     Fault(
         "plan-dtoken-bias-of-one-warp",
-        "Gradients of biases are left behind the shared memory of a block.",
-        "take(warps * K::kRows * 4)",
-        "take(K::kRows * 4)",
+        "Gradients of biases are left where tiles are being copied.",
+        "places.dtoken_bias = places.scores;",
+        "places.dtoken_bias = places.ring;",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
@@ -122,27 +140,23 @@ PLAN = [
     ),
     Fault(
         "plan-rows-of-keys-alone",
-        "Queries beyond the number of keys are left out.",
-        "const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;",
-        "const int rows = call.keys_count;",
+        "Calls with more queries than keys are refused.",
+        "if (call.keys_count > rows || call.queries_count > rows) return false;",
+        "if (call.queries_count > call.keys_count && call.keys_count > 0) return false;",
     ),
     Fault(
-        "plan-17-rows-in-16",
-        "The 17th row is left out.",
-        "if (rows <= 16)",
-        "if (rows <= 17)",
-    ),
-    Fault(
-        "plan-16-rows-in-32",
-        "16 rows take as long as 32.",
-        "if (rows <= 16)",
-        "if (rows < 16)",
+        "plan-fewer-stages-than-fit",
+        "Two tiles are in flight where four would fit.",
+        "if (value <= most) continue;",
+        "if (value < most) continue;",
+        kernels=f"{BOTH}:Bf16",
+        harmless="slower alone, if at all",
     ),
     Fault(
         "plan-many-warps",
-        "512 channels are worked on by 16 warps, which no block has, and so by clusters.",
-        "channels > 4 * 16 * (mt / 2) * (mt == 8 ? 2 : 1)",
-        "channels > 4 * 16 * (mt / 2) * 99",
+        "512 channels are worked on by more warps than a block has, and so by clusters.",
+        "channels > 128 && attempt",
+        "channels > 9999 && attempt",
     ),
     Fault(
         "plan-no-larger-kernels-where-small-ones-do-not-fit",
@@ -172,8 +186,8 @@ PLAN = [
     Fault(
         "shares-of-a-shared-bias-without-parts",
         "Gradients of biases that the batch shares, beside keys that it does not, have no memory for parts.",
-        "call.values.batch == 0 || call.token_bias.batch == 0)",
-        "call.values.batch == 0)",
+        "(call.token_bias.data != nullptr && call.token_bias.batch == 0)",
+        "false",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
