@@ -104,7 +104,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       const uint32_t grad = has_grad ? warp.slot(stage, 1) : 0;
       if constexpr (!PROJECT) {
         pixel_gradients(warp, view, sums, at.sample, pixel, there);
-        if (call.dx.data != nullptr) spread_tokens(warp, view, false, 0);
+        if (call.dx.data != nullptr) spread_tokens(warp, view, x, pixel, there, false, 0);
       } else if constexpr (!TOKENIZE) {
         Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
         const View of_grad(grad, warp.lane, x, pixel);
@@ -114,7 +114,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const View again(warp.slice(call.places.again), warp.lane, x, pixel);
         project(warp, again, view.at, has_residual ? warp.slot(stage, has_grad ? 2 : 1) : 0);
         pixel_gradients(warp, again, sums, at.sample, pixel, there);
-        spread_tokens(warp, again, has_grad, grad);
+        spread_tokens(warp, again, x, pixel, there, has_grad, grad);
         sync_warp();
         token_gradients(warp, view, again, sums, pixel, there);
         if (call.dresidual.data != nullptr) {
@@ -278,10 +278,20 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     }
   }
 
-  // A dT + dS Q, and a base.
-  static VT_DEVICE void spread_tokens(const Warp& warp, const View& to, bool has_base, uint32_t base) {
+  // A dT + dS Q, and a base. Pixels that take no part get the base alone: a weight of 0 does not undo infinity.
+  static VT_DEVICE void spread_tokens(const Warp& warp, const View& to, const Sample<T>& x, int pixel, uint32_t there,
+                                      bool has_base, uint32_t base) {
     const Term terms[2] = {{0, warp.bank(warp.call.places.queries)}, {kRows, warp.bank(warp.call.places.grad_tokens)}};
     Base::spread(warp, to, has_base, base, terms);
+    const bool masked = warp.call.mask != nullptr || warp.call.pixel_bias.data != nullptr;
+    if (!masked || there == Base::inside(warp.call, pixel)) return;
+    sync_warp();
+    for (int i = warp.lane; i < Tile::kChannels * TP; i += 32) {
+      const int c = i / TP, p = i % TP;
+      if (there >> p & 1) continue;
+      const uint32_t at = Tile::element(x, c, p, pixel);
+      set_shared(to.at + at, has_base ? shared<T>(base + at) : narrow<T>(0.f));
+    }
   }
 
   // dZ K, and H where the residual is X, over X.

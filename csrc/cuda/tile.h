@@ -41,6 +41,12 @@ struct Slice {
     return kSize * (static_cast<uint32_t>(channel * map.row + pixel) % kPer16);
   }
 
+  // Where an element of a tile that begins at `pixel` lies in a slice.
+  static VT_DEVICE uint32_t element(const Sample<T>& map, int c, int p, int pixel) {
+    if constexpr (LAYOUT == Layout::last) return p * kPitch + c * kSize;
+    return c * kPitch + shift(map, c, pixel) + place(c, p * kSize);
+  }
+
   // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the map
   // becomes 0, except for `shifted`, where a row goes on with what lies behind it.
   static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {

@@ -31,6 +31,11 @@ def test_in_an_operand(case, layout):
         for of, got in found.items():
             allowed = [reference] if of.startswith("result") else [reference, *formulas]
             same = torch.stack([kinds(got) == kinds(way[of]) for way in allowed]).any(0)
+            if "num_heads" in base.options and case[0] != "tokenize":
+                # Heads of project share products: NaN may reach the other heads of its sample.
+                spoilt = ~torch.stack([way[of].isfinite() for way in allowed]).all(0)
+                of_sample = spoilt if of not in ("dkeys", "dvalues") else spoilt.any().expand_as(spoilt)
+                same |= got.isnan() & of_sample.flatten(1).any(1).view(-1, *[1] * (got.dim() - 1))
             assert same.all(), f"{junk} in {name} at {place}: {of} in {dtype}"
 
 
