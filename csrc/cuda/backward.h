@@ -196,7 +196,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     View view = again;
     view.at = x;
     Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
-    warp.sync();
+    warp.template share_scores<0, 1>();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
       Base::token_softmax(warp, p, weight);
@@ -219,7 +219,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
-    warp.sync();
+    warp.template share_scores<0, 2>();
     const int b = sample % call.batch;
     for (int item = thread(); item < TP * kRows; item += threads()) {
       const int p = item % TP, row = item / TP;
@@ -306,7 +306,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const Call& call = warp.call;
     const uint32_t inside = Base::inside(call, pixel);
     Base::template scores<1>(warp, of_map, {warp.bank(call.places.values)}, 1);
-    warp.sync();
+    warp.template share_scores<BOTH ? 1 : 0, BOTH ? 1 : 2>();
     const int each = call.keys_count / call.num_heads;
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT], dp[NT], dz[NT] = {};

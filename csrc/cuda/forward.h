@@ -119,7 +119,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   static VT_DEVICE void project(const Warp& warp, const View& view, uint32_t residual) {
     const Call& call = warp.call;
     Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
-    warp.sync();
+    warp.template share_scores<0, 1>();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
       Base::token_softmax(warp, p, weight);
@@ -140,7 +140,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
-    warp.sync();
+    warp.template share_scores<0, 1>();
     const int p = warp.lane % kLanes;
     const bool part = there >> p & 1;
     float bias = 0.f;

@@ -81,18 +81,36 @@ struct Kernel {
     static VT_DEVICE uint32_t part(int warp, int matrix, int row, int pixel) {
       return ((warp * MATRICES + matrix) * kRows + row) * kScorePitch + pixel * 4;
     }
-    // A score: all warps' parts, in order.
-    VT_DEVICE float score(int matrix, int row, int pixel) const {
+    // The sum of the block's parts of a score, in order.
+    VT_DEVICE float of_block(int matrix, int row, int pixel) const {
       const uint32_t at = call.places.scores + part(0, matrix, row, pixel);
       constexpr uint32_t kStep = MATRICES * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
-      for (int from = 0; from < ranks; ++from) {
-        // Unrolled, so that all loads are under way at once.
-        VT_UNROLL
-        for (int w = 0; w < kMaxWarps; ++w) {
-          if (w < warps) sum += from == rank ? shared<float>(at + w * kStep) : shared_of(from, at + w * kStep);
-        }
+      // Unrolled, so that all loads are under way at once.
+      VT_UNROLL
+      for (int w = 0; w < kMaxWarps; ++w) {
+        if (w < warps) sum += shared<float>(at + w * kStep);
       }
+      return sum;
+    }
+    // Makes COUNT matrices of scores from FIRST known to all warps. Each block of a cluster adds up its own parts
+    // before others read the sum in place of the first one.
+    template <int FIRST, int COUNT>
+    VT_DEVICE void share_scores() const {
+      sync_block();
+      if (ranks == 1) return;
+      for (int i = thread(); i < COUNT * kRows * TP; i += threads()) {
+        const int matrix = FIRST + i / (kRows * TP), row = i / TP % kRows, pixel = i % TP;
+        set_shared(call.places.scores + part(0, matrix, row, pixel), of_block(matrix, row, pixel));
+      }
+      sync_cluster();
+    }
+    // A score.
+    VT_DEVICE float score(int matrix, int row, int pixel) const {
+      if (ranks == 1) return of_block(matrix, row, pixel);
+      float sum = 0.f;
+      VT_UNROLL_4
+      for (int from = 0; from < ranks; ++from) sum += shared_of(from, call.places.scores + part(0, matrix, row, pixel));
       return sum;
     }
   };
