@@ -428,7 +428,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
     }
     if constexpr (PROJECT) {
-      const int each = call.keys_count / call.num_heads, width = call.out_channels / call.num_heads;
+      const int each = opaque(call.keys_count / call.num_heads), width = opaque(call.out_channels / call.num_heads);
       const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys,
                                  sample, set, set_index, share, cluster);
       put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });

@@ -76,6 +76,12 @@ VT_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
+// The same number, of which the compiler knows nothing, so that it keeps nothing made of it from one loop to the next.
+VT_DEVICE int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 VT_DEVICE void sync_block() { __syncthreads(); }
 VT_DEVICE void sync_warp() { __syncwarp(); }
 VT_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
@@ -203,6 +209,7 @@ template <int PENDING>
 void copy_wait() {
   emulator::copy_wait(PENDING);
 }
+inline int opaque(int value) { return value; }
 inline void sync_block() { emulator::sync_block(); }
 inline void sync_warp() { emulator::sync_warp(); }
 inline float shuffle_xor(float v, int mask) { return emulator::shuffle_xor(v, mask); }
