@@ -112,9 +112,9 @@ struct Instance {
 template <class T>
 constexpr int largest_mt(Op op, int nt) {
   const int column = nt == 2 ? 0 : nt == 4 ? 1 : 2;
-  constexpr int of_16_bits[4][3] = {{8, 8, 4}, {8, 4, 2}, {8, 4, 2}, {4, 2, 1}};
-  constexpr int of_floats[4][3] = {{4, 4, 2}, {4, 2, 2}, {4, 2, 1}, {2, 1, 1}};
-  const int row = is_backward(op) ? static_cast<int>(op) - static_cast<int>(Op::tokenize_backward) + 1 : 0;
+  constexpr int of_16_bits[6][3] = {{8, 8, 4}, {8, 8, 4}, {8, 4, 4}, {8, 4, 2}, {8, 4, 2}, {4, 2, 1}};
+  constexpr int of_floats[6][3] = {{4, 4, 2}, {4, 4, 2}, {4, 4, 2}, {4, 2, 2}, {4, 2, 1}, {2, 1, 1}};
+  const int row = static_cast<int>(op);
   return sizeof(T) == 4 ? of_floats[row][column] : of_16_bits[row][column];
 }
 
