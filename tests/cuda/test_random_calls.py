@@ -61,7 +61,7 @@ def test_random_calls(op, dtype, part):
         torch.manual_seed(conditions["seed"])
         tried += 1
         try:
-            check(problem(op, options, layout, **sizes), dtype, **conditions)
+            check(problem(op, options, layout, **sizes), dtype, any_numbers=True, **conditions)
         except RuntimeError as error:
             if "this kernel is not built" in str(error):
                 pytest.skip("VT_FAST_EMULATED leaves out its kernels")

@@ -235,7 +235,7 @@ KERNEL = [
         "dX lacks dS Q, where channels are contiguous.",
         "for (int term = 0; term < TERMS; ++term) {",
         "for (int term = TERMS - 1; term < TERMS; ++term) {",
-        past="float sum[2][4] = {};",
+        past="float sum[2 * kTogether][4] = {};",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -243,13 +243,13 @@ KERNEL = [
         "Rows from the 17th on are not spread, where channels are contiguous.",
         "for (int k = 0; k < kSteps; ++k) {",
         "for (int k = 0; k < 1; ++k) {",
-        past="float sum[2][4] = {};",
+        past="float sum[2 * kTogether][4] = {};",
     ),
     Fault(
         "spread-base-is-the-result",
         "In place of the residual, what lies where the result goes is added.",
-        "Tile::load_result(at - to.at + base);",
-        "Tile::load_result(at);",
+        "Tile::load_result(place(i, half) + to_base);",
+        "Tile::load_result(place(i, half) + 0 * to_base);",
     ),
     Fault(
         "spread-column-left-out",
@@ -261,8 +261,8 @@ KERNEL = [
     Fault(
         "spread-halves-swapped",
         "Eight pixels of 16 get the results of the others.",
-        "sum[h][2 * half], sum[h][2 * half + 1]",
-        "sum[h][2 - 2 * half], sum[h][3 - 2 * half]",
+        "Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);",
+        "Tile::store_result(place(i, half), sum[i][2 - 2 * half], sum[i][3 - 2 * half]);",
         kernels=f"{PROJECT}:Bf16",
     ),
     # Softmax over tokens.

@@ -139,20 +139,20 @@ TILE = [
     Fault(
         "tile-stores-beyond-pixels",
         "The last tile of a sample overwrites the next sample.",
-        "if (n < map.pixels && c < map.channels) {",
-        "if (c < map.channels) {",
+        "n < map.pixels && c < map.channels ? reinterpret_cast<Words*>(at)",
+        "c < map.channels ? reinterpret_cast<Words*>(at)",
     ),
     Fault(
         "tile-stores-beyond-channels",
         "A warp with more channels than the map overwrites the next pixel's first channels.",
-        "if (n < map.pixels && c < map.channels) {",
-        "if (n < map.pixels) {",
+        "n < map.pixels && c < map.channels ? reinterpret_cast<Words*>(at)",
+        "n < map.pixels ? reinterpret_cast<Words*>(at)",
     ),
     Fault(
         "tile-offset-of-32-bits",
         "Maps of more than 2^31 elements are written at wrong addresses.",
-        "T* to = map.data + (LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);",
-        "T* to = map.data + (LAYOUT == Layout::last ? n * int(map.row) + c : c * int(map.row) + n);",
+        "(LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);",
+        "(LAYOUT == Layout::last ? n * int(map.row) + c : c * int(map.row) + n);",
     ),
     Fault(
         "tile-copy-offset-of-32-bits",
