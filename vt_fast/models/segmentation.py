@@ -16,6 +16,7 @@ from vt_fast.models.panoptic_head import PanopticHead, group_norm
 from vt_fast.models.resnet import NormLayer, ResNet
 from vt_fast.models.shapes import first_channels
 from vt_fast.models.vt_fpn_neck import VTFPN
+from vt_fast.nn.members import unwrapped
 
 
 class _Pyramid(nn.Module):
@@ -49,7 +50,11 @@ class _Pyramid(nn.Module):
         channels = "C" if self.in_channels is None else self.in_channels
         if images.dim() != 4 or images.shape[1] != (self.in_channels or images.shape[1]):
             raise ValueError(f"`images` must be (B, {channels}, H, W), got {checks.shape(images)}")
-        maps: list[Tensor] = self.neck(self.backbone.features(images), mask)  # type: ignore[operator]
+        if isinstance(unwrapped(self.backbone), ResNet):
+            stages = self.backbone(images, every_stage=True)  # called, so that its wrappers run
+        else:
+            stages = self.backbone.features(images)  # type: ignore[operator]
+        maps: list[Tensor] = self.neck(stages, mask)
         return maps
 
 

@@ -13,6 +13,7 @@ from torch.types import Device
 from vt_fast import checks
 from vt_fast.layout import unflatten
 from vt_fast.nn.init import lecun_normal_
+from vt_fast.nn.members import why_not_fused
 
 if TYPE_CHECKING:
     from vt_fast.reference.linear import Projection
@@ -73,7 +74,14 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *, fold: tuple[int, int] | None = None, channels_first: bool = False) -> Any:
+    def forward(
+        self,
+        x: Tensor | None,
+        *,
+        fold: tuple[int, int] | None = None,
+        channels_first: bool = False,
+        parameters: bool = False,
+    ) -> Any:
         """Map (..., in) to (..., out).
 
         Whatever else needs the parameters goes through a call too, so that hooks of PyTorch's wrappers, such
@@ -81,13 +89,17 @@ class GroupedLinear(nn.Module):
 
         Args:
             x: (..., in).
-            fold: do what :meth:`fold_with_bias` does, with these counts of heads and blocks.
+            fold: return what :meth:`fold` does with these counts of heads and blocks, and what the bias adds
+                to the logits: (..., num_heads, L), or None without a bias.
             channels_first: x is (B, in, H, W), and so is the result, (B, out, H, W).
+            parameters: return copies of weight and bias, which outlive the call; x is None.
 
         Raises:
             TypeError: no tensor.
             ValueError: another width.
         """
+        if parameters:
+            return self.weight.clone(), None if self.bias is None else self.bias.clone()
         if fold is not None:
             return self._folded(x, *fold)
         if channels_first:
@@ -110,7 +122,7 @@ class GroupedLinear(nn.Module):
 
         The inner product of a projected pixel W x with a row r is that of x with W^T r. With heads, head i
         sees channel block i of W x, so its row is W^T r_i, where r_i is r with zeros outside of block i.
-        Neither r_i nor a block-diagonal matrix is formed. For the bias see :meth:`fold_with_bias`.
+        Neither r_i nor a block-diagonal matrix is formed. For the bias see :meth:`forward`.
 
         Args:
             rows: (B, L, out) or (L, out).
@@ -133,15 +145,8 @@ class GroupedLinear(nn.Module):
             >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
             True
         """
-        folded: Tensor = self.fold_with_bias(rows, num_heads, blocks)[0]
+        folded: Tensor = self(rows, fold=(num_heads, blocks))[0]
         return folded
-
-    def fold_with_bias(
-        self, rows: Tensor, num_heads: int = 1, blocks: int = 1
-    ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`fold`, and what the bias adds to the logits: (..., num_heads, L), or None without a bias."""
-        found: tuple[Tensor, Tensor | None] = self(rows, fold=(num_heads, blocks))
-        return found
 
     def _folded(self, rows: Tensor, num_heads: int, blocks: int) -> tuple[Tensor, Tensor | None]:
         if num_heads == blocks == self.groups == 1:
@@ -198,7 +203,12 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None:
     """The parameters of a layer as `vt_fast.reference` takes them."""
     from vt_fast.reference.linear import Projection
 
-    return None if layer is None else Projection(layer.weight, layer.bias, layer.groups)
+    if layer is None:
+        return None
+    if why_not_fused(layer, GroupedLinear) is not None:
+        return Projection(layer.weight, layer.bias, layer.groups)
+    weight, bias = layer(None, parameters=True)
+    return Projection(weight, bias, layer.groups)
 
 
 def spread(rows: Tensor, num_heads: int) -> Tensor:

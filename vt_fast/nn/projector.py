@@ -18,9 +18,9 @@ from vt_fast.nn.base import (
     check_map,
     like_map,
     maps_like,
-    why_not_fused,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.tokenizer import Tokenizer
 
@@ -133,7 +133,7 @@ class Projector(BackendModule):
         rows, values = self._rows(tokens)
         if self.query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
-        keys, token_bias = self.query.fold_with_bias(rows, self.num_heads)
+        keys, token_bias = self.query(rows, fold=(self.num_heads, 1))
         return keys.flatten(1, 3), values, None if token_bias is None else token_bias.flatten(1)
 
     def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from vt_fast.nn.base import (
     PendingMap,
     autocast_map,
     set_backend,
-    why_not_fused,
 )
 from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
 from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector

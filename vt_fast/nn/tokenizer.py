@@ -15,9 +15,9 @@ from vt_fast.nn.base import (
     check_map,
     maps_like,
     pixel_softmax,
-    why_not_fused,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.members import refuse_opacus, why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.position import PositionCode
 
@@ -106,7 +106,11 @@ class Tokenizer(BackendModule):
         Raises:
             ValueError: there is a position code and `x` is not (B, C, H, W).
         """
-        return None if self.position is None else self.position(*checks.map_size(x))
+        if self.position is None:
+            return None
+        refuse_opacus(self.position, "position", "whose hooks see one table for all samples")
+        table: Tensor = self.position(*checks.map_size(x))
+        return table
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.
@@ -141,6 +145,8 @@ class Tokenizer(BackendModule):
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
+        if mask is not None:
+            refuse_opacus(self, "mask", "which computes this module's gradients without it")
         if isinstance(x, PendingMap):
             return self._tokenize_pending(x, tokens, mask, return_map)
         self._check(x, tokens)

@@ -8,8 +8,9 @@ from torch.types import Device
 from typing_extensions import Self
 
 from vt_fast import checks
-from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend, why_not_fused
+from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend
 from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
@@ -213,13 +214,14 @@ class VisualTransformer(CompositeModule):
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None if it is not wanted and need not be written, and the tokens."""
         options = {} if mask is None else {"mask": mask}
+        before = () if tokens is None else (tokens,)  # hooks of tools such as Opacus take tensors alone
         if isinstance(x, PendingMap) and self.why_not_fused() is None:
-            y, found = self.tokenizer(x, tokens, return_map=return_map, **options)  # type: ignore[misc]
+            y, found = self.tokenizer(x, *before, return_map=return_map, **options)  # type: ignore[misc]
         elif self.tokenizer is None and not return_map:
             y, found = None, tokens
         else:
             y = x.run() if isinstance(x, PendingMap) else x
-            found = tokens if self.tokenizer is None else self.tokenizer(y, tokens, **options)
+            found = tokens if self.tokenizer is None else self.tokenizer(y, *before, **options)
         if found is None:
             raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
         related: Tensor = self.transformer(found)
