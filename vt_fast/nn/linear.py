@@ -205,7 +205,8 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None:
 
     if layer is None:
         return None
-    if why_not_fused(layer, GroupedLinear) is not None:
+    plain = isinstance(layer, GroupedLinear) and not (layer._forward_pre_hooks or "forward" in layer.__dict__)
+    if plain or why_not_fused(layer, GroupedLinear) is not None:
         return Projection(layer.weight, layer.bias, layer.groups)
     weight, bias = layer(None, parameters=True)
     return Projection(weight, bias, layer.groups)

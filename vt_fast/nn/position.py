@@ -52,9 +52,9 @@ class PositionCode(nn.Module, ABC):
         checks.counts(grid=grid, features=features)
         self.grid, self.features = grid, features
 
-    def forward(self, height: int, width: int) -> Tensor:
-        """:meth:`table`, so that wrappers and hooks see it."""
-        return self.table(height, width)
+    def forward(self, height: int, width: int, *, attention: Tensor | None = None) -> Tensor:
+        """:meth:`table`, or the code (B, L, P) of an attention (B, N, L), as the paper writes it."""
+        return self.table(height, width) if attention is None else self._reference(attention, (height, width))
 
     def table(self, height: int, width: int) -> Tensor:
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""

@@ -162,7 +162,8 @@ class VisualTransformerStack(CompositeModule):
                 options |= {"defer": index < last, "keep_map": keep_map}
             elif isinstance(current, PendingMap):
                 current = current.run()
-            y, tokens = block(current, tokens, **options)
+            before = () if tokens is None else (tokens,)
+            y, tokens = block(current, *before, **options)
             current = current if y is None else y
         return y, cast(Tensor, tokens)
 

@@ -240,7 +240,7 @@ class Tokenizer(BackendModule):
         attention = self._reference_attention(x, tokens)
         pooled = gather(attention, as_pixels(x), value=projection_of(self.value))
         if self.position is not None:
-            pooled = torch.cat((pooled, self.position._reference(attention, checks.map_size(x))), -1)
+            pooled = torch.cat((pooled, self.position(*checks.map_size(x), attention=attention)), -1)
         token = projection_of(self.token)
         return pooled if token is None else linear(pooled, token)
 

@@ -1,0 +1,131 @@
+"""Members in two processes: DDP, and both versions of FSDP, with checkpointing inside."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.nn.parallel import DistributedDataParallel
+
+from tests._support.nn_cases import every_kind, feature_map, made
+from tests._support.two_processes import two_processes
+from vt_fast.nn import GroupedLinear, PositionCode, Projector, Tokenizer, TokenRelation, VisualTransformer
+
+pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
+
+KINDS = {
+    "layers": (GroupedLinear, PositionCode, nn.LayerNorm),
+    "members": (Tokenizer, TokenRelation, Projector),
+    "blocks": (VisualTransformer,),
+}
+
+
+def loss(results):
+    return sum(result.sin().mean() for result in results)
+
+
+def train(module, x):
+    """Two steps of SGD; the results before them."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    first = module(x)
+    loss(first).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    loss(module(x)).backward()
+    optimizer.step()
+    return first
+
+
+def check(rank, wrap, parameters):
+    """Wrapped and trained with half of the batch each, it ends as the one that one process has trained."""
+    x = feature_map("contiguous").detach()
+    plain = made(every_kind)
+    module, expected = copy.deepcopy(plain), copy.deepcopy(plain)
+    wrapped = wrap(module)
+    assert module.passes == plain.passes
+    results = train(expected, x)
+    for found, exact in zip(train(wrapped, x[rank : rank + 1]), results, strict=True):
+        torch.testing.assert_close(found[0], exact[rank], rtol=0, atol=1e-12)
+    found = parameters(wrapped)
+    for name, value in expected.named_parameters():
+        assert not torch.equal(value, plain.get_parameter(name)), name
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+def check_ddp(rank):
+    def parameters(module):
+        return dict(module.module.named_parameters())
+
+    check(rank, DistributedDataParallel, parameters)
+    check(rank, lambda module: DistributedDataParallel(module, static_graph=True), parameters)
+
+
+def check_fsdp1(rank):
+    def parameters(module):
+        with FullyShardedDataParallel.summon_full_params(module):
+            return {
+                name.replace("_fsdp_wrapped_module.", ""): value.detach().clone()
+                for name, value in module.named_parameters()
+            }
+
+    for kind in KINDS.values():
+        options = {"auto_wrap_policy": ModuleWrapPolicy(set(kind)), "device_id": torch.device("cpu")}
+
+        def wrap(module, options=options):
+            return FullyShardedDataParallel(module, use_orig_params=True, **options)
+
+        check(rank, wrap, parameters)
+        # Members then hold no parameters of their own.
+        flat = FullyShardedDataParallel(made(every_kind), use_orig_params=False, **options)
+        x = feature_map("contiguous").detach()
+        loss(flat(x)).backward()
+        for found, exact in zip(flat(x), made(every_kind)(x), strict=True):
+            torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+
+
+def sharded(kind, checkpointed=False):
+    def wrap(module):
+        if checkpointed:
+            apply_activation_checkpointing(module, check_fn=lambda part: isinstance(part, kind))
+        mesh = init_device_mesh("cpu", (2,))
+        parts = [part for part in module.modules() if isinstance(part, kind)]
+        for part in reversed(parts):
+            fully_shard(part, mesh=mesh)
+        return fully_shard(module, mesh=mesh)
+
+    return wrap
+
+
+def check_fsdp2(rank):
+    def parameters(module):
+        return {
+            name.replace("_checkpoint_wrapped_module.", ""): value.full_tensor()
+            for name, value in module.named_parameters()
+        }
+
+    for kind in KINDS.values():
+        check(rank, sharded(kind), parameters)
+    check(rank, sharded(VisualTransformer, checkpointed=True), parameters)
+
+
+def check_other_methods_of_fsdp2(rank):
+    """The reference, and attention maps where PyTorch is told about the method."""
+    plain = made(every_kind)
+    module, x = copy.deepcopy(plain), feature_map("contiguous").detach()
+    module = sharded(KINDS["blocks"])(module)
+    for block in module:
+        register_fsdp_forward_method(block, "attention_maps")
+    for found, exact in zip(module.attention_maps(x), plain.attention_maps(x), strict=True):
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+    layers = sharded(KINDS["layers"])(copy.deepcopy(plain))
+    layers.backend = "reference"
+    for found, exact in zip(layers(x), plain(x), strict=True):
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-10)
+
+
+def test_members_in_two_processes():
+    two_processes(check_ddp, check_fsdp1, check_fsdp2, check_other_methods_of_fsdp2)
