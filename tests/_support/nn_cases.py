@@ -157,7 +157,6 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
 }
 
 
-
 def every_kind() -> VisualTransformerStack:
     """A stack with members of every kind, all of them fused but the last block's."""
     wide, code = {"token_channels": CT, "out_channels": D}, nn.ConvPositionCode(6, 5, width=3)

@@ -11,9 +11,17 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard, regist
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from tests._support.nn_cases import every_kind, feature_map, made
+from tests._support.nn_cases import C, L, every_kind, feature_map, made
 from tests._support.two_processes import two_processes
-from vt_fast.nn import GroupedLinear, PositionCode, Projector, Tokenizer, TokenRelation, VisualTransformer
+from vt_fast.nn import (
+    GroupedLinear,
+    PositionCode,
+    Projector,
+    Tokenizer,
+    TokenRelation,
+    VisualTransformer,
+    VisualTransformerStack,
+)
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -40,10 +48,10 @@ def train(module, x):
     return first
 
 
-def check(rank, wrap, parameters):
+def check(rank, wrap, parameters, make=every_kind):
     """Wrapped and trained with half of the batch each, it ends as the one that one process has trained."""
     x = feature_map("contiguous").detach()
-    plain = made(every_kind)
+    plain = made(make)
     module, expected = copy.deepcopy(plain), copy.deepcopy(plain)
     wrapped = wrap(module)
     assert module.passes == plain.passes
@@ -56,12 +64,13 @@ def check(rank, wrap, parameters):
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10, msg=name)
 
 
-def check_ddp(rank):
-    def parameters(module):
-        return dict(module.module.named_parameters())
+def of_ddp(module):
+    return dict(module.module.named_parameters())
 
-    check(rank, DistributedDataParallel, parameters)
-    check(rank, lambda module: DistributedDataParallel(module, static_graph=True), parameters)
+
+def check_ddp(rank):
+    check(rank, DistributedDataParallel, of_ddp)
+    check(rank, lambda module: DistributedDataParallel(module, static_graph=True), of_ddp)
 
 
 def check_fsdp1(rank):
@@ -100,16 +109,29 @@ def sharded(kind, checkpointed=False):
     return wrap
 
 
-def check_fsdp2(rank):
-    def parameters(module):
-        return {
-            name.replace("_checkpoint_wrapped_module.", ""): value.full_tensor()
-            for name, value in module.named_parameters()
-        }
+def of_fsdp2(module):
+    return {
+        name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", ""): value.full_tensor()
+        for name, value in module.named_parameters()
+    }
 
+
+def check_fsdp2(rank):
     for kind in KINDS.values():
-        check(rank, sharded(kind), parameters)
-    check(rank, sharded(VisualTransformer, checkpointed=True), parameters)
+        check(rank, sharded(kind), of_fsdp2)
+    check(rank, sharded(VisualTransformer, checkpointed=True), of_fsdp2)
+
+
+def small():
+    return VisualTransformerStack(C, 2, num_tokens=L)
+
+
+def check_compiled(rank):
+    def compiled(wrap):
+        return lambda module: torch.compile(wrap(module), backend="eager")
+
+    check(rank, compiled(DistributedDataParallel), of_ddp, small)
+    check(rank, compiled(sharded(VisualTransformer)), of_fsdp2, small)
 
 
 def check_other_methods_of_fsdp2(rank):
@@ -128,4 +150,4 @@ def check_other_methods_of_fsdp2(rank):
 
 
 def test_members_in_two_processes():
-    two_processes(check_ddp, check_fsdp1, check_fsdp2, check_other_methods_of_fsdp2)
+    two_processes(check_ddp, check_fsdp1, check_fsdp2, check_other_methods_of_fsdp2, check_compiled)
