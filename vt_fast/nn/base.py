@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,26 +118,35 @@ class PendingMap(NamedTuple):
 
     def run(self) -> Tensor:
         """The map."""
-        x, keys, values = self.call[:3]
-        return functional.project(x, keys, values, **self._options())
+        call = self.call
+        return functional.project(
+            call.x,
+            call.keys,
+            call.values,
+            num_heads=call.num_heads,
+            token_bias=call.token_bias,
+            residual=call.x if call.residual_is_input else call.residual,
+            backend=self.backend,
+        )
 
     def tokenize(
         self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None, and what `vt_fast.functional.tokenize` pools from it, in one pass."""
-        x, keys, values = self.call[:3]
-        options = self._options() | {"mask": mask, "extra_values": extra_values, "return_map": return_map}
-        found: tuple[Tensor | None, Tensor] = functional.project_tokenize(x, keys, values, queries, **options)
-        return found
-
-    def _options(self) -> dict[str, Any]:
         call = self.call
-        return {
-            "num_heads": call.num_heads,
-            "token_bias": call.token_bias,
-            "residual": call.x if call.residual_is_input else call.residual,
-            "backend": self.backend,
-        }
+        return functional.project_tokenize(
+            call.x,
+            call.keys,
+            call.values,
+            queries,
+            num_heads=call.num_heads,
+            token_bias=call.token_bias,
+            residual=call.x if call.residual_is_input else call.residual,
+            mask=mask,
+            extra_values=extra_values,
+            return_map=return_map,
+            backend=self.backend,
+        )
 
 
 def check_map(x: Tensor, module: nn.Module, channels: int) -> None:

@@ -76,7 +76,7 @@ class GroupedLinear(nn.Module):
 
     def forward(
         self,
-        x: Tensor | None,
+        x: Tensor,
         *,
         fold: tuple[int, int] | None = None,
         channels_first: bool = False,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 
 def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -22,8 +23,8 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
         or member._backward_pre_hooks
         or member._backward_hooks
         or "forward" in member.__dict__
-        or hooks_of_all._global_forward_pre_hooks
-        or hooks_of_all._global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_forward_hooks
     ):
         return None
     reason = _why_not_fused(member, kind)

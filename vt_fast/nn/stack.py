@@ -158,8 +158,9 @@ class VisualTransformerStack(CompositeModule):
             options: dict[str, Any] = {} if mask is None else {"mask": mask}
             if why_not_fused(block, VisualTransformer) is None:
                 # The next block computes the map with its tokens where the two can share a pass.
-                keep_map = block.projector is None and self._reads_map_after(index)
-                options |= {"defer": index < last, "keep_map": keep_map}
+                options["defer"] = index < last
+                if block.projector is None:
+                    options["keep_map"] = self._reads_map_after(index)
             elif isinstance(current, PendingMap):
                 current = current.run()
             before = () if tokens is None else (tokens,)

@@ -106,10 +106,11 @@ class Tokenizer(BackendModule):
         Raises:
             ValueError: there is a position code and `x` is not (B, C, H, W).
         """
-        if self.position is None:
+        position = self._modules.get("position")
+        if position is None:
             return None
-        refuse_opacus(self.position, "position", "whose hooks see one table for all samples")
-        table: Tensor = self.position(*checks.map_size(x))
+        refuse_opacus(position, "position", "whose hooks see one table for all samples")
+        table: Tensor = position(*checks.map_size(x))
         return table
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -118,11 +119,14 @@ class Tokenizer(BackendModule):
         The biases assume weights that sum to 1. Where a mask leaves no pixel of a sample, its pooled rows are
         0, and its tokens are what the biases make of 0.
         """
-        if self.value is not None:
-            valued = self.value(pooled[..., : self.channels])
-            rest = pooled[..., self.channels :]
-            pooled = valued if self.position is None else torch.cat((valued, rest), -1)
-        return pooled if self.token is None else self.token(pooled)
+        value, token = self._modules.get("value"), self._modules.get("token")  # self.value takes longer
+        if value is not None:
+            if self._modules.get("position") is None:
+                pooled = value(pooled)
+            else:
+                valued = value(pooled[..., : self.channels])
+                pooled = torch.cat((valued, pooled[..., self.channels :]), -1)
+        return pooled if token is None else token(pooled)
 
     def forward(
         self,

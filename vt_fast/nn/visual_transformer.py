@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.types import Device
@@ -198,12 +200,13 @@ class VisualTransformer(CompositeModule):
         """
         if not isinstance(x, PendingMap):
             x = autocast_map(x, self)
-        kept = keep_map or self.projector is not None
-        y, tokens = self._tokenize(x, tokens, mask, return_map=kept)
-        if self.projector is None:
+        projector = self._modules.get("projector")  # self.projector takes longer
+        y, tokens = self._tokenize(x, tokens, mask, return_map=keep_map or projector is not None)
+        if projector is None:
             return (y if keep_map else None), tokens
-        options = {"defer": True} if defer and why_not_fused(self.projector, Projector) is None else {}
-        return self.projector(y, tokens, **options), tokens
+        if defer and why_not_fused(projector, Projector) is None:
+            return projector(y, tokens, defer=True), tokens
+        return projector(y, tokens), tokens
 
     def tokenize(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """The tokens alone: tokenizer and transformer."""
@@ -213,27 +216,31 @@ class VisualTransformer(CompositeModule):
         self, x: Tensor | PendingMap, tokens: Tensor | None, mask: Tensor | None, *, return_map: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None if it is not wanted and need not be written, and the tokens."""
+        tokenizer = self._modules.get("tokenizer")
         options = {} if mask is None else {"mask": mask}
         before = () if tokens is None else (tokens,)  # hooks of tools such as Opacus take tensors alone
-        if isinstance(x, PendingMap) and self.why_not_fused() is None:
-            y, found = self.tokenizer(x, *before, return_map=return_map, **options)  # type: ignore[misc]
-        elif self.tokenizer is None and not return_map:
-            y, found = None, tokens
-        else:
+        y: Any = x
+        if isinstance(x, PendingMap) and self._why_not_fused(tokenizer) is None:
+            y, tokens = tokenizer(x, *before, return_map=return_map, **options)  # type: ignore[misc]
+        elif tokenizer is not None or return_map:
             y = x.run() if isinstance(x, PendingMap) else x
-            found = tokens if self.tokenizer is None else self.tokenizer(y, *before, **options)
-        if found is None:
+            tokens = tokens if tokenizer is None else tokenizer(y, *before, **options)
+        else:
+            y = None
+        if tokens is None:
             raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
-        related: Tensor = self.transformer(found)
-        return y, related
+        return y, self.transformer(tokens)
 
     def why_not_fused(self) -> str | None:
         """Why the tokenizer does not share a pass with the projector before it; None where it can."""
-        if self.tokenizer is None:
+        return self._why_not_fused(self.tokenizer)
+
+    def _why_not_fused(self, tokenizer: nn.Module | None) -> str | None:
+        if tokenizer is None:
             return "it has no tokenizer"
-        reason = why_not_fused(self.tokenizer, Tokenizer)
+        reason = why_not_fused(tokenizer, Tokenizer)
         if reason is None:
-            reason = self.tokenizer.why_not_fusable()
+            reason = tokenizer.why_not_fusable()  # type: ignore[operator]
         return None if reason is None else f"its tokenizer {reason}"
 
     def attention_maps(
