@@ -139,10 +139,9 @@ class Projector(BackendModule):
 
     def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""
-        key, value = self._modules.get("key"), self._modules.get("value")  # self.key takes longer
-        return (tokens if key is None else key(tokens)) * self.scale, tokens if value is None else value(
-            tokens
-        )
+        value, key = self._modules.get("value"), self._modules.get("key")  # self.value takes longer
+        values = tokens if value is None else value(tokens)
+        return (tokens if key is None else key(tokens)) * self.scale, values
 
     def residual(self, x: Tensor) -> Tensor:
         """The map to add to: `x` itself, or `x` through the shortcut, in the form of `x`."""
