@@ -90,7 +90,7 @@ class GroupedLinear(nn.Module):
         Args:
             x: (..., in).
             fold: return what :meth:`fold` does with these counts of heads and blocks, and what the bias adds
-                to the logits: (..., num_heads, L), or None without a bias.
+                to the logits: (..., num_heads * L), or None without a bias.
             channels_first: x is (B, in, H, W), and so is the result, (B, out, H, W).
             parameters: return copies of weight and bias, which outlive the call; x is None.
 
@@ -132,8 +132,8 @@ class GroupedLinear(nn.Module):
                 output alone.
 
         Returns:
-            (..., blocks, num_heads / blocks, L, in / blocks): entry (b, j) is the row of head b * num_heads /
-            blocks + j, restricted to channel block b, outside of which it is zero.
+            (..., num_heads * L, in / blocks), as the ops take them: rows h L to (h + 1) L belong to head h,
+            restricted to channel block h blocks / num_heads, rounded down, outside of which they are zero.
 
         Raises:
             ValueError: a count does not divide what it must.
@@ -142,7 +142,7 @@ class GroupedLinear(nn.Module):
             >>> layer = GroupedLinear(8, 6, groups=2)
             >>> x, rows = torch.randn(5, 8), torch.randn(3, 6)
             >>> logits = layer(x) @ rows.T
-            >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
+            >>> torch.allclose(logits, x @ layer.fold(rows).T, atol=1e-5)
             True
         """
         folded: Tensor = self(rows, fold=(num_heads, blocks))[0]
@@ -152,20 +152,20 @@ class GroupedLinear(nn.Module):
         if num_heads == blocks == self.groups == 1:
             bias = self.bias
             # Not a product with a vector: FLOP counters do not agree on those.
-            logits = None if bias is None else (rows * bias).sum(-1).unsqueeze(-2)
-            return (rows @ self.weight)[..., None, None, :, :], logits
+            return rows @ self.weight, None if bias is None else (rows * bias).sum(-1)
         checks.counts(num_heads=num_heads, blocks=blocks)
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)
         checks.divides("blocks", blocks, "groups", self.groups)
-        return self._folded_rows(rows, num_heads, blocks), self._bias_logits(rows, num_heads)
+        return self._folded_rows(rows, num_heads, blocks).flatten(-4, -2), self._bias_logits(rows, num_heads)
 
     def _bias_logits(self, rows: Tensor, num_heads: int) -> Tensor | None:
         if self.bias is None:
             return None
-        return unflatten(rows * self.bias, -1, (num_heads, -1)).sum(-1).transpose(-1, -2)
+        return unflatten(rows * self.bias, -1, (num_heads, -1)).sum(-1).transpose(-1, -2).flatten(-2)
 
     def _folded_rows(self, rows: Tensor, num_heads: int, blocks: int) -> Tensor:
+        """(..., blocks, num_heads / blocks, L, in / blocks)."""
         inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)

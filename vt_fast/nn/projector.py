@@ -135,7 +135,7 @@ class Projector(BackendModule):
         if query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
         keys, token_bias = query(rows, fold=(self.num_heads, 1))
-        return keys.flatten(1, 3), values, None if token_bias is None else token_bias.flatten(1)
+        return keys, values, token_bias
 
     def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""

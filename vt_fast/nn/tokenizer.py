@@ -44,6 +44,8 @@ class Tokenizer(BackendModule):
 
     #: Channel blocks that the op pools with weights of their own: its `num_heads`.
     op_heads: int = 1
+    #: Whether `x` may be a map that a projector has not computed.
+    takes_pending: bool = True
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ class DynamicTokenizer(Tokenizer):
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """Rows (B, op_heads * R, C / op_heads), R = attention heads per op head times L / 2."""
         keys: Tensor = self.key(self._rows(tokens), fold=(self.num_heads, self.op_heads))[0]
-        return keys.flatten(1, 3)
+        return keys
 
     def _rows(self, tokens: Tensor | None) -> Tensor:
         asking = checks.tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]

@@ -220,8 +220,13 @@ class VisualTransformer(CompositeModule):
         options = {} if mask is None else {"mask": mask}
         before = () if tokens is None else (tokens,)  # hooks of tools such as Opacus take tensors alone
         y: Any = x
-        if isinstance(x, PendingMap) and self._why_not_fused(tokenizer) is None:
-            y, tokens = tokenizer(x, *before, return_map=return_map, **options)  # type: ignore[misc]
+        if (
+            isinstance(x, PendingMap)
+            and tokenizer is not None
+            and why_not_fused(tokenizer, Tokenizer) is None
+            and tokenizer.takes_pending
+        ):
+            y, tokens = tokenizer(x, *before, return_map=return_map, **options)
         elif tokenizer is not None or return_map:
             y = x.run() if isinstance(x, PendingMap) else x
             tokens = tokens if tokenizer is None else tokenizer(y, *before, **options)
@@ -233,14 +238,11 @@ class VisualTransformer(CompositeModule):
 
     def why_not_fused(self) -> str | None:
         """Why the tokenizer does not share a pass with the projector before it; None where it can."""
-        return self._why_not_fused(self.tokenizer)
-
-    def _why_not_fused(self, tokenizer: nn.Module | None) -> str | None:
-        if tokenizer is None:
+        if self.tokenizer is None:
             return "it has no tokenizer"
-        reason = why_not_fused(tokenizer, Tokenizer)
+        reason = why_not_fused(self.tokenizer, Tokenizer)
         if reason is None:
-            reason = tokenizer.why_not_fusable()  # type: ignore[operator]
+            reason = self.tokenizer.why_not_fusable()
         return None if reason is None else f"its tokenizer {reason}"
 
     def attention_maps(
