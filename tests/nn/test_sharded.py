@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -96,15 +102,15 @@ def check_fsdp1(rank):
             torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
 
 
-def sharded(kind, checkpointed=False):
+def sharded(kind, checkpointed=False, **options):
     def wrap(module):
         if checkpointed:
             apply_activation_checkpointing(module, check_fn=lambda part: isinstance(part, kind))
-        mesh = init_device_mesh("cpu", (2,))
+        options["mesh"] = init_device_mesh("cpu", (2,))
         parts = [part for part in module.modules() if isinstance(part, kind)]
         for part in reversed(parts):
-            fully_shard(part, mesh=mesh)
-        return fully_shard(module, mesh=mesh)
+            fully_shard(part, **options)
+        return fully_shard(module, **options)
 
     return wrap
 
@@ -120,6 +126,25 @@ def check_fsdp2(rank):
     for kind in KINDS.values():
         check(rank, sharded(kind), of_fsdp2)
     check(rank, sharded(VisualTransformer, checkpointed=True), of_fsdp2)
+
+
+def check_mixed_precision(rank):
+    """Parameters that are bfloat16 while a member runs: the results of a module in bfloat16."""
+    plain, x = made(every_kind, dtype=torch.float32), feature_map("contiguous", dtype=torch.float32).detach()
+    narrow = copy.deepcopy(plain).bfloat16()(x.bfloat16())
+    for kind in KINDS.values():
+        first = FullyShardedDataParallel(
+            copy.deepcopy(plain),
+            auto_wrap_policy=ModuleWrapPolicy(set(kind)),
+            device_id=torch.device("cpu"),
+            mixed_precision=MixedPrecision(torch.bfloat16),
+        )
+        second = sharded(kind, mp_policy=MixedPrecisionPolicy(torch.bfloat16))(copy.deepcopy(plain))
+        for module in (first, second):
+            results = module(x)
+            loss(results).backward()
+            for found, exact in zip(results, narrow, strict=True):
+                assert torch.equal(found, exact)
 
 
 def small():
@@ -150,4 +175,7 @@ def check_other_methods_of_fsdp2(rank):
 
 
 def test_members_in_two_processes():
-    two_processes(check_ddp, check_fsdp1, check_fsdp2, check_other_methods_of_fsdp2, check_compiled)
+    two_processes(
+        *(check_ddp, check_fsdp1, check_fsdp2, check_mixed_precision),
+        *(check_other_methods_of_fsdp2, check_compiled),
+    )

@@ -159,7 +159,12 @@ def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
 
 
 def _first_dtype(module: nn.Module) -> torch.dtype | None:
-    """The dtype of the first parameter. `next(module.parameters())` takes as long as a small op."""
+    """The dtype of the first parameter, None where a wrapper may cast it.
+
+    `next(module.parameters())` takes as long as a small op.
+    """
+    if type(module).__module__.startswith("torch.distributed."):
+        return None
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter.dtype
