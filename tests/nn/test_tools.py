@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 STACKS = [name for name in CASES if name.startswith("stack")]
 
 
-def macs(module, *inputs):
+def macs(module, *inputs, **options):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+        module(*inputs, **options)
     return counter.get_total_flops() // 2
 
 
@@ -161,18 +161,38 @@ class TestCounters:
             assert layers["stage"][0] == macs(net.stage, net.backbone(images))
         assert found == sum(macs for macs, *_ in layers.values())
 
-    @pytest.mark.parametrize("name", [*STACKS, "module: default"])
+    @pytest.mark.parametrize(
+        "name", [*STACKS, "module: recurrent", "tokenizer: recurrent", "projector: plain"]
+    )
     def test_ptflops(self, name):
         pytest.importorskip("ptflops") if torchvision_stub.importable() else pytest.skip("ptflops imports it")
         from ptflops import get_model_complexity_info
 
         module = unbiased(name)
-        options = {"backend": "aten", "custom_modules_hooks": flops.ptflops_handles()}
+        inputs = {"x": feature_map("contiguous").detach()}
+        if name not in STACKS:
+            inputs["tokens"] = incoming(module).detach()
         found, parameters = get_model_complexity_info(
-            copy.deepcopy(module), (C, H, W), as_strings=False, ost=io.StringIO(), **options
+            copy.deepcopy(module),
+            (C, H, W),
+            as_strings=False,
+            ost=io.StringIO(),
+            backend="aten",
+            input_constructor=lambda size: inputs,
+            custom_modules_hooks=flops.ptflops_handles(),
         )
-        assert found == macs(module, feature_map("contiguous").detach()[:1]) > 0
+        assert found == macs(module, **inputs) > 0
         assert parameters == sum(value.numel() for value in module.parameters())
+
+    def test_torch_counts_by_member(self):
+        module, x = made(every_kind), feature_map("contiguous").detach()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(x)
+        counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        called = ("", ".tokenizer", ".tokenizer.position", ".transformer", ".projector.query")
+        assert all(counts[f"VisualTransformerStack.blocks.1{name}"] > 0 for name in called)
+        blocks = sum(counts[f"VisualTransformerStack.blocks.{index}"] for index in range(len(module)))
+        assert blocks == counts["Global"]
 
     def test_torchinfo(self):
         """It shows the calls and the parameters of every layer; it counts no ops."""
