@@ -193,7 +193,9 @@ class TestCounters:
         assert all(counts[f"VisualTransformerStack.blocks.1{name}"] > 0 for name in called)
         blocks = sum(counts[f"VisualTransformerStack.blocks.{index}"] for index in range(len(module)))
         assert blocks == counts["Global"]
-        assert "project_tokenize" in {op.__name__ for op in counter.get_flop_counts()["Global"]}  # still fused
+        assert "project_tokenize" in {
+            op.__name__ for op in counter.get_flop_counts()["Global"]
+        }  # still fused
 
     def test_torchinfo(self):
         """It shows the calls and the parameters of every layer; it counts no ops."""
