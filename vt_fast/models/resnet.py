@@ -134,7 +134,7 @@ class ResNet(nn.Module):
         maps = []
         for index in range(len(self.channels)):
             layer = self.get_submodule(f"layer{index + 1}")
-            x = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if checkpointed is True else layer(x)
             maps.append(x)
         return maps
 
@@ -149,7 +149,7 @@ class ResNet(nn.Module):
             checkpointed: the backward pass computes each stage again.
         """
         maps = self._stages(x, checkpointed=checkpointed)
-        if every_stage:
+        if every_stage is True:  # what torch.fx passes for it is not
             return maps
         x = maps[-1]
         if self.avgpool is None or self.dropout is None or self.fc is None:

@@ -16,6 +16,7 @@ from vt_fast.models.panoptic_head import PanopticHead, group_norm
 from vt_fast.models.resnet import NormLayer, ResNet
 from vt_fast.models.shapes import first_channels
 from vt_fast.models.vt_fpn_neck import VTFPN
+from vt_fast.nn.traced import is_traced
 
 
 class _Pyramid(nn.Module):
@@ -45,12 +46,16 @@ class _Pyramid(nn.Module):
             TypeError: `images` is not a dense floating-point tensor.
             ValueError: `images` has another shape.
         """
+        if not is_traced(images):
+            self._check(images)
+        maps: list[Tensor] = self.neck(self.backbone.features(images), mask)  # type: ignore[operator]
+        return maps
+
+    def _check(self, images: Tensor) -> None:
         checks.feature_map("images", images)
         channels = "C" if self.in_channels is None else self.in_channels
         if images.dim() != 4 or images.shape[1] != (self.in_channels or images.shape[1]):
             raise ValueError(f"`images` must be (B, {channels}, H, W), got {checks.shape(images)}")
-        maps: list[Tensor] = self.neck(self.backbone.features(images), mask)  # type: ignore[operator]
-        return maps
 
 
 class FeaturePyramid(_Pyramid):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.types import Device
@@ -14,6 +16,7 @@ from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class VisualTransformer(CompositeModule):
@@ -195,6 +198,8 @@ class VisualTransformer(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        if is_traced(x):
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask))
         if not isinstance(x, PendingMap):
             x = autocast_map(x, self)
         kept = keep_map or self.projector is not None
