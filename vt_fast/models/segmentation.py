@@ -70,6 +70,8 @@ class _Pyramid(nn.Module):
 class FeaturePyramid(_Pyramid):
     """A backbone and a neck that return named maps, as the detectors of torchvision take them.
 
+    Those detectors pad the images of a batch to one size and pass no mask, so tokens attend to the padding.
+
     Args:
         backbone: see :class:`SegmentationNet`.
         neck: see :class:`SegmentationNet`.
