@@ -90,6 +90,7 @@ def _make(
     output_stride: int | None = None,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Any = None,
+    pretrained_model_args: Any = None,
     cache_dir: Any = None,
     **options: Any,
 ) -> nn.Module:
