@@ -28,9 +28,9 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
 
     Args:
         source: a folder with train/images, train/masks, val/images and val/masks: images in JPEG or PNG, and
-            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels to ignore, with more
-            than 255 classes a PNG of 16 bits with 65535 for those; or "digits" for scikit-learn's digits over
-            its photographs.
+            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels to ignore, and
+            with more than 255 classes a PNG of 16 bits with 65535 for those; or "digits" for scikit-learn's
+            digits over its photographs.
         size: of the square crops of the training images. Those of `val` are not cropped.
         num_classes: of a folder.
 

@@ -1,4 +1,4 @@
-"""Data for workers that are started afresh, which must be able to import torchvision before they unpickle it."""
+"""Data for workers that are started afresh, which have to import torchvision before they unpickle it."""
 
 from __future__ import annotations
 

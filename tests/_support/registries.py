@@ -80,7 +80,9 @@ def last_stages(model: nn.Module) -> Iterator[str]:
         container = functools.reduce(lambda part, each: getattr(part, each, None), name.split("."), model)
         if isinstance(container, nn.Module):
             found += [f"{name}.{child}" for child in list(container._modules)[:-4:-1]]
-    found += [name for name, child in reversed(list(model.named_children())) if not isinstance(child, nn.Linear)]
+    found += [
+        name for name, child in reversed(list(model.named_children())) if not isinstance(child, nn.Linear)
+    ]
     known = {name for name, _ in model.named_modules()}
     yield from (name for name in dict.fromkeys(found) if name in known)
 

@@ -173,7 +173,9 @@ def test_levels_in_between_may_be_left_out():
     expected = model.neck([stages[0], stages[2], stages[3]])
     for found, level in zip(model(images).values(), expected, strict=True):
         assert torch.equal(found, level)
-    with pytest.raises(ValueError, match=r"`neck` must have in_channels = \(64, 256\), .* got \(64, 256, 512"):
+    with pytest.raises(
+        ValueError, match=r"`neck` must have in_channels = \(64, 256\), .* got \(64, 256, 512"
+    ):
         FeaturePyramid(backbone, model.neck, out_indices=(0, 2))
     with pytest.raises(ValueError, match=r"`out_indices` must be of 0 to 3, got \(0, 4\)"):
         FeaturePyramid(backbone, model.neck, out_indices=(0, 4))

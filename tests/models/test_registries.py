@@ -65,7 +65,7 @@ def test_convert(library, name, stage):
 
 def assert_converts(model, stage, images):
     """The network runs forward and backward with the new stage, and its other layers are as they were."""
-    kept = {name: value for name, value in model.state_dict(keep_vars=True).items()}
+    kept = dict(model.state_dict(keep_vars=True))
     before = {name: value.clone() for name, value in kept.items()}
     outputs = registries.first(model.eval()(images)).shape
     convert(model, stage, **SMALL)
@@ -124,7 +124,7 @@ def test_convert_leaves_hooks_and_caches_alone():
         assert model(torch.randn(1, 3, 224, 224)).isfinite().all()
 
 
-# Networks whose layers have a ResNet's names, a depth, and what `load_backbone` says where it is not complete.
+# Networks whose layers have a ResNet's names, a depth, and what `load_backbone` says if it is not complete.
 LOADED = [
     ("torchvision", "resnet18", {}, 18, None),
     ("torchvision", "resnet50", {}, 50, None),
@@ -244,7 +244,9 @@ def test_load_backbone_whole_registry(library, part):
 def loaded(library, name):
     """What `load_backbone` says of a network for the backbone that fits it best."""
     try:
-        given = {key: value.shape for key, value in registries.build(library, name, "meta").state_dict().items()}
+        given = {
+            key: value.shape for key, value in registries.build(library, name, "meta").state_dict().items()
+        }
     except NotImplementedError:  # it reads numbers when it is made
         given = {key: value.shape for key, value in registries.build(library, name).state_dict().items()}
     fits = {}

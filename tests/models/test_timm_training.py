@@ -1,4 +1,4 @@
-"""What timm's training and validation scripts do with a model; they themselves run where a path to them is given."""
+"""What timm's training and validation scripts do with a model, and the scripts where their path is given."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def test_distillation(timm, kind, student):
     if student != "vt_resnet18":
         options = {"student_model": options["teacher_model"], "teacher_model": options["student_model"]}
     kinds = {"logit": timm.task.LogitDistillationTask, "feature": timm.task.FeatureDistillationTask}
-    task = kinds[kind](
-        criterion=torch.nn.CrossEntropyLoss(), verbose=False, **options
-    )
+    task = kinds[kind](criterion=torch.nn.CrossEntropyLoss(), verbose=False, **options)
     loss = task(torch.randn(2, 3, 32, 32), torch.tensor([0, 3]))["loss"]
     loss.backward()
     assert options["student_model"].get_classifier().weight.grad is not None

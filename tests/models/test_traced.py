@@ -71,7 +71,9 @@ def test_symbolic_trace(name):
         strict=True,
     ):
         assert (one is None and other is None) or torch.equal(one, other)
-    nodes = {type(traced.get_submodule(node.target)) for node in traced.graph.nodes if node.op == "call_module"}
+    nodes = {
+        type(traced.get_submodule(node.target)) for node in traced.graph.nodes if node.op == "call_module"
+    }
     assert not any(kind.__module__.startswith("vt_fast.nn.tok") for kind in nodes), "a block is one node"
 
 
@@ -89,8 +91,14 @@ def test_training_mode_is_kept():
     ("make", "message"),
     [
         (lambda: VisualTransformerStack(8, 2), "cannot trace into VisualTransformerStack, which is one node"),
-        (lambda: models.VTFPN((4,), **NECK), "cannot trace into VTFPN, .*: trace the network that contains it"),
-        (lambda: nn.Sequential(FilterTokenizer(8, 4)), "got Proxy: .* list the module as a leaf of the tracer"),
+        (
+            lambda: models.VTFPN((4,), **NECK),
+            "cannot trace into VTFPN, .*: trace the network that contains it",
+        ),
+        (
+            lambda: nn.Sequential(FilterTokenizer(8, 4)),
+            "got Proxy: .* list the module as a leaf of the tracer",
+        ),
     ],
 )
 def test_what_is_refused(make, message):
@@ -129,7 +137,9 @@ def test_torchvisions_extractor(extraction):
 
 def test_torchvisions_extractor_on_a_pyramid(extraction):
     model, images = NETWORKS["FeaturePyramid"]().eval(), torch.randn(1, 3, 64, 64)
-    found = extraction.create_feature_extractor(model, {"neck.getitem": "p2", "backbone.layer4": "c5"})(images)
+    found = extraction.create_feature_extractor(model, {"neck.getitem": "p2", "backbone.layer4": "c5"})(
+        images
+    )
     assert torch.equal(found["p2"], model(images)["0"])
     assert torch.equal(found["c5"], model.backbone.features(images)[3])
 

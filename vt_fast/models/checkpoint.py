@@ -213,9 +213,9 @@ def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> list
         if expected.shape != found.shape:
             shapes = f"{tuple(found.shape)}, the network's {tuple(expected.shape)}"
             return [f"{name} returns {shapes}: another stride or dilation"]
-        error, size = float((found - expected).abs().max()), float(expected.abs().max())
-        if not error <= 1e-6 * size:
-            return [f"{name} computes something else than the network's: off by {error:.2g} where that is {size:.2g}"]
+        off, size = float((found - expected).abs().max()), float(expected.abs().max())
+        if not off <= 1e-6 * size:
+            return [f"{name} computes something else than the network's: off by {off:.2g} of {size:.2g}"]
     return []
 
 
@@ -230,9 +230,8 @@ def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
         if len(found) == len(names):
             raise _Found
 
-    # Neither TF32 nor the dtype of the parameters then decides how close two networks are.
     exact = {
-        name: value.to("cpu", torch.float64) if value.is_floating_point() else value.cpu()
+        name: _exact(name, value)
         for name, value in chain(module.named_parameters(), module.named_buffers())
         if not value.is_meta
     }
@@ -249,6 +248,14 @@ def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[st
         for handle in handles:
             handle.remove()
     return found
+
+
+def _exact(name: str, value: Tensor) -> Tensor:
+    # Neither TF32 nor the dtype of the parameters then decides how close two networks are.
+    if value.is_floating_point():
+        value = value.detach().to("cpu", torch.float64)
+    # A norm's scale of zero, as in new networks, would hide what is before it.
+    return value.new_ones(value.shape) if name.endswith("weight") and not value.any() else value.cpu()
 
 
 def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:

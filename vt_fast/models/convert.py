@@ -90,7 +90,7 @@ def convert(
 def _shapes(
     model: nn.Module, stage: str, old: nn.Module, channels: int | None
 ) -> tuple[Trial | None, Passed]:
-    """The shapes of the stage's maps, and a copy of the network for trying the new stage if it runs at all."""
+    """The shapes of the stage's maps, and a copy of the network to try the new stage in, if it runs."""
     try:
         trial = Trial(model)
         trial.run()

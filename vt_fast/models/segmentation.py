@@ -103,7 +103,7 @@ class FeaturePyramid(_Pyramid):
         self.extra_blocks = extra_blocks
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The maps of :meth:`features` under the names "0", "1", ..., the finest first, and the extra ones."""
+        """The maps of :meth:`features` as "0", "1", ..., the finest first, and then the extra ones."""
         maps, taken = self._maps(images, mask)
         names = [str(index) for index in range(len(self.out_indices))]
         if self.extra_blocks is not None:

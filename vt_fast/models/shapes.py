@@ -120,7 +120,7 @@ class Trial:
             value = values[0] if len(values) == 1 else values
             # In (B, H, W, C) the last two differ for a square image.
             fits = isinstance(value, Tensor) and value.dim() == 4
-            if not fits or (square and value.shape[2] != value.shape[3]):
+            if not fits or (square and value.shape[2] != value.shape[3]):  # type: ignore[union-attr]
                 raise ValueError(f"`{stage}` must {verb} a map (B, C, H, W), got {_described(value)}")
         return Passed(*(cast(Shape, tuple(value.shape)) for value in (given[0], result)))
 

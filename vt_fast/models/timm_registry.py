@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -95,16 +96,17 @@ def _make(
     **options: Any,
 ) -> nn.Module:
     """A network from timm's arguments."""
-    from timm.layers import is_scriptable
-    from timm.models import load_pretrained, resolve_pretrained_cfg
-
-    described = resolve_pretrained_cfg(f"vt_resnet{depth}", pretrained_cfg, pretrained_cfg_overlay).to_dict()
+    library: Any = import_module("timm.models")
+    layers: Any = import_module("timm.layers")
+    described = library.resolve_pretrained_cfg(
+        f"vt_resnet{depth}", pretrained_cfg, pretrained_cfg_overlay
+    ).to_dict()
     if pretrained and not any(described.get(key) for key in _SOURCES):
         raise ValueError(
             "`pretrained` must be False, or `pretrained_cfg_overlay` name a file of parameters: there are no "
             "pretrained VT-ResNets"
         )
-    if is_scriptable():
+    if layers.is_scriptable():
         raise ValueError(
             "`scriptable` must be False: VT blocks cannot be scripted; use torch.jit.trace or torch.export"
         )
@@ -120,7 +122,7 @@ def _make(
     else:
         model = VTResNet(depth, num_classes, **options)
     if pretrained:
-        load_pretrained(
+        library.load_pretrained(
             model, described, num_classes, in_chans, strict=not features_only, cache_dir=cache_dir
         )
     described |= {"num_classes": num_classes, "input_size": (in_chans, *described["input_size"][1:])}
