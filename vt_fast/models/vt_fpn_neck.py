@@ -20,6 +20,7 @@ from vt_fast.nn import PositionCode, Projector, Tokenizer
 from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.options import BackendOptions, check_keywords, spelled_out
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class VTFPN(CompositeModule):
@@ -138,6 +139,9 @@ class VTFPN(CompositeModule):
             ValueError: a wrong number of maps or channels, or a mask of a wrong shape or where none is
                 supported.
         """
+        if is_traced(maps):
+            found = leaf(self, maps, mask)
+            return [found[index] for index in range(len(self.in_channels))]
         laterals = self.laterals(maps)
         tokens: Tensor = self.transformer(torch.cat(self.tokenize(laterals, mask), 1))
         return [

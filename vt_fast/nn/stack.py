@@ -22,6 +22,7 @@ from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
+from vt_fast.nn.traced import is_traced, leaf
 from vt_fast.nn.visual_transformer import VisualTransformer
 
 
@@ -151,6 +152,8 @@ class VisualTransformerStack(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        if is_traced(x):
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask))
         current: Tensor | PendingMap = autocast_map(x, self)
         y: Any = None
         last = len(self.blocks) - 1

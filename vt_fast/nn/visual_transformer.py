@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class VisualTransformer(CompositeModule):
@@ -198,6 +199,8 @@ class VisualTransformer(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        if is_traced(x):
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask))
         if not isinstance(x, PendingMap):
             x = autocast_map(x, self)
         projector = self._modules.get("projector")  # self.projector takes longer
