@@ -1,4 +1,4 @@
-"""Data loading workers that are started afresh: by spawn, as on macOS, and by forkserver, as in Python 3.14."""
+"""Data loading workers that are started afresh, as on macOS (spawn) and in Python 3.14 (forkserver)."""
 
 import multiprocessing
 

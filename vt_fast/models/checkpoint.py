@@ -89,7 +89,8 @@ def load_backbone(
 
     Parameters are matched by name and shape. If the checkpoint has several entries, "state_dict_ema" or
     "model_ema" is read, otherwise "state_dict" or "model". The prefixes "module.", "_orig_mod." and
-    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs.
+    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs. For images of
+    another number of channels the first convolution does not fit and stays as it is; `mismatched` lists it.
 
     Args:
         model: a network with a `backbone`, such as a VTResNet, or a :class:`ResNet`, whose classifier is

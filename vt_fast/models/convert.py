@@ -6,6 +6,7 @@ import re
 from itertools import chain
 from typing import TypeVar, cast
 
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
@@ -47,16 +48,18 @@ def convert(
         stage: the name of the stage, "layer4" in ResNets; with dots inside submodules.
         num_blocks: by default the number of blocks of the old stage, but at most 3: the paper's 2 for
             ResNet-18 and 3 for the others.
-        channels: of the incoming map; by default the input channels of the stage's first convolution.
+        channels: of the incoming map; by default found by running the model on an image without data, and
+            where it does not run, the input channels of the stage's first convolution.
         width: see :class:`VTStage`.
         **options: `num_tokens`, `token_channels`, `tokenizer`, `relation` and the other options of
             :class:`VTStage`. By default `group_width` is the largest up to 64 that fits all maps, which is 64
             in ResNets, and None where that would be below 8.
 
     Raises:
-        TypeError: an unknown option.
-        ValueError: there is no such stage, or it does not map a feature map to a feature map. The model is
-            then unchanged.
+        TypeError: an unknown option, or a scripted or traced model.
+        ValueError: there is no such stage, the model does not call it as a module, it does not map a feature
+            map (B, C, H, W) to another, or later layers do not take a map of the size of its input. The model
+            is then unchanged.
 
     Example:
         >>> import torch
@@ -66,6 +69,8 @@ def convert(
     """
     check_keywords(convert, options)
     compiled = type(model).__module__.startswith("torch.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"`model` must be converted before it is scripted, got {type(model).__name__}")
     inside = cast(nn.Module, model._modules.get("_orig_mod", model) if compiled else model)
     old, parent, name = _find(inside, stage)
     trial, (taken, returned) = _shapes(inside, stage, old, channels)
@@ -93,16 +98,16 @@ def _shapes(
     """The shapes of the stage's maps, and a copy of the network to try the new stage in, if it runs."""
     try:
         trial = Trial(model)
-        trial.run()
-    except Exception:  # it takes no image, or has no forward, or tells something by its data
+        trial.run(stage)
+    except Exception as error:  # it takes no image, or has no forward, or tells something by its data
+        channels = first_channels(old) if channels is None else channels
         if channels is None:
-            channels = first_channels(old)
-            if channels is None:
-                raise ValueError(
-                    f"`channels` must be given for `{stage}`, which has no 2-D convolution"
-                ) from None
+            raise ValueError(
+                f"`channels` must be given for `{stage}`, which has no 2-D convolution, where the model does "
+                f"not run on an image: {type(error).__name__}: {error}"
+            ) from error
         return None, Passed((1, channels, _SIDE, _SIDE), map_shape(stage, old, channels, _SIDE))
-    found = trial.passed(stage)
+    found = trial.passed()
     if channels not in (None, found.taken[1]):
         raise ValueError(f"`channels` must be {found.taken[1]}, those of the stage's map, got {channels}")
     return trial, found

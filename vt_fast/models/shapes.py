@@ -69,13 +69,16 @@ class Trial:
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 16, 3, stride=2, padding=1))
-        >>> Trial(net).passed("1")
+        >>> trial = Trial(net)
+        >>> trial.run("1")
+        >>> trial.passed()
         Passed(taken=(1, 8, 56, 56), returned=(1, 16, 28, 28))
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model = self.copied(model).eval()
+        self.stage, self.calls = "", list[tuple[list[Any], Any]]()
         for part in self.model.modules():
             part._forward_hooks.clear()
             part._forward_pre_hooks.clear()
@@ -90,39 +93,44 @@ class Trial:
         with FakeCopyMode(self.mode):  # type: ignore[no-untyped-call]
             return copy.deepcopy(module)
 
-    def run(self) -> Any:
-        """What the copy returns for the image."""
-        with torch.no_grad(), self.mode, _quiet():
-            return self.model(self.image)
+    def run(self, stage: str | None = None) -> None:
+        """Run the copy, and note what it passes to this submodule, if any, and gets from it.
 
-    def passed(self, stage: str) -> Passed:
-        """The shapes of the maps that this submodule takes and returns.
+        Raises:
+            Exception: whatever the network raises.
+        """
+        if stage is None:
+            handle = None
+        else:
+            self.stage, self.calls = stage, []
+            handle = self.model.get_submodule(stage).register_forward_hook(self._note, with_kwargs=True)
+        try:
+            with torch.no_grad(), self.mode, _quiet():
+                self.model(self.image)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def _note(self, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any], result: Any) -> None:
+        self.calls.append(([*args, *options.values()], result))
+
+    def passed(self) -> Passed:
+        """The shapes of the maps that the noted submodule takes and returns.
 
         Raises:
             ValueError: the network does not call it, or it takes or returns something else than a map.
-            Exception: whatever the network raises.
         """
-        calls: list[tuple[Any, Any, Any]] = []
-        part = self.model.get_submodule(stage)
-        handle = part.register_forward_hook(
-            lambda _, args, options, result: calls.append((args, options, result)), with_kwargs=True
-        )
-        try:
-            self.run()
-        finally:
-            handle.remove()
-        if not calls:
-            raise ValueError(f"`stage` must be a module that the network calls, got {stage!r}")
-        args, options, result = calls[0]
-        given = [*args, *options.values()]
+        if not self.calls:
+            raise ValueError(f"`stage` must be a module that the network calls, got {self.stage!r}")
+        given, result = self.calls[0]
+        return Passed(self._map(given[0] if len(given) == 1 else given, "take"), self._map(result, "return"))
+
+    def _map(self, value: Any, verb: str) -> Shape:
+        # In (B, H, W, C) the last two sizes differ for a square image.
         square = self.image.shape[-1] == self.image.shape[-2]
-        for values, verb in ((given, "take"), ([result], "return")):
-            value = values[0] if len(values) == 1 else values
-            # In (B, H, W, C) the last two differ for a square image.
-            fits = isinstance(value, Tensor) and value.dim() == 4
-            if not fits or (square and value.shape[2] != value.shape[3]):  # type: ignore[union-attr]
-                raise ValueError(f"`{stage}` must {verb} a map (B, C, H, W), got {_described(value)}")
-        return Passed(*(cast(Shape, tuple(value.shape)) for value in (given[0], result)))
+        if not isinstance(value, Tensor) or value.dim() != 4 or (square and value.shape[2] != value.shape[3]):
+            raise ValueError(f"`{self.stage}` must {verb} a map (B, C, H, W), got {_described(value)}")
+        return cast(Shape, tuple(value.shape))
 
 
 def first_channels(module: nn.Module) -> int | None:
