@@ -20,8 +20,9 @@ class Budget(NamedTuple):
     ``few`` rounds are enough. Peers far behind the fastest one leave the rotation and keep the times that
     they have: in a slow cell after one round, if their best call, the one before the rounds included, took
     ``behind`` times as long as the fastest peer's; in any cell after ``few`` rounds, if it took
-    ``far_behind`` times as long. Where the calls before the rounds already show that a cell is slow, a peer that
-    took ``hopeless`` times as long as the fastest one is not called again, and keeps the time of that call.
+    ``far_behind`` times as long. Where the calls before the rounds already show that a cell is slow, a peer
+    that took ``hopeless`` times as long as the fastest one is not called again, and keeps the time of that
+    call.
     """
 
     seconds: float = 0.25
