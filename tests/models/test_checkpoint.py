@@ -227,6 +227,14 @@ def test_a_prefix_of_ones_own(prefix):
     assert_loaded(model, source)
 
 
+def test_a_prefix_that_no_name_has_is_refused():
+    source = models.ResNet(18)
+    with pytest.raises(
+        ValueError, match=r"`prefix` must begin names of the checkpoint, got 'encoder\.', and they are"
+    ):
+        models.load_backbone(models.ResNet(18), source.state_dict(), prefix="encoder.")
+
+
 @pytest.mark.parametrize("prefix", ["encoder.", "encoder", "a.b."])
 def test_a_network_inside_of_another(prefix):
     source, outer = resnet(), torch.nn.Module()

@@ -132,7 +132,11 @@ def load_backbone(
     wanted = backbone.state_dict()
     if prefix is None:
         prefix = max("", BACKBONE, key=lambda start: sum(start + name in given for name in wanted))
-    given = {name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)} or given
+    elif not any(name.startswith(prefix) for name in given):
+        raise ValueError(
+            f"`prefix` must begin names of the checkpoint, got {prefix!r}, and they are {_some(tuple(given))}"
+        )
+    given = {name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)}
     taken, mismatched = {}, {}
     for name, value in given.items():
         if name in wanted and value.shape == wanted[name].shape:
@@ -156,12 +160,12 @@ def load_backbone(
         raise ValueError(f"`checkpoint` must hold numbers, got meta tensors: {_some(empty)}")
     backbone.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in wanted.values()))
     different = _other_layers(backbone, report.left)
-    results = None
+    compared, results = False, None
     if network is not None and report.complete and not different:
-        results = _other_results(backbone, network, prefix)
-    if results != []:
-        different += [*_other_strides(backbone, stride_in_1x1), *(results or ())]
-    return replace(report, different=tuple(different), compared=results is not None)
+        compared, results = _other_results(backbone, network, prefix)
+    if results is not None or not compared:
+        different += [*_other_strides(backbone, stride_in_1x1), *([] if results is None else [results])]
+    return replace(report, different=tuple(different), compared=compared)
 
 
 def _other_layers(backbone: nn.Module, left: Sequence[str]) -> list[str]:
@@ -190,8 +194,8 @@ class _Found(Exception):
     """Ends a forward whose remaining layers need not run."""
 
 
-def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> list[str]:
-    """The first stage that computes something else than the network's stage of that name, if there is one."""
+def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> tuple[bool, str | None]:
+    """Whether the two could be compared, and the first stage that computes something else, or why not."""
     stages = [name for name, part in backbone.named_children() if any(True for _ in part.parameters())]
     if isinstance(backbone, ResNet):
         stages = [name for name in stages if name.startswith(("layer", "fc"))]
@@ -200,24 +204,31 @@ def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> list
     generator = torch.Generator().manual_seed(0)
     channels = first_channels(backbone) or 3
     images = torch.randn(2, channels, 64, 96, generator=generator, dtype=torch.float64)
-    maps = _outputs(backbone, stages, images)
     while tuple(network._modules) in _WRAPPING:
         (network,) = network.children()
     try:
+        maps = _outputs(backbone, stages, images)
+    except Exception as error:  # a user's module may raise anything
+        return False, f"the backbone could not be compared: it raises {type(error).__name__}: {error}"
+    try:
         theirs = _outputs(network.get_submodule(prefix.removesuffix(".")), stages, images)
-    except Exception as error:  # their module may raise anything
-        return [f"the network could not be compared: it raises {type(error).__name__}: {error}"]
-    for name, found in maps.items():
-        expected = theirs.get(name)
-        if expected is None:
-            return [f"the network could not be compared: it does not call {name} as a module"]
+    except Exception as error:
+        return False, f"the network could not be compared: it raises {type(error).__name__}: {error}"
+    if not stages:
+        return False, "the network could not be compared: the backbone has no layers with parameters"
+    for name in stages:
+        for which, values in (("backbone", maps), ("network", theirs)):
+            if name not in values:
+                reason = f"it does not call {name} as a module that returns a tensor"
+                return False, f"the {which} could not be compared: {reason}"
+        found, expected = maps[name], theirs[name]
         if expected.shape != found.shape:
             shapes = f"{tuple(found.shape)}, the network's {tuple(expected.shape)}"
-            return [f"{name} returns {shapes}: another stride or dilation"]
+            return True, f"{name} returns {shapes}: another stride or dilation"
         off, size = float((found - expected).abs().max()), float(expected.abs().max())
         if not off <= 1e-6 * size:
-            return [f"{name} computes something else than the network's: off by {off:.2g} of {size:.2g}"]
-    return []
+            return True, f"{name} computes something else than the network's: off by {off:.2g} of {size:.2g}"
+    return True, None
 
 
 @torch.no_grad()

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 
 def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -25,6 +30,8 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
         or "forward" in member.__dict__
         or _global_forward_pre_hooks
         or _global_forward_hooks
+        or _global_backward_pre_hooks
+        or _global_backward_hooks
     ):
         return None
     reason = _why_not_fused(member, kind)

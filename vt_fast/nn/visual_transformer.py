@@ -200,7 +200,7 @@ class VisualTransformer(CompositeModule):
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
         if is_traced(x):
-            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask))
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask, keep_map=keep_map))
         if not isinstance(x, PendingMap):
             x = autocast_map(x, self)
         projector = self._modules.get("projector")  # self.projector takes longer
