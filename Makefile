@@ -37,7 +37,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cases interpreted emulated cuda offline bench gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test cases registries interpreted emulated cuda offline bench gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -48,6 +48,7 @@ help:
 	@echo 'make cuda    compile the CUDA kernels with nvcc, for VT_FAST_CUDA_ARCH (90a where it is not set), and check'
 	@echo '             their registers, spills and loads against a table; minutes, and needs no GPU'
 	@echo 'make cases   faults reported to other projects, tried on this one (tests/cases)'
+	@echo 'make registries  convert and load_backbone on every network of torchvision and timm; over an hour'
 	@echo 'make offline  compile the Triton kernels without a GPU; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
 	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
@@ -69,11 +70,16 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
-		--ignore=tests/cases --ignore=tests/cuda -m "not cases" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
+		--ignore=tests/cases --ignore=tests/cuda -m "not cases and not registries" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)
+
+# Over an hour on two cores. The counts are in the captured output of the tests that passed.
+registries: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rP -m registries \
+		tests/models/test_registries.py $(TEST_FLAGS)
 
 # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
 interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp

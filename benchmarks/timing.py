@@ -7,7 +7,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ class Budget(NamedTuple):
     ``few`` rounds are enough. Peers far behind the fastest one leave the rotation and keep the times that
     they have: in a slow cell after one round, if their best call, the one before the rounds included, took
     ``behind`` times as long as the fastest peer's; in any cell after ``few`` rounds, if it took
-    ``far_behind`` times as long.
+    ``far_behind`` times as long. Where the calls before the rounds already show that a cell is slow, a peer
+    that took ``hopeless`` times as long as the fastest one is not called again, and keeps the time of that
+    call.
     """
 
     seconds: float = 0.25
@@ -30,6 +32,7 @@ class Budget(NamedTuple):
     patience: float = 8.0
     behind: float = 1.5
     far_behind: float = 2.5
+    hopeless: float = 4.0
 
 
 QUICK = Budget(seconds=0.0, least=3, most=3, few=3)
@@ -82,7 +85,7 @@ def interleaved(
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     best = {name: (before or {}).get(name, math.inf) for name in functions}
-    order, dice = list(functions), random.Random(0)
+    order, dice = _worth_timing(functions, before or {}, stay, budget, seconds), random.Random(0)
     spent, rounds, slow = 0.0, 0, False
     while order and not _enough(rounds, spent, slow, budget):
         # Shuffled, not rotated: otherwise each would always find the caches as the same neighbour left them.
@@ -100,6 +103,25 @@ def interleaved(
         least = min((best[name] for name in order if name not in stay), default=0.0)
         order = [name for name in order if name in stay or best[name] <= limit * least]
     return seconds
+
+
+def _worth_timing(
+    functions: Iterable[str],
+    before: Mapping[str, float],
+    stay: Collection[str],
+    budget: Budget,
+    seconds: dict[str, list[float]],
+) -> list[str]:
+    """The functions to time. The others get the time of the call before."""
+    names = list(functions)
+    known = {name: before[name] for name in names if name in before and name not in stay}
+    if not known or sum(known.values()) * budget.least <= budget.patience:
+        return names
+    least = min(known.values())
+    for name, taken in known.items():
+        if taken > budget.hopeless * least:
+            seconds[name].append(taken)
+    return [name for name in names if not seconds[name]]
 
 
 def _enough(rounds: int, spent: float, slow: bool, budget: Budget) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from vt_fast.backends import NAMES
 from vt_fast.layout import channel_count, map_shape, pixel_count
@@ -51,10 +52,19 @@ def tensor(name: str, value: Any, kind: str = "a torch.Tensor") -> None:
         TypeError: it is not.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be {kind}, got {type(value).__name__}")
+        raise TypeError(f"`{name}` must be {kind}, got {type(value).__name__}{_way_out(value)}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested" if value.is_nested else f"a {value.layout}"
         raise TypeError(f"`{name}` must be a dense (torch.strided) tensor, got {kind} tensor")
+
+
+def _way_out(value: Any) -> str:
+    if not isinstance(value, Proxy):
+        return ""
+    return (
+        ": torch.fx traces whole blocks, stacks and necks as one node, and no smaller part of them; list the "
+        "module as a leaf of the tracer"
+    )
 
 
 def feature_map(name: str, value: Any, channels: int | None = None) -> None:

@@ -70,7 +70,7 @@ class TokenFilters(RecurrentTokenizer):
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """The filters folded with the key projection, (B, L, C)."""
         rows = self._filters(tokens) * self.scale
-        return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
+        return rows if self.key is None else self.key.fold(rows)
 
     def _filters(self, tokens: Tensor | None) -> Tensor:
         if tokens is None:

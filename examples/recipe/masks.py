@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from recipe.data import Data
 from recipe.requirements import need
-from vt_fast.models.metrics import IGNORE
+from vt_fast.models.metrics import IGNORE, default_ignore_index
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which backbones are trained on
+_IGNORE_16 = 65535  # pixels to ignore in a mask of 16 bits
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 Pair = tuple[Tensor, Tensor]  # image (3, H, W) float32, mask (H, W) int64
 Transform = Callable[[Any, Tensor], Pair]  # takes a picture, or a tensor in [0, 1], and a mask
@@ -27,8 +28,9 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
 
     Args:
         source: a folder with train/images, train/masks, val/images and val/masks: images in JPEG or PNG, and
-            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels to ignore; or
-            "digits" for scikit-learn's digits over its photographs.
+            for each a PNG of the same stem and size whose pixels are classes, 255 for pixels to ignore, and
+            with more than 255 classes a PNG of 16 bits with 65535 for those; or "digits" for scikit-learn's
+            digits over its photographs.
         size: of the square crops of the training images. Those of `val` are not cropped.
         num_classes: of a folder.
 
@@ -37,13 +39,14 @@ def segmentation(source: str, size: int, num_classes: int | None) -> Data:
     """
     val = _Change()
     if source == "digits":
-        train = _Change(_scaled_and_cut(size))  # no flips: a mirrored digit is not a digit
+        train = _Change(_scaled_and_cut(size, IGNORE))  # no flips: a mirrored digit is not a digit
         return _digits(size, train, val)
     if num_classes is None:
         raise ValueError("a folder of masks needs --num-classes")
     root, v2 = Path(source), need("torchvision.transforms.v2")
-    train = _Change([*_scaled_and_cut(size), v2.RandomHorizontalFlip()])
-    return Data(Masks(root / "train", train), Masks(root / "val", val), num_classes)
+    ignore = default_ignore_index(num_classes)
+    train = _Change([*_scaled_and_cut(size, ignore), v2.RandomHorizontalFlip()])
+    return Data(Masks(root / "train", train, ignore), Masks(root / "val", val, ignore), num_classes)
 
 
 def prepared(image: Any) -> Tensor:
@@ -54,7 +57,7 @@ def prepared(image: Any) -> Tensor:
 class Masks(Dataset[Any]):
     """The pairs in ``root``/images and ``root``/masks."""
 
-    def __init__(self, root: Path, transform: Transform) -> None:
+    def __init__(self, root: Path, transform: Transform, ignore: int = IGNORE) -> None:
         if not (root / "images").is_dir() or not (root / "masks").is_dir():
             raise ValueError(f"{root} must have the folders images and masks")
         self.images = sorted(path for path in (root / "images").iterdir() if path.suffix.lower() in _SUFFIXES)
@@ -62,7 +65,7 @@ class Masks(Dataset[Any]):
         missing = [path for path in self.masks if not path.exists()]
         if missing or not self.images:
             raise ValueError(f"{missing[0]} is missing" if missing else f"{root / 'images'} has no images")
-        self.transform = transform
+        self.transform, self.ignore = transform, ignore
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +78,8 @@ class Masks(Dataset[Any]):
                 f"{self.masks[index]} must be ({image.height}, {image.width}), one class per pixel, "
                 f"got {mask.shape}"
             )
-        return self.transform(image, torch.from_numpy(mask.astype(np.int64)))
+        classes = torch.from_numpy(mask.astype(np.int64))
+        return self.transform(image, classes.masked_fill_(classes == _IGNORE_16, self.ignore))
 
 
 class Changed(Dataset[Any]):
@@ -100,12 +104,12 @@ def _digits(size: int, train: Transform, val: Transform) -> Data:
     return Data(Changed(kept, train), Changed(held_out, val), kept.num_classes)
 
 
-def _scaled_and_cut(size: int) -> list[Any]:
+def _scaled_and_cut(size: int, ignore: int) -> list[Any]:
     """Scale image and mask to the square, jitter the scale by 0.5 to 2, and crop a square."""
     v2, tensors = need("torchvision.transforms.v2"), need("torchvision.tv_tensors")
     return [
         v2.ScaleJitter((size, size), scale_range=(0.5, 2.0)),
-        v2.RandomCrop(size, pad_if_needed=True, fill={tensors.Image: 0, tensors.Mask: IGNORE}),
+        v2.RandomCrop(size, pad_if_needed=True, fill={tensors.Image: 0, tensors.Mask: ignore}),
     ]
 
 

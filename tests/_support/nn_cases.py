@@ -156,6 +156,28 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
     ),
 }
 
+
+def every_kind() -> VisualTransformerStack:
+    """A stack with members of every kind, all of them fused but the last block's."""
+    wide, code = {"token_channels": CT, "out_channels": D}, nn.ConvPositionCode(6, 5, width=3)
+    return VisualTransformerStack.from_parts(
+        [
+            build(C, L, tokenizer="static", relation="graph", num_heads=3, position=code, **wide),
+            VisualTransformer.from_parts(
+                nn.RecurrentTokenizer(
+                    D, L, CT, key_groups=2, value_groups=3, position=nn.LinearPositionCode(5, 6)
+                ),
+                nn.TokenTransformer(CT, num_heads=2, groups=2, token_norm="layer"),
+                nn.Projector(D, CT, num_heads=2, query_groups=6),
+            ),
+            VisualTransformer.from_parts(
+                nn.FilterTokenizer(D, L, CT), nn.TokenFeedForward(CT), nn.Projector(D, CT, query_groups=None)
+            ),
+            build(D, L, token_channels=CT, tokenizer="dynamic", variant="v1", num_heads=4, group_width=9),
+        ]
+    )
+
+
 CASES: dict[str, Callable[[], torch.nn.Module]] = {
     f"{kind}: {name}": make
     for kind, group in {

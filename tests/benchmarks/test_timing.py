@@ -44,6 +44,9 @@ STAY = {"stay": ["ours"]}
         # in a slow cell after one round, by the best call, the one before the rounds included
         ({"ours": 2.0, "a": 2.0, "b": 3.1}, Budget(), STAY, [3, 3, 1]),
         ({"a": 2.0, "b": 3.1}, Budget(), {"before": {"b": 2.1}}, [3, 3]),
+        # or not at all, where that call was hopeless; ours is timed in any case
+        ({"ours": 9.0, "a": 2.0, "b": 8.1}, Budget(), STAY | {"before": {"a": 2.0, "b": 8.1}}, [3, 3, 1]),
+        ({"a": 0.002, "b": 0.0081}, Budget(), {"before": {"a": 0.002, "b": 0.0081}}, [113, 3]),
     ],
 )
 def test_rounds(seconds, budget, options, counts):

@@ -43,7 +43,9 @@ def test_a_state_dict(network):
     assert set(report.taken) == set(model.backbone.state_dict())
     assert {name.split(".")[0] for name in report.left} == {"layer4", "fc"}
     assert report.section is None
-    assert str(report) == f"{len(report.taken)} taken, {len(report.left)} left in the checkpoint"
+    first, second = str(report).splitlines()
+    assert first == f"{len(report.taken)} taken, {len(report.left)} left in the checkpoint"
+    assert second.startswith("not compared with the checkpoint's network")
     for name, value in model.stage.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -223,6 +225,118 @@ def test_a_prefix_of_ones_own(prefix):
     report = load_backbone(model, tensors, prefix=prefix.removeprefix("module."))
     assert report.complete
     assert_loaded(model, source)
+
+
+def test_a_prefix_that_no_name_has_is_refused():
+    source = models.ResNet(18)
+    with pytest.raises(
+        ValueError, match=r"`prefix` must begin names of the checkpoint, got 'encoder\.', and they are"
+    ):
+        models.load_backbone(models.ResNet(18), source.state_dict(), prefix="encoder.")
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "encoder", "a.b."])
+def test_a_network_inside_of_another(prefix):
+    source, outer = resnet(), torch.nn.Module()
+    inner = outer
+    *above, last = prefix.removesuffix(".").split(".")
+    for name in above:
+        inner.add_module(name, torch.nn.Module())
+        inner = inner.get_submodule(name)
+    inner.add_module(last, source)
+    report = load_backbone(vt(), outer, prefix=prefix.removesuffix(".") + ".")
+    assert report.complete
+    assert report.compared
+    assert len(str(report).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.nn.DataParallel,
+        torch.compile,
+        lambda net: torch.compile(torch.nn.DataParallel(net)),
+        lambda net: torch.nn.DataParallel(vt_of(net)),
+    ],
+)
+def test_wrapped_networks_are_compared(wrap):
+    report = load_backbone(vt(), wrap(resnet()))
+    assert report.complete
+    assert report.compared
+
+
+def vt_of(net):
+    """A classifier on the first stages of this network."""
+    model = vt()
+    load_backbone(model, net)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes_do_not_make_a_difference(dtype):
+    report = load_backbone(vt().to(dtype), resnet().to(dtype))
+    assert report.complete, report
+
+
+def test_a_loaded_classifier_is_compared_too():
+    assert load_backbone(ResNet(18, num_classes=10), resnet()).complete
+    source = resnet()
+    source.avgpool = torch.nn.AdaptiveMaxPool2d(1)
+    report = load_backbone(ResNet(18, num_classes=10), source)
+    assert report.different[0].startswith("fc computes something else than the network's")
+    assert load_backbone(vt(), source).complete, "which has no classifier"
+
+
+def test_layers_that_do_not_run_are_not_needed():
+    source = resnet()
+    source.layer4 = source.fc = torch.nn.Module()  # have no forward
+    assert load_backbone(vt(), source).complete
+
+
+def test_what_cannot_be_compared_is_not_complete():
+    silent, failing = torch.fx.symbolic_trace(resnet()), resnet()
+    failing.layer3.register_forward_hook(lambda module, args, result: 1 / 0)
+    for source, message in (
+        (silent, "could not be compared: it does not call layer1 as a module"),
+        (failing, "could not be compared: it raises ZeroDivisionError"),
+    ):
+        model = vt()
+        report = load_backbone(model, source)
+        assert message in str(report)
+        assert not report.complete
+        assert_loaded(model, source)
+
+
+def test_another_backbone_is_compared_by_its_map():
+    source, options = small_backbone(), {"num_classes": 3, "token_channels": 64, "num_tokens": 4}
+    model = models.VTResNet(backbone=small_backbone(), group_width=16, **options)
+    assert load_backbone(model, source).complete
+    source[0].stride = (2, 2)
+    report = load_backbone(model, source)
+    assert "1 returns (2, 32, 16, 24), the network's (2, 32, 32, 48): another stride" in str(report)
+
+
+def test_a_comparison_changes_nothing():
+    source, model = resnet().train(), vt().train()
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert load_backbone(model, source).compared
+    assert torch.equal(torch.rand(1), expected), "no random numbers are drawn"
+    assert all(part.training for part in (*source.modules(), *model.modules()))
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+    assert not any(part._forward_hooks for part in (*source.modules(), *model.modules()))
+    assert_loaded(model, source)
+
+
+def test_a_backbone_without_data_gets_the_parameters():
+    with torch.device("meta"):
+        model = vt()
+    report = load_backbone(model, resnet())
+    assert report.complete
+    assert report.compared
+    assert not model.backbone.conv1.weight.is_meta
 
 
 def test_meta_tensors_are_refused():

@@ -14,6 +14,7 @@ from tests._support.model_cases import SMALL
 from vt_fast.models import ResNet, VTStage
 from vt_fast.nn import PoolingTokenizer
 
+HEADS = {"token_channels": 32, "group_width": None}
 LIBRARIES = ("own", "torchvision", "timm")
 
 
@@ -137,11 +138,60 @@ def test_a_stage_inside_of_a_submodule():
 
 
 def test_a_stage_without_convolution():
+    """The network tells the channels where it runs on an image; elsewhere they must be given."""
+    options = {"num_blocks": 1, "num_tokens": 4, "token_channels": 48}
     model = nn.Sequential(nn.Conv2d(3, 24, 4, stride=4), nn.Identity())
-    with pytest.raises(ValueError, match="`channels` must be given for `1`, which has no 2-D convolution"):
-        vt_fast.convert(model, "1", **SMALL)
-    vt_fast.convert(model, "1", channels=24, num_blocks=1, num_tokens=4, token_channels=48)
+    with pytest.raises(ValueError, match="`channels` must be 24, those of the stage's map, got 8"):
+        vt_fast.convert(model, "1", channels=8, **options)
+    vt_fast.convert(model, "1", **options)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 24, 4, 4)
+    parts = nn.ModuleDict({"body": nn.Identity()})
+    with pytest.raises(ValueError, match="`channels` must be given for `body`, which has no 2-D convolution"):
+        vt_fast.convert(parts, "body", **options)
+    vt_fast.convert(parts, "body", channels=24, **options)
+    assert parts["body"](torch.zeros(1, 24, 4, 4)).shape == (1, 24, 4, 4)
+
+
+def test_scripted_models_are_refused():
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 8, 1)), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(
+        TypeError, match="`model` must be converted before it is scripted, got TopLevelTraced"
+    ):
+        vt_fast.convert(scripted, "0", **SMALL)
+
+
+def test_a_network_with_reparametrised_layers():
+    """PyTorch's older norms cannot be copied, so the stage is tried alone."""
+    for norm in (nn.utils.weight_norm, nn.utils.parametrizations.spectral_norm):
+        model = ResNet(18, num_classes=7)
+        norm(model.layer3[0].conv1)
+        norm(model.fc)
+        assert vt_fast.convert(model, **SMALL)(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_wrapped_networks():
+    images = torch.zeros(2, 3, 64, 64)
+    assert vt_fast.convert(nn.DataParallel(ResNet(18, num_classes=7)), "module.layer4", **SMALL)(images).shape
+    twice = vt_fast.convert(vt_fast.convert(ResNet(18, num_classes=7), **SMALL), num_tokens=3, **HEADS)
+    assert twice.layer4[0].stack[0].tokenizer.num_tokens == 3
+    assert twice(images).shape == (2, 7)
+
+
+def test_channels_are_those_that_the_stage_gets():
+    """The first convolution of a stage may take a part of its map."""
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return torch.cat((x[:, :8], self.conv(x[:, 8:])), 1)
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), Halves())
+    vt_fast.convert(model, "1", **SMALL)
+    assert model[1][0].channels == 16
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 16, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +207,27 @@ def test_a_stage_without_convolution():
         (
             lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten())),
             "0",
-            r"`0` must return a map \(B, C, H, W\), got \(1, 8192\)",
+            r"`0` must return a map \(B, C, H, W\), got \(1, 401408\)",
         ),
         (
             lambda: nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(4, 8, 1))),
             "0",
             r"`0` must take a map \(1, 3, 32, 32\), got RuntimeError",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, 1)),
+            "1",
+            "`channels` must be given for `1`, which has no 2-D convolution, where .* Given groups",
+        ),
+        (
+            lambda: torch.fx.symbolic_trace(ResNet(18)),
+            "layer4",
+            "`stage` must be a module that the network calls, got 'layer4'",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2), nn.Conv1d(8, 8, 1)),
+            "2",
+            r"`2` must take a map \(B, C, H, W\), got \(1, 8, 50176\)",
         ),
     ],
 )

@@ -109,6 +109,26 @@ def test_attention_maps_sum_to_one():
         torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, L, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("tokenizer", ["filter", "static", "pooling", "clustering"])
+def test_attention_maps_take_forwards_mask(tokenizer):
+    module, maps = neck(tokenizer=tokenizer).double(), levels()
+    mask = torch.ones(2, 52, 36, dtype=torch.bool)
+    mask[1, :, 20:] = False
+    if tokenizer in ("pooling", "clustering"):
+        for call in (module, module.attention_maps):
+            with pytest.raises(ValueError, match="`mask` must be None with a"):
+                call(maps, mask)
+        return
+    plain = module.attention_maps(maps)
+    for found, whole in zip(module.attention_maps(maps, mask), plain, strict=True):
+        torch.testing.assert_close(found[0], whole[0], rtol=0, atol=1e-12)
+        left = -(-found.shape[3] * 20 // 36)
+        assert not found[1, ..., left:].any()
+        torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, L, dtype=torch.float64))
+    with pytest.raises(TypeError, match="`mask` must be a tensor of bools"):
+        module.attention_maps(maps, mask.float())
+
+
 def test_backend_of_all_members():
     module = neck(backend="reference")
     assert module.backend == "reference"

@@ -120,8 +120,7 @@ def test_every_owner_of_parameters_can_reset_them(name):
         for parameter in module.parameters():
             parameter.fill_(math.nan)
     for part in module.modules():
-        # The kernels of a position code lie in a ParameterList: the code resets them.
-        if list(part.parameters(recurse=False)) and not isinstance(part, torch.nn.ParameterList):
+        if list(part.parameters(recurse=False)):
             part.reset_parameters()
     assert all(torch.all(parameter.isfinite()) for parameter in module.parameters())
     assert all(torch.all(part.adjacency == 0) for part in module.modules() if isinstance(part, nn.GraphConv))

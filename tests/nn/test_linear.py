@@ -38,16 +38,18 @@ def test_forward(groups, bias, shape):
 def test_fold_is_the_transpose_of_each_head(groups, num_heads):
     layer, rows = layer_of(24, 36, groups), torch.randn(2, 5, 36, dtype=torch.float64)
     for blocks in (n for n in range(1, 13) if math.gcd(num_heads, groups) % n == 0):
-        folded = layer.fold(rows, num_heads, blocks)
-        assert folded.shape == (2, blocks, num_heads // blocks, 5, 24 // blocks)
+        folded, logits = layer(rows, fold=(num_heads, blocks))
+        assert folded.shape == (2, 5 * num_heads, 24 // blocks)
+        assert torch.equal(folded, layer.fold(rows, num_heads, blocks))
         for head in range(num_heads):
             masked = torch.zeros_like(rows)
             part = slice(head * 36 // num_heads, (head + 1) * 36 // num_heads)
             masked[..., part] = rows[..., part]
-            full = masked @ dense(layer)
-            block, inside = divmod(head, num_heads // blocks)
+            full, lines = masked @ dense(layer), slice(5 * head, 5 * head + 5)
+            block = head // (num_heads // blocks)
             own = slice(block * 24 // blocks, (block + 1) * 24 // blocks)
-            torch.testing.assert_close(folded[:, block, inside], full[..., own], rtol=0, atol=1e-10)
+            torch.testing.assert_close(folded[:, lines], full[..., own], rtol=0, atol=1e-10)
+            torch.testing.assert_close(logits[:, lines], masked @ layer.bias, rtol=0, atol=1e-10)
             full[..., own] = 0
             assert torch.all(full == 0), "a head reads outside of its block"
 

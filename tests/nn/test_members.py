@@ -2,24 +2,26 @@
 
 import copy
 import functools
-import tempfile
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
+    CheckpointWrapper,
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
 from torch.nn.utils import parametrizations, prune
 
-from tests._support.nn_cases import CASES, feature_map, incoming, made, run
+from tests._support.nn_cases import CASES, every_kind, feature_map, incoming, made, run
 from vt_fast.nn import (
     GroupedLinear,
+    PositionCode,
     Projector,
     RecurrentTokenizer,
     Tokenizer,
+    TokenRelation,
     VisualTransformer,
     VisualTransformerStack,
 )
@@ -45,64 +47,53 @@ def solved(module, parameters=None):
     return results, dict(zip(leaves, gradients, strict=True))
 
 
-def layers(module, kind=GroupedLinear):
-    return [(name, part) for name, part in module.named_modules() if isinstance(part, kind)]
-
-
-def pruned(module):
-    for _, part in layers(module):
-        prune.random_unstructured(part, "weight", amount=0.3)
-
-
-def hooked_spectral_norm(module):
-    for _, part in layers(module):
-        torch.nn.utils.spectral_norm(part)
-
-
-def hooked_weight_norm(module):
-    for _, part in layers(module):
-        torch.nn.utils.weight_norm(part)
-
-
-def parametrized(function):
-    def change(module):
-        for _, part in layers(module):
-            function(part).eval()
-
-    return change
+def weights(module):
+    """Each member's own matrices, and the kernels of position codes, by their owner and name."""
+    return [
+        (part, name)
+        for part in module.modules()
+        for name, value in part.named_parameters(recurse=False)
+        if value.dim() > 1 and name != "mix"
+    ]
 
 
 REPARAMETRISED = {
-    "prune": pruned,
-    "spectral_norm, by hook": hooked_spectral_norm,
-    "weight_norm, by hook": hooked_weight_norm,
-    "spectral_norm": parametrized(parametrizations.spectral_norm),
-    "weight_norm": parametrized(parametrizations.weight_norm),
-    "orthogonal": parametrized(parametrizations.orthogonal),
+    "prune": lambda part, name: prune.random_unstructured(part, name, amount=0.3),
+    "spectral_norm, by hook": torch.nn.utils.spectral_norm,
+    "weight_norm, by hook": torch.nn.utils.weight_norm,
+    "spectral_norm": lambda part, name: parametrizations.spectral_norm(part, name).eval(),
+    "weight_norm": lambda part, name: parametrizations.weight_norm(part, name).eval(),
+    "orthogonal": lambda part, name: parametrizations.orthogonal(part, name).eval(),
 }
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("how", REPARAMETRISED)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_reparametrised_weights(how):
-    """The results are those of the weights that the layers then have, and every parameter gets a gradient.
+def test_reparametrised_weights(how, backend):
+    """The results are those of the weights that the members then have, and every parameter gets a gradient.
 
     Twice, with a step of an optimizer in between.
     """
-    plain = stack()
+    plain = made(every_kind)
     module, same = copy.deepcopy(plain), dict(plain.named_parameters())
+    module.backend = backend
     passes = module.passes
-    REPARAMETRISED[how](module)
+    for part, name in weights(module):
+        REPARAMETRISED[how](part, name)
     assert module.passes == passes
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    x = feature_map("contiguous")
     for _ in range(2):
         found, gradients = solved(module)
         for name, parameter in module.named_parameters():
             if name in same:
                 same[name].data.copy_(parameter)
-        for (_, layer), (_, other) in zip(layers(module), layers(plain), strict=True):
-            other.weight.data.copy_(layer.weight)
-        for a, b in zip(found, run(plain, feature_map("contiguous"), incoming(plain)), strict=True):
+        changed = dict(module.named_modules())
+        for path, part in plain.named_modules():
+            for name, value in part.named_parameters(recurse=False):
+                value.data.copy_(getattr(changed[path], name))
+        for a, b in zip(found, run(plain, x, None), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
         for name, parameter in module.named_parameters():
             assert gradients[name] is not None, name
@@ -171,43 +162,24 @@ def test_checkpointed_blocks_keep_less():
     assert kept(checkpointed()) < 0.7 * kept(lambda module: None)
 
 
-@pytest.fixture
-def process_group():
-    """A group of this process alone."""
-    import torch.distributed as dist
+@pytest.mark.parametrize("kind", [GroupedLinear, PositionCode, (Tokenizer, TokenRelation, Projector)])
+def test_calls_go_through_wrappers(kind, monkeypatch):
+    """And not past them, to a method of what is wrapped."""
+    module = made(every_kind)
+    wrapped, called, forward = copy.deepcopy(module), set(), CheckpointWrapper.forward
+    apply_activation_checkpointing(wrapped, check_fn=lambda part: isinstance(part, kind))
+    around = {part for part in wrapped.modules() if isinstance(part, CheckpointWrapper)}
 
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+    def noted(self, *args, **options):
+        called.add(self)
+        return forward(self, *args, **options)
 
-
-@pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("kind", [VisualTransformer, (Tokenizer, Projector), GroupedLinear])
-def test_fully_sharded_members(kind):
-    """FSDP2 on blocks, on their parts, and on single layers, which gather parameters when they are called."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    module = stack()
-    sharded = copy.deepcopy(module)
-    mesh = init_device_mesh("cpu", (1,))
-    for _, part in layers(sharded, kind):
-        fully_shard(part, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    assert sharded.passes == module.passes
-    x, tokens = feature_map("contiguous"), incoming(module)
-    for _ in range(2):
-        for each in (module, sharded):
-            each.zero_grad()  # after a forward it would not see the parameters that are sharded
-        expected, found = run(module, x, tokens), run(sharded, x, tokens)
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-        for results in (expected, found):
-            sum(result.sin().sum() for result in results).backward()
-        gradients = dict(sharded.named_parameters())
-        for name, parameter in module.named_parameters():
-            torch.testing.assert_close(gradients[name].grad.full_tensor(), parameter.grad, rtol=0, atol=1e-10)
+    monkeypatch.setattr(CheckpointWrapper, "forward", noted)
+    assert wrapped.passes == module.passes
+    x = feature_map("contiguous")
+    for a, b in zip(run(wrapped, x, None), run(module, x, None), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert called == around != set()
 
 
 class Wrapper(nn.Module):
@@ -254,6 +226,21 @@ def test_unknown_hooks_see_plain_calls(what):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=1e-9, msg=name)
+
+
+def test_hooks_on_all_modules_see_tensors():
+    """And numbers, in position codes."""
+    module, seen = made(every_kind), []
+    expected = run(module, feature_map("contiguous"), None)
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda part, args, result: seen.append(args))
+    try:
+        assert module.passes == 2 * len(module)
+        found = run(module, feature_map("contiguous"), None)
+    finally:
+        hook.remove()
+    assert {type(value) for args in seen for value in args} == {torch.Tensor, int}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("what", ["block", "projector", "tokenizer", "reentrant checkpoint"])

@@ -44,7 +44,7 @@ NAMES = {
     "static": (
         lambda: nn.StaticTokenizer(8, 2, 6, position=nn.ConvPositionCode(4, 3, convolutions=2, width=5)),
         {"filters": (2, 8), **linear("value", 8, 8), **linear("token", 6, 11)}
-        | {"position.kernels.0": (5, 1, 3, 3), "position.kernels.1": (5, 5, 3, 3)}
+        | {"position.kernel0": (5, 1, 3, 3), "position.kernel1": (5, 5, 3, 3)}
         | {"position.mix": (1, 5, 1, 1), "position.weight": (1, 3)},
     ),
     "dynamic": (

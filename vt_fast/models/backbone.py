@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import IMAGE, first_channels, map_shape
+from vt_fast.nn.members import unwrapped
 
 # The ResNet stages that stay: VT blocks replace the fourth.
 STAGES = 3
@@ -76,7 +77,7 @@ def stage_maps(backbone: nn.Module, images: Tensor, *, checkpointed: bool = Fals
 
     ``checkpointed``: the backward pass computes each stage, or such a backbone, again.
     """
-    if isinstance(backbone, ResNet):
+    if isinstance(unwrapped(backbone), ResNet):
         found: list[Tensor] = backbone(images, every_stage=True, checkpointed=checkpointed)
         return found
     return [checkpoint(backbone, images, use_reentrant=False) if checkpointed else backbone(images)]

@@ -6,22 +6,28 @@ import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vt_fast import checks
 from vt_fast.models.contexts import evaluating
 from vt_fast.models.resnet import ResNet
+from vt_fast.models.shapes import first_channels
 
 # Entries of a training checkpoint that hold the model, the preferred ones first.
 SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Prefixes that wrappers add to every name, and the prefix of a network's backbone.
 WRAPPERS = ("module.", "_orig_mod.")
 BACKBONE = "backbone."
+# What modules have that only wrap another.
+_WRAPPING = tuple((name.removesuffix("."),) for name in WRAPPERS)
 # BatchNorm's batch counter has no effect with a momentum, and old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
 
@@ -39,6 +45,7 @@ class LoadReport:
         different: why the backbone computes something else than the checkpoint's network, although
             parameters fit: another depth, layers that it lacks, strides in other places.
         section: the checkpoint's entry that was read, such as "state_dict"; None for a plain state dict.
+        compared: whether the results of the two were compared, which needs the network itself.
     """
 
     taken: tuple[str, ...]
@@ -47,13 +54,14 @@ class LoadReport:
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
     different: tuple[str, ...] = ()
     section: str | None = None
+    compared: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether everything in the backbone was set, and it computes what the checkpoint's network computes.
 
-        A state dict does not tell all of that network, such as dilations or the kind of activation. Give
-        :func:`load_backbone` the network itself to compare what both compute.
+        A state dict does not tell all of that network, such as dilations, pooling or the kind of activation,
+        so without `compared` this assumes a ResNet of torchvision's kind.
         """
         return not self.missing and not self.mismatched and not self.different
 
@@ -65,6 +73,8 @@ class LoadReport:
             f"{name}: {given} in the checkpoint, {wanted} in the backbone"
             for name, (given, wanted) in self.mismatched.items()
         ]
+        if self.complete and not self.compared:
+            lines.append("not compared with the checkpoint's network, which a state dict does not describe")
         return "\n".join([*lines, *self.different])
 
 
@@ -79,17 +89,18 @@ def load_backbone(
 
     Parameters are matched by name and shape. If the checkpoint has several entries, "state_dict_ema" or
     "model_ema" is read, otherwise "state_dict" or "model". The prefixes "module.", "_orig_mod." and
-    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs.
+    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs. For images of
+    another number of channels the first convolution does not fit and stays as it is; `mismatched` lists it.
 
     Args:
         model: a network with a `backbone`, such as a VTResNet, or a :class:`ResNet`, whose classifier is
             loaded too if its shape is the checkpoint's.
         checkpoint: a network; a state dict; a dict of a training script that contains one; or the path of a
             file: .safetensors (needs safetensors), or a file of `torch.save`. What a network's stages compute
-            for random images is compared with what the backbone's compute.
+            for random images is compared with what the backbone's compute, in float64 on the CPU.
         prefix: of the ResNet's names in the checkpoint, where that is another: "encoder." (segmentation
             models), "backbone.body." (torchvision's detectors), "encoder_q." (MoCo), "teacher.backbone."
-            (DINO), the attribute's name of a LightningModule. All other names are left.
+            (DINO), the attribute's name of a LightningModule. All other names are ignored.
         stride_in_1x1: where the checkpoint's bottlenecks have their stride, which no state dict tells: False
             for torchvision and timm; see :class:`ResNet`.
 
@@ -120,12 +131,12 @@ def load_backbone(
     )
     wanted = backbone.state_dict()
     if prefix is None:
-        inner = {name[len(BACKBONE) :]: value for name, value in given.items() if name.startswith(BACKBONE)}
-        given = max((given, inner), key=lambda names: len(names & wanted.keys()))
-    else:
-        given = {
-            name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)
-        } or given
+        prefix = max("", BACKBONE, key=lambda start: sum(start + name in given for name in wanted))
+    elif not any(name.startswith(prefix) for name in given):
+        raise ValueError(
+            f"`prefix` must begin names of the checkpoint, got {prefix!r}, and they are {_some(tuple(given))}"
+        )
+    given = {name[len(prefix) :]: value for name, value in given.items() if name.startswith(prefix)}
     taken, mismatched = {}, {}
     for name, value in given.items():
         if name in wanted and value.shape == wanted[name].shape:
@@ -147,16 +158,14 @@ def load_backbone(
     empty = tuple(name for name, value in taken.items() if value.is_meta)
     if empty:
         raise ValueError(f"`checkpoint` must hold numbers, got meta tensors: {_some(empty)}")
-    on_meta = any(value.is_meta for value in wanted.values())
-    backbone.load_state_dict(taken, strict=False, assign=on_meta)
-    different = [*_other_layers(backbone, report.left), *_other_strides(backbone, stride_in_1x1)]
-    if (
-        network is not None
-        and isinstance(backbone, ResNet)
-        and not (different or on_meta or not report.complete)
-    ):
-        different += _other_results(backbone, network)
-    return replace(report, different=tuple(different))
+    backbone.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in wanted.values()))
+    different = _other_layers(backbone, report.left)
+    compared, results = False, None
+    if network is not None and report.complete and not different:
+        compared, results = _other_results(backbone, network, prefix)
+    if results is not None or not compared:
+        different += [*_other_strides(backbone, stride_in_1x1), *([] if results is None else [results])]
+    return replace(report, different=tuple(different), compared=compared)
 
 
 def _other_layers(backbone: nn.Module, left: Sequence[str]) -> list[str]:
@@ -181,41 +190,84 @@ def _other_strides(backbone: nn.Module, stride_in_1x1: bool) -> list[str]:
     ]
 
 
-@torch.no_grad()
-def _other_results(backbone: ResNet, network: nn.Module) -> list[str]:
-    """The stages that compute something else than the network's modules of the same names, for an image."""
-    like = backbone.conv1.weight
-    images = torch.randn(2, backbone.conv1.in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
-    names = [f"layer{index + 1}" for index in range(len(backbone.channels))]
-    theirs: dict[str, Tensor] = {}
-    handles = [
-        network.get_submodule(name).register_forward_hook(
-            lambda _, args, result, name=name: theirs.__setitem__(name, result)
-        )
-        for name in names
-    ]
-    their_like = next(network.parameters())
+class _Found(Exception):
+    """Ends a forward whose remaining layers need not run."""
+
+
+def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> tuple[bool, str | None]:
+    """Whether the two could be compared, and the first stage that computes something else, or why not."""
+    stages = [name for name, part in backbone.named_children() if any(True for _ in part.parameters())]
+    if isinstance(backbone, ResNet):
+        stages = [name for name in stages if name.startswith(("layer", "fc"))]
+    else:
+        stages = stages[-1:]  # the one map that it returns
+    generator = torch.Generator().manual_seed(0)
+    channels = first_channels(backbone) or 3
+    images = torch.randn(2, channels, 64, 96, generator=generator, dtype=torch.float64)
+    while tuple(network._modules) in _WRAPPING:
+        (network,) = network.children()
     try:
-        with evaluating(backbone), evaluating(network):
-            maps = backbone(images.to(like.device, like.dtype), every_stage=True)
-            network(images.to(their_like.device, their_like.dtype))
+        maps = _outputs(backbone, stages, images)
+    except Exception as error:  # a user's module may raise anything
+        return False, f"the backbone could not be compared: it raises {type(error).__name__}: {error}"
+    try:
+        theirs = _outputs(network.get_submodule(prefix.removesuffix(".")), stages, images)
+    except Exception as error:
+        return False, f"the network could not be compared: it raises {type(error).__name__}: {error}"
+    if not stages:
+        return False, "the network could not be compared: the backbone has no layers with parameters"
+    for name in stages:
+        for which, values in (("backbone", maps), ("network", theirs)):
+            if name not in values:
+                reason = f"it does not call {name} as a module that returns a tensor"
+                return False, f"the {which} could not be compared: {reason}"
+        found, expected = maps[name], theirs[name]
+        if expected.shape != found.shape:
+            shapes = f"{tuple(found.shape)}, the network's {tuple(expected.shape)}"
+            return True, f"{name} returns {shapes}: another stride or dilation"
+        off, size = float((found - expected).abs().max()), float(expected.abs().max())
+        if not off <= 1e-6 * size:
+            return True, f"{name} computes something else than the network's: off by {off:.2g} of {size:.2g}"
+    return True, None
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, names: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+    """What the children of these names return for images, in float64 on the CPU and in evaluation mode."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, result: Any) -> None:
+        if isinstance(result, Tensor):
+            found[name] = result
+        if len(found) == len(names):
+            raise _Found
+
+    exact = {
+        name: _exact(name, value)
+        for name, value in chain(module.named_parameters(), module.named_buffers())
+        if not value.is_meta
+    }
+    children = dict(module.named_children())
+    handles = [
+        children[name].register_forward_hook(lambda _, args, result, name=name: keep(name, result))
+        for name in names
+        if name in children
+    ]
+    try:
+        with evaluating(module), suppress(_Found):
+            functional_call(module, exact, (images,))
     finally:
         for handle in handles:
             handle.remove()
-    different = []
-    for name, found in zip(names, maps, strict=True):
-        expected = theirs[name].to(found.device, found.dtype)
-        allowed = 1e3 * torch.finfo(found.dtype).eps * float(expected.abs().max())
-        if expected.shape != found.shape:
-            different.append(
-                f"{name} returns {tuple(found.shape)}, the network's {tuple(expected.shape)}: another stride"
-            )
-        elif not float((found - expected).abs().max()) <= allowed:
-            error = float((found - expected).abs().max() / expected.abs().max())
-            different.append(
-                f"{name} computes something else than the network's: off by {error:.2g} of its size"
-            )
-    return different[:1]  # the later ones follow from it
+    return found
+
+
+def _exact(name: str, value: Tensor) -> Tensor:
+    # Neither TF32 nor the dtype of the parameters then decides how close two networks are.
+    if value.is_floating_point():
+        value = value.detach().to("cpu", torch.float64)
+    # A norm's scale of zero, as in new networks, would hide what is before it.
+    return value.new_ones(value.shape) if name.endswith("weight") and not value.any() else value.cpu()
 
 
 def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:

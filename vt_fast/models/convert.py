@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TypeVar, cast
 
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
 from vt_fast.models.resnet import ResNet
-from vt_fast.models.shapes import first_channels, map_shape
+from vt_fast.models.shapes import Passed, Trial, first_channels, map_shape
 from vt_fast.models.stage import TOKEN_CHANNELS, StageOptions, VTStage
 from vt_fast.nn.options import check_keywords, spelled_out
 
 Model = TypeVar("Model", bound=nn.Module)
 # The largest number in the paper's networks.
 MAX_BLOCKS = 3
-# Side of the map that the stage is tried on.
+# Side of the map that a stage is tried on where the network as a whole does not run.
 _SIDE = 32
 
 
@@ -46,16 +48,18 @@ def convert(
         stage: the name of the stage, "layer4" in ResNets; with dots inside submodules.
         num_blocks: by default the number of blocks of the old stage, but at most 3: the paper's 2 for
             ResNet-18 and 3 for the others.
-        channels: of the incoming map; by default the input channels of the stage's first convolution.
+        channels: of the incoming map; by default found by running the model on an image without data, and
+            where it does not run, the input channels of the stage's first convolution.
         width: see :class:`VTStage`.
         **options: `num_tokens`, `token_channels`, `tokenizer`, `relation` and the other options of
             :class:`VTStage`. By default `group_width` is the largest up to 64 that fits all maps, which is 64
             in ResNets, and None where that would be below 8.
 
     Raises:
-        TypeError: an unknown option.
-        ValueError: there is no such stage, or it does not map a feature map to a feature map. The model is
-            then unchanged.
+        TypeError: an unknown option, or a scripted or traced model.
+        ValueError: there is no such stage, the model does not call it as a module, it does not map a feature
+            map (B, C, H, W) to another, or later layers do not take a map of the size of its input. The model
+            is then unchanged.
 
     Example:
         >>> import torch
@@ -64,25 +68,62 @@ def convert(
         ('VTStage', torch.Size([1, 10]))
     """
     check_keywords(convert, options)
-    inside = model._modules.get("_orig_mod", model) if type(model).__module__.startswith("torch.") else model
-    old, parent, name = _find(cast(nn.Module, inside), stage)
-    if channels is None:
-        channels = first_channels(old)
-        if channels is None:
-            raise ValueError(f"`channels` must be given for `{stage}`, which has no 2-D convolution")
-    _, out_channels, height, _ = map_shape(stage, old, channels, _SIDE)
+    compiled = type(model).__module__.startswith("torch.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"`model` must be converted before it is scripted, got {type(model).__name__}")
+    inside = cast(nn.Module, model._modules.get("_orig_mod", model) if compiled else model)
+    old, parent, name = _find(inside, stage)
+    trial, (taken, returned) = _shapes(inside, stage, old, channels)
+    channels, out_channels = taken[1], returned[1]
     if "group_width" not in options:
         inner = width or max(channels, min(out_channels, options.get("token_channels", TOKEN_CHANNELS)))
         options["group_width"] = _group_width(channels, inner, out_channels)
     if num_blocks is None:
         num_blocks = min(len(old), MAX_BLOCKS) if isinstance(old, nn.Sequential) else MAX_BLOCKS
-    like = next(old.parameters(), None)
+    like = next(chain(old.parameters(), inside.parameters()), None)
     device, dtype = (None, None) if like is None else (like.device, like.dtype)
     new = VTStage(channels, num_blocks, out_channels, width=width, device=device, dtype=dtype, **options)
     # In a Sequential, because code that iterates over a stage's blocks expects one.
-    parent.register_module(name, nn.Sequential(new).train(old.training))
-    _correct_strides(cast(nn.Module, inside), stage, round(_SIDE / height))
+    made = nn.Sequential(new).train(old.training)
+    if trial is not None:
+        _check_later_layers(trial, stage, made, Passed(taken, returned))
+    parent.register_module(name, made)
+    _correct_strides(inside, stage, max(1, round(taken[2] / returned[2])))
     return model
+
+
+def _shapes(
+    model: nn.Module, stage: str, old: nn.Module, channels: int | None
+) -> tuple[Trial | None, Passed]:
+    """The shapes of the stage's maps, and a copy of the network to try the new stage in, if it runs."""
+    try:
+        trial = Trial(model)
+        trial.run(stage)
+    except Exception as error:  # it takes no image, or has no forward, or tells something by its data
+        channels = first_channels(old) if channels is None else channels
+        if channels is None:
+            raise ValueError(
+                f"`channels` must be given for `{stage}`, which has no 2-D convolution, where the model does "
+                f"not run on an image: {type(error).__name__}: {error}"
+            ) from error
+        return None, Passed((1, channels, _SIDE, _SIDE), map_shape(stage, old, channels, _SIDE))
+    found = trial.passed()
+    if channels not in (None, found.taken[1]):
+        raise ValueError(f"`channels` must be {found.taken[1]}, those of the stage's map, got {channels}")
+    return trial, found
+
+
+def _check_later_layers(trial: Trial, stage: str, made: nn.Module, found: Passed) -> None:
+    above, _, name = stage.rpartition(".")
+    trial.model.get_submodule(above).register_module(name, trial.copied(made).eval())
+    try:
+        trial.run()
+    except Exception as error:  # a user's module may raise anything
+        sizes = [f"{height} x {width}" for _, _, height, width in found]
+        raise ValueError(
+            f"`stage` must be followed by layers that take a map of {sizes[0]}, the size of the stage's "
+            f"input, in place of {sizes[1]}, got {stage!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _group_width(channels: int, inner: int, out_channels: int) -> int | None:

@@ -14,6 +14,7 @@ from vt_fast import checks
 from vt_fast.models.contexts import on_device
 from vt_fast.models.resnet import NormLayer, ResNet
 from vt_fast.nn.options import Factory, check_keywords, spelled_out
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class FPN(nn.Module):
@@ -73,6 +74,9 @@ class FPN(nn.Module):
             TypeError: not a list of floating-point tensors.
             ValueError: a wrong number of maps or channels.
         """
+        if is_traced(maps):
+            found = leaf(self, maps, mask)
+            return [found[index] for index in range(len(self.in_channels))]
         check_maps(maps, self.in_channels)
         summed: list[Tensor] = []
         for block, x in zip(reversed(self.inner_blocks), reversed(maps), strict=True):

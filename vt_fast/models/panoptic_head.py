@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from vt_fast import checks
 from vt_fast.models.contexts import on_device
 from vt_fast.models.fpn_neck import check_maps
 from vt_fast.models.resnet import NormLayer
+from vt_fast.nn.traced import is_traced, leaf
 
 
 def group_norm(channels: int) -> nn.Module:
@@ -97,6 +99,8 @@ class PanopticHead(nn.Module):
             TypeError: not a list of floating-point tensors.
             ValueError: a wrong number of maps or channels.
         """
+        if is_traced(maps):
+            return cast(Tensor, leaf(self, maps, size))
         check_maps(maps, (self.in_channels,) * self.levels)
         total: Tensor | None = None
         for level, (branch, x) in enumerate(zip(self.branches, maps, strict=True)):

@@ -6,6 +6,7 @@ Parameters have torchvision's names, so that checkpoints of torchvision and timm
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vt_fast import checks
 from vt_fast.models.contexts import on_device
+from vt_fast.nn.traced import is_traced, leaf
 
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -134,7 +136,7 @@ class ResNet(nn.Module):
         maps = []
         for index in range(len(self.channels)):
             layer = self.get_submodule(f"layer{index + 1}")
-            x = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+            x = checkpoint(layer, x, use_reentrant=False) if checkpointed is True else layer(x)
             maps.append(x)
         return maps
 
@@ -149,7 +151,7 @@ class ResNet(nn.Module):
             checkpointed: the backward pass computes each stage again.
         """
         maps = self._stages(x, checkpointed=checkpointed)
-        if every_stage:
+        if every_stage is True:  # what torch.fx passes for it is not
             return maps
         x = maps[-1]
         if self.avgpool is None or self.dropout is None or self.fc is None:
@@ -243,6 +245,8 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
+        if is_traced(x):  # for training and evaluation
+            return cast(Tensor, leaf(self, x))
         if not self.training or self.rate == 0:
             return x
         kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(1 - self.rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,20 +16,26 @@ from vt_fast.models.panoptic_head import PanopticHead, group_norm
 from vt_fast.models.resnet import NormLayer, ResNet
 from vt_fast.models.shapes import first_channels
 from vt_fast.models.vt_fpn_neck import VTFPN
+from vt_fast.nn.members import unwrapped
+from vt_fast.nn.traced import is_traced
 
 
 class _Pyramid(nn.Module):
     """A backbone, and a neck on its maps."""
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, neck: nn.Module, out_indices: Sequence[int] | None) -> None:
         super().__init__()
-        made, taken = tuple(_of(backbone, "backbone", "channels")), tuple(_of(neck, "neck", "in_channels"))
+        channels, strides = _of(backbone, "backbone", "channels"), _of(backbone, "backbone", "strides")
+        indices = range(len(channels)) if out_indices is None else out_indices
+        if any(not 0 <= index < len(channels) for index in indices):
+            raise ValueError(f"`out_indices` must be of 0 to {len(channels) - 1}, got {out_indices}")
+        made, taken = tuple(channels[index] for index in indices), tuple(_of(neck, "neck", "in_channels"))
         if made != taken:
             raise ValueError(
                 f"`neck` must have in_channels = {made}, those of the backbone's maps, got {taken}"
             )
-        self.backbone, self.neck = backbone, neck
-        self.strides: tuple[int, ...] = tuple(_of(backbone, "backbone", "strides"))
+        self.backbone, self.neck, self.out_indices = backbone, neck, tuple(indices)
+        self.strides: tuple[int, ...] = tuple(strides[index] for index in indices)
         self.out_channels: int = _of(neck, "neck", "out_channels")
         # Unknown for a backbone without a 2-D convolution.
         self.in_channels = first_channels(backbone)
@@ -45,24 +51,42 @@ class _Pyramid(nn.Module):
             TypeError: `images` is not a dense floating-point tensor.
             ValueError: `images` has another shape.
         """
+        return self._maps(images, mask)[0]
+
+    def _maps(self, images: Tensor, mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The neck's maps, and those that it takes."""
+        if not is_traced(images):
+            self._check(images)
+        if isinstance(unwrapped(self.backbone), ResNet):
+            stages = self.backbone(images, every_stage=True)  # called, so that its wrappers run
+        else:
+            stages = self.backbone.features(images)  # type: ignore[operator]
+        taken = [stages[index] for index in self.out_indices]
+        return self.neck(taken, mask), taken
+
+    def _check(self, images: Tensor) -> None:
         checks.feature_map("images", images)
         channels = "C" if self.in_channels is None else self.in_channels
         if images.dim() != 4 or images.shape[1] != (self.in_channels or images.shape[1]):
             raise ValueError(f"`images` must be (B, {channels}, H, W), got {checks.shape(images)}")
-        maps: list[Tensor] = self.neck(self.backbone.features(images), mask)  # type: ignore[operator]
-        return maps
 
 
 class FeaturePyramid(_Pyramid):
     """A backbone and a neck that return named maps, as the detectors of torchvision take them.
 
+    Those detectors pad the images of a batch to one size and pass no mask, so tokens attend to the padding.
+
     Args:
         backbone: see :class:`SegmentationNet`.
         neck: see :class:`SegmentationNet`.
+        out_indices: see :class:`SegmentationNet`.
+        extra_blocks: adds coarser maps, as a torchvision `ExtraFPNBlock` does: `LastLevelMaxPool()` gives
+            Faster R-CNN the map "pool", `LastLevelP6P7(256, 256)` gives RetinaNet "p6" and "p7". It takes the
+            neck's maps, the maps that the neck takes, and the names, and returns all maps and names.
 
     Attributes:
         out_channels: of every map.
-        strides: of every map, in pixels of the image.
+        strides: of the neck's maps, in pixels of the image.
 
     Example:
         >>> backbone = ResNet(18)
@@ -71,9 +95,24 @@ class FeaturePyramid(_Pyramid):
         {'0': (16, 24), '1': (8, 12), '2': (4, 6), '3': (2, 3)}
     """
 
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        *,
+        out_indices: Sequence[int] | None = None,
+        extra_blocks: nn.Module | None = None,
+    ) -> None:
+        super().__init__(backbone, neck, out_indices)
+        self.extra_blocks = extra_blocks
+
     def forward(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """The maps of :meth:`features` under the names "0", "1", ..., the finest first."""
-        return {str(index): level for index, level in enumerate(self.features(images, mask))}
+        """The maps of :meth:`features` as "0", "1", ..., the finest first, and then the extra ones."""
+        maps, taken = self._maps(images, mask)
+        names = [str(index) for index in range(len(self.out_indices))]
+        if self.extra_blocks is not None:
+            maps, names = self.extra_blocks(maps, taken, names)
+        return dict(zip(names, maps, strict=True))
 
 
 class SegmentationNet(_Pyramid):
@@ -88,6 +127,7 @@ class SegmentationNet(_Pyramid):
         neck: has `in_channels`, the backbone's, and `out_channels`; takes the maps and a mask or None, and
             returns as many maps, as :class:`FPN` and :class:`VTFPN` do.
         head: takes the neck's maps and the image's size, and returns logits, as :class:`PanopticHead` does.
+        out_indices: which of the backbone's maps the neck takes, the finest is 0; by default all.
 
     Attributes:
         out_channels: of the neck's maps.
@@ -103,15 +143,22 @@ class SegmentationNet(_Pyramid):
         torch.Size([2, 21, 65, 49])
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module) -> None:
-        super().__init__(backbone, neck)
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: nn.Module,
+        *,
+        out_indices: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(backbone, neck, out_indices)
         self.head = head
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits (B, K, H, W) of images (B, 3, H, W).
+        """Logits (B, K, H, W) of images (B, C, H, W).
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, C, H, W), C being the backbone's.
             mask: (B, H, W) bool, False where images of several sizes were padded; see :meth:`VTFPN.forward`.
 
         Raises:
@@ -135,6 +182,7 @@ def fpn(
     depth: int = 50,
     num_classes: int = 21,
     *,
+    in_channels: int = 3,
     backbone: nn.Module | None = None,
     stride_in_1x1: bool = True,
     channels: int = 256,
@@ -149,6 +197,7 @@ def fpn(
     Args:
         depth: of the :class:`ResNet`.
         num_classes: K.
+        in_channels: of the images; a `backbone` has its own.
         backbone: in place of the ResNet; see :class:`SegmentationNet`. `depth` is then not used.
         stride_in_1x1: see :class:`ResNet`: True as the paper counts; False for weights of torchvision and
             timm.
@@ -167,6 +216,7 @@ def fpn(
         FPN,
         depth,
         num_classes,
+        in_channels,
         backbone,
         stride_in_1x1,
         channels,
@@ -182,6 +232,7 @@ def vt_fpn(
     depth: int = 50,
     num_classes: int = 21,
     *,
+    in_channels: int = 3,
     backbone: nn.Module | None = None,
     stride_in_1x1: bool = True,
     channels: int = 256,
@@ -208,6 +259,7 @@ def vt_fpn(
         neck,
         depth,
         num_classes,
+        in_channels,
         backbone,
         stride_in_1x1,
         channels,
@@ -223,6 +275,7 @@ def _net(
     neck: Callable[..., nn.Module],
     depth: int,
     num_classes: int,
+    in_channels: int,
     backbone: nn.Module | None,
     stride_in_1x1: bool,
     channels: int,
@@ -233,18 +286,22 @@ def _net(
     dtype: torch.dtype | None,
 ) -> SegmentationNet:
     if backbone is None:
-        backbone = ResNet(depth, stride_in_1x1=stride_in_1x1, device=device, dtype=dtype)
-    in_channels = _of(backbone, "backbone", "channels")
+        backbone = ResNet(
+            depth, in_channels=in_channels, stride_in_1x1=stride_in_1x1, device=device, dtype=dtype
+        )
+    elif in_channels != 3:
+        raise ValueError(f"`in_channels` must be 3 with `backbone`, which has its own, got {in_channels}")
+    levels = _of(backbone, "backbone", "channels")
     head = PanopticHead(
         num_classes,
         channels,
-        levels=len(in_channels),
+        levels=len(levels),
         channels=head_channels,
         norm_layer=head_norm_layer,
         device=device,
         dtype=dtype,
     )
-    made = neck(in_channels, channels, norm_layer=norm_layer, device=device, dtype=dtype)
+    made = neck(levels, channels, norm_layer=norm_layer, device=device, dtype=dtype)
     return SegmentationNet(backbone, made, head)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from vt_fast.models.backbone import NUM_BLOCKS
+from vt_fast.models.backbone import NUM_BLOCKS, stage_shapes
 from vt_fast.models.vt_resnet import VTResNet, VTResNetFeatures
 
 # timm reads these two names in the module of a registered function. Images are preprocessed as for its
@@ -31,6 +32,8 @@ default_cfgs: dict[str, dict[str, Any]] = {
     }
     for depth in NUM_BLOCKS
 }
+# Where a description may say that parameters are.
+_SOURCES = ("state_dict", "file", "url", "hf_hub_id")
 
 
 def register_with_timm() -> None:
@@ -88,34 +91,60 @@ def _make(
     output_stride: int | None = None,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: Any = None,
+    pretrained_model_args: Any = None,
     cache_dir: Any = None,
     **options: Any,
 ) -> nn.Module:
-    """A network from timm's arguments; those for pretrained parameters are not used."""
-    if pretrained:
-        raise ValueError("`pretrained` must be False: there are no pretrained VT-ResNets")
+    """A network from timm's arguments."""
+    library: Any = import_module("timm.models")
+    layers: Any = import_module("timm.layers")
+    described = library.resolve_pretrained_cfg(
+        f"vt_resnet{depth}", pretrained_cfg, pretrained_cfg_overlay
+    ).to_dict()
+    if pretrained and not any(described.get(key) for key in _SOURCES):
+        raise ValueError(
+            "`pretrained` must be False, or `pretrained_cfg_overlay` name a file of parameters: there are no "
+            "pretrained VT-ResNets"
+        )
+    if layers.is_scriptable():
+        raise ValueError(
+            "`scriptable` must be False: VT blocks cannot be scripted; use torch.jit.trace or torch.export"
+        )
     if output_stride not in (None, 16):
         raise ValueError(f"`output_stride` must be 16, that of a VT stage, or None, got {output_stride}")
-    options["in_channels"] = in_chans
-    if features_only:
-        return _with_feature_info(VTResNetFeatures(depth, out_indices=out_indices, **options))
-    if out_indices is not None:
+    if out_indices is not None and not features_only:
         raise ValueError(f"`out_indices` must be None without `features_only`, got {out_indices}")
-    model = VTResNet(depth, num_classes, **options)
-    # timm's data pipeline and training script read both names.
-    described = {**default_cfgs[f"vt_resnet{depth}"], **(pretrained_cfg_overlay or {})}
+    options["in_channels"] = in_chans
+    model: VTResNet | VTResNetFeatures
+    if features_only:
+        num_classes = 0
+        model = VTResNetFeatures(depth, out_indices=out_indices, **options)
+    else:
+        model = VTResNet(depth, num_classes, **options)
+    if pretrained:
+        library.load_pretrained(
+            model, described, num_classes, in_chans, strict=not features_only, cache_dir=cache_dir
+        )
     described |= {"num_classes": num_classes, "input_size": (in_chans, *described["input_size"][1:])}
+    # What timm's data pipeline, training script and wrappers read.
     model.pretrained_cfg = model.default_cfg = described  # type: ignore[assignment]
+    model.in_chans = in_chans  # type: ignore[assignment]
+    model.feature_info = _feature_info(model)  # type: ignore[assignment]
     return model
 
 
-def _with_feature_info(model: VTResNetFeatures) -> VTResNetFeatures:
-    """Report channels and strides as timm does, by `feature_info.channels()` and `.reduction()`."""
+def _feature_info(model: VTResNet | VTResNetFeatures) -> Any:
+    """Channels and strides of the maps, as timm reports them: an object for `features_only`, else a list."""
     from timm.models import FeatureInfo
 
+    if isinstance(model, VTResNet):
+        channels, strides = stage_shapes(model.backbone)
+        names = [f"backbone.layer{index + 1}" for index in range(len(channels))]
+    else:
+        channels, strides = model.channels, model.strides
+        names = [f"maps.{index}" for index in model.out_indices]
     entries = [
-        {"num_chs": channels, "reduction": stride, "module": f"maps.{index}"}
-        for index, channels, stride in zip(model.out_indices, model.channels, model.strides, strict=True)
+        {"num_chs": each, "reduction": stride, "module": name}
+        for each, stride, name in zip(channels, strides, names, strict=True)
     ]
-    model.feature_info = FeatureInfo(entries, tuple(range(len(entries))))  # type: ignore[assignment]
-    return model
+    return entries if isinstance(model, VTResNet) else FeatureInfo(entries, tuple(range(len(entries))))

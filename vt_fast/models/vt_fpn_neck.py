@@ -20,6 +20,7 @@ from vt_fast.nn import PositionCode, Projector, Tokenizer
 from vt_fast.nn.base import CompositeModule, set_backend
 from vt_fast.nn.build import make_tokenizer, make_transformer
 from vt_fast.nn.options import BackendOptions, check_keywords, spelled_out
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class VTFPN(CompositeModule):
@@ -138,6 +139,9 @@ class VTFPN(CompositeModule):
             ValueError: a wrong number of maps or channels, or a mask of a wrong shape or where none is
                 supported.
         """
+        if is_traced(maps):
+            found = leaf(self, maps, mask)
+            return [found[index] for index in range(len(self.in_channels))]
         laterals = self.laterals(maps)
         tokens: Tensor = self.transformer(torch.cat(self.tokenize(laterals, mask), 1))
         return [
@@ -154,22 +158,24 @@ class VTFPN(CompositeModule):
 
     def tokenize(self, laterals: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """Each level's tokens (B, L, CT), before they interact."""
-        if mask is not None:
-            check_mask(mask, laterals[0].shape[0])
         return [
-            tokenizer(x, mask=None if mask is None else _resized(mask, x))
-            for tokenizer, x in zip(self.tokenizers, laterals, strict=True)
+            tokenizer(x, mask=each)
+            for tokenizer, x, each in zip(self.tokenizers, laterals, _resized(mask, laterals), strict=True)
         ]
 
     def attention_maps(self, maps: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """The attention of each level's tokens, (B, L, H, W) each; `forward` never computes it."""
+        laterals = self.laterals(maps)
         return [
-            tokenizer.attention_maps(x, mask=None if mask is None else _resized(mask, x))  # type: ignore[operator]
-            for tokenizer, x in zip(self.tokenizers, self.laterals(maps), strict=True)
+            tokenizer.attention_maps(x, mask=each)  # type: ignore[operator]
+            for tokenizer, x, each in zip(self.tokenizers, laterals, _resized(mask, laterals), strict=True)
         ]
 
 
-def _resized(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask in the size of the map, by nearest neighbours."""
-    wide = F.interpolate(mask.unsqueeze(1).to(torch.uint8), size=x.shape[-2:], mode="nearest")
-    return wide.squeeze(1).bool()
+def _resized(mask: Tensor | None, maps: Sequence[Tensor]) -> list[Tensor | None]:
+    """The mask in the size of each map, by nearest neighbours."""
+    if mask is None:
+        return [None] * len(maps)
+    check_mask(mask, maps[0].shape[0])
+    wide = mask.unsqueeze(1).to(torch.uint8)
+    return [F.interpolate(wide, size=x.shape[-2:], mode="nearest").squeeze(1).bool() for x in maps]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -119,92 +118,35 @@ class PendingMap(NamedTuple):
 
     def run(self) -> Tensor:
         """The map."""
-        x, keys, values = self.call[:3]
-        return functional.project(x, keys, values, **self._options())
+        call = self.call
+        return functional.project(
+            call.x,
+            call.keys,
+            call.values,
+            num_heads=call.num_heads,
+            token_bias=call.token_bias,
+            residual=call.x if call.residual_is_input else call.residual,
+            backend=self.backend,
+        )
 
     def tokenize(
         self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None, and what `vt_fast.functional.tokenize` pools from it, in one pass."""
-        x, keys, values = self.call[:3]
-        options = self._options() | {"mask": mask, "extra_values": extra_values, "return_map": return_map}
-        found: tuple[Tensor | None, Tensor] = functional.project_tokenize(x, keys, values, queries, **options)
-        return found
-
-    def _options(self) -> dict[str, Any]:
         call = self.call
-        return {
-            "num_heads": call.num_heads,
-            "token_bias": call.token_bias,
-            "residual": call.x if call.residual_is_input else call.residual,
-            "backend": self.backend,
-        }
-
-
-def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
-    """Why a member must be called as any module would be; None where it may be called for a part of a pass.
-
-    Then its call goes through the wrapper and the hooks of PyTorch's that it has, such as those of FSDP,
-    pruning and spectral norm. Other hooks and classes are not known to allow other arguments and results.
-    """
-    if (type(member), kind) in _KNOWN_KINDS and not (
-        member._forward_pre_hooks
-        or member._forward_hooks
-        or member._backward_pre_hooks
-        or member._backward_hooks
-        or "forward" in member.__dict__
-    ):
-        return None
-    reason = _why_not_fused(member, kind)
-    if (
-        reason is None
-        and type(member).__module__.startswith("vt_fast.nn.")
-        and not torch.compiler.is_compiling()
-    ):
-        _KNOWN_KINDS.add((type(member), kind))
-    return reason
-
-
-# Classes of members that have been asked about, which saves most of a small stack's time for the questions.
-_KNOWN_KINDS: set[tuple[type[nn.Module], type[nn.Module]]] = set()
-
-
-def _why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
-    while True:
-        reason = _why_hooked(member)
-        if reason is not None:
-            return reason
-        inside = next((name for name in _WRAPPED if name in member._modules), None)
-        if inside is None or not type(member).__module__.startswith("torch."):
-            break
-        # It calls the module again in the backward, and sees no tensors inside of other arguments.
-        if getattr(getattr(member, "checkpoint_impl", None), "name", "") == "REENTRANT":
-            return "is checkpointed with reentrant autograd"
-        member = member._modules[inside]  # type: ignore[assignment]
-    if not isinstance(member, kind):
-        return f"is a {type(member).__name__}"
-    if not type(member).forward.__module__.startswith("vt_fast.nn."):
-        return f"is a {type(member).__name__} with a forward of its own"
-    if "forward" in member.__dict__ and not hasattr(member, "_hf_hook"):
-        return "has a forward of its own"
-    return None
-
-
-# What PyTorch's wrappers (checkpointing and offloading, FSDP, torch.compile) call the module that they wrap.
-_WRAPPED = ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-# Hooks that take any arguments: they make parameters or gather them, or note the names of modules.
-_KNOWN_HOOKS = ("torch.distributed.", "torch.nn.utils.", "fvcore.")
-
-
-def _why_hooked(member: nn.Module) -> str | None:
-    for kind in _HOOKS:
-        for hook in getattr(member, kind).values():
-            while isinstance(hook, functools.partial):
-                hook = hook.func
-            if not (getattr(hook, "__module__", None) or "").startswith(_KNOWN_HOOKS):
-                return f"has the hook {getattr(hook, '__qualname__', type(hook).__qualname__)}"
-    return None
+        return functional.project_tokenize(
+            call.x,
+            call.keys,
+            call.values,
+            queries,
+            num_heads=call.num_heads,
+            token_bias=call.token_bias,
+            residual=call.x if call.residual_is_input else call.residual,
+            mask=mask,
+            extra_values=extra_values,
+            return_map=return_map,
+            backend=self.backend,
+        )
 
 
 def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
@@ -217,7 +159,12 @@ def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
 
 
 def _first_dtype(module: nn.Module) -> torch.dtype | None:
-    """The dtype of the first parameter. `next(module.parameters())` takes as long as a small op."""
+    """The dtype of the first parameter, None where a wrapper may cast it.
+
+    `next(module.parameters())` takes as long as a small op.
+    """
+    if type(module).__module__.startswith("torch.distributed."):
+        return None
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter.dtype

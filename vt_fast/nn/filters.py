@@ -120,8 +120,8 @@ class RecurrentTokenizer(Tokenizer):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """(T_in W_{T->R}) W_key^T times the scale, one bank (B, L, C) per sample."""
-        rows = self._rows(tokens)
-        return rows if self.key is None else self.key.fold(rows).flatten(-4, -2)
+        rows, key = self._rows(tokens), self._modules.get("key")
+        return rows if key is None else key(rows, fold=(1, 1))[0]
 
     def _rows(self, tokens: Tensor | None) -> Tensor:
         rows: Tensor = self.query(checks.tokens(tokens, self.token_channels, self.num_tokens)) * self.scale

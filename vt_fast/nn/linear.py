@@ -13,6 +13,7 @@ from torch.types import Device
 from vt_fast import checks
 from vt_fast.layout import unflatten
 from vt_fast.nn.init import lecun_normal_
+from vt_fast.nn.members import why_not_fused
 
 if TYPE_CHECKING:
     from vt_fast.reference.linear import Projection
@@ -73,7 +74,14 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *, fold: tuple[int, int] | None = None, channels_first: bool = False) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        fold: tuple[int, int] | None = None,
+        channels_first: bool = False,
+        parameters: bool = False,
+    ) -> Any:
         """Map (..., in) to (..., out).
 
         Whatever else needs the parameters goes through a call too, so that hooks of PyTorch's wrappers, such
@@ -81,13 +89,17 @@ class GroupedLinear(nn.Module):
 
         Args:
             x: (..., in).
-            fold: do what :meth:`fold_with_bias` does, with these counts of heads and blocks.
+            fold: return what :meth:`fold` does with these counts of heads and blocks, and what the bias adds
+                to the logits: (..., num_heads * L), or None without a bias.
             channels_first: x is (B, in, H, W), and so is the result, (B, out, H, W).
+            parameters: return copies of weight and bias, which outlive the call; x is None.
 
         Raises:
             TypeError: no tensor.
             ValueError: another width.
         """
+        if parameters:
+            return self.weight.clone(), None if self.bias is None else self.bias.clone()
         if fold is not None:
             return self._folded(x, *fold)
         if channels_first:
@@ -110,7 +122,7 @@ class GroupedLinear(nn.Module):
 
         The inner product of a projected pixel W x with a row r is that of x with W^T r. With heads, head i
         sees channel block i of W x, so its row is W^T r_i, where r_i is r with zeros outside of block i.
-        Neither r_i nor a block-diagonal matrix is formed. For the bias see :meth:`fold_with_bias`.
+        Neither r_i nor a block-diagonal matrix is formed. For the bias see :meth:`forward`.
 
         Args:
             rows: (B, L, out) or (L, out).
@@ -120,8 +132,8 @@ class GroupedLinear(nn.Module):
                 output alone.
 
         Returns:
-            (..., blocks, num_heads / blocks, L, in / blocks): entry (b, j) is the row of head b * num_heads /
-            blocks + j, restricted to channel block b, outside of which it is zero.
+            (..., num_heads * L, in / blocks), as the ops take them: rows h L to (h + 1) L belong to head h,
+            restricted to channel block h blocks / num_heads, rounded down, outside of which they are zero.
 
         Raises:
             ValueError: a count does not divide what it must.
@@ -130,37 +142,30 @@ class GroupedLinear(nn.Module):
             >>> layer = GroupedLinear(8, 6, groups=2)
             >>> x, rows = torch.randn(5, 8), torch.randn(3, 6)
             >>> logits = layer(x) @ rows.T
-            >>> torch.allclose(logits, x @ layer.fold(rows).flatten(end_dim=-2).T, atol=1e-5)
+            >>> torch.allclose(logits, x @ layer.fold(rows).T, atol=1e-5)
             True
         """
-        folded: Tensor = self.fold_with_bias(rows, num_heads, blocks)[0]
+        folded: Tensor = self(rows, fold=(num_heads, blocks))[0]
         return folded
-
-    def fold_with_bias(
-        self, rows: Tensor, num_heads: int = 1, blocks: int = 1
-    ) -> tuple[Tensor, Tensor | None]:
-        """:meth:`fold`, and what the bias adds to the logits: (..., num_heads, L), or None without a bias."""
-        found: tuple[Tensor, Tensor | None] = self(rows, fold=(num_heads, blocks))
-        return found
 
     def _folded(self, rows: Tensor, num_heads: int, blocks: int) -> tuple[Tensor, Tensor | None]:
         if num_heads == blocks == self.groups == 1:
             bias = self.bias
             # Not a product with a vector: FLOP counters do not agree on those.
-            logits = None if bias is None else (rows * bias).sum(-1).unsqueeze(-2)
-            return (rows @ self.weight)[..., None, None, :, :], logits
+            return rows @ self.weight, None if bias is None else (rows * bias).sum(-1)
         checks.counts(num_heads=num_heads, blocks=blocks)
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)
         checks.divides("blocks", blocks, "groups", self.groups)
-        return self._folded_rows(rows, num_heads, blocks), self._bias_logits(rows, num_heads)
+        return self._folded_rows(rows, num_heads, blocks).flatten(-4, -2), self._bias_logits(rows, num_heads)
 
     def _bias_logits(self, rows: Tensor, num_heads: int) -> Tensor | None:
         if self.bias is None:
             return None
-        return unflatten(rows * self.bias, -1, (num_heads, -1)).sum(-1).transpose(-1, -2)
+        return unflatten(rows * self.bias, -1, (num_heads, -1)).sum(-1).transpose(-1, -2).flatten(-2)
 
     def _folded_rows(self, rows: Tensor, num_heads: int, blocks: int) -> Tensor:
+        """(..., blocks, num_heads / blocks, L, in / blocks)."""
         inside, groups = num_heads // blocks, self.groups // blocks
         # Inside a block, cut the output into the coarsest pieces that lie in one head and in one group.
         pieces = math.lcm(inside, groups)
@@ -198,7 +203,13 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None:
     """The parameters of a layer as `vt_fast.reference` takes them."""
     from vt_fast.reference.linear import Projection
 
-    return None if layer is None else Projection(layer.weight, layer.bias, layer.groups)
+    if layer is None:
+        return None
+    plain = isinstance(layer, GroupedLinear) and not (layer._forward_pre_hooks or "forward" in layer.__dict__)
+    if plain or why_not_fused(layer, GroupedLinear) is not None:
+        return Projection(layer.weight, layer.bias, layer.groups)
+    weight, bias = layer(None, parameters=True)
+    return Projection(weight, bias, layer.groups)
 
 
 def spread(rows: Tensor, num_heads: int) -> Tensor:

@@ -52,16 +52,18 @@ class PositionCode(nn.Module, ABC):
         checks.counts(grid=grid, features=features)
         self.grid, self.features = grid, features
 
-    def forward(self, height: int, width: int) -> Tensor:
-        """:meth:`table`, so that wrappers and hooks see it."""
-        return self.table(height, width)
+    def forward(self, height: int, width: int, *, attention: Tensor | None = None) -> Tensor:
+        """:meth:`table`, or the code (B, L, P) of an attention (B, N, L), as the paper writes it."""
+        return self.table(height, width) if attention is None else self._reference(attention, (height, width))
 
     def table(self, height: int, width: int) -> Tensor:
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""
-        rows = resize_matrix(height, self.grid, *self._like())
-        columns = resize_matrix(width, self.grid, *self._like())
+        cells = self._cells()
+        rows, columns = (
+            resize_matrix(side, self.grid, cells.dtype, cells.device) for side in (height, width)
+        )
         # One side at a time: a single einsum of all three would form S S H W numbers in between.
-        stretched = torch.einsum("sh,stp->htp", rows, self._cells())
+        stretched = torch.einsum("sh,stp->htp", rows, cells)
         return torch.einsum("tw,htp->hwp", columns, stretched).flatten(0, 1)
 
     @abstractmethod
@@ -71,10 +73,6 @@ class PositionCode(nn.Module, ABC):
     @abstractmethod
     def _cells(self) -> Tensor:
         """The code of each cell of the S x S grid: (S, S, P)."""
-
-    def _like(self) -> tuple[torch.dtype, torch.device]:
-        parameter = next(self.parameters())
-        return parameter.dtype, parameter.device
 
     def extra_repr(self) -> str:
         """Grid and features, for printing."""
@@ -131,7 +129,7 @@ class ConvPositionCode(PositionCode):
         device, dtype: of the parameters.
 
     Attributes:
-        kernels: n tensors (width, 1 or width, 3, 3).
+        kernel0, kernel1, ..: n tensors (width, 1 or width, 3, 3).
         mix: (1, width, 1, 1).
         weight: (Cp, P), Cp = S S / 4^n (49 for S = 14, n = 1).
 
@@ -155,15 +153,22 @@ class ConvPositionCode(PositionCode):
         checks.counts(convolutions=convolutions, width=width)
         self.width = width
         empty = partial(torch.empty, device=device, dtype=dtype)
-        self.kernels = nn.ParameterList(
-            empty(width, 1 if index == 0 else width, 3, 3) for index in range(convolutions)
-        )
+        # Not in a ParameterList: tools would take it for a module that is called.
+        self._names = [f"kernel{index}" for index in range(convolutions)]
+        for index, name in enumerate(self._names):
+            kernel = empty(width, 1 if index == 0 else width, 3, 3)
+            self.register_parameter(name, nn.Parameter(kernel))
         self.mix = nn.Parameter(empty(1, width, 1, 1))
         side = grid
         for _ in range(convolutions):
             side = (side + 1) // 2
         self.weight = nn.Parameter(empty(side * side, features))
         self.reset_parameters()
+
+    @property
+    def kernels(self) -> list[Tensor]:
+        """Of the 3x3 convolutions, in order."""
+        return [getattr(self, name) for name in self._names]
 
     def reset_parameters(self) -> None:
         """Draw all weights so that a pixel's code stays of order 1."""
@@ -175,15 +180,15 @@ class ConvPositionCode(PositionCode):
     def _reference(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
         from vt_fast.reference.position import conv_position_code
 
-        return conv_position_code(attention, size, self.grid, list(self.kernels), self.mix, self.weight)
+        return conv_position_code(attention, size, self.grid, self.kernels, self.mix, self.weight)
 
     def _cells(self) -> Tensor:
         sides = [self.grid]
-        for _ in self.kernels:
+        for _ in self._names:
             sides.append((sides[-1] + 1) // 2)
         maps = torch.unflatten(self.weight.t(), 1, (1, sides[-1], sides[-1]))
         maps = F.conv_transpose2d(maps, self.mix)
-        for kernel, side in zip(reversed(list(self.kernels)), reversed(sides[:-1]), strict=True):
+        for kernel, side in zip(reversed(self.kernels), reversed(sides[:-1]), strict=True):
             # The stride drops the last column of an even side; output_padding restores it.
             maps = F.conv_transpose2d(maps, kernel, stride=2, padding=1, output_padding=1 - side % 2)
         return maps.squeeze(1).permute(1, 2, 0)

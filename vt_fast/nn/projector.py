@@ -18,9 +18,9 @@ from vt_fast.nn.base import (
     check_map,
     like_map,
     maps_like,
-    why_not_fused,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.tokenizer import Tokenizer
 
@@ -131,24 +131,27 @@ class Projector(BackendModule):
 
     def _operands(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         rows, values = self._rows(tokens)
-        if self.query is None:
+        query = self._modules.get("query")
+        if query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
-        keys, token_bias = self.query.fold_with_bias(rows, self.num_heads)
-        return keys.flatten(1, 3), values, None if token_bias is None else token_bias.flatten(1)
+        keys, token_bias = query(rows, fold=(self.num_heads, 1))
+        return keys, values, token_bias
 
     def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""
-        values = tokens if self.value is None else self.value(tokens)
-        return (tokens if self.key is None else self.key(tokens)) * self.scale, values
+        value, key = self._modules.get("value"), self._modules.get("key")  # self.value takes longer
+        values = tokens if value is None else value(tokens)
+        return (tokens if key is None else key(tokens)) * self.scale, values
 
     def residual(self, x: Tensor) -> Tensor:
         """The map to add to: `x` itself, or `x` through the shortcut, in the form of `x`."""
-        if self.shortcut is None:
+        shortcut = self._modules.get("shortcut")
+        if shortcut is None:
             return x
-        if x.dim() == 4 and why_not_fused(self.shortcut, GroupedLinear) is None:
-            added: Tensor = self.shortcut(x, channels_first=True)
+        if x.dim() == 4 and why_not_fused(shortcut, GroupedLinear) is None:
+            added: Tensor = shortcut(x, channels_first=True)
             return added
-        return like_map(self.shortcut(as_pixels(x)), x)
+        return like_map(shortcut(as_pixels(x)), x)
 
     def forward(self, x: Tensor, tokens: Tensor, *, defer: bool = False) -> Tensor | PendingMap:
         """The map (B, N, D) or (B, D, H, W), in the form of `x`.
@@ -166,7 +169,8 @@ class Projector(BackendModule):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
-        if self.query is not None and why_not_fused(self.query, GroupedLinear) is not None:
+        query = self._modules.get("query")
+        if query is not None and why_not_fused(query, GroupedLinear) is not None:
             return self._unfolded(x, tokens)
         keys, values, token_bias = self._operands(tokens)
         residual = self.residual(x)

@@ -60,13 +60,14 @@ class TokenRelation(BackendModule, ABC):
 
     def _normalise(self, tokens: Tensor) -> Tensor:
         tokens = checks.tokens(tokens, self.token_channels)
-        if self.token_norm is None:
+        token_norm = self._modules.get("token_norm")
+        if token_norm is None:
             return tokens
-        if isinstance(self.token_norm, nn.LayerNorm):
-            of_each: Tensor = self.token_norm(tokens)
+        if isinstance(token_norm, nn.LayerNorm):
+            of_each: Tensor = token_norm(tokens)
             return of_each
         # As rows: a BatchNorm would take the second of three dimensions for the channels.
-        normalised: Tensor = self.token_norm(tokens.flatten(0, 1))
+        normalised: Tensor = token_norm(tokens.flatten(0, 1))
         return normalised.reshape(tokens.shape)
 
     @abstractmethod

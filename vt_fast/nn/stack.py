@@ -15,13 +15,14 @@ from vt_fast.nn.base import (
     PendingMap,
     autocast_map,
     set_backend,
-    why_not_fused,
 )
 from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
 from vt_fast.nn.linear import GroupedLinear
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
+from vt_fast.nn.traced import is_traced, leaf
 from vt_fast.nn.visual_transformer import VisualTransformer
 
 
@@ -151,6 +152,8 @@ class VisualTransformerStack(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        if is_traced(x):
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask))
         current: Tensor | PendingMap = autocast_map(x, self)
         y: Any = None
         last = len(self.blocks) - 1
@@ -158,11 +161,13 @@ class VisualTransformerStack(CompositeModule):
             options: dict[str, Any] = {} if mask is None else {"mask": mask}
             if why_not_fused(block, VisualTransformer) is None:
                 # The next block computes the map with its tokens where the two can share a pass.
-                keep_map = block.projector is None and self._reads_map_after(index)
-                options |= {"defer": index < last, "keep_map": keep_map}
+                options["defer"] = index < last
+                if block.projector is None:
+                    options["keep_map"] = self._reads_map_after(index)
             elif isinstance(current, PendingMap):
                 current = current.run()
-            y, tokens = block(current, tokens, **options)
+            before = () if tokens is None else (tokens,)
+            y, tokens = block(current, *before, **options)
             current = current if y is None else y
         return y, cast(Tensor, tokens)
 

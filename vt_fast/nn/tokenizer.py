@@ -15,9 +15,9 @@ from vt_fast.nn.base import (
     check_map,
     maps_like,
     pixel_softmax,
-    why_not_fused,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of
+from vt_fast.nn.members import refuse_opacus, why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.position import PositionCode
 
@@ -44,6 +44,8 @@ class Tokenizer(BackendModule):
 
     #: Channel blocks that the op pools with weights of their own: its `num_heads`.
     op_heads: int = 1
+    #: Whether `x` may be a map that a projector has not computed.
+    takes_pending: bool = True
 
     def __init__(
         self,
@@ -106,7 +108,12 @@ class Tokenizer(BackendModule):
         Raises:
             ValueError: there is a position code and `x` is not (B, C, H, W).
         """
-        return None if self.position is None else self.position(*checks.map_size(x))
+        position = self._modules.get("position")
+        if position is None:
+            return None
+        refuse_opacus(position, "position", "whose hooks see one table for all samples")
+        table: Tensor = position(*checks.map_size(x))
+        return table
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.
@@ -114,11 +121,14 @@ class Tokenizer(BackendModule):
         The biases assume weights that sum to 1. Where a mask leaves no pixel of a sample, its pooled rows are
         0, and its tokens are what the biases make of 0.
         """
-        if self.value is not None:
-            valued = self.value(pooled[..., : self.channels])
-            rest = pooled[..., self.channels :]
-            pooled = valued if self.position is None else torch.cat((valued, rest), -1)
-        return pooled if self.token is None else self.token(pooled)
+        value, token = self._modules.get("value"), self._modules.get("token")  # self.value takes longer
+        if value is not None:
+            if self._modules.get("position") is None:
+                pooled = value(pooled)
+            else:
+                valued = value(pooled[..., : self.channels])
+                pooled = torch.cat((valued, pooled[..., self.channels :]), -1)
+        return pooled if token is None else token(pooled)
 
     def forward(
         self,
@@ -141,6 +151,8 @@ class Tokenizer(BackendModule):
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape, or a mask is given to the reference.
         """
+        if mask is not None:
+            refuse_opacus(self, "mask", "which computes this module's gradients without it")
         if isinstance(x, PendingMap):
             return self._tokenize_pending(x, tokens, mask, return_map)
         self._check(x, tokens)
@@ -234,7 +246,7 @@ class Tokenizer(BackendModule):
         attention = self._reference_attention(x, tokens)
         pooled = gather(attention, as_pixels(x), value=projection_of(self.value))
         if self.position is not None:
-            pooled = torch.cat((pooled, self.position._reference(attention, checks.map_size(x))), -1)
+            pooled = torch.cat((pooled, self.position(*checks.map_size(x), attention=attention)), -1)
         token = projection_of(self.token)
         return pooled if token is None else linear(pooled, token)
 

@@ -114,7 +114,8 @@ class TokenTransformer(TokenRelation):
 
     def _relate(self, tokens: Tensor) -> Tensor:
         attention = self._attention(tokens)
-        values = self._heads(tokens if self.value is None else self.value(tokens))
+        value = self._modules.get("value")
+        values = self._heads(tokens if value is None else value(tokens))
         mixed = attention @ values
         tokens = tokens + (mixed.squeeze(1) if self.num_heads == 1 else mixed.transpose(1, 2).flatten(2))
         v1 = self.variant == "v1"

@@ -128,7 +128,8 @@ class DynamicTokenizer(Tokenizer):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """Rows (B, op_heads * R, C / op_heads), R = attention heads per op head times L / 2."""
-        return self.key.fold(self._rows(tokens), self.num_heads, self.op_heads).flatten(1, 3)
+        keys: Tensor = self.key(self._rows(tokens), fold=(self.num_heads, self.op_heads))[0]
+        return keys
 
     def _rows(self, tokens: Tensor | None) -> Tensor:
         asking = checks.tokens(tokens, self.token_channels, self.num_tokens)[:, : self.num_tokens // 2]

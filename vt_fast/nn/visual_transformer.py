@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.types import Device
 from typing_extensions import Self
 
 from vt_fast import checks
-from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend, why_not_fused
+from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend
 from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
+from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.tokenizer import Tokenizer
+from vt_fast.nn.traced import is_traced, leaf
 
 
 class VisualTransformer(CompositeModule):
@@ -195,14 +199,17 @@ class VisualTransformer(CompositeModule):
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
         """
+        if is_traced(x):
+            return cast("tuple[Tensor, Tensor]", leaf(self, x, tokens, mask=mask, keep_map=keep_map))
         if not isinstance(x, PendingMap):
             x = autocast_map(x, self)
-        kept = keep_map or self.projector is not None
-        y, tokens = self._tokenize(x, tokens, mask, return_map=kept)
-        if self.projector is None:
+        projector = self._modules.get("projector")  # self.projector takes longer
+        y, tokens = self._tokenize(x, tokens, mask, return_map=keep_map or projector is not None)
+        if projector is None:
             return (y if keep_map else None), tokens
-        options = {"defer": True} if defer and why_not_fused(self.projector, Projector) is None else {}
-        return self.projector(y, tokens, **options), tokens
+        if defer and why_not_fused(projector, Projector) is None:
+            return projector(y, tokens, defer=True), tokens
+        return projector(y, tokens), tokens
 
     def tokenize(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """The tokens alone: tokenizer and transformer."""
@@ -212,18 +219,25 @@ class VisualTransformer(CompositeModule):
         self, x: Tensor | PendingMap, tokens: Tensor | None, mask: Tensor | None, *, return_map: bool
     ) -> tuple[Tensor | None, Tensor]:
         """The map, or None if it is not wanted and need not be written, and the tokens."""
+        tokenizer = self._modules.get("tokenizer")
         options = {} if mask is None else {"mask": mask}
-        if isinstance(x, PendingMap) and self.why_not_fused() is None:
-            y, found = self.tokenizer(x, tokens, return_map=return_map, **options)  # type: ignore[misc]
-        elif self.tokenizer is None and not return_map:
-            y, found = None, tokens
-        else:
+        before = () if tokens is None else (tokens,)  # hooks of tools such as Opacus take tensors alone
+        y: Any = x
+        if (
+            isinstance(x, PendingMap)
+            and tokenizer is not None
+            and why_not_fused(tokenizer, Tokenizer) is None
+            and tokenizer.takes_pending
+        ):
+            y, tokens = tokenizer(x, *before, return_map=return_map, **options)
+        elif tokenizer is not None or return_map:
             y = x.run() if isinstance(x, PendingMap) else x
-            found = tokens if self.tokenizer is None else self.tokenizer(y, tokens, **options)
-        if found is None:
+            tokens = tokens if tokenizer is None else tokenizer(y, *before, **options)
+        else:
+            y = None
+        if tokens is None:
             raise ValueError("`tokens` must be (B, L, CT) where there is no tokenizer, got None")
-        related: Tensor = self.transformer(found)
-        return y, related
+        return y, self.transformer(tokens)
 
     def why_not_fused(self) -> str | None:
         """Why the tokenizer does not share a pass with the projector before it; None where it can."""
