@@ -117,7 +117,9 @@ def planted(root: Path = ROOT) -> list[Mutant]:
             line = source.count("\n", 0, fault.span(source)[0]) + 1
             operator = "harmless" if fault.harmless else "planted"
             variables = f"VT_FAST_EMULATED={fault.kernels}"
-            found.append(Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables))
+            found.append(
+                Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables)
+            )
     return found
 
 

@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/backward.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 BACKWARD = [

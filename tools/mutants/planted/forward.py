@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/forward.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 FORWARD = [
