@@ -6,7 +6,7 @@ import pytest
 
 from tools.mutants import __main__ as command
 from tools.mutants.edits import of_cpp, of_python
-from tools.mutants.sampling import TARGETS, candidates, mutants_of, sample
+from tools.mutants.sampling import ROOT, TARGETS, candidates, mutants_of, planted, sample
 
 PYTHON = {
     "a < b": {"a <= b"},
@@ -145,3 +145,14 @@ def test_mutants_that_were_noticed_are_chosen_again(tmp_path):
     assert [[mutant.id for mutant in part] for part in command.chosen("ops", 1, 2, [path])] == [[first]]
     with pytest.raises(SystemExit, match="no mutants 0000"):
         command.chosen("ops", 1, 2, ["0000"])
+
+
+def test_planted_faults_fit_the_sources():
+    found = planted()  # raises where a fault's text is not in its file
+    assert len({mutant.id for mutant in found}) == len(found)
+    for mutant in found:
+        source = (ROOT / mutant.file).read_bytes()
+        assert mutant.applied(source) != source, mutant.id
+        assert source[mutant.start : mutant.end].decode() == mutant.before
+    chosen = command.chosen("cuda", 1, 1, [found[3].id], by_hand=True)
+    assert [[mutant.id for mutant in part] for part in chosen] == [[found[3].id]]

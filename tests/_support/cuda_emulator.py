@@ -63,7 +63,18 @@ class Report(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("warps", "ranks", "stages", "mt", "nt", "tp", "clusters", "unit", "shared_bytes", "launches")
+        for name in (
+            "warps",
+            "ranks",
+            "stages",
+            "mt",
+            "nt",
+            "tp",
+            "clusters",
+            "unit",
+            "shared_bytes",
+            "launches",
+        )
     ]
 
 

@@ -32,12 +32,18 @@ class InPlace(Problem):
     """A problem whose operands are passed as they lie in memory, and not copied to aligned memory."""
 
     def leaves(self, *_: object) -> dict[str, torch.Tensor]:
-        return {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in self.operands.items()}
+        return {
+            name: value.detach().requires_grad_(value.is_floating_point())
+            for name, value in self.operands.items()
+        }
 
 
 def in_place(problem: Problem, dtype: torch.dtype) -> InPlace:
     """The same in ``dtype``."""
-    operands = {name: value if value.dtype == torch.bool else value.to(dtype) for name, value in problem.operands.items()}
+    operands = {
+        name: value if value.dtype == torch.bool else value.to(dtype)
+        for name, value in problem.operands.items()
+    }
     return InPlace(problem.op, operands, problem.options)
 
 
@@ -69,13 +75,11 @@ def check(
     with cuda_emulator.emulated(**conditions) as reports:
         found = problem.solve(dtype, bias_dtype=bias_dtype)
     if bias_dtype is not None:
-        found = {
-            name: value.to(dtype) if name.endswith("_bias") else value for name, value in found.items()
-        }
+        found = {name: value.to(dtype) if name.endswith("_bias") else value for name, value in found.items()}
     judging.compare(problem, found, exact, plain, dtype)
     return reports
 
 
 def conditions(index: int) -> dict[str, int]:
-    """Unkind ones, different for each index: the order of warps, when copies arrive, and how work is split."""
+    """Unkind ones, different for each index: the order of warps, when copies arrive, how work is split."""
     return {"seed": index + 1, "copies": index % 3, "clusters": (1, 2, 3, 5, 8)[index % 5]}

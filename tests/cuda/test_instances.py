@@ -63,9 +63,24 @@ def test_each_kernel(op, layout, dtype):
             missing -= kernels
             channels, rows, (kilobytes, max_ranks) = call
             name, height, width = LAYOUTS[layout]
-            found = problem(op, (), name, batch=1, channels=channels, height=height, width=width, tokens=rows, queries=rows)
+            found = problem(
+                op,
+                (),
+                name,
+                batch=1,
+                channels=channels,
+                height=height,
+                width=width,
+                tokens=rows,
+                queries=rows,
+            )
             reports = check(
-                found, dtype, seed=channels, copies=cuda_emulator.RANDOM, shared_bytes=1024 * kilobytes, max_ranks=max_ranks
+                found,
+                dtype,
+                seed=channels,
+                copies=cuda_emulator.RANDOM,
+                shared_bytes=1024 * kilobytes,
+                max_ranks=max_ranks,
             )
             assert {(each, report.mt, report.nt) for each, report in reports.items()} == kernels
     assert not missing, "kernels that no GPU uses"

@@ -1,6 +1,6 @@
 """Where operands and results lie: far apart, at any alignment, next to memory of others.
 
-The emulator checks each call for more: it must write each byte of its results once and copy each of a map once.
+The emulator checks each call for more: it must write each byte of a result once, and copy each of a map once.
 """
 
 import mmap
@@ -20,12 +20,17 @@ OPTIONS_OF_EVERY_KIND = [
     ("tokenize", ("mask", "pixel_bias", "extra_values")),
     ("tokenize", ("num_heads",)),
     ("project", ("residual", "wide", "num_heads", "token_bias")),
-    ("project_tokenize", ("mask", "pixel_bias", "extra_values", "residual", "wide", "num_heads", "token_bias")),
+    (
+        "project_tokenize",
+        ("mask", "pixel_bias", "extra_values", "residual", "wide", "num_heads", "token_bias"),
+    ),
     ("project_tokenize", ("shared",)),
 ]
 
 
-@pytest.mark.parametrize(("case", "layout", "dtype"), pairs(OPTIONS_OF_EVERY_KIND, LAYOUTS, DTYPES), ids=short)
+@pytest.mark.parametrize(
+    ("case", "layout", "dtype"), pairs(OPTIONS_OF_EVERY_KIND, LAYOUTS, DTYPES), ids=short
+)
 def test_offsets_of_64_bits(case, layout, dtype):
     """With samples and rows of all operands and results 2^31 elements apart, results are the same."""
     found = problem(*case, layout, channels=32, height=4, width=6)
@@ -45,7 +50,11 @@ def test_a_map_with_samples_far_apart(op, layout):
     x, distance = near.operands["x"], 2**31 + 8
     no_reserve = 0x4000  # MAP_NORESERVE; mmap has the name since Python 3.13
     memory = mmap.mmap(-1, 4 * distance, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
-    far = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided(x.shape, (distance, *x.stride()[1:])).copy_(x)
+    far = (
+        torch.frombuffer(memory, dtype=torch.bfloat16)
+        .as_strided(x.shape, (distance, *x.stride()[1:]))
+        .copy_(x)
+    )
     with cuda_emulator.emulated():
         expected = near.solve(torch.bfloat16)
         found = InPlace(op, near.operands | {"x": far}, near.options).solve(torch.bfloat16)
@@ -67,7 +76,9 @@ def test_views_of_larger_maps(op, layout, dtype):
     with cuda_emulator.emulated():
         expected = dense.solve(dtype)
     for index, gaps in enumerate(pairs(GAPS, GAPS, GAPS, GAPS)):
-        maps = {name: with_gaps(dense.operands[name], *gaps) for name in {"x", "residual"} & dense.operands.keys()}
+        maps = {
+            name: with_gaps(dense.operands[name], *gaps) for name in {"x", "residual"} & dense.operands.keys()
+        }
         with cuda_emulator.emulated(seed=index + 1, copies=index % 3):
             found = InPlace(op, dense.operands | maps, dense.options).solve(dtype)
         for name, value in found.items():
@@ -100,7 +111,11 @@ def test_small_operands_at_any_address(op, dtype):
         for name in aligned.operands.keys() - {"x"}:
             value = aligned.operands[name]
             for offset in (1, 4):
-                moved = torch.ones(value.numel() + offset, dtype=value.dtype)[offset:].view(value.shape).copy_(value)
+                moved = (
+                    torch.ones(value.numel() + offset, dtype=value.dtype)[offset:]
+                    .view(value.shape)
+                    .copy_(value)
+                )
                 found = InPlace(op, aligned.operands | {name: moved}, aligned.options).solve(dtype)
                 for of, result in found.items():
                     assert torch.equal(result, expected[of]), (name, offset, of)

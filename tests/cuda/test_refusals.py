@@ -51,7 +51,10 @@ def record(op, x, *, heads=1, out_channels, tokens, queries, extra, **_):
 
 def refused(op, call):
     """Why C++ refuses a call, or None."""
-    with cuda_emulator.emulated(dry=True), pytest.raises(Exception, match=r"cannot do|planned alone|not built") as error:
+    with (
+        cuda_emulator.emulated(dry=True),
+        pytest.raises(Exception, match=r"cannot do|planned alone|not built") as error,
+    ):
         getattr(torch.ops.vt_fast_emulated, op)(*call)
     reason = str(error.value).partition("cannot do this call: ")[2].partition("\n")[0]
     return None if "does not fit on this GPU" in reason else reason or None
@@ -71,7 +74,9 @@ def test_random_calls(op):
     reasons = set()
     for _ in range(300):
         heads = choose.choice([1, 2, 3]) if op != "project" else 1
-        channels = [choose.choice([4, 6, 8, 16, 24, 2048, 2052, 2056]) * choose.choice([1, heads]) for _ in range(2)]
+        channels = [
+            choose.choice([4, 6, 8, 16, 24, 2048, 2052, 2056]) * choose.choice([1, heads]) for _ in range(2)
+        ]
         if any(each % heads for each in channels):
             continue
         dtype = choose.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -82,7 +87,9 @@ def test_random_calls(op):
             out_channels=channels[1],
             tokens=choose.choice([1, 21, 22, 32, 33, 64, 65]),
             queries=choose.choice([1, 64, 65]),
-            extra=choose.choice([0, 64, 65]) if op.startswith("project_tokenize") or (heads == 1 and "tokenize" in op) else 0,
+            extra=choose.choice([0, 64, 65])
+            if op.startswith("project_tokenize") or (heads == 1 and "tokenize" in op)
+            else 0,
         )
         reasons.add(check(op, call))
     assert None in reasons

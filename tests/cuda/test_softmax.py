@@ -17,12 +17,16 @@ from tests._support.problems import OPS, Problem
 @pytest.mark.parametrize("op", OPS)
 def test_scores_far_apart(op, falling, dtype):
     """Scores that exp would not survive, whose maximum is in the first tile of a sample, or in the last."""
-    found = problem(op, ("extra_values",) if op == "tokenize" else ("residual",), channels=32, height=7, width=11)
+    found = problem(
+        op, ("extra_values",) if op == "tokenize" else ("residual",), channels=32, height=7, width=11
+    )
     ramp = torch.linspace(300, -300, 77).div(8).round().mul(8)
     of_map = "x" if op != "project_tokenize" else "residual"
     found.operands[of_map][..., 0] = ramp if falling else ramp.flip(0)
     for name in {"queries", "keys"} & found.operands.keys():
-        found.operands[name][..., 0] = torch.tensor([1.0, -1.0, 2.0, 0.5, 0.25])[: found.operands[name].shape[-2]]
+        found.operands[name][..., 0] = torch.tensor([1.0, -1.0, 2.0, 0.5, 0.25])[
+            : found.operands[name].shape[-2]
+        ]
     for index in range(3):
         check(Problem(op, dict(found.operands), found.options), dtype, **conditions(index))
 
@@ -63,7 +67,9 @@ def test_operands_that_the_batch_shares(keys, values, queries, token_bias, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize(("op", "options"), [("project", ()), ("project", ("num_heads",)), ("project_tokenize", ())])
+@pytest.mark.parametrize(
+    ("op", "options"), [("project", ()), ("project", ("num_heads",)), ("project_tokenize", ())]
+)
 def test_removed_tokens_do_not_matter(op, options, dtype):
     """With NaN in tokens that their bias removes, others in each sample, results are those without it."""
     heads = 2 if options else 1

@@ -127,7 +127,9 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--target", choices=TARGETS, required=True)
     one.add_argument("--seed", type=int, default=SEED)
     one.add_argument("--count", type=int, default=COUNT)
-    one.add_argument("--planted", action="store_true", help="those in tools/mutants/planted, with --target cuda")
+    one.add_argument(
+        "--planted", action="store_true", help="those in tools/mutants/planted, with --target cuda"
+    )
     one.add_argument("--only", nargs="+", default=[], metavar="ID", help="or a file: those noticed in it")
     one.add_argument("--tests", metavar="ARGUMENTS", help="pytest's, in place of the target's own")
     one.add_argument("--limit", type=float, default=900, help="seconds for the tests of one mutant")

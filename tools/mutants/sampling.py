@@ -55,7 +55,7 @@ TARGETS = {
     "cuda": Target(
         ("csrc/cuda/*.h", "csrc/torch/cuda_calls.h", "csrc/torch/cuda_ops.h"),
         ("device", "launch"),  # the first is for nvcc in parts; the other holds no code
-        ("pytest tests/cuda --deselect tests/cuda/test_emulator.py",),
+        ("pytest tests/cuda --deselect tests/cuda/test_emulator.py::test_program[emulator/emulator_test.cpp]",),
         "emulator",
     ),
     "triton": Target(
@@ -117,7 +117,9 @@ def planted(root: Path = ROOT) -> list[Mutant]:
             line = source.count("\n", 0, fault.span(source)[0]) + 1
             operator = "harmless" if fault.harmless else "planted"
             variables = f"VT_FAST_EMULATED={fault.kernels}"
-            found.append(Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables))
+            found.append(
+                Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables)
+            )
     return found
 
 

@@ -109,7 +109,10 @@ class Tree:
             if not self._build(variables):
                 return False
             objects = [path.relative_to(kept) for path in kept.rglob("*.o")]
-            return any((self.root / self.objects / name).read_bytes() != (kept / name).read_bytes() for name in objects)
+            return any(
+                (self.root / self.objects / name).read_bytes() != (kept / name).read_bytes()
+                for name in objects
+            )
         module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         return self._run([sys.executable, "-c", f"import vt_fast, {module}"], {}, 120)[0] == 0
 

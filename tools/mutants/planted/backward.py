@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/backward.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 BACKWARD = [
@@ -89,7 +91,7 @@ BACKWARD = [
     Fault(
         "backward-project-no-first-barrier",
         "Scores are read that other warps have not written.",
-        "warp.sync();",
+        "warp.template share_scores<0, 1>();",
         "",
         past="view.at = x;",
     ),
@@ -108,9 +110,8 @@ BACKWARD = [
     Fault(
         "backward-pixels-no-first-barrier",
         "Scores are read that other warps have not written.",
-        "warp.sync();",
+        "warp.template share_scores<0, 2>();",
         "",
-        past="{warp.bank(places.queries), warp.bank(places.grad_tokens)});",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -130,9 +131,15 @@ BACKWARD = [
     Fault(
         "backward-tokens-no-first-barrier",
         "Scores are read that other warps have not written.",
-        "warp.sync();",
+        "warp.template share_scores<BOTH ? 1 : 0, BOTH ? 1 : 2>();",
         "",
-        past="{warp.bank(call.places.values)}, 1);",
+        kernels=f"{PROJECT}:Bf16",
+    ),
+    Fault(
+        "backward-tokens-share-one-matrix",
+        "In a cluster, scores of values are not added up.",
+        "BOTH ? 1 : 2>();",
+        "1>();",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(

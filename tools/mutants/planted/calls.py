@@ -1,5 +1,7 @@
 """Faults in csrc/torch/cuda_calls.h and cuda_ops.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 CALLS = [

@@ -22,14 +22,13 @@ class Fault(NamedTuple):
 
     def span(self, source: str) -> tuple[int, int]:
         """Where ``before`` lies in the text of its file."""
-        begin = 0
+        anchor = self.past or self.before
+        if source.count(anchor) != 1:
+            raise ValueError(f"{self.name}: `{anchor}` must occur once")
+        start = source.index(anchor)
         if self.past:
-            if source.count(self.past) != 1:
-                raise ValueError(f"{self.name}: `{self.past}` must occur once")
-            begin = source.index(self.past) + len(self.past)
-        elif source.count(self.before) != 1:
-            raise ValueError(f"{self.name}: `{self.before}` must occur once")
-        start = source.find(self.before, begin)
-        if start < 0:
-            raise ValueError(f"{self.name}: no `{self.before}` behind `{self.past}`")
+            begin = start + len(self.past)
+            start = source.find(self.before, begin, begin + 800)  # not in another function
+            if start < 0:
+                raise ValueError(f"{self.name}: no `{self.before}` soon behind `{self.past}`")
         return start, start + len(self.before)

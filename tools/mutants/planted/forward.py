@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/forward.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 FORWARD = [
@@ -103,7 +105,7 @@ FORWARD = [
     Fault(
         "forward-project-no-first-barrier",
         "Scores are read that other warps have not written.",
-        "warp.sync();",
+        "warp.template share_scores<0, 1>();",
         "",
         past="{warp.bank(call.places.keys)});",
         kernels=f"{PROJECT}:Bf16",
@@ -118,7 +120,7 @@ FORWARD = [
     Fault(
         "forward-tokenize-no-first-barrier",
         "Scores are read that other warps have not written.",
-        "warp.sync();",
+        "warp.template share_scores<0, 1>();",
         "",
         past="{warp.bank(places.queries)});",
         kernels=f"{TOKENIZE}:Bf16",

@@ -1,26 +1,55 @@
 """Faults in csrc/cuda/kernel.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 KERNEL = [
     # Who and where.
     Fault(
         "cluster-synchronized-as-blocks",
-        "Blocks of a cluster read scores of the others before these are written.",
+        "Blocks of a cluster go on while others still read their scores.",
         "sync_cluster();",
         "sync_block();",
+        past="VT_DEVICE void sync() const {",
     ),
     Fault(
         "scores-of-the-own-rank-alone",
-        "Each block of a cluster adds up its own scores, as often as there are blocks.",
-        "from == rank ? shared<float>(at + w * kStep) : shared_of(from, at + w * kStep)",
-        "shared<float>(at + w * kStep)",
+        "Each block of a cluster takes its own scores, as often as there are blocks.",
+        "sum += shared_of(from, call.places.scores",
+        "sum += shared_of(rank, call.places.scores",
     ),
     Fault(
         "scores-of-rank-0-alone",
         "Only the first block's channels count in a cluster.",
-        "shared_of(from, at + w * kStep)",
-        "shared_of(0, at + w * kStep)",
+        "sum += shared_of(from, call.places.scores",
+        "sum += shared_of(0, call.places.scores",
+    ),
+    Fault(
+        "scores-shared-without-barrier-of-the-block",
+        "A block of a cluster adds up scores that its warps have not written.",
+        "sync_block();\n      if (ranks == 1) return;",
+        "if (ranks == 1) return sync_block();",
+    ),
+    Fault(
+        "scores-shared-without-barrier-of-the-cluster",
+        "Blocks of a cluster read sums that others have not written.",
+        "      }\n      sync_cluster();\n    }",
+        "      }\n    }",
+    ),
+    Fault(
+        "scores-shared-of-one-matrix",
+        "In a cluster, the second matrix of scores is that of the first warps.",
+        "i < COUNT * kRows * TP;",
+        "i < kRows * TP;",
+        kernels=f"{TOKENIZE}:Bf16",
+    ),
+    Fault(
+        "scores-shared-of-the-first-matrix",
+        "In a cluster, scores of values are not added up.",
+        "const int matrix = FIRST + i / (kRows * TP),",
+        "const int matrix = i / (kRows * TP),",
+        kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "scores-of-the-last-rank-left-out",

@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/parts.h and plan.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
 
 PARTS = [

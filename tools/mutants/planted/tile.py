@@ -1,5 +1,7 @@
 """Faults in csrc/cuda/tile.h."""
 
+# ruff: noqa: E501
+
 from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
 
 TILE = [
