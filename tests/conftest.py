@@ -99,3 +99,15 @@ def one_thread():
 def fixed_seed():
     """The same random numbers in each run and in any order of the tests."""
     torch.manual_seed(0)
+
+
+def pytest_runtest_logfinish():
+    """After a fault on a GPU nothing works in the process: it ends, and pytest-xdist starts another one."""
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        pytest.exit(f"the GPU does nothing more for this process: {error}", returncode=1)
