@@ -7,7 +7,8 @@
 //   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
 //   project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
 //
-// Sums of gradients of rows are kept in registers for a set of samples (parts.h).
+// Sums of gradients of rows are kept in registers for a sample, or for all samples of a head where the batch shares
+// the rows (parts.h).
 #pragma once
 
 #include "kernel.h"
@@ -48,16 +49,15 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   using Base::TP;
   static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = true;
   static constexpr bool BOTH = PROJECT && TOKENIZE;
+  static constexpr int kMostWarps = Base::most_warps(MT * NT * 4 * (TOKENIZE + 2 * PROJECT));
   static constexpr uint32_t kWeightPitch = kRows * 4 + 16;  // of a pixel
 
-  // What is summed over a set of samples.
+  // Gradients of rows.
   struct Sums {
     float queries[TOKENIZE ? MT : 1][NT][4] = {};
     float keys[PROJECT ? MT : 1][NT][4] = {}, values[PROJECT ? MT : 1][NT][4] = {};
     float token_bias[NT] = {};
   };
-
-  static VT_DEVICE int samples_of_set(const Call& call) { return call.shared_rows ? call.batch : 1; }
 
   static VT_DEVICE void run(const Call& call) {
     const Warp warp(call);
@@ -65,7 +65,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const Share share = Share::of(call, cluster);
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
-    Place at{static_cast<int>(share.begin / call.tiles_per_sample), static_cast<int>(share.begin % call.tiles_per_sample)};
+    Place at = Place::of(call, share.begin);
     const bool has_grad = PROJECT && call.grad_map.data != nullptr;
     const bool has_residual = BOTH && call.residual.data != nullptr;
 
@@ -75,7 +75,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       if (any) {
         int map = 0;
         const auto copy = [&](const Map& of, int channels) {
-          Tile::copy(warp.slot(ahead_stage, map++), Base::sample_of(call, of, channels, ahead.sample), warp.channel,
+          Tile::copy(warp.slot(ahead_stage, map++), Base::sample_of(call, of, channels, ahead), warp.channel,
                      ahead.pixel(), warp.lane);
         };
         copy(call.x, call.channels);
@@ -93,17 +93,17 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       const int pixel = at.pixel();
       uint32_t there = 0;
       if (index >= 0) {
-        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
-        there = TOKENIZE ? Base::taking_part(call, at.sample, pixel, warp.lane) : Base::inside(call, pixel);
+        if (index == 0 || at.tile == 0) begin(warp, at, index == 0);
+        there = TOKENIZE ? Base::taking_part(call, at, warp.lane) : Base::inside(call, pixel);
         Base::wait_stage(call.stages);
       }
       copy_next(index + call.stages - 1 < count);
       if (index < 0) continue;
-      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
+      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       const uint32_t grad = has_grad ? warp.slot(stage, 1) : 0;
       if constexpr (!PROJECT) {
-        pixel_gradients(warp, view, sums, at.sample, pixel, there);
+        pixel_gradients(warp, view, sums, at, there);
         if (call.dx.data != nullptr) spread_tokens(warp, view, x, pixel, there, false, 0);
       } else if constexpr (!TOKENIZE) {
         Base::template scores<1>(warp, view, {warp.bank(call.places.keys)});
@@ -113,42 +113,42 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       } else {
         const View again(warp.slice(call.places.again), warp.lane, x, pixel);
         project(warp, again, view.at, has_residual ? warp.slot(stage, has_grad ? 2 : 1) : 0);
-        pixel_gradients(warp, again, sums, at.sample, pixel, there);
+        pixel_gradients(warp, again, sums, at, there);
         spread_tokens(warp, again, x, pixel, there, has_grad, grad);
         sync_warp();
         token_gradients(warp, view, again, sums, pixel, there);
         if (call.dresidual.data != nullptr) {
-          Tile::store(Base::sample_of(call, call.dresidual, call.out_channels, at.sample), again.at, warp.channel, pixel,
+          Tile::store(Base::sample_of(call, call.dresidual, call.out_channels, at), again.at, warp.channel, pixel,
                       warp.lane);
         }
         if (call.dx.data != nullptr) spread_keys(warp, view, again.at);
       }
       sync_warp();
       if (call.dx.data != nullptr) {
-        Tile::store(Base::sample_of(call, call.dx, call.channels, at.sample), view.at, warp.channel, pixel, warp.lane);
+        Tile::store(Base::sample_of(call, call.dx, call.channels, at), view.at, warp.channel, pixel, warp.lane);
       }
       if (++stage == call.stages) stage = 0;
 
-      const int sample = at.sample;
+      const Place here = at;
       at.next(call);
-      const bool set_ends = at.tile == 0 && at.sample % samples_of_set(call) == 0;
-      if (index + 1 == count || set_ends) finish(warp, sums, sample, share, cluster);
+      const bool last = index + 1 == count;
+      if (last || at.tile == 0) finish(warp, sums, here, {last, at.b == 0, share, cluster});
     }
     copy_wait<0>();
   }
 
   // Small operands of a sample.
-  static VT_DEVICE void begin(const Warp& warp, int sample, bool first) {
+  static VT_DEVICE void begin(const Warp& warp, const Place& at, bool first) {
     const Call& call = warp.call;
-    const int head = sample / call.batch, b = sample % call.batch;
+    const int head = at.head, b = at.b;
     sync_warp();  // a bank is the warp's own
     const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
     if (keys) {
-      Base::fill_keys(warp, sample);
-      Base::load_token_bias(warp, sample);  // last read before a barrier of the last tile
+      Base::fill_keys(warp, at.sample);
+      Base::load_token_bias(warp, at.sample);  // last read before a barrier of the last tile
     }
     if constexpr (TOKENIZE) {
-      if (first || call.queries.batch != 0 || b == 0) Base::fill_queries(warp, sample);
+      if (first || call.queries.batch != 0 || b == 0) Base::fill_queries(warp, at);
       const int64_t stride = static_cast<int64_t>(call.query_heads) * call.out_channels;
       const int64_t from = static_cast<int64_t>(b) * call.queries_count * stride + static_cast<int64_t>(head) * call.out_channels;
       RowsOf<T> grad = {static_cast<const T*>(call.grad_tokens) + from, stride, call.queries_count, call.out_channels,
@@ -172,6 +172,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       if (row < call.queries_count) {
         const float* exact = call.exact + (static_cast<int64_t>(b) * call.queries_count + row) * columns;
         const float* own = exact + static_cast<int64_t>(head) * call.out_channels;
+        VT_UNROLL_BY(8)  // so that many loads are under way at once
         for (int c = warp.lane; c < call.out_channels; c += 32) sum += widen(global(grad + row * stride + c)) * global(own + c);
         const T* extra = static_cast<const T*>(call.grad_extra) + (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
         for (int c = warp.lane; c < call.extra_columns; c += 32) sum += widen(global(extra + c)) * global(exact + call.out_channels + c);
@@ -215,12 +216,12 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 
   // A and dS of a tile, and what is summed over pixels: two barriers.
-  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, int sample, int pixel, uint32_t there) {
+  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, const Place& at, uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
     warp.template share_scores<0, 2>();
-    const int b = sample % call.batch;
+    const int b = at.b, pixel = at.pixel();
     for (int item = thread(); item < TP * kRows; item += threads()) {
       const int p = item % TP, row = item / TP;
       const float lse = shared<float>(places.lse + row * 4);
@@ -242,13 +243,13 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     }
     warp.sync();
     Base::pool(sums.queries, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
-    if (warp.rank == 0) add_pixels(call, sample, pixel);
+    if (warp.rank == 0) add_pixels(call, at);
     sync_warp();
   }
 
   // Gradients of what belongs to pixels.
-  static VT_DEVICE void add_pixels(const Call& call, int sample, int pixel) {
-    const int head = sample / call.batch, b = sample % call.batch;
+  static VT_DEVICE void add_pixels(const Call& call, const Place& at) {
+    const int head = at.head, b = at.b, pixel = at.pixel();
     if (call.dpixel_bias.data != nullptr) {
       const int p = thread();
       if (p < TP && pixel + p < call.pixels) {
@@ -363,28 +364,36 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     sync_warp();
   }
 
+  // A sample of the cluster's share ends, or the share.
+  struct End {
+    bool of_share, of_batch;
+    Share share;
+    int cluster;
+
+    // Whether gradients of an operand are complete.
+    VT_DEVICE bool ends(int64_t batch_stride) const { return of_share || of_batch || batch_stride != 0; }
+  };
+
   // Where a gradient of rows goes: the result, or a part. `offset`: of the operand in a part.
   struct Target {
     T* result;
     float* part;
   };
   static VT_DEVICE Target target(const Call& call, const Rows& operand, void* result, int64_t elements, int64_t offset,
-                                 int sample, const Set& set, int64_t set_index, const Share& share, int cluster) {
-    const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
-    const bool whole = set.whole(share);
-    if (whole && (call.shared_rows || operand.batch != 0)) {
-      const int head = sample / call.batch, b = sample % call.batch;
-      const int64_t at = (call.shared_rows ? head : static_cast<int64_t>(b) * call.query_heads + head) * elements;
-      return {result == nullptr ? nullptr : static_cast<T*>(result) + at, nullptr};
+                                 const Place& at, const End& end) {
+    if (result == nullptr) return {nullptr, nullptr};
+    const bool shared = operand.batch == 0;
+    const Set set = Set::of(call, shared ? at.head : at.sample, shared ? call.batch : 1);
+    if (set.whole(end.share)) {
+      const int64_t index = shared ? at.head : static_cast<int64_t>(at.b) * call.query_heads + at.head;
+      return {static_cast<T*>(result) + index * elements, nullptr};
     }
-    const int64_t index = whole ? 2 * static_cast<int64_t>(call.clusters) + set_index : set.part(call, cluster, share);
-    return {nullptr, result == nullptr ? nullptr : call.parts + index * part.size + offset};
+    const int64_t size = Part::of(call, PROJECT, TOKENIZE, kRows).size;
+    return {nullptr, call.parts + set.part(end.cluster, end.share) * size + offset};
   }
 
-  static VT_DEVICE void finish(const Warp& warp, Sums& sums, int sample, const Share& share, int cluster) {
+  static VT_DEVICE void finish(const Warp& warp, Sums& sums, const Place& at, const End& end) {
     const Call& call = warp.call;
-    const int set_index = sample / samples_of_set(call);
-    const Set set = Set::of(call, set_index, samples_of_set(call));
     const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
     // Where a row's sums go, in channels [first, end): the result, the part, or neither.
     struct Row {
@@ -422,28 +431,33 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
               to.part == nullptr ? nullptr : to.part + static_cast<int64_t>(row) * channels, first, end};
     };
     if constexpr (TOKENIZE) {
-      const int channels = call.out_channels;
-      const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * channels, part.queries,
-                               sample, set, set_index, share, cluster);
-      put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
+      if (end.ends(call.queries.batch)) {
+        const int channels = call.out_channels;
+        const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * channels,
+                                 part.queries, at, end);
+        put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
+      }
     }
     if constexpr (PROJECT) {
       const int each = opaque(call.keys_count / call.num_heads), width = opaque(call.out_channels / call.num_heads);
-      const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys,
-                                 sample, set, set_index, share, cluster);
-      put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });
-      const Target values = target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values,
-                                   sample, set, set_index, share, cluster);
-      put(sums.values, [&](int row) {
-        const int head = row / each, end = row < call.keys_count ? (head + 1) * width : 0;
-        return row_of(values, row, row - head * each, call.out_channels, head * width, end);
-      });
-      finish_token_bias(warp, sums, part, sample, set, set_index, share, cluster);
+      if (end.ends(call.keys.batch)) {
+        const Target keys =
+            target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys, at, end);
+        put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });
+      }
+      if (end.ends(call.values.batch)) {
+        const Target values =
+            target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values, at, end);
+        put(sums.values, [&](int row) {
+          const int head = row / each, last = row < call.keys_count ? (head + 1) * width : 0;
+          return row_of(values, row, row - head * each, call.out_channels, head * width, last);
+        });
+      }
+      if (call.dtoken_bias.data != nullptr && end.ends(call.token_bias.batch)) finish_token_bias(warp, sums, part, at, end);
     }
   }
 
-  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, int sample, const Set& set,
-                                          int64_t set_index, const Share& share, int cluster) {
+  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Place& at, const End& end) {
     const Call& call = warp.call;
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
@@ -454,16 +468,18 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       sums.token_bias[n] = 0.f;
     }
     sync_block();
-    if (call.dtoken_bias.data != nullptr && warp.rank == 0) {
+    if (warp.rank == 0) {
+      const bool shared = call.token_bias.batch == 0;
+      const Set set = Set::of(call, shared ? 0 : at.sample, shared ? call.batch : 1);
+      const bool whole = set.whole(end.share);
+      float* const to = whole ? nullptr : call.parts + set.part(end.cluster, end.share) * part.size + part.token_bias;
       for (int row = thread(); row < call.keys_count; row += threads()) {
         float sum = 0.f;
-        for (int w = 0; w < warp.warps; ++w) sum += shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
-        const bool whole = set.whole(share);
-        if (whole && (call.shared_rows || call.token_bias.batch != 0)) {
-          set_number<T>(call.dtoken_bias, (call.shared_rows ? 0 : static_cast<int64_t>(sample) * call.keys_count) + row, sum);
+        for (int w = 0; w < warp.warps; ++w) sum += vt::shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
+        if (whole) {
+          set_number<T>(call.dtoken_bias, (shared ? 0 : static_cast<int64_t>(at.sample) * call.keys_count) + row, sum);
         } else {
-          const int64_t index = whole ? 2 * static_cast<int64_t>(call.clusters) + set_index : set.part(call, cluster, share);
-          set_global(call.parts + index * part.size + part.token_bias + row, sum);
+          set_global(to + row, sum);
         }
       }
     }
@@ -471,16 +487,15 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 };
 
-// Gradients of rows from their parts. Grid: sets x pieces of Part::size.
+// Gradients of rows from their parts. Grid: sets that may have several, x pieces of Part::size.
 template <class T, bool PROJECT, bool TOKENIZE>
 struct CombineRows {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = Parts::kThreads;
 
   static VT_DEVICE void run(const Call& call) {
     const Part part = Part::of(call, PROJECT, TOKENIZE, room_for_rows(call));
-    const int index = block_y() * kThreads + thread();
-    if (index >= part.size) return;
-    const int set = block_x();
+    const int index = Parts::element();
+    if (index >= part.size) return;  // the whole warp: matrices are multiples of 8
     // Which operand's gradient, of which row and column, and whether the batch shares it.
     void* result;
     int row, c, channels = call.out_channels, rows = call.keys_count;
@@ -502,37 +517,19 @@ struct CombineRows {
       result = call.dtoken_bias.data, shared = call.token_bias.batch == 0, channels = 1;
       row = index - static_cast<int>(part.token_bias), c = 0, exists = row < rows;
     }
-    float sum = 0.f;
-    if (!exists || result == nullptr || !add(call, set, shared, part.size, index, sum)) return;
-    const int head = call.shared_rows ? set : set / call.batch, b = call.shared_rows || shared ? 0 : set % call.batch;
+    const int samples = shared ? call.batch : 1, set = Set::split(call, block_x(), samples);
+    if (result == nullptr || set < 0) return;
+    const Parts parts(call, Set::of(call, set, samples));
+    if (!parts.several()) return;
+    const float sum = parts.sum([&](int64_t of) { return global(call.parts + of * part.size + index); });
+    if (!exists || !Parts::first_lane()) return;
+    const int head = shared ? set : set / call.batch, b = shared ? 0 : set % call.batch;
     const int64_t to = ((static_cast<int64_t>(b) * call.query_heads + head) * rows + row) * channels + c;
     if (PROJECT && index >= part.token_bias) {
       set_number<T>(call.dtoken_bias, to, sum);
     } else {
       set_global(static_cast<T*>(result) + to, narrow<T>(sum));
     }
-  }
-
-  // The sum over parts, in order; false where the result is there already, or is not this set's to write.
-  static VT_DEVICE bool add(const Call& call, int set, bool shared, int64_t size, int64_t index, float& sum) {
-    const bool of_batch = shared && !call.shared_rows;
-    if (of_batch && set != 0) return false;
-    bool found = of_batch;
-    for (int each = 0; each < (of_batch ? call.batch : 1); ++each) {
-      found = add_set(call, set + each, call.shared_rows ? call.batch : 1, of_batch, size, index, sum) || found;
-    }
-    return found;
-  }
-  static VT_DEVICE bool add_set(const Call& call, int set, int samples, bool kept, int64_t size, int64_t index, float& sum) {
-    const Set of = Set::of(call, set, samples);
-    const int64_t first = Share::owner(call, of.begin), last = Share::owner(call, of.end - 1);
-    if (first == last) {
-      if (!kept) return false;
-      sum += global(call.parts + (2 * static_cast<int64_t>(call.clusters) + set) * size + index);
-      return true;
-    }
-    for (int64_t cluster = first; cluster <= last; ++cluster) sum += global(call.parts + of.part(call, cluster) * size + index);
-    return true;
   }
 };
 

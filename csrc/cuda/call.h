@@ -23,7 +23,7 @@ enum class Op : int32_t {
   project_tokenize_backward
 };
 
-constexpr int kMaxWarps = 8;  // of a block
+constexpr int kMaxWarps = 16;  // of a block
 
 // All strides count elements. Absent operands, and results that are not wanted, have data == nullptr.
 
@@ -57,6 +57,7 @@ struct Places {
   uint32_t weights;           // of project, not rounded
   uint32_t used;              // whether gradients of project may use a pixel
   uint32_t highest, total, scale;  // of each query
+  uint32_t totals;                 // the same, of each query and pixel of a tile
   uint32_t delta, lse;        // of each query
   uint32_t token_bias;        // of each key
   uint32_t dtoken_bias;       // of each key, a part for each warp
@@ -75,7 +76,6 @@ struct Call {
   int32_t keys_count = 0;    // num_heads * L
   int32_t extra_columns = 0;
   int32_t residual_is_input = 0;
-  int32_t shared_rows = 0;   // no operand of which there are gradients has a batch dimension
 
   // Work: each cluster of blocks gets tiles [i, j) of all tiles of all samples. Ends are multiples of `unit`.
   int32_t tiles_per_sample = 0, unit = 1, stages = 0, clusters = 0;

@@ -8,15 +8,16 @@
 #define VT_DEVICE __device__ __forceinline__
 #define VT_BOTH __host__ __device__ inline
 #define VT_UNROLL _Pragma("unroll")
-#define VT_UNROLL_4 _Pragma("unroll 4")
 #define VT_ROLLED _Pragma("unroll 1")
+#define VT_PRAGMA(text) _Pragma(#text)
+#define VT_UNROLL_BY(count) VT_PRAGMA(unroll count)
 #else
 #include "cuda_on_cpu.h"
 #define VT_DEVICE inline
 #define VT_BOTH inline
 #define VT_UNROLL
-#define VT_UNROLL_4
 #define VT_ROLLED
+#define VT_UNROLL_BY(count)
 #endif
 
 namespace vt {
@@ -173,6 +174,12 @@ VT_DEVICE float power_of_two(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+// Of numbers that are not small: to the last bit or two.
+VT_DEVICE float reciprocal(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 VT_DEVICE float logarithm(float x) { return logf(x); }
 VT_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
@@ -235,6 +242,7 @@ inline float float_of_fp16(uint16_t bits) { return emulator::float_of_fp16(bits)
 inline float as_float(uint32_t bits) { return emulator::as_float(bits); }
 inline uint32_t as_bits(float value) { return emulator::as_bits(value); }
 inline float power_of_two(float x) { return emulator::power_of_two(x); }
+inline float reciprocal(float x) { return 1.f / x; }
 inline float logarithm(float x) { return emulator::logarithm(x); }
 inline float multiply_add(float a, float b, float c) { return emulator::multiply_add(a, b, c); }
 

@@ -26,6 +26,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   using Base::TP;
   static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = false;
 
+  static constexpr int kMostWarps = Base::most_warps(TOKENIZE ? MT * NT * 4 + 16 * PROJECT : 0);
+
   // A token's weights are spread over kLanes lanes, one pixel each.
   static constexpr int kLanes = TP, kAtOnce = 32 / kLanes;
 
@@ -35,16 +37,16 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Share share = Share::of(call, cluster);
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
-    Place at{static_cast<int>(share.begin / call.tiles_per_sample), static_cast<int>(share.begin % call.tiles_per_sample)};
+    Place at = Place::of(call, share.begin);
 
     Place ahead = at;
     int ahead_stage = 0;
     const auto copy_next = [&](bool any) {
       if (any) {
-        Tile::copy(warp.slot(ahead_stage, 0), Base::sample_of(call, call.x, call.channels, ahead.sample), warp.channel,
+        Tile::copy(warp.slot(ahead_stage, 0), Base::sample_of(call, call.x, call.channels, ahead), warp.channel,
                    ahead.pixel(), warp.lane);
         if (PROJECT && call.residual.data != nullptr) {
-          Tile::copy(warp.slot(ahead_stage, 1), Base::sample_of(call, call.residual, call.out_channels, ahead.sample),
+          Tile::copy(warp.slot(ahead_stage, 1), Base::sample_of(call, call.residual, call.out_channels, ahead),
                      warp.channel, ahead.pixel(), warp.lane);
         }
         ahead.next(call);
@@ -59,28 +61,28 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       const int pixel = at.pixel();
       uint32_t there = 0;
       if (index >= 0) {
-        if (index == 0 || at.tile == 0) begin(warp, at.sample, index == 0);
-        if (TOKENIZE) there = Base::taking_part(call, at.sample, pixel, warp.lane);
+        if (index == 0 || at.tile == 0) begin(warp, at, index == 0);
+        if (TOKENIZE) there = Base::taking_part(call, at, warp.lane);
         Base::wait_stage(call.stages);
       }
       copy_next(index + call.stages - 1 < count);
       if (index < 0) continue;
-      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at.sample);
+      const Sample<T> x = Base::sample_of(call, call.x, call.channels, at);
       const View view(warp.slot(stage, 0), warp.lane, x, pixel);
       if constexpr (PROJECT) {
         project(warp, view, warp.slot(stage, 1));
         sync_warp();
         if (call.map.data != nullptr) {
-          Tile::store(Base::sample_of(call, call.map, call.out_channels, at.sample), view.at, warp.channel, pixel, warp.lane);
+          Tile::store(Base::sample_of(call, call.map, call.out_channels, at), view.at, warp.channel, pixel, warp.lane);
         }
       }
-      if constexpr (TOKENIZE) tokenize(warp, view, pooled, at.sample, pixel, there);
+      if constexpr (TOKENIZE) tokenize(warp, view, pooled, at, there);
       if (++stage == call.stages) stage = 0;
 
-      const int sample = at.sample;
+      const Place here = at;
       at.next(call);
       if (index + 1 == count || at.tile == 0) {
-        if constexpr (TOKENIZE) finish(warp, pooled, sample, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
+        if constexpr (TOKENIZE) finish(warp, pooled, here, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
         begun = at.tile;
       }
     }
@@ -88,16 +90,16 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 
   // Small operands of a sample; those that the batch shares stay from the sample before.
-  static VT_DEVICE void begin(const Warp& warp, int sample, bool first) {
+  static VT_DEVICE void begin(const Warp& warp, const Place& at, bool first) {
     const Call& call = warp.call;
     const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
-    const bool queries = TOKENIZE && (first || call.queries.batch != 0 || sample % call.batch == 0);
+    const bool queries = TOKENIZE && (first || call.queries.batch != 0 || at.b == 0);
     sync_warp();  // a bank is the warp's own
     if (keys) {
-      Base::fill_keys(warp, sample);
-      Base::load_token_bias(warp, sample);  // last read before a barrier of the last tile
+      Base::fill_keys(warp, at.sample);
+      Base::load_token_bias(warp, at.sample);  // last read before a barrier of the last tile
     }
-    if (queries) Base::fill_queries(warp, sample);
+    if (queries) Base::fill_queries(warp, at);
     if (keys || queries) {
       copy_commit();
       copy_wait<0>();
@@ -105,10 +107,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     if constexpr (TOKENIZE) {
       // Each row's statistics belong to one group of lanes, see `tokenize`.
       for (int row = warp.warp * kAtOnce + warp.lane / kLanes; row < kRows; row += warp.warps * kAtOnce) {
-        if (warp.lane % kLanes == 0) {
-          set_shared(call.places.highest + row * 4, minus_infinity());
-          set_shared(call.places.total + row * 4, 0.f);
-        }
+        if (warp.lane % kLanes == 0) set_shared(call.places.highest + row * 4, minus_infinity());
+        set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 4, 0.f);
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) set_shared(call.places.extra + i * 4, 0.f);
     }
@@ -134,9 +134,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                  call.residual_is_input ? view.at : residual, terms);
   }
 
-  // Adds a tile to the tokens: two barriers.
-  static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4], int sample, int pixel,
-                                 uint32_t there) {
+  // Adds a tile to the tokens: two barriers. Weights are relative to `highest`, which is raised where a logit
+  // exceeds it by more than kSlack: that is rare, and otherwise no maximum over lanes is needed. Each lane has its
+  // own sum of weights.
+  static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4], const Place& at, uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
@@ -145,45 +146,68 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const bool part = there >> p & 1;
     float bias = 0.f;
     if (call.pixel_bias.data != nullptr && part) {
-      bias = number<T>(call.pixel_bias, sample % call.batch * call.pixel_bias.batch + pixel + p);
+      bias = number<T>(call.pixel_bias, at.b * call.pixel_bias.batch + at.pixel() + p);
     }
     for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
       const int row = from + warp.lane / kLanes;
+      const uint32_t to_total = places.totals + (row * kLanes + p) * 4;
       const float logit = part ? warp.score(0, row, p) + bias : minus_infinity();
-      const float before = shared<float>(places.highest + row * 4);
+      const float total_before = shared<float>(to_total);
+      float highest = shared<float>(places.highest + row * 4), scale = 1.f;
       float top = logit * kLog2e;
-      VT_UNROLL
-      for (int mask = kLanes / 2; mask > 0; mask /= 2) top = larger(shuffle_xor(top, mask), top);
-      top = larger(top, before);
-      const float reference = top == minus_infinity() ? 0.f : top;
-      const float scale = power_of_two(before - reference);
-      const T weight = narrow<T>(power_of_two(multiply_add(logit, kLog2e, -reference)));
-      float sum = widen(weight);  // what is pooled, so that weights sum to 1
-      VT_UNROLL
-      for (int mask = kLanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-      set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
-      const float total_before = shared<float>(places.total + row * 4);
-      float total = total_before * scale + sum;
-      if (total == 0.f && (there != 0 || is_empty_sum(total_before))) total = empty_sum();
-      sync_warp();
-      if (p == 0) {
-        set_shared(places.highest + row * 4, top);
-        set_shared(places.total + row * 4, total);
-        set_shared(places.scale + row * 4, scale);
+      if (ballot(!(top <= highest + kSlack)) != 0) {
+        VT_UNROLL
+        for (int mask = kLanes / 2; mask > 0; mask /= 2) top = larger(shuffle_xor(top, mask), top);
+        top = larger(top, highest);
+        scale = power_of_two(highest - reference_of(top));
+        highest = top;
+        sync_warp();  // its lanes have read what is written now
+        if (p == 0) set_shared(places.highest + row * 4, highest);
       }
+      const T weight = narrow<T>(power_of_two(multiply_add(logit, kLog2e, -reference_of(highest))));
+      float total = total_before * scale + widen(weight);  // what is pooled, so that weights sum to 1
+      if (total == 0.f && (part || is_empty_sum(total_before))) total = empty_sum();
+      set_shared(to_total, total);
+      set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
+      if (p == 0) set_shared(places.scale + row * 4, scale);
     }
     warp.sync();
+    Couple<float> scale[NT];
+    bool changes = false;
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
-      const Couple<float> scale = shared<Couple<float>>(places.scale + (n * 8 + warp.t * 2) * 4);
+      scale[n] = shared<Couple<float>>(places.scale + (n * 8 + warp.t * 2) * 4);
+      changes = changes || scale[n].x != 1.f || scale[n].y != 1.f;
+    }
+    if (ballot(changes) != 0) {
       VT_UNROLL
-      for (int m = 0; m < MT; ++m) {
-        pooled[m][n][0] *= scale.x, pooled[m][n][1] *= scale.y;
-        pooled[m][n][2] *= scale.x, pooled[m][n][3] *= scale.y;
+      for (int n = 0; n < NT; ++n) {
+        VT_UNROLL
+        for (int m = 0; m < MT; ++m) {
+          pooled[m][n][0] *= scale[n].x, pooled[m][n][1] *= scale[n].y;
+          pooled[m][n][2] *= scale[n].x, pooled[m][n][3] *= scale[n].y;
+        }
       }
     }
     Base::pool(pooled, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
-    if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, pixel, there);
+    if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
+  }
+  // Weights reach 2^kSlack, far from float16's largest number.
+  static constexpr float kSlack = 8.f;
+
+  // The sums of weights of each row, from those of its lanes.
+  static VT_DEVICE void add_up_totals(const Warp& warp) {
+    const Places& places = warp.call.places;
+    for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
+      const int row = from + warp.lane / kLanes;
+      float total = shared<float>(places.totals + (row * kLanes + warp.lane % kLanes) * 4);
+      const uint32_t own = TP == 32 ? 0xffffffffu : 0xffffu << warp.lane / kLanes * 16;
+      const bool some = (ballot(is_empty_sum(total)) & own) != 0;
+      VT_UNROLL
+      for (int mask = kLanes / 2; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
+      if (warp.lane % kLanes == 0) set_shared(places.total + row * 4, total == 0.f && some ? empty_sum() : total);
+    }
+    sync_block();
   }
 
   // Extra values are few columns: no matrix instructions. Each thread has its own sums.
@@ -207,14 +231,15 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     return static_cast<int64_t>(2 + call.out_channels + call.extra_columns) * kRows;
   }
 
-  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], int sample, int begun, int ended, const Share& share,
-                               int cluster) {
+  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Place& at, int begun, int ended,
+                               const Share& share, int cluster) {
     const Call& call = warp.call;
     const Places& places = call.places;
+    add_up_totals(warp);
     const bool whole = begun == 0 && ended == call.tiles_per_sample;
-    const Set set = Set::of(call, sample, 1);
-    float* part = call.parts + set.part(call, cluster, share) * part_size(call);
-    const int head = sample / call.batch, b = sample % call.batch;
+    const Set set = Set::of(call, at.sample, 1);
+    float* part = call.parts + set.part(cluster, share) * part_size(call);
+    const int head = at.head, b = at.b;
     const int columns = call.query_heads * call.out_channels + call.extra_columns;
     // Where the sums of a row go, times `scale`: to the tokens, rounded and not, or to the part.
     struct Row {
@@ -271,36 +296,36 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 };
 
-// Puts together what several clusters found for one sample. Grid: samples x pieces of the tokens.
+// Puts together what several clusters found for one sample. Grid: samples that may be split x pieces of the
+// tokens.
 template <class T>
 struct CombineTokens {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = Parts::kThreads;
 
   static VT_DEVICE void run(const Call& call) {
-    const int sample = block_x();
-    const Set set = Set::of(call, sample, 1);
-    const int64_t first = Share::owner(call, set.begin), last = Share::owner(call, set.end - 1);
-    if (first == last) return;
+    const int sample = Set::split(call, block_x(), 1);
+    if (sample < 0) return;
+    const Parts parts(call, Set::of(call, sample, 1));
+    if (!parts.several()) return;
     const int columns = call.out_channels + call.extra_columns, rows = room_for_rows(call);
     const int64_t size = static_cast<int64_t>(2 + columns) * rows;
-    const int index = block_y() * kThreads + thread();
-    if (index >= call.queries_count * columns) return;
-    const int row = index / columns, c = index % columns;
-    float top = minus_infinity();
-    for (int64_t cluster = first; cluster <= last; ++cluster) {
-      top = larger(global(call.parts + set.part(call, cluster) * size + row), top);
-    }
-    const float reference = top == minus_infinity() ? 0.f : top;
-    float total = 0.f, sum = 0.f;
+    const int index = Parts::element(), count = call.queries_count * columns;
+    const int row = (index < count ? index : 0) / columns, c = (index < count ? index : 0) % columns;
+    const auto highest = [&](int64_t part) { return global(call.parts + part * size + row); };
+    const float top = parts.reduce(minus_infinity(), highest, [](float a, float b) { return larger(a, b); });
+    const float reference = reference_of(top);
     bool some = false;
-    for (int64_t cluster = first; cluster <= last; ++cluster) {
-      const float* part = call.parts + set.part(call, cluster) * size;
-      const float scale = power_of_two(global(part + row) - reference);
-      const float of_part = global(part + rows + row);
+    const float total = parts.sum([&](int64_t part) {
+      const float of_part = global(call.parts + part * size + rows + row);
       some = some || is_empty_sum(of_part);
-      total += scale * of_part;
-      sum += scale * global(part + 2 * rows + static_cast<int64_t>(row) * columns + c);
-    }
+      return power_of_two(highest(part) - reference) * of_part;
+    });
+    const float sum = parts.sum([&](int64_t part) {
+      return power_of_two(highest(part) - reference) *
+             global(call.parts + part * size + 2 * rows + static_cast<int64_t>(row) * columns + c);
+    });
+    some = Parts::any(some);
+    if (index >= count || !Parts::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
     const float inverse = inverse_of(total == 0.f && some ? empty_sum() : total);
     const float value = inverse == 0.f ? 0.f : sum * inverse;

@@ -47,6 +47,9 @@ struct Kernel {
   static constexpr uint32_t kByPixel = 2 * kRows * kSize + 16;  // of a pixel, with room for two matrices
   static_assert(TP == 16 || TP == 32);
 
+  // Of a block: a multiprocessor has 128 registers for each thread of 16 warps, `sums` of which stay in use.
+  static constexpr int most_warps(int sums) { return sums + 4 * NT <= (kSize == 2 ? 72 : 40) ? 16 : 8; }
+
   // ---- who ----
 
   struct Warp {
@@ -88,8 +91,12 @@ struct Kernel {
       float sum = 0.f;
       // Unrolled, so that all loads are under way at once.
       VT_UNROLL
-      for (int w = 0; w < kMaxWarps; ++w) {
-        if (w < warps) sum += shared<float>(at + w * kStep);
+      for (int from = 0; from < kMaxWarps; from += 4) {
+        if (from >= warps) break;
+        VT_UNROLL
+        for (int w = from; w < from + 4; ++w) {
+          if (w < warps) sum += shared<float>(at + w * kStep);
+        }
       }
       return sum;
     }
@@ -109,7 +116,7 @@ struct Kernel {
     VT_DEVICE float score(int matrix, int row, int pixel) const {
       if (ranks == 1) return of_block(matrix, row, pixel);
       float sum = 0.f;
-      VT_UNROLL_4
+      VT_UNROLL_BY(4)
       for (int from = 0; from < ranks; ++from) sum += shared_of(from, call.places.scores + part(0, matrix, row, pixel));
       return sum;
     }
@@ -119,19 +126,25 @@ struct Kernel {
   // ---- where ----
 
   struct Place {
-    int sample, tile;  // of tiles_per_sample
+    int sample, head, b;  // the sample is that of head `head` and of the batch's sample `b`
+    int tile;             // of tiles_per_sample
 
+    static VT_DEVICE Place of(const Call& call, int64_t tile) {
+      const int sample = static_cast<int>(tile / call.tiles_per_sample);
+      return {sample, sample / call.batch, sample % call.batch, static_cast<int>(tile % call.tiles_per_sample)};
+    }
     VT_DEVICE void next(const Call& call) {
-      if (++tile == call.tiles_per_sample) tile = 0, ++sample;
+      if (++tile < call.tiles_per_sample) return;
+      tile = 0, ++sample;
+      if (++b == call.batch) b = 0, ++head;
     }
     VT_DEVICE int pixel() const { return tile * TP; }
   };
 
-  // A sample of a map of `channels` channels. Heads of tokenize are blocks of channels.
-  static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, int sample) {
-    const int head = sample / call.batch, b = sample % call.batch;
-    const int64_t of_head = static_cast<int64_t>(head) * channels * (LAYOUT == Layout::last ? 1 : map.row);
-    return {static_cast<T*>(map.data) + b * map.batch + of_head, map.row, call.pixels, channels};
+  // The sample of a place in a map of `channels` channels. Heads of tokenize are blocks of channels.
+  static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, const Place& at) {
+    const int64_t of_head = static_cast<int64_t>(at.head) * channels * (LAYOUT == Layout::last ? 1 : map.row);
+    return {static_cast<T*>(map.data) + at.b * map.batch + of_head, map.row, call.pixels, channels};
   }
 
   // Which pixels of a tile take part, a bit each.
@@ -139,14 +152,14 @@ struct Kernel {
     const int count = call.pixels - pixel;
     return count >= 32 || (TP == 16 && count >= 16) ? (TP == 16 ? 0xffffu : 0xffffffffu) : (1u << count) - 1;
   }
-  static VT_DEVICE uint32_t taking_part(const Call& call, int sample, int pixel, int lane) {
-    const int n = pixel + lane;
+  static VT_DEVICE uint32_t taking_part(const Call& call, const Place& at, int lane) {
+    if (call.mask == nullptr && call.pixel_bias.data == nullptr) return inside(call, at.pixel());
+    const int n = at.pixel() + lane;
     bool part = lane < TP && n < call.pixels;
     if (part) {
-      const int b = sample % call.batch;
-      if (call.mask != nullptr) part = global(call.mask + static_cast<int64_t>(b) * call.pixels + n) != 0;
+      if (call.mask != nullptr) part = global(call.mask + static_cast<int64_t>(at.b) * call.pixels + n) != 0;
       if (call.pixel_bias.data != nullptr) {
-        part = part && number<T>(call.pixel_bias, b * call.pixel_bias.batch + n) != minus_infinity();
+        part = part && number<T>(call.pixel_bias, at.b * call.pixel_bias.batch + n) != minus_infinity();
       }
     }
     return ballot(part);
@@ -203,12 +216,19 @@ struct Kernel {
     }
   }
 
-  // sum += slice^T times the weights from row `row` of by_token. Pixels without their bit in `there` are
-  // cleared where `clear` says that they may hold anything: a weight of 0 does not undo NaN.
-  static VT_DEVICE void pool(float (&sum)[MT][NT][4], const Warp& warp, const View& view, int row, uint32_t there, bool clear) {
-    VT_UNROLL
-    for (int k = 0; k < kBlocks; ++k) {
-      Right<T> b[NT];
+  // Weights from row `row` of by_token: the result's rows are pixels from 16 k, its columns are rows.
+  static VT_DEVICE void weights_of_pixels(Right<T> (&b)[NT], const Warp& warp, int row, int k) {
+    if constexpr (kSize == 2) {
+      const uint32_t at = warp.call.places.by_token + (row + (warp.lane & 7) + ((warp.lane >> 4) << 3)) * kByToken +
+                          k * 32 + ((warp.lane >> 3) & 1) * 16;
+      VT_UNROLL
+      for (int n = 0; n < NT; n += 2) {
+        uint32_t r[4];
+        ldmatrix(r, at + n * 8 * kByToken);
+        b[n].pairs[0].bits = r[0], b[n].pairs[1].bits = r[1];
+        b[n + 1].pairs[0].bits = r[2], b[n + 1].pairs[1].bits = r[3];
+      }
+    } else {
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         VT_UNROLL
@@ -217,6 +237,16 @@ struct Kernel {
                                                         (k * 16 + i * 8 + warp.t * 2) * kSize));
         }
       }
+    }
+  }
+
+  // sum += slice^T times the weights from row `row` of by_token. Pixels without their bit in `there` are
+  // cleared where `clear` says that they may hold anything: a weight of 0 does not undo NaN.
+  static VT_DEVICE void pool(float (&sum)[MT][NT][4], const Warp& warp, const View& view, int row, uint32_t there, bool clear) {
+    VT_UNROLL
+    for (int k = 0; k < kBlocks; ++k) {
+      Right<T> b[NT];
+      weights_of_pixels(b, warp, row, k);
       const uint32_t bits = there >> (k * 16 + warp.t * 2);
       VT_UNROLL
       for (int m = 0; m < MT; ++m) {
@@ -273,11 +303,19 @@ struct Kernel {
         for (int term = 0; term < TERMS; ++term) {
           VT_UNROLL
           for (int k = 0; k < kSteps; ++k) {
-            VT_UNROLL
-            for (int i = 0; i < 4; ++i) {
-              a[term][k].pairs[i] = Pair<T>::of(
-                  shared<Couple<T>>(weights + (p * 16 + warp.g + i % 2 * 8) * kByPixel +
-                                    (terms[term].column + k * 16 + i / 2 * 8 + warp.t * 2) * kSize));
+            if constexpr (kSize == 2) {
+              uint32_t r[4];
+              ldmatrix(r, weights + (p * 16 + (warp.lane & 15)) * kByPixel +
+                              (terms[term].column + k * 16 + (warp.lane >> 4) * 8) * kSize);
+              VT_UNROLL
+              for (int i = 0; i < 4; ++i) a[term][k].pairs[i].bits = r[i];
+            } else {
+              VT_UNROLL
+              for (int i = 0; i < 4; ++i) {
+                a[term][k].pairs[i] = Pair<T>::of(
+                    shared<Couple<T>>(weights + (p * 16 + warp.g + i % 2 * 8) * kByPixel +
+                                      (terms[term].column + k * 16 + i / 2 * 8 + warp.t * 2) * kSize));
+              }
             }
           }
         }
@@ -425,7 +463,7 @@ struct Kernel {
         }
       }
       sum = sum_of_pixel(sum);
-      const float inverse = sum == 0.f ? 0.f : 1.f / sum;
+      const float inverse = sum == 0.f ? 0.f : reciprocal(sum);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (in_head(n, warp.g, first, each)) weight[n] *= inverse;
@@ -461,12 +499,11 @@ struct Kernel {
     RowBank::fill(warp.bank(call.places.values), values, absent, warp.channel, warp.lane);
   }
 
-  static VT_DEVICE void fill_queries(const Warp& warp, int sample) {
+  static VT_DEVICE void fill_queries(const Warp& warp, const Place& at) {
     const Call& call = warp.call;
-    const int head = sample / call.batch, b = sample % call.batch;
-    const int64_t of_head = static_cast<int64_t>(head) * call.queries_count * call.out_channels;
+    const int64_t of_head = static_cast<int64_t>(at.head) * call.queries_count * call.out_channels;
     RowBank::fill(warp.bank(call.places.queries),
-               rows_of(call.queries, b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
+               rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
                warp.channel, warp.lane);
   }
 };

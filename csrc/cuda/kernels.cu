@@ -10,7 +10,7 @@ namespace cuda {
 namespace {
 
 template <class K>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1) start_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(32 * K::kMostWarps, 1) start_kernel(const __grid_constant__ Call call) {
   K::run(call);
 }
 

@@ -19,6 +19,8 @@ struct Fp16 {
 
 constexpr float kLog2e = 1.44269504088896f, kLn2 = 0.693147180559945f;
 VT_DEVICE float minus_infinity() { return -__builtin_huge_valf(); }
+// What logits are relative to: their maximum, or 0 where there is none.
+VT_DEVICE float reference_of(float highest) { return highest == minus_infinity() ? 0.f : highest; }
 // NaN wins.
 VT_DEVICE float larger(float a, float b) { return !(a <= b) ? a : b; }
 

@@ -34,23 +34,81 @@ struct Share {
   }
 };
 
-// A set of samples that one result is a sum over: each sample, or, where all rows are shared by the batch, the
-// samples of a head. A cluster leaves what it found for a set that it shares with others in its first part, if
-// the set began before its share did, or in its second.
+// A set of samples that one result is a sum over: a sample, or, where the batch shares an operand, the samples of a
+// head. A cluster leaves what it found for a set that it shares with others in its first part, if the set began
+// before its share did, or in its second.
 struct Set {
   int64_t begin, end;  // tiles
 
+  // Of sets of `samples` each.
   static VT_DEVICE Set of(const Call& call, int set, int samples) {
     const int64_t size = static_cast<int64_t>(samples) * call.tiles_per_sample;
     return {set * size, (set + 1) * size};
   }
+  // The `index`-th of splits() sets that may be split among clusters, or -1: all sets, or, where they are more than
+  // clusters, those in which a share begins. These shares are no shorter than a set.
+  static VT_DEVICE int split(const Call& call, int index, int samples) {
+    if (index >= splits(call, samples)) return -1;
+    if (splits(call, samples) < call.clusters) return index;
+    const int64_t size = static_cast<int64_t>(samples) * call.tiles_per_sample, start = Share::start(call, index);
+    return start % size == 0 ? -1 : static_cast<int>(start / size);
+  }
+  static VT_BOTH int64_t splits(const Call& call, int samples) {
+    const int64_t sets = static_cast<int64_t>(call.batch) * call.query_heads / samples;
+    return sets < call.clusters ? sets : call.clusters;
+  }
   VT_DEVICE bool whole(const Share& share) const { return begin >= share.begin && end <= share.end; }
-  VT_DEVICE int64_t part(const Call&, int64_t cluster, const Share& share) const {
-    return 2 * cluster + (begin > share.begin ? 1 : 0);
+  VT_DEVICE int64_t part(int64_t cluster, const Share& share) const { return 2 * cluster + (begin > share.begin ? 1 : 0); }
+};
+
+// The parts of a set, in the order of the clusters. Four lanes share an element's, and combine them in a fixed order.
+// All lanes of a warp take part.
+class Parts {
+ public:
+  static constexpr int kThreads = 256, kLanes = 4;
+
+  VT_DEVICE Parts(const Call& call, const Set& set)
+      : first_(static_cast<int>(Share::owner(call, set.begin))),
+        last_(static_cast<int>(Share::owner(call, set.end - 1))),
+        after_(set.begin > Share::start(call, first_)) {}
+
+  // Of the grid's elements, one for each four threads.
+  static VT_DEVICE int element() { return (block_y() * kThreads + thread()) / 32 * 8 + lane() % 8; }
+  static VT_DEVICE bool first_lane() { return lane() < 8; }
+
+  VT_DEVICE bool several() const { return first_ < last_; }
+
+  // value(part) of all parts, joined.
+  template <class Value, class Join>
+  VT_DEVICE float reduce(float start, const Value& value, const Join& join) const {
+    constexpr int kTogether = 8;  // loads that are under way at once
+    float result = start;
+    for (int from = first_ + lane() / 8; from <= last_; from += kTogether * kLanes) {
+      float found[kTogether];
+      VT_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const int cluster = from + i * kLanes;
+        found[i] = cluster <= last_ ? value(2 * static_cast<int64_t>(cluster) + (cluster == first_ && after_)) : start;
+      }
+      VT_UNROLL
+      for (int i = 0; i < kTogether; ++i) result = join(result, found[i]);
+    }
+    VT_UNROLL
+    for (int mask = 8; mask < 32; mask *= 2) result = join(result, shuffle_xor(result, mask));
+    return result;
   }
-  VT_DEVICE int64_t part(const Call& call, int64_t cluster) const {
-    return 2 * cluster + (begin > Share::start(call, cluster) ? 1 : 0);
+  template <class Value>
+  VT_DEVICE float sum(const Value& value) const {
+    return reduce(0.f, value, [](float a, float b) { return a + b; });
   }
+  // Whether it holds for any of an element's lanes.
+  static VT_DEVICE bool any(bool own) { return (ballot(own) & 0x01010101u << lane() % 8) != 0; }
+
+ private:
+  static VT_DEVICE int lane() { return thread() & 31; }
+
+  int first_, last_;
+  bool after_;  // the first cluster's share begins before the set
 };
 
 }  // namespace cuda

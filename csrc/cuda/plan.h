@@ -16,12 +16,13 @@ constexpr bool is_backward(Op op) { return op >= Op::tokenize_backward; }
 
 struct Plan {
   int warps = 0, ranks = 1, stages = 0;
-  int blocks = 0;  // of a multiprocessor, whatever registers they need
+  int blocks = 0;  // of a multiprocessor
+  int value = -1;  // of two plans, the one with more in flight or else with more warps is faster
   Places places = {};
 };
 
 constexpr int kMaxStages = 4;
-// Enough bytes for a multiprocessor to wait for. With more, another block is worth more than another stage.
+// Enough bytes for a multiprocessor to wait for: from then on another warp is worth more than another stage.
 constexpr int64_t kInFlight = 32 * 1024;
 
 // The maps that a tile consists of.
@@ -57,6 +58,7 @@ Places places_of(const Call& call, int warps, int stages) {
   }
   if (K::TOKENIZE && !K::BACKWARD) {
     places.highest = take(K::kRows * 4), places.total = take(K::kRows * 4), places.scale = take(K::kRows * 4);
+    places.totals = take(K::kRows * K::TP * 4);
     places.extra = take(call.queries_count * call.extra_columns * 4);
   }
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
@@ -66,30 +68,29 @@ Places places_of(const Call& call, int warps, int stages) {
   return places;
 }
 
-// The fewest blocks of a cluster that hold all channels and two stages of tiles. The number of stages is that with
-// enough bytes in flight, then with most blocks at a time, then the largest; by a setting, the largest.
+// The fewest blocks of a cluster that hold all channels and two stages of tiles, and the number of stages with the
+// highest `value`; by a setting, the largest.
 template <class K>
 bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* setting) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
   const int slices = (channels + K::Tile::kChannels - 1) / K::Tile::kChannels;
   for (int ranks = setting == nullptr ? 1 : setting->ranks; ranks <= device.max_ranks; ranks *= 2) {
     const int warps = (slices + ranks - 1) / ranks;
-    if (warps > kMaxWarps) continue;
-    int64_t most = -1;
+    if (warps > K::kMostWarps) continue;
+    plan.value = -1;
     for (int stages = setting == nullptr ? kMaxStages : setting->stages; stages >= 2; --stages) {
       const Places places = places_of<K>(call, warps, stages);
       if (places.bytes > static_cast<uint32_t>(device.shared_bytes)) continue;
       // A multiprocessor has 1 KB more than a block may have, and keeps 1 KB of each.
       const int fit = (device.shared_bytes + 1024) / (static_cast<int>(places.bytes) + 1024);
-      const int blocks = fit < kMaxWarps / warps ? fit : kMaxWarps / warps;
-      const int64_t all = static_cast<int64_t>(blocks) * (stages - 1) * places.stage;
-      const int64_t value = (all < kInFlight ? all : kInFlight) * kMaxWarps + blocks;
-      if (value <= most) continue;
-      most = value;
-      plan = {warps, ranks, stages, blocks, places};
+      const int blocks = fit < K::kMostWarps / warps ? fit : K::kMostWarps / warps;
+      const int64_t in_flight = static_cast<int64_t>(blocks) * (stages - 1) * places.stage;
+      const int value = static_cast<int>(in_flight < kInFlight ? in_flight : kInFlight) / 1024 * kMaxWarps + blocks * warps;
+      if (value <= plan.value) continue;
+      plan = {warps, ranks, stages, blocks, value, places};
       if (setting != nullptr) break;
     }
-    if (most >= 0) return true;
+    if (plan.value >= 0) return true;
   }
   return false;
 }
@@ -101,8 +102,8 @@ struct Instance {
   static constexpr bool kBackward = OP >= Op::tokenize_backward;
   static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
   static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
-  // Of tokenize with few rows, sums leave registers for more pixels.
-  static constexpr int kMostMt = kBackward ? 2 : OP == Op::tokenize && NT == 2 ? 8 : 4;
+  // The most channels of a warp for which sums leave registers for 32 pixels.
+  static constexpr int kMostMt = kBackward ? (NT == 2 ? 2 : 0) : OP == Op::tokenize && NT == 2 ? 8 : 4;
   static constexpr int TP = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
@@ -125,40 +126,49 @@ constexpr bool exists(Op op, int mt, int nt) {
   return mt <= largest && (mt >= 2 || largest == 1);
 }
 
-template <class T, Layout LAYOUT, Op OP, int NT, int MT, class Body>
-bool try_kernel(const Call& call, const Device& device, const Body& body, const Setting* setting, int least_blocks) {
-  if constexpr (exists<T>(OP, MT, NT)) {
-    using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
-    Plan plan;
-    if (setting != nullptr && setting->mt != MT) return false;
-    if (!plan_of<K>(call, device, plan, setting) || plan.blocks < least_blocks) return false;
-    body(K{}, plan);
-    return true;
-  } else {
-    return false;
-  }
-}
-
 constexpr Dtype dtype_of(float) { return Dtype::float32; }
 constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
 constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
 
-// Few warps with many channels each, but about eight on a multiprocessor where there are so many channels.
+// Of the kernels for so many rows, the one whose plan has the fewest blocks in a cluster, then the highest value, then
+// the most channels for each warp.
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
-  const auto attempt = [&](auto mt, const Setting* setting = nullptr, int least_blocks = 1) {
-    return try_kernel<T, LAYOUT, OP, NT, decltype(mt)::value>(call, device, body, setting, least_blocks);
+  int best_mt = 0;
+  Plan best;
+  const auto consider = [&](auto mt, const Setting* setting) {
+    constexpr int MT = decltype(mt)::value;
+    if constexpr (exists<T>(OP, MT, NT)) {
+      using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
+      Plan plan;
+      if (setting != nullptr && setting->mt != MT) return;
+      if (!plan_of<K>(call, device, plan, setting)) return;
+      if (best_mt == 0 || plan.ranks < best.ranks || (plan.ranks == best.ranks && plan.value > best.value)) {
+        best_mt = MT, best = plan;
+      }
+    }
   };
-  using std::integral_constant;
+  const auto consider_all = [&](const Setting* setting) {
+    consider(std::integral_constant<int, 8>{}, setting);
+    consider(std::integral_constant<int, 4>{}, setting);
+    consider(std::integral_constant<int, 2>{}, setting);
+    consider(std::integral_constant<int, 1>{}, setting);
+  };
   const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
-  if (setting != nullptr && (attempt(integral_constant<int, 8>{}, setting) || attempt(integral_constant<int, 4>{}, setting) ||
-                             attempt(integral_constant<int, 2>{}, setting) || attempt(integral_constant<int, 1>{}, setting))) {
-    return true;
-  }
-  return (channels > 256 && attempt(integral_constant<int, 8>{}, nullptr, channels > 512 ? 1 : 2)) ||
-         (channels > 128 && attempt(integral_constant<int, 4>{})) || attempt(integral_constant<int, 2>{}) || attempt(integral_constant<int, 1>{}) ||
-         attempt(integral_constant<int, 4>{}) || attempt(integral_constant<int, 8>{});
+  if (setting != nullptr) consider_all(setting);
+  if (best_mt == 0) consider_all(nullptr);
+  const auto run = [&](auto mt) {
+    constexpr int MT = decltype(mt)::value;
+    if constexpr (exists<T>(OP, MT, NT)) {
+      if (best_mt == MT) body(typename Instance<T, LAYOUT, MT, NT, OP>::type{}, best);
+    }
+  };
+  run(std::integral_constant<int, 8>{});
+  run(std::integral_constant<int, 4>{});
+  run(std::integral_constant<int, 2>{});
+  run(std::integral_constant<int, 1>{});
+  return best_mt != 0;
 }
 
 // Calls body(kernel, plan) with the kernel for a call of OP; false where there is none.
@@ -194,22 +204,14 @@ void share_out(Call& call, const Plan& plan, int clusters) {
   call.clusters = static_cast<int>(clusters < units ? clusters : units);
 }
 
-// The sets of samples that gradients of rows are summed over.
-inline int64_t sets_of(const Call& call) {
-  return static_cast<int64_t>(call.query_heads) * (call.shared_rows ? 1 : call.batch);
-}
-
 // Whether a result may be a sum over several clusters.
 template <class K>
 bool has_parts(const Call& call) {
   if (!K::BACKWARD && !K::TOKENIZE) return false;
   if (call.unit < call.tiles_per_sample) return true;
-  if (!K::BACKWARD) return false;
-  if (call.shared_rows) return call.clusters > 1;
-  // An operand that the batch shares, beside others.
-  return (K::TOKENIZE && call.queries.batch == 0) ||
-         (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 ||
-                         (call.token_bias.data != nullptr && call.token_bias.batch == 0)));
+  if (!K::BACKWARD || call.clusters == 1) return false;
+  return (K::TOKENIZE && call.queries.batch == 0) || (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 ||
+                                                                      call.token_bias.batch == 0));
 }
 
 template <class K>
@@ -231,9 +233,7 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template clusters<K>(plan, clusters)) != nullptr) return;
     share_out<K>(call, plan, clusters);
 
-    const int64_t parts = !has_parts<K>(call) ? 0
-                          : K::BACKWARD      ? (2 * static_cast<int64_t>(call.clusters) + sets_of(call)) * part_size<K>(call)
-                                             : 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call);
+    const int64_t parts = has_parts<K>(call) ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call) : 0;
     const bool sums_biases = K::BACKWARD && call.dpixel_bias.data != nullptr && call.query_heads > 1;
     const int64_t map_of_biases = static_cast<int64_t>(call.batch) * call.pixels;
     const int64_t biases = sums_biases ? call.query_heads * map_of_biases : 0;
@@ -245,12 +245,14 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
     if (parts > 0) {
       if constexpr (K::BACKWARD) {
+        // Where no sample is split, only what the batch shares has parts.
+        const int64_t sets = Set::splits(call, call.unit < call.tiles_per_sample ? 1 : call.batch);
         using C = CombineRows<T, K::PROJECT, K::TOKENIZE>;
-        error = launcher.template start_small<C>(call, sets_of(call), part_size<K>(call));
+        error = launcher.template start_small<C>(call, sets, part_size<K>(call) * Parts::kLanes);
       } else if constexpr (K::TOKENIZE) {
         using C = CombineTokens<T>;
-        error = launcher.template start_small<C>(call, static_cast<int64_t>(call.batch) * call.query_heads,
-                                                 static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns));
+        const int64_t elements = static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns);
+        error = launcher.template start_small<C>(call, Set::splits(call, 1), (elements + 7) / 8 * 8 * Parts::kLanes);
       }
       if (error != nullptr) return;
     }

@@ -47,52 +47,82 @@ struct Slice {
     return c * kPitch + shift(map, c, pixel) + place(c, p * kSize);
   }
 
+  // How a warp's lanes share the rows of a slice, cut into pieces of BYTES: a lane has the same piece of every
+  // kStep-th row, so that addresses advance by the same amount.
+  template <int BYTES>
+  struct Pieces {
+    static constexpr int kPerRow = kRowBytes / BYTES, kStep = 32 / kPerRow, kCount = kRows / kStep;
+    static_assert(kPerRow <= 32 && kCount * kStep == kRows && (LAYOUT != Layout::first || 2 * kStep % 8 == 0));
+    int row;         // the first of the lane's rows
+    int element;     // the piece's first element in a row
+    int inside;      // rows from the lane's first one to the end of the map; none if the piece lies outside
+    int64_t offset;  // of the first piece, from the sample's start
+    int64_t step;    // to the next one
+    uint32_t at[2];  // the places of the first piece and the next one, relative to their rows
+
+    VT_DEVICE Pieces(const Sample<T>& map, int channel, int pixel, int lane) {
+      row = lane / kPerRow, element = lane % kPerRow * (BYTES / kSize);
+      const bool last = LAYOUT == Layout::last;
+      const int first_row = (last ? pixel : channel) + row, first_column = (last ? channel : pixel) + element;
+      const int rows = last ? map.pixels : map.channels, columns = last ? map.channels : map.pixels;
+      inside = first_column < columns ? rows - first_row : 0;
+      offset = first_row * map.row + first_column, step = kStep * map.row;
+      at[0] = row * kPitch + place(row, element * kSize);
+      at[1] = row * kPitch + place(row + kStep, element * kSize);
+    }
+    VT_DEVICE bool has(int i) const { return i * kStep < inside; }
+    VT_DEVICE uint32_t in_slice(int i) const { return at[i % 2] + i * kStep * kPitch; }
+  };
+
   // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the map
   // becomes 0, except for `shifted`, where a row goes on with what lies behind it.
   static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
     if constexpr (LAYOUT == Layout::last) {
-      constexpr int kPerRow = kRowBytes / 16;
-      VT_UNROLL_4
-      for (int i = 0; i < kRows * kPerRow / 32; ++i) {
-        const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
-        const int n = pixel + row, c = channel + part * kPer16;
-        const bool inside = n < map.pixels && c < map.channels;
-        copy_async<16>(to + row * kPitch + part * 16, inside ? map.data + n * map.row + c : map.data, inside ? 16 : 0);
-      }
+      copy_rows<16>(to, map, channel, pixel, lane);
     } else if constexpr (LAYOUT == Layout::first) {
       if (map.row % 8 == 0) {
-        copy_first<16>(to, map, channel, pixel, lane);
+        copy_rows<16>(to, map, channel, pixel, lane);
       } else {
-        copy_first<8>(to, map, channel, pixel, lane);
+        copy_rows<8>(to, map, channel, pixel, lane);
       }
     } else {
-      constexpr int kPerRow = kRowBytes / 16 + 1;
-      constexpr int kAll = kRows * kPerRow;
-      const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
-      VT_UNROLL_4
-      for (int i = 0; i < (kAll + 31) / 32; ++i) {
-        const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
-        const int c = channel + row;
-        const int64_t begin = c * map.row + pixel;
-        const int64_t at = begin / kPer16 * kPer16 + part * kPer16;
-        const bool inside = c < map.channels && at < begin + taken;
-        if (kAll % 32 == 0 || row < kRows) {
-          copy_async<16>(to + row * kPitch + part * 16, inside ? map.data + at : map.data, inside ? 16 : 0);
-        }
-      }
+      copy_shifted(to, map, channel, pixel, lane);
     }
   }
 
   template <int BYTES>
-  static VT_DEVICE void copy_first(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
-    constexpr int kPerRow = kRowBytes / BYTES;
-    VT_UNROLL_4
-    for (int i = 0; i < kRows * kPerRow / 32; ++i) {
-      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
-      const int n = pixel + part * (BYTES / kSize), c = channel + row;
-      const bool inside = n < map.pixels && c < map.channels;
-      copy_async<BYTES>(to + row * kPitch + place(row, part * BYTES), inside ? map.data + c * map.row + n : map.data,
-                        inside ? BYTES : 0);
+  static VT_DEVICE void copy_rows(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
+    const Pieces<BYTES> pieces(map, channel, pixel, lane);
+    const T* from = map.data + pieces.offset;
+    VT_UNROLL
+    for (int i = 0; i < Pieces<BYTES>::kCount; ++i) {
+      copy_async<BYTES>(to + pieces.in_slice(i), from, pieces.has(i) ? BYTES : 0);
+      from += pieces.step;
+    }
+  }
+
+  // A row has up to kParts16 pieces of 16 bytes, for which there are eight or four lanes. Rows that are a multiple
+  // of 8 apart are aligned alike.
+  static VT_DEVICE void copy_shifted(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
+    constexpr int kParts16 = kRowBytes / 16 + 1, kLanes = kParts16 <= 4 ? 4 : 8, kStep = 32 / kLanes, kKinds = 8 / kStep;
+    static_assert(kParts16 <= 8 && kRows % 8 == 0);
+    const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
+    const int part = lane % kLanes, row = lane / kLanes;
+    if (part < kParts16) {
+      VT_UNROLL
+      for (int kind = 0; kind < kKinds; ++kind) {
+        const int first = row + kind * kStep;
+        const int64_t begin = (channel + first) * map.row + pixel;
+        const int skipped = static_cast<int>(static_cast<uint32_t>(begin) % kPer16);
+        const bool wanted = part * kPer16 < skipped + taken;
+        const T* from = map.data + (begin - skipped + part * kPer16);
+        VT_UNROLL
+        for (int i = 0; i < kRows / 8; ++i) {
+          const bool inside = wanted && channel + first + i * 8 < map.channels;
+          copy_async<16>(to + (first + i * 8) * kPitch + part * 16, from, inside ? 16 : 0);
+          from += 8 * map.row;
+        }
+      }
     }
   }
 
@@ -117,7 +147,8 @@ struct Slice {
   static VT_DEVICE void store_pieces(const Place& place) {
     constexpr int kTogether = COUNT < 4 ? COUNT : 4;
     static_assert(COUNT % kTogether == 0);
-    VT_ROLLED
+    [[maybe_unused]] constexpr int kUnrolled = LAYOUT == Layout::shifted ? 1 : COUNT / kTogether;  // addresses take registers
+    VT_UNROLL_BY(kUnrolled)
     for (int first = 0; first < COUNT; first += kTogether) {
       Words words[kTogether];
       Words* to[kTogether];
@@ -133,15 +164,16 @@ struct Slice {
   // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes. It is stored by
   // words of 4 bytes, and by elements where it begins or ends within a word.
   static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
-    constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord;
+    constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord, kStep = 32 / kWords;
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
-    store_pieces<uint32_t, kRows * kWords / 32>([&](int i, uint32_t*& to) {
-      const int row = (i * 32 + lane) / kWords, word = (i * 32 + lane) % kWords;
-      const int64_t begin = (channel + row) * map.row + pixel;
-      const int element = static_cast<int>(begin % kPerWord) + word * kPerWord;
-      const bool inside = channel + row < map.channels && element + kPerWord <= taken;
-      to = inside ? reinterpret_cast<uint32_t*>(map.data + begin + element) : nullptr;
-      return from + row * kPitch + (static_cast<uint32_t>(begin) % kPer16 + element) * kSize;
+    const int row = lane / kWords, word = lane % kWords;
+    const int64_t begin = (channel + row) * map.row + pixel, step = kStep * map.row;
+    store_pieces<uint32_t, kRows / kStep>([&](int i, uint32_t*& to) {
+      const int64_t own = begin + i * step;
+      const int element = static_cast<int>(own % kPerWord) + word * kPerWord;
+      const bool inside = channel + row + i * kStep < map.channels && element + kPerWord <= taken;
+      to = inside ? reinterpret_cast<uint32_t*>(map.data + own + element) : nullptr;
+      return from + (row + i * kStep) * kPitch + (static_cast<uint32_t>(own) % kPer16 + element) * kSize;
     });
     if constexpr (kPerWord == 2) {
       store_pieces<T, kRows / 16>([&](int i, T*& to) {
@@ -158,14 +190,12 @@ struct Slice {
 
   template <class Words>
   static VT_DEVICE void store_rows(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
-    constexpr int kBytesEach = sizeof(Words), kPer = kBytesEach / kSize, kPerRow = kRowBytes / kBytesEach;
-    store_pieces<Words, kRows * kPerRow / 32>([&](int i, Words*& to) {
-      const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
-      const int n = pixel + (LAYOUT == Layout::last ? row : part * kPer);
-      const int c = channel + (LAYOUT == Layout::last ? part * kPer : row);
-      T* const at = map.data + (LAYOUT == Layout::last ? n * map.row + c : c * map.row + n);
-      to = n < map.pixels && c < map.channels ? reinterpret_cast<Words*>(at) : nullptr;
-      return from + row * kPitch + place(row, part * kBytesEach);
+    using Own = Pieces<sizeof(Words)>;
+    const Own pieces(map, channel, pixel, lane);
+    T* const first = map.data + pieces.offset;
+    store_pieces<Words, Own::kCount>([&](int i, Words*& to) {
+      to = pieces.has(i) ? reinterpret_cast<Words*>(first + i * pieces.step) : nullptr;
+      return from + pieces.in_slice(i);
     });
   }
 

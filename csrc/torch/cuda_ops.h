@@ -109,8 +109,6 @@ struct Operands {
     if (grad_extra) call.grad_extra = read(*grad_extra);
     if (grad_lse) call.grad_lse = static_cast<const float*>(read(*grad_lse));
     if (tokens) call.exact = static_cast<const float*>(read(*tokens)), call.lse = static_cast<const float*>(read(*lse));
-    // Those of which a backward computes gradients.
-    call.shared_rows = call.keys.batch == 0 && call.values.batch == 0 && call.token_bias.batch == 0 && call.queries.batch == 0;
   }
 };
 

@@ -65,7 +65,7 @@ class CountingLauncher {
     std::printf("\"warps\": %d, \"ranks\": %d, \"stages\": %d, \"shared_bytes\": %u, \"blocks_each\": %d, ",
                 plan.warps, plan.ranks, plan.stages, plan.places.bytes, each_);
     std::printf("\"clusters\": %d, \"unit\": %d, \"tiles_per_sample\": %d, \"sets\": %lld, \"part_floats\": %lld, ",
-                call.clusters, call.unit, call.tiles_per_sample, static_cast<long long>(K::BACKWARD ? sets_of(call) : 0),
+                call.clusters, call.unit, call.tiles_per_sample, static_cast<long long>(K::BACKWARD ? Set::splits(call, call.unit < call.tiles_per_sample ? 1 : call.batch) : 0),
                 static_cast<long long>(has_parts<K>(call) ? part_size<K>(call) : 0));
     // A sample of two tiles and one of four differ by two tiles.
     Counts tile, sample;
@@ -142,7 +142,6 @@ Call call_of(Op op, int batch, int pixels, int channels, int tokens, int64_t row
   }
   if (backward) {
     call.dx = map;
-    call.shared_rows = project ? 0 : 1;
     if (project) call.dkeys = call.dvalues = memory;
     if (tokenize) call.dqueries = memory;
     call.grad_tokens = memory, call.exact = call.lse = memory;
