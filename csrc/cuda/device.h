@@ -132,6 +132,19 @@ VT_DEVICE void ldmatrix_transposed(uint32_t (&r)[4], uint32_t at) {
                : "memory");
 }
 
+// The reverse of ldmatrix.
+#if __CUDA_ARCH__ >= 900
+constexpr bool kHasStmatrix = true;
+VT_DEVICE void stmatrix(uint32_t at, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(window() + at), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+#else
+constexpr bool kHasStmatrix = false;
+VT_DEVICE void stmatrix(uint32_t, const uint32_t (&)[4]) {}
+#endif
+
 VT_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
@@ -227,6 +240,8 @@ inline void sync_cluster() { emulator::sync_cluster(); }
 inline float shared_of(int rank, uint32_t at) { return emulator::read_shared_of<float>(rank, at); }
 inline void ldmatrix(uint32_t (&r)[4], uint32_t at) { emulator::ldmatrix(r, at, false); }
 inline void ldmatrix_transposed(uint32_t (&r)[4], uint32_t at) { emulator::ldmatrix(r, at, true); }
+constexpr bool kHasStmatrix = true;
+inline void stmatrix(uint32_t at, const uint32_t (&r)[4]) { emulator::stmatrix(at, r); }
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emulator::mma(emulator::Element::bf16, d, a, b);
 }

@@ -262,29 +262,48 @@ struct Kernel {
     }
   }
 
+  // Of results: 16 rows and 8 columns.
+  struct Block {
+    int row, column;
+  };
+
   // One of the terms of a spread: weights in by_pixel from column `column`, times the rows of a bank.
   struct Term {
     int column;
     uint32_t bank;
   };
 
-  // place(i, half) = base + half of sum[i], the loads first: what follows a store waits for it.
-  template <int N, class Place>
-  static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const Place& place) {
-    if (has_base) {
+  // Results at `to` = base + sums, the loads first: what follows a store waits for it. block(i) has the row block and
+  // the column block of sum[i]; `to_base` leads from a result to its base.
+  template <int N, class Block>
+  static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const View& to, const Block& block) {
+    if constexpr (Tile::kMatrices) {
+      static_assert(N % 2 == 0);
+      if (has_base) {
+        VT_UNROLL
+        for (int i = 0; i < N; i += 2) {
+          Tile::add_results(sum[i], sum[i + 1], to.result_row(block(i).row, block(i).column) + to_base);
+        }
+      }
+      VT_UNROLL
+      for (int i = 0; i < N; i += 2) Tile::store_results(to.result_row(block(i).row, block(i).column), sum[i], sum[i + 1]);
+    } else {
+      const auto place = [&](int i, int half) { return to.result(block(i).row, block(i).column, half); };
+      if (has_base) {
+        VT_UNROLL
+        for (int i = 0; i < N; ++i) {
+          VT_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const Couple<float> base = Tile::load_result(place(i, half) + to_base);
+            sum[i][2 * half] += base.x, sum[i][2 * half + 1] += base.y;
+          }
+        }
+      }
       VT_UNROLL
       for (int i = 0; i < N; ++i) {
         VT_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const Couple<float> base = Tile::load_result(place(i, half) + to_base);
-          sum[i][2 * half] += base.x, sum[i][2 * half + 1] += base.y;
-        }
+        for (int half = 0; half < 2; ++half) Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);
       }
-    }
-    VT_UNROLL
-    for (int i = 0; i < N; ++i) {
-      VT_UNROLL
-      for (int half = 0; half < 2; ++half) Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);
     }
   }
 
@@ -335,7 +354,7 @@ struct Kernel {
               }
             }
           }
-          store_sums(sum, has_base, base - to.at, [&](int i, int half) { return to.result(p, 2 * first + i, half); });
+          store_sums(sum, has_base, base - to.at, to, [&](int i) { return Block{p, 2 * first + i}; });
         }
       }
     } else {
@@ -387,7 +406,7 @@ struct Kernel {
             }
           }
         }
-        store_sums(sum, has_base, base - to.at, [&](int i, int half) { return to.result(first + i / kEach, i % kEach, half); });
+        store_sums(sum, has_base, base - to.at, to, [&](int i) { return Block{first + i / kEach, i % kEach}; });
       }
     }
   }

@@ -273,11 +273,31 @@ struct Slice {
       const int g = lane / 4, t = lane % 4;
       return at + (row_block * 16 + half * 8 + g) * kPitch + shift_own + place(g, (column_block * 8 + t * 2) * kSize);
     }
+    // The lane's row of two products' results, see kMatrices.
+    VT_DEVICE uint32_t result_row(int row_block, int column_block) const {
+      return at + (row_block * 16 + (lane & 15)) * kPitch + place(lane & 7, (column_block + (lane >> 4)) * 8 * kSize);
+    }
   };
+
+  // Of 16-bit elements: two products' results, those of column blocks `column_block` and the next, as four matrices
+  // of 8 x 8, for ldmatrix and stmatrix.
+  static constexpr bool kMatrices = kHasStmatrix && LAYOUT != Layout::shifted && kSize == 2;
 
   static VT_DEVICE Couple<float> load_result(uint32_t at) {
     if constexpr (LAYOUT == Layout::shifted) return {widen(shared<T>(at)), widen(shared<T>(at + kSize))};
     return widen(shared<Couple<T>>(at));
+  }
+  static VT_DEVICE void add_results(float (&x)[4], float (&y)[4], uint32_t at) {
+    uint32_t r[4];
+    ldmatrix(r, at);
+    const Couple<float> found[4] = {widen(Couple<T>{r[0]}), widen(Couple<T>{r[1]}), widen(Couple<T>{r[2]}), widen(Couple<T>{r[3]})};
+    x[0] += found[0].x, x[1] += found[0].y, x[2] += found[1].x, x[3] += found[1].y;
+    y[0] += found[2].x, y[1] += found[2].y, y[2] += found[3].x, y[3] += found[3].y;
+  }
+  static VT_DEVICE void store_results(uint32_t at, const float (&x)[4], const float (&y)[4]) {
+    const uint32_t r[4] = {couple(T{}, x[0], x[1]).bits, couple(T{}, x[2], x[3]).bits, couple(T{}, y[0], y[1]).bits,
+                           couple(T{}, y[2], y[3]).bits};
+    stmatrix(at, r);
   }
   static VT_DEVICE void store_result(uint32_t at, float x, float y) {
     if constexpr (LAYOUT == Layout::shifted) {

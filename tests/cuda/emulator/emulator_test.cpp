@@ -94,12 +94,35 @@ void check_ldmatrix(bool transposed) {
   }
 }
 
+void check_stmatrix() {
+  const auto place = [](int matrix, int row) { return (matrix * 8 + row) * 13 % 32; };
+  uint16_t stored[4][8][8];
+  run(kWarp, 1, [&] {
+    const int laneid = thread(), matrix = laneid / 8, row = laneid % 8;
+    uint32_t words[4] = {};
+    for (int m = 0; m < 4; ++m) {
+      for (int r = 0; r < 8; ++r) {
+        for (int col = 0; col < 8; ++col) {
+          if (ptx::kLdmatrix[r][col] == laneid) words[m] |= static_cast<uint32_t>(m * 64 + r * 8 + col) << 16 * (col % 2);
+        }
+      }
+    }
+    stmatrix(16 * place(matrix, row), words);
+    sync_warp();
+    for (int col = 0; col < 8; ++col) stored[matrix][row][col] = shared<uint16_t>(16 * place(matrix, row) + 2 * col);
+  });
+  for (int i = 0; i < 256; ++i) {
+    expect(stored[i / 64][i / 8 % 8][i % 8] == i, "stmatrix: element " + std::to_string(i));
+  }
+}
+
 void check_fragments() {
   check_products<ptx::M16n8k16>("bf16", bf16_bits, [](auto& d, auto& a, auto& b) { mma_bf16(d, a, b); });
   check_products<ptx::M16n8k16>("fp16", fp16_bits, [](auto& d, auto& a, auto& b) { mma_fp16(d, a, b); });
   check_products<ptx::M16n8k8>("tf32", tf32_bits, [](auto& d, auto& a, auto& b) { mma_tf32(d, a, b); });
   check_ldmatrix(false);
   check_ldmatrix(true);
+  check_stmatrix();
 }
 
 // ---- numbers ----

@@ -90,6 +90,9 @@ inline bool finish_stop() {
     case Stop::ldmatrix_transposed:
       do_ldmatrix(lanes, at == Stop::ldmatrix_transposed);
       return true;
+    case Stop::stmatrix:
+      do_stmatrix(lanes);
+      return true;
     case Stop::mma_bf16:
       do_mma_16_bits<float_of_bf16>(lanes);
       return true;

@@ -90,6 +90,7 @@ enum class Stop : uint8_t {
   ballot,
   ldmatrix,
   ldmatrix_transposed,
+  stmatrix,
   mma_bf16,
   mma_fp16,
   mma_tf32,
@@ -99,9 +100,8 @@ enum class Stop : uint8_t {
 };
 
 inline std::string name_of(Stop stop) {
-  const char* const names[] = {"sync_warp",           "shuffle_xor",  "ballot",   "ldmatrix",
-                               "ldmatrix_transposed", "mma_bf16",     "mma_fp16", "mma_tf32",
-                               "sync_block",          "sync_cluster", "its end"};
+  const char* const names[] = {"sync_warp", "shuffle_xor", "ballot",   "ldmatrix",   "ldmatrix_transposed", "stmatrix",
+                               "mma_bf16",  "mma_fp16",    "mma_tf32", "sync_block", "sync_cluster",        "its end"};
   return names[static_cast<int>(stop)];
 }
 
@@ -110,6 +110,7 @@ struct Lane {
   Stop stop = Stop::end;
   // Operands of the operation at which the thread stops.
   uint32_t value = 0;  // that is shuffled, voted with, or the address of a row; also the result
+  uint32_t stored[4] = {};  // words of a matrix
   int mask = 0;
   uint32_t* words = nullptr;
   float* sum = nullptr;

@@ -90,6 +90,11 @@ void check_races() {
     if (fixed) sync_warp();
     set_shared(16 * thread(), Four{1, 2, 3, 4});
   });
+  check("read after stmatrix", kWarp, "with no sync_warp since", [](bool fixed) {
+    stmatrix(16 * thread(), {1, 2, 3, 4});
+    if (fixed) sync_warp();
+    sink = get(4 * (31 - thread()));
+  });
   check("halves of a word belong to different lanes", kWarp, "with no sync_warp since", [](bool fixed) {
     set_shared<uint16_t>(2 * thread(), 1);
     if (fixed) sync_warp();

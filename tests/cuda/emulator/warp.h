@@ -57,6 +57,13 @@ inline void ldmatrix(uint32_t (&words)[4], uint32_t at, bool transposed) {
   stop(transposed ? Stop::ldmatrix_transposed : Stop::ldmatrix);
 }
 
+inline void stmatrix(uint32_t at, const uint32_t (&words)[4]) {
+  Lane& lane = machine.lane();
+  std::copy_n(words, 4, lane.stored);
+  lane.value = at;
+  stop(Stop::stmatrix);
+}
+
 inline void mma(Element element, float (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
   Lane& lane = machine.lane();
   lane.sum = sum;
@@ -79,6 +86,19 @@ inline void do_ballot(Lane* lanes) {
   uint32_t bits = 0;
   for (int i = 0; i < 32; ++i) bits |= lanes[i].value << i;
   for (int i = 0; i < 32; ++i) lanes[i].value = bits;
+}
+
+// Each lane has the address of a row of 16 bytes, whose words four lanes have.
+inline void do_stmatrix(Lane* lanes) {
+  for (int i = 0; i < 32; ++i) {
+    machine.here.lane = static_cast<uint8_t>(i);
+    const uint32_t at = lanes[i].value;
+    check_shared(at, 16);
+    note_write(machine.block->shadow, at, 16, machine.cluster_start);
+    for (int t = 0; t < 4; ++t) {
+      std::memcpy(machine.block->memory.data() + at + 4 * t, &lanes[i % 8 * 4 + t].stored[i / 8], 4);
+    }
+  }
 }
 
 // Each lane reads a row of 16 bytes. Rows in the same banks take another pass, unless they are the same row.

@@ -164,6 +164,10 @@ inline void ldmatrix(uint32_t (&words)[4], uint32_t at, bool) {
   counter.note(matrix_load, 16, at);
   counter.together();
 }
+inline void stmatrix(uint32_t at, const uint32_t (&)[4]) {
+  counter.note(shared_store, 16, at);
+  counter.together();
+}
 inline void mma(Element, float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) {
   counter.note(product);
   counter.together();
