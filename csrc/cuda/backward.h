@@ -65,6 +65,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const Share share = Share::of(call, cluster);
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
+    warp.begin();
     Place at = Place::of(call, share.begin);
     const bool has_grad = PROJECT && call.grad_map.data != nullptr;
     const bool has_residual = BOTH && call.residual.data != nullptr;
@@ -487,15 +488,17 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 };
 
-// Gradients of rows from their parts. Grid: sets that may have several, x pieces of Part::size.
-template <class T, bool PROJECT, bool TOKENIZE>
+// Gradients of rows that the batch shares, or of the others, from their parts. Grid: sets that may have several x pieces
+// of Part::size.
+template <class T, bool PROJECT, bool TOKENIZE, bool SHARED, int LANES>
 struct CombineRows {
-  static constexpr int kThreads = Parts::kThreads;
+  using Own = Parts<LANES>;
+  static constexpr int kThreads = Own::kThreads;
 
   static VT_DEVICE void run(const Call& call) {
     const Part part = Part::of(call, PROJECT, TOKENIZE, room_for_rows(call));
-    const int index = Parts::element();
-    if (index >= part.size) return;  // the whole warp: matrices are multiples of 8
+    const int index = Own::element();
+    if (index / Own::kElements * Own::kElements >= part.size) return;  // the whole warp
     // Which operand's gradient, of which row and column, and whether the batch shares it.
     void* result;
     int row, c, channels = call.out_channels, rows = call.keys_count;
@@ -517,12 +520,21 @@ struct CombineRows {
       result = call.dtoken_bias.data, shared = call.token_bias.batch == 0, channels = 1;
       row = index - static_cast<int>(part.token_bias), c = 0, exists = row < rows;
     }
-    const int samples = shared ? call.batch : 1, set = Set::split(call, block_x(), samples);
-    if (result == nullptr || set < 0) return;
-    const Parts parts(call, Set::of(call, set, samples));
+    // A warp's elements are all of one operand: matrices are multiples of 32.
+    constexpr int kNone = -1;
+    const int samples = SHARED ? call.batch : 1;
+    const int set = result == nullptr || shared != SHARED ? kNone : Set::split(call, block_x(), samples);
+    if (set == kNone) return;
+    const Own parts(call, Set::of(call, set, samples));
     if (!parts.several()) return;
-    const float sum = parts.sum([&](int64_t of) { return global(call.parts + of * part.size + index); });
-    if (!exists || !Parts::first_lane()) return;
+    float sums[Own::kTogether], sum = 0.f;
+    parts.for_each([&](int i, int64_t of) { sums[i] = of < 0 || !exists ? 0.f : global(call.parts + of * part.size + index); },
+                   [&] {
+                     VT_UNROLL
+                     for (int i = 0; i < Own::kTogether; ++i) sum += sums[i];
+                   });
+    sum = Own::sum(sum);
+    if (!exists || !Own::first_lane()) return;
     const int head = shared ? set : set / call.batch, b = shared ? 0 : set % call.batch;
     const int64_t to = ((static_cast<int64_t>(b) * call.query_heads + head) * rows + row) * channels + c;
     if (PROJECT && index >= part.token_bias) {

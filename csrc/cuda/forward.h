@@ -37,6 +37,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Share share = Share::of(call, cluster);
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
+    warp.begin();
     Place at = Place::of(call, share.begin);
 
     Place ahead = at;
@@ -296,45 +297,67 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 };
 
-// Puts together what several clusters found for one sample. Grid: samples that may be split x pieces of the
-// tokens.
-template <class T>
+// Puts together what several clusters found for one sample. Grid: samples that may be split x pieces of the tokens, whose
+// rows are padded to whole warps.
+template <class T, int LANES>
 struct CombineTokens {
-  static constexpr int kThreads = Parts::kThreads;
+  using Own = Parts<LANES>;
+  static constexpr int kThreads = Own::kThreads;
+
+  static VT_BOTH int padded(int columns) { return (columns + Own::kElements - 1) / Own::kElements * Own::kElements; }
+  static VT_BOTH int64_t elements(const Call& call) {
+    return static_cast<int64_t>(call.queries_count) * padded(call.out_channels + call.extra_columns) * LANES;
+  }
 
   static VT_DEVICE void run(const Call& call) {
-    const int sample = Set::split(call, block_x(), 1);
-    if (sample < 0) return;
-    const Parts parts(call, Set::of(call, sample, 1));
-    if (!parts.several()) return;
     const int columns = call.out_channels + call.extra_columns, rows = room_for_rows(call);
+    const int row = Own::element() / padded(columns), column = Own::element() % padded(columns);
+    const int sample = Set::split(call, block_x(), 1);
+    if (row >= call.queries_count || sample < 0) return;
+    const Own parts(call, Set::of(call, sample, 1));
+    if (!parts.several()) return;
     const int64_t size = static_cast<int64_t>(2 + columns) * rows;
-    const int index = Parts::element(), count = call.queries_count * columns;
-    const int row = (index < count ? index : 0) / columns, c = (index < count ? index : 0) % columns;
-    const auto highest = [&](int64_t part) { return global(call.parts + part * size + row); };
-    const float top = parts.reduce(minus_infinity(), highest, [](float a, float b) { return larger(a, b); });
+    const float* const of_row = call.parts + row;
+    const float* const of_element = call.parts + 2 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
+    float highest[Own::kTogether], totals[Own::kTogether], sums[Own::kTogether];
+    const auto load_highest = [&](int i, int64_t part) {
+      highest[i] = part < 0 ? minus_infinity() : global(of_row + part * size);
+    };
+    float top = minus_infinity();
+    parts.for_each(load_highest, [&] {
+      VT_UNROLL
+      for (int i = 0; i < Own::kTogether; ++i) top = larger(highest[i], top);
+    });
+    top = Own::join(top, [](float a, float b) { return larger(a, b); });
     const float reference = reference_of(top);
+    float total = 0.f, sum = 0.f;
     bool some = false;
-    const float total = parts.sum([&](int64_t part) {
-      const float of_part = global(call.parts + part * size + rows + row);
-      some = some || is_empty_sum(of_part);
-      return power_of_two(highest(part) - reference) * of_part;
-    });
-    const float sum = parts.sum([&](int64_t part) {
-      return power_of_two(highest(part) - reference) *
-             global(call.parts + part * size + 2 * rows + static_cast<int64_t>(row) * columns + c);
-    });
-    some = Parts::any(some);
-    if (index >= count || !Parts::first_lane()) return;
+    parts.for_each(
+        [&](int i, int64_t part) {
+          load_highest(i, part);
+          totals[i] = part < 0 ? 0.f : global(of_row + part * size + rows);
+          sums[i] = part < 0 ? 0.f : global(of_element + part * size);
+        },
+        [&] {
+          VT_UNROLL
+          for (int i = 0; i < Own::kTogether; ++i) {
+            const float scale = power_of_two(highest[i] - reference);
+            some = some || is_empty_sum(totals[i]);
+            total += scale * totals[i];
+            sum += scale * sums[i];
+          }
+        });
+    total = Own::sum(total), sum = Own::sum(sum), some = Own::any(some);
+    if (column >= columns || !Own::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
     const float inverse = inverse_of(total == 0.f && some ? empty_sum() : total);
     const float value = inverse == 0.f ? 0.f : sum * inverse;
     const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) *
                            (call.query_heads * call.out_channels + call.extra_columns) +
-                       (head * call.out_channels + c);
+                       (head * call.out_channels + column);
     set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
     if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
-    if (c == 0) {
+    if (column == 0) {
       set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
                  lse_of(top, total));
     }

@@ -89,16 +89,22 @@ struct Kernel {
       const uint32_t at = call.places.scores + part(0, matrix, row, pixel);
       constexpr uint32_t kStep = MATRICES * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
-      // Unrolled, so that all loads are under way at once.
-      VT_UNROLL
-      for (int from = 0; from < kMaxWarps; from += 4) {
-        if (from >= warps) break;
+      // Four loads are under way at once. There is room for as many parts, of which those of no warp are 0.
+      for (int from = 0; from < warps; from += 4) {
+        float found[4];
         VT_UNROLL
-        for (int w = from; w < from + 4; ++w) {
-          if (w < warps) sum += shared<float>(at + w * kStep);
-        }
+        for (int w = 0; w < 4; ++w) found[w] = shared<float>(at + (from + w) * kStep);
+        VT_UNROLL
+        for (int w = 0; w < 4; ++w) sum += found[w];
       }
       return sum;
+    }
+    // Clears the parts of warps that there are not. They are read behind the next barrier.
+    VT_DEVICE void begin() const {
+      const int size = MATRICES * kRows * static_cast<int>(kScorePitch) / 4;
+      for (int i = warps * size + thread(); i < (warps + 3) / 4 * 4 * size; i += threads()) {
+        set_shared(call.places.scores + i * 4, 0.f);
+      }
     }
     // Makes COUNT matrices of scores from FIRST known to all warps. Each block of a cluster adds up its own parts
     // before others read the sum in place of the first one.

@@ -23,11 +23,15 @@ struct Share {
     return {start(call, cluster), start(call, cluster + 1)};
   }
   static VT_DEVICE int64_t start(const Call& call, int64_t cluster) {
-    return cluster * (tiles(call) / call.unit) / call.clusters * call.unit;
+    return quotient(cluster * quotient(tiles(call), call.unit), call.clusters) * call.unit;
   }
   // The cluster whose share holds a tile.
   static VT_DEVICE int64_t owner(const Call& call, int64_t tile) {
-    return ((tile / call.unit + 1) * call.clusters - 1) / (tiles(call) / call.unit);
+    return quotient((quotient(tile, call.unit) + 1) * call.clusters - 1, quotient(tiles(call), call.unit));
+  }
+  // Of numbers that are not negative. GPUs divide 64 bits slowly.
+  static VT_DEVICE int64_t quotient(int64_t a, int64_t b) {
+    return a >> 32 == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
   }
   static VT_DEVICE int64_t tiles(const Call& call) {
     return static_cast<int64_t>(call.batch) * call.query_heads * call.tiles_per_sample;
@@ -61,48 +65,52 @@ struct Set {
   VT_DEVICE int64_t part(int64_t cluster, const Share& share) const { return 2 * cluster + (begin > share.begin ? 1 : 0); }
 };
 
-// The parts of a set, in the order of the clusters. Four lanes share an element's, and combine them in a fixed order.
-// All lanes of a warp take part.
+// The parts of a set, in the order of the clusters. LANES lanes of a warp, 1 or 4, share an element's, and combine them
+// in a fixed order. All lanes of a warp take part.
+template <int LANES>
 class Parts {
  public:
-  static constexpr int kThreads = 256, kLanes = 4;
+  static constexpr int kThreads = 256, kElements = 32 / LANES;  // of a block, of a warp
 
   VT_DEVICE Parts(const Call& call, const Set& set)
       : first_(static_cast<int>(Share::owner(call, set.begin))),
         last_(static_cast<int>(Share::owner(call, set.end - 1))),
         after_(set.begin > Share::start(call, first_)) {}
 
-  // Of the grid's elements, one for each four threads.
-  static VT_DEVICE int element() { return (block_y() * kThreads + thread()) / 32 * 8 + lane() % 8; }
-  static VT_DEVICE bool first_lane() { return lane() < 8; }
+  // Of the grid's elements.
+  static VT_DEVICE int element() { return (block_y() * kThreads + thread()) / 32 * kElements + lane() % kElements; }
+  static VT_DEVICE bool first_lane() { return lane() < kElements; }
 
   VT_DEVICE bool several() const { return first_ < last_; }
 
-  // value(part) of all parts, joined.
-  template <class Value, class Join>
-  VT_DEVICE float reduce(float start, const Value& value, const Join& join) const {
-    constexpr int kTogether = 8;  // loads that are under way at once
-    float result = start;
-    for (int from = first_ + lane() / 8; from <= last_; from += kTogether * kLanes) {
-      float found[kTogether];
+  // Calls load(i, part) for eight parts and then add() for all of them, until it was called for all parts of the lane.
+  template <class Load, class Add>
+  VT_DEVICE void for_each(const Load& load, const Add& add) const {
+    for (int from = first_ + lane() / kElements; from <= last_; from += kTogether * LANES) {
       VT_UNROLL
       for (int i = 0; i < kTogether; ++i) {
-        const int cluster = from + i * kLanes;
-        found[i] = cluster <= last_ ? value(2 * static_cast<int64_t>(cluster) + (cluster == first_ && after_)) : start;
+        const int cluster = from + i * LANES;
+        load(i, cluster <= last_ ? 2 * static_cast<int64_t>(cluster) + (cluster == first_ && after_) : -1);
       }
-      VT_UNROLL
-      for (int i = 0; i < kTogether; ++i) result = join(result, found[i]);
+      add();
     }
-    VT_UNROLL
-    for (int mask = 8; mask < 32; mask *= 2) result = join(result, shuffle_xor(result, mask));
-    return result;
   }
-  template <class Value>
-  VT_DEVICE float sum(const Value& value) const {
-    return reduce(0.f, value, [](float a, float b) { return a + b; });
+  static constexpr int kTogether = 8;  // loads that are under way at once
+
+  // Joins what the lanes of an element have.
+  template <class Join>
+  static VT_DEVICE float join(float value, const Join& of_two) {
+    VT_UNROLL
+    for (int mask = kElements; mask < 32; mask *= 2) value = of_two(value, shuffle_xor(value, mask));
+    return value;
+  }
+  static VT_DEVICE float sum(float value) {
+    return join(value, [](float a, float b) { return a + b; });
   }
   // Whether it holds for any of an element's lanes.
-  static VT_DEVICE bool any(bool own) { return (ballot(own) & 0x01010101u << lane() % 8) != 0; }
+  static VT_DEVICE bool any(bool own) {
+    return LANES == 1 ? own : (ballot(own) & 0x01010101u << lane() % kElements) != 0;
+  }
 
  private:
   static VT_DEVICE int lane() { return thread() & 31; }
@@ -110,6 +118,8 @@ class Parts {
   int first_, last_;
   bool after_;  // the first cluster's share begins before the set
 };
+// From so many parts on, four lanes share an element's.
+constexpr int kManyParts = 16;
 
 }  // namespace cuda
 }  // namespace vt

@@ -49,7 +49,7 @@ Places places_of(const Call& call, int warps, int stages) {
   if (K::PROJECT) places.keys = take(banks), places.values = take(banks);
   if (K::TOKENIZE) places.queries = take(banks);
   if (K::BACKWARD && K::TOKENIZE) places.grad_tokens = take(banks);
-  places.scores = take(warps * K::kMatrices * K::kRows * K::kScorePitch);
+  places.scores = take((warps + 3) / 4 * 4 * K::kMatrices * K::kRows * K::kScorePitch);
   if (K::PROJECT || K::BACKWARD) places.by_pixel = take(K::TP * K::kByPixel);
   if (K::TOKENIZE || K::BACKWARD) places.by_token = take((K::BACKWARD && K::PROJECT ? 2 : 1) * K::kRows * K::kByToken);
   if (K::BACKWARD && K::PROJECT && K::TOKENIZE) {
@@ -97,14 +97,20 @@ bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* 
 
 // ---- the instances ----
 
-template <class T, Layout LAYOUT, int MT, int NT, Op OP>
+// SMALL: with fewer pixels, where there is such a kernel.
+template <class T, Layout LAYOUT, int MT, int NT, Op OP, bool SMALL = false>
 struct Instance {
   static constexpr bool kBackward = OP >= Op::tokenize_backward;
   static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
   static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
-  // The most channels of a warp for which sums leave registers for 32 pixels.
-  static constexpr int kMostMt = kBackward ? (NT == 2 ? 2 : 0) : OP == Op::tokenize && NT == 2 ? 8 : 4;
-  static constexpr int TP = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
+  // The most channels of a warp for which sums leave registers for 32 pixels. Where pixels are contiguous, more of them
+  // are worth more than registers.
+  static constexpr bool kLast = LAYOUT == Layout::last;
+  static constexpr int kMostMt = kBackward ? (NT > 2 ? 0 : !kLast ? 4 : 2) : OP != Op::project_tokenize && NT == 2 ? 8 : 4;
+  static constexpr int kMostPixels = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
+  static constexpr int TP = SMALL ? 16 : kMostPixels;
+  // Three banks of rows leave little shared memory for tiles.
+  static constexpr bool kHasSmall = OP == Op::project_tokenize && NT == 2 && MT == 4 && kMostPixels == 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
 };
@@ -126,6 +132,10 @@ constexpr bool exists(Op op, int mt, int nt) {
   return mt <= largest && (mt >= 2 || largest == 1);
 }
 
+// Its address stands for a kernel.
+template <class K>
+constexpr char mark = 0;
+
 constexpr Dtype dtype_of(float) { return Dtype::float32; }
 constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
 constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
@@ -135,40 +145,42 @@ constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
-  int best_mt = 0;
+  const void* chosen = nullptr;
   Plan best;
-  const auto consider = [&](auto mt, const Setting* setting) {
-    constexpr int MT = decltype(mt)::value;
-    if constexpr (exists<T>(OP, MT, NT)) {
-      using K = typename Instance<T, LAYOUT, MT, NT, OP>::type;
-      Plan plan;
-      if (setting != nullptr && setting->mt != MT) return;
-      if (!plan_of<K>(call, device, plan, setting)) return;
-      if (best_mt == 0 || plan.ranks < best.ranks || (plan.ranks == best.ranks && plan.value > best.value)) {
-        best_mt = MT, best = plan;
+  // Calls body(instance) for each kernel.
+  const auto for_each = [](const auto& body) {
+    const auto with_slice = [&](auto mt) {
+      constexpr int MT = decltype(mt)::value;
+      if constexpr (exists<T>(OP, MT, NT)) {
+        using Large = Instance<T, LAYOUT, MT, NT, OP>;
+        body(Large{});
+        if constexpr (Large::kHasSmall) body(Instance<T, LAYOUT, MT, NT, OP, true>{});
       }
-    }
+    };
+    with_slice(std::integral_constant<int, 8>{});
+    with_slice(std::integral_constant<int, 4>{});
+    with_slice(std::integral_constant<int, 2>{});
+    with_slice(std::integral_constant<int, 1>{});
   };
   const auto consider_all = [&](const Setting* setting) {
-    consider(std::integral_constant<int, 8>{}, setting);
-    consider(std::integral_constant<int, 4>{}, setting);
-    consider(std::integral_constant<int, 2>{}, setting);
-    consider(std::integral_constant<int, 1>{}, setting);
+    for_each([&](auto instance) {
+      using K = typename decltype(instance)::type;
+      Plan plan;
+      if (setting != nullptr && setting->mt != K::MT) return;
+      if (!plan_of<K>(call, device, plan, setting)) return;
+      if (chosen == nullptr || plan.ranks < best.ranks || (plan.ranks == best.ranks && plan.value > best.value)) {
+        chosen = &mark<K>, best = plan;
+      }
+    });
   };
   const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
   if (setting != nullptr) consider_all(setting);
-  if (best_mt == 0) consider_all(nullptr);
-  const auto run = [&](auto mt) {
-    constexpr int MT = decltype(mt)::value;
-    if constexpr (exists<T>(OP, MT, NT)) {
-      if (best_mt == MT) body(typename Instance<T, LAYOUT, MT, NT, OP>::type{}, best);
-    }
-  };
-  run(std::integral_constant<int, 8>{});
-  run(std::integral_constant<int, 4>{});
-  run(std::integral_constant<int, 2>{});
-  run(std::integral_constant<int, 1>{});
-  return best_mt != 0;
+  if (chosen == nullptr) consider_all(nullptr);
+  for_each([&](auto instance) {
+    using K = typename decltype(instance)::type;
+    if (chosen == &mark<K>) body(K{}, best);
+  });
+  return chosen != nullptr;
 }
 
 // Calls body(kernel, plan) with the kernel for a call of OP; false where there is none.
@@ -204,14 +216,18 @@ void share_out(Call& call, const Plan& plan, int clusters) {
   call.clusters = static_cast<int>(clusters < units ? clusters : units);
 }
 
-// Whether a result may be a sum over several clusters.
+// Whether there are results for sets of samples, or (shared == false) for single ones.
 template <class K>
-bool has_parts(const Call& call) {
-  if (!K::BACKWARD && !K::TOKENIZE) return false;
-  if (call.unit < call.tiles_per_sample) return true;
-  if (!K::BACKWARD || call.clusters == 1) return false;
-  return (K::TOKENIZE && call.queries.batch == 0) || (K::PROJECT && (call.keys.batch == 0 || call.values.batch == 0 ||
-                                                                      call.token_bias.batch == 0));
+bool has_rows_of(const Call& call, bool shared) {
+  const auto is = [&](int64_t batch_stride) { return (batch_stride == 0) == shared; };
+  return (K::TOKENIZE && (K::BACKWARD ? is(call.queries.batch) : !shared)) ||
+         (K::BACKWARD && K::PROJECT &&
+          (is(call.keys.batch) || is(call.values.batch) || (call.dtoken_bias.data != nullptr && is(call.token_bias.batch))));
+}
+// Whether some of these may be sums over several clusters.
+template <class K>
+bool has_parts_of(const Call& call, bool shared) {
+  return has_rows_of<K>(call, shared) && (shared ? call.clusters > 1 : call.unit < call.tiles_per_sample);
 }
 
 template <class K>
@@ -233,7 +249,7 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template clusters<K>(plan, clusters)) != nullptr) return;
     share_out<K>(call, plan, clusters);
 
-    const int64_t parts = has_parts<K>(call) ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call) : 0;
+    const int64_t parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false) ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call) : 0;
     const bool sums_biases = K::BACKWARD && call.dpixel_bias.data != nullptr && call.query_heads > 1;
     const int64_t map_of_biases = static_cast<int64_t>(call.batch) * call.pixels;
     const int64_t biases = sums_biases ? call.query_heads * map_of_biases : 0;
@@ -243,16 +259,29 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     call.parts = workspace, call.pixel_parts = workspace + parts, call.extra_parts = workspace + parts + biases;
 
     if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
-    if (parts > 0) {
+    if (has_parts_of<K>(call, true)) {
       if constexpr (K::BACKWARD) {
-        // Where no sample is split, only what the batch shares has parts.
-        const int64_t sets = Set::splits(call, call.unit < call.tiles_per_sample ? 1 : call.batch);
-        using C = CombineRows<T, K::PROJECT, K::TOKENIZE>;
-        error = launcher.template start_small<C>(call, sets, part_size<K>(call) * Parts::kLanes);
-      } else if constexpr (K::TOKENIZE) {
-        using C = CombineTokens<T>;
-        const int64_t elements = static_cast<int64_t>(call.queries_count) * (call.out_channels + call.extra_columns);
-        error = launcher.template start_small<C>(call, Set::splits(call, 1), (elements + 7) / 8 * 8 * Parts::kLanes);
+        using C = CombineRows<T, K::PROJECT, K::TOKENIZE, true, 4>;
+        error = launcher.template start_small<C>(call, Set::splits(call, call.batch), part_size<K>(call) * 4);
+        if (error != nullptr) return;
+      }
+    }
+    if (has_parts_of<K>(call, false)) {
+      const int64_t samples = Set::splits(call, 1);
+      const auto combine = [&](auto lanes) {
+        constexpr int LANES = decltype(lanes)::value;
+        if constexpr (K::BACKWARD) {
+          using C = CombineRows<T, K::PROJECT, K::TOKENIZE, false, LANES>;
+          error = launcher.template start_small<C>(call, samples, part_size<K>(call) * LANES);
+        } else if constexpr (K::TOKENIZE) {
+          using C = CombineTokens<T, LANES>;
+          error = launcher.template start_small<C>(call, samples, C::elements(call));
+        }
+      };
+      if (call.clusters / samples < kManyParts) {
+        combine(std::integral_constant<int, 1>{});
+      } else {
+        combine(std::integral_constant<int, 4>{});
       }
       if (error != nullptr) return;
     }
