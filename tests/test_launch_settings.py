@@ -118,8 +118,15 @@ def test_what_does_not_fit_is_replaced_by_what_does(monkeypatch):
         schedule.attempt(problem, torch.empty(1), lambda setting: setting)
 
 
-def test_a_setting_too_large_for_the_device_is_tried_once(monkeypatch, caplog):
-    problem = Problem("tokenize_forward", "16", "channels", 255, 16, 196)
+@pytest.mark.parametrize(
+    ("channels", "error"),
+    [
+        (255, schedule.OutOfResources(300_000, 200_000, "shared memory")),
+        (254, schedule.MiscompiledError("a wrong address")),
+    ],
+)
+def test_an_unfit_setting_is_tried_once(channels, error, monkeypatch, caplog):
+    problem = Problem("tokenize_forward", "16", "channels", channels, 16, 196)
     first, second = Setting(32, 16, 1, STREAM, 4, 1), Setting(16, 16, 1, STREAM, 4, 1)
     monkeypatch.setattr(settings, "choices", lambda problem, architecture: [first, second])
     tried = []
@@ -127,13 +134,13 @@ def test_a_setting_too_large_for_the_device_is_tried_once(monkeypatch, caplog):
     def run(setting):
         tried.append(setting)
         if setting == first:
-            raise schedule.OutOfResources(300_000, 200_000, "shared memory")
+            raise error
         return setting
 
     assert schedule.attempt(problem, torch.empty(1), run) == second
     assert schedule.attempt(problem, torch.empty(1), run) == second
     assert tried == [first, second, second]
-    assert "does not fit" in caplog.text
+    assert "is unfit for" in caplog.text
 
 
 def test_a_new_entry_replaces_that_of_its_class():

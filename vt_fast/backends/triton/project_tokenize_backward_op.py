@@ -19,6 +19,7 @@ from vt_fast.backends.contract import (
     TokenizeBackward,
 )
 from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
     extra_values_gradient,
@@ -99,6 +100,7 @@ class Weights(NamedTuple):
     inner_rows: Any
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_tokenize_backward(
     grad,

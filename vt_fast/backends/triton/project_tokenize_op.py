@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectTokenize, ProjectTokenizeBackward, Tokenize
 from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     load_extra_values,
@@ -132,6 +133,7 @@ def load_queries(queries, channels, WIDTH: tl.constexpr, RAGGED: tl.constexpr, c
     return load_rows(queries, q, WIDTH, channels, q < cfg.QUERIES, channels < cfg.OUT_CHANNELS, RAGGED)
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_tokenize_forward(
     x,

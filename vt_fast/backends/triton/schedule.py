@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 
 from vt_fast.backends.contract import CannotRunError
 from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.compiling import MiscompiledError
 from vt_fast.backends.triton.maps import Placement
 from vt_fast.backends.triton.primitives import Config
 from vt_fast.backends.triton.settings import KEEP, WHOLE, Problem, Replaceable, Setting, ceil_div
@@ -241,6 +242,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Raises:
         OutOfResources: the device has too little shared memory for it; nothing was launched.
+        MiscompiledError: it cannot be compiled rightly; nothing was launched.
         CannotRunError: it cannot be compiled or launched.
     """
     if 0 in grid:
@@ -250,7 +252,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     try:
         kernel[grid](*arguments, **constants)
-    except (OutOfResources, *_OF_THE_DEVICE):
+    except (OutOfResources, MiscompiledError, *_OF_THE_DEVICE):
         raise
     except Exception as error:  # compilers, drivers and files raise errors of all kinds
         name = kernel.fn.__name__
@@ -262,8 +264,8 @@ def observed(observer: Observer) -> AbstractContextManager[None]:
     return _observer.by(observer)
 
 
-# Settings that did not fit on a device although their estimate did.
-_too_large: set[tuple[Problem, Setting, torch.device]] = set()
+# Settings that did not fit on a device although their estimate did, or that cannot be compiled rightly.
+_unfit: set[tuple[Problem, Setting, torch.device]] = set()
 
 
 def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
@@ -280,13 +282,13 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
         if needed > limit:
             reasons.append(f"{setting}: {needed} bytes of shared memory of {limit}")
             continue
-        if _too_large and (problem, setting, x.device) in _too_large:
+        if _unfit and (problem, setting, x.device) in _unfit:
             continue
         try:
             with torch.cuda.device_of(x):
                 return run(setting)
-        except OutOfResources as error:
-            _too_large.add((problem, setting, x.device))
+        except (OutOfResources, MiscompiledError) as error:
+            _unfit.add((problem, setting, x.device))
             reasons.append(f"{setting}: {error}")
-            _LOG.warning("a launch setting of %s does not fit on %s: %s", problem, x.device, reasons[-1])
+            _LOG.warning("a launch setting of %s is unfit for %s: %s", problem, x.device, reasons[-1])
     raise CannotRunError(f"no launch setting of {problem} fits on {x.device}: " + "; ".join(reasons))
