@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from tools.triton.calls import Call
 from tools.triton.gpus import GPUS
