@@ -19,13 +19,14 @@ PTX = """
 .target sm_90a
 	or.b64 	%rd119, %rd52, 4611686293305294848;
 	add.s64 	%rd121, %rd52, 4611686293305294850;
-	or.b64 	%rd137, {address}, {number};
+	or.b64 	%rd137, %rd52, -4611685949707911168;
+	add.s64 	%rd139, {address}, {number};
 	add.s64 	%rd7, %rd52, 96;
 	wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {{%r1}}, %rd102, %rd137, %p2, 1, 1, 0, 1;
 """
 
 
-def code(version="8.7", address="%rd52", number="-4611685949707911168"):
+def code(version="8.7", address="%rd52", number="-4611685949707911136"):
     return PTX.format(version=version, address=address, number=number)
 
 

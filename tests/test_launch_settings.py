@@ -160,3 +160,18 @@ def test_there_is_something_to_try(op, kind, shape):
     assert found or channels * rows > 64 << 10
     if (channels, rows) == (256, 16) and op != "project_tokenize_backward":
         assert any(setting.form == KEEP for setting in found)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "precision"),
+    [("sm_90", "16", "tf32x3"), ("gfx942", "16", "ieee"), ("sm_90", "32", "ieee"), ("none", "16", "tf32x3")],
+)
+def test_logits_of_float32_factors_are_not_cut_off(architecture, dtype, precision):
+    found = []
+    with (
+        schedule.standing_in(schedule.Traits(architecture, 132, 227 << 10)),
+        schedule.observed(lambda kernel, grid, arguments, constants: found.append(constants.get("cfg"))),
+    ):
+        of_maps = torch.bfloat16 if dtype == "16" else torch.float32
+        samples.sample("project_tokenize", of_maps, "channels", (2, 196, 64, 16), "meta")()
+    assert found[0].LOGIT_PRECISION == precision

@@ -9,8 +9,9 @@ from vt_fast.backends.triton import INTERPRETED
 
 Kernel = TypeVar("Kernel")
 
-# Numbers added to an address to make the descriptors of wgmma's operands in shared memory.
-_DESCRIPTOR = re.compile(r"(?:or|add)\.[bs]64\s+%rd\d+, (%rd\d+), (-?\d+);")
+# Numbers added to an address to make the descriptors of wgmma's operands in shared memory. The first one of
+# an operand is made by "or", and is always right.
+_DESCRIPTOR = re.compile(r"add\.s64\s+%rd\d+, (%rd\d+), (-?\d+);")
 _VERSION = re.compile(r"^\.version (\d+)\.(\d+)$", re.MULTILINE)
 
 
@@ -23,7 +24,8 @@ def fault(ptx: str) -> str | None:
 
     ptxas 12.8, which Triton 3.6 brings, loses an address in shared memory that goes into descriptors of two
     layouts, as where one operand of wgmma takes the place of another. Those of one layout are then made of an
-    uninitialized register, and the product reads anything, or faults. ptxas 12.9 is right.
+    uninitialized register, and the product reads anything, or faults. Some code of that kind is right all the
+    same. ptxas 12.9 is right.
     """
     version = _VERSION.search(ptx)
     if version is None or tuple(map(int, version.groups())) > (8, 7) or "wgmma.mma_async" not in ptx:

@@ -36,6 +36,7 @@ from vt_fast.backends.triton.primitives import (
     product,
     program_of,
     second_walk,
+    small_logits,
     small_product,
     store_sums,
     zero_sums,
@@ -179,7 +180,7 @@ def project_tokenize_backward(
             used = ok | (arriving > 0)
         projected = softmax_over_tokens(scores, bias, cfg)
         projected = tl.where(used[:, None], projected, 0.0)
-        logits = small_product(projected, mixed, logits, cfg)
+        logits = small_logits(projected, mixed, logits, cfg)
         grads = small_product(projected, mixed_grads, grads, cfg)
         if cfg.EXTRA > 0:
             grads = add_extra_grads(

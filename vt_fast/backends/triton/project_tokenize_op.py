@@ -33,7 +33,7 @@ from vt_fast.backends.triton.primitives import (
     product,
     program_of,
     second_walk,
-    small_product,
+    small_logits,
     two_of,
     zero_sums,
 )
@@ -192,7 +192,7 @@ def project_tokenize_forward(
         both, kept = first_walk(add_scores_and_logits, zeros, (tile, base, wanted, key, tokens, query), cfg)
         scores, logits = both
         projected = softmax_over_tokens(scores, token_biases, cfg)
-        logits = small_product(projected, mixed, logits, cfg)
+        logits = small_logits(projected, mixed, logits, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
         weights, scale, statistics = softmax_over_pixels(

@@ -182,7 +182,6 @@ def config(
     """
     chunk, most = setting.chunk, max(channels, out_channels if together else 0)
     reach = chunk * made.own * made.loops
-    precision = settings.precision(dtype)
     ragged = channels % chunk != 0 or channels < most
     out_ragged = out_channels % chunk != 0 or (together and out_channels < most)
     return Config(
@@ -201,9 +200,9 @@ def config(
         ALIGN=placed.align,
         PIXEL_ALIGN=placed.pixel_align,
         INT64=placed.wide,
-        PRECISION=precision,
-        # Of float32 products within a call whose maps may have 16 bits.
-        SMALL_PRECISION="tf32" if dtype.itemsize == 2 else precision,
+        PRECISION=settings.precision(dtype),
+        SMALL_PRECISION=settings.small_precision(dtype),
+        LOGIT_PRECISION=settings.logit_precision(dtype, traits(placed.maps[0].data.device).architecture),
         WIDEN=settings.widens(dtype),
         ACC=tl.float64 if dtype == torch.float64 else tl.float32,
         LIMIT=settings.limit(dtype),
