@@ -77,7 +77,8 @@ def test_the_script_runs_the_memory_checker_where_it_is_asked_to(script):
     checker.chmod(0o755)
     found = script.run(VT_FAST_GPU_CHECK=1, PATH=f"{checker.parent}:{os.environ['PATH']}")
     assert found.done.returncode == 1
-    assert "error: racecheck (tests/gpu/test_sizes.py tests/gpu/test_masks.py tests/cuda/" in found.done.stderr
+    failed = "error: racecheck (tests/gpu/test_sizes.py tests/gpu/test_masks.py tests/cuda/"
+    assert failed in found.done.stderr
     assert "error: memcheck" not in found.done.stderr
     _, _, memory, race, _ = found.calls
     assert memory.startswith("--tool memcheck")

@@ -49,7 +49,7 @@ def test_off_it_is_as_accurate_as_ieee(op, switch):
 @pytest.mark.parametrize("switch", NAMES)
 @pytest.mark.parametrize("op", OPS)
 def test_on_it_is_as_accurate_as_its_mantissa(op, switch):
-    """That of TF32 has the ten bits of float16's. Tensor cores cut the others off: nothing rounds operands."""
+    """That of TF32 has the ten bits of float16's. Tensor cores cut the others off; Triton rounds nothing."""
     problem = make(op, (), "nchw", **SHAPE)
     switch(False)
     off = problem.solve(torch.float32)

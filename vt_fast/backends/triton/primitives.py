@@ -55,7 +55,8 @@ class Config(NamedTuple):
     ALIGN: int
     PIXEL_ALIGN: int
     INT64: bool
-    # Products: of maps' dtype, of float32, and of float32 that make logits. WIDEN: of operands widened to float32. LIMIT: the largest number.
+    # Products: of maps' dtype, of float32, and of float32 that make logits. WIDEN: of operands widened to
+    # float32. LIMIT: the largest number.
     PRECISION: str
     SMALL_PRECISION: str
     LOGIT_PRECISION: str
