@@ -69,6 +69,10 @@ checked=(tests/gpu/test_sizes.py tests/gpu/test_masks.py tests/cuda/test_values.
 parallel=()
 ((jobs == 1)) || parallel=(-n "$jobs" --dist worksteal)
 pytest=("$python" -m pytest -m gpu -p no:cacheprovider)
+# A kernel that never ends would stop all tests; ending the process ends it.
+if "$python" -c 'import pytest_timeout' 2>/dev/null; then
+    pytest+=(--timeout=600 --timeout-method=thread)
+fi
 
 status=0
 step() {

@@ -96,12 +96,12 @@ def digits(value: float) -> str:
     """Three digits in plain notation.
 
     Example:
-        >>> digits(1234.5), digits(1.0), digits(0.012345), digits(0.0), digits(math.nan)
-        ('1234', '1.00', '0.0123', '0', '-')
+        >>> digits(1234.5), digits(1.0), digits(-0.012345), digits(0.0), digits(math.nan)
+        ('1234', '1.00', '-0.0123', '0', '-')
     """
     if value != value:
         return "-"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value else "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
 def by_series(data: DataFrame) -> Iterator[tuple[str, DataFrame]]:

@@ -171,6 +171,7 @@ def test_what_stops_a_triton_kernel_is_named():
     # These have handlers of their own.
     for error in (
         schedule.OutOfResources(2, 1, "shared memory"),
+        schedule.MiscompiledError("a wrong address"),
         torch.OutOfMemoryError("no memory"),
         torch.AcceleratorError("an illegal memory access"),
     ):

@@ -1,9 +1,11 @@
 """The library with the CUDA kernels, in a torch without CUDA: it loads, and says why it cannot run."""
 
+import functools
 import shutil
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vt_fast
 from native_build import cuda as cuda_build
@@ -18,6 +20,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine
 
 # Beyond those of the library for CPUs.
 MORE_TORCH_SYMBOLS = {
+    "aoti_torch_device_type_cuda",
     "aoti_torch_aten_narrow",
     "aoti_torch_get_device_index",
     "aoti_torch_get_device_type",
@@ -27,6 +30,7 @@ MORE_TORCH_SYMBOLS = {
     "torch_delete_device_guard",
     "torch_list_push_back",
     "torch_new_list_reserve_size",
+    "torch_new_string_handle",
 }
 
 
@@ -111,3 +115,24 @@ def test_architectures_are_checked(monkeypatch):
     monkeypatch.setattr(cuda_build.shutil, "which", lambda name: None)
     with pytest.raises(CannotBuildError, match="set VT_FAST_CUDA_ARCH"):
         cuda_build._architectures(known)
+
+
+@pytest.mark.parametrize("backend", ["cuda", None])
+def test_a_compiler_traces_calls_on_a_gpu(backend, monkeypatch):
+    """Without reading files and without asking for the GPU, which is not here."""
+    monkeypatch.setitem(backends._REASONS, "cuda", None)
+    torch._dynamo.reset()
+    targets = []
+
+    def keep(graph, inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes if "vt_fast" in str(node.target))
+        return graph.forward
+
+    @functools.partial(torch.compile, fullgraph=True, backend=keep)
+    def pool(x, queries):
+        return vt_fast.tokenize(x, queries, backend=backend)
+
+    with FakeTensorMode():
+        x, queries = torch.empty(2, 5, 16, device="cuda"), torch.empty(3, 16, device="cuda")
+        assert pool(x, queries).shape == (2, 3, 16)
+    assert targets == ["vt_fast.tokenize.default"]

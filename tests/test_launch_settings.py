@@ -118,8 +118,15 @@ def test_what_does_not_fit_is_replaced_by_what_does(monkeypatch):
         schedule.attempt(problem, torch.empty(1), lambda setting: setting)
 
 
-def test_a_setting_too_large_for_the_device_is_tried_once(monkeypatch, caplog):
-    problem = Problem("tokenize_forward", "16", "channels", 255, 16, 196)
+@pytest.mark.parametrize(
+    ("channels", "error"),
+    [
+        (255, schedule.OutOfResources(300_000, 200_000, "shared memory")),
+        (254, schedule.MiscompiledError("a wrong address")),
+    ],
+)
+def test_an_unfit_setting_is_tried_once(channels, error, monkeypatch, caplog):
+    problem = Problem("tokenize_forward", "16", "channels", channels, 16, 196)
     first, second = Setting(32, 16, 1, STREAM, 4, 1), Setting(16, 16, 1, STREAM, 4, 1)
     monkeypatch.setattr(settings, "choices", lambda problem, architecture: [first, second])
     tried = []
@@ -127,13 +134,13 @@ def test_a_setting_too_large_for_the_device_is_tried_once(monkeypatch, caplog):
     def run(setting):
         tried.append(setting)
         if setting == first:
-            raise schedule.OutOfResources(300_000, 200_000, "shared memory")
+            raise error
         return setting
 
     assert schedule.attempt(problem, torch.empty(1), run) == second
     assert schedule.attempt(problem, torch.empty(1), run) == second
     assert tried == [first, second, second]
-    assert "does not fit" in caplog.text
+    assert "is unfit for" in caplog.text
 
 
 def test_a_new_entry_replaces_that_of_its_class():
@@ -153,3 +160,18 @@ def test_there_is_something_to_try(op, kind, shape):
     assert found or channels * rows > 64 << 10
     if (channels, rows) == (256, 16) and op != "project_tokenize_backward":
         assert any(setting.form == KEEP for setting in found)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "precision"),
+    [("sm_90", "16", "tf32x3"), ("gfx942", "16", "ieee"), ("sm_90", "32", "ieee"), ("none", "16", "tf32x3")],
+)
+def test_logits_of_float32_factors_are_not_cut_off(architecture, dtype, precision):
+    found = []
+    with (
+        schedule.standing_in(schedule.Traits(architecture, 132, 227 << 10)),
+        schedule.observed(lambda kernel, grid, arguments, constants: found.append(constants.get("cfg"))),
+    ):
+        of_maps = torch.bfloat16 if dtype == "16" else torch.float32
+        samples.sample("project_tokenize", of_maps, "channels", (2, 196, 64, 16), "meta")()
+    assert found[0].LOGIT_PRECISION == precision

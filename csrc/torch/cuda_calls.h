@@ -22,8 +22,10 @@
 namespace vt {
 namespace {
 
-// What calls run on: facts about a device, its current stream, and how it becomes the current device.
+// What calls run on: torch's number of the type, facts about a device, its current stream, and how it becomes
+// the current device.
 struct CudaDevice {
+  int32_t (*type)();
   const char* (*find)(int index, cuda::Device& device);
   void* (*stream)(int index);
   void* (*enter)(int index);

@@ -46,7 +46,7 @@ class Guard {
 };
 
 const CudaDevice devices = {
-    cuda::find_device, current_stream, [](int device) -> void* { return new Guard(device); },
+    aoti_torch_device_type_cuda, cuda::find_device, current_stream, [](int device) -> void* { return new Guard(device); },
     [](void* guard) { delete static_cast<Guard*>(guard); }};
 
 }  // namespace

@@ -30,6 +30,28 @@ using Needs = std::vector<bool>;
 
 extern const CudaDevice devices;
 
+// ---- devices ----
+
+// The sizes of a call on x, whose device is one of ours.
+Call sizes_on(const Tensor& x) {
+  check_map(x);
+  require(place_of(x).type == devices.type(), "x", "be on a CUDA device");
+  return call_on(x);
+}
+
+void check_places(const Place&) {}
+
+// Operands, each after its name, are where x is. torch's dispatcher asks for no more than one such operand, and
+// a kernel that reads the host's memory ends the process.
+template <class... More>
+void check_places(const Place& place, const char* name, const Optional& value, const More&... more) {
+  if (value) {
+    const Place other = place_of(*value);
+    require(other.type == place.type && other.index == place.index, name, "be on the device of `x`");
+  }
+  check_places(place, more...);
+}
+
 // ---- results ----
 
 // Memory for a gradient that is like its operand, dense. Over an empty batch, for which no kernel runs, it is 0.
@@ -128,9 +150,9 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                       {"token_bias", token_bias.has_value()},
                       {"offsets", offsets.has_value()},
                       {"normalize", normalize != "pixels"}});
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
+  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
   add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
   check_taken(cuda::Op::tokenize, sizes);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
@@ -152,10 +174,11 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
                        const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
                        const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                        int64_t num_heads, const Needs& needs) {
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
   check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
+               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
   check_needs(needs, 4);
   add_tokenize_sizes(sizes, queries, extra_values, num_heads);
   check_taken(cuda::Op::tokenize_backward, sizes);
@@ -185,9 +208,9 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   refuse_unsupported({{"scores", scores.has_value()},
                       {"offsets", offsets.has_value()},
                       {"normalize", normalize != "tokens"}});
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   check_taken(cuda::Op::project, sizes);
   const Tensor y = empty_map_like(x, sizes.out_channels);
@@ -209,10 +232,10 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
 Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs) {
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
+  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 4);
@@ -245,11 +268,12 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   refuse_unsupported({{"scores", scores.has_value()},
                       {"offsets", offsets.has_value()},
                       {"normalize", normalize != "tokens"}});
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
+  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
+               "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
   check_taken(cuda::Op::project_tokenize, sizes);
@@ -278,12 +302,15 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
-  check_map(x);
-  Call sizes = call_on(x);
+  Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
   check_pooling_grads(sizes, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
+               "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
+               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse,
+               "grad_map", grad_map);
   const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
   check_like(grad, "grad_map", x, channels);
   check_needs(needs, 8);

@@ -71,11 +71,15 @@ def compare(
     exact: dict[str, torch.Tensor],
     plain: dict[str, torch.Tensor],
     dtype: torch.dtype,
+    terms: int | None = None,
 ) -> None:
-    """Raise unless each result and gradient in ``found`` is about as accurate as in ``plain``."""
+    """Raise unless each result and gradient in ``found`` is about as accurate as in ``plain``.
+
+    ``terms``: see :func:`vt_fast.testing.assert_as_accurate`; by default :func:`summed_terms`.
+    """
     assert list(found) == list(exact)
     lse = finite_size(exact[problem.lse]) if problem.lse else 0.0
-    terms = summed_terms(problem)
+    terms = summed_terms(problem) if terms is None else terms
     for name, value in found.items():
         if dtype == torch.float64:
             close_in_float64(value, exact[name], name)

@@ -50,17 +50,25 @@ def test_the_script_runs_both_and_fails_if_one_does(script, tested, measured, st
     assert found.done.returncode == status, found.done.stderr
     first, second, third = found.calls
     parallel = "" if jobs == 1 else f" -n {jobs} --dist worksteal"
-    xml = f"-m pytest -m gpu -p no:cacheprovider{parallel} --junitxml={script.out}/gpu-tests.xml"
+    pytest = "-m pytest -m gpu -p no:cacheprovider --timeout=600 --timeout-method=thread"
+    xml = f"{pytest}{parallel} --junitxml={script.out}/gpu-tests.xml"
     large = "tests/gpu/test_large.py"
-    assert first.startswith(f"{xml} --ignore={large} tests/gpu tests/ops")
+    assert first.startswith(f"{xml} --ignore={large} tests/gpu tests/ops tests/cuda ")
     assert "tests/test_testing.py" in first, "it has a test that is marked"
     assert "tests/test_pairs.py" not in first
-    assert second.startswith("-m pytest -m gpu -p no:cacheprovider --junitxml=")
+    assert second.startswith(f"{pytest} --junitxml=")
     assert second.endswith(large)
     assert (ROOT / large).exists()
     assert third == f"-m benchmarks gpu --results {script.out} --budget 2.5 --quick"
     assert found.done.stdout.endswith(f"{script.out}/gpu-partial.csv\n")
     assert f"failed with status {tested}" in found.done.stderr or not tested
+
+
+def test_tests_have_no_timeout_without_its_package(script):
+    found = script.run(ABSENT="pytest_timeout", VT_FAST_GPU_JOBS=1)
+    assert found.done.returncode == 0, found.done.stderr
+    assert len(found.calls) == 3
+    assert "--timeout" not in " ".join(found.calls)
 
 
 def test_the_script_runs_the_memory_checker_where_it_is_asked_to(script):
@@ -69,13 +77,14 @@ def test_the_script_runs_the_memory_checker_where_it_is_asked_to(script):
     checker.chmod(0o755)
     found = script.run(VT_FAST_GPU_CHECK=1, PATH=f"{checker.parent}:{os.environ['PATH']}")
     assert found.done.returncode == 1
-    assert "error: racecheck (tests/gpu/test_sizes.py tests/gpu/test_masks.py): failed" in found.done.stderr
+    failed = "error: racecheck (tests/gpu/test_sizes.py tests/gpu/test_masks.py tests/cuda/"
+    assert failed in found.done.stderr
     assert "error: memcheck" not in found.done.stderr
     _, _, memory, race, _ = found.calls
     assert memory.startswith("--tool memcheck")
     assert f"--log-file {script.out}/gpu-racecheck.txt {script.python} -m pytest -m gpu" in race
-    checked = [ROOT / word for word in race.split() if word.startswith("tests/")]
-    assert [path.exists() for path in checked] == [True, True]
+    checked = [ROOT / word.partition("::")[0] for word in race.split() if word.startswith("tests/")]
+    assert [path.exists() for path in checked] == [True, True, True]
 
 
 @pytest.mark.parametrize(

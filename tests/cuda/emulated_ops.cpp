@@ -21,7 +21,7 @@ const char* find_device(int index, Device& device) {
 namespace cuda_ops {
 namespace {
 
-const CudaDevice devices = {cuda::find_device, [](int) -> void* { return nullptr; },
+const CudaDevice devices = {aoti_torch_device_type_cpu, cuda::find_device, [](int) -> void* { return nullptr; },
                             [](int) -> void* { return nullptr; }, [](void*) {}};
 
 void poison_results(bool on) { poison = on; }
@@ -96,6 +96,12 @@ STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, CPU, library) {
   library.impl(#op, vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>); \
   library.impl(#op "_public", vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>);
   VT_FOR_EACH_OP(VT_IMPLEMENT)
+}
+
+// Tensors on a CPU beside these are as such beside a GPU's.
+STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, Meta, library) {
+#define VT_IMPLEMENT_MIXED(op) library.impl(#op, vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>);
+  VT_FOR_EACH_OP(VT_IMPLEMENT_MIXED)
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast_emulated, CompositeExplicitAutograd, library) {

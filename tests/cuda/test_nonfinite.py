@@ -90,3 +90,24 @@ def test_a_sample_without_pixels(dtype):
     assert (found["result 1"][1] == -torch.inf).all()
     assert not found["dx"][1].any()
     assert not found["dqueries"][1].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "case", [("project", ()), ("project", ("token_bias",)), ("project_tokenize", ())], ids=short
+)
+def test_a_pixel_of_which_all_scores_are_infinite(case, sign, dtype):
+    """Its weights are NaN, unlike those of keys that a bias removes."""
+    base = problem(*case, "bnc", channels=48, height=5, width=7)
+    base.operands["x"][1, 20, 9] = -torch.inf
+    base.operands["keys"][1, :, 9] = sign * base.operands["keys"][1, :, 9].abs()
+    round_operands(base, dtype)
+    reference = base.solve(plain=True)
+    assert reference["result 0"][1, 20].isnan().all()
+    with cuda_emulator.emulated(seed=3):
+        found = base.solve(dtype)
+    for name, value in found.items():
+        # NaN times a removed key's weight of 0 is NaN to autograd; the kernels leave the key out.
+        if name.startswith("result") or not case[1]:
+            assert torch.equal(kinds(value), kinds(reference[name])), name

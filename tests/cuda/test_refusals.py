@@ -102,3 +102,25 @@ def test_too_many_pixels_or_samples(op, batch, pixels):
     x = torch.empty(1, 1, 1, dtype=torch.bfloat16).expand(batch, pixels, 8)
     reason = check(op, record(op, x, out_channels=8, tokens=1, queries=1, extra=0))
     assert "less than 2^31" in reason
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_operands_on_another_device(op):
+    """Beside tensors without memory, those on a CPU reach the op as they do beside a GPU's."""
+    x = torch.empty(2, 3, 8)
+    call = record(op, x, out_channels=8, tokens=2, queries=2, extra=0)
+    options = {
+        "mask": torch.ones(2, 3, dtype=torch.bool),
+        "pixel_bias": torch.empty(2, 3),
+        "token_bias": torch.empty(2),
+        "residual": x,
+        "grad_lse": torch.empty(2, 2),
+    }
+    call = call._replace(**{name: value for name, value in options.items() if name in call._fields})
+    operands = {name for name, value in call._asdict().items() if isinstance(value, torch.Tensor)}
+    assert operands >= {"x", "mask" if "tokenize" in op else "token_bias"}
+    for name in operands:
+        moved = call._replace(**{name: getattr(call, name).to("meta")})
+        expected = f"`{name}` must be on " + ("a CUDA device" if name == "x" else "the device of `x`")
+        with cuda_emulator.emulated(dry=True), pytest.raises(RuntimeError, match=expected):
+            getattr(torch.ops.vt_fast_emulated, op)(*moved)

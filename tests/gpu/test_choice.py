@@ -21,14 +21,27 @@ def refused(message, *tensors, backend="triton"):
         vt_fast.tokenize(*tensors, backend=backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_none_takes_triton(dtype):
-    x, queries = torch.randn(2, 40, 16, dtype=dtype), torch.randn(4, 16, dtype=dtype)
-    assert chosen(x, queries) == "triton"
-    launched = []
-    with observed(lambda kernel, *_: launched.append(kernel.__name__)):
+def launched(x, queries):
+    """The Triton kernels that a call without a backend launches."""
+    names = []
+    with observed(lambda kernel, *_: names.append(kernel.__name__)):
         vt_fast.tokenize(x, queries)
-    assert launched[0] == "tokenize_forward"
+    return names
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_none_takes_the_cuda_kernels_and_then_triton(dtype):
+    x, queries = torch.randn(2, 40, 16, dtype=dtype), torch.randn(4, 16, dtype=dtype)
+    if devices.missing("cuda") is None:
+        with devices.preferring("cuda"):  # these tests put Triton first
+            assert chosen(x, queries) == "cuda"
+            assert launched(x, queries) == []
+            x, queries = x[..., :6], queries[..., :6]  # the CUDA kernels refuse so few channels
+            assert chosen(x, queries) == "triton"
+            assert launched(x, queries)[0] == "tokenize_forward"
+    else:
+        assert chosen(x, queries) == "triton"
+        assert launched(x, queries)[0] == "tokenize_forward"
 
 
 @pytest.mark.usefixtures("cuda")

@@ -65,3 +65,11 @@ def test_options_of_maps_of_a_usual_size(op, options, dtype):
         {"channels": 16} if devices.PRETENDED else {"channels": 96, "height": 28, "width": 28, "tokens": 16}
     )
     assert_solved(make(op, options, "channels_last", **sizes), dtype)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("op", OPS)
+def test_large_maps_of_several_samples(op, layout):
+    """They have settings of their own, and programs that go from sample to sample."""
+    size = {"channels": 16} if devices.PRETENDED else {"channels": 256, "height": 96, "width": 64}
+    assert_solved(make(op, ("shared",), layout, batch=3, tokens=8, queries=8, **size), torch.bfloat16)

@@ -49,21 +49,21 @@ def test_off_it_is_as_accurate_as_ieee(op, switch):
 @pytest.mark.parametrize("switch", NAMES)
 @pytest.mark.parametrize("op", OPS)
 def test_on_it_is_as_accurate_as_its_mantissa(op, switch):
-    """That of TF32 has the ten bits of float16's."""
+    """That of TF32 has the ten bits of float16's. Tensor cores cut the others off; Triton rounds nothing."""
     problem = make(op, (), "nchw", **SHAPE)
     switch(False)
     off = problem.solve(torch.float32)
     switch(True)
-    check(problem, torch.float16)
+    check(problem, torch.float16, truncates=True)
     check_switched(problem.solve(torch.float32), off)
 
 
-def check(problem, yardstick):
+def check(problem, yardstick, truncates=False):
     """In float32 as accurate as plain PyTorch in another dtype, that of the rounded operands included."""
     exact, plain = problem.solve(plain=True), problem.solve(yardstick, plain=True)
     lse, terms = largest_finite(exact[problem.lse]) if problem.lse else 0.0, summed_terms(problem)
     for name, value in problem.solve(torch.float32).items():
-        assert_as_accurate(value, exact[name], plain[name], name, lse=lse, terms=terms)
+        assert_as_accurate(value, exact[name], plain[name], name, lse=lse, terms=terms, truncates=truncates)
 
 
 def check_switched(on, off):

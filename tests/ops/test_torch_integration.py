@@ -285,7 +285,8 @@ def test_checkpointing():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 def test_autocast(op, dtype, how):
-    problem = make(op, ("token_bias",) if op == "project" else ("pixel_bias", "mask"), "nchw")
+    options = ("token_bias",) if op == "project" else ("pixel_bias", "mask")
+    problem = make(op, options, "nchw", channels=16)  # so many that each backend takes them
     single = problem.leaves(torch.float32)
     # operands of both widths, as a model under autocast has them
     mixed = single | {"x": single["x"].detach().to(dtype).requires_grad_()}

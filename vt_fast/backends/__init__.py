@@ -80,7 +80,7 @@ def choose(backend: str | None, call: Call, *, after: str | None = None) -> str:
     if not isinstance(backend, str):
         raise TypeError(f"`backend` must be None or a string, got {type(backend).__name__}")
     if backend not in _REASONS:
-        known = ", ".join(f'"{name}"' for name in _REASONS)
+        known = ", ".join(f'"{name}"' for name in NAMES)
         raise ValueError(f'`backend` must be None or one of {known}, got "{backend}"')
     reason = _REASONS[backend]
     if reason is not None:

@@ -55,9 +55,11 @@ class Config(NamedTuple):
     ALIGN: int
     PIXEL_ALIGN: int
     INT64: bool
-    # Products: of maps' dtype, of float32. WIDEN: of operands widened to float32. LIMIT: the largest number.
+    # Products: of maps' dtype, of float32, and of float32 that make logits. WIDEN: of operands widened to
+    # float32. LIMIT: the largest number.
     PRECISION: str
     SMALL_PRECISION: str
+    LOGIT_PRECISION: str
     WIDEN: bool
     ACC: Any
     LIMIT: float
@@ -119,6 +121,12 @@ def product(a, b, onto, cfg: tl.constexpr):
 def small_product(a, b, onto, cfg: tl.constexpr):
     """onto + a b, of operands that are sums."""
     return tl.dot(a, b, onto, input_precision=cfg.SMALL_PRECISION, out_dtype=cfg.ACC)
+
+
+@triton.jit
+def small_logits(a, b, onto, cfg: tl.constexpr):
+    """The same for logits, whose errors would add up in the lse."""
+    return tl.dot(a, b, onto, input_precision=cfg.LOGIT_PRECISION, out_dtype=cfg.ACC)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.triton import maps, settings
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     first_walk,
@@ -37,6 +38,7 @@ from vt_fast.backends.triton.token_softmax import (
 from vt_fast.layout import channel_count, empty_map_like, pixel_count
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg: tl.constexpr):
     """Grid: tiles of pixels x B.
@@ -120,6 +122,7 @@ def forward(call: Project) -> Tensor:
     return y
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_backward(
     grad, x, keys, values, token_bias, dx, parts, pixels, width, splits, per_split, cfg: tl.constexpr

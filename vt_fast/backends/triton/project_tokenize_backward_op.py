@@ -19,6 +19,7 @@ from vt_fast.backends.contract import (
     TokenizeBackward,
 )
 from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
     extra_values_gradient,
@@ -35,6 +36,7 @@ from vt_fast.backends.triton.primitives import (
     product,
     program_of,
     second_walk,
+    small_logits,
     small_product,
     store_sums,
     zero_sums,
@@ -99,6 +101,7 @@ class Weights(NamedTuple):
     inner_rows: Any
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_tokenize_backward(
     grad,
@@ -177,7 +180,7 @@ def project_tokenize_backward(
             used = ok | (arriving > 0)
         projected = softmax_over_tokens(scores, bias, cfg)
         projected = tl.where(used[:, None], projected, 0.0)
-        logits = small_product(projected, mixed, logits, cfg)
+        logits = small_logits(projected, mixed, logits, cfg)
         grads = small_product(projected, mixed_grads, grads, cfg)
         if cfg.EXTRA > 0:
             grads = add_extra_grads(

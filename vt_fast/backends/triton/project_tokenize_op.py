@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectTokenize, ProjectTokenizeBackward, Tokenize
 from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     load_extra_values,
@@ -32,7 +33,7 @@ from vt_fast.backends.triton.primitives import (
     product,
     program_of,
     second_walk,
-    small_product,
+    small_logits,
     two_of,
     zero_sums,
 )
@@ -132,6 +133,7 @@ def load_queries(queries, channels, WIDTH: tl.constexpr, RAGGED: tl.constexpr, c
     return load_rows(queries, q, WIDTH, channels, q < cfg.QUERIES, channels < cfg.OUT_CHANNELS, RAGGED)
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_tokenize_forward(
     x,
@@ -190,7 +192,7 @@ def project_tokenize_forward(
         both, kept = first_walk(add_scores_and_logits, zeros, (tile, base, wanted, key, tokens, query), cfg)
         scores, logits = both
         projected = softmax_over_tokens(scores, token_biases, cfg)
-        logits = small_product(projected, mixed, logits, cfg)
+        logits = small_logits(projected, mixed, logits, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
         weights, scale, statistics = softmax_over_pixels(

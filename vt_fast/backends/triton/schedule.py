@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 
 from vt_fast.backends.contract import CannotRunError
 from vt_fast.backends.triton import settings
+from vt_fast.backends.triton.compiling import MiscompiledError
 from vt_fast.backends.triton.maps import Placement
 from vt_fast.backends.triton.primitives import Config
 from vt_fast.backends.triton.settings import KEEP, WHOLE, Problem, Replaceable, Setting, ceil_div
@@ -181,7 +182,6 @@ def config(
     """
     chunk, most = setting.chunk, max(channels, out_channels if together else 0)
     reach = chunk * made.own * made.loops
-    precision = settings.precision(dtype)
     ragged = channels % chunk != 0 or channels < most
     out_ragged = out_channels % chunk != 0 or (together and out_channels < most)
     return Config(
@@ -200,9 +200,9 @@ def config(
         ALIGN=placed.align,
         PIXEL_ALIGN=placed.pixel_align,
         INT64=placed.wide,
-        PRECISION=precision,
-        # Of float32 products within a call whose maps may have 16 bits.
-        SMALL_PRECISION="tf32" if dtype.itemsize == 2 else precision,
+        PRECISION=settings.precision(dtype),
+        SMALL_PRECISION=settings.small_precision(dtype),
+        LOGIT_PRECISION=settings.logit_precision(dtype, traits(placed.maps[0].data.device).architecture),
         WIDEN=settings.widens(dtype),
         ACC=tl.float64 if dtype == torch.float64 else tl.float32,
         LIMIT=settings.limit(dtype),
@@ -241,6 +241,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
     Raises:
         OutOfResources: the device has too little shared memory for it; nothing was launched.
+        MiscompiledError: it cannot be compiled rightly; nothing was launched.
         CannotRunError: it cannot be compiled or launched.
     """
     if 0 in grid:
@@ -250,7 +251,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     try:
         kernel[grid](*arguments, **constants)
-    except (OutOfResources, *_OF_THE_DEVICE):
+    except (OutOfResources, MiscompiledError, *_OF_THE_DEVICE):
         raise
     except Exception as error:  # compilers, drivers and files raise errors of all kinds
         name = kernel.fn.__name__
@@ -262,8 +263,8 @@ def observed(observer: Observer) -> AbstractContextManager[None]:
     return _observer.by(observer)
 
 
-# Settings that did not fit on a device although their estimate did.
-_too_large: set[tuple[Problem, Setting, torch.device]] = set()
+# Settings that did not fit on a device although their estimate did, or that cannot be compiled rightly.
+_unfit: set[tuple[Problem, Setting, torch.device]] = set()
 
 
 def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
@@ -280,13 +281,13 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
         if needed > limit:
             reasons.append(f"{setting}: {needed} bytes of shared memory of {limit}")
             continue
-        if _too_large and (problem, setting, x.device) in _too_large:
+        if _unfit and (problem, setting, x.device) in _unfit:
             continue
         try:
             with torch.cuda.device_of(x):
                 return run(setting)
-        except OutOfResources as error:
-            _too_large.add((problem, setting, x.device))
+        except (OutOfResources, MiscompiledError) as error:
+            _unfit.add((problem, setting, x.device))
             reasons.append(f"{setting}: {error}")
-            _LOG.warning("a launch setting of %s does not fit on %s: %s", problem, x.device, reasons[-1])
+            _LOG.warning("a launch setting of %s is unfit for %s: %s", problem, x.device, reasons[-1])
     raise CannotRunError(f"no launch setting of {problem} fits on {x.device}: " + "; ".join(reasons))

@@ -45,6 +45,22 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and _tf32() else "ieee"
 
 
+def small_precision(dtype: torch.dtype) -> str:
+    """That of products of float32 within a call: those of 16-bit maps run on tensor cores."""
+    return "tf32" if dtype.itemsize == 2 else precision(dtype)
+
+
+def logit_precision(dtype: torch.dtype, architecture: str) -> str:
+    """That of such products where they are logits.
+
+    Tensor cores cut the factors off to TF32, which shifts all logits one way, and the lse with them; three
+    products lose next to nothing. AMD's matrix cores take float32 as it is.
+    """
+    if dtype.itemsize > 2:
+        return precision(dtype)
+    return "ieee" if architecture.startswith("gfx") else "tf32x3"
+
+
 def _tf32() -> bool:
     """Torch's switch. It has two names, and reading the old one raises once the new one was set."""
     matmul = torch.backends.cuda.matmul

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
 from vt_fast.backends.triton import maps, settings
+from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     add_extra_grads,
@@ -50,6 +51,7 @@ from vt_fast.layout import channel_count, pixel_count
 from vt_fast.precision import compute_dtype
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr):
     """Grid: BLOCKS of channels x splits x (B * heads).
@@ -177,6 +179,7 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     return attempt(problem, x, run)
 
 
+@checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tokenize_backward(
     x,
