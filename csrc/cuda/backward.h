@@ -241,6 +241,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       Base::set_by_token(call, row, p, ds);
       Base::set_by_pixel(call, p, row, ds);
       Base::set_by_pixel(call, p, kRows + row, a);
+      if (call.dpixel_bias.data != nullptr) set_shared(places.dlogits + item * 4, ds);
     }
     warp.sync();
     Base::pool(sums.queries, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
@@ -256,7 +257,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       if (p < TP && pixel + p < call.pixels) {
         float sum = 0.f;
         for (int row = 0; row < call.queries_count; ++row) {
-          sum += widen(shared<T>(call.places.by_token + row * Base::kByToken + p * Base::kSize));
+          sum += shared<float>(call.places.dlogits + (row * TP + p) * 4);
         }
         if (call.query_heads > 1) {
           set_global(call.pixel_parts + (static_cast<int64_t>(head) * call.batch + b) * call.pixels + pixel + p, sum);

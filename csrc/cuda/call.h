@@ -61,6 +61,7 @@ struct Places {
   uint32_t delta, lse;        // of each query
   uint32_t token_bias;        // of each key
   uint32_t dtoken_bias;       // of each key, a part for each warp
+  uint32_t dlogits;           // gradients of scores, not rounded, where pixel_bias has one
   uint32_t extra;             // sums over extra values
   uint32_t bytes;
 };

@@ -461,11 +461,13 @@ struct Kernel {
   static VT_DEVICE void token_softmax(const Warp& warp, int pixel, float (&weight)[NT]) {
     const Call& call = warp.call;
     float logit[NT];
+    uint32_t removed = 0;
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
       const int row = n * 8 + warp.g;
       const float bias = shared<float>(call.places.token_bias + row * 4);
       const float sum = warp.score(0, row, pixel);
+      removed |= static_cast<uint32_t>(bias == minus_infinity()) << n;
       logit[n] = bias == minus_infinity() ? bias : sum + bias;
       weight[n] = 0.f;
     }
@@ -478,11 +480,12 @@ struct Kernel {
       }
       VT_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) top = larger(shuffle_xor(top, mask), top);
-      const float reference = top == minus_infinity() ? 0.f : top * kLog2e;
+      // Where it is -inf, weights are NaN, but 0 where a bias removes all keys.
+      const float reference = top * kLog2e;
       float sum = 0.f;
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
-        if (in_head(n, warp.g, first, each)) {
+        if (in_head(n, warp.g, first, each) && (removed >> n & 1) == 0) {
           weight[n] = power_of_two(multiply_add(logit[n], kLog2e, -reference));
           sum += weight[n];
         }

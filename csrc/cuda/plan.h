@@ -61,6 +61,7 @@ Places places_of(const Call& call, int warps, int stages) {
     places.totals = take(K::kRows * K::TP * 4);
     places.extra = take(call.queries_count * call.extra_columns * 4);
   }
+  if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr) places.dlogits = take(K::TP * K::kRows * 4);
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
   if (K::PROJECT) places.token_bias = take(K::kRows * 4);
   if (K::PROJECT && K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
