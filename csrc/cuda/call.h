@@ -80,6 +80,8 @@ struct Call {
 
   // Work: each cluster of blocks gets tiles [i, j) of all tiles of all samples. Ends are multiples of `unit`.
   int32_t tiles_per_sample = 0, unit = 1, stages = 0, clusters = 0;
+  int32_t longer = 0;      // so many clusters get one unit more than the others
+  int64_t units_each = 0;  // of these others
   Places places = {};
 
   Map x, residual, grad_map;

@@ -242,23 +242,24 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     float* part = call.parts + set.part(cluster, share) * part_size(call);
     const int head = at.head, b = at.b;
     const int columns = call.query_heads * call.out_channels + call.extra_columns;
-    // Where the sums of a row go, times `scale`: to the tokens, rounded and not, or to the part.
+    // Where the sums of a row go, times `scale`: to the tokens, rounded and perhaps not, or to the part.
+    const bool exact = !whole || call.exact_out != nullptr;
     struct Row {
       T* rounded;
       float* exact;
       float scale;
     };
     const auto row_of = [&](int row) -> Row {
-      if (!whole) return {nullptr, part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
+      T* const tokens = static_cast<T*>(call.tokens);
+      if (!whole) return {tokens, part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
       const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
       const float total = shared<float>(places.total + row * 4);
-      return {static_cast<T*>(call.tokens) + to, call.exact_out == nullptr ? nullptr : call.exact_out + to,
-              inverse_of(total)};
+      return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), inverse_of(total)};
     };
     const auto put = [&](const Row& row, int column, float sum) {
       const float value = row.scale == 0.f ? 0.f : sum * row.scale;
-      if (row.rounded != nullptr) set_global(row.rounded + column, narrow<T>(value));
-      if (row.exact != nullptr) set_global(row.exact + column, value);
+      if (whole) set_global(row.rounded + column, narrow<T>(value));
+      if (exact) set_global(row.exact + column, value);
     };
     if (warp.rank == 0) {
       for (int row = thread(); row < call.queries_count; row += threads()) {
@@ -280,15 +281,17 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     for (int n = 0; n < NT; ++n) {
       VT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const int row = n * 8 + warp.t * 2 + i;
-        const Row to = row_of(row);
+        const int row = n * 8 + warp.t * 2 + i, first = warp.channel + warp.g;
+        Row to = row_of(row);
+        to.rounded += first, to.exact += first;
+        const int channels = row < call.queries_count ? call.out_channels - first : 0;
         VT_UNROLL
         for (int m = 0; m < MT; ++m) {
           VT_UNROLL
           for (int half = 0; half < 2; ++half) {
-            const int c = warp.channel + m * 16 + half * 8 + warp.g;
-            if (row < call.queries_count && c < call.out_channels) put(to, c, pooled[m][n][half * 2 + i]);
-            pooled[m][n][half * 2 + i] = 0.f;
+            float& sum = pooled[m][n][half * 2 + i];
+            if (m * 16 + half * 8 < channels) put(to, m * 16 + half * 8, sum);
+            sum = 0.f;
           }
         }
       }

@@ -90,6 +90,7 @@ struct Kernel {
       constexpr uint32_t kStep = MATRICES * kRows * kScorePitch;  // to the next warp's
       float sum = 0.f;
       // Four loads are under way at once. There is room for as many parts, of which those of no warp are 0.
+      VT_ROLLED
       for (int from = 0; from < warps; from += 4) {
         float found[4];
         VT_UNROLL

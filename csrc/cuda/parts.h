@@ -23,18 +23,17 @@ struct Share {
     return {start(call, cluster), start(call, cluster + 1)};
   }
   static VT_DEVICE int64_t start(const Call& call, int64_t cluster) {
-    return quotient(cluster * quotient(tiles(call), call.unit), call.clusters) * call.unit;
+    return (cluster * call.units_each + (cluster < call.longer ? cluster : call.longer)) * call.unit;
   }
   // The cluster whose share holds a tile.
   static VT_DEVICE int64_t owner(const Call& call, int64_t tile) {
-    return quotient((quotient(tile, call.unit) + 1) * call.clusters - 1, quotient(tiles(call), call.unit));
+    const int64_t unit = call.unit == 1 ? tile : quotient(tile, call.unit);
+    const int64_t in_longer = call.longer * (call.units_each + 1);
+    return unit < in_longer ? quotient(unit, call.units_each + 1) : call.longer + quotient(unit - in_longer, call.units_each);
   }
   // Of numbers that are not negative. GPUs divide 64 bits slowly.
   static VT_DEVICE int64_t quotient(int64_t a, int64_t b) {
     return a >> 32 == 0 ? static_cast<uint32_t>(a) / static_cast<uint32_t>(b) : a / b;
-  }
-  static VT_DEVICE int64_t tiles(const Call& call) {
-    return static_cast<int64_t>(call.batch) * call.query_heads * call.tiles_per_sample;
   }
 };
 
@@ -83,7 +82,7 @@ class Parts {
 
   VT_DEVICE bool several() const { return first_ < last_; }
 
-  // Calls load(i, part) for eight parts and then add() for all of them, until it was called for all parts of the lane.
+  // Calls load(i, part) for kTogether parts and then add() for all of them, until it was called for all parts of the lane.
   template <class Load, class Add>
   VT_DEVICE void for_each(const Load& load, const Add& add) const {
     for (int from = first_ + lane() / kElements; from <= last_; from += kTogether * LANES) {
@@ -95,7 +94,7 @@ class Parts {
       add();
     }
   }
-  static constexpr int kTogether = 8;  // loads that are under way at once
+  static constexpr int kTogether = LANES == 1 ? 4 : 8;  // loads that are under way at once
 
   // Joins what the lanes of an element have.
   template <class Join>

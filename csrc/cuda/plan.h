@@ -111,7 +111,7 @@ struct Instance {
   static constexpr int kMostPixels = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
   static constexpr int TP = SMALL ? 16 : kMostPixels;
   // Three banks of rows leave little shared memory for tiles.
-  static constexpr bool kHasSmall = OP == Op::project_tokenize && NT == 2 && MT == 4 && kMostPixels == 32;
+  static constexpr bool kHasSmall = kLast && OP == Op::project_tokenize && NT == 2 && MT == 4 && kMostPixels == 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
 };
@@ -203,20 +203,6 @@ bool with_kernel(const Call& call, Layout layout, const Device& device, const Bo
   return of_layout(integral_constant<Layout, Layout::shifted>{});
 }
 
-// Fills in what depends on the kernel. `clusters`: how many run at a time.
-template <class K>
-void share_out(Call& call, const Plan& plan, int clusters) {
-  call.tiles_per_sample = (call.pixels + K::TP - 1) / K::TP;
-  call.stages = plan.stages;
-  call.places = plan.places;
-  const int64_t samples = static_cast<int64_t>(call.batch) * call.query_heads, tiles = samples * call.tiles_per_sample;
-  // Parts of split samples cost their bytes twice, clusters with nothing to do their time.
-  const int64_t whole = (samples + clusters - 1) / clusters * call.tiles_per_sample, even = (tiles + clusters - 1) / clusters;
-  call.unit = 10 * whole <= 11 * even ? call.tiles_per_sample : 1;
-  const int64_t units = tiles / call.unit;
-  call.clusters = static_cast<int>(clusters < units ? clusters : units);
-}
-
 // Whether there are results for sets of samples, or (shared == false) for single ones.
 template <class K>
 bool has_rows_of(const Call& call, bool shared) {
@@ -238,6 +224,24 @@ int64_t part_size(const Call& call) {
   } else {
     return K::part_size(call);
   }
+}
+
+// Fills in what depends on the kernel. `clusters`: how many run at a time.
+template <class K>
+void share_out(Call& call, const Plan& plan, int clusters) {
+  call.tiles_per_sample = (call.pixels + K::TP - 1) / K::TP;
+  call.stages = plan.stages;
+  call.places = plan.places;
+  const int64_t samples = static_cast<int64_t>(call.batch) * call.query_heads, tiles = samples * call.tiles_per_sample;
+  // In tiles: what the busiest cluster does if no sample is split; or if all shares are equal, and parts of samples are
+  // written, read and launched for.
+  const int64_t whole = (samples + clusters - 1) / clusters * call.tiles_per_sample, even = (tiles + clusters - 1) / clusters;
+  const int64_t tile_bytes = static_cast<int64_t>(maps_of<K>(call) + (K::PROJECT || K::BACKWARD)) * plan.places.map * plan.ranks;
+  const int64_t parts = has_rows_of<K>(call, false) ? 2 + 12 * part_size<K>(call) / tile_bytes : 0;
+  call.unit = 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;
+  const int64_t units = tiles / call.unit;
+  call.clusters = static_cast<int>(clusters < units ? clusters : units);
+  call.units_each = units / call.clusters, call.longer = static_cast<int32_t>(units % call.clusters);
 }
 
 // Makes a call of OP on what the launcher stands for. Returns null, or what is wrong.
