@@ -310,7 +310,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const uint32_t inside = Base::inside(call, pixel);
     Base::template scores<1>(warp, of_map, {warp.bank(call.places.values)}, 1);
     warp.template share_scores<BOTH ? 1 : 0, BOTH ? 1 : 2>();
-    const int each = call.keys_count / call.num_heads;
+    const int each = Base::rows_of_head(call);
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT], dp[NT], dz[NT] = {};
       if constexpr (BOTH) {

@@ -83,6 +83,18 @@ VT_DEVICE int opaque(int value) {
   return value;
 }
 
+// The next kernel of the stream may be launched: its blocks wait for all of this kernel where they say so.
+VT_DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+VT_DEVICE void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 VT_DEVICE void sync_block() { __syncthreads(); }
 VT_DEVICE void sync_warp() { __syncwarp(); }
 VT_DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
@@ -230,6 +242,8 @@ void copy_wait() {
   emulator::copy_wait(PENDING);
 }
 inline int opaque(int value) { return value; }
+inline void let_next_start() {}
+inline void wait_for_kernel_before() {}
 inline void sync_block() { emulator::sync_block(); }
 inline void sync_warp() { emulator::sync_warp(); }
 inline float shuffle_xor(float v, int mask) { return emulator::shuffle_xor(v, mask); }

@@ -472,7 +472,7 @@ struct Kernel {
       logit[n] = bias == minus_infinity() ? bias : sum + bias;
       weight[n] = 0.f;
     }
-    const int each = call.keys_count / call.num_heads;
+    const int each = rows_of_head(call);
     for (int first = 0; first < call.keys_count; first += each) {
       float top = minus_infinity();
       VT_UNROLL
@@ -500,8 +500,12 @@ struct Kernel {
     }
   }
 
+  // Rows from `first`. Of one head they are all rows: where there is no key, weights are 0.
+  static VT_DEVICE int rows_of_head(const Call& call) {
+    return call.num_heads == 1 ? kRows : call.keys_count / call.num_heads;
+  }
   static VT_DEVICE bool in_head(int n, int g, int first, int each) {
-    return n * 8 + g >= first && n * 8 + g < first + each;
+    return each == kRows || (n * 8 + g >= first && n * 8 + g < first + each);
   }
 
   static VT_DEVICE void set_by_pixel(const Call& call, int pixel, int column, float value) {

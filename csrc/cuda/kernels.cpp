@@ -30,12 +30,12 @@ void use_settings(const Setting* settings, int count) {
   in_use.store(new std::vector<Setting>(settings, settings + count), std::memory_order_release);
 }
 
-const Setting* find_setting(Op op, Dtype dtype, Layout layout, int rows, int channels) {
+const Setting* find_setting(Op op, Dtype dtype, Maps maps, int rows, int channels) {
   const std::vector<Setting>* settings = in_use.load(std::memory_order_acquire);
   const Setting* best = nullptr;
   if (settings == nullptr) return best;
   for (const Setting& each : *settings) {
-    if (each.op == op && each.dtype == dtype && each.layout == layout && each.rows == rows && each.channels >= channels &&
+    if (each.op == op && each.dtype == dtype && each.maps == maps && each.rows == rows && each.channels >= channels &&
         (best == nullptr || each.channels < best->channels)) {
       best = &each;
     }

@@ -11,11 +11,13 @@ namespace {
 
 template <class K>
 __global__ void __launch_bounds__(32 * K::kMostWarps, 1) start_kernel(const __grid_constant__ Call call) {
+  let_next_start();
   K::run(call);
 }
 
 template <class K>
 __global__ void __launch_bounds__(K::kThreads) start_small_kernel(const __grid_constant__ Call call) {
+  wait_for_kernel_before();
   K::run(call);
 }
 
@@ -77,9 +79,17 @@ class Launcher {
 
   template <class K>
   const char* start_small(const Call& call, int64_t x, int64_t elements) {
-    const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>((elements + K::kThreads - 1) / K::kThreads));
-    start_small_kernel<K><<<grid, K::kThreads, 0, static_cast<cudaStream_t>(host_.stream)>>>(call);
-    return said(cudaGetLastError());
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(x), static_cast<unsigned>((elements + K::kThreads - 1) / K::kThreads));
+    config.blockDim = dim3(K::kThreads);
+    config.stream = static_cast<cudaStream_t>(host_.stream);
+    // It is launched while the kernel before still runs, and waits for it on the GPU.
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = device.max_ranks > 1 ? 1 : 0;  // from compute capability 9.0 on
+    return said(cudaLaunchKernelEx(&config, start_small_kernel<K>, call));
   }
 
  private:

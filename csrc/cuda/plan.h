@@ -174,7 +174,7 @@ bool with_rows(const Call& call, const Device& device, const Body& body) {
       }
     });
   };
-  const Setting* setting = find_setting(OP, dtype_of(T{}), LAYOUT, 8 * NT, channels);
+  const Setting* setting = find_setting(OP, dtype_of(T{}), maps_like(LAYOUT, call.x), 8 * NT, channels);
   if (setting != nullptr) consider_all(setting);
   if (chosen == nullptr) consider_all(nullptr);
   for_each([&](auto instance) {

@@ -47,10 +47,10 @@ struct Bank {
     if constexpr (kSize == 2) {
       VT_UNROLL
       for (int n = 0; n < NT; n += 2) {
-        uint32_t r[4];
-        ldmatrix(r, at + (n * 8 + (lane & 15)) * kPitch + m * 32 + (lane >> 4) * 16);
-        b[n].pairs[0].bits = r[0], b[n].pairs[1].bits = r[2];
-        b[n + 1].pairs[0].bits = r[1], b[n + 1].pairs[1].bits = r[3];
+        uint32_t r[4];  // in the order of fragments: instructions take consecutive registers
+        ldmatrix(r, at + (n * 8 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+        VT_UNROLL
+        for (int h = 0; h < 2; ++h) b[n + h].pairs[0].bits = r[2 * h], b[n + h].pairs[1].bits = r[2 * h + 1];
       }
     } else {
       VT_UNROLL
@@ -88,8 +88,9 @@ struct Bank {
     const int g = lane / 4, t = lane % 4;
     if constexpr (kSize == 2) {
       uint32_t r[4];
-      ldmatrix_transposed(r, at + (k * 16 + (lane & 15)) * kPitch + m * 32 + (lane >> 4) * 16);
-      a.pairs[0].bits = r[0], a.pairs[1].bits = r[2], a.pairs[2].bits = r[1], a.pairs[3].bits = r[3];
+      ldmatrix_transposed(r, at + (k * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+      VT_UNROLL
+      for (int i = 0; i < 4; ++i) a.pairs[i].bits = r[i];
     } else {
       VT_UNROLL
       for (int i = 0; i < 4; ++i) {

@@ -6,11 +6,19 @@
 namespace vt {
 namespace cuda {
 
+// Maps as settings tell them apart: by their layout, and `halves` are those of Layout::first whose rows are aligned to
+// 8 bytes and not to 16.
+enum class Maps : int32_t { last, first, shifted, halves };
+
+inline Maps maps_like(Layout layout, const Map& map) {
+  return layout == Layout::first && map.row % 8 != 0 ? Maps::halves : static_cast<Maps>(layout);
+}
+
 // A class of calls, and what it gets. A plan that does not fit is ignored.
 struct Setting {
   Op op;
   Dtype dtype;
-  Layout layout;
+  Maps maps;
   int32_t rows;      // for up to 16, 32 or 64 rows of scores
   int32_t channels;  // for calls of up to so many, and more than the next smaller setting has
   int32_t other;     // 1: backend=None leaves such calls to the next backend
@@ -22,7 +30,7 @@ struct Setting {
 // The settings in use. They are set before the first call, or by a program that tries some.
 void use_settings(const Setting* settings, int count);
 // Null where the rules decide.
-const Setting* find_setting(Op op, Dtype dtype, Layout layout, int rows, int channels);
+const Setting* find_setting(Op op, Dtype dtype, Maps maps, int rows, int channels);
 
 }  // namespace cuda
 }  // namespace vt

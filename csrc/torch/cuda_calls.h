@@ -92,7 +92,8 @@ void check_taken(cuda::Op op, const Call& call) {
 void check_preferred(cuda::Op op, const cuda::Call& call, Dtype dtype, Layout layout) {
   if (!is_choice) return;
   const int rows = std::max(call.keys_count, call.queries_count);
-  const cuda::Setting* setting = cuda::find_setting(op, cuda_dtype(dtype), layout, rows <= 16 ? 16 : rows <= 32 ? 32 : 64,
+  const cuda::Setting* setting = cuda::find_setting(op, cuda_dtype(dtype), cuda::maps_like(layout, call.x),
+                                                    rows <= 16 ? 16 : rows <= 32 ? 32 : 64,
                                                     std::max(call.channels, call.out_channels));
   if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
 }

@@ -16,7 +16,7 @@ namespace vt {
 namespace cuda {
 
 const char* const does_not_fit = "no kernel fits";
-const Setting* find_setting(Op, Dtype, Layout, int, int) { return nullptr; }
+const Setting* find_setting(Op, Dtype, Maps, int, int) { return nullptr; }
 
 namespace {
 

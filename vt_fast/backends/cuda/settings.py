@@ -24,7 +24,8 @@ OPS = (
     "project_tokenize_backward",
 )
 DTYPES = ("fp32", "bf16", "fp16")
-LAYOUTS = ("last", "first", "shifted")
+# Channels contiguous; or pixels, with rows aligned to 16 bytes, to less than 8, or to 8 bytes alone.
+LAYOUTS = ("last", "first", "shifted", "halves")
 ROWS = (16, 32, 64)
 MT, RANKS, STAGES = (1, 2, 4, 8), (1, 2, 4, 8, 16), (2, 3, 4)
 

@@ -39,12 +39,12 @@ def candidates(op: str, dtype: str, layout: str, shape: tuple[int, int, int, int
     if layout == "channels":
         place = "last"
     else:
-        place = "shifted" if dtype == "fp32" or pixels % 4 else "first"
+        place = "shifted" if dtype == "fp32" or pixels % 4 else "halves" if pixels % 8 else "first"
     rows = next(each for each in settings.ROWS if each >= tokens)
     found = [Setting(op, dtype, place, rows, channels)]
     for mt, ranks, stages in itertools.product(settings.MT, settings.RANKS, settings.STAGES):
         warps = -(-channels // (16 * mt * ranks))
-        if warps <= 8 and (ranks == 1 or warps * ranks * mt * 16 < 2 * channels + 16 * mt * ranks):
+        if warps <= 16 and (ranks == 1 or warps * ranks * mt * 16 < 2 * channels + 16 * mt * ranks):
             found.append(Setting(op, dtype, place, rows, channels, "cuda", mt, ranks, stages))
     return found
 
