@@ -323,25 +323,26 @@ struct CombineTokens {
     const float* const of_row = call.parts + row;
     const float* const of_element = call.parts + 2 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
     float highest[Own::kTogether], totals[Own::kTogether], sums[Own::kTogether];
-    const auto load_highest = [&](int i, int64_t part) {
-      highest[i] = part < 0 ? minus_infinity() : global(of_row + part * size);
-    };
-    float top = minus_infinity();
-    parts.for_each(load_highest, [&] {
-      VT_UNROLL
-      for (int i = 0; i < Own::kTogether; ++i) top = larger(highest[i], top);
-    });
-    top = Own::join(top, [](float a, float b) { return larger(a, b); });
-    const float reference = reference_of(top);
-    float total = 0.f, sum = 0.f;
+    float top = minus_infinity(), total = 0.f, sum = 0.f;
     bool some = false;
+    // Raises `top` to `other` at least.
+    const auto raise = [&](float other) {
+      const float raised = larger(other, top);
+      const float scale = power_of_two(top - reference_of(raised));
+      top = raised, total *= scale, sum *= scale;
+    };
     parts.for_each(
         [&](int i, int64_t part) {
-          load_highest(i, part);
+          highest[i] = part < 0 ? minus_infinity() : global(of_row + part * size);
           totals[i] = part < 0 ? 0.f : global(of_row + part * size + rows);
           sums[i] = part < 0 ? 0.f : global(of_element + part * size);
         },
         [&] {
+          float most = minus_infinity();
+          VT_UNROLL
+          for (int i = 0; i < Own::kTogether; ++i) most = larger(highest[i], most);
+          raise(most);
+          const float reference = reference_of(top);
           VT_UNROLL
           for (int i = 0; i < Own::kTogether; ++i) {
             const float scale = power_of_two(highest[i] - reference);
@@ -350,6 +351,7 @@ struct CombineTokens {
             sum += scale * sums[i];
           }
         });
+    raise(Own::join(top, [](float a, float b) { return larger(a, b); }));
     total = Own::sum(total), sum = Own::sum(sum), some = Own::any(some);
     if (column >= columns || !Own::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
