@@ -55,7 +55,10 @@ TARGETS = {
     "cuda": Target(
         ("csrc/cuda/*.h", "csrc/torch/cuda_calls.h", "csrc/torch/cuda_ops.h"),
         ("device", "launch"),  # the first is for nvcc in parts; the other holds no code
-        ("pytest tests/cuda --deselect tests/cuda/test_emulator.py::test_program[emulator/emulator_test.cpp]",),
+        (
+            "pytest tests/cuda"
+            " --deselect tests/cuda/test_emulator.py::test_program[emulator/emulator_test.cpp]",
+        ),
         "emulator",
     ),
     "triton": Target(
