@@ -64,9 +64,9 @@ class CountingLauncher {
                 K::BACKWARD ? "backward" : "forward", static_cast<int>(K::LAYOUT), K::MT, K::NT, K::TP);
     std::printf("\"warps\": %d, \"ranks\": %d, \"stages\": %d, \"shared_bytes\": %u, \"blocks_each\": %d, ",
                 plan.warps, plan.ranks, plan.stages, plan.places.bytes, each_);
-    std::printf("\"clusters\": %d, \"unit\": %d, \"tiles_per_sample\": %d, \"sets\": %lld, \"part_floats\": %lld, ",
-                call.clusters, call.unit, call.tiles_per_sample, static_cast<long long>(K::BACKWARD ? Set::splits(call, call.unit < call.tiles_per_sample ? 1 : call.batch) : 0),
-                static_cast<long long>(has_parts<K>(call) ? part_size<K>(call) : 0));
+    const bool has_parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false);
+    std::printf("\"clusters\": %d, \"unit\": %d, \"tiles_per_sample\": %d, \"part_floats\": %lld, ", call.clusters,
+                call.unit, call.tiles_per_sample, static_cast<long long>(has_parts ? part_size<K>(call) : 0));
     // A sample of two tiles and one of four differ by two tiles.
     Counts tile, sample;
     for (int i = 0; i < kinds; ++i) {
@@ -100,6 +100,7 @@ class CountingLauncher {
   static Counts count(Call call, const Plan& plan, int tiles) {
     call.batch = call.query_heads = call.clusters = call.unit = 1;
     call.tiles_per_sample = tiles;
+    call.units_each = tiles, call.longer = 0;
     call.pixels = tiles * K::TP;
     emulator::counter.threads = 32 * plan.warps;
     emulator::counter.ranks = plan.ranks;
