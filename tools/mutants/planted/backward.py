@@ -215,8 +215,8 @@ BACKWARD = [
     Fault(
         "backward-sums-kept",
         "Gradients of a set are added to the next one's.",
-        "              sum = 0.f;\n",
-        "",
+        "set_global(to.part + c, sum);\n                }\n              }\n              sum = 0.f;",
+        "set_global(to.part + c, sum);\n                }\n              }",
     ),
     Fault(
         "backward-bias-sums-kept",
