@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 SCHEMA = 1
 FILE = Path(__file__).resolve().parent / "settings.json"
-# An environment variable: a file like that one whose entries come first. ``python -m vt_fast tune`` writes it.
+# An environment variable: a file like it whose entries come first. ``python -m vt_fast tune`` writes it.
 VARIABLE = "VT_FAST_CUDA_SETTINGS"
 
 OPS = (
