@@ -40,7 +40,7 @@ class CudaToolchain:
 
     @property
     def ptx(self) -> str | None:
-        """The architecture whose PTX is included for later GPUs: the last one with machine code for a family."""
+        """The architecture whose PTX is included for later GPUs: the last one of a whole family."""
         plain = [name for name in self.architectures if name.isdigit()]
         return plain[-1] if plain else None
 
@@ -75,7 +75,9 @@ def find() -> CudaToolchain:
         raise CannotBuildError(f"`{nvcc} --version` does not say which version it is")
     version = (int(found[1]), int(found[2]))
     if version < (12, 0):
-        raise CannotBuildError(f"the CUDA kernels need nvcc 12.0 or later, and {nvcc} is {found[1]}.{found[2]}")
+        raise CannotBuildError(
+            f"the CUDA kernels need nvcc 12.0 or later, and {nvcc} is {found[1]}.{found[2]}"
+        )
     root = _root(nvcc)
     return CudaToolchain(
         nvcc, version, _include(root), _runtime(root), _architectures(_run([nvcc, "--list-gpu-arch"]))
@@ -158,7 +160,11 @@ def _architectures(known: str) -> list[str]:
         return [name for name in _USUAL if name.rstrip("a") in numbers]
     if given != [""]:
         for name in given:
-            if not re.fullmatch(r"\d+[af]?", name) or name.rstrip("af") not in numbers or int(name.rstrip("af")) < 80:
+            if (
+                not re.fullmatch(r"\d+[af]?", name)
+                or name.rstrip("af") not in numbers
+                or int(name.rstrip("af")) < 80
+            ):
                 raise CannotBuildError(
                     f'VT_FAST_CUDA_ARCH must be "all", "none", or architectures from 80 on that nvcc knows, '
                     f'such as "80,90a", got "{name}"'
@@ -170,7 +176,9 @@ def _architectures(known: str) -> list[str]:
             shown = _run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
         except CannotBuildError:
             shown = ""
-        found = sorted({line.strip().replace(".", "") for line in shown.splitlines() if line.strip()}, key=int)
+        found = sorted(
+            {line.strip().replace(".", "") for line in shown.splitlines() if line.strip()}, key=int
+        )
     found = ["90a" if name == "90" else name for name in found if name in numbers and int(name) >= 80]
     if not found:
         raise CannotBuildError(

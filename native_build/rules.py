@@ -103,7 +103,7 @@ def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Pa
 def _cuda_library(
     tools: Toolchain, cuda_tools: CudaToolchain, directory: Path, torch: list[str]
 ) -> list[str]:
-    """The library with the CUDA kernels. The CUDA runtime is linked in, and finds the driver when it is called."""
+    """The library with the CUDA kernels. The CUDA runtime is linked in; it finds the driver when called."""
     cuda_include = [f"-isystem{cuda_tools.include}"]
     objects = [
         _Object("cuda_ops.o", "csrc/torch/cuda_ops.cpp", torch),

@@ -174,4 +174,4 @@ def test_logits_of_float32_factors_are_not_cut_off(architecture, dtype, precisio
     ):
         of_maps = torch.bfloat16 if dtype == "16" else torch.float32
         samples.sample("project_tokenize", of_maps, "channels", (2, 196, 64, 16), "meta")()
-    assert found[0].LOGIT_PRECISION == precision
+    assert precision == found[0].LOGIT_PRECISION

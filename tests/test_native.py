@@ -24,6 +24,7 @@ not_built = library.load(library.FOLDER)
 built = pytest.mark.skipif(not_built is not None, reason=str(not_built))
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
 
+
 @pytest.fixture
 def facts():
     """vt_fast._native.build_facts; its choice is reset afterwards."""

@@ -136,7 +136,7 @@ def flags(text, target):
 
 
 def test_only_kernels_are_compiled_for_an_instruction_set(toolchain, rules):
-    text = rules.ninja_file(tools(toolchain), Path("out"))
+    text = rules.ninja_file(tools(toolchain), None, Path("out"))
     assert "native" not in text
     assert "fast-math" not in text
     assert "openmp" not in text
@@ -149,13 +149,15 @@ def test_only_kernels_are_compiled_for_an_instruction_set(toolchain, rules):
 
 
 def test_other_processors_get_the_baseline_kernels(toolchain, rules):
-    text = rules.ninja_file(tools(toolchain, machine="aarch64", baseline=["-mcpu=generic"]), Path("out"))
+    text = rules.ninja_file(
+        tools(toolchain, machine="aarch64", baseline=["-mcpu=generic"]), None, Path("out")
+    )
     assert "isa_baseline.o" in text
     assert "avx" not in text
 
 
 def test_odd_folders_survive_ninja_and_the_shell(toolchain, rules):
-    assert "'-isystem/a folder/$$include'" in rules.ninja_file(tools(toolchain), Path("out"))
+    assert "'-isystem/a folder/$$include'" in rules.ninja_file(tools(toolchain), None, Path("out"))
 
 
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*/*.h"))
@@ -165,12 +167,13 @@ HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*
 @pytest.mark.parametrize("header", HEADERS)
 def test_headers_compile_on_their_own(header, toolchain, rules):
     tools = toolchain.find()
-    text = rules.ninja_file(tools, Path("out"))
+    text = rules.ninja_file(tools, None, Path("out"))
     # The last instruction set has most of the code.
     kernels = re.findall(r"build out/(isa_\w+\.o)", text)[-1]
     command = shlex.split(flags(text, "cpu_ops.o" if "/torch/" in header else kernels).partition("=")[2])
+    # Without nvcc, the CUDA kernels are compiled for the emulator.
     done = subprocess.run(
-        [*tools.compiler, *command, "-Werror", "-fsyntax-only", "-x", "c++", "-"],
+        [*tools.compiler, *command, "-Itests/cuda/emulator", "-Werror", "-fsyntax-only", "-x", "c++", "-"],
         input=f'#include "{header}"\n#include "{header}"\n',
         cwd=ROOT,
         capture_output=True,

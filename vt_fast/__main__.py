@@ -48,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     tune = commands.add_parser("tune", help="find fast launch settings of the kernels on this GPU")
-    tune.add_argument(
-        "--backend", choices=["cuda", "triton"], default="triton", help="default: %(default)s"
-    )
+    tune.add_argument("--backend", choices=["cuda", "triton"], default="triton", help="default: %(default)s")
     tune.add_argument("--op", nargs="+", metavar="OP", help="tokenize, project_backward, ...; default: all")
     tune.add_argument("--dtype", nargs="+", default=["bf16"], metavar="DTYPE", help="bf16, fp16 or fp32")
     tune.add_argument("--layout", nargs="+", metavar="LAYOUT", help="channels or pixels; default: both")

@@ -48,7 +48,7 @@ struct Kernel {
   static_assert(TP == 16 || TP == 32);
 
   // Of a block: a multiprocessor has 128 registers for each thread of 16 warps, `sums` of which stay in use.
-  static constexpr int most_warps(int sums) { return sums + 4 * NT <= (kSize == 2 ? 72 : 40) ? 16 : 8; }
+  static constexpr int most_warps(int sums) { return sums + 4 * NT <= (kSize == 2 ? 72 : 36) ? 16 : 8; }
 
   // ---- who ----
 

@@ -103,10 +103,8 @@ class Problem:
 
     def call(self, operands: dict[str, torch.Tensor], plain: bool) -> list[torch.Tensor]:
         """The op's results, by ``vt_fast.reference`` or by the public function."""
-        if plain:
-            result = getattr(reference, self.op)(**self.arguments(operands))
-        else:
-            result = self._own(operands)
+        op = getattr(reference, self.op) if plain else None
+        result = self._own(operands) if op is None else op(**self.arguments(operands))
         results = result if isinstance(result, tuple) else (result,)
         return [tensor for tensor in results if tensor is not None]
 

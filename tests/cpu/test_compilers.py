@@ -46,7 +46,7 @@ def test_kernels_compile_with_clang_without_a_warning(machine, tmp_path, monkeyp
         python_include=Path("none"),
         pybind11_include=Path("none"),
     )
-    (tmp_path / "build.ninja").write_text(rules.ninja_file(tools, tmp_path))
+    (tmp_path / "build.ninja").write_text(rules.ninja_file(tools, None, tmp_path))
     objects = [f"isa_{name}.o" for name in instruction_sets] + ["instruction_sets.o"]
     command = [Path(ninja.BIN_DIR) / "ninja", "-f", tmp_path / "build.ninja"]
     done = subprocess.run(

@@ -47,7 +47,8 @@ struct EmulatedLauncher {
   const char* clusters(const Plan& plan, int& count) {
     count = emulated::conditions.clusters;
     emulated::report = {};
-    emulated::report.warps = plan.warps, emulated::report.ranks = plan.ranks, emulated::report.stages = plan.stages;
+    emulated::report.warps = plan.warps, emulated::report.ranks = plan.ranks,
+    emulated::report.stages = plan.stages;
     emulated::report.mt = K::MT, emulated::report.nt = K::NT, emulated::report.tp = K::TP;
     emulated::report.shared_bytes = static_cast<int32_t>(plan.places.bytes);
     return emulated::conditions.dry ? emulated::only_planned : nullptr;
@@ -79,13 +80,17 @@ struct EmulatedLauncher {
 
  private:
   template <class K>
-  const char* launch(const Call& call, unsigned x, unsigned y, int ranks, int threads, uint32_t shared_bytes) {
+  const char* launch(const Call& call, unsigned x, unsigned y, int ranks, int threads,
+                     uint32_t shared_bytes) {
     ++emulated::report.launches;
-    const emulator::Options options = {emulated::conditions.seed, static_cast<emulator::Copies>(emulated::conditions.copies)};
+    const emulator::Options options = {emulated::conditions.seed,
+                                       static_cast<emulator::Copies>(emulated::conditions.copies)};
     const emulator::Grid grid = {static_cast<int>(x), static_cast<int>(y)};
-    const emulator::Report found = emulator::launch(grid, ranks, threads, shared_bytes, options, [&call] { K::run(call); });
+    const emulator::Report found =
+        emulator::launch(grid, ranks, threads, shared_bytes, options, [&call] { K::run(call); });
     emulated::message = found.fault;
-    if (found.counters.ldmatrix_passes != found.counters.ldmatrix_reads) emulated::message += "ldmatrix reads rows in the same banks";
+    if (found.counters.ldmatrix_passes != found.counters.ldmatrix_reads)
+      emulated::message += "ldmatrix reads rows in the same banks";
     return emulated::message.empty() ? nullptr : emulated::message.c_str();
   }
 

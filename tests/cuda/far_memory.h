@@ -16,9 +16,11 @@ class FarMemory {
  public:
   // Moves what has strides, and makes them large. `size`: the bytes of an element of a map.
   FarMemory(Call& call, Layout layout, int64_t size) : batch_(call.batch) {
-    const int64_t c = call.channels * call.query_heads, d = call.out_channels * call.query_heads, n = call.pixels;
+    const int64_t c = call.channels * call.query_heads, d = call.out_channels * call.query_heads,
+                  n = call.pixels;
     const auto map = [&](Map& map, int64_t channels, bool result) {
-      const int64_t outer = layout == Layout::last ? n : channels, inner = layout == Layout::last ? channels : n;
+      const int64_t outer = layout == Layout::last ? n : channels,
+                    inner = layout == Layout::last ? channels : n;
       // Rows of `shifted` must follow each other.
       const int64_t row = layout == Layout::shifted ? map.row : kFar / 8;
       move(map.data, map.batch, outer * row + kFar, map.row, row, outer, inner * size, size, result);
@@ -60,12 +62,14 @@ class FarMemory {
     bool result;
   };
 
-  void move(void*& data, int64_t& batch, int64_t new_batch, int64_t& row, int64_t new_row, int64_t rows, int64_t row_bytes,
-            int64_t size, bool result) {
+  void move(void*& data, int64_t& batch, int64_t new_batch, int64_t& row, int64_t new_row, int64_t rows,
+            int64_t row_bytes, int64_t size, bool result) {
     if (data == nullptr) return;
-    Moved moved{static_cast<char*>(data), nullptr, batch * size, row * size, new_batch * size, new_row * size, rows, row_bytes, 0, result};
+    Moved moved{static_cast<char*>(data), nullptr, batch * size, row * size, new_batch * size,
+                new_row * size,           rows,    row_bytes,    0,          result};
     moved.bytes = static_cast<size_t>((batch_ - 1) * moved.batch + (rows - 1) * moved.row + row_bytes);
-    void* memory = mmap(nullptr, moved.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, moved.bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     moved.to = static_cast<char*>(memory);
     // Results too, which start as NaN.
@@ -74,10 +78,12 @@ class FarMemory {
     data = memory, batch = new_batch, row = new_row;
   }
 
-  void copy(char* to, int64_t to_batch, int64_t to_row, const char* from, int64_t from_batch, int64_t from_row, const Moved& of) const {
+  void copy(char* to, int64_t to_batch, int64_t to_row, const char* from, int64_t from_batch,
+            int64_t from_row, const Moved& of) const {
     for (int64_t b = 0; b < batch_; ++b) {
       for (int64_t i = 0; i < of.rows; ++i) {
-        std::memcpy(to + b * to_batch + i * to_row, from + b * from_batch + i * from_row, static_cast<size_t>(of.row_bytes));
+        std::memcpy(to + b * to_batch + i * to_row, from + b * from_batch + i * from_row,
+                    static_cast<size_t>(of.row_bytes));
       }
     }
   }

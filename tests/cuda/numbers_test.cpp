@@ -20,7 +20,9 @@ void expect(bool holds, const char* what) {
 
 float tf32(uint32_t bits) { return as_float(bits & 0xffffe000u); }
 
-float random_float() { return std::ldexp(1.f + emulator::draw(1 << 23) * 0x1p-23f, static_cast<int>(emulator::draw(40)) - 20); }
+float random_float() {
+  return std::ldexp(1.f + emulator::draw(1 << 23) * 0x1p-23f, static_cast<int>(emulator::draw(40)) - 20);
+}
 
 // A number is the sum of two with 11 bits each, rounded to nearest: 2^-11 of 2^-11 of it may be lost.
 void check_parts() {
@@ -34,7 +36,8 @@ void check_parts() {
   expect(most <= 0x1p-22, "parts are not rounded to nearest");
   constexpr float kMost = std::numeric_limits<float>::max();
   const Pair<float> large = Pair<float>::of(kMost, -kMost);
-  expect(std::isfinite(tf32(large.first[0])) && std::isfinite(tf32(large.first[1])), "the largest number is rounded to infinity");
+  expect(std::isfinite(tf32(large.first[0])) && std::isfinite(tf32(large.first[1])),
+         "the largest number is rounded to infinity");
 }
 
 // One product of two numbers, with all others 0.
@@ -59,9 +62,11 @@ void check_products() {
   }
   expect(most <= 3.5 * 0x1p-22, "a product is less exact than its parts");
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  expect(product(kInfinity, 1.5f) == kInfinity && product(-1.f / 3, kInfinity) == -kInfinity, "products with infinity");
+  expect(product(kInfinity, 1.5f) == kInfinity && product(-1.f / 3, kInfinity) == -kInfinity,
+         "products with infinity");
   for (const uint32_t nan : {0x7fc00000u, 0x7f800001u, 0xffffffffu}) {
-    expect(std::isnan(product(as_float(nan), 2.f)) && std::isnan(product(1.f, as_float(nan))), "products with NaN");
+    expect(std::isnan(product(as_float(nan), 2.f)) && std::isnan(product(1.f, as_float(nan))),
+           "products with NaN");
   }
 }
 

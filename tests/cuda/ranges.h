@@ -22,7 +22,8 @@ class Ranges {
     map("map", call.map, d, true);
     map("dx", call.dx, c, true);
     map("dresidual", call.dresidual, d, true);
-    const int64_t l = call.keys_count / call.num_heads, q = call.queries_count, b = call.batch, n = call.pixels;
+    const int64_t l = call.keys_count / call.num_heads, q = call.queries_count, b = call.batch,
+                  n = call.pixels;
     const int64_t p = call.extra_columns;
     rows("keys", call.keys, call.dkeys, call.keys_count * c);
     rows("values", call.values, call.dvalues, l * d);
@@ -53,35 +54,44 @@ class Ranges {
       }
       if (!range.writable || name == "`workspace`") continue;
       const std::string has = ", and has " + std::to_string(range.bytes());
-      if (range.bytes_covered != range.bytes()) return name + " got " + std::to_string(range.bytes_covered) + " bytes" + has;
-      if (range.bytes_written != range.bytes()) return name + " was written twice: " + std::to_string(range.bytes_written) + " bytes" + has;
+      if (range.bytes_covered != range.bytes())
+        return name + " got " + std::to_string(range.bytes_covered) + " bytes" + has;
+      if (range.bytes_written != range.bytes())
+        return name + " was written twice: " + std::to_string(range.bytes_written) + " bytes" + has;
     }
-    const int64_t once = bytes_copied_of(call_.x, call_.channels, tp) + bytes_copied_of(call_.residual, call_.out_channels, tp) +
+    const int64_t once = bytes_copied_of(call_.x, call_.channels, tp) +
+                         bytes_copied_of(call_.residual, call_.out_channels, tp) +
                          bytes_copied_of(call_.grad_map, call_.out_channels, tp);
-    if (copied != once) return "maps were copied in " + std::to_string(copied) + " bytes, and have " + std::to_string(once);
+    if (copied != once)
+      return "maps were copied in " + std::to_string(copied) + " bytes, and have " + std::to_string(once);
     return {};
   }
 
  private:
   void add(const char* name, const void* data, int64_t bytes, bool writable) {
-    if (data != nullptr) emulator::announce(name, const_cast<void*>(data), static_cast<uint64_t>(bytes), writable);
+    if (data != nullptr)
+      emulator::announce(name, const_cast<void*>(data), static_cast<uint64_t>(bytes), writable);
   }
   // `count` pieces of `bytes` each; gaps between them are out of bounds.
-  void add_apart(const char* name, const void* data, int64_t count, int64_t stride, int64_t bytes, bool writable) {
+  void add_apart(const char* name, const void* data, int64_t count, int64_t stride, int64_t bytes,
+                 bool writable) {
     if (stride <= bytes) return add(name, data, (count - 1) * stride + bytes, writable);
-    for (int64_t i = 0; i < count && data != nullptr; ++i) add(name, static_cast<const char*>(data) + i * stride, bytes, writable);
+    for (int64_t i = 0; i < count && data != nullptr; ++i)
+      add(name, static_cast<const char*>(data) + i * stride, bytes, writable);
   }
   // An operand for each sample or for all of them, and its gradient, which is dense.
-  void small(const char* name, const void* data, int64_t batch, int64_t bytes_each, const void* gradient, int64_t elements,
-             int64_t gradient_bytes_each) {
+  void small(const char* name, const void* data, int64_t batch, int64_t bytes_each, const void* gradient,
+             int64_t elements, int64_t gradient_bytes_each) {
     add_apart(name, data, batch == 0 ? 1 : call_.batch, batch * bytes_each, elements * bytes_each, false);
-    add(("d" + std::string(name)).c_str(), gradient, (batch == 0 ? 1 : call_.batch) * elements * gradient_bytes_each, true);
+    add(("d" + std::string(name)).c_str(), gradient,
+        (batch == 0 ? 1 : call_.batch) * elements * gradient_bytes_each, true);
   }
   void rows(const char* name, const Rows& rows, const void* gradient, int64_t elements) {
     small(name, rows.data, rows.batch, size_, gradient, elements, size_);
   }
   void biases(const char* name, const Biases& biases, const Biases& gradient, int64_t elements) {
-    small(name, biases.data, biases.batch, biases.is_float ? 4 : size_, gradient.data, elements, gradient.is_float ? 4 : size_);
+    small(name, biases.data, biases.batch, biases.is_float ? 4 : size_, gradient.data, elements,
+          gradient.is_float ? 4 : size_);
   }
   void map(const char* name, const Map& map, int64_t channels, bool writable) {
     if (map.data == nullptr) return;
@@ -91,7 +101,8 @@ class Ranges {
     const bool together = call_.batch > 1 && map.batch < sample;  // samples take turns
     if (together) return add(name, map.data, ((call_.batch - 1) * map.batch + sample) * size_, writable);
     for (int64_t b = 0; b < call_.batch; ++b) {
-      add_apart(name, static_cast<const char*>(map.data) + b * map.batch * size_, outer, map.row * size_, inner * size_, writable);
+      add_apart(name, static_cast<const char*>(map.data) + b * map.batch * size_, outer, map.row * size_,
+                inner * size_, writable);
     }
   }
 
@@ -104,7 +115,8 @@ class Ranges {
     int64_t pieces = 0;
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t pixel = 0; pixel < call_.pixels; pixel += tp) {
-        const int64_t begin = c * map.row + pixel, end = c * map.row + std::min<int64_t>(call_.pixels, pixel + tp);
+        const int64_t begin = c * map.row + pixel,
+                      end = c * map.row + std::min<int64_t>(call_.pixels, pixel + tp);
         pieces += (end + each - 1) / each - begin / each;
       }
     }

@@ -52,12 +52,16 @@ def test_a_backward_with_its_list_is_handed_over():
 
 
 def test_by_name_they_raise_where_they_refuse():
-    with pytest.raises(RuntimeError, match=r'`backend="cuda"` cannot do this call: the channels of a head must'):
+    with pytest.raises(
+        RuntimeError, match=r'`backend="cuda"` cannot do this call: the channels of a head must'
+    ):
         tokenize(17, backend="cuda")
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(RuntimeError, match='`backend` must be None or one of "cpu", "cuda", "triton", "torch"'):
+    with pytest.raises(
+        RuntimeError, match='`backend` must be None or one of "cpu", "cuda", "triton", "torch"'
+    ):
         tokenize(32, backend="tritium")
 
 

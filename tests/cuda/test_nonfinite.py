@@ -68,7 +68,12 @@ def test_hidden_numbers_do_not_matter(case, layout, dtype):
             value = operands[name].clone()
             (value if layout == "bnc" else value.permute(0, 2, 3, 1))[shown] = torch.nan
             dirty.operands[name] = value
-    if "token_bias" in operands and "shared" not in options and operands["values"].dim() == 3 and "num_heads" not in options:
+    if (
+        "token_bias" in operands
+        and "shared" not in options
+        and operands["values"].dim() == 3
+        and "num_heads" not in options
+    ):
         # The first key is removed from all samples.
         for name in ("keys", "values"):
             value = dirty.operands[name].clone()

@@ -48,13 +48,23 @@ def test_sizes(op, dtype, layout, size, rows, channels, request):
     height, width = size
     options = ("token_bias",) if op == "project" else ("shared",) if rows % 2 else ()
     found = problem(
-        op, options, layout, channels=channels, height=height, width=width, tokens=rows, queries=min(64, rows + 3)
+        op,
+        options,
+        layout,
+        channels=channels,
+        height=height,
+        width=width,
+        tokens=rows,
+        queries=min(64, rows + 3),
     )
     check(found, dtype, **conditions(len(request.node.name)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize(("op", "channels", "rows"), [(op, c, r) for op in OPS for c, r in ((2048, 16), (2048, 64), (1024, 32), (768, 16))])
+@pytest.mark.parametrize(
+    ("op", "channels", "rows"),
+    [(op, c, r) for op in OPS for c, r in ((2048, 16), (2048, 64), (1024, 32), (768, 16))],
+)
 def test_many_channels_in_a_cluster_of_blocks(op, channels, rows, dtype):
     if (op, channels, rows, dtype) == ("project_tokenize", 2048, 64, torch.float32):
         pytest.skip("four banks of so many rows do not fit into 16 blocks; see csrc/cuda/README.md")
@@ -98,7 +108,9 @@ def test_the_same_bits_whatever_the_order_of_warps_and_copies(case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("op", OPS)
 def test_only_needed_gradients(op, dtype):
-    options = ("pixel_bias", "extra_values", "shared") if op == "tokenize" else ("token_bias", "residual", "wide")
+    options = (
+        ("pixel_bias", "extra_values", "shared") if op == "tokenize" else ("token_bias", "residual", "wide")
+    )
     found = problem(op, options, "nchw", channels=48)
     judging.round_operands(found, dtype)
     with cuda_emulator.emulated():
@@ -111,7 +123,10 @@ def test_only_needed_gradients(op, dtype):
             arriving = [
                 torch.randint(-4, 5, each.shape, generator=generator, device="cpu") / 4 for each in results
             ]
-            loss = sum((each.double() * grad.to(each.device)).sum() for each, grad in zip(results, arriving, strict=True))
+            loss = sum(
+                (each.double() * grad.to(each.device)).sum()
+                for each, grad in zip(results, arriving, strict=True)
+            )
             (grad,) = torch.autograd.grad(loss, leaves[wanted])
             assert torch.equal(grad, everything[f"d{wanted}"]), wanted
 
@@ -124,7 +139,10 @@ def test_batches_of_zero(case, dtype):
         name: value[:0] if value.shape[0] == 2 and value.dim() > 1 else value
         for name, value in found.operands.items()
     }
-    if any(value.shape[0] != 0 and value.dim() == 3 for value in found.operands.values()) and "shared" not in case[1]:
+    if (
+        any(value.shape[0] != 0 and value.dim() == 3 for value in found.operands.values())
+        and "shared" not in case[1]
+    ):
         pytest.skip("rows of another batch")
     expected = found.solve(plain=True)
     with cuda_emulator.emulated():

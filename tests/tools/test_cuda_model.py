@@ -50,7 +50,7 @@ def test_a_plan_and_the_work_of_a_tile(tokenize):
 def test_layouts_of_the_map_change_the_work(tokenize):
     last, first, shifted = tokenize(*((layout, 8, 12544, 256, 16) for layout in LAYOUTS))
     assert last.tile.products == first.tile.products == shifted.tile.products
-    assert last.tile.passes == first.tile.passes < shifted.tile.passes
+    assert first.tile.passes < shifted.tile.passes
     aligned, other = tokenize(("first", 8, 12544, 256, 16), ("first", 8, 12548, 256, 16))
     assert other.tile.counted > aligned.tile.counted, "copies of 8 bytes"
 
@@ -58,7 +58,7 @@ def test_layouts_of_the_map_change_the_work(tokenize):
 def test_what_a_gpu_has_changes_the_plan(tokenize):
     call = ("last", 8, 12544, 256, 16)
     usual, many = tokenize(call), tokenize(call, registers=dict.fromkeys(REGISTERS, 255))
-    assert usual[0].blocks_each >= many[0].blocks_each == 2
+    assert usual[0].blocks_each > many[0].blocks_each == 1
     assert tokenize(call, gpu=GPUS["80"])[0].clusters % GPUS["80"].processors == 0
     assert tokenize(("last", 8, 49, 2048, 64))[0].ranks > 1
     assert tokenize(("last", 8, 49, 2048, 64), gpu=GPUS["80"]) == [None]
@@ -75,7 +75,6 @@ def plan(**changes):
         clusters=132,
         unit=1,
         tiles_per_sample=196,
-        sets=0,
         part_floats=0,
         tile=Work(counted=816, products=256, passes=1392),
         sample=Work(counted=1115, products=0, passes=1299),
@@ -101,7 +100,8 @@ def test_the_model_ranks_what_is_slower():
 
 
 def test_waiting_overlaps_with_other_blocks_alone():
-    alone = predicted(tile=Work(100, 10, 100), stages=4, kernel=Kernel("forward", "last", 8, 2, 1))
+    small = Kernel("forward", "last", 8, 2, 1)
+    alone = predicted(tile=Work(100, 10, 100), stages=4, kernel=small, tiles_per_sample=3136)
     assert alone.bound == "waiting"
     assert chain(plan(ranks=4), STEPS["project"], 2) > chain(plan(), STEPS["project"], 2)
     assert chain(plan(), STEPS["project"], 4) > chain(plan(), STEPS["project"], 2)
@@ -115,8 +115,9 @@ def test_units_of_a_multiprocessor():
     assert units(GPU, Work(8, 10, 7), 40) == {"instructions": 10.0, "shared memory": 7.0, "products": 16.0}
 
 
-def test_the_committed_table():
-    facts, rows = results.read(predictions.table("90a"))
+@pytest.mark.parametrize("path", sorted(predictions.FOLDER.glob("model-*.csv")), ids=lambda path: path.stem)
+def test_the_committed_tables(path):
+    facts, rows = results.read(path)
     assert facts["note"] == "a model, not a measurement"
     assert tuple(rows[0]) == predictions.COLUMNS
     assert {row["op"] for row in rows} == set(STEPS)
@@ -135,17 +136,29 @@ def test_names_of_layouts():
 
 
 def test_the_command_writes_and_prints_the_table(monkeypatch, tmp_path, capsys):
+    compiled = [
+        {
+            "op": "tokenize",
+            "dtype": "bf16",
+            **kernel._asdict(),
+            "registers": count,
+            "tile": 500,
+            "counted": 100,
+        }
+        for kernel, count in REGISTERS.items()
+    ]
+    monkeypatch.setattr(resources, "FOLDER", tmp_path)
+    results.write(resources.table("90a"), {"nvcc": "13.0"}, resources.COLUMNS, compiled)
     monkeypatch.setattr(predictions, "STEPS", {"tokenize": STEPS["tokenize"]})
     monkeypatch.setattr(predictions, "TYPES", {"Bf16": 2})
-    monkeypatch.setattr(predictions, "SHAPES", ((256, 196, 1024, 16), (6, 49, 4096, 64)))
+    monkeypatch.setattr(predictions, "SHAPES", ((256, 196, 1024, 16), (6, 49, 65536, 64)))
     assert main(["model", "--output", str(tmp_path / "model.csv")]) == 0
     _, rows = results.read(tmp_path / "model.csv")
-    assert [row["kernel"] != "" for row in rows] == [True, False, True, False], "nothing takes 4096 channels"
+    assert [row["kernel"] != "" for row in rows] == [True, False, True, False], "nothing takes 65536 channels"
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "A model, not a measurement."
     line = next(line for line in printed if "tokenize bf16 channels_last 256x196x1024x16" in line)
     assert rows[0]["triton_us"] in line
     with pytest.raises(SystemExit, match="2"):
         main(["model", "--arch", "70"])
-    assert "`arch` must be one of" in capsys.readouterr().err
-    assert resources.table("90a").exists()
+    assert "`arch` must be one of 90a, got '70'" in capsys.readouterr().err

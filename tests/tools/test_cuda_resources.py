@@ -96,8 +96,14 @@ def test_names_of_kernels():
     name = "void vt::cuda::(anonymous namespace)::{}(vt::cuda::Call)"
     walk = "start_kernel<vt::cuda::Backward<float, (vt::Layout)2, 2, 4, 16, true, true> >"
     assert machine_code.kernel_of(name.format(walk)) == Kernel("backward", "shifted", 2, 4, 16)
-    small = "start_small_kernel<vt::cuda::CombineRows<vt::Fp16, true, false> >"
-    assert machine_code.kernel_of(name.format(small)) == Kernel("combine_rows")
+    for arguments, expected in {
+        "SumPixels<float>": "sum_pixels",
+        "CombineTokens<float, 1>": "combine_tokens_1",
+        "CombineRows<vt::Fp16, true, false, false, 4>": "combine_rows_4",
+        "CombineRows<vt::Fp16, true, false, true, 4>": "combine_rows_shared_4",
+    }.items():
+        small = f"start_small_kernel<vt::cuda::{arguments} >"
+        assert machine_code.kernel_of(name.format(small)) == Kernel(expected)
     with pytest.raises(ValueError, match="must be a kernel of csrc/cuda, got 'main'"):
         machine_code.kernel_of("main")
 

@@ -42,7 +42,6 @@ class Plan(NamedTuple):
     Args:
         blocks_each: blocks of a multiprocessor that run at a time.
         unit: of the shares of clusters, in tiles.
-        sets: of samples that gradients of rows are summed over.
         part_floats: the size of a part that a cluster leaves for a second kernel to add; 0 if there are none.
     """
 
@@ -55,7 +54,6 @@ class Plan(NamedTuple):
     clusters: int
     unit: int
     tiles_per_sample: int
-    sets: int
     part_floats: int
     tile: Work
     sample: Work

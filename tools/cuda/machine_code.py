@@ -18,7 +18,8 @@ _USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)")
 _WALK = re.compile(
     r"start_kernel<\w+::cuda::(Forward|Backward)<[\w:]+, \(\w+::Layout\)(\d), (\d+), (\d+), (\d+),"
 )
-_SMALL = re.compile(r"start_small_kernel<\w+::cuda::(\w+)<")
+# SHARED of CombineRows, and LANES.
+_SMALL = re.compile(r"start_small_kernel<\w+::cuda::(\w+)<[\w:]+(?:, \w+, \w+, (true|false))?(?:, (\d+))?> >")
 
 LAYOUTS = ("last", "first", "shifted")
 # By what machine code calls them. LDGSTS copies from global to shared memory (cp.async), LDL and STL move
@@ -32,7 +33,8 @@ class Kernel(NamedTuple):
     """A kernel of an object. Those that add up parts have no sizes.
 
     Args:
-        kernel: "forward" or "backward" for one that walks over a map; otherwise the name of its class.
+        kernel: "forward" or "backward" for one that walks over a map; otherwise its class, whether it is for
+            operands that the batch shares, and the lanes of an element.
         layout: of the map.
         mt: the channels of a warp, in units of 16.
         nt: the rows, in units of 8.
@@ -122,15 +124,20 @@ def kernel_of(name: str) -> Kernel:
     """Which kernel a function is.
 
     Example:
-        >>> kernel_of("void vt::cuda::start_small_kernel<vt::cuda::CombineTokens<vt::Bf16> >(...)")
-        Kernel(kernel='combine_tokens', layout='', mt=None, nt=None, tp=None)
+        >>> kernel_of("void vt::cuda::start_small_kernel<vt::cuda::CombineTokens<vt::Bf16, 4> >(...)")
+        Kernel(kernel='combine_tokens_4', layout='', mt=None, nt=None, tp=None)
     """
     if found := _WALK.search(name):
         kind, layout, mt, nt, tp = found.groups()
         return Kernel(kind.lower(), LAYOUTS[int(layout)], int(mt), int(nt), int(tp))
     if found := _SMALL.search(name):
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found[1]).lower()
-        return Kernel(words)
+        name, shared, lanes = found.groups()
+        words = [
+            re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(),
+            "shared" if shared == "true" else "",
+            lanes,
+        ]
+        return Kernel("_".join(filter(None, words)))
     raise ValueError(f"`name` must be a kernel of csrc/cuda, got {name!r}")
 
 

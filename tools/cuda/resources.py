@@ -48,15 +48,13 @@ def rows_of(op: str, dtype: str, path: Path, architecture: str) -> list[Row]:
     found = machine_code.facts(path, architecture)
     return [
         {"op": op, "dtype": dtype.lower(), **kernel._asdict(), **facts._asdict()}
-        for kernel, facts in sorted(
-            found.items(), key=lambda item: tuple(part or 0 for part in _order(item[0]))
-        )
+        for kernel, facts in sorted(found.items(), key=lambda item: _order(item[0]))
     ]
 
 
 def _order(kernel: Kernel) -> tuple[int, ...]:
     layout = machine_code.LAYOUTS.index(kernel.layout) if kernel.walks else len(machine_code.LAYOUTS)
-    return layout, kernel.mt or 0, kernel.nt or 0
+    return layout, kernel.mt or 0, kernel.nt or 0, kernel.tp or 0
 
 
 def run(

@@ -55,7 +55,10 @@ TARGETS = {
     "cuda": Target(
         ("csrc/cuda/*.h", "csrc/torch/cuda_calls.h", "csrc/torch/cuda_ops.h"),
         ("device", "launch"),  # the first is for nvcc in parts; the other holds no code
-        ("pytest tests/cuda --deselect tests/cuda/test_emulator.py::test_program[emulator/emulator_test.cpp]",),
+        (
+            "pytest tests/cuda"
+            " --deselect tests/cuda/test_emulator.py::test_program[emulator/emulator_test.cpp]",
+        ),
         "emulator",
     ),
     "triton": Target(
@@ -113,13 +116,13 @@ def planted(root: Path = ROOT) -> list[Mutant]:
     for file, faults in PLANTED.items():
         source = (root / file).read_text()
         for fault in faults:
-            start, end = (len(source[:at].encode()) for at in fault.span(source))
-            line = source.count("\n", 0, fault.span(source)[0]) + 1
+            span = fault.span(source)
+            start, end = (len(source[:at].encode()) for at in span)
+            line = source.count("\n", 0, span[0]) + 1
             operator = "harmless" if fault.harmless else "planted"
             variables = f"VT_FAST_EMULATED={fault.kernels}"
-            found.append(
-                Mutant(fault.name, file, line, operator, fault.before, fault.after, start, end, variables)
-            )
+            before = source[slice(*span)]
+            found.append(Mutant(fault.name, file, line, operator, before, fault.after, start, end, variables))
     return found
 
 

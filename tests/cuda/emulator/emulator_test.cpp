@@ -103,13 +103,15 @@ void check_stmatrix() {
     for (int m = 0; m < 4; ++m) {
       for (int r = 0; r < 8; ++r) {
         for (int col = 0; col < 8; ++col) {
-          if (ptx::kLdmatrix[r][col] == laneid) words[m] |= static_cast<uint32_t>(m * 64 + r * 8 + col) << 16 * (col % 2);
+          if (ptx::kLdmatrix[r][col] == laneid)
+            words[m] |= static_cast<uint32_t>(m * 64 + r * 8 + col) << 16 * (col % 2);
         }
       }
     }
     stmatrix(16 * place(matrix, row), words);
     sync_warp();
-    for (int col = 0; col < 8; ++col) stored[matrix][row][col] = shared<uint16_t>(16 * place(matrix, row) + 2 * col);
+    for (int col = 0; col < 8; ++col)
+      stored[matrix][row][col] = shared<uint16_t>(16 * place(matrix, row) + 2 * col);
   });
   for (int i = 0; i < 256; ++i) {
     expect(stored[i / 64][i / 8 % 8][i % 8] == i, "stmatrix: element " + std::to_string(i));

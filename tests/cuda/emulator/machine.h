@@ -100,8 +100,9 @@ enum class Stop : uint8_t {
 };
 
 inline std::string name_of(Stop stop) {
-  const char* const names[] = {"sync_warp", "shuffle_xor", "ballot",   "ldmatrix",   "ldmatrix_transposed", "stmatrix",
-                               "mma_bf16",  "mma_fp16",    "mma_tf32", "sync_block", "sync_cluster",        "its end"};
+  const char* const names[] = {"sync_warp",    "shuffle_xor", "ballot",   "ldmatrix", "ldmatrix_transposed",
+                               "stmatrix",     "mma_bf16",    "mma_fp16", "mma_tf32", "sync_block",
+                               "sync_cluster", "its end"};
   return names[static_cast<int>(stop)];
 }
 
@@ -109,7 +110,7 @@ struct Lane {
   Fiber fiber;
   Stop stop = Stop::end;
   // Operands of the operation at which the thread stops.
-  uint32_t value = 0;  // that is shuffled, voted with, or the address of a row; also the result
+  uint32_t value = 0;       // that is shuffled, voted with, or the address of a row; also the result
   uint32_t stored[4] = {};  // words of a matrix
   int mask = 0;
   uint32_t* words = nullptr;

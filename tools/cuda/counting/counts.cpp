@@ -1,8 +1,8 @@
-// What plan.h decides for calls of one op in one dtype (VT_OP, VT_TYPE), and what the kernels then do for a tile
-// and for a sample.
+// What plan.h decides for calls of one op in one dtype (VT_OP, VT_TYPE), and what the kernels then do for a
+// tile and for a sample.
 //
-// Reads words: "gpu" and its facts; "registers" of each instance; then "call" and its sizes, as often as wanted.
-// Writes a line of JSON for each call.
+// Reads words: "gpu" and its facts; "registers" of each instance; then "call" and its sizes, as often as
+// wanted. Writes a line of JSON for each call.
 #include "cuda_on_cpu.h"
 
 #include <cstdio>
@@ -64,9 +64,10 @@ class CountingLauncher {
                 K::BACKWARD ? "backward" : "forward", static_cast<int>(K::LAYOUT), K::MT, K::NT, K::TP);
     std::printf("\"warps\": %d, \"ranks\": %d, \"stages\": %d, \"shared_bytes\": %u, \"blocks_each\": %d, ",
                 plan.warps, plan.ranks, plan.stages, plan.places.bytes, each_);
-    std::printf("\"clusters\": %d, \"unit\": %d, \"tiles_per_sample\": %d, \"sets\": %lld, \"part_floats\": %lld, ",
-                call.clusters, call.unit, call.tiles_per_sample, static_cast<long long>(K::BACKWARD ? Set::splits(call, call.unit < call.tiles_per_sample ? 1 : call.batch) : 0),
-                static_cast<long long>(has_parts<K>(call) ? part_size<K>(call) : 0));
+    const bool has_parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false);
+    std::printf("\"clusters\": %d, \"unit\": %d, \"tiles_per_sample\": %d, \"part_floats\": %lld, ",
+                call.clusters, call.unit, call.tiles_per_sample,
+                static_cast<long long>(has_parts ? part_size<K>(call) : 0));
     // A sample of two tiles and one of four differ by two tiles.
     Counts tile, sample;
     for (int i = 0; i < kinds; ++i) {
@@ -100,6 +101,7 @@ class CountingLauncher {
   static Counts count(Call call, const Plan& plan, int tiles) {
     call.batch = call.query_heads = call.clusters = call.unit = 1;
     call.tiles_per_sample = tiles;
+    call.units_each = tiles, call.longer = 0;
     call.pixels = tiles * K::TP;
     emulator::counter.threads = 32 * plan.warps;
     emulator::counter.ranks = plan.ranks;
@@ -113,8 +115,9 @@ class CountingLauncher {
   static void print(const char* name, const Counts& counts) {
     int64_t sum = 0;
     for (const int64_t each : counts.instructions) sum += each;
-    std::printf("\"%s\": {\"counted\": %lld, \"products\": %lld, \"passes\": %lld}", name, static_cast<long long>(sum),
-                static_cast<long long>(counts.instructions[emulator::product]), static_cast<long long>(counts.passes));
+    std::printf("\"%s\": {\"counted\": %lld, \"products\": %lld, \"passes\": %lld}", name,
+                static_cast<long long>(sum), static_cast<long long>(counts.instructions[emulator::product]),
+                static_cast<long long>(counts.passes));
   }
 
   const Tables& tables_;
@@ -157,8 +160,8 @@ int run() {
   while (std::cin >> word) {
     if (word == "gpu") {
       Gpu& gpu = tables.gpu;
-      std::cin >> gpu.device.processors >> gpu.device.shared_bytes >> gpu.device.max_ranks >> gpu.shared_bytes >>
-          gpu.registers >> gpu.threads;
+      std::cin >> gpu.device.processors >> gpu.device.shared_bytes >> gpu.device.max_ranks >>
+          gpu.shared_bytes >> gpu.registers >> gpu.threads;
     } else if (word == "registers") {
       int layout, mt, nt, tp;
       std::cin >> layout >> mt >> nt >> tp >> tables.registers[{layout, mt, nt, tp}];
@@ -166,9 +169,11 @@ int run() {
       int layout, batch, pixels, channels, tokens;
       std::cin >> layout >> batch >> pixels >> channels >> tokens;
       const Layout of = static_cast<Layout>(layout);
-      const Call call = call_of(Op::VT_OP, batch, pixels, channels, tokens, of == Layout::last ? channels : pixels);
+      const Call call =
+          call_of(Op::VT_OP, batch, pixels, channels, tokens, of == Layout::last ? channels : pixels);
       CountingLauncher launcher(tables);
-      if (const char* error = execute<VT_TYPE, Op::VT_OP>(call, of, launcher)) std::printf("{\"refused\": \"%s\"}\n", error);
+      if (const char* error = execute<VT_TYPE, Op::VT_OP>(call, of, launcher))
+        std::printf("{\"refused\": \"%s\"}\n", error);
     }
   }
   return 0;

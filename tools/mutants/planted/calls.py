@@ -2,7 +2,7 @@
 
 # ruff: noqa: E501
 
-from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
+from tools.mutants.planted.fault import TOKENIZE, Fault
 
 CALLS = [
     Fault(
@@ -147,20 +147,6 @@ OPS = [
         "Gradients of extra values are those of the first channels.",
         "narrow(const_cast<Tensor&>(grad), 2, columns, grad.size(2) - columns)",
         "narrow(const_cast<Tensor&>(grad), 2, 0, grad.size(2) - columns)",
-    ),
-    Fault(
-        "ops-shared-though-a-bias-is-not",
-        "Gradients of biases of samples go to one place.",
-        "&& call.token_bias.batch == 0 && call.queries",
-        "&& call.queries",
-        kernels=f"{PROJECT}:Bf16",
-    ),
-    Fault(
-        "ops-shared-though-queries-are-not",
-        "Gradients of queries of samples go to one place.",
-        "call.token_bias.batch == 0 && call.queries.batch == 0;",
-        "call.token_bias.batch == 0;",
-        kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "ops-empty-batch-not-cleared",

@@ -37,13 +37,14 @@ def refuses(call: Call) -> str | None:
         return f"it computes in float32, bfloat16 and float16, not in {x.dtype}"
     channels = channel_count(x)
     tokenize = isinstance(call, Tokenize | TokenizeBackward)
-    out_channels = channels if tokenize else call.values.shape[-1]
+    keys, values = getattr(call, "keys", None), getattr(call, "values", None)
+    out_channels = channels if values is None else values.shape[-1]
     if channels > _MOST_CHANNELS or out_channels > _MOST_CHANNELS:
         return f"it takes at most {_MOST_CHANNELS} channels"
     queries = getattr(call, "queries", None)
     if queries is not None and queries.shape[-2] // (call.num_heads if tokenize else 1) > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries for each head"
-    if not tokenize and call.keys.shape[-2] > _MOST_ROWS:
+    if keys is not None and keys.shape[-2] > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} num_heads * tokens"
     extra = getattr(call, "extra_values", None)
     if extra is not None and extra.shape[-1] > _MOST_EXTRA_COLUMNS:

@@ -1,4 +1,4 @@
-"""Launch settings of the CUDA kernels: from files, for classes of calls; csrc/cuda/plan.h has the rules beyond."""
+"""Launch settings of the CUDA kernels: from files, for classes of calls. csrc/cuda/plan.h has the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 SCHEMA = 1
 FILE = Path(__file__).resolve().parent / "settings.json"
-# An environment variable: a file like that one whose entries come first, as ``python -m vt_fast tune`` writes.
+# An environment variable: a file like it whose entries come first. ``python -m vt_fast tune`` writes it.
 VARIABLE = "VT_FAST_CUDA_SETTINGS"
 
 OPS = (
@@ -136,7 +136,9 @@ def _checked(setting: Setting) -> Setting:
     }
     for name, values in allowed.items():
         if getattr(setting, name) not in values:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(str, values))}, got {getattr(setting, name)!r}")
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(map(str, values))}, got {getattr(setting, name)!r}"
+            )
     if setting.channels < 1:
         raise ValueError(f"`channels` must be positive, got {setting.channels}")
     return setting

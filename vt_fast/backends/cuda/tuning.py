@@ -36,10 +36,8 @@ class Calls:
 def candidates(op: str, dtype: str, layout: str, shape: tuple[int, int, int, int]) -> list[Setting]:
     """What is worth trying for calls on maps of a shape (B, N, C, L), the rules' own choice first."""
     _, pixels, channels, tokens = shape
-    if layout == "channels":
-        place = "last"
-    else:
-        place = "shifted" if dtype == "fp32" or pixels % 4 else "halves" if pixels % 8 else "first"
+    of_pixels = "shifted" if dtype == "fp32" or pixels % 4 else "halves" if pixels % 8 else "first"
+    place = "last" if layout == "channels" else of_pixels
     rows = next(each for each in settings.ROWS if each >= tokens)
     found = [Setting(op, dtype, place, rows, channels)]
     for mt, ranks, stages in itertools.product(settings.MT, settings.RANKS, settings.STAGES):
@@ -50,7 +48,10 @@ def candidates(op: str, dtype: str, layout: str, shape: tuple[int, int, int, int
 
 
 def tune(
-    todo: list[Setting], call: Callable[[], Any], clock: Callable[[Callable[[], Any]], list[float]], wrong: float
+    todo: list[Setting],
+    call: Callable[[], Any],
+    clock: Callable[[Callable[[], Any]], list[float]],
+    wrong: float,
 ) -> tuple[Setting, float, float]:
     """The fastest setting, its seconds, and those of the first one.
 

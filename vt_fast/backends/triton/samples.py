@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast.backends import contract
-from vt_fast.backends import triton
+from vt_fast.backends import contract, triton
 
 Shape = tuple[int, int, int, int]  # (B, N, C, L)
 
