@@ -425,8 +425,8 @@ BACKWARD = [
     Fault(
         "backward-softmax-over-all-heads",
         "Heads of project are differentiated as one softmax.",
-        "const int each = call.keys_count / call.num_heads;\n    Base::for_pixels",
-        "const int each = call.keys_count;\n    Base::for_pixels",
+        "const int each = Base::rows_of_head(call);",
+        "const int each = call.keys_count;",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(

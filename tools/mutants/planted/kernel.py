@@ -466,22 +466,22 @@ KERNEL = [
     Fault(
         "softmax-segment-one-longer",
         "The softmax of a head has the next head's first token.",
-        "n * 8 + g < first + each;",
-        "n * 8 + g <= first + each;",
+        "n * 8 + g < first + each);",
+        "n * 8 + g <= first + each);",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "softmax-segment-one-later",
         "The softmax of a head lacks its first token.",
-        "return n * 8 + g >= first &&",
-        "return n * 8 + g > first &&",
+        "(n * 8 + g >= first &&",
+        "(n * 8 + g > first &&",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "softmax-over-all-heads",
         "All heads have one softmax.",
-        "const int each = call.keys_count / call.num_heads;\n    for (int first = 0; first < call.keys_count; first += each) {\n      float top",
-        "const int each = call.keys_count;\n    for (int first = 0; first < call.keys_count; first += each) {\n      float top",
+        "const int each = rows_of_head(call);",
+        "const int each = call.keys_count;",
         kernels=f"{PROJECT}:Bf16",
     ),
     # Small operands.

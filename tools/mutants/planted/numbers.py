@@ -220,8 +220,8 @@ ROWS = [
     Fault(
         "rows-channels-by-rows-swapped",
         "The second eight channels of a product are those of the first.",
-        "b[n].pairs[0].bits = r[0], b[n].pairs[1].bits = r[2];",
-        "b[n].pairs[0].bits = r[0], b[n].pairs[1].bits = r[0];",
+        "b[n + h].pairs[0].bits = r[2 * h], b[n + h].pairs[1].bits = r[2 * h + 1];",
+        "b[n + h].pairs[0].bits = r[2 * h], b[n + h].pairs[1].bits = r[2 * h];",
     ),
     Fault(
         "rows-by-channels-swapped",
@@ -232,8 +232,8 @@ ROWS = [
     Fault(
         "rows-left-fragment-swapped",
         "Eight rows and eight channels of a product change places, where pixels are contiguous.",
-        "a.pairs[1].bits = r[2], a.pairs[2].bits = r[1]",
-        "a.pairs[1].bits = r[1], a.pairs[2].bits = r[2]",
+        "(k * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);",
+        "(k * 16 + (lane & 15)) * kPitch + m * 32 + (lane >> 4) * 16);",
     ),
     Fault(
         "rows-of-floats-in-one-pitch",
