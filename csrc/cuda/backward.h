@@ -4,11 +4,11 @@
 // dZ = P * (dP - sum over tokens of P * dP):
 //
 //   tokenize:          Y = X;                   dX = A dT + dS Q;  dQ = dS^T X
-//   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
-//   project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
+//   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of
+//   dZ project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
 //
-// Sums of gradients of rows are kept in registers for a sample, or for all samples of a head where the batch shares
-// the rows (parts.h).
+// Sums of gradients of rows are kept in registers for a sample, or for all samples of a head where the batch
+// shares the rows (parts.h).
 #pragma once
 
 #include "kernel.h"
@@ -37,16 +37,16 @@ struct Part {
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
 struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2>;
+  using Base::kRows;
+  using Base::MT;
+  using Base::NT;
+  using Base::TP;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;
   using typename Base::Tile;
   using typename Base::View;
   using typename Base::Warp;
-  using Base::kRows;
-  using Base::MT;
-  using Base::NT;
-  using Base::TP;
   static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = true;
   static constexpr bool BOTH = PROJECT && TOKENIZE;
   static constexpr int kMostWarps = Base::most_warps(MT * NT * 4 * (TOKENIZE + 2 * PROJECT));
@@ -119,14 +119,15 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         sync_warp();
         token_gradients(warp, view, again, sums, pixel, there);
         if (call.dresidual.data != nullptr) {
-          Tile::store(Base::sample_of(call, call.dresidual, call.out_channels, at), again.at, warp.channel, pixel,
-                      warp.lane);
+          Tile::store(Base::sample_of(call, call.dresidual, call.out_channels, at), again.at, warp.channel,
+                      pixel, warp.lane);
         }
         if (call.dx.data != nullptr) spread_keys(warp, view, again.at);
       }
       sync_warp();
       if (call.dx.data != nullptr) {
-        Tile::store(Base::sample_of(call, call.dx, call.channels, at), view.at, warp.channel, pixel, warp.lane);
+        Tile::store(Base::sample_of(call, call.dx, call.channels, at), view.at, warp.channel, pixel,
+                    warp.lane);
       }
       if (++stage == call.stages) stage = 0;
 
@@ -143,7 +144,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const Call& call = warp.call;
     const int head = at.head, b = at.b;
     sync_warp();  // a bank is the warp's own
-    const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
+    const bool keys =
+        PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
     if (keys) {
       Base::fill_keys(warp, at.sample);
       Base::load_token_bias(warp, at.sample);  // last read before a barrier of the last tile
@@ -151,9 +153,14 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     if constexpr (TOKENIZE) {
       if (first || call.queries.batch != 0 || b == 0) Base::fill_queries(warp, at);
       const int64_t stride = static_cast<int64_t>(call.query_heads) * call.out_channels;
-      const int64_t from = static_cast<int64_t>(b) * call.queries_count * stride + static_cast<int64_t>(head) * call.out_channels;
-      RowsOf<T> grad = {static_cast<const T*>(call.grad_tokens) + from, stride, call.queries_count, call.out_channels,
-                        call.queries_count, call.out_channels};
+      const int64_t from = static_cast<int64_t>(b) * call.queries_count * stride +
+                           static_cast<int64_t>(head) * call.out_channels;
+      RowsOf<T> grad = {static_cast<const T*>(call.grad_tokens) + from,
+                        stride,
+                        call.queries_count,
+                        call.out_channels,
+                        call.queries_count,
+                        call.out_channels};
       Base::RowBank::fill(warp.bank(call.places.grad_tokens), grad, 0, warp.channel, warp.lane);
       load_statistics(warp, grad.data, stride, head, b);
     }
@@ -174,9 +181,12 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const float* exact = call.exact + (static_cast<int64_t>(b) * call.queries_count + row) * columns;
         const float* own = exact + static_cast<int64_t>(head) * call.out_channels;
         VT_UNROLL_BY(8)  // so that many loads are under way at once
-        for (int c = warp.lane; c < call.out_channels; c += 32) sum += widen(global(grad + row * stride + c)) * global(own + c);
-        const T* extra = static_cast<const T*>(call.grad_extra) + (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
-        for (int c = warp.lane; c < call.extra_columns; c += 32) sum += widen(global(extra + c)) * global(exact + call.out_channels + c);
+        for (int c = warp.lane; c < call.out_channels; c += 32)
+          sum += widen(global(grad + row * stride + c)) * global(own + c);
+        const T* extra = static_cast<const T*>(call.grad_extra) +
+                         (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
+        for (int c = warp.lane; c < call.extra_columns; c += 32)
+          sum += widen(global(extra + c)) * global(exact + call.out_channels + c);
       }
       VT_UNROLL
       for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
@@ -212,12 +222,14 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     });
     warp.sync();
     const Term terms[1] = {{0, warp.bank(call.places.values)}};
-    Base::spread(warp, again, call.residual_is_input || residual != 0, call.residual_is_input ? x : residual, terms);
+    Base::spread(warp, again, call.residual_is_input || residual != 0, call.residual_is_input ? x : residual,
+                 terms);
     sync_warp();
   }
 
   // A and dS of a tile, and what is summed over pixels: two barriers.
-  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, const Place& at, uint32_t there) {
+  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, const Place& at,
+                                        uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
@@ -229,10 +241,13 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       float a = 0.f, ds = 0.f;
       if ((there >> p & 1) && row < call.queries_count) {
         float logit = warp.score(0, row, p), da = warp.score(1, row, p);
-        if (call.pixel_bias.data != nullptr) logit += number<T>(call.pixel_bias, b * call.pixel_bias.batch + pixel + p);
+        if (call.pixel_bias.data != nullptr)
+          logit += number<T>(call.pixel_bias, b * call.pixel_bias.batch + pixel + p);
         for (int column = 0; column < call.extra_columns; ++column) {
-          const int64_t of_token = (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
-          da += widen(global(static_cast<const T*>(call.extra_values.data) + static_cast<int64_t>(pixel + p) * call.extra_columns + column)) *
+          const int64_t of_token =
+              (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
+          da += widen(global(static_cast<const T*>(call.extra_values.data) +
+                             static_cast<int64_t>(pixel + p) * call.extra_columns + column)) *
                 widen(global(static_cast<const T*>(call.grad_extra) + of_token));
         }
         a = power_of_two((logit - lse) * kLog2e);
@@ -260,7 +275,9 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
           sum += shared<float>(call.places.dlogits + (row * TP + p) * 4);
         }
         if (call.query_heads > 1) {
-          set_global(call.pixel_parts + (static_cast<int64_t>(head) * call.batch + b) * call.pixels + pixel + p, sum);
+          set_global(
+              call.pixel_parts + (static_cast<int64_t>(head) * call.batch + b) * call.pixels + pixel + p,
+              sum);
         } else {
           set_number<T>(call.dpixel_bias, static_cast<int64_t>(b) * call.pixels + pixel + p, sum);
         }
@@ -272,19 +289,24 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         if (pixel + p >= call.pixels) continue;
         float sum = 0.f;
         for (int row = 0; row < call.queries_count; ++row) {
-          const int64_t of_token = (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
+          const int64_t of_token =
+              (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;
           sum += widen(shared<T>(call.places.by_pixel + p * Base::kByPixel + (kRows + row) * Base::kSize)) *
                  widen(global(static_cast<const T*>(call.grad_extra) + of_token));
         }
-        set_global(call.extra_parts + (static_cast<int64_t>(b) * call.pixels + pixel + p) * call.extra_columns + column, sum);
+        set_global(call.extra_parts +
+                       (static_cast<int64_t>(b) * call.pixels + pixel + p) * call.extra_columns + column,
+                   sum);
       }
     }
   }
 
-  // A dT + dS Q, and a base. Pixels that take no part get the base alone: a weight of 0 does not undo infinity.
-  static VT_DEVICE void spread_tokens(const Warp& warp, const View& to, const Sample<T>& x, int pixel, uint32_t there,
-                                      bool has_base, uint32_t base) {
-    const Term terms[2] = {{0, warp.bank(warp.call.places.queries)}, {kRows, warp.bank(warp.call.places.grad_tokens)}};
+  // A dT + dS Q, and a base. Pixels that take no part get the base alone: a weight of 0 does not undo
+  // infinity.
+  static VT_DEVICE void spread_tokens(const Warp& warp, const View& to, const Sample<T>& x, int pixel,
+                                      uint32_t there, bool has_base, uint32_t base) {
+    const Term terms[2] = {{0, warp.bank(warp.call.places.queries)},
+                           {kRows, warp.bank(warp.call.places.grad_tokens)}};
     Base::spread(warp, to, has_base, base, terms);
     const bool masked = warp.call.mask != nullptr || warp.call.pixel_bias.data != nullptr;
     if (!masked || there == Base::inside(warp.call, pixel)) return;
@@ -303,9 +325,10 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     Base::spread(warp, to, warp.call.residual_is_input && of_map != 0, of_map, terms);
   }
 
-  // P and dZ of a tile, and what is summed over pixels: two barriers. Scores of keys are in matrix 0, or weights
-  // are known.
-  static VT_DEVICE void token_gradients(const Warp& warp, const View& x, const View& of_map, Sums& sums, int pixel, uint32_t there) {
+  // P and dZ of a tile, and what is summed over pixels: two barriers. Scores of keys are in matrix 0, or
+  // weights are known.
+  static VT_DEVICE void token_gradients(const Warp& warp, const View& x, const View& of_map, Sums& sums,
+                                        int pixel, uint32_t there) {
     const Call& call = warp.call;
     const uint32_t inside = Base::inside(call, pixel);
     Base::template scores<1>(warp, of_map, {warp.bank(call.places.values)}, 1);
@@ -315,7 +338,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       float weight[NT], dp[NT], dz[NT] = {};
       if constexpr (BOTH) {
         VT_UNROLL
-        for (int n = 0; n < NT; ++n) weight[n] = shared<float>(call.places.weights + p * kWeightPitch + (n * 8 + warp.g) * 4);
+        for (int n = 0; n < NT; ++n)
+          weight[n] = shared<float>(call.places.weights + p * kWeightPitch + (n * 8 + warp.g) * 4);
       } else {
         Base::token_softmax(warp, p, weight);
       }
@@ -343,7 +367,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         product = Base::sum_of_pixel(product);
         VT_UNROLL
         for (int n = 0; n < NT; ++n) {
-          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f && used) dz[n] = weight[n] * (dp[n] - product);
+          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f && used)
+            dz[n] = weight[n] * (dp[n] - product);
         }
       }
       VT_UNROLL
@@ -381,8 +406,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     T* result;
     float* part;
   };
-  static VT_DEVICE Target target(const Call& call, const Rows& operand, void* result, int64_t elements, int64_t offset,
-                                 const Place& at, const End& end) {
+  static VT_DEVICE Target target(const Call& call, const Rows& operand, void* result, int64_t elements,
+                                 int64_t offset, const Place& at, const End& end) {
     if (result == nullptr) return {nullptr, nullptr};
     const bool shared = operand.batch == 0;
     const Set set = Set::of(call, shared ? at.head : at.sample, shared ? call.batch : 1);
@@ -428,38 +453,46 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         }
       }
     };
-    const auto row_of = [](const Target& to, int row, int result_row, int channels, int first, int end) -> Row {
+    const auto row_of = [](const Target& to, int row, int result_row, int channels, int first,
+                           int end) -> Row {
       return {to.result == nullptr ? nullptr : to.result + static_cast<int64_t>(result_row) * channels,
               to.part == nullptr ? nullptr : to.part + static_cast<int64_t>(row) * channels, first, end};
     };
     if constexpr (TOKENIZE) {
       if (end.ends(call.queries.batch)) {
         const int channels = call.out_channels;
-        const Target to = target(call, call.queries, call.dqueries, static_cast<int64_t>(call.queries_count) * channels,
-                                 part.queries, at, end);
-        put(sums.queries, [&](int row) { return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0); });
+        const Target to = target(call, call.queries, call.dqueries,
+                                 static_cast<int64_t>(call.queries_count) * channels, part.queries, at, end);
+        put(sums.queries, [&](int row) {
+          return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0);
+        });
       }
     }
     if constexpr (PROJECT) {
-      const int each = opaque(call.keys_count / call.num_heads), width = opaque(call.out_channels / call.num_heads);
+      const int each = opaque(call.keys_count / call.num_heads),
+                width = opaque(call.out_channels / call.num_heads);
       if (end.ends(call.keys.batch)) {
-        const Target keys =
-            target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * call.channels, part.keys, at, end);
-        put(sums.keys, [&](int row) { return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0); });
+        const Target keys = target(call, call.keys, call.dkeys,
+                                   static_cast<int64_t>(call.keys_count) * call.channels, part.keys, at, end);
+        put(sums.keys, [&](int row) {
+          return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0);
+        });
       }
       if (end.ends(call.values.batch)) {
-        const Target values =
-            target(call, call.values, call.dvalues, static_cast<int64_t>(each) * call.out_channels, part.values, at, end);
+        const Target values = target(call, call.values, call.dvalues,
+                                     static_cast<int64_t>(each) * call.out_channels, part.values, at, end);
         put(sums.values, [&](int row) {
           const int head = row / each, last = row < call.keys_count ? (head + 1) * width : 0;
           return row_of(values, row, row - head * each, call.out_channels, head * width, last);
         });
       }
-      if (call.dtoken_bias.data != nullptr && end.ends(call.token_bias.batch)) finish_token_bias(warp, sums, part, at, end);
+      if (call.dtoken_bias.data != nullptr && end.ends(call.token_bias.batch))
+        finish_token_bias(warp, sums, part, at, end);
     }
   }
 
-  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Place& at, const End& end) {
+  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Place& at,
+                                          const End& end) {
     const Call& call = warp.call;
     VT_UNROLL
     for (int n = 0; n < NT; ++n) {
@@ -474,12 +507,15 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       const bool shared = call.token_bias.batch == 0;
       const Set set = Set::of(call, shared ? 0 : at.sample, shared ? call.batch : 1);
       const bool whole = set.whole(end.share);
-      float* const to = whole ? nullptr : call.parts + set.part(end.cluster, end.share) * part.size + part.token_bias;
+      float* const to =
+          whole ? nullptr : call.parts + set.part(end.cluster, end.share) * part.size + part.token_bias;
       for (int row = thread(); row < call.keys_count; row += threads()) {
         float sum = 0.f;
-        for (int w = 0; w < warp.warps; ++w) sum += vt::shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
+        for (int w = 0; w < warp.warps; ++w)
+          sum += vt::shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
         if (whole) {
-          set_number<T>(call.dtoken_bias, (shared ? 0 : static_cast<int64_t>(at.sample) * call.keys_count) + row, sum);
+          set_number<T>(call.dtoken_bias,
+                        (shared ? 0 : static_cast<int64_t>(at.sample) * call.keys_count) + row, sum);
         } else {
           set_global(to + row, sum);
         }
@@ -489,8 +525,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 };
 
-// Gradients of rows that the batch shares, or of the others, from their parts. Grid: sets that may have several x pieces
-// of Part::size.
+// Gradients of rows that the batch shares, or of the others, from their parts. Grid: sets that may have
+// several x pieces of Part::size.
 template <class T, bool PROJECT, bool TOKENIZE, bool SHARED, int LANES>
 struct CombineRows {
   using Own = Parts<LANES>;
@@ -529,11 +565,14 @@ struct CombineRows {
     const Own parts(call, Set::of(call, set, samples));
     if (!parts.several()) return;
     float sums[Own::kTogether], sum = 0.f;
-    parts.for_each([&](int i, int64_t of) { sums[i] = of < 0 || !exists ? 0.f : global(call.parts + of * part.size + index); },
-                   [&] {
-                     VT_UNROLL
-                     for (int i = 0; i < Own::kTogether; ++i) sum += sums[i];
-                   });
+    parts.for_each(
+        [&](int i, int64_t of) {
+          sums[i] = of < 0 || !exists ? 0.f : global(call.parts + of * part.size + index);
+        },
+        [&] {
+          VT_UNROLL
+          for (int i = 0; i < Own::kTogether; ++i) sum += sums[i];
+        });
     sum = Own::sum(sum);
     if (!exists || !Own::first_lane()) return;
     const int head = shared ? set : set / call.batch, b = shared ? 0 : set % call.batch;
@@ -546,8 +585,8 @@ struct CombineRows {
   }
 };
 
-// Gradients of what belongs to pixels: of pixel_bias over heads (grid: pieces of B N), of extra values over the
-// batch (grid: pieces of N P).
+// Gradients of what belongs to pixels: of pixel_bias over heads (grid: pieces of B N), of extra values over
+// the batch (grid: pieces of N P).
 template <class T>
 struct SumPixels {
   static constexpr int kThreads = 256;
@@ -557,7 +596,8 @@ struct SumPixels {
     const int64_t biases = static_cast<int64_t>(call.batch) * call.pixels;
     if (call.dpixel_bias.data != nullptr && call.query_heads > 1 && index < biases) {
       float sum = 0.f;
-      for (int head = 0; head < call.query_heads; ++head) sum += global(call.pixel_parts + head * biases + index);
+      for (int head = 0; head < call.query_heads; ++head)
+        sum += global(call.pixel_parts + head * biases + index);
       set_number<T>(call.dpixel_bias, index, sum);
     }
     const int64_t values = static_cast<int64_t>(call.pixels) * call.extra_columns;

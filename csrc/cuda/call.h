@@ -6,8 +6,8 @@
 namespace vt {
 
 // How a map lies in memory. `last`: channels are contiguous. `first`: pixels are contiguous, and rows of
-// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a row
-// is copied with the 16 bytes around it.
+// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a
+// row is copied with the 16 bytes around it.
 enum class Layout : int32_t { last, first, shifted };
 
 namespace cuda {
@@ -50,31 +50,32 @@ struct Biases {
 // Where things lie in a block's shared memory, in bytes.
 struct Places {
   uint32_t ring, stage, map;  // of a stage and of a map in it: their sizes. A map is a slice for each warp
-  uint32_t again;             // the map that project_tokenize's backward computes again, a slice for each warp
+  uint32_t again;  // the map that project_tokenize's backward computes again, a slice for each warp
   uint32_t keys, values, queries, grad_tokens;  // banks, one for each warp
-  uint32_t scores;            // each warp's part of the products with rows
-  uint32_t by_pixel, by_token;  // weights, and gradients of scores
-  uint32_t weights;           // of project, not rounded
-  uint32_t used;              // whether gradients of project may use a pixel
-  uint32_t highest, total, scale;  // of each query
-  uint32_t totals;                 // the same, of each query and pixel of a tile
-  uint32_t delta, lse;        // of each query
-  uint32_t token_bias;        // of each key
-  uint32_t dtoken_bias;       // of each key, a part for each warp
-  uint32_t dlogits;           // gradients of scores, not rounded, where pixel_bias has one
-  uint32_t extra;             // sums over extra values
+  uint32_t scores;                              // each warp's part of the products with rows
+  uint32_t by_pixel, by_token;                  // weights, and gradients of scores
+  uint32_t weights;                             // of project, not rounded
+  uint32_t used;                                // whether gradients of project may use a pixel
+  uint32_t highest, total, scale;               // of each query
+  uint32_t totals;                              // the same, of each query and pixel of a tile
+  uint32_t delta, lse;                          // of each query
+  uint32_t token_bias;                          // of each key
+  uint32_t dtoken_bias;                         // of each key, a part for each warp
+  uint32_t dlogits;                             // gradients of scores, not rounded, where pixel_bias has one
+  uint32_t extra;                               // sums over extra values
   uint32_t bytes;
 };
 
 struct Call {
-  // Sizes. A sample is a sample of the batch and a head of tokenize: all samples of the first head come first.
+  // Sizes. A sample is a sample of the batch and a head of tokenize: all samples of the first head come
+  // first.
   int32_t batch = 0, pixels = 0;
-  int32_t channels = 0;      // of x, for a head of tokenize: of the head
-  int32_t out_channels = 0;  // of project's map; `channels` for tokenize
-  int32_t query_heads = 1;   // of tokenize
+  int32_t channels = 0;       // of x, for a head of tokenize: of the head
+  int32_t out_channels = 0;   // of project's map; `channels` for tokenize
+  int32_t query_heads = 1;    // of tokenize
   int32_t queries_count = 0;  // L of queries, for each head
-  int32_t num_heads = 1;     // of project
-  int32_t keys_count = 0;    // num_heads * L
+  int32_t num_heads = 1;      // of project
+  int32_t keys_count = 0;     // num_heads * L
   int32_t extra_columns = 0;
   int32_t residual_is_input = 0;
 
@@ -85,12 +86,12 @@ struct Call {
   Places places = {};
 
   Map x, residual, grad_map;
-  Rows keys;           // (keys_count, channels)
-  Rows values;         // (keys_count / num_heads, out_channels)
-  Rows queries;        // (query_heads * queries_count, out_channels)
-  Rows extra_values;   // (N, P), without a batch
-  Biases token_bias;   // (keys_count,)
-  Biases pixel_bias;   // (N,)
+  Rows keys;                      // (keys_count, channels)
+  Rows values;                    // (keys_count / num_heads, out_channels)
+  Rows queries;                   // (query_heads * queries_count, out_channels)
+  Rows extra_values;              // (N, P), without a batch
+  Biases token_bias;              // (keys_count,)
+  Biases pixel_bias;              // (N,)
   const uint8_t* mask = nullptr;  // (B, N), 0 where a pixel takes no part
 
   // For the backward: gradients of the results, and the forward's results.
@@ -102,9 +103,9 @@ struct Call {
 
   // Results.
   Map map, dx, dresidual;
-  void* tokens = nullptr;      // (B, L, query_heads * C + P)
-  float* exact_out = nullptr;  // the same, not rounded; may be absent
-  float* lse_out = nullptr;    // (B, query_heads * L)
+  void* tokens = nullptr;                                          // (B, L, query_heads * C + P)
+  float* exact_out = nullptr;                                      // the same, not rounded; may be absent
+  float* lse_out = nullptr;                                        // (B, query_heads * L)
   void *dkeys = nullptr, *dvalues = nullptr, *dqueries = nullptr;  // like the operands
   Biases dtoken_bias;                                              // like token_bias
   Biases dpixel_bias;                                              // (B, N)

@@ -17,8 +17,10 @@ const char* find_device(int index, Device& device) {
   std::call_once(once[index], [index] {
     int processors = 0, shared = 0, major = 0;
     cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+    if (error == cudaSuccess)
+      error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+    if (error == cudaSuccess)
+      error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (error != cudaSuccess) wrong[index] = cudaGetErrorString(error);
     // Any GPU with clusters has those of 8 blocks; data-centre GPUs have those of 16.
     known[index] = {index, processors, shared, major < 9 ? 1 : major <= 10 ? 16 : 8};

@@ -77,7 +77,8 @@ VT_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// The same number, of which the compiler knows nothing, so that it keeps nothing made of it from one loop to the next.
+// The same number, of which the compiler knows nothing, so that it keeps nothing made of it from one loop to
+// the next.
 VT_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -148,8 +149,8 @@ VT_DEVICE void ldmatrix_transposed(uint32_t (&r)[4], uint32_t at) {
 #if __CUDA_ARCH__ >= 900
 constexpr bool kHasStmatrix = true;
 VT_DEVICE void stmatrix(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(window() + at), "r"(r[0]), "r"(r[1]),
-               "r"(r[2]), "r"(r[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(window() + at),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 #else

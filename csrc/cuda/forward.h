@@ -14,16 +14,16 @@ namespace cuda {
 template <class T_, Layout LAYOUT_, int MT_, int NT_, int TP_, bool PROJECT_, bool TOKENIZE_>
 struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   using Base = Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1>;
+  using Base::kRows;
+  using Base::MT;
+  using Base::NT;
+  using Base::TP;
   using typename Base::Place;
   using typename Base::T;
   using typename Base::Term;
   using typename Base::Tile;
   using typename Base::View;
   using typename Base::Warp;
-  using Base::kRows;
-  using Base::MT;
-  using Base::NT;
-  using Base::TP;
   static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = false;
 
   static constexpr int kMostWarps = Base::most_warps(TOKENIZE ? MT * NT * 4 + 16 * PROJECT : 0);
@@ -44,11 +44,12 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     int ahead_stage = 0;
     const auto copy_next = [&](bool any) {
       if (any) {
-        Tile::copy(warp.slot(ahead_stage, 0), Base::sample_of(call, call.x, call.channels, ahead), warp.channel,
-                   ahead.pixel(), warp.lane);
+        Tile::copy(warp.slot(ahead_stage, 0), Base::sample_of(call, call.x, call.channels, ahead),
+                   warp.channel, ahead.pixel(), warp.lane);
         if (PROJECT && call.residual.data != nullptr) {
-          Tile::copy(warp.slot(ahead_stage, 1), Base::sample_of(call, call.residual, call.out_channels, ahead),
-                     warp.channel, ahead.pixel(), warp.lane);
+          Tile::copy(warp.slot(ahead_stage, 1),
+                     Base::sample_of(call, call.residual, call.out_channels, ahead), warp.channel,
+                     ahead.pixel(), warp.lane);
         }
         ahead.next(call);
       }
@@ -74,7 +75,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         project(warp, view, warp.slot(stage, 1));
         sync_warp();
         if (call.map.data != nullptr) {
-          Tile::store(Base::sample_of(call, call.map, call.out_channels, at), view.at, warp.channel, pixel, warp.lane);
+          Tile::store(Base::sample_of(call, call.map, call.out_channels, at), view.at, warp.channel, pixel,
+                      warp.lane);
         }
       }
       if constexpr (TOKENIZE) tokenize(warp, view, pooled, at, there);
@@ -83,7 +85,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       const Place here = at;
       at.next(call);
       if (index + 1 == count || at.tile == 0) {
-        if constexpr (TOKENIZE) finish(warp, pooled, here, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
+        if constexpr (TOKENIZE)
+          finish(warp, pooled, here, begun, at.tile == 0 ? call.tiles_per_sample : at.tile, share, cluster);
         begun = at.tile;
       }
     }
@@ -93,7 +96,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   // Small operands of a sample; those that the batch shares stay from the sample before.
   static VT_DEVICE void begin(const Warp& warp, const Place& at, bool first) {
     const Call& call = warp.call;
-    const bool keys = PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
+    const bool keys =
+        PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
     const bool queries = TOKENIZE && (first || call.queries.batch != 0 || at.b == 0);
     sync_warp();  // a bank is the warp's own
     if (keys) {
@@ -111,7 +115,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         if (warp.lane % kLanes == 0) set_shared(call.places.highest + row * 4, minus_infinity());
         set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 4, 0.f);
       }
-      for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) set_shared(call.places.extra + i * 4, 0.f);
+      for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads())
+        set_shared(call.places.extra + i * 4, 0.f);
     }
     sync_warp();  // biases are read behind the next barrier
   }
@@ -136,9 +141,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 
   // Adds a tile to the tokens: two barriers. Weights are relative to `highest`, which is raised where a logit
-  // exceeds it by more than kSlack: that is rare, and otherwise no maximum over lanes is needed. Each lane has its
-  // own sum of weights.
-  static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4], const Place& at, uint32_t there) {
+  // exceeds it by more than kSlack: that is rare, and otherwise no maximum over lanes is needed. Each lane
+  // has its own sum of weights.
+  static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4],
+                                 const Place& at, uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
@@ -206,7 +212,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       const bool some = (ballot(is_empty_sum(total)) & own) != 0;
       VT_UNROLL
       for (int mask = kLanes / 2; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
-      if (warp.lane % kLanes == 0) set_shared(places.total + row * 4, total == 0.f && some ? empty_sum() : total);
+      if (warp.lane % kLanes == 0)
+        set_shared(places.total + row * 4, total == 0.f && some ? empty_sum() : total);
     }
     sync_block();
   }
@@ -232,8 +239,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     return static_cast<int64_t>(2 + call.out_channels + call.extra_columns) * kRows;
   }
 
-  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Place& at, int begun, int ended,
-                               const Share& share, int cluster) {
+  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Place& at, int begun,
+                               int ended, const Share& share, int cluster) {
     const Call& call = warp.call;
     const Places& places = call.places;
     add_up_totals(warp);
@@ -251,8 +258,11 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     };
     const auto row_of = [&](int row) -> Row {
       T* const tokens = static_cast<T*>(call.tokens);
-      if (!whole) return {tokens, part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
-      const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
+      if (!whole)
+        return {tokens,
+                part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
+      const int64_t to =
+          (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
       const float total = shared<float>(places.total + row * 4);
       return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), inverse_of(total)};
     };
@@ -263,10 +273,12 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     };
     if (warp.rank == 0) {
       for (int row = thread(); row < call.queries_count; row += threads()) {
-        const float highest = shared<float>(places.highest + row * 4), total = shared<float>(places.total + row * 4);
+        const float highest = shared<float>(places.highest + row * 4),
+                    total = shared<float>(places.total + row * 4);
         if (whole) {
-          set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-                     lse_of(highest, total));
+          set_global(
+              call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
+              lse_of(highest, total));
         } else {
           set_global(part + row, highest);
           set_global(part + kRows + row, total);
@@ -300,14 +312,16 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 };
 
-// Puts together what several clusters found for one sample. Grid: samples that may be split x pieces of the tokens, whose
-// rows are padded to whole warps.
+// Puts together what several clusters found for one sample. Grid: samples that may be split x pieces of the
+// tokens, whose rows are padded to whole warps.
 template <class T, int LANES>
 struct CombineTokens {
   using Own = Parts<LANES>;
   static constexpr int kThreads = Own::kThreads;
 
-  static VT_BOTH int padded(int columns) { return (columns + Own::kElements - 1) / Own::kElements * Own::kElements; }
+  static VT_BOTH int padded(int columns) {
+    return (columns + Own::kElements - 1) / Own::kElements * Own::kElements;
+  }
   static VT_BOTH int64_t elements(const Call& call) {
     return static_cast<int64_t>(call.queries_count) * padded(call.out_channels + call.extra_columns) * LANES;
   }
@@ -321,7 +335,8 @@ struct CombineTokens {
     if (!parts.several()) return;
     const int64_t size = static_cast<int64_t>(2 + columns) * rows;
     const float* const of_row = call.parts + row;
-    const float* const of_element = call.parts + 2 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
+    const float* const of_element =
+        call.parts + 2 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
     float highest[Own::kTogether], totals[Own::kTogether], sums[Own::kTogether];
     float top = minus_infinity(), total = 0.f, sum = 0.f;
     bool some = false;
@@ -363,8 +378,9 @@ struct CombineTokens {
     set_global(static_cast<T*>(call.tokens) + to, narrow<T>(value));
     if (call.exact_out != nullptr) set_global(call.exact_out + to, value);
     if (column == 0) {
-      set_global(call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-                 lse_of(top, total));
+      set_global(
+          call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
+          lse_of(top, total));
     }
   }
 };

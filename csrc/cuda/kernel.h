@@ -1,7 +1,7 @@
 // What the kernels share: who does what, and the products of a tile.
 //
-// A block, or a cluster of blocks, walks over its share of tiles. A warp owns 16 MT channels in everything: it
-// copies them, multiplies them with its copy of the rows, pools them, writes results over them and stores
+// A block, or a cluster of blocks, walks over its share of tiles. A warp owns 16 MT channels in everything:
+// it copies them, multiplies them with its copy of the rows, pools them, writes results over them and stores
 // them. Only scores cross warps: each leaves its part in shared memory, and they are added in a fixed order.
 // Copies of later tiles are in flight all the while.
 #pragma once
@@ -39,11 +39,11 @@ struct Kernel {
   using View = typename Tile::View;
   using RowBank = Bank<T, MT, NT>;
   static constexpr int kSize = sizeof(T);
-  static constexpr int kRows = 8 * NT;  // of scores
-  static constexpr int kSteps = NT / 2;  // of 16 rows
-  static constexpr int kBlocks = TP / 16;  // of 16 pixels
-  static constexpr uint32_t kScorePitch = (TP + 4) * 4;       // of a row of scores
-  static constexpr uint32_t kByToken = TP * kSize + 16;       // of a row
+  static constexpr int kRows = 8 * NT;                          // of scores
+  static constexpr int kSteps = NT / 2;                         // of 16 rows
+  static constexpr int kBlocks = TP / 16;                       // of 16 pixels
+  static constexpr uint32_t kScorePitch = (TP + 4) * 4;         // of a row of scores
+  static constexpr uint32_t kByToken = TP * kSize + 16;         // of a row
   static constexpr uint32_t kByPixel = 2 * kRows * kSize + 16;  // of a pixel, with room for two matrices
   static_assert(TP == 16 || TP == 32);
 
@@ -55,9 +55,9 @@ struct Kernel {
   struct Warp {
     const Call& call;
     int lane, g, t;
-    int warp, warps;    // of the block
-    int rank, ranks;    // of the cluster
-    int channel;        // the first of its own
+    int warp, warps;  // of the block
+    int rank, ranks;  // of the cluster
+    int channel;      // the first of its own
 
     explicit VT_DEVICE Warp(const Call& call) : call(call) {
       lane = thread() & 31, g = lane / 4, t = lane % 4;
@@ -107,8 +107,8 @@ struct Kernel {
         set_shared(call.places.scores + i * 4, 0.f);
       }
     }
-    // Makes COUNT matrices of scores from FIRST known to all warps. Each block of a cluster adds up its own parts
-    // before others read the sum in place of the first one.
+    // Makes COUNT matrices of scores from FIRST known to all warps. Each block of a cluster adds up its own
+    // parts before others read the sum in place of the first one.
     template <int FIRST, int COUNT>
     VT_DEVICE void share_scores() const {
       sync_block();
@@ -124,7 +124,8 @@ struct Kernel {
       if (ranks == 1) return of_block(matrix, row, pixel);
       float sum = 0.f;
       VT_UNROLL_BY(4)
-      for (int from = 0; from < ranks; ++from) sum += shared_of(from, call.places.scores + part(0, matrix, row, pixel));
+      for (int from = 0; from < ranks; ++from)
+        sum += shared_of(from, call.places.scores + part(0, matrix, row, pixel));
       return sum;
     }
   };
@@ -138,7 +139,8 @@ struct Kernel {
 
     static VT_DEVICE Place of(const Call& call, int64_t tile) {
       const int sample = static_cast<int>(tile / call.tiles_per_sample);
-      return {sample, sample / call.batch, sample % call.batch, static_cast<int>(tile % call.tiles_per_sample)};
+      return {sample, sample / call.batch, sample % call.batch,
+              static_cast<int>(tile % call.tiles_per_sample)};
     }
     VT_DEVICE void next(const Call& call) {
       if (++tile < call.tiles_per_sample) return;
@@ -186,9 +188,11 @@ struct Kernel {
 
   // ---- products ----
 
-  // The warp's part of scores: the slice times each of the rows in each of the banks, for matrices from `first`.
+  // The warp's part of scores: the slice times each of the rows in each of the banks, for matrices from
+  // `first`.
   template <int BANKS>
-  static VT_DEVICE void scores(const Warp& warp, const View& view, const uint32_t (&banks)[BANKS], int first = 0) {
+  static VT_DEVICE void scores(const Warp& warp, const View& view, const uint32_t (&banks)[BANKS],
+                               int first = 0) {
     float sum[BANKS][kBlocks][NT][4] = {};
     VT_UNROLL
     for (int m = 0; m < MT; ++m) {
@@ -226,8 +230,9 @@ struct Kernel {
   // Weights from row `row` of by_token: the result's rows are pixels from 16 k, its columns are rows.
   static VT_DEVICE void weights_of_pixels(Right<T> (&b)[NT], const Warp& warp, int row, int k) {
     if constexpr (kSize == 2) {
-      const uint32_t at = warp.call.places.by_token + (row + (warp.lane & 7) + ((warp.lane >> 4) << 3)) * kByToken +
-                          k * 32 + ((warp.lane >> 3) & 1) * 16;
+      const uint32_t at = warp.call.places.by_token +
+                          (row + (warp.lane & 7) + ((warp.lane >> 4) << 3)) * kByToken + k * 32 +
+                          ((warp.lane >> 3) & 1) * 16;
       VT_UNROLL
       for (int n = 0; n < NT; n += 2) {
         uint32_t r[4];
@@ -240,8 +245,9 @@ struct Kernel {
       for (int n = 0; n < NT; ++n) {
         VT_UNROLL
         for (int i = 0; i < 2; ++i) {
-          b[n].pairs[i] = Pair<T>::of(shared<Couple<T>>(warp.call.places.by_token + (row + n * 8 + warp.g) * kByToken +
-                                                        (k * 16 + i * 8 + warp.t * 2) * kSize));
+          b[n].pairs[i] =
+              Pair<T>::of(shared<Couple<T>>(warp.call.places.by_token + (row + n * 8 + warp.g) * kByToken +
+                                            (k * 16 + i * 8 + warp.t * 2) * kSize));
         }
       }
     }
@@ -249,7 +255,8 @@ struct Kernel {
 
   // sum += slice^T times the weights from row `row` of by_token. Pixels without their bit in `there` are
   // cleared where `clear` says that they may hold anything: a weight of 0 does not undo NaN.
-  static VT_DEVICE void pool(float (&sum)[MT][NT][4], const Warp& warp, const View& view, int row, uint32_t there, bool clear) {
+  static VT_DEVICE void pool(float (&sum)[MT][NT][4], const Warp& warp, const View& view, int row,
+                             uint32_t there, bool clear) {
     VT_UNROLL
     for (int k = 0; k < kBlocks; ++k) {
       Right<T> b[NT];
@@ -280,10 +287,11 @@ struct Kernel {
     uint32_t bank;
   };
 
-  // Results at `to` = base + sums, the loads first: what follows a store waits for it. block(i) has the row block and
-  // the column block of sum[i]; `to_base` leads from a result to its base.
+  // Results at `to` = base + sums, the loads first: what follows a store waits for it. block(i) has the row
+  // block and the column block of sum[i]; `to_base` leads from a result to its base.
   template <int N, class Block>
-  static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const View& to, const Block& block) {
+  static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const View& to,
+                                   const Block& block) {
     if constexpr (Tile::kMatrices) {
       static_assert(N % 2 == 0);
       if (has_base) {
@@ -293,7 +301,8 @@ struct Kernel {
         }
       }
       VT_UNROLL
-      for (int i = 0; i < N; i += 2) Tile::store_results(to.result_row(block(i).row, block(i).column), sum[i], sum[i + 1]);
+      for (int i = 0; i < N; i += 2)
+        Tile::store_results(to.result_row(block(i).row, block(i).column), sum[i], sum[i + 1]);
     } else {
       const auto place = [&](int i, int half) { return to.result(block(i).row, block(i).column, half); };
       if (has_base) {
@@ -309,7 +318,8 @@ struct Kernel {
       VT_UNROLL
       for (int i = 0; i < N; ++i) {
         VT_UNROLL
-        for (int half = 0; half < 2; ++half) Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);
+        for (int half = 0; half < 2; ++half)
+          Tile::store_result(place(i, half), sum[i][2 * half], sum[i][2 * half + 1]);
       }
     }
   }
@@ -317,7 +327,8 @@ struct Kernel {
   // to = base + the terms, for the slice: `base` is a slice, or none. As many products at a time as there are
   // registers for.
   template <int TERMS>
-  static VT_DEVICE void spread(const Warp& warp, const View& to, bool has_base, uint32_t base, const Term (&terms)[TERMS]) {
+  static VT_DEVICE void spread(const Warp& warp, const View& to, bool has_base, uint32_t base,
+                               const Term (&terms)[TERMS]) {
     constexpr int kSums = MATRICES == 1 ? 8 : 4;  // at a time
     const uint32_t weights = warp.call.places.by_pixel;
     if constexpr (LAYOUT == Layout::last) {
@@ -374,9 +385,9 @@ struct Kernel {
           for (int k = 0; k < kSteps; ++k) {
             VT_UNROLL
             for (int i = 0; i < 2; ++i) {
-              b[p][term][k].pairs[i] = Pair<T>::of(
-                  shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
-                                    (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
+              b[p][term][k].pairs[i] =
+                  Pair<T>::of(shared<Couple<T>>(weights + (p * 8 + warp.g) * kByPixel +
+                                                (terms[term].column + k * 16 + i * 8 + warp.t * 2) * kSize));
             }
           }
         }
@@ -413,7 +424,8 @@ struct Kernel {
             }
           }
         }
-        store_sums(sum, has_base, base - to.at, to, [&](int i) { return Block{first + i / kEach, i % kEach}; });
+        store_sums(sum, has_base, base - to.at, to,
+                   [&](int i) { return Block{first + i / kEach, i % kEach}; });
       }
     }
   }
@@ -426,7 +438,9 @@ struct Kernel {
     for (int row = thread(); row < kRows; row += threads()) {
       float bias = minus_infinity();
       if (row < call.keys_count) {
-        bias = call.token_bias.data == nullptr ? 0.f : number<T>(call.token_bias, sample * call.token_bias.batch + row);
+        bias = call.token_bias.data == nullptr
+                   ? 0.f
+                   : number<T>(call.token_bias, sample * call.token_bias.batch + row);
       }
       set_shared(call.places.token_bias + row * 4, bias);
     }
@@ -437,7 +451,8 @@ struct Kernel {
     uint64_t absent = 0;
     if (call.token_bias.data == nullptr) return absent;
     for (int row = 0; row < call.keys_count; ++row) {
-      if (number<T>(call.token_bias, sample * call.token_bias.batch + row) == minus_infinity()) absent |= uint64_t{1} << row;
+      if (number<T>(call.token_bias, sample * call.token_bias.batch + row) == minus_infinity())
+        absent |= uint64_t{1} << row;
     }
     return absent;
   }
@@ -524,8 +539,9 @@ struct Kernel {
   static VT_DEVICE void fill_keys(const Warp& warp, int sample) {
     const Call& call = warp.call;
     const uint64_t absent = absent_keys(call, sample);
-    RowBank::fill(warp.bank(call.places.keys), rows_of(call.keys, sample * call.keys.batch, call.keys_count, call.channels),
-               absent, warp.channel, warp.lane);
+    RowBank::fill(warp.bank(call.places.keys),
+                  rows_of(call.keys, sample * call.keys.batch, call.keys_count, call.channels), absent,
+                  warp.channel, warp.lane);
     RowsOf<T> values = rows_of(call.values, sample * call.values.batch, call.keys_count, call.out_channels);
     values.each = call.keys_count / call.num_heads;
     values.width = call.out_channels / call.num_heads;
@@ -535,9 +551,10 @@ struct Kernel {
   static VT_DEVICE void fill_queries(const Warp& warp, const Place& at) {
     const Call& call = warp.call;
     const int64_t of_head = static_cast<int64_t>(at.head) * call.queries_count * call.out_channels;
-    RowBank::fill(warp.bank(call.places.queries),
-               rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
-               warp.channel, warp.lane);
+    RowBank::fill(
+        warp.bank(call.places.queries),
+        rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
+        warp.channel, warp.lane);
   }
 };
 

@@ -9,9 +9,10 @@
 namespace vt {
 namespace cuda {
 
-#define VT_FOR_EACH_OP(do, type)                                                                          \
-  do(tokenize, type) do(project, type) do(project_tokenize, type) do(tokenize_backward, type)             \
-      do(project_backward, type) do(project_tokenize_backward, type)
+#define VT_FOR_EACH_OP(do, type)                                                                \
+  do                                                                                            \
+  (tokenize, type) do(project, type) do(project_tokenize, type) do(tokenize_backward, type) do( \
+      project_backward, type) do(project_tokenize_backward, type)
 #define VT_DECLARE(op, type) const char* run_##op##_##type(const Call&, Layout, const Host&);
 VT_FOR_EACH_OP(VT_DECLARE, Fp32)
 VT_FOR_EACH_OP(VT_DECLARE, Bf16)
@@ -35,8 +36,8 @@ const Setting* find_setting(Op op, Dtype dtype, Maps maps, int rows, int channel
   const Setting* best = nullptr;
   if (settings == nullptr) return best;
   for (const Setting& each : *settings) {
-    if (each.op == op && each.dtype == dtype && each.maps == maps && each.rows == rows && each.channels >= channels &&
-        (best == nullptr || each.channels < best->channels)) {
+    if (each.op == op && each.dtype == dtype && each.maps == maps && each.rows == rows &&
+        each.channels >= channels && (best == nullptr || each.channels < best->channels)) {
       best = &each;
     }
   }

@@ -52,7 +52,8 @@ class Launcher {
     if (error != nullptr) return error;
     if (plan.ranks == 1) {
       int each = 0;
-      error = said(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, 32 * plan.warps, plan.places.bytes));
+      error = said(
+          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, 32 * plan.warps, plan.places.bytes));
       count = each * device.processors;
     } else {
       cudaLaunchAttribute attribute;
@@ -80,7 +81,8 @@ class Launcher {
   template <class K>
   const char* start_small(const Call& call, int64_t x, int64_t elements) {
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(x), static_cast<unsigned>((elements + K::kThreads - 1) / K::kThreads));
+    config.gridDim =
+        dim3(static_cast<unsigned>(x), static_cast<unsigned>((elements + K::kThreads - 1) / K::kThreads));
     config.blockDim = dim3(K::kThreads);
     config.stream = static_cast<cudaStream_t>(host_.stream);
     // It is launched while the kernel before still runs, and waits for it on the GPU.

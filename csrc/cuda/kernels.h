@@ -15,12 +15,12 @@ using Fp32 = float;
 // Defines run_<op>_<type>, with VT_OP and VT_TYPE.
 #define VT_NAME_OF(op, type) run_##op##_##type
 #define VT_NAME(op, type) VT_NAME_OF(op, type)
-#define VT_DEFINE_RUN(Launcher)                                                       \
-  namespace vt {                                                                      \
-  namespace cuda {                                                                    \
+#define VT_DEFINE_RUN(Launcher)                                                            \
+  namespace vt {                                                                           \
+  namespace cuda {                                                                         \
   const char* VT_NAME(VT_OP, VT_TYPE)(const Call& call, Layout layout, const Host& host) { \
-    Launcher launcher(host);                                                          \
-    return execute<VT_TYPE, Op::VT_OP>(call, layout, launcher);                       \
-  }                                                                                   \
-  }                                                                                   \
+    Launcher launcher(host);                                                               \
+    return execute<VT_TYPE, Op::VT_OP>(call, layout, launcher);                            \
+  }                                                                                        \
+  }                                                                                        \
   }

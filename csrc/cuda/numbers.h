@@ -2,8 +2,8 @@
 //
 // A product is 16 x 16 times 16 x 8, with sums in float. Lane 4 g + t holds pairs of elements that are
 // neighbours along the dimension that is summed over. bfloat16 and float16 take one instruction; float takes
-// six in TF32: each number is split into its first 11 bits and the next ones (3xTF32), so that the error is of
-// the order of float's.
+// six in TF32: each number is split into its first 11 bits and the next ones (3xTF32), so that the error is
+// of the order of float's.
 #pragma once
 
 #include "device.h"
@@ -30,12 +30,14 @@ VT_DEVICE float lse_of(float highest, float total) {
   return highest == -minus_infinity() ? highest : highest * kLn2 + logarithm(total);
 }
 
-// A sum of weights that is 0 although some pixel takes part, since all logits are -inf: tokens are NaN then, and 0
-// where no pixel takes part.
+// A sum of weights that is 0 although some pixel takes part, since all logits are -inf: tokens are NaN then,
+// and 0 where no pixel takes part.
 VT_DEVICE float empty_sum() { return -0.f; }
 VT_DEVICE bool is_empty_sum(float total) { return as_bits(total) == 0x80000000u; }
 VT_DEVICE float inverse_of(float total) {
-  return total == 0.f && !is_empty_sum(total) ? 0.f : is_empty_sum(total) ? as_float(0x7fc00000u) : 1.f / total;
+  return total == 0.f && !is_empty_sum(total) ? 0.f
+         : is_empty_sum(total)                ? as_float(0x7fc00000u)
+                                              : 1.f / total;
 }
 
 // ---- one number ----
@@ -75,9 +77,12 @@ VT_DEVICE Couple<Fp16> couple(Fp16, float x, float y) { return {pack_fp16(x, y)}
 VT_DEVICE Couple<float> couple(float, float x, float y) { return {x, y}; }
 
 VT_DEVICE Couple<float> widen(Couple<float> two) { return two; }
-VT_DEVICE Couple<float> widen(Couple<Bf16> two) { return {as_float(two.bits << 16), as_float(two.bits & 0xffff0000u)}; }
+VT_DEVICE Couple<float> widen(Couple<Bf16> two) {
+  return {as_float(two.bits << 16), as_float(two.bits & 0xffff0000u)};
+}
 VT_DEVICE Couple<float> widen(Couple<Fp16> two) {
-  return {float_of_fp16(static_cast<uint16_t>(two.bits)), float_of_fp16(static_cast<uint16_t>(two.bits >> 16))};
+  return {float_of_fp16(static_cast<uint16_t>(two.bits)),
+          float_of_fp16(static_cast<uint16_t>(two.bits >> 16))};
 }
 
 // Two elements of a fragment.
@@ -108,16 +113,17 @@ struct Pair<float> {
   }
 
  private:
-  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared. What is not finite
-  // is all rest: as the first part it would meet a rest of 0, and infinity times 0 is NaN.
+  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared. What is not
+  // finite is all rest: as the first part it would meet a rest of 0, and infinity times 0 is NaN.
   VT_DEVICE void set(int index, float value) {
     const uint32_t bits = as_bits(value);
     const uint32_t rounded = (bits + 0x1000u) & 0xffffe000u;
     const bool large = (rounded & 0x7f800000u) == 0x7f800000u;  // infinity, NaN, or rounded to infinity
     const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
     first[index] = !large ? rounded : finite ? bits & 0xffffe000u : 0u;
-    rest[index] = finite ? as_bits(value - as_float(first[index])) + 0x1000u
-                         : (bits & 0x007fffffu) != 0u ? 0x7fc00000u : bits;
+    rest[index] = finite                       ? as_bits(value - as_float(first[index])) + 0x1000u
+                  : (bits & 0x007fffffu) != 0u ? 0x7fc00000u
+                                               : bits;
   }
 };
 

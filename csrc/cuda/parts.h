@@ -14,8 +14,8 @@ VT_BOTH int room_for_rows(const Call& call) {
   return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
 }
 
-// Equal shares of all tiles of all samples, in order. Shares end at multiples of `unit` tiles: 1, or the tiles
-// of a sample, so that no sample is split.
+// Equal shares of all tiles of all samples, in order. Shares end at multiples of `unit` tiles: 1, or the
+// tiles of a sample, so that no sample is split.
 struct Share {
   int64_t begin, end;
 
@@ -29,7 +29,8 @@ struct Share {
   static VT_DEVICE int64_t owner(const Call& call, int64_t tile) {
     const int64_t unit = call.unit == 1 ? tile : quotient(tile, call.unit);
     const int64_t in_longer = call.longer * (call.units_each + 1);
-    return unit < in_longer ? quotient(unit, call.units_each + 1) : call.longer + quotient(unit - in_longer, call.units_each);
+    return unit < in_longer ? quotient(unit, call.units_each + 1)
+                            : call.longer + quotient(unit - in_longer, call.units_each);
   }
   // Of numbers that are not negative. GPUs divide 64 bits slowly.
   static VT_DEVICE int64_t quotient(int64_t a, int64_t b) {
@@ -37,9 +38,9 @@ struct Share {
   }
 };
 
-// A set of samples that one result is a sum over: a sample, or, where the batch shares an operand, the samples of a
-// head. A cluster leaves what it found for a set that it shares with others in its first part, if the set began
-// before its share did, or in its second.
+// A set of samples that one result is a sum over: a sample, or, where the batch shares an operand, the
+// samples of a head. A cluster leaves what it found for a set that it shares with others in its first part,
+// if the set began before its share did, or in its second.
 struct Set {
   int64_t begin, end;  // tiles
 
@@ -48,12 +49,13 @@ struct Set {
     const int64_t size = static_cast<int64_t>(samples) * call.tiles_per_sample;
     return {set * size, (set + 1) * size};
   }
-  // The `index`-th of splits() sets that may be split among clusters, or -1: all sets, or, where they are more than
-  // clusters, those in which a share begins. These shares are no shorter than a set.
+  // The `index`-th of splits() sets that may be split among clusters, or -1: all sets, or, where they are
+  // more than clusters, those in which a share begins. These shares are no shorter than a set.
   static VT_DEVICE int split(const Call& call, int index, int samples) {
     if (index >= splits(call, samples)) return -1;
     if (splits(call, samples) < call.clusters) return index;
-    const int64_t size = static_cast<int64_t>(samples) * call.tiles_per_sample, start = Share::start(call, index);
+    const int64_t size = static_cast<int64_t>(samples) * call.tiles_per_sample,
+                  start = Share::start(call, index);
     return start % size == 0 ? -1 : static_cast<int>(start / size);
   }
   static VT_BOTH int64_t splits(const Call& call, int samples) {
@@ -61,11 +63,13 @@ struct Set {
     return sets < call.clusters ? sets : call.clusters;
   }
   VT_DEVICE bool whole(const Share& share) const { return begin >= share.begin && end <= share.end; }
-  VT_DEVICE int64_t part(int64_t cluster, const Share& share) const { return 2 * cluster + (begin > share.begin ? 1 : 0); }
+  VT_DEVICE int64_t part(int64_t cluster, const Share& share) const {
+    return 2 * cluster + (begin > share.begin ? 1 : 0);
+  }
 };
 
-// The parts of a set, in the order of the clusters. LANES lanes of a warp, 1 or 4, share an element's, and combine them
-// in a fixed order. All lanes of a warp take part.
+// The parts of a set, in the order of the clusters. LANES lanes of a warp, 1 or 4, share an element's, and
+// combine them in a fixed order. All lanes of a warp take part.
 template <int LANES>
 class Parts {
  public:
@@ -77,12 +81,15 @@ class Parts {
         after_(set.begin > Share::start(call, first_)) {}
 
   // Of the grid's elements.
-  static VT_DEVICE int element() { return (block_y() * kThreads + thread()) / 32 * kElements + lane() % kElements; }
+  static VT_DEVICE int element() {
+    return (block_y() * kThreads + thread()) / 32 * kElements + lane() % kElements;
+  }
   static VT_DEVICE bool first_lane() { return lane() < kElements; }
 
   VT_DEVICE bool several() const { return first_ < last_; }
 
-  // Calls load(i, part) for kTogether parts and then add() for all of them, until it was called for all parts of the lane.
+  // Calls load(i, part) for kTogether parts and then add() for all of them, until it was called for all parts
+  // of the lane.
   template <class Load, class Add>
   VT_DEVICE void for_each(const Load& load, const Add& add) const {
     for (int from = first_ + lane() / kElements; from <= last_; from += kTogether * LANES) {

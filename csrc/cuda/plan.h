@@ -29,7 +29,8 @@ constexpr int64_t kInFlight = 32 * 1024;
 template <class K>
 int maps_of(const Call& call) {
   if (!K::BACKWARD) return 1 + (K::PROJECT && call.residual.data != nullptr);
-  return 1 + (K::PROJECT && call.grad_map.data != nullptr) + (K::PROJECT && K::TOKENIZE && call.residual.data != nullptr);
+  return 1 + (K::PROJECT && call.grad_map.data != nullptr) +
+         (K::PROJECT && K::TOKENIZE && call.residual.data != nullptr);
 }
 
 template <class K>
@@ -51,7 +52,8 @@ Places places_of(const Call& call, int warps, int stages) {
   if (K::BACKWARD && K::TOKENIZE) places.grad_tokens = take(banks);
   places.scores = take((warps + 3) / 4 * 4 * K::kMatrices * K::kRows * K::kScorePitch);
   if (K::PROJECT || K::BACKWARD) places.by_pixel = take(K::TP * K::kByPixel);
-  if (K::TOKENIZE || K::BACKWARD) places.by_token = take((K::BACKWARD && K::PROJECT ? 2 : 1) * K::kRows * K::kByToken);
+  if (K::TOKENIZE || K::BACKWARD)
+    places.by_token = take((K::BACKWARD && K::PROJECT ? 2 : 1) * K::kRows * K::kByToken);
   if (K::BACKWARD && K::PROJECT && K::TOKENIZE) {
     places.weights = take(K::TP * (K::kRows * 4 + 16));
     places.used = take(K::TP * 4);
@@ -61,7 +63,8 @@ Places places_of(const Call& call, int warps, int stages) {
     places.totals = take(K::kRows * K::TP * 4);
     places.extra = take(call.queries_count * call.extra_columns * 4);
   }
-  if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr) places.dlogits = take(K::TP * K::kRows * 4);
+  if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr)
+    places.dlogits = take(K::TP * K::kRows * 4);
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
   if (K::PROJECT) places.token_bias = take(K::kRows * 4);
   if (K::PROJECT && K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
@@ -69,8 +72,8 @@ Places places_of(const Call& call, int warps, int stages) {
   return places;
 }
 
-// The fewest blocks of a cluster that hold all channels and two stages of tiles, and the number of stages with the
-// highest `value`; by a setting, the largest.
+// The fewest blocks of a cluster that hold all channels and two stages of tiles, and the number of stages
+// with the highest `value`; by a setting, the largest.
 template <class K>
 bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* setting) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
@@ -86,7 +89,8 @@ bool plan_of(const Call& call, const Device& device, Plan& plan, const Setting* 
       const int fit = (device.shared_bytes + 1024) / (static_cast<int>(places.bytes) + 1024);
       const int blocks = fit < K::kMostWarps / warps ? fit : K::kMostWarps / warps;
       const int64_t in_flight = static_cast<int64_t>(blocks) * (stages - 1) * places.stage;
-      const int value = static_cast<int>(in_flight < kInFlight ? in_flight : kInFlight) / 1024 * kMaxWarps + blocks * warps;
+      const int value =
+          static_cast<int>(in_flight < kInFlight ? in_flight : kInFlight) / 1024 * kMaxWarps + blocks * warps;
       if (value <= plan.value) continue;
       plan = {warps, ranks, stages, blocks, value, places};
       if (setting != nullptr) break;
@@ -104,14 +108,19 @@ struct Instance {
   static constexpr bool kBackward = OP >= Op::tokenize_backward;
   static constexpr bool kProject = OP != Op::tokenize && OP != Op::tokenize_backward;
   static constexpr bool kTokenize = OP != Op::project && OP != Op::project_backward;
-  // The most channels of a warp for which sums leave registers for 32 pixels. Where pixels are contiguous, more of them
-  // are worth more than registers.
+  // The most channels of a warp for which sums leave registers for 32 pixels. Where pixels are contiguous,
+  // more of them are worth more than registers.
   static constexpr bool kLast = LAYOUT == Layout::last;
-  static constexpr int kMostMt = kBackward ? (NT > 2 ? 0 : !kLast ? 4 : 2) : OP != Op::project_tokenize && NT == 2 ? 8 : 4;
+  static constexpr int kMostMt = kBackward                               ? (NT > 2   ? 0
+                                                                            : !kLast ? 4
+                                                                                     : 2)
+                                 : OP != Op::project_tokenize && NT == 2 ? 8
+                                                                         : 4;
   static constexpr int kMostPixels = sizeof(T) == 4 || NT >= 8 || MT > kMostMt ? 16 : 32;
   static constexpr int TP = SMALL ? 16 : kMostPixels;
   // Three banks of rows leave little shared memory for tiles.
-  static constexpr bool kHasSmall = kLast && OP == Op::project_tokenize && NT == 2 && MT == 4 && kMostPixels == 32;
+  static constexpr bool kHasSmall =
+      kLast && OP == Op::project_tokenize && NT == 2 && MT == 4 && kMostPixels == 32;
   using type = std::conditional_t<kBackward, Backward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>,
                                   Forward<T, LAYOUT, MT, NT, TP, kProject, kTokenize>>;
 };
@@ -141,8 +150,8 @@ constexpr Dtype dtype_of(float) { return Dtype::float32; }
 constexpr Dtype dtype_of(Bf16) { return Dtype::bfloat16; }
 constexpr Dtype dtype_of(Fp16) { return Dtype::float16; }
 
-// Of the kernels for so many rows, the one whose plan has the fewest blocks in a cluster, then the highest value, then
-// the most channels for each warp.
+// Of the kernels for so many rows, the one whose plan has the fewest blocks in a cluster, then the highest
+// value, then the most channels for each warp.
 template <class T, Layout LAYOUT, Op OP, int NT, class Body>
 bool with_rows(const Call& call, const Device& device, const Body& body) {
   const int channels = call.channels > call.out_channels ? call.channels : call.out_channels;
@@ -169,7 +178,8 @@ bool with_rows(const Call& call, const Device& device, const Body& body) {
       Plan plan;
       if (setting != nullptr && setting->mt != K::MT) return;
       if (!plan_of<K>(call, device, plan, setting)) return;
-      if (chosen == nullptr || plan.ranks < best.ranks || (plan.ranks == best.ranks && plan.value > best.value)) {
+      if (chosen == nullptr || plan.ranks < best.ranks ||
+          (plan.ranks == best.ranks && plan.value > best.value)) {
         chosen = &mark<K>, best = plan;
       }
     });
@@ -209,7 +219,8 @@ bool has_rows_of(const Call& call, bool shared) {
   const auto is = [&](int64_t batch_stride) { return (batch_stride == 0) == shared; };
   return (K::TOKENIZE && (K::BACKWARD ? is(call.queries.batch) : !shared)) ||
          (K::BACKWARD && K::PROJECT &&
-          (is(call.keys.batch) || is(call.values.batch) || (call.dtoken_bias.data != nullptr && is(call.token_bias.batch))));
+          (is(call.keys.batch) || is(call.values.batch) ||
+           (call.dtoken_bias.data != nullptr && is(call.token_bias.batch))));
 }
 // Whether some of these may be sums over several clusters.
 template <class K>
@@ -232,11 +243,14 @@ void share_out(Call& call, const Plan& plan, int clusters) {
   call.tiles_per_sample = (call.pixels + K::TP - 1) / K::TP;
   call.stages = plan.stages;
   call.places = plan.places;
-  const int64_t samples = static_cast<int64_t>(call.batch) * call.query_heads, tiles = samples * call.tiles_per_sample;
-  // In tiles: what the busiest cluster does if no sample is split; or if all shares are equal, and parts of samples are
-  // written, read and launched for.
-  const int64_t whole = (samples + clusters - 1) / clusters * call.tiles_per_sample, even = (tiles + clusters - 1) / clusters;
-  const int64_t tile_bytes = static_cast<int64_t>(maps_of<K>(call) + (K::PROJECT || K::BACKWARD)) * plan.places.map * plan.ranks;
+  const int64_t samples = static_cast<int64_t>(call.batch) * call.query_heads,
+                tiles = samples * call.tiles_per_sample;
+  // In tiles: what the busiest cluster does if no sample is split; or if all shares are equal, and parts of
+  // samples are written, read and launched for.
+  const int64_t whole = (samples + clusters - 1) / clusters * call.tiles_per_sample,
+                even = (tiles + clusters - 1) / clusters;
+  const int64_t tile_bytes =
+      static_cast<int64_t>(maps_of<K>(call) + (K::PROJECT || K::BACKWARD)) * plan.places.map * plan.ranks;
   const int64_t parts = has_rows_of<K>(call, false) ? 2 + 12 * part_size<K>(call) / tile_bytes : 0;
   call.unit = 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;
   const int64_t units = tiles / call.unit;
@@ -254,14 +268,19 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if ((error = launcher.template clusters<K>(plan, clusters)) != nullptr) return;
     share_out<K>(call, plan, clusters);
 
-    const int64_t parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false) ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call) : 0;
+    const int64_t parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false)
+                              ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call)
+                              : 0;
     const bool sums_biases = K::BACKWARD && call.dpixel_bias.data != nullptr && call.query_heads > 1;
     const int64_t map_of_biases = static_cast<int64_t>(call.batch) * call.pixels;
     const int64_t biases = sums_biases ? call.query_heads * map_of_biases : 0;
     const int64_t values = call.dextra_values == nullptr ? 0 : map_of_biases * call.extra_columns;
     float* workspace = nullptr;
-    if (parts + biases + values > 0 && (error = launcher.floats(parts + biases + values, workspace)) != nullptr) return;
-    call.parts = workspace, call.pixel_parts = workspace + parts, call.extra_parts = workspace + parts + biases;
+    if (parts + biases + values > 0 &&
+        (error = launcher.floats(parts + biases + values, workspace)) != nullptr)
+      return;
+    call.parts = workspace, call.pixel_parts = workspace + parts,
+    call.extra_parts = workspace + parts + biases;
 
     if ((error = launcher.template start<K>(call, plan)) != nullptr) return;
     if (has_parts_of<K>(call, true)) {
@@ -293,7 +312,8 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if (biases > 0 || values > 0) {
       const int64_t of_values = static_cast<int64_t>(call.pixels) * call.extra_columns;
       const int64_t most = sums_biases && map_of_biases > of_values ? map_of_biases : of_values;
-      error = launcher.template start_small<SumPixels<T>>(call, (most + SumPixels<T>::kThreads - 1) / SumPixels<T>::kThreads, 1);
+      error = launcher.template start_small<SumPixels<T>>(
+          call, (most + SumPixels<T>::kThreads - 1) / SumPixels<T>::kThreads, 1);
     }
   });
   return found ? error : does_not_fit;

@@ -9,8 +9,8 @@ namespace vt {
 template <class T>
 struct RowsOf {
   const T* data;
-  int64_t stride;         // elements between rows
-  int rows, channels;     // of the result; what lies beyond is 0
+  int64_t stride;      // elements between rows
+  int rows, channels;  // of the result; what lies beyond is 0
   // Rows of heads: row r is row r % each, and holds only the channels of head r / each, `width` of them.
   int each, width;
 };
@@ -48,7 +48,8 @@ struct Bank {
       VT_UNROLL
       for (int n = 0; n < NT; n += 2) {
         uint32_t r[4];  // in the order of fragments: instructions take consecutive registers
-        ldmatrix(r, at + (n * 8 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+        ldmatrix(r,
+                 at + (n * 8 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
         VT_UNROLL
         for (int h = 0; h < 2; ++h) b[n + h].pairs[0].bits = r[2 * h], b[n + h].pairs[1].bits = r[2 * h + 1];
       }
@@ -57,7 +58,8 @@ struct Bank {
       for (int n = 0; n < NT; ++n) {
         VT_UNROLL
         for (int i = 0; i < 2; ++i) {
-          b[n].pairs[i] = Pair<T>::of(shared<Couple<T>>(at + (n * 8 + g) * kPitch + (m * 16 + i * 8 + t * 2) * kSize));
+          b[n].pairs[i] =
+              Pair<T>::of(shared<Couple<T>>(at + (n * 8 + g) * kPitch + (m * 16 + i * 8 + t * 2) * kSize));
         }
       }
     }
@@ -88,7 +90,8 @@ struct Bank {
     const int g = lane / 4, t = lane % 4;
     if constexpr (kSize == 2) {
       uint32_t r[4];
-      ldmatrix_transposed(r, at + (k * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+      ldmatrix_transposed(
+          r, at + (k * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
       VT_UNROLL
       for (int i = 0; i < 4; ++i) a.pairs[i].bits = r[i];
     } else {

@@ -6,8 +6,8 @@
 namespace vt {
 namespace cuda {
 
-// Maps as settings tell them apart: by their layout, and `halves` are those of Layout::first whose rows are aligned to
-// 8 bytes and not to 16.
+// Maps as settings tell them apart: by their layout, and `halves` are those of Layout::first whose rows are
+// aligned to 8 bytes and not to 16.
 enum class Maps : int32_t { last, first, shifted, halves };
 
 inline Maps maps_like(Layout layout, const Map& map) {

@@ -47,12 +47,13 @@ struct Slice {
     return c * kPitch + shift(map, c, pixel) + place(c, p * kSize);
   }
 
-  // How a warp's lanes share the rows of a slice, cut into pieces of BYTES: a lane has the same piece of every
-  // kStep-th row, so that addresses advance by the same amount.
+  // How a warp's lanes share the rows of a slice, cut into pieces of BYTES: a lane has the same piece of
+  // every kStep-th row, so that addresses advance by the same amount.
   template <int BYTES>
   struct Pieces {
     static constexpr int kPerRow = kRowBytes / BYTES, kStep = 32 / kPerRow, kCount = kRows / kStep;
-    static_assert(kPerRow <= 32 && kCount * kStep == kRows && (LAYOUT != Layout::first || 2 * kStep % 8 == 0));
+    static_assert(kPerRow <= 32 && kCount * kStep == kRows &&
+                  (LAYOUT != Layout::first || 2 * kStep % 8 == 0));
     int row;         // the first of the lane's rows
     int element;     // the piece's first element in a row
     int inside;      // rows from the lane's first one to the end of the map; none if the piece lies outside
@@ -74,8 +75,8 @@ struct Slice {
     VT_DEVICE uint32_t in_slice(int i) const { return at[i % 2] + i * kStep * kPitch; }
   };
 
-  // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the map
-  // becomes 0, except for `shifted`, where a row goes on with what lies behind it.
+  // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the
+  // map becomes 0, except for `shifted`, where a row goes on with what lies behind it.
   static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
     if constexpr (LAYOUT == Layout::last) {
       copy_rows<16>(to, map, channel, pixel, lane);
@@ -101,10 +102,11 @@ struct Slice {
     }
   }
 
-  // A row has up to kParts16 pieces of 16 bytes, for which there are eight or four lanes. Rows that are a multiple
-  // of 8 apart are aligned alike.
+  // A row has up to kParts16 pieces of 16 bytes, for which there are eight or four lanes. Rows that are a
+  // multiple of 8 apart are aligned alike.
   static VT_DEVICE void copy_shifted(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
-    constexpr int kParts16 = kRowBytes / 16 + 1, kLanes = kParts16 <= 4 ? 4 : 8, kStep = 32 / kLanes, kKinds = 8 / kStep;
+    constexpr int kParts16 = kRowBytes / 16 + 1, kLanes = kParts16 <= 4 ? 4 : 8, kStep = 32 / kLanes,
+                  kKinds = 8 / kStep;
     static_assert(kParts16 <= 8 && kRows % 8 == 0);
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
     const int part = lane % kLanes, row = lane / kLanes;
@@ -141,13 +143,14 @@ struct Slice {
     }
   }
 
-  // Stores COUNT pieces: place(i) is where one lies in shared memory, and where it goes or null. Of four, all are
-  // read before one is written.
+  // Stores COUNT pieces: place(i) is where one lies in shared memory, and where it goes or null. Of four, all
+  // are read before one is written.
   template <class Words, int COUNT, class Place>
   static VT_DEVICE void store_pieces(const Place& place) {
     constexpr int kTogether = COUNT < 4 ? COUNT : 4;
     static_assert(COUNT % kTogether == 0);
-    [[maybe_unused]] constexpr int kUnrolled = LAYOUT == Layout::shifted ? 1 : COUNT / kTogether;  // addresses take registers
+    [[maybe_unused]] constexpr int kUnrolled =
+        LAYOUT == Layout::shifted ? 1 : COUNT / kTogether;  // addresses take registers
     VT_UNROLL_BY(kUnrolled)
     for (int first = 0; first < COUNT; first += kTogether) {
       Words words[kTogether];
@@ -161,8 +164,8 @@ struct Slice {
     }
   }
 
-  // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes. It is stored by
-  // words of 4 bytes, and by elements where it begins or ends within a word.
+  // A row lies in shared memory as it does in global memory, relative to multiples of 16 bytes. It is stored
+  // by words of 4 bytes, and by elements where it begins or ends within a word.
   static VT_DEVICE void store_shifted(const Sample<T>& map, uint32_t from, int channel, int pixel, int lane) {
     constexpr int kPerWord = 4 / kSize, kWords = TP / kPerWord, kStep = 32 / kWords;
     const int taken = map.pixels - pixel < TP ? map.pixels - pixel : TP;
@@ -224,7 +227,8 @@ struct Slice {
       } else if constexpr (LAYOUT == Layout::last) {
         VT_UNROLL
         for (int i = 0; i < 4; ++i) {
-          a.pairs[i] = Pair<T>::of(shared<Couple<T>>(at + (p * 16 + g + i % 2 * 8) * kPitch + (m * 16 + i / 2 * 8 + t * 2) * kSize));
+          a.pairs[i] = Pair<T>::of(shared<Couple<T>>(at + (p * 16 + g + i % 2 * 8) * kPitch +
+                                                     (m * 16 + i / 2 * 8 + t * 2) * kSize));
         }
       } else if constexpr (LAYOUT == Layout::first) {
         uint32_t r[4];
@@ -245,7 +249,8 @@ struct Slice {
       const int g = lane / 4, t = lane % 4;
       if constexpr (LAYOUT == Layout::last && kSize == 2) {
         uint32_t r[4];
-        ldmatrix_transposed(r, at + (p * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
+        ldmatrix_transposed(
+            r, at + (p * 16 + (lane & 7) + ((lane >> 4) << 3)) * kPitch + m * 32 + ((lane >> 3) & 1) * 16);
         take(a, r);
       } else if constexpr (LAYOUT == Layout::last) {
         VT_UNROLL
@@ -260,27 +265,30 @@ struct Slice {
       } else {
         VT_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const uint32_t row = at + shift_own + (m * 16 + i % 2 * 8 + g) * kPitch + (p * 16 + i / 2 * 8 + t * 2) * kSize;
+          const uint32_t row =
+              at + shift_own + (m * 16 + i % 2 * 8 + g) * kPitch + (p * 16 + i / 2 * 8 + t * 2) * kSize;
           a.pairs[i] = Pair<T>::of(shared<T>(row), shared<T>(row + kSize));
         }
       }
     }
 
-    // Where the results of a product go. Of `last`, rows are pixels: (pixel, channel) and the next channel. Of
-    // the others rows are channels: (channel, pixel) and the next pixel. Rows and columns are those of a 16 x 8
-    // product: row g + 8 half, columns 2 t and 2 t + 1.
+    // Where the results of a product go. Of `last`, rows are pixels: (pixel, channel) and the next channel.
+    // Of the others rows are channels: (channel, pixel) and the next pixel. Rows and columns are those of a
+    // 16 x 8 product: row g + 8 half, columns 2 t and 2 t + 1.
     VT_DEVICE uint32_t result(int row_block, int column_block, int half) const {
       const int g = lane / 4, t = lane % 4;
-      return at + (row_block * 16 + half * 8 + g) * kPitch + shift_own + place(g, (column_block * 8 + t * 2) * kSize);
+      return at + (row_block * 16 + half * 8 + g) * kPitch + shift_own +
+             place(g, (column_block * 8 + t * 2) * kSize);
     }
     // The lane's row of two products' results, see kMatrices.
     VT_DEVICE uint32_t result_row(int row_block, int column_block) const {
-      return at + (row_block * 16 + (lane & 15)) * kPitch + place(lane & 7, (column_block + (lane >> 4)) * 8 * kSize);
+      return at + (row_block * 16 + (lane & 15)) * kPitch +
+             place(lane & 7, (column_block + (lane >> 4)) * 8 * kSize);
     }
   };
 
-  // Of 16-bit elements: two products' results, those of column blocks `column_block` and the next, as four matrices
-  // of 8 x 8, for ldmatrix and stmatrix.
+  // Of 16-bit elements: two products' results, those of column blocks `column_block` and the next, as four
+  // matrices of 8 x 8, for ldmatrix and stmatrix.
   static constexpr bool kMatrices = kHasStmatrix && LAYOUT != Layout::shifted && kSize == 2;
 
   static VT_DEVICE Couple<float> load_result(uint32_t at) {
@@ -290,13 +298,14 @@ struct Slice {
   static VT_DEVICE void add_results(float (&x)[4], float (&y)[4], uint32_t at) {
     uint32_t r[4];
     ldmatrix(r, at);
-    const Couple<float> found[4] = {widen(Couple<T>{r[0]}), widen(Couple<T>{r[1]}), widen(Couple<T>{r[2]}), widen(Couple<T>{r[3]})};
+    const Couple<float> found[4] = {widen(Couple<T>{r[0]}), widen(Couple<T>{r[1]}), widen(Couple<T>{r[2]}),
+                                    widen(Couple<T>{r[3]})};
     x[0] += found[0].x, x[1] += found[0].y, x[2] += found[1].x, x[3] += found[1].y;
     y[0] += found[2].x, y[1] += found[2].y, y[2] += found[3].x, y[3] += found[3].y;
   }
   static VT_DEVICE void store_results(uint32_t at, const float (&x)[4], const float (&y)[4]) {
-    const uint32_t r[4] = {couple(T{}, x[0], x[1]).bits, couple(T{}, x[2], x[3]).bits, couple(T{}, y[0], y[1]).bits,
-                           couple(T{}, y[2], y[3]).bits};
+    const uint32_t r[4] = {couple(T{}, x[0], x[1]).bits, couple(T{}, x[2], x[3]).bits,
+                           couple(T{}, y[0], y[1]).bits, couple(T{}, y[2], y[3]).bits};
     stmatrix(at, r);
   }
   static VT_DEVICE void store_result(uint32_t at, float x, float y) {

@@ -78,7 +78,8 @@ void add_project_sizes(Call& call, const Tensor& values, bool residual_is_input,
   call.residual_is_input = residual_is_input;
 }
 
-void add_tokenize_sizes(Call& call, const Tensor& queries, const Optional& extra_values, int64_t query_heads) {
+void add_tokenize_sizes(Call& call, const Tensor& queries, const Optional& extra_values,
+                        int64_t query_heads) {
   call.query_heads = query_heads;
   call.queries_per_head = row_count(queries) / query_heads;
   if (extra_values) call.extra_columns = column_count(*extra_values);

@@ -181,7 +181,8 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
   vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
                        residual_is_input, num_heads, map, pooled.tokens, pooled.lse);
-  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x), {})), pooled.rounded(x, keep_exact));
+  return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x), {})),
+                        pooled.rounded(x, keep_exact));
 }
 
 Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,

@@ -50,7 +50,8 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
   const bool projects = op != cuda::Op::tokenize && op != cuda::Op::tokenize_backward;
   const int64_t each = numbers_in_16_bytes(call.dtype);
   if (call.dtype == Dtype::float64) return "it computes in float32, bfloat16 and float16, not in float64";
-  if (call.channels > most_channels || call.out_channels > most_channels) return "it takes at most 2048 channels";
+  if (call.channels > most_channels || call.out_channels > most_channels)
+    return "it takes at most 2048 channels";
   if (tokenizes && call.queries_per_head > most_rows) return "it takes at most 64 queries for each head";
   if (projects && call.key_rows > most_rows) return "it takes at most 64 num_heads * tokens";
   if (call.extra_columns > most_extra_columns) return "it takes at most 64 columns of extra_values";
@@ -59,7 +60,8 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
     return call.dtype == Dtype::float32 ? "the channels of a head must be a multiple of 4"
                                         : "the channels of a head must be a multiple of 8";
   }
-  if (call.pixels > INT32_MAX - 64 || call.batch * heads > INT32_MAX / 2) return "it takes less than 2^31 pixels and samples";
+  if (call.pixels > INT32_MAX - 64 || call.batch * heads > INT32_MAX / 2)
+    return "it takes less than 2^31 pixels and samples";
   return nullptr;
 }
 
@@ -93,7 +95,9 @@ void check_preferred(cuda::Op op, const cuda::Call& call, Dtype dtype, Layout la
   if (!is_choice) return;
   const int rows = std::max(call.keys_count, call.queries_count);
   const cuda::Setting* setting = cuda::find_setting(op, cuda_dtype(dtype), cuda::maps_like(layout, call.x),
-                                                    rows <= 16 ? 16 : rows <= 32 ? 32 : 64,
+                                                    rows <= 16   ? 16
+                                                    : rows <= 32 ? 32
+                                                                 : 64,
                                                     std::max(call.channels, call.out_channels));
   if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
 }
@@ -129,8 +133,10 @@ struct MapLayout {
 
   static MapLayout of(const Tensor& x, const Call& call) {
     const Map map = map_of(x, nullptr);
-    const bool last = call.channels == 1 || (map.channel <= map.column && call.pixels > 1) || map.channel == 1;
-    const Layout planes = call.dtype == Dtype::float32 || call.pixels % 4 != 0 ? Layout::shifted : Layout::first;
+    const bool last =
+        call.channels == 1 || (map.channel <= map.column && call.pixels > 1) || map.channel == 1;
+    const Layout planes =
+        call.dtype == Dtype::float32 || call.pixels % 4 != 0 ? Layout::shifted : Layout::first;
     return {last ? Layout::last : planes, call.pixels, numbers_in_16_bytes(call.dtype)};
   }
 
@@ -149,7 +155,8 @@ struct MapLayout {
       return cuda::Map{map.data, map.batch, row};
     }
     const bool even = (width == 1 || map.column == 1) && (height == 1 || map.row == width);
-    const bool close = layout == Layout::first ? map.channel % 4 == 0 && map.channel >= pixels : map.channel == pixels;
+    const bool close =
+        layout == Layout::first ? map.channel % 4 == 0 && map.channel >= pixels : map.channel == pixels;
     if (!even || !(channels == 1 || close)) return {};
     return cuda::Map{map.data, map.batch, channels == 1 ? pixels : map.channel};
   }
@@ -158,7 +165,8 @@ struct MapLayout {
   Sizes strides(const Sizes& sizes) const {
     const bool flat = sizes.size() == 3;
     const int64_t channels = sizes[flat ? 2 : 1];
-    const int64_t pixel = layout == Layout::last ? channels : 1, channel = layout == Layout::last ? 1 : pixels;
+    const int64_t pixel = layout == Layout::last ? channels : 1,
+                  channel = layout == Layout::last ? 1 : pixels;
     if (flat) return {channels * pixels, pixel, channel};
     return {channels * pixels, channel, sizes[3] * pixel, pixel};
   }
@@ -240,7 +248,8 @@ struct Workspace {
   }
 };
 
-void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& call, Layout layout, const Tensor& x) {
+void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& call, Layout layout,
+         const Tensor& x) {
   check_preferred(op, call, dtype, layout);
   Workspace workspace{place_of(x), {}};
   const std::unique_ptr<void, void (*)(void*)> guard(devices.enter(workspace.place.index), devices.leave);

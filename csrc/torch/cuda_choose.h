@@ -48,8 +48,8 @@ StableIValue argument_of(const Argument& argument) {
   }
 }
 
-// What the public op does where tensors are on a CUDA device: these kernels where they take the call. Otherwise
-// backend=None leaves the choice to the op in Python that vt_fast/ops/library.py registers.
+// What the public op does where tensors are on a CUDA device: these kernels where they take the call.
+// Otherwise backend=None leaves the choice to the op in Python that vt_fast/ops/library.py registers.
 template <const Op& op, class Result, class... Parameters>
 void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters...)) {
   namespace detail = torch::stable::detail;

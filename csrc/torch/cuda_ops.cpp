@@ -1,6 +1,6 @@
-// The ops on CUDA devices, on torch's stable ABI: the backend "cuda" as torch.ops.vt_fast.*_cuda, and the choice
-// among backends where tensors are on such a device. The library loads where torch has no CUDA, and needs no
-// driver until the first call.
+// The ops on CUDA devices, on torch's stable ABI: the backend "cuda" as torch.ops.vt_fast.*_cuda, and the
+// choice among backends where tensors are on such a device. The library loads where torch has no CUDA, and
+// needs no driver until the first call.
 #include "cuda_ops.h"
 
 #include <torch/csrc/stable/accelerator.h>
@@ -45,9 +45,9 @@ class Guard {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-const CudaDevice devices = {
-    aoti_torch_device_type_cuda, cuda::find_device, current_stream, [](int device) -> void* { return new Guard(device); },
-    [](void* guard) { delete static_cast<Guard*>(guard); }};
+const CudaDevice devices = {aoti_torch_device_type_cuda, cuda::find_device, current_stream,
+                            [](int device) -> void* { return new Guard(device); },
+                            [](void* guard) { delete static_cast<Guard*>(guard); }};
 
 }  // namespace
 }  // namespace cuda_ops
@@ -56,7 +56,8 @@ const CudaDevice devices = {
 extern "C" {
 
 // For vt_fast/backends/cuda/library.py.
-__attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::cuda::Setting* settings, int count) {
+__attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::cuda::Setting* settings,
+                                                                      int count) {
   vt::cuda::use_settings(settings, count);
 }
 
@@ -68,8 +69,8 @@ __attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::
       project_tokenize_backward)
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast, CUDA, library) {
-#define VT_IMPLEMENT(op)                                                                     \
-  library.impl(#op, vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>);       \
+#define VT_IMPLEMENT(op)                                                                \
+  library.impl(#op, vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>); \
   library.impl(#op "_cuda", vt::guarded<TORCH_BOX(&vt::cuda_ops::op)>);
   VT_FOR_EACH_OP(VT_IMPLEMENT)
 }

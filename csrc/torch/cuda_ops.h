@@ -41,8 +41,8 @@ Call sizes_on(const Tensor& x) {
 
 void check_places(const Place&) {}
 
-// Operands, each after its name, are where x is. torch's dispatcher asks for no more than one such operand, and
-// a kernel that reads the host's memory ends the process.
+// Operands, each after its name, are where x is. torch's dispatcher asks for no more than one such operand,
+// and a kernel that reads the host's memory ends the process.
 template <class... More>
 void check_places(const Place& place, const char* name, const Optional& value, const More&... more) {
   if (value) {
@@ -54,7 +54,8 @@ void check_places(const Place& place, const char* name, const Optional& value, c
 
 // ---- results ----
 
-// Memory for a gradient that is like its operand, dense. Over an empty batch, for which no kernel runs, it is 0.
+// Memory for a gradient that is like its operand, dense. Over an empty batch, for which no kernel runs, it is
+// 0.
 Optional gradient(const Call& call, const Optional& operand, bool needed) {
   if (!needed || !operand) return {};
   Tensor result = empty(sizes_of(*operand), dtype_code(*operand), place_of(*operand));
@@ -76,11 +77,13 @@ struct Pooled {
   Tensor tokens, exact, lse;
 
   Pooled(const Tensor& x, const Call& call, int64_t channels, bool keep_exact)
-      : tokens(empty({call.batch, call.queries_per_head, channels + call.extra_columns}, dtype_code(x), place_of(x))),
+      : tokens(empty({call.batch, call.queries_per_head, channels + call.extra_columns}, dtype_code(x),
+                     place_of(x))),
         exact(keep_exact && dtype_code(x) != aoti_torch_dtype_float32()
                   ? empty(sizes_of(tokens), aoti_torch_dtype_float32(), place_of(x))
                   : nothing(aoti_torch_dtype_float32(), place_of(x))),
-        lse(empty({call.batch, call.query_heads * call.queries_per_head}, aoti_torch_dtype_float32(), place_of(x))) {}
+        lse(empty({call.batch, call.query_heads * call.queries_per_head}, aoti_torch_dtype_float32(),
+                  place_of(x))) {}
 
   void add_to(cuda::Call& call) const {
     call.tokens = tokens.mutable_data_ptr();
@@ -100,19 +103,21 @@ struct Operands {
     keys = dense(of_keys), values = dense(of_values), token_bias = dense(of_token_bias);
   }
 
-  void pool(const Tensor& of_queries, const Optional& of_mask, const Optional& of_pixel_bias, const Optional& of_extra_values) {
+  void pool(const Tensor& of_queries, const Optional& of_mask, const Optional& of_pixel_bias,
+            const Optional& of_extra_values) {
     queries = dense(of_queries), mask = dense(of_mask), pixel_bias = dense(of_pixel_bias);
     extra_values = dense(of_extra_values);
   }
 
   // Gradients of tokens, and what the forward saved. `columns` are those without extra values.
-  void saved(const Tensor& x, int64_t columns, const Tensor& of_tokens, const Optional& of_lse, const Tensor& exact,
-             const Tensor& of_rows) {
+  void saved(const Tensor& x, int64_t columns, const Tensor& of_tokens, const Optional& of_lse,
+             const Tensor& exact, const Tensor& of_rows) {
     const int32_t floats = aoti_torch_dtype_float32();
     const Tensor grad = in_dtype(of_tokens, dtype_code(x));
     if (extra_values) {
       grad_tokens = dense(torch::stable::narrow(const_cast<Tensor&>(grad), 2, 0, columns));
-      grad_extra = dense(torch::stable::narrow(const_cast<Tensor&>(grad), 2, columns, grad.size(2) - columns));
+      grad_extra =
+          dense(torch::stable::narrow(const_cast<Tensor&>(grad), 2, columns, grad.size(2) - columns));
     } else {
       grad_tokens = dense(grad);
     }
@@ -130,14 +135,16 @@ struct Operands {
     if (grad_tokens) call.grad_tokens = read(*grad_tokens);
     if (grad_extra) call.grad_extra = read(*grad_extra);
     if (grad_lse) call.grad_lse = static_cast<const float*>(read(*grad_lse));
-    if (tokens) call.exact = static_cast<const float*>(read(*tokens)), call.lse = static_cast<const float*>(read(*lse));
+    if (tokens)
+      call.exact = static_cast<const float*>(read(*tokens)), call.lse = static_cast<const float*>(read(*lse));
   }
 };
 
 cuda::Biases bias_result(const Optional& result) {
-  return result ? cuda::Biases{result->mutable_data_ptr(), 0, dtype_code(*result) == aoti_torch_dtype_float32()} : cuda::Biases{};
+  return result
+             ? cuda::Biases{result->mutable_data_ptr(), 0, dtype_code(*result) == aoti_torch_dtype_float32()}
+             : cuda::Biases{};
 }
-
 
 // ---- the ops ----
 
@@ -152,7 +159,8 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                       {"normalize", normalize != "pixels"}});
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
+  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
+               extra_values);
   add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
   check_taken(cuda::Op::tokenize, sizes);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
@@ -176,9 +184,10 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
                        int64_t num_heads, const Needs& needs) {
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse, tokens, lse);
-  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
-               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
+  check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse,
+                      tokens, lse);
+  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
+               extra_values, "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
   check_needs(needs, 4);
   add_tokenize_sizes(sizes, queries, extra_values, num_heads);
   check_taken(cuda::Op::tokenize_backward, sizes);
@@ -195,7 +204,8 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
     cuda::Call call = sizes_of_call(sizes);
     call.x = map.map(), call.dx = to.map();
     operands.add_to(call);
-    call.dqueries = data_of(dqueries), call.dpixel_bias = bias_result(dpixel_bias), call.dextra_values = data_of(dextra_values);
+    call.dqueries = data_of(dqueries), call.dpixel_bias = bias_result(dpixel_bias),
+    call.dextra_values = data_of(dextra_values);
     run(devices, cuda::Op::tokenize_backward, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
@@ -309,8 +319,8 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_pooling_grads(sizes, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
   check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
                "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
-               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse,
-               "grad_map", grad_map);
+               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
+               grad_map);
   const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
   check_like(grad, "grad_map", x, channels);
   check_needs(needs, 8);
@@ -319,7 +329,8 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_taken(cuda::Op::project_tokenize_backward, sizes);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]), dqueries = gradient(sizes, queries, needs[3]),
-                 dtoken_bias = gradient(sizes, token_bias, needs[4]), dresidual = map_like(residual, needs[5]),
+                 dtoken_bias = gradient(sizes, token_bias, needs[4]),
+                 dresidual = map_like(residual, needs[5]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[6]),
                  dextra_values = gradient(sizes, extra_values, needs[7]);
   if (sizes.batch > 0) {
@@ -341,8 +352,9 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
     to.finish();
     to_residual.finish();
   }
-  return {or_undefined(dx),        or_undefined(dkeys),       or_undefined(dvalues),     or_undefined(dqueries),
-          or_undefined(dtoken_bias), or_undefined(dresidual), or_undefined(dpixel_bias), or_undefined(dextra_values)};
+  return {or_undefined(dx),          or_undefined(dkeys),        or_undefined(dvalues),
+          or_undefined(dqueries),    or_undefined(dtoken_bias),  or_undefined(dresidual),
+          or_undefined(dpixel_bias), or_undefined(dextra_values)};
 }
 
 }  // namespace

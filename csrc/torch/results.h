@@ -126,7 +126,8 @@ Tensor empty_map_like(const Tensor& x, int64_t channels) {
   const Sizes strides(x.strides().begin(), x.strides().end());
   // torch keeps any strides of an empty tensor, and gives one of another size contiguous ones.
   if (sizes[0] == 0)
-    return dense ? empty_strided(sizes, strides, dtype_code(x), place_of(x)) : empty(sizes, dtype_code(x), place_of(x));
+    return dense ? empty_strided(sizes, strides, dtype_code(x), place_of(x))
+                 : empty(sizes, dtype_code(x), place_of(x));
   const Sizes inferred = dense_strides(sizes, strides);
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);

@@ -448,8 +448,8 @@ FORWARD = [
     Fault(
         "combine-tokens-maximum-of-the-first-part",
         "Parts with higher scores than the first overflow.",
-        "top = larger(highest[i], top);",
-        "top = larger(highest[0], top);",
+        "most = larger(highest[i], most);",
+        "most = larger(highest[0], most);",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
