@@ -117,7 +117,7 @@ def row(**changes):
 LABEL = "tokenize bf16 forward last MT=8 NT=4 TP=16"
 
 
-SPILLS = "spills: {} bytes of stack, {} bytes stored to it, where kernels for at most 32 rows must not."
+SPILLS = "spills: {} bytes of stack, where kernels for at most 32 rows may have 128."
 
 
 @pytest.mark.parametrize(
@@ -125,17 +125,18 @@ SPILLS = "spills: {} bytes of stack, {} bytes stored to it, where kernels for at
     [
         ({}, None),
         ({"registers": 255}, None),
-        ({"stack": 16, "spills": 12}, SPILLS.format(16, 12)),
-        ({"nt": "4", "stack": "16", "spills": "0"}, SPILLS.format(16, 0)),
-        ({"nt": 8, "stack": 16}, None),
-        ({"nt": "8", "stack": "16"}, None),
+        ({"stack": 128, "spills": 120}, None),
+        ({"stack": 136, "spills": 120}, SPILLS.format(136)),
+        ({"nt": "4", "stack": "136"}, SPILLS.format(136)),
+        ({"nt": 8, "stack": 136}, None),
+        ({"nt": "8", "stack": "136"}, None),
         ({"copies": "16x8 8x1"}, "copies 8 bytes at a time."),
         ({"copies": ""}, "does not copy 16 bytes at a time."),
         ({"layout": "first", "copies": "16x8 8x1"}, None),
         ({"layout": "first", "copies": "16x8 4x1"}, "copies 4 bytes at a time."),
         ({"products": 0}, "uses no tensor cores."),
         ({"layout": "", "mt": None, "nt": None, "tp": None, "copies": "", "products": 0}, None),
-        ({"layout": "", "mt": None, "nt": None, "tp": None, "stack": 8}, SPILLS.format(8, 0)),
+        ({"layout": "", "mt": None, "nt": None, "tp": None, "stack": 136}, SPILLS.format(136)),
     ],
 )
 def test_the_rules(changes, sentence):
