@@ -26,7 +26,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   using typename Base::Warp;
   static constexpr bool PROJECT = PROJECT_, TOKENIZE = TOKENIZE_, BACKWARD = false;
 
-  static constexpr int kMostWarps = Base::most_warps(TOKENIZE ? MT * NT * 4 + 16 * PROJECT : 0);
+  // Without sums, pairs of floats take registers.
+  static constexpr int kMostWarps = Base::most_warps(TOKENIZE         ? MT * NT * 4 + 16 * PROJECT
+                                                     : sizeof(T) == 4 ? MT * NT * 2
+                                                                      : 0);
 
   // A token's weights are spread over kLanes lanes, one pixel each.
   static constexpr int kLanes = TP, kAtOnce = 32 / kLanes;
