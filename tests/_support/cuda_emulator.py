@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import itertools
 import os
@@ -152,10 +153,12 @@ def build() -> Path:
         ),
         f"build {BUILD / LIBRARY}: link {' '.join(str(BUILD / name) for name, _, _ in objects)}",
     ]
-    (ROOT / BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
     jobs = os.environ.get("MAX_JOBS", "")
     command = [tools.ninja, "-f", str(BUILD / "build.ninja"), *(["-j", jobs] if jobs else [])]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    with (ROOT / BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of a test run would write the same objects
+        (ROOT / BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode != 0:
         raise RuntimeError(found.stdout[-4000:] + found.stderr[-4000:])
     return ROOT / BUILD / LIBRARY
