@@ -22,8 +22,6 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine
 MORE_TORCH_SYMBOLS = {
     "aoti_torch_device_type_cuda",
     "aoti_torch_aten_narrow",
-    "aoti_torch_get_device_index",
-    "aoti_torch_get_device_type",
     "aoti_torch_create_device_guard",
     "aoti_torch_delete_device_guard",
     "torch_create_device_guard",

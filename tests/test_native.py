@@ -233,7 +233,7 @@ def test_info_reports_on_the_library(monkeypatch, tmp_path):
             shown
         )
         assert shown["runs"] in shown["supported"]
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
     assert library.facts() == {
         "library": "none: the kernels are not built; run `make native` in vt_fast's source tree"
     }

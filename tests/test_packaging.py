@@ -98,7 +98,11 @@ def metadata(wheel):
 
 def test_wheel_has_the_library_alone(wheel):
     """Every module of vt_fast, its data and its kernels; no demo, examples, tools, benchmarks or tests."""
-    data = {"vt_fast/py.typed", *sources("backends/triton/settings_data/*.json")}
+    data = {
+        "vt_fast/py.typed",
+        *sources("backends/*/settings*.json"),
+        *sources("backends/triton/settings_data/*.json"),
+    }
     about = f"vt_fast-{vt_fast.__version__}.dist-info/"
     names = {name for name in wheel.namelist() if not name.startswith((about, "vt_fast/_native/"))}
     assert names | {"vt_fast/_native/__init__.py"} == sources("*.py") | data

@@ -15,6 +15,8 @@ TORCH_SYMBOLS = {
     "aoti_torch_delete_tensor_object",
     "aoti_torch_device_type_cpu",
     "aoti_torch_empty_strided",
+    "aoti_torch_get_device_index",
+    "aoti_torch_get_device_type",
     "aoti_torch_get_dim",
     "aoti_torch_get_dtype",
     "aoti_torch_get_numel",
