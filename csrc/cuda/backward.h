@@ -1,11 +1,13 @@
+// clang-format off
 // The gradients of tokenize, project and project_tokenize, in one pass over the maps. With
 // A = exp(Y Q^T + bias - lse), dA = Y dT^T and dS = A * (dA - delta), delta = sum over channels of dT * T,
 // minus dlse, and with P = softmax over tokens of (X K^T + bias), dP = H V^T and
 // dZ = P * (dP - sum over tokens of P * dP):
 //
 //   tokenize:          Y = X;                   dX = A dT + dS Q;  dQ = dS^T X
-//   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of
-//   dZ project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
+//   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
+//   project_tokenize:  Y = [residual] + P V;    H = [G] + A dT + dS Q, then as project;       dQ = dS^T Y
+// clang-format on
 //
 // Sums of gradients of rows are kept in registers for a sample, or for all samples of a head where the batch
 // shares the rows (parts.h).
@@ -259,7 +261,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       if (call.dpixel_bias.data != nullptr) set_shared(places.dlogits + item * 4, ds);
     }
     warp.sync();
-    Base::pool(sums.queries, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
+    Base::pool(sums.queries, warp, view, 0, there, Base::may_be_anything(call, there, BOTH));
     if (warp.rank == 0) add_pixels(call, at);
     sync_warp();
   }
@@ -387,7 +389,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     uint32_t used = inside;
     if (masked) used = ballot(shared<uint32_t>(call.places.used + warp.lane % TP * 4) != 0 && warp.lane < TP);
     Base::pool(sums.keys, warp, x, 0, used, masked);
-    Base::pool(sums.values, warp, of_map, kRows, inside, false);
+    Base::pool(sums.values, warp, of_map, kRows, inside, BOTH && inside != Base::kAllPixels);
     sync_warp();
   }
 

@@ -38,7 +38,6 @@ VT_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
 VT_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 VT_DEVICE int block_x() { return static_cast<int>(blockIdx.x); }
 VT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
-VT_DEVICE int grid_x() { return static_cast<int>(gridDim.x); }
 
 template <class T>
 VT_DEVICE T shared(uint32_t at) {
@@ -215,7 +214,6 @@ inline int thread() { return emulator::thread(); }
 inline int threads() { return emulator::threads(); }
 inline int block_x() { return emulator::block_x(); }
 inline int block_y() { return emulator::block_y(); }
-inline int grid_x() { return emulator::grid_x(); }
 
 template <class T>
 T shared(uint32_t at) {

@@ -199,7 +199,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         }
       }
     }
-    Base::pool(pooled, warp, view, 0, there, call.mask != nullptr || call.pixel_bias.data != nullptr);
+    Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
     if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
   }
   // Weights reach 2^kSlack, far from float16's largest number.

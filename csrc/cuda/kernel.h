@@ -100,7 +100,7 @@ struct Kernel {
       }
       return sum;
     }
-    // Clears the parts of warps that there are not. They are read behind the next barrier.
+    // Clears the parts of absent warps. They are read behind the next barrier.
     VT_DEVICE void begin() const {
       const int size = MATRICES * kRows * static_cast<int>(kScorePitch) / 4;
       for (int i = warps * size + thread(); i < (warps + 3) / 4 * 4 * size; i += threads()) {
@@ -160,6 +160,12 @@ struct Kernel {
   static VT_DEVICE uint32_t inside(const Call& call, int pixel) {
     const int count = call.pixels - pixel;
     return count >= 32 || (TP == 16 && count >= 16) ? (TP == 16 ? 0xffffu : 0xffffffffu) : (1u << count) - 1;
+  }
+  static constexpr uint32_t kAllPixels = TP == 16 ? 0xffffu : 0xffffffffu;
+  // Whether a tile may hold NaN where pixels take no part: there is a mask, or project wrote behind the
+  // sample's end.
+  static VT_DEVICE bool may_be_anything(const Call& call, uint32_t there, bool projected) {
+    return call.mask != nullptr || call.pixel_bias.data != nullptr || (projected && there != kAllPixels);
   }
   static VT_DEVICE uint32_t taking_part(const Call& call, const Place& at, int lane) {
     if (call.mask == nullptr && call.pixel_bias.data == nullptr) return inside(call, at.pixel());

@@ -19,6 +19,7 @@ VT_FOR_EACH_OP(VT_DECLARE, Bf16)
 VT_FOR_EACH_OP(VT_DECLARE, Fp16)
 
 const char* const does_not_fit = "the kernel for so many tokens and channels does not fit on this GPU";
+const char* const not_compiled = "the library has no code for this GPU; build it with VT_FAST_CUDA_ARCH";
 
 namespace {
 
@@ -37,7 +38,8 @@ const Setting* find_setting(Op op, Dtype dtype, Maps maps, int rows, int channel
   if (settings == nullptr) return best;
   for (const Setting& each : *settings) {
     if (each.op == op && each.dtype == dtype && each.maps == maps && each.rows == rows &&
-        each.channels >= channels && (best == nullptr || each.channels < best->channels)) {
+        each.channels >= channels && each.channels < 2 * channels &&
+        (best == nullptr || each.channels < best->channels)) {
       best = &each;
     }
   }

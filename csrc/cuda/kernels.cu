@@ -21,13 +21,34 @@ __global__ void __launch_bounds__(K::kThreads) start_small_kernel(const __grid_c
   K::run(call);
 }
 
-const char* said(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+const char* said(cudaError_t error) {
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction)
+    return not_compiled;
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 constexpr int kDevices = 64;
 
+// Code for an older architecture, which the driver compiled for this GPU, knows neither clusters nor early
+// launches.
+Device with_clusters_of_the_code(Device device) {
+  static std::atomic<int> known[kDevices];  // the code's architecture
+  std::atomic<int>& memo = known[device.index % kDevices];
+  int architecture = memo.load(std::memory_order_relaxed);
+  if (architecture == 0) {
+    cudaFuncAttributes attributes{};
+    const void* kernel = reinterpret_cast<const void*>(&start_small_kernel<SumPixels<VT_TYPE>>);
+    if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return device;  // launching says why
+    architecture = attributes.ptxVersion;
+    memo.store(architecture, std::memory_order_relaxed);
+  }
+  if (architecture < 90) device.max_ranks = 1;
+  return device;
+}
+
 class Launcher {
  public:
-  explicit Launcher(const Host& host) : device(host.device), host_(host) {}
+  explicit Launcher(const Host& host) : device(with_clusters_of_the_code(host.device)), host_(host) {}
 
   const Device device;
 

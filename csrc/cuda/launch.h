@@ -28,8 +28,9 @@ using Run = const char* (*)(const Call&, Layout, const Host&);
 
 Run kernels(Op op, Dtype dtype);
 
-// What a call is told whose kernel the device turns out not to run.
+// The errors for a kernel that does not fit on the device, and for one that was not compiled for it.
 extern const char* const does_not_fit;
+extern const char* const not_compiled;
 
 // Facts about a GPU; asked for once for each.
 const char* find_device(int index, Device& device);

@@ -92,7 +92,6 @@ struct Pair {
 
   static VT_DEVICE Pair of(T x, T y) { return {x.bits | static_cast<uint32_t>(y.bits) << 16}; }
   static VT_DEVICE Pair of(Couple<T> two) { return {two.bits}; }
-  static VT_DEVICE Pair nothing() { return {0u}; }
   VT_DEVICE void keep(bool x, bool y) { bits &= (x ? 0xffffu : 0u) | (y ? 0xffff0000u : 0u); }
 };
 template <>
@@ -106,7 +105,6 @@ struct Pair<float> {
     return pair;
   }
   static VT_DEVICE Pair of(Couple<float> two) { return of(two.x, two.y); }
-  static VT_DEVICE Pair nothing() { return {{0u, 0u}, {0u, 0u}}; }
   VT_DEVICE void keep(bool x, bool y) {
     if (!x) first[0] = rest[0] = 0u;
     if (!y) first[1] = rest[1] = 0u;

@@ -20,7 +20,7 @@ struct Setting {
   Dtype dtype;
   Maps maps;
   int32_t rows;      // for up to 16, 32 or 64 rows of scores
-  int32_t channels;  // for calls of up to so many, and more than the next smaller setting has
+  int32_t channels;  // for calls of up to so many, and more than half
   int32_t other;     // 1: backend=None leaves such calls to the next backend
   int32_t mt;        // 16 channels of a warp each; 0: by the rules
   int32_t ranks;     // the fewest blocks of a cluster

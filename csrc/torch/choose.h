@@ -51,7 +51,7 @@ inline void define(torch::stable::detail::StableLibrary& library, const Op& op) 
   for (const char* backend : backends) {
     library.def((name + "_" + backend + "(" + arguments + results).c_str());
   }
-  library.def((name + "_next(" + arguments + results).c_str());  // see choose_on_cuda
+  library.def((name + "_next(" + arguments + results).c_str());  // see cuda_choose.h
 }
 
 // Why a call with this backend cannot be made: its name is unknown, or it is this library's, which cannot

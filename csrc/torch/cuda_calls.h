@@ -155,8 +155,9 @@ struct MapLayout {
       return cuda::Map{map.data, map.batch, row};
     }
     const bool even = (width == 1 || map.column == 1) && (height == 1 || map.row == width);
-    const bool close =
-        layout == Layout::first ? map.channel % 4 == 0 && map.channel >= pixels : map.channel == pixels;
+    // Rows aligned to 16 bytes are copied in such pieces, which must not reach behind their pixels.
+    const bool whole = map.channel % 8 != 0 ? map.channel % 4 == 0 : pixels % 8 == 0;
+    const bool close = layout == Layout::first ? whole && map.channel >= pixels : map.channel == pixels;
     if (!even || !(channels == 1 || close)) return {};
     return cuda::Map{map.data, map.batch, channels == 1 ? pixels : map.channel};
   }
@@ -260,7 +261,7 @@ void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& 
     host.allocate = Workspace::allocate;
     host.stream = devices.stream(workspace.place.index);
     error = cuda::kernels(op, cuda_dtype(dtype))(call, layout, host);
-    if (error == cuda::does_not_fit) throw UnsupportedError(error);
+    if (error == cuda::does_not_fit || error == cuda::not_compiled) throw UnsupportedError(error);
   }
   if (error != nullptr) throw std::runtime_error(std::string("a CUDA kernel failed: ") + error);
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import vt_fast
 from tests._support import cuda_emulator, devices, problems
 from tests._support.emulated_cases import DTYPES, conditions, problem
 from tests._support.judging import kinds, round_operands, short
@@ -116,3 +117,34 @@ def test_a_pixel_of_which_all_scores_are_infinite(case, sign, dtype):
         # NaN times a removed key's weight of 0 is NaN to autograd; the kernels leave the key out.
         if name.startswith("result") or not case[1]:
             assert torch.equal(kinds(value), kinds(reference[name])), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_what_lies_behind_the_rows_of_a_view(dtype):
+    """Rows of 12 pixels that are aligned to 16 bytes: copies of whole pieces would reach behind them."""
+    around = torch.full((2, 32, 16), torch.nan, dtype=dtype)
+    around[..., :12] = torch.randn(2, 32, 12)
+    x, queries = around[..., :12].unflatten(2, (3, 4)), torch.randn(4, 32, dtype=dtype)
+    with cuda_emulator.emulated(seed=3):
+        found, expected = vt_fast.tokenize(x, queries), vt_fast.tokenize(x.contiguous(), queries)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_infinite_keys_where_the_last_tile_is_not_full(layout, dtype):
+    """Its pixels behind the end are 0, and 0 times infinity is NaN."""
+    base = problem("project_tokenize", (), layout, channels=48, height=5, width=7)
+    operands = dict(base.operands)
+    operands["x"] = operands["x"].abs() + 0.1
+    keys = operands["keys"].clone()
+    keys.view(-1, keys.shape[-1])[0, 3] = -torch.inf
+    dirty = problems.Problem(base.op, operands | {"keys": keys}, base.options)
+    round_operands(dirty, dtype)
+    reference = dirty.solve(plain=True)
+    with cuda_emulator.emulated(seed=5):
+        found = dirty.solve(dtype)
+    for name, value in found.items():
+        if name.startswith("result"):
+            assert value.isfinite().all(), name
+            assert reference[name].isfinite().all(), name

@@ -46,9 +46,11 @@ def test_a_setting_is_for_its_class_alone(use):
 
 
 def test_the_smallest_that_covers_the_channels_is_used(use):
-    of = Setting("tokenize_backward", "bf16", "last", 16, 512, mt=2, ranks=1, stages=3)
-    use(of._replace(channels=1024, mt=8), of, of._replace(channels=128, mt=8))
-    assert tokenize(256).stages == 3
+    of = Setting("tokenize_backward", "bf16", "last", 16, 384, mt=2, ranks=1, stages=3)
+    use(of._replace(channels=448, mt=8), of, of._replace(channels=128, mt=8))
+    assert (tokenize(256).mt, tokenize(256).stages) == (2, 3)
+    use(of._replace(channels=512))
+    assert tokenize(256).mt == 4, "twice as many channels are another class"
 
 
 def test_what_does_not_fit_is_ignored(use):

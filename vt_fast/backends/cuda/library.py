@@ -26,13 +26,13 @@ def load(folder: Path = FOLDER) -> str | None:
     if not path.exists():
         return "the CUDA kernels are not built; install nvcc and run `make native` in vt_fast's source tree"
     try:
+        found = settings.in_files()
         torch.ops.load_library(path)
-    except OSError as error:
-        return f"the CUDA kernels do not load in torch {torch.__version__} ({error.__cause__ or error})"
-    try:
-        settings.use(handle(folder), settings.in_files())
     except ValueError as error:
         return str(error)
+    except OSError as error:
+        return f"the CUDA kernels do not load in torch {torch.__version__} ({error.__cause__ or error})"
+    settings.use(handle(folder), found)
     return None
 
 

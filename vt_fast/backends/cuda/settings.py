@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,9 +88,15 @@ def merged(old: Iterable[Setting], new: Iterable[Setting]) -> list[Setting]:
 
 
 def in_files() -> list[Setting]:
-    """The entries of the package, and of the file in the environment variable."""
+    """The entries of the package, and of the file in the environment variable.
+
+    Without Triton, plain PyTorch would come next: calls are left to Triton alone.
+    """
     extra = os.environ.get(VARIABLE)
-    return merged(read(FILE), read(Path(extra)) if extra else [])
+    found = merged(read(FILE), read(Path(extra)) if extra else [])
+    return [
+        each for each in found if each.backend == "cuda" or importlib.util.find_spec("triton") is not None
+    ]
 
 
 def use(library: ctypes.CDLL, settings: Sequence[Setting]) -> None:

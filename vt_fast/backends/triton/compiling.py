@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any, TypeVar
 
 from vt_fast.backends.triton import INTERPRETED
@@ -13,6 +14,10 @@ Kernel = TypeVar("Kernel")
 # an operand is made by "or", and is always right.
 _DESCRIPTOR = re.compile(r"add\.s64\s+%rd\d+, (%rd\d+), (-?\d+);")
 _VERSION = re.compile(r"^\.version (\d+)\.(\d+)$", re.MULTILINE)
+
+
+# While a kernel is compiled its method is another, also for the other threads.
+_COMPILING = threading.RLock()
 
 
 class MiscompiledError(RuntimeError):
@@ -47,8 +52,6 @@ def checked(kernel: Kernel) -> Kernel:
     do_compile = wrapped._do_compile
 
     def compile_checked(*arguments: Any, **options: Any) -> Any:
-        compile_source = wrapped.compile
-
         def compile_and_check(*source: Any, **others: Any) -> Any:
             compiled = compile_source(*source, **others)
             reason = fault(compiled.asm.get("ptx", ""))
@@ -57,11 +60,13 @@ def checked(kernel: Kernel) -> Kernel:
             return compiled
 
         # Triton keeps what this returns, so that a faulty kernel must not get that far.
-        wrapped.compile = compile_and_check
-        try:
-            return do_compile(*arguments, **options)
-        finally:
-            wrapped.compile = compile_source
+        with _COMPILING:
+            compile_source = wrapped.compile
+            wrapped.compile = compile_and_check
+            try:
+                return do_compile(*arguments, **options)
+            finally:
+                wrapped.compile = compile_source
 
     wrapped._do_compile = compile_checked
     return kernel
