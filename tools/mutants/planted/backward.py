@@ -152,8 +152,8 @@ BACKWARD = [
     Fault(
         "backward-tokens-no-sync-behind",
         "dX goes over pixels that other lanes still pool.",
-        "inside, false);\n    sync_warp();",
-        "inside, false);",
+        "inside, BOTH && inside != Base::kAllPixels);\n    sync_warp();",
+        "inside, BOTH && inside != Base::kAllPixels);",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
@@ -321,14 +321,14 @@ BACKWARD = [
     Fault(
         "backward-queries-pool-nan",
         "NaN in a masked pixel reaches gradients of queries.",
-        "there, call.mask != nullptr || call.pixel_bias.data != nullptr);\n    if (warp.rank",
+        "there, Base::may_be_anything(call, there, BOTH));\n    if (warp.rank",
         "there, false);\n    if (warp.rank",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "backward-queries-pool-nan-of-removed-pixels",
         "NaN in a pixel that its bias removes reaches gradients of queries.",
-        "there, call.mask != nullptr || call.pixel_bias.data != nullptr);\n    if (warp.rank",
+        "there, Base::may_be_anything(call, there, BOTH));\n    if (warp.rank",
         "there, call.mask != nullptr);\n    if (warp.rank",
         kernels=f"{TOKENIZE}:Bf16",
     ),
@@ -489,7 +489,7 @@ BACKWARD = [
     Fault(
         "backward-dvalues-pool-nan",
         "NaN behind a row reaches gradients of values.",
-        "Base::pool(sums.values, warp, of_map, kRows, inside, false);",
+        "Base::pool(sums.values, warp, of_map, kRows, inside, BOTH && inside != Base::kAllPixels);",
         "Base::pool(sums.values, warp, of_map, kRows, ~0u, false);",
         kernels=f"{PROJECT}:Bf16",
     ),

@@ -33,8 +33,8 @@ CALLS = [
     Fault(
         "map-of-misaligned-channels",
         "Channels whose distance is no multiple of 8 bytes are read in place.",
-        "map.channel % 4 == 0 && map.channel >= pixels",
-        "map.channel % 2 == 0 && map.channel >= pixels",
+        "map.channel % 4 == 0 : pixels % 8 == 0;",
+        "map.channel % 2 == 0 : pixels % 8 == 0;",
     ),
     Fault(
         "map-of-channels-apart-as-shifted",
