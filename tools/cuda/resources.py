@@ -15,8 +15,8 @@ from tools.cuda.objects import objects, tools
 
 FOLDER = Path(__file__).parent
 COLUMNS = ("op", "dtype", *Kernel._fields, *Facts._fields)
-# Instances for more rows may spill. With 128 registers, which let 16 warps run, the others keep a few numbers in memory
-# that are used once a tile: more warps are worth more than these.
+# Instances for more rows may spill. With 128 registers, which let 16 warps run, the others keep a few numbers
+# in memory that are used once a tile: more warps are worth more than these.
 CLEAN_ROWS, MOST_STACK = 32, 128
 # What must be as in the committed table if nvcc has the same version.
 COMPARED = ("registers", "stack", "copies", "loads")
@@ -97,8 +97,8 @@ def faults(rows: Iterable[Row]) -> list[str]:
         few = not row["nt"] or int(row["nt"]) * 8 <= CLEAN_ROWS
         if few and int(row["stack"]) > MOST_STACK:
             found.append(
-                f"{where} spills: {row['stack']} bytes of stack, where kernels for at most {CLEAN_ROWS} rows may have "
-                f"{MOST_STACK}."
+                f"{where} spills: {row['stack']} bytes of stack, where kernels for at most {CLEAN_ROWS} rows "
+                f"may have {MOST_STACK}."
             )
         if not row["layout"]:
             continue
