@@ -7,6 +7,7 @@ formulas stand with the ops and count what is executed: a backward's include wha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def _rule(op: Any) -> Callable[[Any, Any], int]:
 def thop_handles() -> dict[type[torch.nn.Module], Callable[..., None]]:
     """Rules of the modules for thop, which sees no ops; without them it counts 0.
 
-    A rule runs the module once more and counts everything inside of it. Fused passes stay fused.
+    A rule runs the module once more and counts everything inside of it. Fused passes stay fused. thop tells a
+    rule no keyword arguments, so a module that was called with a mask is counted without it.
 
     Example:
         >>> import torch
@@ -79,22 +81,21 @@ def _add_macs_of_linear(module: Any, inputs: Any, result: Any) -> None:
 
 
 def _add_macs(module: Any, inputs: Any, result: Any) -> None:
-    global _counting
-    if _counting:  # a part of a module that is being counted
+    if _counting.get():  # a part of a module that is being counted
         return
-    _counting = True
+    before = _counting.set(True)
     try:
         with FlopCounterMode(display=False) as counter:
             module.forward(*inputs)
     finally:
-        _counting = False
+        _counting.reset(before)
     for part in module.modules():
         if part is not module:
             part.total_ops.zero_()  # thop adds the parts of the outermost module to it
     module.total_ops += counter.get_total_flops() // 2
 
 
-_counting = False
+_counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
 def _handle(op: Any) -> Callable[[list[Any], list[Any]], int]:

@@ -67,6 +67,13 @@ def test_averaged_weights_are_preferred():
     assert_loaded(model, averaged)
 
 
+def test_an_entry_without_tensors_is_not_the_model():
+    source, model = resnet(), vt()
+    report = load_backbone(model, {"state_dict": source.state_dict(), "state_dict_ema": {"decay": 0.9}})
+    assert report.section == "state_dict"
+    assert_loaded(model, source)
+
+
 def test_files(tmp_path):
     source = resnet()
     torch.save({"state_dict": source.state_dict(), "epoch": 1}, tmp_path / "source.pth")
@@ -133,6 +140,14 @@ def test_another_dtype_becomes_the_models():
             r"conv1.weight: \(3,\) in the checkpoint, \(64, 3, 7, 7\) in the ba",
         ),
         ({"bn1.num_batches_tracked": torch.tensor(4)}, "got bn1.num_batches_tracked"),
+        (
+            {"bn1.weight": torch.ones(64), "module.bn1.weight": torch.zeros(64)},
+            "must have bn1.weight once, got it with a wrapper's prefix and without",
+        ),
+        (
+            {"bn1.weight": torch.ones(64), "bn1.bias": torch.zeros(64, dtype=torch.int8)},
+            r"must hold floating-point numbers, got bn1.bias \(torch.int8\)",
+        ),
     ],
 )
 def test_nothing_fits(checkpoint, message):
@@ -142,6 +157,14 @@ def test_nothing_fits(checkpoint, message):
         load_backbone(model, checkpoint)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_numbers_that_are_not_finite_are_reported():
+    source, model = resnet().state_dict(), vt()
+    source["layer2.0.bn1.running_var"][3] = torch.nan
+    report = load_backbone(model, source)
+    assert report.different == ("numbers in the checkpoint that are not finite: layer2.0.bn1.running_var",)
+    assert not report.complete
 
 
 def test_wrong_types(tmp_path):
@@ -305,6 +328,31 @@ def test_what_cannot_be_compared_is_not_complete():
         assert message in str(report)
         assert not report.complete
         assert_loaded(model, source)
+
+
+def test_a_backbone_that_does_not_run_is_not_compared():
+    source, model = resnet(), vt()
+    model.backbone.layer3.register_forward_hook(lambda module, args, result: 1 / 0)
+    report = load_backbone(model, source)
+    assert "the backbone could not be compared: it raises ZeroDivisionError" in str(report)
+    assert not report.compared
+    assert not report.complete
+    assert_loaded(model, source)
+
+
+def test_a_module_with_one_child_may_compute_something_else():
+    class Scaled(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, images):
+            return self.module(2 * images)
+
+    report = load_backbone(vt(), Scaled(resnet()))
+    assert not report.compared
+    assert not report.complete
+    assert "could not be compared" in str(report)
 
 
 def test_another_backbone_is_compared_by_its_map():

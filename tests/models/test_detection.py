@@ -177,8 +177,24 @@ def test_levels_in_between_may_be_left_out():
         ValueError, match=r"`neck` must have in_channels = \(64, 256\), .* got \(64, 256, 512"
     ):
         FeaturePyramid(backbone, model.neck, out_indices=(0, 2))
-    with pytest.raises(ValueError, match=r"`out_indices` must be of 0 to 3, got \(0, 4\)"):
-        FeaturePyramid(backbone, model.neck, out_indices=(0, 4))
+    for indices in ((0, 4), (-5,), ()):
+        with pytest.raises(ValueError, match="`out_indices` must be one or more of 0 to 3, got "):
+            FeaturePyramid(backbone, model.neck, out_indices=indices)
+    from_the_end = FeaturePyramid(backbone, model.neck, out_indices=(-4, -2, -1))
+    assert from_the_end.out_indices == (0, 2, 3)
+
+
+def test_features_of_ones_own():
+    class Halved(ResNet):
+        def features(self, x):
+            return [each / 2 for each in super().features(x)]
+
+    backbone = Halved(18)
+    model = FeaturePyramid(backbone, FPN(backbone.channels)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model.neck([each / 2 for each in ResNet.features(backbone, images)])
+    for found, level in zip(model(images).values(), expected, strict=True):
+        assert torch.equal(found, level)
 
 
 @pytest.mark.parametrize("neck", [VTFPN, FPN])

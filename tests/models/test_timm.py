@@ -62,6 +62,21 @@ def test_refused(timm):
         timm.create_model("vt_resnet18", out_indices=(1,))
 
 
+@pytest.mark.parametrize("features_only", [False, True])
+def test_a_file_of_another_network_is_refused(timm, features_only, tmp_path):
+    torch.save({"stem.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    overlay = {"file": str(tmp_path / "other.pth")}
+    error, message = (ValueError, "must name a file of") if features_only else (RuntimeError, "stem.weight")
+    with pytest.raises(error, match=message):
+        timm.create_model(
+            "vt_resnet18",
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            features_only=features_only,
+            **NARROW,
+        )
+
+
 def run(code):
     code = textwrap.dedent(code)
     here = str(Path(__file__).resolve().parents[2])

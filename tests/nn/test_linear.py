@@ -94,6 +94,15 @@ def test_the_reference_gets_the_parameters_themselves():
     assert projection_of(None) is None
 
 
+def test_one_mode_at_a_time():
+    layer, x = GroupedLinear(8, 8), torch.randn(2, 8)
+    for modes in ({"fold": (1, 1), "parameters": True}, {"fold": (1, 1), "channels_first": True}):
+        with pytest.raises(ValueError, match="one of `fold`, `channels_first` and `parameters` may be given"):
+            layer(x, **modes)
+    with pytest.raises(TypeError, match="`x` must be a tensor, got None"):
+        layer(None)
+
+
 def test_repr():
     assert repr(GroupedLinear(4, 6, 2)) == "GroupedLinear(4, 6, groups=2, bias=True)"
     assert repr(GroupedLinear(4, 6, bias=False)) == "GroupedLinear(4, 6, bias=False)"

@@ -243,6 +243,20 @@ def test_hooks_on_all_modules_see_tensors():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_backward_hooks_on_all_modules_after_a_first_call():
+    module = made(every_kind)
+    expected = run(module, feature_map("contiguous"), None)
+    hook = torch.nn.modules.module.register_module_full_backward_hook(lambda *_: None)
+    try:
+        assert module.passes == 2 * len(module)
+        found = run(module, feature_map("contiguous"), None)
+    finally:
+        hook.remove()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    assert module.passes < 2 * len(module)
+
+
 @pytest.mark.parametrize("what", ["block", "projector", "tokenizer", "reentrant checkpoint"])
 def test_members_of_unknown_classes_run_on_their_own(what):
     module = stack()

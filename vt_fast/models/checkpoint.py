@@ -43,7 +43,8 @@ class LoadReport:
             listed.
         mismatched: in both, with (the checkpoint's shape, the backbone's shape); unchanged.
         different: why the backbone computes something else than the checkpoint's network, although
-            parameters fit: another depth, layers that it lacks, strides in other places.
+            parameters fit: another depth, layers that it lacks, strides in other places; or that numbers are
+            not finite.
         section: the checkpoint's entry that was read, such as "state_dict"; None for a plain state dict.
         compared: whether the results of the two were compared, which needs the network itself.
     """
@@ -109,8 +110,9 @@ def load_backbone(
 
     Raises:
         TypeError: a model without a backbone, or a checkpoint of another type.
-        ValueError: nothing in the checkpoint fits, it holds no numbers (meta tensors), or the file holds more
-            than tensors; the message says what. The model is then unchanged.
+        ValueError: nothing in the checkpoint fits, it holds no numbers (meta tensors) or integers, it has a
+            name twice, or the file holds more than tensors; the message says what. The model is then
+            unchanged.
         ModuleNotFoundError: a .safetensors file, and safetensors is not installed.
 
     Example:
@@ -158,8 +160,15 @@ def load_backbone(
     empty = tuple(name for name, value in taken.items() if value.is_meta)
     if empty:
         raise ValueError(f"`checkpoint` must hold numbers, got meta tensors: {_some(empty)}")
+    whole = tuple(
+        f"{name} ({value.dtype})"
+        for name, value in taken.items()
+        if wanted[name].is_floating_point() and not value.is_floating_point()
+    )
+    if whole:
+        raise ValueError(f"`checkpoint` must hold floating-point numbers, got {_some(whole)}")
     backbone.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in wanted.values()))
-    different = _other_layers(backbone, report.left)
+    different = [*_other_layers(backbone, report.left), *_not_finite(taken)]
     compared, results = False, None
     if network is not None and report.complete and not different:
         compared, results = _other_results(backbone, network, prefix)
@@ -175,6 +184,11 @@ def _other_layers(backbone: nn.Module, left: Sequence[str]) -> list[str]:
     if not layers:
         return []
     return [f"layers of the checkpoint that the backbone lacks: {_some(tuple(layers))}"]
+
+
+def _not_finite(taken: Mapping[str, Tensor]) -> list[str]:
+    names = tuple(name for name, value in taken.items() if not value.isfinite().all())
+    return [f"numbers in the checkpoint that are not finite: {_some(names)}"] if names else []
 
 
 def _other_strides(backbone: nn.Module, stride_in_1x1: bool) -> list[str]:
@@ -204,7 +218,8 @@ def _other_results(backbone: nn.Module, network: nn.Module, prefix: str) -> tupl
     generator = torch.Generator().manual_seed(0)
     channels = first_channels(backbone) or 3
     images = torch.randn(2, channels, 64, 96, generator=generator, dtype=torch.float64)
-    while tuple(network._modules) in _WRAPPING:
+    # Another module with one child may compute something of its own.
+    while type(network).__module__.startswith("torch.") and tuple(network._modules) in _WRAPPING:
         (network,) = network.children()
     try:
         maps = _outputs(backbone, stages, images)
@@ -303,14 +318,22 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
 
 def _tensors(found: Mapping[str, Any]) -> tuple[str | None, dict[str, Tensor]]:
     """The entry that holds the model, and its tensors without wrappers' prefixes."""
-    section = next((name for name in SECTIONS if isinstance(found.get(name), Mapping)), None)
+    section = next((name for name in SECTIONS if _has_tensors(found.get(name))), None)
     tensors = {}
     for name, value in (found if section is None else found[section]).items():
         if isinstance(value, Tensor):
             while name.startswith(WRAPPERS):
                 name = name[name.index(".") + 1 :]
+            if name in tensors:
+                raise ValueError(
+                    f"`checkpoint` must have {name} once, got it with a wrapper's prefix and without"
+                )
             tensors[name] = value
     return section, tensors
+
+
+def _has_tensors(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
 
 
 def _some(names: tuple[str, ...], count: int = 3) -> str:

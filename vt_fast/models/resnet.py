@@ -151,7 +151,7 @@ class ResNet(nn.Module):
             checkpointed: the backward pass computes each stage again.
         """
         maps = self._stages(x, checkpointed=checkpointed)
-        if every_stage is True:  # what torch.fx passes for it is not
+        if every_stage is True:  # torch.fx passes a Proxy, which has no truth value
             return maps
         x = maps[-1]
         if self.avgpool is None or self.dropout is None or self.fc is None:

@@ -27,8 +27,10 @@ class _Pyramid(nn.Module):
         super().__init__()
         channels, strides = _of(backbone, "backbone", "channels"), _of(backbone, "backbone", "strides")
         indices = range(len(channels)) if out_indices is None else out_indices
-        if any(not 0 <= index < len(channels) for index in indices):
-            raise ValueError(f"`out_indices` must be of 0 to {len(channels) - 1}, got {out_indices}")
+        count = len(channels)
+        if not indices or any(not -count <= index < count for index in indices):
+            raise ValueError(f"`out_indices` must be one or more of 0 to {count - 1}, got {out_indices}")
+        indices = [index % count for index in indices]
         made, taken = tuple(channels[index] for index in indices), tuple(_of(neck, "neck", "in_channels"))
         if made != taken:
             raise ValueError(
@@ -57,7 +59,7 @@ class _Pyramid(nn.Module):
         """The neck's maps, and those that it takes."""
         if not is_traced(images):
             self._check(images)
-        if isinstance(unwrapped(self.backbone), ResNet):
+        if getattr(type(unwrapped(self.backbone)), "features", None) is ResNet.features:
             stages = self.backbone(images, every_stage=True)  # called, so that its wrappers run
         else:
             stages = self.backbone.features(images)  # type: ignore[operator]
@@ -127,7 +129,8 @@ class SegmentationNet(_Pyramid):
         neck: has `in_channels`, the backbone's, and `out_channels`; takes the maps and a mask or None, and
             returns as many maps, as :class:`FPN` and :class:`VTFPN` do.
         head: takes the neck's maps and the image's size, and returns logits, as :class:`PanopticHead` does.
-        out_indices: which of the backbone's maps the neck takes, the finest is 0; by default all.
+        out_indices: which of the backbone's maps the neck takes, the finest is 0, and negative indices count
+            from the end; by default all.
 
     Attributes:
         out_channels: of the neck's maps.

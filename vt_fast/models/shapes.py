@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -141,13 +142,17 @@ def first_channels(module: nn.Module) -> int | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors are raised and not logged too."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    """Errors are raised and not logged too, on this thread."""
+    log, own = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    log.addFilter(of_others)
     try:
         yield
     finally:
-        log.disabled = before
+        log.removeFilter(of_others)
 
 
 def _image_size(model: nn.Module) -> tuple[int, int]:

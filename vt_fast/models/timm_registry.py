@@ -122,15 +122,27 @@ def _make(
     else:
         model = VTResNet(depth, num_classes, **options)
     if pretrained:
+        before = _versions(model)
         library.load_pretrained(
             model, described, num_classes, in_chans, strict=not features_only, cache_dir=cache_dir
         )
+        if _versions(model) == before:
+            names = ", ".join(list(model.state_dict())[:3])
+            raise ValueError(
+                f"`pretrained_cfg_overlay` must name a file of a VT-ResNet's parameters, such as {names}: "
+                "it has none"
+            )
     described |= {"num_classes": num_classes, "input_size": (in_chans, *described["input_size"][1:])}
     # What timm's data pipeline, training script and wrappers read.
     model.pretrained_cfg = model.default_cfg = described  # type: ignore[assignment]
     model.in_chans = in_chans  # type: ignore[assignment]
     model.feature_info = _feature_info(model)  # type: ignore[assignment]
     return model
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each parameter and buffer has been written. BatchNorm's counters are, in any case."""
+    return [value._version for name, value in model.state_dict().items() if "num_batches" not in name]
 
 
 def _feature_info(model: VTResNet | VTResNetFeatures) -> Any:

@@ -38,8 +38,6 @@ class ClusteringTokenizer(Tokenizer):
         torch.Size([2, 8, 64])
     """
 
-    takes_pending = False
-
     @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,

@@ -76,7 +76,7 @@ class GroupedLinear(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         *,
         fold: tuple[int, int] | None = None,
         channels_first: bool = False,
@@ -96,10 +96,14 @@ class GroupedLinear(nn.Module):
 
         Raises:
             TypeError: no tensor.
-            ValueError: another width.
+            ValueError: another width, or several of `fold`, `channels_first` and `parameters`.
         """
+        if (fold is not None) + channels_first + parameters > 1:
+            raise ValueError("one of `fold`, `channels_first` and `parameters` may be given")
         if parameters:
             return self.weight.clone(), None if self.bias is None else self.bias.clone()
+        if x is None:
+            raise TypeError("`x` must be a tensor, got None")
         if fold is not None:
             return self._folded(x, *fold)
         if channels_first:

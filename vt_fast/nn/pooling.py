@@ -39,8 +39,6 @@ class PoolingTokenizer(Tokenizer):
         torch.Size([2, 16, 64])
     """
 
-    takes_pending = False
-
     @spelled_out(Tokenizer.__init__, TokenizerOptions)
     def __init__(
         self,

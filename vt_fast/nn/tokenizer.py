@@ -44,8 +44,6 @@ class Tokenizer(BackendModule):
 
     #: Channel blocks that the op pools with weights of their own: its `num_heads`.
     op_heads: int = 1
-    #: Whether `x` may be a map that a projector has not computed.
-    takes_pending: bool = True
 
     def __init__(
         self,
@@ -87,7 +85,10 @@ class Tokenizer(BackendModule):
         self.token = GroupedLinear(pooled, token_channels, bias=bias, **factory) if token_linear else None
 
     def why_not_fusable(self) -> str | None:
-        """Why a stack cannot fuse this tokenizer with the projector before it; None where it can."""
+        """Why a stack cannot fuse this tokenizer with the projector before it; None where it can.
+
+        Then `x` may be a map that the projector has not computed.
+        """
         if self.op_heads > 1:
             return f"pools {self.op_heads} heads"
         reason = self._why_key_not_folded()
@@ -179,7 +180,7 @@ class Tokenizer(BackendModule):
                 f"`tokenizer` must have channels = {pending.channels}, the projector's out_channels, "
                 f"got {self.channels}"
             )
-        if self.backend != pending.backend or self.why_not_fusable() is not None:
+        if self.backend != pending.backend:
             y = pending.run()
             found: Tensor = self(y, tokens, mask=mask)
             return (y if return_map else None), found

@@ -227,7 +227,7 @@ class VisualTransformer(CompositeModule):
             isinstance(x, PendingMap)
             and tokenizer is not None
             and why_not_fused(tokenizer, Tokenizer) is None
-            and tokenizer.takes_pending
+            and cast(Tokenizer, tokenizer).why_not_fusable() is None
         ):
             y, tokens = tokenizer(x, *before, return_map=return_map, **options)
         elif tokenizer is not None or return_map:
