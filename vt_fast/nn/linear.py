@@ -103,7 +103,7 @@ class GroupedLinear(nn.Module):
         if parameters:
             return self.weight.clone(), None if self.bias is None else self.bias.clone()
         if x is None:
-            raise TypeError("`x` must be a tensor, got None")
+            raise TypeError("`x` must be a torch.Tensor, got NoneType")
         if fold is not None:
             return self._folded(x, *fold)
         if channels_first:
