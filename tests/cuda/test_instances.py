@@ -1,5 +1,6 @@
-"""Each kernel that is compiled is the plan of some call on some GPU, and is right there."""
+"""Each kernel that is compiled is right, by the plan of some call on some GPU, or by a setting."""
 
+import contextlib
 import functools
 import itertools
 
@@ -12,6 +13,8 @@ from tests._support.cuda_emulator import TYPES, Sizes
 from tests._support.emulated_cases import DTYPES, check, problem
 from tests._support.judging import short
 from tests._support.problems import OPS
+from vt_fast.backends.cuda import settings
+from vt_fast.backends.cuda.settings import Setting
 
 pytestmark = pytest.mark.skipif(cuda_emulator.REAL, reason="runs each kernel on its GPU")
 
@@ -83,4 +86,23 @@ def test_each_kernel(op, layout, dtype):
                 max_ranks=max_ranks,
             )
             assert {(each, report.mt, report.nt) for each, report in reports.items()} == kernels
-    assert not missing, "kernels that no GPU uses"
+    # The others are launched where a setting names them.
+    name, height, width = LAYOUTS[layout]
+    for each, mt, nt in sorted(missing):
+        sizes = {"channels": 16 * mt + 8, "height": height, "width": width, "tokens": 4 * nt + 1}
+        found = problem(op, (), name, batch=1, queries=4 * nt + 1, **sizes)
+        maps = "halves" if layout == "first" else layout
+        kind = settings.DTYPES[DTYPES.index(dtype)]
+        setting = Setting(each, kind, maps, 8 * nt, 16 * mt + 8, mt=mt, ranks=1, stages=2)
+        with using(setting):
+            report = check(found, dtype, seed=mt, copies=cuda_emulator.RANDOM)[each]
+        assert (report.mt, report.nt) == (mt, nt)
+
+
+@contextlib.contextmanager
+def using(setting):
+    settings.use(cuda_emulator.library(), [setting])
+    try:
+        yield
+    finally:
+        settings.use(cuda_emulator.library(), [])

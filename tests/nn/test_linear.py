@@ -99,7 +99,7 @@ def test_one_mode_at_a_time():
     for modes in ({"fold": (1, 1), "parameters": True}, {"fold": (1, 1), "channels_first": True}):
         with pytest.raises(ValueError, match="one of `fold`, `channels_first` and `parameters` may be given"):
             layer(x, **modes)
-    with pytest.raises(TypeError, match="`x` must be a torch.Tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"`x` must be a torch\.Tensor, got NoneType"):
         layer(None)
 
 
