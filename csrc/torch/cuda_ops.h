@@ -32,7 +32,7 @@ extern const CudaDevice devices;
 
 // ---- devices ----
 
-// The sizes of a call on x, whose device is one of ours.
+// The sizes of a call on x, which must be on a CUDA device.
 Call sizes_on(const Tensor& x) {
   check_map(x);
   require(place_of(x).type == devices.type(), "x", "be on a CUDA device");

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from native_build import toolchain
+from native_build.cuda import OPS, TYPES
 from tests._support.devices import on_cpu, on_gpu
 from vt_fast.ops.library import Pass
 
@@ -29,15 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path("build") / "emulator"  # below the root, so that a copy of the tree keeps what is built
 LIBRARY = "libvt_fast_emulated.so"
 
-OPS = (
-    "tokenize",
-    "project",
-    "project_tokenize",
-    "tokenize_backward",
-    "project_backward",
-    "project_tokenize_backward",
-)
-TYPES = ("Fp32", "Bf16", "Fp16")
 
 REAL = on_gpu("cuda")
 

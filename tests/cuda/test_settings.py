@@ -53,6 +53,15 @@ def test_the_smallest_that_covers_the_channels_is_used(use):
     assert tokenize(256).mt == 4, "twice as many channels are another class"
 
 
+def test_calls_are_left_to_triton_alone(monkeypatch):
+    """Without it plain PyTorch would come next, which is slower."""
+    assert "next" in {each.backend for each in settings.read(settings.FILE)}
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: name)
+    assert "next" in {each.backend for each in settings.in_files()}
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    assert {each.backend for each in settings.in_files()} == {"cuda"}
+
+
 def test_what_does_not_fit_is_ignored(use):
     use(Setting("tokenize_backward", "bf16", "last", 16, 256, mt=1, ranks=1, stages=4))
     assert tokenize().mt == 4
