@@ -6,8 +6,8 @@
 namespace vt {
 
 // How a map lies in memory. `last`: channels are contiguous. `first`: pixels are contiguous, and rows of
-// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows aligned to nothing but an element; a
-// row is copied with the 16 bytes around it.
+// them aligned to 8 bytes. `shifted`: pixels are contiguous, and rows unaligned; a row is copied with the 16
+// bytes around it.
 enum class Layout : int32_t { last, first, shifted };
 
 namespace cuda {

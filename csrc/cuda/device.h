@@ -76,8 +76,7 @@ VT_DEVICE void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// The same number, of which the compiler knows nothing, so that it keeps nothing made of it from one loop to
-// the next.
+// The same number, hidden from the optimizer, so that it keeps nothing derived from it across loops.
 VT_DEVICE int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;

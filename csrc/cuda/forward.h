@@ -116,7 +116,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       // Each row's statistics belong to one group of lanes, see `tokenize`.
       for (int row = warp.warp * kAtOnce + warp.lane / kLanes; row < kRows; row += warp.warps * kAtOnce) {
         if (warp.lane % kLanes == 0) set_shared(call.places.highest + row * 4, minus_infinity());
-        set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 4, 0.f);
+        set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 8, Totals{0.f, 0.f});
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads())
         set_shared(call.places.extra + i * 4, 0.f);
@@ -160,9 +160,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     }
     for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
       const int row = from + warp.lane / kLanes;
-      const uint32_t to_total = places.totals + (row * kLanes + p) * 4;
+      const uint32_t to_totals = places.totals + (row * kLanes + p) * 8;
       const float logit = part ? warp.score(0, row, p) + bias : minus_infinity();
-      const float total_before = shared<float>(to_total);
+      const Totals before = shared<Totals>(to_totals);
       float highest = shared<float>(places.highest + row * 4), scale = 1.f;
       float top = logit * kLog2e;
       if (ballot(!(top <= highest + kSlack)) != 0) {
@@ -174,10 +174,11 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         sync_warp();  // its lanes have read what is written now
         if (p == 0) set_shared(places.highest + row * 4, highest);
       }
-      const T weight = narrow<T>(power_of_two(multiply_add(logit, kLog2e, -reference_of(highest))));
-      float total = total_before * scale + widen(weight);  // what is pooled, so that weights sum to 1
-      if (total == 0.f && (part || is_empty_sum(total_before))) total = empty_sum();
-      set_shared(to_total, total);
+      const float exact = power_of_two(multiply_add(logit, kLog2e, -reference_of(highest)));
+      const T weight = narrow<T>(exact);
+      Totals total = {before.x * scale + widen(weight), before.y * scale + exact};
+      if (total.x == 0.f && (part || is_empty_sum(before.x))) total.x = empty_sum();
+      set_shared(to_totals, total);
       set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
       if (p == 0) set_shared(places.scale + row * 4, scale);
     }
@@ -202,6 +203,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
     if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
   }
+  // Sums of weights: as they are pooled, so that weights sum to 1, and for the logarithm, not rounded.
+  using Totals = Couple<float>;
+
   // Weights reach 2^kSlack, far from float16's largest number.
   static constexpr float kSlack = 8.f;
 
@@ -210,13 +214,15 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Places& places = warp.call.places;
     for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
       const int row = from + warp.lane / kLanes;
-      float total = shared<float>(places.totals + (row * kLanes + warp.lane % kLanes) * 4);
+      Totals total = shared<Totals>(places.totals + (row * kLanes + warp.lane % kLanes) * 8);
       const uint32_t own = TP == 32 ? 0xffffffffu : 0xffffu << warp.lane / kLanes * 16;
-      const bool some = (ballot(is_empty_sum(total)) & own) != 0;
+      const bool some = (ballot(is_empty_sum(total.x)) & own) != 0;
       VT_UNROLL
-      for (int mask = kLanes / 2; mask > 0; mask /= 2) total += shuffle_xor(total, mask);
-      if (warp.lane % kLanes == 0)
-        set_shared(places.total + row * 4, total == 0.f && some ? empty_sum() : total);
+      for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+        total.x += shuffle_xor(total.x, mask), total.y += shuffle_xor(total.y, mask);
+      }
+      if (total.x == 0.f && some) total.x = empty_sum();
+      if (warp.lane % kLanes == 0) set_shared(places.total + row * 8, total);
     }
     sync_block();
   }
@@ -237,9 +243,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     }
   }
 
-  // The floats of a part: highest and total for each row, then the tokens.
+  // The floats of a part: highest and totals for each row, then the tokens.
   static VT_BOTH int64_t part_size(const Call& call) {
-    return static_cast<int64_t>(2 + call.out_channels + call.extra_columns) * kRows;
+    return static_cast<int64_t>(3 + call.out_channels + call.extra_columns) * kRows;
   }
 
   static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Place& at, int begun,
@@ -263,10 +269,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       T* const tokens = static_cast<T*>(call.tokens);
       if (!whole)
         return {tokens,
-                part + 2 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
+                part + 3 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
       const int64_t to =
           (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
-      const float total = shared<float>(places.total + row * 4);
+      const float total = shared<float>(places.total + row * 8);
       return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), inverse_of(total)};
     };
     const auto put = [&](const Row& row, int column, float sum) {
@@ -276,15 +282,16 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     };
     if (warp.rank == 0) {
       for (int row = thread(); row < call.queries_count; row += threads()) {
-        const float highest = shared<float>(places.highest + row * 4),
-                    total = shared<float>(places.total + row * 4);
+        const float highest = shared<float>(places.highest + row * 4);
+        const Totals total = shared<Totals>(places.total + row * 8);
         if (whole) {
           set_global(
               call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-              lse_of(highest, total));
+              lse_of(highest, total.y));
         } else {
           set_global(part + row, highest);
-          set_global(part + kRows + row, total);
+          set_global(part + kRows + row, total.x);
+          set_global(part + 2 * kRows + row, total.y);
         }
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads()) {
@@ -336,23 +343,24 @@ struct CombineTokens {
     if (row >= call.queries_count || sample < 0) return;
     const Own parts(call, Set::of(call, sample, 1));
     if (!parts.several()) return;
-    const int64_t size = static_cast<int64_t>(2 + columns) * rows;
+    const int64_t size = static_cast<int64_t>(3 + columns) * rows;
     const float* const of_row = call.parts + row;
     const float* const of_element =
-        call.parts + 2 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
-    float highest[Own::kTogether], totals[Own::kTogether], sums[Own::kTogether];
-    float top = minus_infinity(), total = 0.f, sum = 0.f;
+        call.parts + 3 * rows + static_cast<int64_t>(row) * columns + (column < columns ? column : 0);
+    float highest[Own::kTogether], totals[Own::kTogether], exact[Own::kTogether], sums[Own::kTogether];
+    float top = minus_infinity(), total = 0.f, exact_total = 0.f, sum = 0.f;
     bool some = false;
     // Raises `top` to `other` at least.
     const auto raise = [&](float other) {
       const float raised = larger(other, top);
       const float scale = power_of_two(top - reference_of(raised));
-      top = raised, total *= scale, sum *= scale;
+      top = raised, total *= scale, exact_total *= scale, sum *= scale;
     };
     parts.for_each(
         [&](int i, int64_t part) {
           highest[i] = part < 0 ? minus_infinity() : global(of_row + part * size);
           totals[i] = part < 0 ? 0.f : global(of_row + part * size + rows);
+          exact[i] = part < 0 ? 0.f : global(of_row + part * size + 2 * rows);
           sums[i] = part < 0 ? 0.f : global(of_element + part * size);
         },
         [&] {
@@ -366,11 +374,12 @@ struct CombineTokens {
             const float scale = power_of_two(highest[i] - reference);
             some = some || is_empty_sum(totals[i]);
             total += scale * totals[i];
+            exact_total += scale * exact[i];
             sum += scale * sums[i];
           }
         });
     raise(Own::join(top, [](float a, float b) { return larger(a, b); }));
-    total = Own::sum(total), sum = Own::sum(sum), some = Own::any(some);
+    total = Own::sum(total), exact_total = Own::sum(exact_total), sum = Own::sum(sum), some = Own::any(some);
     if (column >= columns || !Own::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
     const float inverse = inverse_of(total == 0.f && some ? empty_sum() : total);
@@ -383,7 +392,7 @@ struct CombineTokens {
     if (column == 0) {
       set_global(
           call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-          lse_of(top, total));
+          lse_of(top, exact_total));
     }
   }
 };

@@ -50,7 +50,7 @@ struct Kernel {
   // Of a block: a multiprocessor has 128 registers for each thread of 16 warps, `sums` of which stay in use.
   static constexpr int most_warps(int sums) { return sums + 4 * NT <= (kSize == 2 ? 72 : 36) ? 16 : 8; }
 
-  // ---- who ----
+  // ---- threads ----
 
   struct Warp {
     const Call& call;
@@ -131,7 +131,7 @@ struct Kernel {
   };
   static constexpr int kMatrices = MATRICES;
 
-  // ---- where ----
+  // ---- positions ----
 
   struct Place {
     int sample, head, b;  // the sample is that of head `head` and of the batch's sample `b`

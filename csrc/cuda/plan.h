@@ -59,8 +59,8 @@ Places places_of(const Call& call, int warps, int stages) {
     places.used = take(K::TP * 4);
   }
   if (K::TOKENIZE && !K::BACKWARD) {
-    places.highest = take(K::kRows * 4), places.total = take(K::kRows * 4), places.scale = take(K::kRows * 4);
-    places.totals = take(K::kRows * K::TP * 4);
+    places.highest = take(K::kRows * 4), places.total = take(K::kRows * 8), places.scale = take(K::kRows * 4);
+    places.totals = take(K::kRows * K::TP * 8);
     places.extra = take(call.queries_count * call.extra_columns * 4);
   }
   if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr)

@@ -1,4 +1,4 @@
-// What is known of classes of calls beyond the rules of plan.h: data, measured on GPUs.
+// Measured launch settings, which override the rules of plan.h.
 #pragma once
 
 #include "call.h"

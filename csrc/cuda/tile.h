@@ -76,7 +76,7 @@ struct Slice {
   };
 
   // Copies channels [channel, channel + 16 MT) of pixels [pixel, pixel + TP) to `to`. What lies outside the
-  // map becomes 0, except for `shifted`, where a row goes on with what lies behind it.
+  // map becomes 0, except for `shifted`, where a row is followed by the next bytes in memory.
   static VT_DEVICE void copy(uint32_t to, const Sample<T>& map, int channel, int pixel, int lane) {
     if constexpr (LAYOUT == Layout::last) {
       copy_rows<16>(to, map, channel, pixel, lane);
