@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -40,9 +41,8 @@ class CudaToolchain:
 
     @property
     def ptx(self) -> str | None:
-        """The architecture whose PTX is included for later GPUs: the last one of a whole family."""
-        plain = [name for name in self.architectures if name.isdigit()]
-        return plain[-1] if plain else None
+        """The architecture whose PTX is included for later GPUs: the latest without a suffix."""
+        return max((name for name in self.architectures if name.isdigit()), key=int, default=None)
 
     @property
     def codes(self) -> list[str]:
@@ -86,7 +86,7 @@ def find() -> CudaToolchain:
 
 def ninja_lines(tools: CudaToolchain, directory: Path) -> list[str]:
     """The rule for nvcc, and one object for each op and dtype."""
-    command = " ".join([tools.nvcc, *FLAGS, *tools.codes])
+    command = shlex.join([tools.nvcc, *FLAGS, *tools.codes]).replace("$", "$$")
     lines = [
         "rule nvcc",
         f"  command = {command} -MD -MF $out.d $definitions -c $in -o $out",

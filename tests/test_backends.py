@@ -194,6 +194,22 @@ def test_an_error_of_a_backend_in_python_arrives_as_it_is(error, monkeypatch):
         tokens.sum().backward()
 
 
+def test_a_gpu_without_memory_is_told_from_other_faults(monkeypatch):
+    """A library's errors arrive as RuntimeErrors, and people catch torch.OutOfMemoryError."""
+
+    def fail(call):
+        raise RuntimeError("CUDA out of memory: a result cannot be allocated")
+
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    tokens = vt_fast.tokenize(x, x.detach(), backend="torch")
+    for function in ("tokenize", "tokenize_backward"):
+        monkeypatch.setattr(backends.load("torch"), function, fail)
+    with pytest.raises(torch.OutOfMemoryError, match="a result cannot be allocated"):
+        vt_fast.tokenize(x, x, backend="torch")
+    with pytest.raises(torch.OutOfMemoryError, match="a result cannot be allocated"):
+        tokens.sum().backward()
+
+
 @pytest.mark.skipif("cpu" not in backends.NATIVE, reason="needs the compiled library")
 def test_an_error_of_a_backend_in_python_passes_through_the_chooser_in_cpp(monkeypatch):
     """As saved programs call it. Torch keeps the type of no error there."""

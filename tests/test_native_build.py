@@ -160,6 +160,45 @@ def test_odd_folders_survive_ninja_and_the_shell(toolchain, rules):
     assert "'-isystem/a folder/$$include'" in rules.ninja_file(tools(toolchain), None, Path("out"))
 
 
+@pytest.mark.parametrize("mode", ["", "require"])
+def test_a_failing_nvcc_leaves_the_cpu_kernels(toolchain, rules, tmp_path, monkeypatch, mode):
+    pytest.importorskip("ninja")
+    from native_build import command, cuda
+
+    def ninja_file(tools, cuda_tools, directory):
+        lines = ["rule touch", "  command = touch $out", "rule fail", "  command = false"]
+        lines += [f"build {directory / name}: touch" for name in (rules.LIBRARY, rules.FACTS)]
+        return "\n".join([*lines, f"build {directory / rules.CUDA_LIBRARY}: fail", ""])
+
+    found = tools(toolchain, ninja=toolchain.find().ninja)
+    nvcc = cuda.CudaToolchain("/a folder/nvcc", (13, 0), Path("/include"), Path("/cudart.a"), ["80", "90a"])
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command.toolchain, "find", lambda: found)
+    monkeypatch.setattr(command.cuda, "find", lambda: nvcc)
+    monkeypatch.setattr(command.rules, "ninja_file", ninja_file)
+    monkeypatch.setenv("VT_FAST_BUILD", mode)
+    target = tmp_path / "package"
+    target.mkdir()
+    if mode == "require":
+        with pytest.raises(toolchain.CannotBuildError, match="did not compile with nvcc 13.0"):
+            command.build(target)
+        return
+    record = command.build(target)
+    assert "did not compile with nvcc 13.0" in record["cuda"]["reason"]
+    assert {path.name for path in target.iterdir()} == {rules.LIBRARY, rules.FACTS}
+
+
+@pytest.mark.parametrize(
+    ("architectures", "ptx"), [(["100", "80"], "100"), (["80", "90a"], "80"), (["90a"], None)]
+)
+def test_which_ptx_is_included(architectures, ptx):
+    from native_build import cuda
+
+    tools = cuda.CudaToolchain("/a folder/nvcc", (13, 0), Path("/include"), Path("/cudart.a"), architectures)
+    assert tools.ptx == ptx
+    assert any("'/a folder/nvcc' -std=c++17" in line for line in cuda.ninja_lines(tools, Path("out")))
+
+
 HEADERS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*/*.h"))
 
 

@@ -126,8 +126,8 @@ def tokenize(
         tokens, _, lse = TOKENIZE(
             (*operands, keep_exact), backend, plain=plain, differentiable=differentiable
         )
-    except Exception:
-        TOKENIZE.explain((*operands, False), backend)
+    except Exception as error:
+        TOKENIZE.explain(error, (*operands, False), backend)
         raise
     return (tokens, lse) if return_stats else tokens
 
@@ -188,8 +188,8 @@ def project(
     try:
         differentiable = _needs_gradient(plain, x, keys, values, token_bias, other)
         out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
-    except Exception:
-        PROJECT.explain(call, backend)
+    except Exception as error:
+        PROJECT.explain(error, call, backend)
         raise
     return out
 
@@ -320,8 +320,8 @@ def project_tokenize(
         found, tokens, _, lse = PROJECT_TOKENIZE(
             (*operands, *options, keep_exact), backend, plain=plain, differentiable=differentiable
         )
-    except Exception:
-        PROJECT_TOKENIZE.explain((*operands, *options, False), backend)
+    except Exception as error:
+        PROJECT_TOKENIZE.explain(error, (*operands, *options, False), backend)
         raise
     y = found if return_map else None
     return (y, tokens, lse) if return_stats else (y, tokens)

@@ -43,7 +43,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   using Base::MT;
   using Base::NT;
   using Base::TP;
-  using typename Base::Place;
+  using typename Base::Position;
   using typename Base::T;
   using typename Base::Term;
   using typename Base::Tile;
@@ -68,11 +68,11 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
     warp.begin();
-    Place at = Place::of(call, share.begin);
+    Position at = Position::of(call, share.begin);
     const bool has_grad = PROJECT && call.grad_map.data != nullptr;
     const bool has_residual = BOTH && call.residual.data != nullptr;
 
-    Place ahead = at;
+    Position ahead = at;
     int ahead_stage = 0;
     const auto copy_next = [&](bool any) {
       if (any) {
@@ -133,7 +133,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       }
       if (++stage == call.stages) stage = 0;
 
-      const Place here = at;
+      const Position here = at;
       at.next(call);
       const bool last = index + 1 == count;
       if (last || at.tile == 0) finish(warp, sums, here, {last, at.b == 0, share, cluster});
@@ -142,7 +142,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 
   // Small operands of a sample.
-  static VT_DEVICE void begin(const Warp& warp, const Place& at, bool first) {
+  static VT_DEVICE void begin(const Warp& warp, const Position& at, bool first) {
     const Call& call = warp.call;
     const int head = at.head, b = at.b;
     sync_warp();  // a bank is the warp's own
@@ -230,7 +230,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 
   // A and dS of a tile, and what is summed over pixels: two barriers.
-  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, const Place& at,
+  static VT_DEVICE void pixel_gradients(const Warp& warp, const View& view, Sums& sums, const Position& at,
                                         uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
@@ -267,7 +267,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
   }
 
   // Gradients of what belongs to pixels.
-  static VT_DEVICE void add_pixels(const Call& call, const Place& at) {
+  static VT_DEVICE void add_pixels(const Call& call, const Position& at) {
     const int head = at.head, b = at.b, pixel = at.pixel();
     if (call.dpixel_bias.data != nullptr) {
       const int p = thread();
@@ -409,7 +409,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     float* part;
   };
   static VT_DEVICE Target target(const Call& call, const Rows& operand, void* result, int64_t elements,
-                                 int64_t offset, const Place& at, const End& end) {
+                                 int64_t offset, const Position& at, const End& end) {
     if (result == nullptr) return {nullptr, nullptr};
     const bool shared = operand.batch == 0;
     const Set set = Set::of(call, shared ? at.head : at.sample, shared ? call.batch : 1);
@@ -421,7 +421,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     return {nullptr, call.parts + set.part(end.cluster, end.share) * size + offset};
   }
 
-  static VT_DEVICE void finish(const Warp& warp, Sums& sums, const Place& at, const End& end) {
+  static VT_DEVICE void finish(const Warp& warp, Sums& sums, const Position& at, const End& end) {
     const Call& call = warp.call;
     const Part part = Part::of(call, PROJECT, TOKENIZE, kRows);
     // Where a row's sums go, in channels [first, end): the result, the part, or neither.
@@ -493,7 +493,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     }
   }
 
-  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Place& at,
+  static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Position& at,
                                           const End& end) {
     const Call& call = warp.call;
     VT_UNROLL

@@ -117,5 +117,11 @@ struct Call {
   float* extra_parts = nullptr;  // (B, N, P): the gradient of extra_values for each sample
 };
 
+// The rows of scores that the kernel of a call has room for, and its parts too.
+constexpr int room_for_rows(const Call& call) {
+  const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;
+  return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
+}
+
 }  // namespace cuda
 }  // namespace vt

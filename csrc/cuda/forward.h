@@ -18,7 +18,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   using Base::MT;
   using Base::NT;
   using Base::TP;
-  using typename Base::Place;
+  using typename Base::Position;
   using typename Base::T;
   using typename Base::Term;
   using typename Base::Tile;
@@ -41,9 +41,9 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const int count = static_cast<int>(share.end - share.begin);
     if (count == 0) return;  // the whole cluster
     warp.begin();
-    Place at = Place::of(call, share.begin);
+    Position at = Position::of(call, share.begin);
 
-    Place ahead = at;
+    Position ahead = at;
     int ahead_stage = 0;
     const auto copy_next = [&](bool any) {
       if (any) {
@@ -85,7 +85,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       if constexpr (TOKENIZE) tokenize(warp, view, pooled, at, there);
       if (++stage == call.stages) stage = 0;
 
-      const Place here = at;
+      const Position here = at;
       at.next(call);
       if (index + 1 == count || at.tile == 0) {
         if constexpr (TOKENIZE)
@@ -97,7 +97,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 
   // Small operands of a sample; those that the batch shares stay from the sample before.
-  static VT_DEVICE void begin(const Warp& warp, const Place& at, bool first) {
+  static VT_DEVICE void begin(const Warp& warp, const Position& at, bool first) {
     const Call& call = warp.call;
     const bool keys =
         PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
@@ -147,21 +147,21 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   // exceeds it by more than kSlack: that is rare, and otherwise no maximum over lanes is needed. Each lane
   // has its own sum of weights.
   static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4],
-                                 const Place& at, uint32_t there) {
+                                 const Position& at, uint32_t there) {
     const Call& call = warp.call;
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
     warp.template share_scores<0, 1>();
     const int p = warp.lane % kLanes;
-    const bool part = there >> p & 1;
+    const bool counts = there >> p & 1;
     float bias = 0.f;
-    if (call.pixel_bias.data != nullptr && part) {
+    if (call.pixel_bias.data != nullptr && counts) {
       bias = number<T>(call.pixel_bias, at.b * call.pixel_bias.batch + at.pixel() + p);
     }
     for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
       const int row = from + warp.lane / kLanes;
       const uint32_t to_totals = places.totals + (row * kLanes + p) * 8;
-      const float logit = part ? warp.score(0, row, p) + bias : minus_infinity();
+      const float logit = counts ? warp.score(0, row, p) + bias : minus_infinity();
       const Totals before = shared<Totals>(to_totals);
       float highest = shared<float>(places.highest + row * 4), scale = 1.f;
       float top = logit * kLog2e;
@@ -177,7 +177,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       const float exact = power_of_two(multiply_add(logit, kLog2e, -reference_of(highest)));
       const T weight = narrow<T>(exact);
       Totals total = {before.x * scale + widen(weight), before.y * scale + exact};
-      if (total.x == 0.f && (part || is_empty_sum(before.x))) total.x = empty_sum();
+      if (total.x == 0.f && (counts || is_empty_sum(before.x))) total.x = empty_sum();
       set_shared(to_totals, total);
       set_shared(places.by_token + row * Base::kByToken + p * Base::kSize, weight);
       if (p == 0) set_shared(places.scale + row * 4, scale);
@@ -248,7 +248,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     return static_cast<int64_t>(3 + call.out_channels + call.extra_columns) * kRows;
   }
 
-  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Place& at, int begun,
+  static VT_DEVICE void finish(const Warp& warp, float (&pooled)[MT][NT][4], const Position& at, int begun,
                                int ended, const Share& share, int cluster) {
     const Call& call = warp.call;
     const Places& places = call.places;

@@ -129,15 +129,15 @@ struct Kernel {
       return sum;
     }
   };
-  static constexpr int kMatrices = MATRICES;
+  static constexpr int kScoreMatrices = MATRICES;
 
   // ---- positions ----
 
-  struct Place {
+  struct Position {
     int sample, head, b;  // the sample is that of head `head` and of the batch's sample `b`
     int tile;             // of tiles_per_sample
 
-    static VT_DEVICE Place of(const Call& call, int64_t tile) {
+    static VT_DEVICE Position of(const Call& call, int64_t tile) {
       const int sample = static_cast<int>(tile / call.tiles_per_sample);
       return {sample, sample / call.batch, sample % call.batch,
               static_cast<int>(tile % call.tiles_per_sample)};
@@ -151,7 +151,7 @@ struct Kernel {
   };
 
   // The sample of a place in a map of `channels` channels. Heads of tokenize are blocks of channels.
-  static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, const Place& at) {
+  static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, const Position& at) {
     const int64_t of_head = static_cast<int64_t>(at.head) * channels * (LAYOUT == Layout::last ? 1 : map.row);
     return {static_cast<T*>(map.data) + at.b * map.batch + of_head, map.row, call.pixels, channels};
   }
@@ -167,7 +167,7 @@ struct Kernel {
   static VT_DEVICE bool may_be_anything(const Call& call, uint32_t there, bool projected) {
     return call.mask != nullptr || call.pixel_bias.data != nullptr || (projected && there != kAllPixels);
   }
-  static VT_DEVICE uint32_t taking_part(const Call& call, const Place& at, int lane) {
+  static VT_DEVICE uint32_t taking_part(const Call& call, const Position& at, int lane) {
     if (call.mask == nullptr && call.pixel_bias.data == nullptr) return inside(call, at.pixel());
     const int n = at.pixel() + lane;
     bool part = lane < TP && n < call.pixels;
@@ -298,7 +298,7 @@ struct Kernel {
   template <int N, class Block>
   static VT_DEVICE void store_sums(float (&sum)[N][4], bool has_base, uint32_t to_base, const View& to,
                                    const Block& block) {
-    if constexpr (Tile::kMatrices) {
+    if constexpr (Tile::kStoresMatrices) {
       static_assert(N % 2 == 0);
       if (has_base) {
         VT_UNROLL
@@ -554,7 +554,7 @@ struct Kernel {
     RowBank::fill(warp.bank(call.places.values), values, absent, warp.channel, warp.lane);
   }
 
-  static VT_DEVICE void fill_queries(const Warp& warp, const Place& at) {
+  static VT_DEVICE void fill_queries(const Warp& warp, const Position& at) {
     const Call& call = warp.call;
     const int64_t of_head = static_cast<int64_t>(at.head) * call.queries_count * call.out_channels;
     RowBank::fill(

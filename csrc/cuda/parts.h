@@ -8,12 +8,6 @@
 namespace vt {
 namespace cuda {
 
-// The rows of scores that the kernel of a call has room for, and its parts too.
-VT_BOTH int room_for_rows(const Call& call) {
-  const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;
-  return rows <= 16 ? 16 : rows <= 32 ? 32 : 64;
-}
-
 // Equal shares of all tiles of all samples, in order. Shares end at multiples of `unit` tiles: 1, or the
 // tiles of a sample, so that no sample is split.
 struct Share {

@@ -50,7 +50,7 @@ Places places_of(const Call& call, int warps, int stages) {
   if (K::PROJECT) places.keys = take(banks), places.values = take(banks);
   if (K::TOKENIZE) places.queries = take(banks);
   if (K::BACKWARD && K::TOKENIZE) places.grad_tokens = take(banks);
-  places.scores = take((warps + 3) / 4 * 4 * K::kMatrices * K::kRows * K::kScorePitch);
+  places.scores = take((warps + 3) / 4 * 4 * K::kScoreMatrices * K::kRows * K::kScorePitch);
   if (K::PROJECT || K::BACKWARD) places.by_pixel = take(K::TP * K::kByPixel);
   if (K::TOKENIZE || K::BACKWARD)
     places.by_token = take((K::BACKWARD && K::PROJECT ? 2 : 1) * K::kRows * K::kByToken);

@@ -145,8 +145,8 @@ struct Slice {
 
   // Stores COUNT pieces: place(i) is where one lies in shared memory, and where it goes or null. Of four, all
   // are read before one is written.
-  template <class Words, int COUNT, class Place>
-  static VT_DEVICE void store_pieces(const Place& place) {
+  template <class Words, int COUNT, class Position>
+  static VT_DEVICE void store_pieces(const Position& place) {
     constexpr int kTogether = COUNT < 4 ? COUNT : 4;
     static_assert(COUNT % kTogether == 0);
     [[maybe_unused]] constexpr int kUnrolled =
@@ -280,7 +280,7 @@ struct Slice {
       return at + (row_block * 16 + half * 8 + g) * kPitch + shift_own +
              place(g, (column_block * 8 + t * 2) * kSize);
     }
-    // The lane's row of two products' results, see kMatrices.
+    // The lane's row of two products' results, see kStoresMatrices.
     VT_DEVICE uint32_t result_row(int row_block, int column_block) const {
       return at + (row_block * 16 + (lane & 15)) * kPitch +
              place(lane & 7, (column_block + (lane >> 4)) * 8 * kSize);
@@ -289,7 +289,7 @@ struct Slice {
 
   // Of 16-bit elements: two products' results, those of column blocks `column_block` and the next, as four
   // matrices of 8 x 8, for ldmatrix and stmatrix.
-  static constexpr bool kMatrices = kHasStmatrix && LAYOUT != Layout::shifted && kSize == 2;
+  static constexpr bool kStoresMatrices = kHasStmatrix && LAYOUT != Layout::shifted && kSize == 2;
 
   static VT_DEVICE Couple<float> load_result(uint32_t at) {
     if constexpr (LAYOUT == Layout::shifted) return {widen(shared<T>(at)), widen(shared<T>(at + kSize))};

@@ -61,7 +61,7 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
                                         : "the channels of a head must be a multiple of 8";
   }
   if (call.pixels > INT32_MAX - 64 || call.batch * heads > INT32_MAX / 2)
-    return "it takes less than 2^31 pixels and samples";
+    return "it takes less than 2^31 - 64 pixels, and 2^30 samples times num_heads";
   return nullptr;
 }
 
@@ -72,7 +72,7 @@ class UnsupportedError : public std::invalid_argument {
       : std::invalid_argument(std::string("`backend=\"cuda\"` cannot do this call: ") + reason) {}
 };
 
-// Whether the backend of the calls on this thread is a choice, and not given by name.
+// Whether the calls on this thread come with backend=None.
 thread_local bool is_choice = false;
 
 class Choosing {
@@ -85,22 +85,6 @@ class Choosing {
  private:
   bool before_;
 };
-
-void check_taken(cuda::Op op, const Call& call) {
-  if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
-}
-
-// Where no backend is named, a setting may prefer another one.
-void check_preferred(cuda::Op op, const cuda::Call& call, Dtype dtype, Layout layout) {
-  if (!is_choice) return;
-  const int rows = std::max(call.keys_count, call.queries_count);
-  const cuda::Setting* setting = cuda::find_setting(op, cuda_dtype(dtype), cuda::maps_like(layout, call.x),
-                                                    rows <= 16   ? 16
-                                                    : rows <= 32 ? 32
-                                                                 : 64,
-                                                    std::max(call.channels, call.out_channels));
-  if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
-}
 
 // ---- operands ----
 
@@ -172,9 +156,16 @@ struct MapLayout {
     return {channels * pixels, channel, sizes[3] * pixel, pixel};
   }
 
+  // The map as the kernels get it, of which a copy has no address yet.
+  cuda::Map taken(const Tensor& tensor) const {
+    if (const auto found = fits(tensor)) return *found;
+    const int64_t channels = tensor.size(tensor.dim() == 3 ? 2 : 1);
+    return {nullptr, channels * pixels, layout == Layout::last ? channels : pixels};
+  }
+
   Tensor empty(const Tensor& like) const {
     const Sizes sizes = sizes_of(like);
-    return empty_strided(sizes, strides(sizes), dtype_code(like), place_of(like));
+    return empty_strided(sizes, strides(sizes), dtype_code(like), device_of(like));
   }
 };
 
@@ -238,28 +229,40 @@ cuda::Call sizes_of_call(const Call& call) {
   return sizes;
 }
 
+// Throws UnsupportedError where no kernel does the call, or where no backend is named and a setting prefers
+// another one. Before any memory is allocated, as that one allocates its own.
+void check_taken(cuda::Op op, const Call& call, const Tensor& x) {
+  if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
+  if (!is_choice || call.batch == 0) return;
+  const MapLayout layout = MapLayout::of(x, call);
+  const cuda::Call sizes = sizes_of_call(call);
+  const cuda::Setting* setting =
+      cuda::find_setting(op, cuda_dtype(call.dtype), cuda::maps_like(layout.layout, layout.taken(x)),
+                         cuda::room_for_rows(sizes), std::max(sizes.channels, sizes.out_channels));
+  if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
+}
+
 struct Workspace {
-  Place place;
+  DeviceId device;
   std::optional<Tensor> memory;
 
   static float* allocate(void* self, int64_t floats) {
     auto* workspace = static_cast<Workspace*>(self);
-    workspace->memory = empty({floats}, aoti_torch_dtype_float32(), workspace->place);
+    workspace->memory = empty({floats}, aoti_torch_dtype_float32(), workspace->device);
     return static_cast<float*>(workspace->memory->mutable_data_ptr());
   }
 };
 
 void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& call, Layout layout,
          const Tensor& x) {
-  check_preferred(op, call, dtype, layout);
-  Workspace workspace{place_of(x), {}};
-  const std::unique_ptr<void, void (*)(void*)> guard(devices.enter(workspace.place.index), devices.leave);
+  Workspace workspace{device_of(x), {}};
+  const std::unique_ptr<void, void (*)(void*)> guard(devices.enter(workspace.device.index), devices.leave);
   cuda::Host host;
-  const char* error = devices.find(workspace.place.index, host.device);
+  const char* error = devices.find(workspace.device.index, host.device);
   if (error == nullptr) {
     host.self = &workspace;
     host.allocate = Workspace::allocate;
-    host.stream = devices.stream(workspace.place.index);
+    host.stream = devices.stream(workspace.device.index);
     error = cuda::kernels(op, cuda_dtype(dtype))(call, layout, host);
     if (error == cuda::does_not_fit || error == cuda::not_compiled) throw UnsupportedError(error);
   }

@@ -62,9 +62,9 @@ void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters.
   }
   std::tuple<detail::unbox_type_t<Parameters>...> arguments =
       detail::unbox_to_tuple<detail::unbox_type_t<Parameters>...>(stack);
-  const Choosing choosing(!backend);
   std::string reason;
   try {
+    const Choosing choosing(!backend);
     return put_results(stack, std::apply(function, arguments));
   } catch (const UnsupportedError& error) {
     if (backend) throw;

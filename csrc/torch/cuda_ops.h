@@ -35,21 +35,21 @@ extern const CudaDevice devices;
 // The sizes of a call on x, which must be on a CUDA device.
 Call sizes_on(const Tensor& x) {
   check_map(x);
-  require(place_of(x).type == devices.type(), "x", "be on a CUDA device");
+  require(device_of(x).type == devices.type(), "x", "be on a CUDA device");
   return call_on(x);
 }
 
-void check_places(const Place&) {}
+void check_devices(const DeviceId&) {}
 
 // Operands, each after its name, are where x is. torch's dispatcher asks for no more than one such operand,
 // and a kernel that reads the host's memory ends the process.
 template <class... More>
-void check_places(const Place& place, const char* name, const Optional& value, const More&... more) {
+void check_devices(const DeviceId& device, const char* name, const Optional& value, const More&... more) {
   if (value) {
-    const Place other = place_of(*value);
-    require(other.type == place.type && other.index == place.index, name, "be on the device of `x`");
+    const DeviceId other = device_of(*value);
+    require(other.type == device.type && other.index == device.index, name, "be on the device of `x`");
   }
-  check_places(place, more...);
+  check_devices(device, more...);
 }
 
 // ---- results ----
@@ -58,7 +58,7 @@ void check_places(const Place& place, const char* name, const Optional& value, c
 // 0.
 Optional gradient(const Call& call, const Optional& operand, bool needed) {
   if (!needed || !operand) return {};
-  Tensor result = empty(sizes_of(*operand), dtype_code(*operand), place_of(*operand));
+  Tensor result = empty(sizes_of(*operand), dtype_code(*operand), device_of(*operand));
   return call.batch == 0 ? torch::stable::zero_(result) : result;
 }
 
@@ -78,12 +78,12 @@ struct Pooled {
 
   Pooled(const Tensor& x, const Call& call, int64_t channels, bool keep_exact)
       : tokens(empty({call.batch, call.queries_per_head, channels + call.extra_columns}, dtype_code(x),
-                     place_of(x))),
+                     device_of(x))),
         exact(keep_exact && dtype_code(x) != aoti_torch_dtype_float32()
-                  ? empty(sizes_of(tokens), aoti_torch_dtype_float32(), place_of(x))
-                  : nothing(aoti_torch_dtype_float32(), place_of(x))),
+                  ? empty(sizes_of(tokens), aoti_torch_dtype_float32(), device_of(x))
+                  : nothing(aoti_torch_dtype_float32(), device_of(x))),
         lse(empty({call.batch, call.query_heads * call.queries_per_head}, aoti_torch_dtype_float32(),
-                  place_of(x))) {}
+                  device_of(x))) {}
 
   void add_to(cuda::Call& call) const {
     call.tokens = tokens.mutable_data_ptr();
@@ -159,10 +159,10 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                       {"normalize", normalize != "pixels"}});
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
-               extra_values);
+  check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
+                extra_values);
   add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
-  check_taken(cuda::Op::tokenize, sizes);
+  check_taken(cuda::Op::tokenize, sizes, x);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
   if (sizes.batch > 0) {
     const MapLayout layout = MapLayout::of(x, sizes);
@@ -186,11 +186,11 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
   check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse,
                       tokens, lse);
-  check_places(place_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
-               extra_values, "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
+  check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
+                extra_values, "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
   check_needs(needs, 4);
   add_tokenize_sizes(sizes, queries, extra_values, num_heads);
-  check_taken(cuda::Op::tokenize_backward, sizes);
+  check_taken(cuda::Op::tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
                  dextra_values = gradient(sizes, extra_values, needs[3]);
@@ -220,9 +220,9 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
                       {"normalize", normalize != "tokens"}});
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
-  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
+  check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
-  check_taken(cuda::Op::project, sizes);
+  check_taken(cuda::Op::project, sizes, x);
   const Tensor y = empty_map_like(x, sizes.out_channels);
   if (sizes.batch > 0) {
     const MapLayout layout = MapLayout::of(x, sizes);
@@ -245,12 +245,12 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
-  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
+  check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 4);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
-  check_taken(cuda::Op::project_backward, sizes);
+  check_taken(cuda::Op::project_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]),
                  dtoken_bias = gradient(sizes, token_bias, needs[3]);
@@ -282,11 +282,11 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
-               "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
+  check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
+                "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
-  check_taken(cuda::Op::project_tokenize, sizes);
+  check_taken(cuda::Op::project_tokenize, sizes, x);
   const Optional y = return_map ? Optional(empty_map_like(x, channels)) : Optional();
   const Pooled pooled(x, sizes, channels, keep_exact);
   if (sizes.batch > 0) {
@@ -303,7 +303,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
     run(devices, cuda::Op::project_tokenize, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
-  return {y ? *y : nothing(dtype_code(x), place_of(x)), pooled.tokens, pooled.exact, pooled.lse};
+  return {y ? *y : nothing(dtype_code(x), device_of(x)), pooled.tokens, pooled.exact, pooled.lse};
 }
 
 Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
@@ -317,16 +317,16 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
   check_pooling_grads(sizes, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
-  check_places(place_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
-               "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
-               "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
-               grad_map);
+  check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
+                "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
+                "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
+                grad_map);
   const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
   check_like(grad, "grad_map", x, channels);
   check_needs(needs, 8);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
-  check_taken(cuda::Op::project_tokenize_backward, sizes);
+  check_taken(cuda::Op::project_tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]), dqueries = gradient(sizes, queries, needs[3]),
                  dtoken_bias = gradient(sizes, token_bias, needs[4]),

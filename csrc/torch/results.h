@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -36,45 +37,47 @@ using Sizes = std::vector<int64_t>;
 bool poison = false;
 
 // Where a tensor is.
-struct Place {
+struct DeviceId {
   int32_t type = aoti_torch_device_type_cpu(), index = 0;
 };
 
-Place place_of(const Tensor& tensor) {
-  Place place;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
-  return place;
+DeviceId device_of(const Tensor& tensor) {
+  DeviceId device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+  return device;
 }
 
-Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, Place place) {
+Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, DeviceId device) {
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                               place.type, place.index, &handle) != TORCH_SUCCESS) {
-    throw std::runtime_error("out of memory: a result cannot be allocated");
+                               device.type, device.index, &handle) != TORCH_SUCCESS) {
+    // As torch begins its message; vt_fast/ops/library.py makes torch.OutOfMemoryError of it.
+    throw std::runtime_error(std::string(device.type == aoti_torch_device_type_cpu() ? "" : "CUDA ") +
+                             "out of memory: a result cannot be allocated");
   }
   Tensor result(handle);
   return poison ? torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN()) : result;
 }
 
-Tensor empty(const Sizes& sizes, int32_t dtype, Place place) {
+Tensor empty(const Sizes& sizes, int32_t dtype, DeviceId device) {
   Sizes strides(sizes.size());
   int64_t stride = 1;
   for (size_t dim = sizes.size(); dim-- > 0;) {
     strides[dim] = stride;
     stride *= std::max<int64_t>(sizes[dim], 1);
   }
-  return empty_strided(sizes, strides, dtype, place);
+  return empty_strided(sizes, strides, dtype, device);
 }
 
 // Stands for a result that is not wanted: torch.jit.trace rejects optional results.
-Tensor nothing(int32_t dtype, Place place) { return empty({0}, dtype, place); }
+Tensor nothing(int32_t dtype, DeviceId device) { return empty({0}, dtype, device); }
 
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 // A dense copy in another dtype.
 Tensor converted(const Tensor& tensor, int32_t dtype) {
-  Tensor result = empty(sizes_of(tensor), dtype, place_of(tensor));
+  Tensor result = empty(sizes_of(tensor), dtype, device_of(tensor));
   torch::stable::copy_(result, tensor);
   return result;
 }
@@ -126,13 +129,13 @@ Tensor empty_map_like(const Tensor& x, int64_t channels) {
   const Sizes strides(x.strides().begin(), x.strides().end());
   // torch keeps any strides of an empty tensor, and gives one of another size contiguous ones.
   if (sizes[0] == 0)
-    return dense ? empty_strided(sizes, strides, dtype_code(x), place_of(x))
-                 : empty(sizes, dtype_code(x), place_of(x));
+    return dense ? empty_strided(sizes, strides, dtype_code(x), device_of(x))
+                 : empty(sizes, dtype_code(x), device_of(x));
   const Sizes inferred = dense_strides(sizes, strides);
   for (size_t dim = 0; dim < sizes.size(); ++dim) {
     dense = dense && (sizes[dim] <= 1 || strides[dim] == inferred[dim]);
   }
-  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x), place_of(x));
+  return empty_strided(sizes, dense ? strides : inferred, dtype_code(x), device_of(x));
 }
 
 }  // namespace

@@ -85,6 +85,13 @@ def test_workspace_does_not_grow_with_the_map():
     assert peaks[1] <= peaks[0] < 2**26
 
 
+def test_no_memory_for_a_result():
+    x = torch.randn(8, dtype=torch.bfloat16).expand(1 << 20, 1 << 20, 8)  # 16 TiB where it is copied
+    rows = torch.randn(4, 8, dtype=torch.bfloat16)
+    with pytest.raises(torch.OutOfMemoryError):
+        vt_fast.project(x, rows, rows, backend="cuda")
+
+
 def test_offsets_beyond_32_bits():
     x = torch.zeros(2, (1 << 31) // 64 + 1000, 64, dtype=torch.bfloat16)
     x[1, -1000:] = torch.randn(1000, 64, dtype=torch.bfloat16)

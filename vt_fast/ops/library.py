@@ -129,8 +129,9 @@ class DifferentiableOp:
         if backend is not None:
             backends.choose(backend, record)
 
-    def explain(self, call: tuple[Any, ...], backend: str | None) -> None:
-        """:meth:`check` after the op has refused a call: its message stands alone."""
+    def explain(self, error: Exception, call: tuple[Any, ...], backend: str | None) -> None:
+        """Raise in place of the op's own error, where another type or message tells more."""
+        _raise_out_of_memory(error)
         try:
             self.check(call, backend)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -141,8 +142,12 @@ class DifferentiableOp:
         # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
         if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
             return _called(self.raw_backward, call, backend)
-        with _below_autograd():
-            return _called(self.raw_backward, call, backend, self._own_backward)
+        try:
+            with _below_autograd():
+                return _called(self.raw_backward, call, backend, self._own_backward)
+        except RuntimeError as error:
+            _raise_out_of_memory(error)
+            raise
 
 
 def _in_python() -> list[str]:
@@ -158,6 +163,12 @@ def _called(
     if own is not None and backend in own:
         return own[backend](*args)
     return public(*args, backend=backend)
+
+
+def _raise_out_of_memory(error: Exception) -> None:
+    """Raise torch.OutOfMemoryError where an op says so: its errors arrive as RuntimeErrors."""
+    if type(error) is RuntimeError and "CUDA out of memory" in str(error):
+        raise torch.OutOfMemoryError(str(error)) from None
 
 
 def plain_eager() -> bool:

@@ -10,7 +10,7 @@ from tools.mutants.planted.fault import Fault
 from tools.mutants.planted.forward import FORWARD
 from tools.mutants.planted.kernel import KERNEL
 from tools.mutants.planted.numbers import NUMBERS, ROWS
-from tools.mutants.planted.shares import PARTS, PLAN
+from tools.mutants.planted.shares import CALL, PARTS, PLAN
 from tools.mutants.planted.tile import TILE
 
 __all__ = ["PLANTED", "Fault"]
@@ -22,6 +22,7 @@ PLANTED: dict[str, list[Fault]] = {
     "csrc/cuda/kernel.h": KERNEL,
     "csrc/cuda/forward.h": FORWARD,
     "csrc/cuda/backward.h": BACKWARD,
+    "csrc/cuda/call.h": CALL,
     "csrc/cuda/parts.h": PARTS,
     "csrc/cuda/plan.h": PLAN,
     "csrc/torch/cuda_calls.h": CALLS,

@@ -243,7 +243,7 @@ FORWARD = [
         "forward-maximum-left-out",
         "Weights overflow for scores beyond 88.",
         "float top = logit * kLog2e;",
-        "float top = part ? 0.f : minus_infinity();",
+        "float top = counts ? 0.f : minus_infinity();",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -271,22 +271,29 @@ FORWARD = [
     Fault(
         "forward-weights-not-rounded-in-their-sum",
         "Weights that are pooled in 16 bits do not sum to 1.",
-        "total_before * scale + widen(weight);",
-        "total_before * scale + power_of_two(multiply_add(logit, kLog2e, -reference_of(highest)));",
+        "before.x * scale + widen(weight)",
+        "before.x * scale + exact",
+        kernels=f"{TOKENIZE}:Bf16",
+    ),
+    Fault(
+        "forward-weights-rounded-in-lse",
+        "lse is off by half a unit of bfloat16 where weights are alike.",
+        "before.y * scale + exact",
+        "before.y * scale + widen(weight)",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "forward-total-not-rescaled",
         "Weights of earlier tiles count too much when the maximum grows.",
-        "total_before * scale + widen(weight);",
-        "total_before + widen(weight);",
+        "before.x * scale + widen(weight)",
+        "before.x + widen(weight)",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "forward-totals-of-half-the-lanes",
         "Tokens are normalized by the sum of half of their weights.",
-        "mask /= 2) total += shuffle_xor(total, mask);",
-        "mask /= 2) total += mask == 1 ? 0.f : shuffle_xor(total, mask);",
+        "total.x += shuffle_xor(total.x, mask)",
+        "total.x += mask == 1 ? 0.f : shuffle_xor(total.x, mask)",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -405,22 +412,22 @@ FORWARD = [
     Fault(
         "forward-empty-sum-of-a-later-tile",
         "Whether all logits are -inf is told by the last tile alone.",
-        "(part || is_empty_sum(total_before))",
-        "part",
+        "(counts || is_empty_sum(before.x))",
+        "counts",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "forward-no-empty-sum",
         "Tokens whose logits are all -inf are 0, and NaN in PyTorch.",
-        "if (total == 0.f && (part || is_empty_sum(total_before))) total = empty_sum();",
+        "if (total.x == 0.f && (counts || is_empty_sum(before.x))) total.x = empty_sum();",
         "",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "forward-no-empty-sum-of-lanes",
         "Tokens whose logits are all -inf are 0 where some lanes have no pixel.",
-        "total == 0.f && some ? empty_sum() : total);\n    }\n    sync_block();",
-        "total);\n    }\n    sync_block();",
+        "if (total.x == 0.f && some) total.x = empty_sum();",
+        "",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -462,8 +469,8 @@ FORWARD = [
     Fault(
         "combine-tokens-totals-of-one-lane",
         "Where four lanes share a token, it is normalized by the parts of one of them.",
-        "total = Own::sum(total), sum = Own::sum(sum),",
-        "sum = Own::sum(sum),",
+        "total = Own::sum(total),",
+        "",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(

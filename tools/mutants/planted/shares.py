@@ -1,8 +1,29 @@
-"""Faults in csrc/cuda/parts.h and plan.h."""
+"""Faults in csrc/cuda/call.h, parts.h and plan.h."""
 
 # ruff: noqa: E501
 
 from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
+
+CALL = [
+    Fault(
+        "rows-of-keys-alone",
+        "Queries beyond the number of keys are left out.",
+        "const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;",
+        "const int rows = call.keys_count;",
+    ),
+    Fault(
+        "rows-17-in-16",
+        "The 17th row is left out.",
+        "return rows <= 16 ? 16",
+        "return rows <= 17 ? 16",
+    ),
+    Fault(
+        "rows-16-in-32",
+        "16 rows take as long as 32.",
+        "return rows <= 16 ? 16",
+        "return rows < 16 ? 16",
+    ),
+]
 
 PARTS = [
     Fault(
@@ -91,24 +112,6 @@ PARTS = [
         "return {set * size, (set + 1) * size - (samples > 1 ? call.tiles_per_sample : 0)};",
         kernels=f"{TOKENIZE}:Bf16",
     ),
-    Fault(
-        "rows-17-in-16",
-        "The 17th row is left out.",
-        "return rows <= 16 ? 16",
-        "return rows <= 17 ? 16",
-    ),
-    Fault(
-        "rows-16-in-32",
-        "16 rows take as long as 32.",
-        "return rows <= 16 ? 16",
-        "return rows < 16 ? 16",
-    ),
-    Fault(
-        "rows-of-keys-alone",
-        "Queries beyond the number of keys are left out.",
-        "const int rows = call.keys_count > call.queries_count ? call.keys_count : call.queries_count;",
-        "const int rows = call.keys_count;",
-    ),
 ]
 
 PLAN = [
@@ -127,14 +130,14 @@ PLAN = [
     Fault(
         "plan-scores-of-four-warps",
         "Scores of warps from the fifth on lie over the weights.",
-        "take((warps + 3) / 4 * 4 * K::kMatrices",
-        "take(4 * K::kMatrices",
+        "take((warps + 3) / 4 * 4 * K::kScoreMatrices",
+        "take(4 * K::kScoreMatrices",
     ),
     Fault(
         "plan-scores-without-absent-warps",
         "Weights lie where the scores of warps that are not there are read as 0.",
-        "take((warps + 3) / 4 * 4 * K::kMatrices",
-        "take(warps * K::kMatrices",
+        "take((warps + 3) / 4 * 4 * K::kScoreMatrices",
+        "take(warps * K::kScoreMatrices",
     ),
     Fault(
         "plan-one-matrix-of-weights",
