@@ -8,6 +8,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "../cpu/call.h"
 
@@ -16,6 +18,14 @@ namespace {
 
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
+
+// Arguments and results of ops.
+using One = Tensor;
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Text = std::optional<std::string>;
+using Needs = std::vector<bool>;
 
 Dtype dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {

@@ -29,13 +29,6 @@ const char* const oldest_torch = "2.11";
 namespace cpu_ops {
 namespace {
 
-using One = Tensor;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Text = std::optional<std::string>;
-using Needs = std::vector<bool>;
-
 constexpr char name[] = "cpu";
 
 const char* unavailable() {
@@ -73,17 +66,9 @@ Optional gradient(const Call& call, const Optional& operand, bool needed) {
 
 void poison_results(bool on) { poison = on; }
 
-// What Python sees as None.
-Tensor or_undefined(const Optional& value) { return value ? *value : Tensor(); }
-
 // That gradient in the operand's dtype.
 Tensor rounded(const Optional& gradient, const Optional& operand) {
   return gradient ? in_dtype(*gradient, dtype_code(*operand)) : Tensor();
-}
-
-Optional map_like(const Optional& map, bool needed) {
-  if (!needed || !map) return {};
-  return empty_map_like(*map, map->size(map->dim() == 3 ? 2 : 1));
 }
 
 Optional optional_in_dtype(const Optional& value, int32_t dtype) {
@@ -224,11 +209,6 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
 }  // namespace
 }  // namespace cpu_ops
 }  // namespace vt
-
-#define VT_FOR_EACH_OP(do)                                                                   \
-  do                                                                                         \
-  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
-      project_tokenize_backward)
 
 STABLE_TORCH_LIBRARY(vt_fast, library) {
 #define VT_DEFINE(op) vt::define(library, vt::ops::op);

@@ -63,11 +63,6 @@ __attribute__((visibility("default"))) void vt_fast_cuda_use_settings(const vt::
 
 }  // extern "C"
 
-#define VT_FOR_EACH_OP(do)                                                                   \
-  do                                                                                         \
-  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
-      project_tokenize_backward)
-
 STABLE_TORCH_LIBRARY_IMPL(vt_fast, CUDA, library) {
 #define VT_IMPLEMENT(op)                                                                \
   library.impl(#op, vt::guarded<vt::cuda_ops::chosen<vt::ops::op, &vt::cuda_ops::op>>); \

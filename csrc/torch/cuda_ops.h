@@ -21,13 +21,6 @@ namespace vt {
 namespace cuda_ops {
 namespace {
 
-using One = Tensor;
-using Three = std::tuple<Tensor, Tensor, Tensor>;
-using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Text = std::optional<std::string>;
-using Needs = std::vector<bool>;
-
 extern const CudaDevice devices;
 
 // ---- devices ----
@@ -61,14 +54,6 @@ Optional gradient(const Call& call, const Optional& operand, bool needed) {
   Tensor result = empty(sizes_of(*operand), dtype_code(*operand), device_of(*operand));
   return call.batch == 0 ? torch::stable::zero_(result) : result;
 }
-
-Optional map_like(const Optional& map, bool needed) {
-  if (!needed || !map) return {};
-  return empty_map_like(*map, map->size(map->dim() == 3 ? 2 : 1));
-}
-
-// What Python sees as None.
-Tensor or_undefined(const Optional& value) { return value ? *value : Tensor(); }
 
 void* data_of(const Optional& result) { return result ? result->mutable_data_ptr() : nullptr; }
 

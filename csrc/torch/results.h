@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -137,6 +138,15 @@ Tensor empty_map_like(const Tensor& x, int64_t channels) {
   }
   return empty_strided(sizes, dense ? strides : inferred, dtype_code(x), device_of(x));
 }
+
+// Memory for the gradient of a map, if it is needed and there is one.
+std::optional<Tensor> map_like(const std::optional<Tensor>& map, bool needed) {
+  if (!needed || !map) return {};
+  return empty_map_like(*map, map->size(map->dim() == 3 ? 2 : 1));
+}
+
+// What Python sees as None.
+Tensor or_undefined(const std::optional<Tensor>& value) { return value ? *value : Tensor(); }
 
 }  // namespace
 }  // namespace vt

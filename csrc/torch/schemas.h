@@ -62,3 +62,9 @@ inline constexpr Op project_tokenize_backward = {
 
 }  // namespace ops
 }  // namespace vt
+
+// do(name) for each.
+#define VT_FOR_EACH_OP(do)                                                                   \
+  do                                                                                         \
+  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
+      project_tokenize_backward)

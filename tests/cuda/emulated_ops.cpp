@@ -79,11 +79,6 @@ __attribute__((visibility("default"))) int planned(const Sizes* sizes,
 
 }  // extern "C"
 
-#define VT_FOR_EACH_OP(do)                                                                   \
-  do                                                                                         \
-  (tokenize) do(tokenize_backward) do(project) do(project_backward) do(project_tokenize) do( \
-      project_tokenize_backward)
-
 STABLE_TORCH_LIBRARY(vt_fast_emulated, library) {
 #define VT_DEFINE(op)                                                                                      \
   library.def(                                                                                             \
