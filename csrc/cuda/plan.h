@@ -293,7 +293,7 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     if (has_parts_of<K>(call, false)) {
       const int64_t samples = Set::splits(call, 1);
       const auto combine = [&](auto lanes) {
-        constexpr int LANES = decltype(lanes)::value;
+        [[maybe_unused]] constexpr int LANES = decltype(lanes)::value;
         if constexpr (K::BACKWARD) {
           using C = CombineRows<T, K::PROJECT, K::TOKENIZE, false, LANES>;
           error = launcher.template start_small<C>(call, samples, part_size<K>(call) * LANES);
