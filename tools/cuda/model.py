@@ -1,6 +1,6 @@
 """A model of a call's time: bytes, and what a multiprocessor does for a tile while they move.
 
-It has not been compared with a measurement. A block works on one tile after another. Its own waiting, at
+README.md says how far it was from measurements. A block works on one tile after another. Its own waiting, at
 barriers and for products and loads that need the one before, overlaps only with other blocks of the
 multiprocessor, and all of these share its units.
 """

@@ -1,6 +1,6 @@
 """A model of a launch's time: bytes, products, programs that run at once, and waiting for loads.
 
-It ranks launch settings, and tells which term to expect. It has not been compared with a measurement.
+It ranks launch settings, and tells which term to expect. README.md says how far it was from measurements.
 Its terms are times that overlap, so their fourth powers add up: the largest one counts most.
 """
 
