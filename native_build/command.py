@@ -30,8 +30,8 @@ class BuildNative(build_ext):
 
     The environment variable VT_FAST_BUILD decides what happens if they cannot be built. Unset: the package
     works without them, and the record has the reason; "require": an error; "skip": they are not built.
-    The CUDA kernels are built where nvcc and a GPU, or VT_FAST_CUDA_ARCH, are found; else the record says why
-    not.
+    The CUDA kernels are built where nvcc and a GPU, or VT_FAST_CUDA_ARCH, are found. If there are none, or
+    the kernels do not compile with nvcc, the record says so; the latter is an error with "require".
     """
 
     built = built_cuda = False
@@ -49,7 +49,7 @@ class BuildNative(build_ext):
                 raise CannotBuildError(
                     f"the package was built with VT_FAST_BUILD=skip; unset it, then {RETRY}"
                 )
-            record = build(target)
+            record = build(target, required=mode == "require")
         except CannotBuildError as error:
             if mode == "require":
                 raise SystemExit(f"error: the kernels cannot be built: {error}") from error
@@ -99,11 +99,14 @@ def remove(target: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def build(target: Path) -> dict[str, Any]:
+def build(target: Path, *, required: bool = False) -> dict[str, Any]:
     """Build the libraries into ``target`` and return the record of the build.
 
+    Where the CUDA kernels cannot be built, the record says why.
+
     Raises:
-        CannotBuildError: a part of the toolchain is missing, or a source does not compile.
+        CannotBuildError: a part of the toolchain is missing, or a source does not compile. With ``required``
+            also where there is nvcc, and the CUDA kernels do not compile.
     """
     tools = toolchain.find()
     cuda_tools, cuda_record = None, {}
@@ -114,33 +117,36 @@ def build(target: Path) -> dict[str, Any]:
         cuda_record = {"reason": str(error)}
     (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
     (ROOT / OBJECTS / "build.ninja").write_text(rules.ninja_file(tools, cuda_tools, OBJECTS))
-
-    def compiled(names: list[str], compiler: str) -> None:
-        files = [str(OBJECTS / name) for name in names]
-        command = [tools.ninja, "-f", str(OBJECTS / "build.ninja"), *_jobs(), *files]
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
-            raise CannotBuildError(
-                f"the kernels did not compile with {compiler}; run `VT_FAST_BUILD=require pip install "
-                "-v --no-build-isolation .` in the source tree to see why"
-            )
-        for name in names:
-            shutil.copy2(ROOT / OBJECTS / name, target / name)
-
-    compiled([rules.LIBRARY, rules.FACTS], tools.compiler_name)
+    names = [rules.LIBRARY, rules.FACTS]
+    _compile(tools.ninja, names, f"the kernels did not compile with {tools.compiler_name}")
     if cuda_tools is not None:
+        compilers = f"{cuda_record['compiler']} and {tools.compiler_name}"
         try:
-            compiled([rules.CUDA_LIBRARY], str(cuda_record["compiler"]))
+            _compile(tools.ninja, [rules.CUDA_LIBRARY], f"the CUDA kernels did not compile with {compilers}")
+            names.append(rules.CUDA_LIBRARY)
         except CannotBuildError as error:
-            if os.environ.get("VT_FAST_BUILD") == "require":
+            if required:
                 raise
             print(f"warning: the package is built without its CUDA kernels: {error}", file=sys.stderr)
             cuda_record = {"reason": str(error)}
+    for name in names:
+        shutil.copy2(ROOT / OBJECTS / name, target / name)
     return {
         "compiler": tools.compiler_name,
         "torch": tools.torch_version,
         "oldest_torch": _oldest_torch(),
         "cuda": cuda_record,
     }
+
+
+def _compile(ninja: str, names: list[str], failure: str) -> None:
+    files = [str(OBJECTS / name) for name in names]
+    command = [ninja, "-f", str(OBJECTS / "build.ninja"), *_jobs(), *files]
+    if subprocess.run(command, cwd=ROOT).returncode != 0:
+        raise CannotBuildError(
+            f"{failure}; `VT_FAST_BUILD=require pip install -v --no-build-isolation .` in the source tree "
+            "shows why"
+        )
 
 
 def _jobs() -> list[str]:

@@ -160,9 +160,10 @@ def test_odd_folders_survive_ninja_and_the_shell(toolchain, rules):
     assert "'-isystem/a folder/$$include'" in rules.ninja_file(tools(toolchain), None, Path("out"))
 
 
-@pytest.mark.parametrize("mode", ["", "require"])
-def test_a_failing_nvcc_leaves_the_cpu_kernels(toolchain, rules, tmp_path, monkeypatch, mode):
-    pytest.importorskip("ninja")
+@pytest.mark.parametrize("required", [False, True])
+def test_a_failing_nvcc_leaves_the_cpu_kernels(toolchain, rules, tmp_path, monkeypatch, required):
+    ninja = pytest.importorskip("ninja")
+    pytest.importorskip("setuptools")
     from native_build import command, cuda
 
     def ninja_file(tools, cuda_tools, directory):
@@ -170,18 +171,18 @@ def test_a_failing_nvcc_leaves_the_cpu_kernels(toolchain, rules, tmp_path, monke
         lines += [f"build {directory / name}: touch" for name in (rules.LIBRARY, rules.FACTS)]
         return "\n".join([*lines, f"build {directory / rules.CUDA_LIBRARY}: fail", ""])
 
-    found = tools(toolchain, ninja=toolchain.find().ninja)
+    found = tools(toolchain, ninja=str(Path(ninja.BIN_DIR) / "ninja"))
     nvcc = cuda.CudaToolchain("/a folder/nvcc", (13, 0), Path("/include"), Path("/cudart.a"), ["80", "90a"])
     monkeypatch.setattr(command, "ROOT", tmp_path)
     monkeypatch.setattr(command.toolchain, "find", lambda: found)
     monkeypatch.setattr(command.cuda, "find", lambda: nvcc)
     monkeypatch.setattr(command.rules, "ninja_file", ninja_file)
-    monkeypatch.setenv("VT_FAST_BUILD", mode)
     target = tmp_path / "package"
     target.mkdir()
-    if mode == "require":
-        with pytest.raises(toolchain.CannotBuildError, match="did not compile with nvcc 13.0"):
-            command.build(target)
+    if required:
+        with pytest.raises(toolchain.CannotBuildError, match="did not compile with nvcc 13.0 and Clang 1"):
+            command.build(target, required=True)
+        assert not list(target.iterdir())
         return
     record = command.build(target)
     assert "did not compile with nvcc 13.0" in record["cuda"]["reason"]

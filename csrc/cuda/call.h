@@ -56,7 +56,7 @@ struct Places {
   uint32_t by_pixel, by_token;                  // weights, and gradients of scores
   uint32_t weights;                             // of project, not rounded
   uint32_t used;                                // whether gradients of project may use a pixel
-  uint32_t highest, total, scale;               // of each query
+  uint32_t highest, total, scale;               // of each query; `total` is two sums, see forward.h
   uint32_t totals;                              // the same, of each query and pixel of a tile
   uint32_t delta, lse;                          // of each query
   uint32_t token_bias;                          // of each key

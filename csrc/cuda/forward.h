@@ -143,9 +143,12 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                  call.residual_is_input ? view.at : residual, terms);
   }
 
+  // Two sums of weights: of the rounded weights, which normalizes the tokens, and of the exact ones, for lse.
+  using Totals = Couple<float>;
+
   // Adds a tile to the tokens: two barriers. Weights are relative to `highest`, which is raised where a logit
   // exceeds it by more than kSlack: that is rare, and otherwise no maximum over lanes is needed. Each lane
-  // has its own sum of weights.
+  // has its own sums of weights.
   static VT_DEVICE void tokenize(const Warp& warp, const View& view, float (&pooled)[MT][NT][4],
                                  const Position& at, uint32_t there) {
     const Call& call = warp.call;
@@ -203,9 +206,6 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
     if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
   }
-  // Sums of weights: as they are pooled, so that weights sum to 1, and for the logarithm, not rounded.
-  using Totals = Couple<float>;
-
   // Weights reach 2^kSlack, far from float16's largest number.
   static constexpr float kSlack = 8.f;
 

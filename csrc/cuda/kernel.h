@@ -150,7 +150,7 @@ struct Kernel {
     VT_DEVICE int pixel() const { return tile * TP; }
   };
 
-  // The sample of a place in a map of `channels` channels. Heads of tokenize are blocks of channels.
+  // The sample of a position in a map of `channels` channels. Heads of tokenize are blocks of channels.
   static VT_DEVICE Sample<T> sample_of(const Call& call, const Map& map, int channels, const Position& at) {
     const int64_t of_head = static_cast<int64_t>(at.head) * channels * (LAYOUT == Layout::last ? 1 : map.row);
     return {static_cast<T*>(map.data) + at.b * map.batch + of_head, map.row, call.pixels, channels};

@@ -9,14 +9,14 @@
 namespace vt {
 namespace cuda {
 
-#define VT_FOR_EACH_OP(do, type)                                                                \
+#define VT_FOR_EACH_KERNEL(do, type)                                                            \
   do                                                                                            \
   (tokenize, type) do(project, type) do(project_tokenize, type) do(tokenize_backward, type) do( \
       project_backward, type) do(project_tokenize_backward, type)
 #define VT_DECLARE(op, type) const char* run_##op##_##type(const Call&, Layout, const Host&);
-VT_FOR_EACH_OP(VT_DECLARE, Fp32)
-VT_FOR_EACH_OP(VT_DECLARE, Bf16)
-VT_FOR_EACH_OP(VT_DECLARE, Fp16)
+VT_FOR_EACH_KERNEL(VT_DECLARE, Fp32)
+VT_FOR_EACH_KERNEL(VT_DECLARE, Bf16)
+VT_FOR_EACH_KERNEL(VT_DECLARE, Fp16)
 
 const char* const does_not_fit = "the kernel for so many tokens and channels does not fit on this GPU";
 const char* const not_compiled = "the library has no code for this GPU; build it with VT_FAST_CUDA_ARCH";
@@ -51,11 +51,11 @@ Run kernels(Op op, Dtype dtype) {
   case Op::op:            \
     return run_##op##_##type;
   if (dtype == Dtype::float32) {
-    switch (op) { VT_FOR_EACH_OP(VT_CASE, Fp32) }
+    switch (op) { VT_FOR_EACH_KERNEL(VT_CASE, Fp32) }
   } else if (dtype == Dtype::bfloat16) {
-    switch (op) { VT_FOR_EACH_OP(VT_CASE, Bf16) }
+    switch (op) { VT_FOR_EACH_KERNEL(VT_CASE, Bf16) }
   } else if (dtype == Dtype::float16) {
-    switch (op) { VT_FOR_EACH_OP(VT_CASE, Fp16) }
+    switch (op) { VT_FOR_EACH_KERNEL(VT_CASE, Fp16) }
   }
   return nullptr;
 }

@@ -145,8 +145,8 @@ struct Slice {
 
   // Stores COUNT pieces: place(i) is where one lies in shared memory, and where it goes or null. Of four, all
   // are read before one is written.
-  template <class Words, int COUNT, class Position>
-  static VT_DEVICE void store_pieces(const Position& place) {
+  template <class Words, int COUNT, class Where>
+  static VT_DEVICE void store_pieces(const Where& place) {
     constexpr int kTogether = COUNT < 4 ? COUNT : 4;
     static_assert(COUNT % kTogether == 0);
     [[maybe_unused]] constexpr int kUnrolled =

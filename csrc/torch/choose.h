@@ -13,17 +13,11 @@
 #include <dlfcn.h>
 
 #include "host.h"
+#include "results.h"
 #include "schemas.h"
 
 namespace vt {
 namespace {
-
-// Why the last call of the dispatcher failed. torch can say so from 2.13 on; before, it prints it.
-std::string dispatcher_error() {
-  using What = const char* (*)();
-  const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
-  return what == nullptr ? "see the error above" : what();
-}
 
 // Another backend's own op takes over the whole call, the references on the stack included. Backends that are
 // not in this library need Python.
@@ -31,7 +25,7 @@ inline void hand_over(const Op& op, const std::string& backend, StableIValue* st
   const std::string name = "vt_fast::" + std::string(op.name) + "_" + backend;
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   const bool python = dlsym(RTLD_DEFAULT, "Py_IsInitialized") != nullptr;
-  const std::string reason = python ? "failed: " + dispatcher_error() : "needs Python";
+  const std::string reason = python ? "failed: " + torch_error() : "needs Python";
   throw std::runtime_error("`backend=\"" + backend + "\"` " + reason);
 }
 

@@ -61,7 +61,7 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
                                         : "the channels of a head must be a multiple of 8";
   }
   if (call.pixels > INT32_MAX - 64 || call.batch * heads > INT32_MAX / 2)
-    return "it takes less than 2^31 - 64 pixels, and 2^30 samples times num_heads";
+    return "it takes fewer than 2^31 - 64 pixels, and fewer than 2^30 for samples times num_heads";
   return nullptr;
 }
 
@@ -156,8 +156,8 @@ struct MapLayout {
     return {channels * pixels, channel, sizes[3] * pixel, pixel};
   }
 
-  // The map as the kernels get it, of which a copy has no address yet.
-  cuda::Map taken(const Tensor& tensor) const {
+  // The map as the kernels get it: itself, or a dense copy, which has no address yet.
+  cuda::Map as_kernels_get(const Tensor& tensor) const {
     if (const auto found = fits(tensor)) return *found;
     const int64_t channels = tensor.size(tensor.dim() == 3 ? 2 : 1);
     return {nullptr, channels * pixels, layout == Layout::last ? channels : pixels};
@@ -229,15 +229,16 @@ cuda::Call sizes_of_call(const Call& call) {
   return sizes;
 }
 
-// Throws UnsupportedError where no kernel does the call, or where no backend is named and a setting prefers
-// another one. Before any memory is allocated, as that one allocates its own.
+// Throws UnsupportedError for calls that no kernel supports or, with backend=None, that a setting gives to
+// another backend. Called before results and copies are allocated; whether shared memory suffices is known
+// only in `run`.
 void check_taken(cuda::Op op, const Call& call, const Tensor& x) {
   if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
   if (!is_choice || call.batch == 0) return;
   const MapLayout layout = MapLayout::of(x, call);
   const cuda::Call sizes = sizes_of_call(call);
   const cuda::Setting* setting =
-      cuda::find_setting(op, cuda_dtype(call.dtype), cuda::maps_like(layout.layout, layout.taken(x)),
+      cuda::find_setting(op, cuda_dtype(call.dtype), cuda::maps_like(layout.layout, layout.as_kernels_get(x)),
                          cuda::room_for_rows(sizes), std::max(sizes.channels, sizes.out_channels));
   if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
 }

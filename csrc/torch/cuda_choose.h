@@ -76,7 +76,7 @@ void choose(StableIValue* stack, uint64_t inputs, Result (*function)(Parameters.
   if (torch_call_dispatcher(name.c_str(), "", stack, TORCH_ABI_VERSION) == TORCH_SUCCESS) return;
   throw std::runtime_error(dlsym(RTLD_DEFAULT, "Py_IsInitialized") == nullptr
                                ? reason + ", and the other backends need Python"
-                               : "another backend failed: " + dispatcher_error());
+                               : "another backend failed: " + torch_error());
 }
 
 template <const Op& op, auto function>

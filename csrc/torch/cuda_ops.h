@@ -231,11 +231,11 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
-  const Tensor grad = in_dtype(grad_map, dtype_code(x));
-  check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 4);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   check_taken(cuda::Op::project_backward, sizes, x);
+  const Tensor grad = in_dtype(grad_map, dtype_code(x));
+  check_like(grad, "grad_map", x, column_count(values));
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]),
                  dtoken_bias = gradient(sizes, token_bias, needs[3]);
@@ -306,12 +306,12 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                 "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
                 "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
                 grad_map);
-  const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
-  check_like(grad, "grad_map", x, channels);
   check_needs(needs, 8);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   add_tokenize_sizes(sizes, queries, extra_values, 1);
   check_taken(cuda::Op::project_tokenize_backward, sizes, x);
+  const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
+  check_like(grad, "grad_map", x, channels);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(sizes, keys, needs[1]),
                  dvalues = gradient(sizes, values, needs[2]), dqueries = gradient(sizes, queries, needs[3]),
                  dtoken_bias = gradient(sizes, token_bias, needs[4]),

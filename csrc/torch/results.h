@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include <dlfcn.h>
+
 namespace vt {
 namespace {
 
@@ -49,13 +51,19 @@ DeviceId device_of(const Tensor& tensor) {
   return device;
 }
 
+// Why the last call of torch failed. torch can say so from 2.13 on; before, it prints it.
+std::string torch_error() {
+  using What = const char* (*)();
+  const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  return what == nullptr ? "see the error above" : what();
+}
+
 Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, DeviceId device) {
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
                                device.type, device.index, &handle) != TORCH_SUCCESS) {
-    // As torch begins its message; vt_fast/ops/library.py makes torch.OutOfMemoryError of it.
-    throw std::runtime_error(std::string(device.type == aoti_torch_device_type_cpu() ? "" : "CUDA ") +
-                             "out of memory: a result cannot be allocated");
+    // vt_fast/ops/library.py makes torch.OutOfMemoryError of it where torch says so.
+    throw std::runtime_error("a tensor cannot be allocated: " + torch_error());
   }
   Tensor result(handle);
   return poison ? torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN()) : result;

@@ -65,6 +65,26 @@ def test_an_unknown_name_is_refused():
         tokenize(32, backend="tritium")
 
 
+@pytest.mark.parametrize("maps", ["last", "halves"])
+def test_the_choice_comes_before_memory(maps):
+    """No memory holds the copy and the result of this map: the next backend meets that, and not this one."""
+    pixels = (1 << 20) + 4  # rows of 4 pixels more than a multiple of 8: "halves" where pixels are contiguous
+    memory = torch.zeros(8 * pixels + 1, dtype=torch.bfloat16)[1:]  # not aligned, so it is copied
+    sizes = (1, pixels, 8) if maps == "last" else (1, 8, 1, pixels)
+    x = memory.view(sizes).expand(1 << 29, *sizes[1:])
+    rows = torch.zeros(4, 8, dtype=torch.bfloat16)
+    arguments = (x, rows, rows, None, None, False, 1)
+    library = cuda_emulator.library()
+    try:
+        with pytest.raises(RuntimeError, match="^a tensor cannot be allocated"):
+            public("project", *arguments)
+        settings.use(library, [Setting("project", "bf16", maps, 16, 8, backend="next")])
+        with pytest.raises(RuntimeError, match="^another backend failed"):
+            public("project", *arguments)
+    finally:
+        settings.use(library, [])
+
+
 def test_a_setting_may_prefer_the_next_backend():
     library = cuda_emulator.library()
     expected = tokenize(32, backend="torch")

@@ -86,9 +86,11 @@ def test_workspace_does_not_grow_with_the_map():
 
 
 def test_no_memory_for_a_result():
-    x = torch.randn(8, dtype=torch.bfloat16).expand(1 << 20, 1 << 20, 8)  # 16 TiB where it is copied
+    x = torch.randn(8, dtype=torch.bfloat16).expand(1 << 20, 1 << 20, 8)
     rows = torch.randn(4, 8, dtype=torch.bfloat16)
-    with pytest.raises(torch.OutOfMemoryError):
+    # The result would take 16 TiB. Before 2.13, torch does not tell an op why.
+    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+    with pytest.raises(torch.OutOfMemoryError if known else RuntimeError, match="cannot be allocated"):
         vt_fast.project(x, rows, rows, backend="cuda")
 
 

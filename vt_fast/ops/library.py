@@ -134,15 +134,15 @@ class DifferentiableOp:
         _raise_out_of_memory(error)
         try:
             self.check(call, backend)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise error from None
+        except (TypeError, ValueError, RuntimeError) as clearer:
+            raise clearer from None
 
     def call_backward(self, call: tuple[Any, ...], backend: str | None) -> Any:
         """The backward op's results, for use in the derivative."""
         # Gradients are enabled under create_graph=True: the results must carry a derivative that raises.
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
-            return _called(self.raw_backward, call, backend)
         try:
+            if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.compiler.is_compiling():
+                return _called(self.raw_backward, call, backend)
             with _below_autograd():
                 return _called(self.raw_backward, call, backend, self._own_backward)
         except RuntimeError as error:
@@ -166,7 +166,10 @@ def _called(
 
 
 def _raise_out_of_memory(error: Exception) -> None:
-    """Raise torch.OutOfMemoryError where an op says so: its errors arrive as RuntimeErrors."""
+    """Raise torch.OutOfMemoryError where an op in C++ says so, whose errors are RuntimeErrors.
+
+    Before 2.13, torch prints the reason and keeps it from the op; then the RuntimeError stays.
+    """
     if type(error) is RuntimeError and "CUDA out of memory" in str(error):
         raise torch.OutOfMemoryError(str(error)) from None
 

@@ -53,7 +53,7 @@ def refuses(call: Call) -> str | None:
     if channels % each != 0 or (out_channels // call.num_heads) % each != 0:
         return f"the channels of a head must be a multiple of {each}"
     if pixel_count(x) > 2**31 - 65 or x.shape[0] * call.num_heads > 2**30 - 1:
-        return "it takes less than 2^31 pixels and samples"
+        return "it takes fewer than 2^31 - 64 pixels, and fewer than 2^30 for samples times num_heads"
     # A compiler asks for a call that may run elsewhere; there the driver refuses another architecture.
     if x.device.type == "meta" or torch.compiler.is_compiling():
         return None
