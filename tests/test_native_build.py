@@ -180,7 +180,7 @@ def test_a_failing_nvcc_leaves_the_cpu_kernels(toolchain, rules, tmp_path, monke
     target = tmp_path / "package"
     target.mkdir()
     if required:
-        with pytest.raises(toolchain.CannotBuildError, match="did not compile with nvcc 13.0 and Clang 1"):
+        with pytest.raises(toolchain.CannotBuildError, match=r"did not compile with nvcc 13\.0 and Clang 1"):
             command.build(target, required=True)
         assert not list(target.iterdir())
         return

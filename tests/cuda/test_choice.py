@@ -76,10 +76,10 @@ def test_the_choice_comes_before_memory(maps):
     arguments = (x, rows, rows, None, None, False, 1)
     library = cuda_emulator.library()
     try:
-        with pytest.raises(RuntimeError, match="^a tensor cannot be allocated"):
+        with pytest.raises(RuntimeError, match=r"^a tensor cannot be allocated"):
             public("project", *arguments)
         settings.use(library, [Setting("project", "bf16", maps, 16, 8, backend="next")])
-        with pytest.raises(RuntimeError, match="^another backend failed"):
+        with pytest.raises(RuntimeError, match=r"^another backend failed"):
             public("project", *arguments)
     finally:
         settings.use(library, [])
