@@ -50,7 +50,7 @@ assert words[words.index("--clock-control") + 1] == "none"
 log, start = words[words.index("--log-file") + 1], words.index("tools.triton.profiled_calls")
 path, *jobs = words[start + 1 :]
 kernels = []
-with open(path, "w") as file:
+with open(os.devnull if path == "cuda" else path, "w") as file:
     while jobs:
         about, jobs = dict(zip(("op", "dtype", "layout", "shape"), jobs)), jobs[4:]
         for kernel in os.environ["KERNELS"].split():
@@ -88,7 +88,7 @@ WORDS = ["counters", "--op", "tokenize", "--shape", "256x196x1024x16", "--layout
 def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(counters, "__file__", str(tmp_path / "counters.py"))
     assert main(WORDS) == 0
-    path = tmp_path / "counters-stand-in-9000.csv"
+    path = tmp_path / "counters-triton-stand-in-9000.csv"
     facts, (first, second) = results.read(path)
     assert list(facts) == ["machine", "commit"]
     assert (first["kernel"], first["layout"], first["setting"]) == ("tokenize_forward", "nchw", "tile=64")
@@ -103,6 +103,24 @@ def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, cap
     assert row.split()[1:] == [*words, "long_scoreboard", "7.5,", "wait", "1.2"]
     assert main(["counters", "--show", str(path)]) == 0
     assert row in capsys.readouterr().out
+
+
+CUDA = ["void vt::cuda::start_kernel<vt::cuda::Backward<vt::cuda::Bf16, 0, 2, 4, 16, 1, 1>>(vt::cuda::Call)"]
+CUDA += ["void unnamed>::start_small_kernel<CombineRows<Bf16, 0, 1, 0, 4>>(Call)"]
+
+
+def test_counters_of_the_cuda_kernels(ncu, monkeypatch, tmp_path):
+    monkeypatch.setattr(counters, "__file__", str(tmp_path / "counters.py"))
+    ncu(text=table(*CUDA))
+    assert main([*WORDS, "--op", "tokenize_backward", "--backend", "cuda"]) == 0
+    _, (first, second) = results.read(tmp_path / "counters-cuda-stand-in-9000.csv")
+    assert (first["op"], first["kernel"]) == ("tokenize_backward", "Backward")
+    assert first["setting"] == "vt::cuda::Bf16, 0, 2, 4, 16, 1, 1"
+    assert int(first["compulsory_bytes"]) == 2 * 2 * 256 * 196 * 1024
+    assert (second["kernel"], second["compulsory_bytes"]) == ("CombineRows", "")
+    ncu(text=table("combine"))
+    with pytest.raises(RuntimeError, match="'combine', which is none of the CUDA kernels"):
+        counters.profiled_cuda(Call.of("tokenize", "bf16", "nchw", "8x196x64x16"))
 
 
 @pytest.mark.parametrize(

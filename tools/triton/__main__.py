@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--layout", nargs="+", choices=UNIT_STRIDES, default=list(UNIT_STRIDES))
     shapes = ["x".join(map(str, shape)) for shape in SHAPES[:3]]
     command.add_argument("--shape", nargs="+", metavar="BxNxCxL", default=shapes)
+    command.add_argument("--backend", choices=["triton", "cuda"], default="triton", help="default: triton")
     command.add_argument("--show", type=Path, metavar="FILE", help="print the counters in a file instead")
     return parser
 
@@ -85,7 +86,7 @@ def _counters(options: argparse.Namespace) -> None:
         print(counters.render(results.read(options.show)[1]))
         return
     combined = itertools.product(options.op, options.dtype, options.layout, options.shape)
-    counters.run([Call.of(*words) for words in combined], options.output)
+    counters.run([Call.of(*words) for words in combined], options.backend, options.output)
 
 
 if __name__ == "__main__":

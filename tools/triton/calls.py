@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vt_fast.backends import triton
 from vt_fast.backends.triton.ahead import Request
 from vt_fast.backends.triton.samples import KERNELS, Shape, sample
 from vt_fast.backends.triton.schedule import observed
@@ -64,9 +65,9 @@ class Call(NamedTuple):
         batch, pixels, channels, _ = self.shape
         return batch * pixels * channels * self.torch_dtype.itemsize
 
-    def on(self, device: str) -> Callable[[], Any]:
+    def on(self, device: str, backend: Any = triton) -> Callable[[], Any]:
         """The call on a device, with random operands; on "meta", operands have no data."""
-        return sample(self.op, self.torch_dtype, UNIT_STRIDES[self.layout], self.shape, device)
+        return sample(self.op, self.torch_dtype, UNIT_STRIDES[self.layout], self.shape, device, backend)
 
     def launches(self) -> list[Launch]:
         """What the call launches."""

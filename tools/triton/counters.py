@@ -6,6 +6,7 @@ That may be more bytes than the compulsory ones, too few in flight (which warps 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -25,8 +26,8 @@ _SECONDS = 60.0
 Row = Mapping[str, Any]
 
 
-def run(calls: Sequence[Call], output: Path | None) -> None:
-    """Profile, save the counters and print some of them.
+def run(calls: Sequence[Call], backend: str, output: Path | None) -> None:
+    """Profile a backend's kernels, "triton" or "cuda", save the counters and print some of them.
 
     Raises:
         ValueError: there are no counters here.
@@ -39,8 +40,8 @@ def run(calls: Sequence[Call], output: Path | None) -> None:
         raise ValueError(f"no counters can be read here: {reason}")
     about = machine.describe("cuda:0")
     name = about["gpu"]["name"].lower().replace(" ", "-")
-    path = output or Path(__file__).with_name(f"counters-{name}.csv")
-    rows = profiled(calls)
+    path = output or Path(__file__).with_name(f"counters-{backend}-{name}.csv")
+    rows = profiled(calls) if backend == "triton" else [row for call in calls for row in profiled_cuda(call)]
     facts = {"machine": about, "commit": machine.commit()}
     results.write(path, facts, list(dict.fromkeys(column for row in rows for column in row)), rows)
     print(f"written to {path}")
@@ -73,6 +74,36 @@ def profiled(calls: Iterable[Call]) -> list[Row]:
         }
         for launch, profile in zip(launched, profiles, strict=True)
     ]
+
+
+def profiled_cuda(call: Call) -> list[Row]:
+    """The launches of a call of the CUDA kernels, which have their template's arguments as the setting.
+
+    Raises:
+        RuntimeError: it was not profiled.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tools.triton.profiled_calls", "cuda", *call.words.values()]
+        profiles = nsight.profile(
+            command, ("start_kernel", "start_small_kernel"), Path(folder) / "log", _SECONDS
+        )
+    rows: list[Row] = []
+    for profile in profiles:
+        found = re.search(r"kernel<(?:\w+::)*(\w+)<(.*)>>\(", profile.kernel)
+        if found is None:
+            raise RuntimeError(f"ncu profiled {profile.kernel!r}, which is none of the CUDA kernels")
+        main = found[1] in ("Forward", "Backward")
+        rows.append(
+            {
+                **call.words,
+                "kernel": found[1],
+                "setting": found[2],
+                "programs": "",
+                "compulsory_bytes": compulsory_bytes(KERNELS[call.op], call) if main else None,
+                **{name: f"{value:.9g}" for name, value in profile.metrics.items()},
+            }
+        )
+    return rows
 
 
 _PERCENTAGES = {

@@ -1,53 +1,61 @@
 """Calls for a profiler to look at: ``python -m tools.triton.profiled_calls FILE [OP DTYPE LAYOUT SHAPE]...``.
 
 Each is made twice, the second time between the start and the stop of CUDA's profiler. FILE gets a line of
-JSON for each of our kernels that was launched there.
+JSON for each Triton kernel that was launched there; where it is "cuda", the calls run the CUDA kernels.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tools.triton.calls import Call, Launch
+from vt_fast.backends.cuda import tuning
 from vt_fast.backends.triton.schedule import observed
 
 
 def main(arguments: Sequence[str]) -> None:
     """Make the calls."""
     path, *words = arguments
+    calls = [Call.of(*each) for each in zip(*[iter(words)] * 4, strict=True)]
+    if path == "cuda":
+        for call in calls:
+            profile(call.on("cuda", tuning.Calls()))
+        return
     with Path(path).open("w") as file:
-        for each in zip(*[iter(words)] * 4, strict=True):
-            call = Call.of(*each)
+        for call in calls:
             for launch in profiled(call):
                 line = {"kernel": launch.kernel, "setting": launch.setting, "programs": launch.programs}
                 file.write(json.dumps(call.words | line) + "\n")
 
 
+def profile(run: Callable[[], Any]) -> None:
+    """Call twice, the second time under the profiler."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
+
+
 def profiled(call: Call) -> list[Launch]:
-    """Call twice, the second time under the profiler; return what that launched."""
+    """Profile a call of the Triton kernels, and return what its second run launched."""
     launched: list[Launch] = []
 
     def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: Any) -> None:
         kernel[grid](*arguments, **constants)  # an observed launch does nothing itself
         launched.append(Launch.of(kernel, grid, arguments, constants))
 
-    run = call.on("cuda")
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.profiler.start()  # type: ignore[no-untyped-call]
+    run = call.on("cuda")  # of a backward, this runs the forward
     with observed(launch):
-        run()
-    torch.cuda.synchronize()
-    torch.cuda.profiler.stop()  # type: ignore[no-untyped-call]
-    del run
-    torch.cuda.empty_cache()
-    return launched
+        profile(run)
+    return launched[len(launched) // 2 :]
 
 
 if __name__ == "__main__":
