@@ -99,6 +99,20 @@ def test_a_sample_without_pixels(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_nan_in_a_sample_does_not_reach_the_next(op, dtype):
+    """One block takes all samples in turn."""
+    dirty = problem(op, ("extra_values",), "bnc", channels=48)
+    dirty.operands["x"][0] = torch.nan
+    with cuda_emulator.emulated(clusters=1):
+        found = dirty.solve(dtype)
+    for name, value in found.items():
+        if name.startswith("result"):
+            assert value[0].isnan().any(), name
+            assert value[1:].isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     "case", [("project", ()), ("project", ("token_bias",)), ("project_tokenize", ())], ids=short

@@ -42,6 +42,18 @@ def test_a_constant_map_gives_that_constant(layout, dtype):
         assert (tokens.float() - 1).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
+def test_rounded_weights_sum_to_1(dtype):
+    """Before tokens are rounded, which hides what weights lack."""
+    x, queries = torch.ones(2, 211, 32, dtype=dtype), torch.zeros(5, 32, dtype=dtype)
+    bias = torch.randn(2, 211)
+    with cuda_emulator.emulated():
+        ops = torch.ops.vt_fast if cuda_emulator.REAL else torch.ops.vt_fast_emulated
+        own = ops.tokenize_cuda if cuda_emulator.REAL else ops.tokenize
+        _, exact, _ = own(x, queries, None, bias, None, 1, True)
+    assert (exact - 1).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("columns", [33, 64])
 def test_many_columns_of_extra_values(columns, dtype):

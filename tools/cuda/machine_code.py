@@ -216,7 +216,10 @@ def _facts(registers: int, stack: int, code: list[_Instruction]) -> Facts:
 
 
 def _tile(code: list[_Instruction]) -> tuple[int, int]:
-    """The shortest way from the head of the innermost loop around all products to the last one."""
+    """The shortest way from the head of the innermost loop around all products to the last one.
+
+    Or all instructions between them, where jumps back are on the way.
+    """
     products = [index for index, each in enumerate(code) if each.kind == "HMMA"]
     if not products:
         return 0, 0
@@ -234,6 +237,9 @@ def _tile(code: list[_Instruction]) -> tuple[int, int]:
         for address in (None if each.ends else following.address, branches.get(each.address)):
             if address is not None and each.address < address <= last:
                 reached[address] = min(reached.get(address, way), way)
+    if last not in reached:
+        between = [each for each in code if head <= each.address <= last]
+        return len(between), sum(each.kind in _COUNTED for each in between)
     steps, counted = reached[last]
     return steps + 1, counted + 1
 
