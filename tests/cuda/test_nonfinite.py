@@ -113,6 +113,19 @@ def test_nan_in_a_sample_does_not_reach_the_next(op, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_extra_values_of_masked_pixels(dtype):
+    """The batch shares them, and each sample uses those of its own pixels."""
+    dirty = problem("tokenize", ("mask", "extra_values"), "bnc", channels=48)
+    dirty.operands["extra_values"][3] = torch.nan
+    dirty.operands["mask"][:, 3] = torch.arange(dirty.operands["mask"].shape[0]) == 1
+    with cuda_emulator.emulated(seed=3):
+        tokens = dirty.solve(dtype)["result 0"]
+    assert tokens[1, :, 48:].isnan().all()
+    assert tokens[1, :, :48].isfinite().all()
+    assert tokens[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     "case", [("project", ()), ("project", ("token_bias",)), ("project_tokenize", ())], ids=short

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+import vt_fast
 from tests._support import cuda_emulator
 from tests._support.emulated_cases import DTYPES, LAYOUTS, check, conditions, problem
 from tests._support.judging import round_operands, short
@@ -40,6 +41,45 @@ def test_a_constant_map_gives_that_constant(layout, dtype):
         with cuda_emulator.emulated(**conditions(index)):
             tokens = found.solve(dtype)["result 0"]
         assert (tokens.float() - 1).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("op", OPS)
+def test_many_parts_of_a_sample(op, dtype):
+    """Forty blocks share a sample, and the maximum grows from each to the next, or falls."""
+    options = {"tokenize": ("extra_values",), "project": ("token_bias",), "project_tokenize": ("residual",)}
+    found = problem(op, options[op], channels=16, height=33, width=40, batch=1)
+    of_map = "residual" if op == "project_tokenize" else "x"
+    found.operands[of_map][..., 0] = torch.linspace(-40, 40, 33 * 40).div(0.25).round().mul(0.25)
+    for name in {"queries", "keys"} & found.operands.keys():
+        rows = found.operands[name].shape[-2]
+        found.operands[name][..., 0] = torch.tensor([1.0, -1.0, 2.0, 0.5, 0.25])[:rows]
+    check(found, dtype, seed=5, clusters=40)
+
+
+@pytest.mark.parametrize("clusters", [1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
+def test_lse_is_of_weights_that_are_not_rounded(dtype, clusters):
+    """All weights but the first are rounded the same way: to 1."""
+    x, queries = torch.ones(1, 1320, 16, dtype=dtype), torch.zeros(2, 16, dtype=dtype)
+    bias = torch.full((1, 1320), 0.45 * torch.finfo(dtype).eps)
+    bias[0, 0] = 0
+    with cuda_emulator.emulated(clusters=clusters):
+        _, lse = vt_fast.tokenize(x, queries, pixel_bias=bias, return_stats=True)
+    torch.testing.assert_close(lse, bias.double().logsumexp(1, keepdim=True).float().expand(1, 2))
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
+def test_a_token_all_of_whose_scores_are_minus_infinity(dtype, clusters):
+    """They overflow in float; tokens are NaN, as in PyTorch, also where the last tile is not full."""
+    x, queries = torch.randn(2, 35, 16).to(dtype), torch.zeros(3, 16, dtype=dtype)
+    x[..., 0], queries[1, 0] = 3e38, -3
+    with cuda_emulator.emulated(clusters=clusters):
+        tokens, lse = vt_fast.tokenize(x, queries, return_stats=True)
+    assert tokens[:, 1].isnan().all()
+    assert (lse[:, 1] == -torch.inf).all()
+    assert tokens[:, ::2, 1:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
