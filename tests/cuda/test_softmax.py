@@ -60,23 +60,25 @@ def test_many_parts_of_a_sample(op, dtype):
 @pytest.mark.parametrize("clusters", [1, 5, 40])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=short)
 def test_lse_is_of_weights_that_are_not_rounded(dtype, clusters):
-    """All weights but the first are rounded the same way: to 1."""
+    """In each tile, all weights but one or two are rounded the same way: to 1."""
     x, queries = torch.ones(1, 1320, 16, dtype=dtype), torch.zeros(2, 16, dtype=dtype)
-    bias = torch.full((1, 1320), 0.45 * torch.finfo(dtype).eps)
-    bias[0, 0] = 0
+    bias = torch.full((1, 1320), -0.2 * torch.finfo(dtype).eps)
+    bias[0, ::16] = 0
     with cuda_emulator.emulated(clusters=clusters):
         _, lse = vt_fast.tokenize(x, queries, pixel_bias=bias, return_stats=True)
     torch.testing.assert_close(lse, bias.double().logsumexp(1, keepdim=True).float().expand(1, 2))
 
 
-@pytest.mark.parametrize("clusters", [1, 2])
+# Lanes without a pixel in the last tile, lanes without any, and a last tile that a mask removes.
+@pytest.mark.parametrize(("pixels", "shown"), [(35, 35), (5, 5), (64, 32), (64, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
-def test_a_token_all_of_whose_scores_are_minus_infinity(dtype, clusters):
-    """They overflow in float; tokens are NaN, as in PyTorch, also where the last tile is not full."""
-    x, queries = torch.randn(2, 35, 16).to(dtype), torch.zeros(3, 16, dtype=dtype)
+def test_a_token_all_of_whose_scores_are_minus_infinity(dtype, pixels, shown):
+    """They overflow in float; tokens are NaN, as in PyTorch."""
+    x, queries = torch.randn(2, pixels, 16).to(dtype), torch.zeros(3, 16, dtype=dtype)
     x[..., 0], queries[1, 0] = 3e38, -3
-    with cuda_emulator.emulated(clusters=clusters):
-        tokens, lse = vt_fast.tokenize(x, queries, return_stats=True)
+    mask = (torch.arange(pixels) < shown).expand(2, -1)
+    with cuda_emulator.emulated(clusters=2):
+        tokens, lse = vt_fast.tokenize(x, queries, mask=mask, return_stats=True)
     assert tokens[:, 1].isnan().all()
     assert (lse[:, 1] == -torch.inf).all()
     assert tokens[:, ::2, 1:].isfinite().all()
