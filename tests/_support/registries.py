@@ -15,6 +15,7 @@ REASONS = {
     "takes no map": "must take a map",
     "returns no map": "must return a map",
     "is not called as a module": "`stage` must be a module that the network calls",
+    "is not reached by its name": "`stage` must be reached through submodules alone",
     "later layers need its size": "`stage` must be followed by layers that take a map",
 }
 # More are not filled with numbers.

@@ -7,11 +7,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable import replicate
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import vt_fast
 from tests._support import torchvision_stub
 from tests._support.model_cases import SMALL
-from vt_fast.models import ResNet, VTStage
+from vt_fast.models import ResNet, VTStage, fpn
 from vt_fast.nn import PoolingTokenizer
 
 HEADS = {"token_channels": 32, "group_width": None}
@@ -120,6 +126,41 @@ def test_strides_of_resnet():
         assert [64 // each.shape[2] for each in net.features(x)] == list(net.strides)
 
 
+def test_strides_of_networks_around_a_resnet():
+    net = fpn(18, 5, channels=32, head_channels=32)
+    vt_fast.convert(net, "backbone.layer3", **SMALL)
+    assert net.backbone.strides == net.strides == (4, 8, 8, 16)
+    inside = vt_fast.convert(nn.ModuleDict({"body": ResNet(18)}), "body.layer4.0", **SMALL)
+    assert inside["body"].strides == (4, 8, 16, 16)
+
+
+def timm_model(name, **options):
+    if not torchvision_stub.importable():
+        pytest.skip("torchvision is not installed")
+    return pytest.importorskip("timm").create_model(name, **options)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("name", "stage", "options"),
+    [
+        ("resnext26ts", "stages.3", {}),  # the last map is that of a convolution after the stage
+        ("efficientnet_b0", "blocks.5", {}),  # a stage that no map is taken from
+        ("resnet18", "layer4.0", {}),  # a part of a stage
+        ("convnext_atto", "stages_3", {"features_only": True}),
+        ("convnext_atto", "stages_2", {"features_only": True, "out_indices": (1, 3)}),
+    ],
+)
+def test_strides_that_timms_models_report(name, stage, options, inside):
+    model = timm_model(name, **options).eval()
+    around = nn.Sequential(nn.Identity(), model)
+    vt_fast.convert(*((around, f"1.{stage}") if inside else (model, stage)), **HEADS)
+    images = torch.randn(1, 3, 128, 128)
+    maps = model(images) if options else model.forward_intermediates(images, intermediates_only=True)
+    entries = model.feature_info.get_dicts() if options else model.feature_info
+    assert [each["reduction"] for each in entries] == [128 // each.shape[2] for each in maps]
+
+
 def test_strides_of_timms_features():
     if not torchvision_stub.importable():
         pytest.skip("torchvision is not installed")
@@ -175,6 +216,105 @@ def test_wrapped_networks():
     twice = vt_fast.convert(vt_fast.convert(ResNet(18, num_classes=7), **SMALL), num_tokens=3, **HEADS)
     assert twice.layer4[0].stack[0].tokenizer.num_tokens == 3
     assert twice(images).shape == (2, 7)
+
+
+COMPILED = {
+    "the stage": "layer4",
+    "another stage": "layer1",
+    "the network": "",
+    "a block in place": "layer3.0",
+    "inside of a wrapper": "",
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_compiled_parts_do_not_run_on_tensors_without_data(how):
+    model, seen = nn.Sequential(ResNet(18, num_classes=7)).eval(), []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    part, stage = model.get_submodule(f"0.{COMPILED[how]}".removesuffix(".")), "0.layer4"
+    if how == "a block in place":
+        part.compile(backend=backend)
+    elif how == "inside of a wrapper":
+        model[0], stage = torch.compile(part, backend=backend), "0._orig_mod.layer4"
+    elif how == "the network":
+        model = torch.compile(model, backend=backend)
+    else:
+        setattr(model[0], COMPILED[how], torch.compile(part, backend=backend))
+    vt_fast.convert(model, stage, **SMALL)
+    assert not seen
+    assert len(model.get_submodule(f"_orig_mod.{stage}" if how == "the network" else stage)[0].stack) == 2
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    assert bool(seen) == (how != "the stage"), "the rest is still compiled"
+
+
+def test_the_blocks_of_a_wrapped_stage_are_counted():
+    model = ResNet(18)
+    model.layer4 = checkpoint_wrapper(model.layer4)
+    assert len(vt_fast.convert(model, **SMALL).layer4[0].stack) == 2
+
+
+class Shared(nn.Module):
+    """Calls its stages through other references than their names."""
+
+    def __init__(self, container):
+        super().__init__()
+        self.net = ResNet(18, stages=4)
+        self.stages = container(self.net.children())
+
+    def forward(self, x):
+        for stage in list(self.stages)[:8]:
+            x = stage(x)
+        return x
+
+
+def test_a_stage_of_two_names_is_replaced_under_both():
+    model, x = Shared(nn.ModuleList).eval(), torch.randn(1, 3, 64, 64)
+    before = model(x)
+    vt_fast.convert(model, "net.layer4", **SMALL)
+    assert model.stages[7] is model.net.layer4
+    assert model(x).shape == (1, 512, 4, 4)
+    assert before.shape == (1, 512, 2, 2)
+
+
+def test_a_stage_in_a_list_is_refused():
+    model = Shared(list)
+    old = model.net.layer4
+    with pytest.raises(
+        ValueError, match=r"through submodules alone, .*'net\.layer4': 0 of its 1 calls reach"
+    ):
+        vt_fast.convert(model, "net.layer4", **SMALL)
+    assert model.net.layer4 is old
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+SPREAD = {
+    "DistributedDataParallel at ''": lambda net: DistributedDataParallel(net),
+    "FSDPResNet at '0'": lambda net: fully_shard(net[0]) and net,
+    "FSDPSequential at '0.layer1'": lambda net: fully_shard(net[0].layer1) and net,
+    "DDPSequential at '0.layer4'": lambda net: replicate(net[0].layer4) and net,
+    "Linear at '0.fc'": lambda net: (
+        parallelize_module(net[0].fc, init_device_mesh("cpu", (1,)), ColwiseParallel()) and net
+    ),
+}
+
+
+@pytest.mark.parametrize("shown", SPREAD)
+def test_models_of_several_processes_are_refused(shown, one_process):
+    """The new parameters would neither be sharded nor get the gradients of all processes."""
+    model = SPREAD[shown](nn.Sequential(ResNet(18, num_classes=7)))
+    stage = "module.0.layer4" if isinstance(model, DistributedDataParallel) else "0.layer4"
+    with pytest.raises(TypeError, match=f"converted before it is wrapped for several processes, got {shown}"):
+        vt_fast.convert(model, stage, **SMALL)
 
 
 def test_channels_are_those_that_the_stage_gets():

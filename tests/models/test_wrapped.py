@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
 
-from tests._support.model_cases import assert_same, made, outputs_and_gradients
+from tests._support.model_cases import assert_same, made, outputs_and_gradients, small_backbone
 from vt_fast import models
 from vt_fast.models.resnet import ResNet
 
@@ -20,6 +20,22 @@ NETS = {
         18, 5, backbone=ResNet(18, stages=2), channels=32, head_channels=32, num_tokens=4, token_channels=32
     ),
 }
+
+
+def test_a_compiled_backbone_does_not_run_on_a_map_without_data():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(small_backbone(), backend=backend)
+    for kind in (models.VTResNet, models.VTResNetFeatures):
+        net = kind(backbone=compiled, num_blocks=1, num_tokens=4, token_channels=32, group_width=32).eval()
+        assert net.stage[0].tokenizer.channels == 32
+        assert not seen
+    net(torch.zeros(1, 3, 24, 24))
+    assert seen
 
 
 @pytest.mark.parametrize("name", NETS)

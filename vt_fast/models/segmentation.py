@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class _Pyramid(nn.Module):
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, out_indices: Sequence[int] | None) -> None:
         super().__init__()
-        channels, strides = _of(backbone, "backbone", "channels"), _of(backbone, "backbone", "strides")
+        channels, _, _ = (_of(backbone, "backbone", name) for name in ("channels", "strides", "features"))
         indices = range(len(channels)) if out_indices is None else out_indices
         count = len(channels)
         if not indices or any(not -count <= index < count for index in indices):
@@ -37,10 +37,15 @@ class _Pyramid(nn.Module):
                 f"`neck` must have in_channels = {made}, those of the backbone's maps, got {taken}"
             )
         self.backbone, self.neck, self.out_indices = backbone, neck, tuple(indices)
-        self.strides: tuple[int, ...] = tuple(strides[index] for index in indices)
         self.out_channels: int = _of(neck, "neck", "out_channels")
         # Unknown for a backbone without a 2-D convolution.
         self.in_channels = first_channels(backbone)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the neck's maps, in pixels of the image."""
+        strides = cast("tuple[int, ...]", self.backbone.strides)
+        return tuple(strides[index] for index in self.out_indices)
 
     def features(self, images: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """The neck's maps (B, out_channels, H / stride, W / stride), rounded up, the finest first.

@@ -42,7 +42,7 @@ def map_shape(name: str, module: nn.Module, channels: int, side: int) -> Shape:
     """
     like = next(module.parameters(), torch.empty(0))
     try:
-        with torch.no_grad(), evaluating(module), FakeTensorMode(allow_non_fake_inputs=True):
+        with evaluating(module), _without_data(FakeTensorMode(allow_non_fake_inputs=True)):
             found = module(torch.empty(1, channels, side, side, dtype=like.dtype, device=like.device))
     except Exception as error:  # a user's module may raise anything
         raise ValueError(
@@ -106,7 +106,7 @@ class Trial:
             self.stage, self.calls = stage, []
             handle = self.model.get_submodule(stage).register_forward_hook(self._note, with_kwargs=True)
         try:
-            with torch.no_grad(), self.mode, _quiet():
+            with _without_data(self.mode):
                 self.model(self.image)
         finally:
             if handle is not None:
@@ -141,8 +141,8 @@ def first_channels(module: nn.Module) -> int | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Errors are raised and not logged too, on this thread."""
+def _without_data(mode: FakeTensorMode) -> Iterator[None]:
+    """Modules run on tensors without data; errors are raised and not logged too, on this thread."""
     log, own = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:
@@ -150,7 +150,9 @@ def _quiet() -> Iterator[None]:
 
     log.addFilter(of_others)
     try:
-        yield
+        # What `torch.compile` makes of a part would read memory that such a tensor does not have.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), mode:
+            yield
     finally:
         log.removeFilter(of_others)
 

@@ -107,6 +107,16 @@ def _made_by(hook: Any, packages: str | tuple[str, ...]) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(packages)
 
 
+def spans_processes(module: nn.Module) -> bool:
+    """Whether PyTorch shares out this module, or its gradients, among processes."""
+    kinds = {kind.__name__ for kind in type(module).__mro__}
+    # `fully_shard`, `replicate` and `parallelize_module` leave the class or derive from it.
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return bool(kinds & {"DistributedDataParallel", "FullyShardedDataParallel"}) or any(
+        _made_by(hook, "torch.distributed.") for hook in hooks
+    )
+
+
 def refuse_opacus(module: nn.Module, argument: str, why: str) -> None:
     """Raise where Opacus hooks a module whose gradients for each sample it would get wrong.
 
