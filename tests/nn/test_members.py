@@ -274,6 +274,92 @@ def test_members_of_unknown_classes_run_on_their_own(what):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+class Doubled(Wrapper):
+    """Around a layer, as LoRA's adapters are."""
+
+    def forward(self, x):
+        return 2 * self.inside(x)
+
+
+class DoubledLayer(GroupedLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def patched(layer):
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def replaced(module, name, change):
+    above, _, last = name.rpartition(".")
+    setattr(module.get_submodule(above), last, change(module.get_submodule(name)))
+
+
+DOUBLED = {
+    "a hook": lambda layer: layer.register_forward_hook(lambda part, args, result: 2 * result),
+    "a forward of its own": patched,
+    "a subclass": lambda layer: setattr(layer, "__class__", DoubledLayer),
+    "a wrapper": None,
+}
+
+
+def with_doubled_layers(how):
+    """A module whose layers return twice as much in a way of their own, and one with twice the parameters."""
+    module, plain = made(every_kind), made(every_kind)
+    for name, layer in [each for each in module.named_modules() if isinstance(each[1], GroupedLinear)]:
+        if how == "a wrapper":
+            replaced(module, name, Doubled)
+        elif how != "the class":
+            DOUBLED[how](layer)
+        with torch.no_grad():
+            for parameter in plain.get_submodule(name).parameters():
+                parameter.mul_(2)
+    return module, plain
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("how", DOUBLED)
+def test_layers_are_called(how, backend):
+    """What a layer computes is up to it, in attention maps too."""
+    module, plain = with_doubled_layers(how)
+    module.backend = backend
+    x = feature_map("contiguous")
+    for a, b in zip(run(module, x, None), run(plain, x, None), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    for a, b in zip(module.attention_maps(x), plain.attention_maps(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_layers_with_hooks_take_pixels_or_tokens(backend):
+    module, names, seen = made(every_kind), [], []
+    module.backend = backend
+    for name, part in module.named_modules():
+        if isinstance(part, GroupedLinear):
+            names.append(name)
+            part.register_forward_pre_hook(lambda part, args, name=name: seen.append((name, len(args))))
+            part.register_full_backward_hook(lambda part, given, got, name=name: seen.append((name, "back")))
+    solved(module)
+    assert set(seen) == {(name, each) for name in names for each in (1, "back")}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_forward_replaced_in_the_class(wrapped, monkeypatch):
+    """After a first call, too."""
+    module, plain = with_doubled_layers("the class")
+    x, forward = feature_map("contiguous"), GroupedLinear.forward
+    run(module, x, None)
+    expected = run(plain, x, None)
+
+    def doubled(self, x):
+        return 2 * forward(self, x)
+
+    monkeypatch.setattr(GroupedLinear, "forward", functools.wraps(forward)(doubled) if wrapped else doubled)
+    for a, b in zip(run(module, x, None), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
 KEYS = [
     name
     for name in CASES
@@ -293,6 +379,26 @@ def test_a_key_projection_on_its_own(name, masked):
     module.key.register_forward_hook(lambda module, args, result: None)
     assert "key projection that runs on its own" in (module.why_not_fusable() or "") or module.op_heads > 1
     torch.testing.assert_close(module(x, tokens, **options), expected, rtol=0, atol=1e-10)
+    plain = made(CASES[name]).attention_maps(x, tokens, **options)
+    torch.testing.assert_close(module.attention_maps(x, tokens, **options), plain, rtol=0, atol=1e-10)
+    module.key = Wrapper(module.key)
+    torch.testing.assert_close(module(x, tokens, **options), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(module.attention_maps(x, tokens, **options), plain, rtol=0, atol=1e-10)
+
+
+QUERIES = [
+    name for name in CASES if name.startswith("projector") and getattr(made(CASES[name]), "query", None)
+]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_projection_on_its_own(name):
+    module = made(CASES[name])
+    x, tokens = feature_map("contiguous"), incoming(module)
+    expected, maps = module(x, tokens), module.attention_maps(x, tokens)
+    module.query = Wrapper(module.query)
+    torch.testing.assert_close(module(x, tokens), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(module.attention_maps(x, tokens), maps, rtol=0, atol=1e-10)
 
 
 def test_a_stack_is_still_a_recurrent_one():

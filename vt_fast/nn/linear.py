@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -204,13 +204,13 @@ def projection_of(layer: GroupedLinear | None) -> Projection | None: ...
 
 
 def projection_of(layer: GroupedLinear | None) -> Projection | None:
-    """The parameters of a layer as `vt_fast.reference` takes them."""
+    """A layer as `vt_fast.reference` takes it: its parameters, or itself where it must be called."""
     from vt_fast.reference.linear import Projection
 
-    if layer is None:
-        return None
+    if layer is None or why_not_fused(layer, GroupedLinear) is not None:
+        return cast("Projection | None", layer)
     plain = isinstance(layer, GroupedLinear) and not (layer._forward_pre_hooks or "forward" in layer.__dict__)
-    if plain or why_not_fused(layer, GroupedLinear) is not None:
+    if plain:
         return Projection(layer.weight, layer.bias, layer.groups)
     weight, bias = layer(None, parameters=True)
     return Projection(weight, bias, layer.groups)

@@ -22,7 +22,8 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
     Then its call goes through the wrapper and the hooks of PyTorch's that it has, such as those of FSDP,
     pruning and spectral norm. Other hooks and classes are not known to allow other arguments and results.
     """
-    if (type(member), kind) in _KNOWN_KINDS and not (
+    key = (type(member), type(member).forward, kind)  # a forward may be replaced in the class
+    if key in _KNOWN_KINDS and not (
         member._forward_pre_hooks
         or member._forward_hooks
         or member._backward_pre_hooks
@@ -40,12 +41,12 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
         and type(member).__module__.startswith("vt_fast.nn.")
         and not torch.compiler.is_compiling()
     ):
-        _KNOWN_KINDS.add((type(member), kind))
+        _KNOWN_KINDS.add(key)
     return reason
 
 
 # Classes of members that have been asked about, which saves most of a small stack's time for the questions.
-_KNOWN_KINDS: set[tuple[type[nn.Module], type[nn.Module]]] = set()
+_KNOWN_KINDS: set[tuple[type[nn.Module], Any, type[nn.Module]]] = set()
 
 
 def _why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
@@ -62,7 +63,8 @@ def _why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
         member = inside
     if not isinstance(member, kind):
         return f"is a {type(member).__name__}"
-    if not type(member).forward.__module__.startswith("vt_fast.nn."):
+    forward = type(member).forward
+    if not forward.__module__.startswith("vt_fast.nn.") or hasattr(forward, "__wrapped__"):
         return f"is a {type(member).__name__} with a forward of its own"
     if "forward" in member.__dict__ and not hasattr(member, "_hf_hook"):
         return "has a forward of its own"

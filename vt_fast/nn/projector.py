@@ -169,8 +169,7 @@ class Projector(BackendModule):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             return like_map(self._reference(x, tokens), x)
-        query = self._modules.get("query")
-        if query is not None and why_not_fused(query, GroupedLinear) is not None:
+        if self._why_query_not_folded() is not None:
             return self._unfolded(x, tokens)
         keys, values, token_bias = self._operands(tokens)
         residual = self.residual(x)
@@ -180,18 +179,28 @@ class Projector(BackendModule):
         pending = PendingMap(call, self.backend)
         return pending if defer else pending.run()
 
+    def _why_query_not_folded(self) -> str | None:
+        """Why the query projection runs on the pixels; None where it is folded or there is none."""
+        query = self._modules.get("query")
+        return None if query is None else why_not_fused(query, GroupedLinear)
+
     def _unfolded(self, x: Tensor, tokens: Tensor) -> Tensor:
         """With the query projection on the pixels, as any module would call it."""
         rows, values = self._rows(tokens)
+        pixels, keys = self._queries_and_keys(x, rows)
         y = functional.project(
-            self.query(as_pixels(x)),  # type: ignore[misc]
-            spread(rows, self.num_heads).flatten(1, 2),
+            pixels,
+            keys,
             values,
             num_heads=self.num_heads,
             residual=as_pixels(self.residual(x)),
             backend=self.backend,
         )
         return like_map(y, x)
+
+    def _queries_and_keys(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The query projection of the pixels, (B, N, width), and the keys in rows of their width."""
+        return self.query(as_pixels(x)), spread(rows, self.num_heads).flatten(1, 2)  # type: ignore[misc]
 
     def project_tokenize(
         self,
@@ -247,8 +256,13 @@ class Projector(BackendModule):
                 as_pixels(x), tokens, query, key, num_heads=self.num_heads, scale=self.scale
             )
             return maps_like(weights.transpose(2, 3), x)
-        keys, _, token_bias = self.operands(tokens)
-        logits = keys @ as_pixels(x).transpose(1, 2)
+        if self._why_query_not_folded() is None:
+            keys, _, token_bias = self.operands(tokens)
+            pixels = as_pixels(x)
+        else:
+            pixels, keys = self._queries_and_keys(x, self._rows(tokens)[0])
+            token_bias = None
+        logits = keys @ pixels.transpose(1, 2)
         if token_bias is not None:
             logits = logits + token_bias.unsqueeze(2)
         return maps_like(unflatten(logits, 1, (self.num_heads, -1)).softmax(2), x)

@@ -17,7 +17,6 @@ from vt_fast.nn.base import (
     set_backend,
 )
 from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
-from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
@@ -209,8 +208,8 @@ class VisualTransformerStack(CompositeModule):
         if reason is not None or projector is None:
             return reason
         reason = why_not_fused(projector, Projector)
-        if reason is None and projector.query is not None:
-            reason = why_not_fused(projector.query, GroupedLinear)
+        if reason is None:
+            reason = projector._why_query_not_folded()
             reason = None if reason is None else f"has a query projection that {reason}"
         if reason is not None:
             return f"the projector before it {reason}"

@@ -224,7 +224,11 @@ class Tokenizer(BackendModule):
         if self.backend == REFERENCE:
             self._refuse_mask(mask)
             return maps_like(self._reference_attention(x, tokens).transpose(1, 2), x)
-        logits = self._queries_for(x, tokens) @ as_pixels(x).transpose(1, 2)
+        pixels = as_pixels(x)
+        if self._why_key_not_folded() is None:
+            logits = self._queries_for(x, tokens) @ pixels.transpose(1, 2)
+        else:
+            logits = self._logits(pixels, tokens).squeeze(1)
         return maps_like(pixel_softmax(logits, mask), x)
 
     def _refuse_mask(self, mask: Tensor | None) -> None:

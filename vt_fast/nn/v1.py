@@ -168,9 +168,12 @@ class DynamicTokenizer(Tokenizer):
             self._refuse_mask(mask)
             weights = self._reference_attention(x, tokens).transpose(2, 3)
         else:
-            blocks = unflatten(as_pixels(x), 2, (self.op_heads, -1))
-            rows = unflatten(self.queries(tokens), 1, (self.op_heads, -1))
-            logits = torch.einsum("bnhc,bhrc->bhrn", blocks, rows)
+            if self._why_key_not_folded() is None:
+                blocks = unflatten(as_pixels(x), 2, (self.op_heads, -1))
+                rows = unflatten(self.queries(tokens), 1, (self.op_heads, -1))
+                logits = torch.einsum("bnhc,bhrc->bhrn", blocks, rows)
+            else:
+                logits = self._logits(as_pixels(x), tokens)
             weights = pixel_softmax(logits, mask).flatten(1, 2)
             weights = unflatten(weights, 1, (self.num_heads, -1))
         return maps_like(weights, x)

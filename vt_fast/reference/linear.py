@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Projection(NamedTuple):
     groups: int = 1
 
 
-def linear(x: Tensor, projection: Projection) -> Tensor:
+def linear(x: Tensor, projection: Projection | Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a (grouped) 1x1 convolution to the last dimension: x W + b, with W = weight^T.
 
     Costs in * out / groups multiply-accumulates per row, as FLOP counters see it too: no block-diagonal
@@ -38,7 +39,8 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
 
     Args:
         x: (..., in), any floating dtype.
-        projection: weight (out, in / groups), bias (out,) or None, groups.
+        projection: weight (out, in / groups), bias (out,) or None, groups. Or a function, which is called in
+            place of this one, such as a layer with hooks.
 
     Returns:
         (..., out).
@@ -52,6 +54,8 @@ def linear(x: Tensor, projection: Projection) -> Tensor:
         >>> linear(torch.tensor([1.0, 1.0, 10.0, 10.0]), Projection(weight, groups=2)).tolist()
         [3.0, 70.0]
     """
+    if not isinstance(projection, Projection):
+        return projection(x)
     weight, bias, groups = projection
     check_shape("weight", weight, out=None, **{"in / groups": None})
     out, width = weight.shape
