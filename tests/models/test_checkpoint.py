@@ -50,7 +50,7 @@ def test_a_state_dict(network):
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("section", ["state_dict", "model", "state_dict_ema", None])
+@pytest.mark.parametrize("section", ["state_dict", "model", "state_dict_ema", "ema", None])
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "backbone.", "module.backbone."])
 def test_sections_and_prefixes(section, prefix):
     source, model = resnet(), vt()
@@ -126,6 +126,10 @@ def test_another_dtype_becomes_the_models():
     assert torch.equal(model.backbone.conv1.weight, source.conv1.weight.double())
 
 
+class Own(torch.Tensor):
+    """Of a class that nothing here knows."""
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
@@ -146,7 +150,19 @@ def test_another_dtype_becomes_the_models():
         ),
         (
             {"bn1.weight": torch.ones(64), "bn1.bias": torch.zeros(64, dtype=torch.int8)},
-            r"must hold floating-point numbers, got bn1.bias \(torch.int8\)",
+            r"floating-point numbers of 16 bits or more, got bn1.bias \(Tensor of torch.int8, torch.strided",
+        ),
+        (
+            {"bn1.weight": torch.ones(64), "bn1.bias": torch.zeros(64).to_sparse()},
+            r"must hold plain dense tensors of .* got bn1.bias \(Tensor of torch.float32, torch.sparse_coo\)",
+        ),
+        (
+            {"bn1.weight": torch.ones(64), "bn1.bias": torch.zeros(64, dtype=torch.float8_e4m3fn)},
+            r"got bn1.bias \(Tensor of torch.float8_e4m3fn, torch.strided\)",
+        ),
+        (
+            {"bn1.weight": torch.ones(64), "bn1.bias": torch.zeros(64).as_subclass(Own)},
+            r"got bn1.bias \(Own of torch.float32, torch.strided\)",
         ),
     ],
 )
@@ -163,8 +179,72 @@ def test_numbers_that_are_not_finite_are_reported():
     source, model = resnet().state_dict(), vt()
     source["layer2.0.bn1.running_var"][3] = torch.nan
     report = load_backbone(model, source)
-    assert report.different == ("numbers in the checkpoint that are not finite: layer2.0.bn1.running_var",)
+    shown = "layer2.0.bn1.running_var (torch.float32)"
+    assert report.different == (f"numbers of the checkpoint that are not finite in the backbone: {shown}",)
     assert not report.complete
+
+
+def test_numbers_that_overflow_are_reported():
+    source = resnet().state_dict()
+    source["layer2.0.conv1.weight"] *= 1e7
+    assert load_backbone(vt(), source).complete
+    report = load_backbone(vt().half(), source)
+    assert "not finite in the backbone: layer2.0.conv1.weight (torch.float16)" in str(report)
+    assert not report.complete
+
+
+@pytest.mark.filterwarnings("error:for layer:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_model_on_meta_gets_copies(dtype):
+    """In its own dtype, whatever the checkpoint's is."""
+    source = resnet().to(dtype).requires_grad_(False)
+    model = vt(device="meta")
+    torch.nn.Module.to_empty(model.backbone.layer2, device="cpu")
+    kept = model.backbone.layer2[0].conv1.weight
+    report = load_backbone(model, source)
+    assert report.complete, report
+    assert model.backbone.layer2[0].conv1.weight is kept, "which is not on meta"
+    for name, value in model.backbone.state_dict(keep_vars=True).items():
+        given = source.state_dict()[name]
+        assert value.dtype == (torch.float32 if given.is_floating_point() else given.dtype)
+        assert value.requires_grad == isinstance(value, torch.nn.Parameter)
+        assert torch.equal(value, given.to(value.dtype))
+        value.detach().fill_(3)
+        assert not torch.equal(value, source.state_dict()[name].to(value.dtype)), name
+
+
+def test_the_entry_of_a_prefix():
+    """DINO's checkpoints have one for the student and one for the teacher."""
+    source, other, model = resnet(), resnet(), vt()
+    entries = {
+        name: {f"{start}backbone.{key}": value for key, value in net.state_dict().items()}
+        for name, start, net in (("student", "module.", other), ("teacher", "", source))
+    }
+    for checkpoint in ({**entries, "epoch": 1}, {"model": {**entries}, "state_dict": {"epoch": 3}}):
+        if "model" in checkpoint:
+            prefix, section = "model.teacher.backbone.", "model.teacher"
+        else:
+            prefix, section = "teacher.backbone.", "teacher"
+        report = load_backbone(model, checkpoint, prefix=prefix)
+        assert report.complete
+        assert report.section == section
+        assert_loaded(model, source)
+
+
+@pytest.mark.parametrize(
+    "name", ["empty.pth", "truncated.pth", "old.pth", "empty.safetensors", "cut.safetensors"]
+)
+def test_damaged_files_are_named(name, tmp_path):
+    path = tmp_path / name
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors.torch").save_file(resnet().state_dict(), path)
+    else:
+        torch.save(resnet().state_dict(), path, _use_new_zipfile_serialization=name != "old.pth")
+    path.write_bytes(path.read_bytes()[: 0 if name.startswith("empty") else 100_000])
+    with pytest.raises(ValueError, match=f"`checkpoint` must .*, got {name}"):
+        load_backbone(vt(), path)
+    with pytest.raises(FileNotFoundError):
+        load_backbone(vt(), tmp_path / f"missing{path.suffix}")
 
 
 def test_wrong_types(tmp_path):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from vt_fast import checks
 from vt_fast.models.contexts import evaluating
 from vt_fast.models.resnet import ResNet
 from vt_fast.models.shapes import first_channels
+from vt_fast.precision import FLOATING
 
 # Entries of a training checkpoint that hold the model, the preferred ones first.
-SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
+SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model", "ema")
 # Prefixes that wrappers add to every name, and the prefix of a network's backbone.
 WRAPPERS = ("module.", "_orig_mod.")
 BACKBONE = "backbone."
@@ -44,8 +46,9 @@ class LoadReport:
         mismatched: in both, with (the checkpoint's shape, the backbone's shape); unchanged.
         different: why the backbone computes something else than the checkpoint's network, although
             parameters fit: another depth, layers that it lacks, strides in other places; or that numbers are
-            not finite.
-        section: the checkpoint's entry that was read, such as "state_dict"; None for a plain state dict.
+            not finite, or overflow in the backbone's dtype.
+        section: the checkpoint's entry that was read, such as "state_dict" or "model.ema"; None for a plain
+            state dict.
         compared: whether the results of the two were compared, which needs the network itself.
     """
 
@@ -89,8 +92,9 @@ def load_backbone(
     """Load the parameters of a ResNet of torchvision, timm or this package into the backbone of a model.
 
     Parameters are matched by name and shape. If the checkpoint has several entries, "state_dict_ema" or
-    "model_ema" is read, otherwise "state_dict" or "model". The prefixes "module.", "_orig_mod." and
-    "backbone." are removed. Files are read with `weights_only=True`, so no code in them runs. For images of
+    "model_ema" is read, otherwise "state_dict", "model" or "ema". The prefixes "module.", "_orig_mod." and
+    "backbone." are removed. The model keeps its dtype and gets copies; its meta tensors become tensors on the
+    checkpoint's device. Files are read with `weights_only=True`, so no code in them runs. For images of
     another number of channels the first convolution does not fit and stays as it is; `mismatched` lists it.
 
     Args:
@@ -101,7 +105,8 @@ def load_backbone(
             for random images is compared with what the backbone's compute, in float64 on the CPU.
         prefix: of the ResNet's names in the checkpoint, where that is another: "encoder." (segmentation
             models), "backbone.body." (torchvision's detectors), "encoder_q." (MoCo), "teacher.backbone."
-            (DINO), the attribute's name of a LightningModule. All other names are ignored.
+            (DINO, whose "teacher" is an entry), the attribute's name of a LightningModule. All other names
+            are ignored.
         stride_in_1x1: where the checkpoint's bottlenecks have their stride, which no state dict tells: False
             for torchvision and timm; see :class:`ResNet`.
 
@@ -110,9 +115,9 @@ def load_backbone(
 
     Raises:
         TypeError: a model without a backbone, or a checkpoint of another type.
-        ValueError: nothing in the checkpoint fits, it holds no numbers (meta tensors) or integers, it has a
-            name twice, or the file holds more than tensors; the message says what. The model is then
-            unchanged.
+        ValueError: nothing in the checkpoint fits, it holds no numbers (meta tensors), integers, 8-bit floats
+            or tensors that are not dense, it has a name twice, or the file is damaged or holds more than
+            tensors; the message says what. The model is then unchanged.
         ModuleNotFoundError: a .safetensors file, and safetensors is not installed.
 
     Example:
@@ -128,8 +133,8 @@ def load_backbone(
     network = checkpoint if isinstance(checkpoint, nn.Module) else None
     if isinstance(network, ResNet):
         stride_in_1x1 = network.stride_in_1x1
-    section, given = _tensors(
-        checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else _read(checkpoint)
+    section, prefix, given = _tensors(
+        checkpoint.state_dict() if isinstance(checkpoint, nn.Module) else _read(checkpoint), prefix
     )
     wanted = backbone.state_dict()
     if prefix is None:
@@ -160,15 +165,25 @@ def load_backbone(
     empty = tuple(name for name, value in taken.items() if value.is_meta)
     if empty:
         raise ValueError(f"`checkpoint` must hold numbers, got meta tensors: {_some(empty)}")
-    whole = tuple(
-        f"{name} ({value.dtype})"
+    others = tuple(
+        f"{name} ({type(value).__name__} of {value.dtype}, {value.layout})"
         for name, value in taken.items()
-        if wanted[name].is_floating_point() and not value.is_floating_point()
+        if (wanted[name].is_floating_point() and value.dtype not in FLOATING)
+        or value.layout != torch.strided
+        or type(value.detach()) is not Tensor
     )
-    if whole:
-        raise ValueError(f"`checkpoint` must hold floating-point numbers, got {_some(whole)}")
-    backbone.load_state_dict(taken, strict=False, assign=any(value.is_meta for value in wanted.values()))
-    different = [*_other_layers(backbone, report.left), *_not_finite(taken)]
+    if others:
+        raise ValueError(
+            "`checkpoint` must hold plain dense tensors of floating-point numbers of 16 bits or more, got "
+            f"{_some(others)}"
+        )
+    # Copies, so that an assigned tensor is not the checkpoint's, and all of them before the model changes.
+    made = {name: value.detach().to(wanted[name].dtype, copy=True) for name, value in taken.items()}
+    for assign in (True, False):
+        part = {name: value for name, value in made.items() if wanted[name].is_meta == assign}
+        if part:
+            backbone.load_state_dict(part, strict=False, assign=assign)
+    different = [*_other_layers(backbone, report.left), *_not_finite(made)]
     compared, results = False, None
     if network is not None and report.complete and not different:
         compared, results = _other_results(backbone, network, prefix)
@@ -186,9 +201,9 @@ def _other_layers(backbone: nn.Module, left: Sequence[str]) -> list[str]:
     return [f"layers of the checkpoint that the backbone lacks: {_some(tuple(layers))}"]
 
 
-def _not_finite(taken: Mapping[str, Tensor]) -> list[str]:
-    names = tuple(name for name, value in taken.items() if not value.isfinite().all())
-    return [f"numbers in the checkpoint that are not finite: {_some(names)}"] if names else []
+def _not_finite(made: Mapping[str, Tensor]) -> list[str]:
+    names = tuple(f"{name} ({value.dtype})" for name, value in made.items() if not value.isfinite().all())
+    return [f"numbers of the checkpoint that are not finite in the backbone: {_some(names)}"] if names else []
 
 
 def _other_strides(backbone: nn.Module, stride_in_1x1: bool) -> list[str]:
@@ -296,10 +311,12 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
             from safetensors.torch import load_file
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{path.name} needs safetensors: pip install safetensors") from error
-        tensors: Mapping[str, Any] = load_file(path)
-        return tensors
+    else:
+        load_file = partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = load_file(path)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         more = (
@@ -311,16 +328,32 @@ def _read(checkpoint: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str
             f"`checkpoint` must hold tensors and plain values alone, got {path.name}{more}; if you trust it, "
             f"pass what torch.load(path, weights_only=False) returns"
         ) from error
+    except Exception as error:  # an empty or truncated file may raise anything
+        raise ValueError(
+            f"`checkpoint` must be a complete file, got {path.name}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(found, Mapping):
         raise TypeError(f"`checkpoint` must hold a mapping, got {type(found).__name__} in {path.name}")
     return found
 
 
-def _tensors(found: Mapping[str, Any]) -> tuple[str | None, dict[str, Tensor]]:
-    """The entry that holds the model, and its tensors without wrappers' prefixes."""
-    section = next((name for name in SECTIONS if _has_tensors(found.get(name))), None)
+def _tensors(
+    found: Mapping[str, Any], prefix: str | None
+) -> tuple[str | None, str | None, dict[str, Tensor]]:
+    """The entry that holds the model, the prefix inside of it, and its tensors without wrappers' prefixes."""
+    section: list[str] = []
+    while True:
+        entry, dot, rest = (prefix or "").partition(".")
+        if dot and isinstance(found.get(entry), Mapping):
+            name, prefix = entry, rest
+        else:
+            name = next((name for name in SECTIONS if _has_tensors(found.get(name))), "")
+        if not name:
+            break
+        found = found[name]
+        section.append(name)
     tensors = {}
-    for name, value in (found if section is None else found[section]).items():
+    for name, value in found.items():
         if isinstance(value, Tensor):
             while name.startswith(WRAPPERS):
                 name = name[name.index(".") + 1 :]
@@ -329,11 +362,14 @@ def _tensors(found: Mapping[str, Any]) -> tuple[str | None, dict[str, Tensor]]:
                     f"`checkpoint` must have {name} once, got it with a wrapper's prefix and without"
                 )
             tensors[name] = value
-    return section, tensors
+    return ".".join(section) or None, prefix, tensors
 
 
 def _has_tensors(entry: Any) -> bool:
-    return isinstance(entry, Mapping) and any(isinstance(value, Tensor) for value in entry.values())
+    return isinstance(entry, Mapping) and (
+        any(isinstance(value, Tensor) for value in entry.values())
+        or any(_has_tensors(entry.get(name)) for name in SECTIONS)
+    )
 
 
 def _some(names: tuple[str, ...], count: int = 3) -> str:
