@@ -19,7 +19,17 @@ from tests._support.segmentation_cases import (
     images,
     randomised,
 )
-from vt_fast.models import FPN, VTFPN, FeaturePyramid, PanopticHead, ResNet, SegmentationNet, fpn, vt_fpn
+from vt_fast.models import (
+    FPN,
+    VTFPN,
+    FeaturePyramid,
+    PanopticHead,
+    ResNet,
+    SegmentationNet,
+    VTResNetFeatures,
+    fpn,
+    vt_fpn,
+)
 from vt_fast.nn import set_backend
 
 
@@ -219,6 +229,10 @@ def test_errors_of_the_parts():
         TypeError, match="`backbone` must have the attribute `channels`, got Identity without"
     ):
         vt_fpn(backbone=torch.nn.Identity())
+    with pytest.raises(
+        TypeError, match="`backbone` must have the attribute `features`, got VTResNetFeatures"
+    ):
+        vt_fpn(backbone=VTResNetFeatures(18))
     with pytest.raises(ValueError, match="`depth` must be one of"):
         vt_fpn(51)
 

@@ -172,6 +172,32 @@ def test_checkpointing_changes_nothing_but_memory(timm):
         torch.testing.assert_close(one, other)
 
 
+def test_options_and_methods_of_features_only(timm):
+    """As timm's own: those of the classifier have no effect, and a checkpointed network keeps less."""
+    options = {"drop_rate": 0.1, "global_pool": "avg", "drop_path_rate": 0.1}
+    net = timm.create_model("vt_resnet18", features_only=True, **options, **NARROW)
+    assert net.backbone.layer3[-1].drop_path.rate == 0.1
+    net = timm.create_model("vt_resnet18", features_only=True, **NARROW)
+    images, kept, found = torch.randn(2, 3, 64, 64), [], []
+    for enable in (False, True):
+        net.set_grad_checkpointing(enable)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value, saved=saved: saved.append(value.numel()) or value, lambda value: value
+        ):
+            maps = net(images)
+        kept.append(sum(saved))
+        found.append(torch.autograd.grad(sum(y.square().sum() for y in maps), list(net.parameters())))
+    assert kept[1] < 0.7 * kept[0]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_width_of_the_head(timm):
+    model = timm.create_model("vt_resnet18", num_classes=5, **NARROW)
+    assert model.head_hidden_size == model.num_features == 64
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 def test_layer_decay_knows_every_parameter(timm, coarse):
     from timm.models import group_parameters
@@ -190,6 +216,9 @@ def test_intermediates(timm):
     assert [y.shape[1:] for y in maps] == [(128, 8, 8), (256, 4, 4)]
     (first,) = model.forward_intermediates(images, indices=[0], intermediates_only=True, stop_early=True)
     assert first.shape == (2, 64, 16, 16)
-    for options in ({"norm": True}, {"output_fmt": "NLC"}, {"indices": [3]}, {"stop_early": True}):
+    for count in (1, 3):
+        assert len(model.forward_intermediates(images, indices=count, intermediates_only=True)) == count
+    out_of_range = [{"indices": indices} for indices in ([3], 0, -1, 4, 6)]
+    for options in (*out_of_range, {"norm": True}, {"output_fmt": "NLC"}, {"stop_early": True}):
         with pytest.raises(ValueError, match="must be"):
             model.forward_intermediates(images, **options)

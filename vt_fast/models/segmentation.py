@@ -25,7 +25,9 @@ class _Pyramid(nn.Module):
 
     def __init__(self, backbone: nn.Module, neck: nn.Module, out_indices: Sequence[int] | None) -> None:
         super().__init__()
-        channels, _, _ = (_of(backbone, "backbone", name) for name in ("channels", "strides", "features"))
+        channels = _of(backbone, "backbone", "channels")
+        for name in ("strides", "features"):  # which are read later
+            _of(backbone, "backbone", name)
         indices = range(len(channels)) if out_indices is None else out_indices
         count = len(channels)
         if not indices or any(not -count <= index < count for index in indices):

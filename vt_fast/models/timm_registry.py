@@ -40,7 +40,8 @@ def register_with_timm() -> None:
     """Register "vt_resnet18", "vt_resnet34", "vt_resnet50" and "vt_resnet101" with `timm.create_model`.
 
     They take the options of :class:`VTResNet`, and timm's `features_only` and `out_indices`, which make a
-    :class:`VTResNetFeatures`: index 0 is the map of stride 4. A second call changes nothing.
+    :class:`VTResNetFeatures`: index 0 is the map of stride 4. The options of the classifier have no effect
+    there. A second call changes nothing.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
@@ -118,6 +119,8 @@ def _make(
     model: VTResNet | VTResNetFeatures
     if features_only:
         num_classes = 0
+        for name in ("drop_rate", "global_pool"):  # of the classifier, which there is none
+            options.pop(name, None)
         model = VTResNetFeatures(depth, out_indices=out_indices, **options)
     else:
         model = VTResNet(depth, num_classes, **options)

@@ -26,7 +26,28 @@ from vt_fast.nn.base import CompositeModule
 from vt_fast.nn.options import Factory, check_keywords, spelled_out
 
 
-class VTResNet(CompositeModule):
+class _Checkpointed(CompositeModule):
+    """A backbone and a VT stage that training may compute again in the backward pass."""
+
+    backbone: nn.Module
+    grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training computes the ResNet's stages and the VT stage again in the backward pass."""
+        checks.flag("enable", enable)
+        self.grad_checkpointing = enable
+
+    def _checkpoints(self) -> bool:
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return stage_maps(self.backbone, images, checkpointed=self._checkpoints())
+
+    def _run(self, module: nn.Module, x: Tensor) -> Any:
+        return checkpoint(module, x, use_reentrant=False) if self._checkpoints() else module(x)
+
+
+class VTResNet(_Checkpointed):
     """VT-ResNet-18, 34, 50 or 101, or VT blocks on a backbone of your own.
 
     The backbone's map, 14 x 14 for images of 224 x 224, passes 2 (depth 18) or 3 VT blocks without a stride.
@@ -102,8 +123,9 @@ class VTResNet(CompositeModule):
             channels, num_blocks, width, last_projector=False, device=device, dtype=dtype, **options
         )
         self.num_features = cast(TokenRelation, self.stage[0].transformer).token_channels
+        self.head_hidden_size = self.num_features
         self.dropout = nn.Dropout(drop_rate)
-        self.grad_checkpointing, self.global_pool = False, global_pool
+        self.global_pool = global_pool
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -132,11 +154,6 @@ class VTResNet(CompositeModule):
         """The last layer."""
         return self.fc
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training computes the ResNet's stages and the VT stage again in the backward pass."""
-        checks.flag("enable", enable)
-        self.grad_checkpointing = enable
-
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns of parameter names from the first layers to the last, as timm's layer decay takes them."""
         return {
@@ -151,15 +168,6 @@ class VTResNet(CompositeModule):
         x = self._maps(images)[-1] if self._checkpoints() else self.backbone(images)
         found: Tensor = self._run(self.stage, x)[1]
         return found
-
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        return stage_maps(self.backbone, images, checkpointed=self._checkpoints())
-
-    def _run(self, module: nn.Module, x: Tensor) -> Any:
-        return checkpoint(module, x, use_reentrant=False) if self._checkpoints() else module(x)
-
-    def _checkpoints(self) -> bool:
-        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
     def forward_intermediates(
         self,
@@ -194,6 +202,8 @@ class VTResNet(CompositeModule):
             raise ValueError("`stop_early` must be False where the tokens are returned, got True")
         maps = self._maps(images)
         if isinstance(indices, int):
+            if not 1 <= indices <= len(maps):
+                raise ValueError(f"`indices` must be 1 to {len(maps)} for the last maps, got {indices}")
             indices = range(len(maps) - indices, len(maps))
         wanted = range(len(maps)) if indices is None else indices
         if any(not -len(maps) <= index < len(maps) for index in wanted):
@@ -212,7 +222,7 @@ class VTResNet(CompositeModule):
         return self.forward_head(self.forward_features(images))
 
 
-class VTResNetFeatures(CompositeModule):
+class VTResNetFeatures(_Checkpointed):
     """The backbone and the VT stage of a :class:`VTResNet`, returning a list of maps.
 
     Here the last block has a projector. Parameters have the names that they have in :class:`VTResNet`.
@@ -282,9 +292,9 @@ class VTResNetFeatures(CompositeModule):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps (B, channels[i], H / strides[i], W / strides[i]) of images (B, C, H, W)."""
-        maps = stage_maps(self.backbone, images)
+        maps = self._maps(images)
         if self.stage is not None:
-            maps.append(self.stage(maps[-1])[0])
+            maps.append(self._run(self.stage, maps[-1])[0])
         return [maps[index] for index in self.out_indices]
 
 
