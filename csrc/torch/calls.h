@@ -23,8 +23,11 @@ using Optional = std::optional<Tensor>;
 using One = Tensor;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Text = std::optional<std::string>;
+using Real = std::optional<double>;
 using Needs = std::vector<bool>;
 
 Dtype dtype_of(const Tensor& tensor, const char* name) {

@@ -27,9 +27,39 @@ void require(bool met, const char* name, const char* must) {
   if (!met) throw std::invalid_argument("`" + std::string(name) + "` must " + must);
 }
 
-void refuse_unsupported(std::initializer_list<std::pair<const char*, bool>> arguments) {
-  for (const auto& [name, given] : arguments)
-    if (given) throw std::invalid_argument("`" + std::string(name) + "` is not supported yet");
+// A backend does not take a call; another may.
+class UnsupportedError : public std::invalid_argument {
+ public:
+  UnsupportedError(const char* backend, const std::string& reason)
+      : std::invalid_argument("`backend=\"" + std::string(backend) + "\"` cannot do this call: " + reason) {}
+};
+
+// What a backend does not take, each after its name.
+void refuse(const char* backend, std::initializer_list<std::pair<const char*, bool>> given) {
+  for (const auto& [what, is_given] : given)
+    if (is_given) throw UnsupportedError(backend, "it does not take " + std::string(what));
+}
+
+// The number of rows or columns, or -1 where there are none.
+int64_t rows_of(const Optional& value) {
+  return value && value->defined() && value->dim() > 1 ? value->size(value->dim() - 2) : -1;
+}
+int64_t columns_of(const Optional& value) {
+  return value && value->defined() && value->dim() > 0 ? value->size(value->dim() - 1) : -1;
+}
+int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.size(1) : columns_of(x); }
+
+// Whether each of several heads sees its block of the channels, or all of them, by the width of rows; and
+// whether project's values have a row of full width for each key.
+bool sees_blocks(const Tensor& x, const Optional& rows, int64_t num_heads) {
+  return num_heads > 1 && columns_of(rows) > 0 && columns_of(rows) != channels_of(x) &&
+         columns_of(rows) * num_heads == channels_of(x);
+}
+bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
+  return num_heads > 1 && columns_of(rows) == channels_of(x);
+}
+bool sums_heads(const Tensor& values, const Optional& rows, int64_t num_heads) {
+  return num_heads > 1 && rows_of(rows) > 0 && rows_of(values) == rows_of(rows);
 }
 
 void check_defined(const Tensor& value, const char* name) { require(value.defined(), name, "be a tensor"); }

@@ -75,17 +75,36 @@ Optional optional_in_dtype(const Optional& value, int32_t dtype) {
   return value ? in_dtype(*value, dtype) : Optional();
 }
 
+// ---- what these kernels do not take ----
+
+void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads, const Optional& values,
+                     const Optional& scores, const Optional& token_bias, const Optional& offsets,
+                     const Text& normalize, const Real& layer_norm_eps) {
+  refuse(name, {{"`values`", values.has_value()},
+                {"`scores`", scores.has_value()},
+                {"`token_bias` in tokenize", token_bias.has_value()},
+                {"`offsets`", offsets.has_value()},
+                {"`normalize` other than \"pixels\" in tokenize", normalize != "pixels"},
+                {"`layer_norm_eps`", layer_norm_eps.has_value()},
+                {"queries of full width with several heads", sees_all(x, queries, num_heads)}});
+}
+
+void refuse_project(const Tensor& x, const Optional& keys, const Tensor& values, int64_t num_heads,
+                    const Optional& scores, const Optional& offsets, const Text& normalize) {
+  refuse(name, {{"`scores`", scores.has_value()},
+                {"`offsets`", offsets.has_value()},
+                {"`normalize` other than \"tokens\" in project", normalize != "tokens"},
+                {"keys for channel blocks", sees_blocks(x, keys, num_heads)},
+                {"values that are summed over heads", sums_heads(values, keys, num_heads)}});
+}
+
 // ---- the ops ----
 
 Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
-               const Text& normalize) {
-  refuse_unsupported({{"values", values.has_value()},
-                      {"scores", scores.has_value()},
-                      {"token_bias", token_bias.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "pixels"}});
+               const Text& normalize, const Real& layer_norm_eps) {
+  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
   check_map(x);
   const Call call = call_on(x);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
@@ -95,33 +114,39 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
   return pooled.rounded(x, keep_exact);
 }
 
-Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
-                       const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
-                       const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
-                       int64_t num_heads, const Needs& needs) {
+Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, const Tensor& x,
+                        const Optional& queries, const Optional& mask, const Optional& pixel_bias,
+                        const Optional& extra_values, const Tensor& tokens, const Tensor& stats,
+                        int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
+                        const Optional& token_bias, const Optional& offsets, const Text& normalize,
+                        const Real& layer_norm_eps) {
+  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
   check_map(x);
   const Call call = call_on(x);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(call, x, queries, num_heads, call.channels, extra_values, grad_tokens, grad_lse, tokens,
-                      lse);
-  check_needs(needs, 4);
+  check_pooling_grads(call, x, *queries, num_heads, call.channels, extra_values, grad_tokens, grad_stats,
+                      tokens, stats);
+  check_needs(needs, 7);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(call, queries, needs[1]),
                  dpixel_bias = gradient(call, pixel_bias, needs[2]),
                  dextra_values = gradient(call, extra_values, needs[3]);
-  vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_lse, exact), x, queries, mask,
-                        pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(lse, exact),
+  vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, *queries, mask,
+                        pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(stats, exact),
                         num_heads, dx, dqueries, dpixel_bias, dextra_values);
-  return {or_undefined(dx), rounded(dqueries, queries), rounded(dpixel_bias, pixel_bias),
-          rounded(dextra_values, extra_values)};
+  return {or_undefined(dx),
+          rounded(dqueries, queries),
+          rounded(dpixel_bias, pixel_bias),
+          rounded(dextra_values, extra_values),
+          Tensor(),
+          Tensor(),
+          Tensor()};
 }
 
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_unsupported({{"scores", scores.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "tokens"}});
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -130,22 +155,25 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   return map;
 }
 
-Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
+Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
-                      const Needs& needs) {
+                      const Needs& needs, const Optional& scores, const Optional& offsets,
+                      const Text& normalize) {
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
-  check_needs(needs, 4);
+  check_needs(needs, 5);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(call, keys, needs[1]),
                  dvalues = gradient(call, values, needs[2]),
                  dtoken_bias = gradient(call, token_bias, needs[3]);
-  vt::project_backward(grad, x, keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
+  vt::project_backward(grad, x, *keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
                        dtoken_bias);
-  return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias)};
+  return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias),
+          Tensor()};
 }
 
 Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& values, const Tensor& queries,
@@ -153,9 +181,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_unsupported({{"scores", scores.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "tokens"}});
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -176,6 +202,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
+  refuse_project(x, keys, values, num_heads, {}, {}, "tokens");
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -222,10 +249,10 @@ STABLE_TORCH_LIBRARY_IMPL(vt_fast_cpu, CompositeExplicitAutograd, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(vt_fast, CPU, library) {
-#define VT_IMPLEMENT(op)                                                                        \
-  library.impl(vt::ops::op.name,                                                                \
-               vt::guarded<vt::choose<vt::ops::op, vt::cpu_ops::unavailable, vt::cpu_ops::name, \
-                                      &vt::cpu_ops::op, TORCH_BOX(&vt::cpu_ops::op)>>);         \
+#define VT_IMPLEMENT(op)                                                                                    \
+  library.impl(                                                                                             \
+      vt::ops::op.name,                                                                                     \
+      vt::guarded<vt::choose<vt::ops::op, vt::cpu_ops::unavailable, vt::cpu_ops::name, &vt::cpu_ops::op>>); \
   library.impl(#op "_cpu", vt::guarded<TORCH_BOX(&vt::cpu_ops::op)>);
   VT_FOR_EACH_OP(VT_IMPLEMENT)
 }

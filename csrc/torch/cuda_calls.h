@@ -17,6 +17,7 @@
 #include "../cuda/launch.h"
 #include "../cuda/settings.h"
 #include "calls.h"
+#include "checks.h"
 #include "results.h"
 
 namespace vt {
@@ -64,13 +65,6 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
     return "it takes fewer than 2^31 - 64 pixels, and fewer than 2^30 for samples times num_heads";
   return nullptr;
 }
-
-// These kernels do not take a call; another backend may.
-class UnsupportedError : public std::invalid_argument {
- public:
-  explicit UnsupportedError(const char* reason)
-      : std::invalid_argument(std::string("`backend=\"cuda\"` cannot do this call: ") + reason) {}
-};
 
 // Whether the calls on this thread come with backend=None.
 thread_local bool is_choice = false;
@@ -233,14 +227,14 @@ cuda::Call sizes_of_call(const Call& call) {
 // another backend. Called before results and copies are allocated; whether shared memory suffices is known
 // only in `run`.
 void check_taken(cuda::Op op, const Call& call, const Tensor& x) {
-  if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError(reason);
+  if (const char* reason = refusal_anywhere(op, call)) throw UnsupportedError("cuda", reason);
   if (!is_choice || call.batch == 0) return;
   const MapLayout layout = MapLayout::of(x, call);
   const cuda::Call sizes = sizes_of_call(call);
   const cuda::Setting* setting =
       cuda::find_setting(op, cuda_dtype(call.dtype), cuda::maps_like(layout.layout, layout.as_kernels_get(x)),
                          cuda::room_for_rows(sizes), std::max(sizes.channels, sizes.out_channels));
-  if (setting != nullptr && setting->other != 0) throw UnsupportedError("another backend is faster");
+  if (setting != nullptr && setting->other != 0) throw UnsupportedError("cuda", "another backend is faster");
 }
 
 struct Workspace {
@@ -265,7 +259,7 @@ void run(const CudaDevice& devices, cuda::Op op, Dtype dtype, const cuda::Call& 
     host.allocate = Workspace::allocate;
     host.stream = devices.stream(workspace.device.index);
     error = cuda::kernels(op, cuda_dtype(dtype))(call, layout, host);
-    if (error == cuda::does_not_fit || error == cuda::not_compiled) throw UnsupportedError(error);
+    if (error == cuda::does_not_fit || error == cuda::not_compiled) throw UnsupportedError("cuda", error);
   }
   if (error != nullptr) throw std::runtime_error(std::string("a CUDA kernel failed: ") + error);
 }

@@ -131,17 +131,36 @@ cuda::Biases bias_result(const Optional& result) {
              : cuda::Biases{};
 }
 
+// ---- what these kernels do not take ----
+
+void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads, const Optional& values,
+                     const Optional& scores, const Optional& token_bias, const Optional& offsets,
+                     const Text& normalize, const Real& layer_norm_eps) {
+  refuse("cuda", {{"`values`", values.has_value()},
+                  {"`scores`", scores.has_value()},
+                  {"`token_bias` in tokenize", token_bias.has_value()},
+                  {"`offsets`", offsets.has_value()},
+                  {"`normalize` other than \"pixels\" in tokenize", normalize != "pixels"},
+                  {"`layer_norm_eps`", layer_norm_eps.has_value()},
+                  {"queries of full width with several heads", sees_all(x, queries, num_heads)}});
+}
+
+void refuse_project(const Tensor& x, const Optional& keys, const Tensor& values, int64_t num_heads,
+                    const Optional& scores, const Optional& offsets, const Text& normalize) {
+  refuse("cuda", {{"`scores`", scores.has_value()},
+                  {"`offsets`", offsets.has_value()},
+                  {"`normalize` other than \"tokens\" in project", normalize != "tokens"},
+                  {"keys for channel blocks", sees_blocks(x, keys, num_heads)},
+                  {"values that are summed over heads", sums_heads(values, keys, num_heads)}});
+}
+
 // ---- the ops ----
 
 Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
-               const Text& normalize) {
-  refuse_unsupported({{"values", values.has_value()},
-                      {"scores", scores.has_value()},
-                      {"token_bias", token_bias.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "pixels"}});
+               const Text& normalize, const Real& layer_norm_eps) {
+  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
@@ -163,18 +182,22 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
   return {pooled.tokens, pooled.exact, pooled.lse};
 }
 
-Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
-                       const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
-                       const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
-                       int64_t num_heads, const Needs& needs) {
+Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, const Tensor& x,
+                        const Optional& queries, const Optional& mask, const Optional& pixel_bias,
+                        const Optional& extra_values, const Tensor& tokens, const Tensor& stats,
+                        int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
+                        const Optional& token_bias, const Optional& offsets, const Text& normalize,
+                        const Real& layer_norm_eps) {
+  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(sizes, x, queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_lse,
-                      tokens, lse);
+  check_pooling_grads(sizes, x, *queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_stats,
+                      tokens, stats);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
-                extra_values, "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse);
-  check_needs(needs, 4);
-  add_tokenize_sizes(sizes, queries, extra_values, num_heads);
+                extra_values, "grad_tokens", grad_tokens, "grad_stats", grad_stats, "tokens", tokens, "stats",
+                stats);
+  check_needs(needs, 7);
+  add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
   check_taken(cuda::Op::tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
@@ -184,8 +207,8 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
     const Input map(x, layout);
     Output to(dx, layout);
     Operands operands;
-    operands.pool(queries, mask, pixel_bias, extra_values);
-    operands.saved(x, sizes.channels, grad_tokens, grad_lse, tokens, lse);
+    operands.pool(*queries, mask, pixel_bias, extra_values);
+    operands.saved(x, sizes.channels, grad_tokens, grad_stats, tokens, stats);
     cuda::Call call = sizes_of_call(sizes);
     call.x = map.map(), call.dx = to.map();
     operands.add_to(call);
@@ -194,15 +217,19 @@ Four tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
     run(devices, cuda::Op::tokenize_backward, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
-  return {or_undefined(dx), or_undefined(dqueries), or_undefined(dpixel_bias), or_undefined(dextra_values)};
+  return {or_undefined(dx),
+          or_undefined(dqueries),
+          or_undefined(dpixel_bias),
+          or_undefined(dextra_values),
+          Tensor(),
+          Tensor(),
+          Tensor()};
 }
 
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_unsupported({{"scores", scores.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "tokens"}});
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
@@ -224,14 +251,16 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   return y;
 }
 
-Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
+Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
-                      const Needs& needs) {
+                      const Needs& needs, const Optional& scores, const Optional& offsets,
+                      const Text& normalize) {
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
-  check_needs(needs, 4);
+  check_needs(needs, 5);
   add_project_sizes(sizes, values, residual_is_input, num_heads);
   check_taken(cuda::Op::project_backward, sizes, x);
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
@@ -244,7 +273,7 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
     const Input map(x, layout), arriving(grad, layout);
     Output to(dx, layout);
     Operands operands;
-    operands.spread(keys, values, token_bias);
+    operands.spread(*keys, values, token_bias);
     cuda::Call call = sizes_of_call(sizes);
     call.x = map.map(), call.grad_map = arriving.map(), call.dx = to.map();
     operands.add_to(call);
@@ -252,7 +281,7 @@ Four project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& key
     run(devices, cuda::Op::project_backward, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
-  return {or_undefined(dx), or_undefined(dkeys), or_undefined(dvalues), or_undefined(dtoken_bias)};
+  return {or_undefined(dx), or_undefined(dkeys), or_undefined(dvalues), or_undefined(dtoken_bias), Tensor()};
 }
 
 Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& values, const Tensor& queries,
@@ -260,9 +289,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_unsupported({{"scores", scores.has_value()},
-                      {"offsets", offsets.has_value()},
-                      {"normalize", normalize != "tokens"}});
+  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
@@ -297,6 +324,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
+  refuse_project(x, keys, values, num_heads, {}, {}, "tokens");
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);

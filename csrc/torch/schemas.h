@@ -1,9 +1,8 @@
 // The public ops' schemas, but for their last argument, `*, str? backend=None`, which a backend's own op
 // lacks.
 //
-// vt_fast/ops has the same ones for installations without this library; a test compares them. Arguments with
-// defaults are the rest of the op family. They are refused until they work, and here from the start because
-// saved programs hold arguments by position. New ones go to the end; the backend is passed by name.
+// vt_fast/ops has the same ones for installations without this library; a test compares them. Saved programs
+// hold arguments by position, so new ones go to the end, with a default; the backend is passed by name.
 #pragma once
 
 namespace vt {
@@ -23,14 +22,17 @@ inline constexpr Op tokenize = {
     "tokenize",
     "Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
     "bool keep_exact, Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, "
-    "Tensor? offsets=None, str? normalize=\"pixels\"",
-    "Tensor tokens, Tensor exact, Tensor lse"};
+    "Tensor? offsets=None, str? normalize=\"pixels\", float? layer_norm_eps=None",
+    "Tensor tokens, Tensor exact, Tensor stats"};
 
 inline constexpr Op tokenize_backward = {
     "tokenize_backward",
-    "Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, "
-    "Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs",
-    "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values"};
+    "Tensor grad_tokens, Tensor? grad_stats, Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, "
+    "Tensor? extra_values, Tensor tokens, Tensor stats, int num_heads, bool[] needs, Tensor? values=None, "
+    "Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, str? normalize=\"pixels\", "
+    "float? layer_norm_eps=None",
+    "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values, Tensor dvalues, Tensor dscores, "
+    "Tensor dtoken_bias"};
 
 inline constexpr Op project = {
     "project",
@@ -40,9 +42,9 @@ inline constexpr Op project = {
 
 inline constexpr Op project_backward = {
     "project_backward",
-    "Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
-    "int num_heads, bool[] needs",
-    "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias"};
+    "Tensor grad_map, Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
+    "int num_heads, bool[] needs, Tensor? scores=None, Tensor? offsets=None, str? normalize=\"tokens\"",
+    "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias, Tensor dscores"};
 
 inline constexpr Op project_tokenize = {
     "project_tokenize",

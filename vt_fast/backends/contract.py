@@ -1,8 +1,15 @@
 """What a backend implements, and with which arguments.
 
-The records hold the arguments of the ops in the order of their schemas, which go on with arguments that do
-not work yet and with the backend's name. They have been checked. A map is (B, N, C) or (B, C, H, W) with any
-strides; an operand that the batch shares lacks its first dimension.
+The records hold the arguments of the ops in the order of their schemas, which end with the backend's name.
+They have been checked. A map is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares
+lacks its first dimension.
+
+Rows are ``queries`` or ``keys``; where they are None, ``scores`` are the logits. There are R = num_heads * L of
+them, head-major. Their width tells what a head sees (:func:`sees_block`): C / num_heads is a block of the
+channels, C all of them.
+
+With ``offsets`` (B + 1,), int32 or int64, the samples are bags of different sizes, one after the other: maps
+are (total, C), ``mask`` and ``pixel_bias`` (total,), ``scores`` (R, total). A bag may be empty.
 """
 
 from __future__ import annotations
@@ -13,43 +20,66 @@ from torch import Tensor
 
 
 class Tokenize(NamedTuple):
-    """A call of tokenize. ``keep_exact``: keep the unrounded tokens, which the backward starts from."""
+    """A call of tokenize. ``keep_exact``: keep the unrounded tokens, which the backward starts from.
+
+    ``values`` is a map like x with D channels, pooled in place of x. ``normalize``: "pixels", "tokens" or None.
+    With ``layer_norm_eps``, x is normalised over its channels where it is read, for logits and sums.
+    """
 
     x: Tensor
-    queries: Tensor
+    queries: Tensor | None
     mask: Tensor | None
     pixel_bias: Tensor | None
     extra_values: Tensor | None
     num_heads: int
     keep_exact: bool
+    values: Tensor | None = None
+    scores: Tensor | None = None
+    token_bias: Tensor | None = None
+    offsets: Tensor | None = None
+    normalize: str | None = "pixels"
+    layer_norm_eps: float | None = None
 
 
 class TokenizeBackward(NamedTuple):
     """Its backward. ``tokens`` are unrounded where those were kept; ``needs``: which gradients to compute."""
 
     grad_tokens: Tensor
-    grad_lse: Tensor | None
+    grad_stats: Tensor | None
     x: Tensor
-    queries: Tensor
+    queries: Tensor | None
     mask: Tensor | None
     pixel_bias: Tensor | None
     extra_values: Tensor | None
     tokens: Tensor
-    lse: Tensor
+    stats: Tensor
     num_heads: int
     needs: list[bool]
+    values: Tensor | None = None
+    scores: Tensor | None = None
+    token_bias: Tensor | None = None
+    offsets: Tensor | None = None
+    normalize: str | None = "pixels"
+    layer_norm_eps: float | None = None
 
 
 class Project(NamedTuple):
-    """A call of project. The residual is x if ``residual_is_input``, else the map ``residual``, else none."""
+    """A call of project. The residual is x if ``residual_is_input``, else the map ``residual``, else none.
+
+    ``values`` of L rows write channel blocks, one a head; of num_heads * L rows they have full width, and the
+    heads are summed (:func:`sums_heads`). ``normalize``: "tokens", "exp" or None.
+    """
 
     x: Tensor
-    keys: Tensor
+    keys: Tensor | None
     values: Tensor
     token_bias: Tensor | None
     residual: Tensor | None
     residual_is_input: bool
     num_heads: int
+    scores: Tensor | None = None
+    offsets: Tensor | None = None
+    normalize: str | None = "tokens"
 
 
 class ProjectBackward(NamedTuple):
@@ -57,12 +87,15 @@ class ProjectBackward(NamedTuple):
 
     grad_map: Tensor
     x: Tensor
-    keys: Tensor
+    keys: Tensor | None
     values: Tensor
     token_bias: Tensor | None
     residual_is_input: bool
     num_heads: int
     needs: list[bool]
+    scores: Tensor | None = None
+    offsets: Tensor | None = None
+    normalize: str | None = "tokens"
 
 
 class ProjectTokenize(NamedTuple):
@@ -110,6 +143,25 @@ Call: TypeAlias = (
 )
 
 
+def row_count(rows: Tensor | None, scores: Tensor | None, offsets: Tensor | None = None) -> int:
+    """R = num_heads * L of a call."""
+    if rows is not None:
+        return rows.shape[-2]
+    if scores is None:
+        raise ValueError("neither rows nor scores")
+    return scores.shape[0] if offsets is not None else scores.shape[1]
+
+
+def sees_block(rows: Tensor | None, channels: int, num_heads: int) -> bool:
+    """Whether each head sees its own block of a map's channels, not all of them. False with one head."""
+    return num_heads > 1 and rows is not None and rows.shape[-1] != channels
+
+
+def sums_heads(values: Tensor, rows: int, num_heads: int) -> bool:
+    """Whether project's values have a row of full width for each of the keys. False with one head."""
+    return num_heads > 1 and values.shape[-2] == rows
+
+
 class CannotRunError(RuntimeError):
     """A backend cannot run a call that it does not refuse, for a reason that only an attempt shows."""
 
@@ -121,6 +173,9 @@ class TokenizeGradients(NamedTuple):
     queries: Tensor | None
     pixel_bias: Tensor | None
     extra_values: Tensor | None
+    values: Tensor | None = None
+    scores: Tensor | None = None
+    token_bias: Tensor | None = None
 
 
 class ProjectGradients(NamedTuple):
@@ -130,6 +185,7 @@ class ProjectGradients(NamedTuple):
     keys: Tensor | None
     values: Tensor | None
     token_bias: Tensor | None
+    scores: Tensor | None = None
 
 
 class ProjectTokenizeGradients(NamedTuple):
@@ -150,8 +206,8 @@ class Backend(Protocol):
 
     One in C++ has only the first two: its own ops ``vt_fast::<op>_<backend>`` return what the public ops do.
 
-    Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
-    project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
+    Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold; nor rows whose
+    ``token_bias`` is -inf: their tokens are 0, lse -inf, the mass 0, and gradients 0. In project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
 
     Maps are returned in x's dtype, strided like ``torch.empty_like``. Sums, lse and gradients are computed in
     float32 (float64 for float64). lse is returned so; tokens too where the call keeps exact ones, otherwise
@@ -168,7 +224,10 @@ class Backend(Protocol):
         """
 
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, C + P) and lse (B, num_heads * L)."""
+        """Tokens and statistics (B, num_heads * L): lse for "pixels", otherwise the mass.
+
+        Tokens are (B, L, D + P) where heads see blocks, else (B, num_heads * L, D + P); D is C without values.
+        """
 
     def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:
         """The gradients that are needed."""

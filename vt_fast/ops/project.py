@@ -79,24 +79,24 @@ PROJECT = DifferentiableOp(
         "project",
         Project,
         "Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, "
-        "bool residual_is_input, int num_heads",
+        "bool residual_is_input, int num_heads, Tensor? scores=None, Tensor? offsets=None, "
+        'str? normalize="tokens"',
         "Tensor map",
         run=_forward,
         fake=_forward_fake,
         flops=_forward_flops,
         check=_check,
-        family='Tensor? scores=None, Tensor? offsets=None, str? normalize="tokens"',
     ),
     Pass(
         "project_backward",
         ProjectBackward,
-        "Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
-        "int num_heads, bool[] needs",
-        "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias",
+        "Tensor grad_map, Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, bool residual_is_input, "
+        'int num_heads, bool[] needs, Tensor? scores=None, Tensor? offsets=None, str? normalize="tokens"',
+        "Tensor dx, Tensor dkeys, Tensor dvalues, Tensor dtoken_bias, Tensor dscores",
         run=_backward,
         fake=_backward_fake,
         flops=_backward_flops,
-        check=check_needs(4),
+        check=check_needs(5),
     ),
     save=_save,
     derivative=_derivative,

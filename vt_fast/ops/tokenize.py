@@ -115,25 +115,27 @@ TOKENIZE = DifferentiableOp(
         "tokenize",
         Tokenize,
         "Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, int num_heads, "
-        "bool keep_exact",
-        "Tensor tokens, Tensor exact, Tensor lse",
+        "bool keep_exact, Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, "
+        'Tensor? offsets=None, str? normalize="pixels", float? layer_norm_eps=None',
+        "Tensor tokens, Tensor exact, Tensor stats",
         run=_forward,
         fake=_forward_fake,
         flops=_forward_flops,
         check=_check,
-        family="Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, "
-        'str? normalize="pixels"',
     ),
     Pass(
         "tokenize_backward",
         TokenizeBackward,
-        "Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor queries, Tensor? mask, Tensor? pixel_bias, "
-        "Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, bool[] needs",
-        "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values",
+        "Tensor grad_tokens, Tensor? grad_stats, Tensor x, Tensor? queries, Tensor? mask, "
+        "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor stats, int num_heads, bool[] needs, "
+        "Tensor? values=None, Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, "
+        'str? normalize="pixels", float? layer_norm_eps=None',
+        "Tensor dx, Tensor dqueries, Tensor dpixel_bias, Tensor dextra_values, Tensor dvalues, "
+        "Tensor dscores, Tensor dtoken_bias",
         run=_backward,
         fake=_backward_fake,
         flops=_backward_flops,
-        check=check_needs(4),
+        check=check_needs(7),
     ),
     save=_save,
     derivative=_derivative,
