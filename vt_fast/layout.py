@@ -1,6 +1,7 @@
 """How a feature map lies in memory, and how one like it is made.
 
-A map is (B, N, C), or (B, C, H, W) in any memory format. Both are worked on as pixels (B, N, C).
+A map is (B, N, C), or (B, C, H, W) in any memory format. Both are worked on as pixels (B, N, C). Bags of
+different sizes are (total, C), one after the other, with ``offsets`` (B + 1,); as pixels (1, total, C).
 """
 
 from __future__ import annotations
@@ -13,18 +14,49 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 
 def channel_count(x: Tensor) -> int:
-    """C of a map in either form."""
-    return x.shape[-1] if x.dim() == 3 else x.shape[1]
+    """C of a map in any form."""
+    return x.shape[1] if x.dim() == 4 else x.shape[-1]
 
 
 def pixel_count(x: Tensor) -> int:
-    """N of a map in either form."""
-    return x.shape[1] if x.dim() == 3 else x.shape[2] * x.shape[3]
+    """N of a map in any form; of bags all together."""
+    return x.shape[2] * x.shape[3] if x.dim() == 4 else x.shape[-2]
+
+
+def all_pixels(x: Tensor) -> int:
+    """The pixels of all samples together."""
+    return x.shape[0] if x.dim() == 2 else x.shape[0] * pixel_count(x)
+
+
+def sample_count(x: Tensor, offsets: Tensor | None) -> int:
+    """B of a map, or of bags."""
+    return x.shape[0] if offsets is None else offsets.shape[0] - 1
+
+
+def bag_bounds(offsets: Tensor, total: int) -> list[int]:
+    """``offsets`` on the host, where the bags must cover the pixels.
+
+    On other devices, where kernels cannot ask that of them, they are clamped as kernels do it.
+
+    Raises:
+        ValueError: on a CPU, they do not start at 0, fall, or do not end at ``total``.
+    """
+    bounds: list[int] = offsets.tolist()
+    if offsets.device.type == "cpu":
+        if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+            raise ValueError(
+                f"`offsets` must start at 0, not fall, and end at the number of pixels {total}, got {bounds}"
+            )
+        return bounds
+    least = 0
+    for bag, bound in enumerate(bounds):
+        least = bounds[bag] = min(max(bound, least), total)
+    return bounds
 
 
 def map_shape(x: Tensor, channels: int) -> tuple[int, ...]:
     """The shape of a map like x with another number of channels."""
-    return (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])
+    return (x.shape[0], channels, *x.shape[2:]) if x.dim() == 4 else (*x.shape[:-1], channels)
 
 
 def empty_map_like(x: Tensor, channels: int) -> Tensor:
@@ -52,19 +84,21 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 def as_pixels(feature_map: Tensor) -> Tensor:
     """(B, N, C) of a map in either form: a view wherever H and W can be merged, else a copy."""
-    if feature_map.dim() == 3:
-        return feature_map
-    return feature_map.flatten(2).transpose(1, 2)
+    if feature_map.dim() == 4:
+        return feature_map.flatten(2).transpose(1, 2)
+    return feature_map if feature_map.dim() == 3 else feature_map[None]
 
 
 def merges(feature_map: Tensor) -> bool:
     """Whether :func:`as_pixels` is a view, so that what is written to it reaches the map."""
-    if feature_map.dim() == 3:
+    if feature_map.dim() != 4:
         return True
     height, width = feature_map.shape[2:]
     return height == 1 or width == 1 or feature_map.stride(2) == width * feature_map.stride(3)
 
 
 def per_pixel(value: Tensor | None) -> Tensor | None:
-    """(B, N) of a mask or a bias given as (B, N) or (B, H, W)."""
-    return value if value is None or value.dim() == 2 else value.flatten(1)
+    """(B, N) of a mask or a bias given as (B, N) or (B, H, W); (1, total) of that of bags."""
+    if value is None or value.dim() == 2:
+        return value
+    return value[None] if value.dim() == 1 else value.flatten(1)

@@ -1,5 +1,5 @@
-// Checks of an op's arguments in one pass. What passes in vt_fast/checks.py passes here, and vice versa:
-// Python calls the op at once, and asks checks.py for a better message if it is refused.
+// Checks of an op's arguments in one pass. What passes in vt_fast/checks passes here, and vice versa:
+// Python calls the op at once, and asks it for a better message if it is refused.
 #pragma once
 
 #include "target.h"

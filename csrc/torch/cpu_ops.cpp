@@ -82,20 +82,20 @@ void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads
                      const Text& normalize, const Real& layer_norm_eps) {
   refuse(name, {{"`values`", values.has_value()},
                 {"`scores`", scores.has_value()},
-                {"`token_bias` in tokenize", token_bias.has_value()},
+                {"`token_bias`", token_bias.has_value()},
                 {"`offsets`", offsets.has_value()},
-                {"`normalize` other than \"pixels\" in tokenize", normalize != "pixels"},
+                {"this `normalize`", normalize != "pixels"},
                 {"`layer_norm_eps`", layer_norm_eps.has_value()},
-                {"queries of full width with several heads", sees_all(x, queries, num_heads)}});
+                {"several heads of full width", sees_all(x, queries, num_heads)}});
 }
 
 void refuse_project(const Tensor& x, const Optional& keys, const Tensor& values, int64_t num_heads,
                     const Optional& scores, const Optional& offsets, const Text& normalize) {
   refuse(name, {{"`scores`", scores.has_value()},
                 {"`offsets`", offsets.has_value()},
-                {"`normalize` other than \"tokens\" in project", normalize != "tokens"},
+                {"this `normalize`", normalize != "tokens"},
                 {"keys for channel blocks", sees_blocks(x, keys, num_heads)},
-                {"values that are summed over heads", sums_heads(values, keys, num_heads)}});
+                {"values that are summed over the heads", sums_heads(values, keys, num_heads)}});
 }
 
 // ---- the ops ----

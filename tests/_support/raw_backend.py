@@ -46,7 +46,7 @@ class RawBackend:
 
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
         """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
-        x, queries, mask, pixel_bias, extra_values, num_heads, _ = call
+        x, queries, mask, pixel_bias, extra_values, num_heads, _ = call[:7]
         rows = queries.shape[-2]
         tokens, lse = _pooled(x, rows // num_heads, rows, channel_count(x), extra_values)
         self.ops.tokenize.default(x, queries, mask, pixel_bias, extra_values, num_heads, tokens, lse)
@@ -64,23 +64,23 @@ class RawBackend:
         )
         self.ops.tokenize_backward.default(
             _as(call.grad_tokens, x.dtype),
-            None if call.grad_lse is None else _as(call.grad_lse, dtype),
+            None if call.grad_stats is None else _as(call.grad_stats, dtype),
             x,
             call.queries,
             call.mask,
             call.pixel_bias,
             call.extra_values,
             _as(call.tokens, dtype).contiguous(),
-            call.lse.contiguous(),
+            call.stats.contiguous(),
             call.num_heads,
-            *found,
+            *found[:4],
         )
         return found
 
     def project(self, call: Project) -> Tensor:
         """The map."""
         y = empty_map_like(call.x, call.values.shape[-1])
-        self.ops.project.default(*call, y)
+        self.ops.project.default(*call[:7], y)
         return y
 
     def project_backward(self, call: ProjectBackward) -> ProjectGradients:
@@ -93,7 +93,7 @@ class RawBackend:
             values=_gradient(call.values, needs[2], dtype),
             token_bias=_gradient(call.token_bias, needs[3], dtype),
         )
-        self.ops.project_backward.default(_as(call.grad_map, x.dtype), *call[1:7], *found)
+        self.ops.project_backward.default(_as(call.grad_map, x.dtype), *call[1:7], *found[:4])
         return found
 
     def project_tokenize(self, call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:

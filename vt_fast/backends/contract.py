@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
+from vt_fast.layout import channel_count
+
 
 class Tokenize(NamedTuple):
     """A call of tokenize. ``keep_exact``: keep the unrounded tokens, which the backward starts from.
@@ -160,6 +162,36 @@ def sees_block(rows: Tensor | None, channels: int, num_heads: int) -> bool:
 def sums_heads(values: Tensor, rows: int, num_heads: int) -> bool:
     """Whether project's values have a row of full width for each of the keys. False with one head."""
     return num_heads > 1 and values.shape[-2] == rows
+
+
+def switches(call: Call) -> list[str]:
+    """What a call has of the op family, by name, beyond the first form of the ops. For :func:`not_taken`."""
+    of_tokenize = isinstance(call, Tokenize | TokenizeBackward)
+    names = ["scores", "offsets", "layer_norm_eps", *(["values", "token_bias"] if of_tokenize else [])]
+    found = [f"`{name}`" for name in names if getattr(call, name, None) is not None]
+    usual = "pixels" if of_tokenize else "tokens"
+    normalize = getattr(call, "normalize", usual)
+    if normalize != usual:
+        found.append("`normalize=" + ("None`" if normalize is None else f'"{normalize}"`'))
+    channels, num_heads = channel_count(call.x), call.num_heads
+    if isinstance(call, Tokenize | TokenizeBackward):
+        if num_heads > 1 and not sees_block(call.queries, channels, num_heads):
+            found.append("several heads of full width")
+        return found
+    if sees_block(call.keys, channels, num_heads):
+        found.append("keys for channel blocks")
+    if sums_heads(
+        call.values,
+        row_count(call.keys, getattr(call, "scores", None), getattr(call, "offsets", None)),
+        num_heads,
+    ):
+        found.append("values that are summed over the heads")
+    return found
+
+
+def not_taken(call: Call, *taken: str) -> str | None:
+    """Why a backend refuses a call, of whose :func:`switches` it takes these; None if it has no others."""
+    return next((f"it does not take {name}" for name in switches(call) if name not in taken), None)
 
 
 class CannotRunError(RuntimeError):

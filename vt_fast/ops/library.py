@@ -21,6 +21,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from vt_fast import backends
+from vt_fast.layout import bag_bounds, pixel_count
 from vt_fast.precision import autocast, without_autocast
 
 # The compiled library defines the public ops, if it is there.
@@ -44,8 +45,7 @@ class Pass(NamedTuple):
     """The forward or the backward of an op.
 
     ``arguments`` are the fields of ``record`` as the schema has them. ``family`` are those that follow with
-    defaults: the rest of the op family, refused until it works, but in the schema from the start, since
-    saved programs hold arguments by position. ``check`` raises for arguments that do not fit, ``run`` calls
+    defaults: of the op family, but refused. ``check`` raises for arguments that do not fit, ``run`` calls
     a backend's function, ``fake`` does so without data.
     """
 
@@ -70,13 +70,13 @@ class Pass(NamedTuple):
         """The record. Of what has a default, PyTorch leaves out the last ones.
 
         Raises:
-            ValueError: an argument of the family that does not work yet.
+            ValueError: an argument that this op refuses.
         """
         count = len(self.record._fields)
         for argument, value in zip(self.op()._schema.arguments[count:], args[count:], strict=False):
             if value is not argument.default_value and value != argument.default_value:
-                raise ValueError(f"`{argument.name}` is not supported yet")
-        return self.record._make(args[:count])
+                raise ValueError(f"`{argument.name}` is not supported by {self.name}")
+        return self.record(*args[:count])
 
     def op(self, backend: str | None = None) -> Overload:
         """The public op, or a backend's own."""
@@ -124,7 +124,7 @@ class DifferentiableOp:
     def check(self, call: tuple[Any, ...], backend: str | None) -> None:
         """Raise where an argument does not fit, or the named backend cannot do the call."""
         forward = self.passes[0]
-        record = forward.record._make(call)
+        record = forward.record(*call)
         forward.check(record)
         if backend is not None:
             backends.choose(backend, record)
@@ -134,6 +134,9 @@ class DifferentiableOp:
         _raise_out_of_memory(error)
         try:
             self.check(call, backend)
+            record = self.passes[0].record(*call)
+            if getattr(record, "offsets", None) is not None and plain_eager():
+                bag_bounds(record.offsets, pixel_count(record.x))
         except (TypeError, ValueError, RuntimeError) as clearer:
             raise clearer from None
 
@@ -277,7 +280,8 @@ def _casting(op: Pass, device: str) -> Callable[..., Any]:
 
     def kernel(keyset: Any, *args: Any, backend: str | None = None) -> Any:
         given = list(args)
-        for index, value in zip(shared, autocast(*(given[index] for index in shared)), strict=True):
+        present = [index for index in shared if index < len(given)]  # defaults at the end are left out
+        for index, value in zip(present, autocast(*(given[index] for index in present)), strict=True):
             given[index] = value
         with torch._C._ExcludeDispatchKeyGuard(autocast_key):
             return _called(raw, given, backend)
@@ -325,7 +329,7 @@ def chooser(op: Pass, only: str | None = None, *, after: str | None = None) -> C
 
 
 def _run(op: Pass, backend: str, *args: Any) -> Any:
-    call = op.record._make(args)
+    call = op.record(*args)
     # Autocast is settled before an op is called; inside, it would turn float32 sums into 16 bits.
     device = next(value for value in call if isinstance(value, Tensor)).device.type
     with without_autocast(device):
@@ -377,7 +381,8 @@ def _differentiate(
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         found = derivative(ctx, needs, *grads)
-        return (*found, *[None] * (len(needs) - len(found)))
+        # Arguments with defaults may not have been passed; then they have no gradient.
+        return (*found[: len(needs)], *[None] * (len(needs) - len(found)))
 
     members = {"forward": forward, "backward": backward, "jvp": _refusal(op.name, "forward mode")}
     function = type(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast import checks
 from vt_fast.backends.contract import Backend, Project, ProjectBackward, ProjectTokenize
-from vt_fast.layout import empty_map_like, pixel_count
+from vt_fast.checks import ops as op_checks
+from vt_fast.layout import all_pixels, empty_map_like
 from vt_fast.ops.library import DifferentiableOp, Pass, check_needs, fake_gradients, gradients
 
 
@@ -20,10 +20,9 @@ def check_residual(call: Project | ProjectTokenize) -> None:
 
 
 def _check(call: Project) -> None:
-    checks.feature_map("x", call.x)
+    op_checks.bags(call.x, call.offsets)
     check_residual(call)
-    residual = call.x if call.residual_is_input else call.residual
-    checks.project(call.x, call.keys, call.values, call.num_heads, call.token_bias, residual)
+    op_checks.project(call)
 
 
 def _forward(call: Project, backend: Backend) -> Tensor:
@@ -38,20 +37,27 @@ def _forward_flops(call: Project) -> int:
     return spreading_products(call.x, call.keys, call.values, of_keys=1, of_values=1)
 
 
-def spreading_products(x: Tensor, keys: Tensor, values: Tensor, *, of_keys: int, of_values: int) -> int:
-    """FLOPs of so many products of N pixels with the keys (num_heads * L, C), and with the values (L, D)."""
-    key_columns, value_columns = keys.shape[-2] * keys.shape[-1], values.shape[-2] * values.shape[-1]
-    return 2 * x.shape[0] * pixel_count(x) * (of_keys * key_columns + of_values * value_columns)
+def spreading_products(
+    x: Tensor, keys: Tensor | None, values: Tensor, *, of_keys: int, of_values: int
+) -> int:
+    """FLOPs of so many products of all pixels with the keys, and with the values, for any heads."""
+    key_columns = 0 if keys is None else keys.shape[-2] * keys.shape[-1]
+    value_columns = values.shape[-2] * values.shape[-1]
+    return 2 * all_pixels(x) * (of_keys * key_columns + of_values * value_columns)
+
+
+def _small_operands(call: ProjectBackward) -> tuple[Tensor | None, ...]:
+    return call.keys, call.values, call.token_bias, call.scores
 
 
 def _backward(call: ProjectBackward, backend: Backend) -> tuple[Tensor | None, ...]:
     dx, *small = backend.project_backward(call)
-    return (dx, *gradients(small, (call.keys, call.values, call.token_bias)))
+    return (dx, *gradients(small, _small_operands(call)))
 
 
 def _backward_fake(call: ProjectBackward) -> tuple[Tensor | None, ...]:
     dx = torch.empty_like(call.x) if call.needs[0] else None
-    return (dx, *fake_gradients(call.needs[1:], (call.keys, call.values, call.token_bias)))
+    return (dx, *fake_gradients(call.needs[1:], _small_operands(call)))
 
 
 def _backward_flops(call: ProjectBackward) -> int:
@@ -61,17 +67,20 @@ def _backward_flops(call: ProjectBackward) -> int:
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: Tensor) -> None:
-    ctx.save_for_backward(*args[:4])
+    ctx.save_for_backward(*args[:4], *args[7:9])
     ctx.residual_is_input, ctx.num_heads = args[5:7]
+    ctx.normalize = args[9:]  # defaults at the end may have been left out
 
 
 def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[Any, ...]:
-    needs = list(needed[:4])
+    needs = [*needed[:4], needed[7]]
     dresidual = grad_map if needed[4] else None
     if not any(needs):
         return (None, None, None, None, dresidual)
-    call = (grad_map, *ctx.saved_tensors, ctx.residual_is_input, ctx.num_heads, needs)
-    return (*PROJECT.call_backward(call, ctx.backend), dresidual)
+    saved = ctx.saved_tensors
+    call = (grad_map, *saved[:4], ctx.residual_is_input, ctx.num_heads, needs, *saved[4:], *ctx.normalize)
+    *found, dscores = PROJECT.call_backward(call, ctx.backend)
+    return (*found, dresidual, None, None, dscores)
 
 
 PROJECT = DifferentiableOp(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast import checks
 from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
+from vt_fast.checks import ops as op_checks
 from vt_fast.layout import empty_map_like
 from vt_fast.ops.library import DifferentiableOp, Pass, check_needs, fake_gradients, gradients, nothing
 from vt_fast.ops.project import check_residual, spreading_products
@@ -16,20 +16,9 @@ from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
 
 
 def _check(call: ProjectTokenize) -> None:
-    checks.feature_map("x", call.x)
+    op_checks.bags(call.x, None)
     check_residual(call)
-    checks.project_tokenize(
-        call.x,
-        call.keys,
-        call.values,
-        call.queries,
-        call.num_heads,
-        call.token_bias,
-        call.x if call.residual_is_input else call.residual,
-        call.mask,
-        call.pixel_bias,
-        call.extra_values,
-    )
+    op_checks.project_tokenize(call)
 
 
 def _forward(call: ProjectTokenize, backend: Backend) -> tuple[Tensor, ...]:
@@ -41,12 +30,24 @@ def _forward(call: ProjectTokenize, backend: Backend) -> tuple[Tensor, ...]:
 def _forward_fake(call: ProjectTokenize) -> tuple[Tensor, ...]:
     channels, rows = call.values.shape[-1], call.queries.shape[-2]
     y = empty_map_like(call.x, channels) if call.return_map else nothing(call.x)
-    return (y, *fake_tokens(call.x, rows, channels, call.extra_values, rows, call.keep_exact))
+    return (
+        y,
+        *fake_tokens(call.x, call.x.shape[0], rows, channels, call.extra_values, rows, call.keep_exact),
+    )
 
 
 def _forward_flops(call: ProjectTokenize) -> int:
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=1, of_values=1)
-    return spreading + pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_extra=1)
+    return spreading + _pooling_products(call, of_queries=2, of_extra=1)
+
+
+def _pooling_products(
+    call: ProjectTokenize | ProjectTokenizeBackward, *, of_queries: int, of_extra: int
+) -> int:
+    """FLOPs of so many products of the pixels with the queries, and of the extra values with the scores."""
+    rows, width = call.queries.shape[-2:]
+    extra = 0 if call.extra_values is None else call.extra_values.shape[1]
+    return pooling_products(call.x, rows, of_queries * width + of_extra * extra)
 
 
 def _small_operands(call: ProjectTokenizeBackward) -> tuple[Tensor | None, ...]:
@@ -72,10 +73,7 @@ def _backward_flops(call: ProjectTokenizeBackward) -> int:
     needs = call.needs
     of_keys, of_values = 1 + needs[0] + needs[1], 2 + needs[2]
     spreading = spreading_products(call.x, call.keys, call.values, of_keys=of_keys, of_values=of_values)
-    of_queries, of_extra = 4 + needs[3], 1 + needs[7]
-    return spreading + pooling_products(
-        call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra
-    )
+    return spreading + _pooling_products(call, of_queries=4 + needs[3], of_extra=1 + needs[7])
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vt_fast import checks
-from vt_fast.backends.contract import Backend, Tokenize, TokenizeBackward
-from vt_fast.layout import channel_count, pixel_count
+from vt_fast.backends.contract import Backend, Tokenize, TokenizeBackward, row_count, sees_block
+from vt_fast.checks import ops as op_checks
+from vt_fast.layout import all_pixels, channel_count, sample_count
 from vt_fast.ops.library import (
     DifferentiableOp,
     Pass,
@@ -22,13 +22,13 @@ from vt_fast.precision import compute_dtype
 
 
 def _check(call: Tokenize) -> None:
-    checks.feature_map("x", call.x)
-    checks.tokenize(call.x, call.queries, call.num_heads, call.mask, call.pixel_bias, call.extra_values)
+    op_checks.bags(call.x, call.offsets)
+    op_checks.tokenize(call)
 
 
 def _forward(call: Tokenize, backend: Backend) -> tuple[Tensor, ...]:
-    tokens, lse = backend.tokenize(call)
-    return (*round_tokens(tokens, call.x.dtype, call.keep_exact), lse)
+    tokens, stats = backend.tokenize(call)
+    return (*round_tokens(tokens, call.x.dtype, call.keep_exact), stats)
 
 
 def round_tokens(tokens: Tensor, dtype: torch.dtype, keep_exact: bool) -> tuple[Tensor, Tensor]:
@@ -38,76 +38,114 @@ def round_tokens(tokens: Tensor, dtype: torch.dtype, keep_exact: bool) -> tuple[
     return tokens.to(dtype), tokens if keep_exact else nothing(tokens)
 
 
+def _rows(call: Tokenize | TokenizeBackward) -> tuple[int, bool]:
+    """num_heads * L, and whether heads see channel blocks."""
+    blocks = sees_block(call.queries, channel_count(call.x), call.num_heads)
+    return row_count(call.queries, call.scores, call.offsets), blocks
+
+
 def _forward_fake(call: Tokenize) -> tuple[Tensor, ...]:
-    rows = call.queries.shape[-2]
+    rows, blocks = _rows(call)
+    channels = channel_count(call.x if call.values is None else call.values)
     return fake_tokens(
-        call.x, rows // call.num_heads, channel_count(call.x), call.extra_values, rows, call.keep_exact
+        call.x,
+        sample_count(call.x, call.offsets),
+        rows // call.num_heads if blocks else rows,
+        channels,
+        call.extra_values,
+        rows,
+        call.keep_exact,
     )
 
 
 def fake_tokens(
-    x: Tensor, count: int, channels: int, extra_values: Tensor | None, rows: int, keep_exact: bool
+    x: Tensor,
+    batch: int,
+    count: int,
+    channels: int,
+    extra_values: Tensor | None,
+    rows: int,
+    keep_exact: bool,
 ) -> tuple[Tensor, ...]:
-    """Tokens (B, count, channels + P), the same unrounded, and lse (B, rows), without data."""
-    shape = (x.shape[0], count, channels + (0 if extra_values is None else extra_values.shape[1]))
+    """Tokens (batch, count, channels + P), the same unrounded, and statistics (batch, rows), without data."""
+    shape = (batch, count, channels + (0 if extra_values is None else extra_values.shape[1]))
     dtype = compute_dtype(x.dtype)
     exact_shape = shape if keep_exact and x.dtype != dtype else (0,)
     return (
         x.new_empty(shape),
         x.new_empty(exact_shape, dtype=dtype),
-        x.new_empty((x.shape[0], rows), dtype=dtype),
+        x.new_empty((batch, rows), dtype=dtype),
     )
 
 
 def _forward_flops(call: Tokenize) -> int:
-    return pooling_products(call.x, call.queries, call.extra_values, of_queries=2, of_extra=1)
+    queries, values, extra = _columns(call)
+    return pooling_products(call.x, _rows(call)[0], queries + values + extra)
 
 
-def pooling_products(
-    x: Tensor, queries: Tensor, extra_values: Tensor | None, *, of_queries: int, of_extra: int
-) -> int:
-    """FLOPs of so many products of N pixels with the queries, and of the extra values with the scores."""
-    rows, width = queries.shape[-2:]
-    columns = of_queries * width + (0 if extra_values is None else of_extra * extra_values.shape[1])
-    return 2 * x.shape[0] * pixel_count(x) * rows * columns
+def _columns(call: Tokenize | TokenizeBackward) -> tuple[int, int, int]:
+    """How many numbers of a pixel a row meets: in its logit, in what it pools, and in the extra values."""
+    channels = channel_count(call.x if call.values is None else call.values)
+    return (
+        0 if call.queries is None else call.queries.shape[-1],
+        channels // call.num_heads if _rows(call)[1] else channels,
+        0 if call.extra_values is None else call.extra_values.shape[1],
+    )
+
+
+def pooling_products(x: Tensor, rows: int, columns: int) -> int:
+    """FLOPs of products of all pixels with so many rows, of so many columns together."""
+    return 2 * all_pixels(x) * rows * columns
+
+
+def _small_operands(call: TokenizeBackward) -> tuple[Tensor | None, ...]:
+    return call.queries, call.pixel_bias, call.extra_values, call.scores, call.token_bias
 
 
 def _backward(call: TokenizeBackward, backend: Backend) -> tuple[Tensor | None, ...]:
-    dx, *small = backend.tokenize_backward(call)
-    return (dx, *gradients(small, (call.queries, call.pixel_bias, call.extra_values)))
+    found = backend.tokenize_backward(call)
+    small = gradients([*found[1:4], *found[5:]], _small_operands(call))
+    return (found.x, *small[:3], found.values, *small[3:])
 
 
 def _backward_fake(call: TokenizeBackward) -> tuple[Tensor | None, ...]:
-    dx = torch.empty_like(call.x) if call.needs[0] else None
-    return (dx, *fake_gradients(call.needs[1:], (call.queries, call.pixel_bias, call.extra_values)))
+    needs, values = call.needs, call.values
+    dx = torch.empty_like(call.x) if needs[0] else None
+    dvalues = torch.empty_like(values) if values is not None and needs[4] else None
+    small = fake_gradients([*needs[1:4], *needs[5:]], _small_operands(call))
+    return (dx, *small[:3], dvalues, *small[3:])
 
 
 def _backward_flops(call: TokenizeBackward) -> int:
-    # logits again and dA, then dx = A dT + dS queries, dqueries, dextra_values
-    of_queries, of_extra = 2 + 2 * call.needs[0] + call.needs[1], 1 + call.needs[3]
-    return pooling_products(call.x, call.queries, call.extra_values, of_queries=of_queries, of_extra=of_extra)
+    # logits again and dA, then dx = A dT + dS queries, dqueries, dextra_values; with values, A dT is theirs
+    needs, (queries, values, extra) = call.needs, _columns(call)
+    of_values = 1 + needs[0 if call.values is None else 4]
+    columns = (1 + needs[0] + needs[1]) * queries + of_values * values + (1 + needs[3]) * extra
+    return pooling_products(call.x, _rows(call)[0], columns)
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
-    tokens, exact, lse = results
+    tokens, exact, stats = results
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*args[:5], exact if args[6] and exact.dtype != tokens.dtype else tokens, lse)
-    ctx.num_heads = args[5]
+    exact = exact if args[6] and exact.dtype != tokens.dtype else tokens
+    ctx.save_for_backward(*args[:5], exact, stats, *args[7:11])
+    ctx.num_heads, ctx.options = args[5], args[11:]  # defaults at the end may have been left out
 
 
 def _derivative(
-    ctx: Any, needed: tuple[bool, ...], grad_tokens: Tensor | None, _: None, grad_lse: Tensor | None
+    ctx: Any, needed: tuple[bool, ...], grad_tokens: Tensor | None, _: None, grad_stats: Tensor | None
 ) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     if grad_tokens is None:
-        if grad_lse is None:
+        if grad_stats is None:
             return ()
         grad_tokens = torch.zeros_like(saved[5])
-    needs = [needed[0], needed[1], needed[3], needed[4]]
-    call = (grad_tokens, grad_lse, *saved, ctx.num_heads, needs)
-    dx, dqueries, dpixel_bias, dextra_values = TOKENIZE.call_backward(call, ctx.backend)
-    return dx, dqueries, None, dpixel_bias, dextra_values
+    family = (*needed[7:10], False)[:3]  # of a call without them, backend and keyset are there
+    needs = [needed[0], needed[1], needed[3], needed[4], *family]
+    call = (grad_tokens, grad_stats, *saved[:7], ctx.num_heads, needs, *saved[7:], *ctx.options)
+    dx, dqueries, dpixel_bias, dextra_values, *others = TOKENIZE.call_backward(call, ctx.backend)
+    return (dx, dqueries, None, dpixel_bias, dextra_values, None, None, *others)
 
 
 TOKENIZE = DifferentiableOp(

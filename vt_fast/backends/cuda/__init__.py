@@ -11,7 +11,7 @@ import functools
 
 import torch
 
-from vt_fast.backends.contract import Call, Tokenize, TokenizeBackward
+from vt_fast.backends.contract import Call, Tokenize, TokenizeBackward, not_taken
 from vt_fast.backends.cuda import library
 from vt_fast.layout import channel_count, pixel_count
 
@@ -35,6 +35,9 @@ def refuses(call: Call) -> str | None:
         return f"the tensors are on {x.device}; this backend is for NVIDIA GPUs"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it computes in float32, bfloat16 and float16, not in {x.dtype}"
+    reason = not_taken(call)
+    if reason is not None:
+        return reason
     channels = channel_count(x)
     tokenize = isinstance(call, Tokenize | TokenizeBackward)
     keys, values = getattr(call, "keys", None), getattr(call, "values", None)

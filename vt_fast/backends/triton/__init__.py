@@ -23,6 +23,7 @@ from vt_fast.backends.contract import (
     ProjectTokenizeBackward,
     Tokenize,
     TokenizeBackward,
+    not_taken,
 )
 from vt_fast.precision import FLOATING
 
@@ -56,9 +57,13 @@ def refuses(call: Call) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
+    reason = not_taken(call)
+    if reason is not None:
+        return reason
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
     if (
         isinstance(call, Tokenize | TokenizeBackward)
+        and call.queries is not None
         and call.queries.shape[-2] // call.num_heads > _MOST_ROWS
     ):
         return f"it takes at most {_MOST_ROWS} queries for each head"

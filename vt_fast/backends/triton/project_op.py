@@ -240,7 +240,7 @@ def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
 def backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed."""
     x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
-    needs_x, needs_keys, needs_values, _ = call.needs
+    needs_x, needs_keys, needs_values = call.needs[:3]
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
     tokens, out_channels = call.values.shape[-2:]
     widest = max(channels, out_channels)

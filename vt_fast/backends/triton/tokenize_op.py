@@ -325,7 +325,7 @@ def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
 def backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed."""
     x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
-    needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs
+    needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
     batch, pixels = x.shape[0], pixel_count(x)
     count, channels = call.queries.shape[-2] // num_heads, channel_count(x) // num_heads
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
@@ -341,7 +341,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
     shared = call.queries.dim() == 2
-    lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
+    lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
 
     def run(setting: Setting) -> Tensor | None:
         items, part = batch * num_heads, 4 * num_heads * count * channels
@@ -357,7 +357,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         if needs_queries:
             shape = (samples, made.parts, num_heads, count, channels)
             dqueries = x.new_empty(shape, dtype=part_dtype(call.queries, made.direct and not shared, sums))
-        delta = make_deltas(grad_tokens, call.tokens, call.grad_lse, lse, num_heads)
+        delta = make_deltas(grad_tokens, call.tokens, call.grad_stats, lse, num_heads)
         cfg = config(
             setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
             QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,

@@ -1,7 +1,6 @@
 """Argument checks: every message names the argument, what it must be and what it was.
 
-The functions named after an op check all of its arguments but x: :func:`feature_map` checks x first, since
-autocast may cast it in between.
+Those of the three ops are in :mod:`vt_fast.checks.ops`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,8 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from vt_fast.backends import NAMES
-from vt_fast.layout import channel_count, map_shape, pixel_count
-from vt_fast.precision import FLOATING, autocast_enabled, compute_dtype
-
-_OPTIONAL = "None or a torch.Tensor"
+from vt_fast.layout import channel_count
+from vt_fast.precision import FLOATING, autocast_enabled
 
 
 def shape(value: Tensor) -> str:
@@ -74,9 +71,7 @@ def feature_map(name: str, value: Any, channels: int | None = None) -> None:
         TypeError: no dense tensor, or not float16, bfloat16, float32 or float64.
         ValueError: another rank or number of channels, or an empty one.
     """
-    tensor(name, value)
-    if value.dtype not in FLOATING:
-        raise TypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    floating(name, value)
     if value.dim() not in (3, 4) or (channels is not None and channel_count(value) != channels):
         known = "" if channels is None else f" with C = {channels}"
         raise ValueError(f"`{name}` must be (B, N, C) or (B, C, H, W){known}, got {shape(value)}")
@@ -86,42 +81,15 @@ def feature_map(name: str, value: Any, channels: int | None = None) -> None:
         )
 
 
-def _operand(name: str, value: Any, x: Tensor, kind: str = "a torch.Tensor") -> None:
-    """A dense tensor of x's dtype on x's device; ``kind`` as in :func:`tensor`.
+def floating(name: str, value: Any) -> None:
+    """A dense tensor of a dtype that maps can have.
 
     Raises:
-        TypeError: no dense tensor, or another dtype.
-        ValueError: another device.
+        TypeError: it is not.
     """
-    tensor(name, value, kind)
-    if value.dtype != x.dtype:
-        raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}), got {value.dtype}")
-    _same_device(name, value, x)
-
-
-def _bias(name: str, value: Any, x: Tensor) -> None:
-    """A dense tensor on x's device, in x's dtype or in the dtype that x is summed in.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype.
-        ValueError: another device.
-    """
-    tensor(name, value, _OPTIONAL)
-    exact = compute_dtype(x.dtype)
-    if value.dtype != x.dtype and value.dtype != exact:
-        also = "" if exact == x.dtype else f" or {exact}"
-        raise TypeError(f"`{name}` must have the dtype of `x` ({x.dtype}){also}, got {value.dtype}")
-    _same_device(name, value, x)
-
-
-def _same_device(name: str, value: Tensor, x: Tensor) -> None:
-    """On x's device.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if value.device != x.device:
-        raise ValueError(f"`{name}` must be on the device of `x` ({x.device}), got {value.device}")
+    tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"`{name}` must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
 def number(name: str, value: Any) -> None:
@@ -185,217 +153,6 @@ def divides(name: str, value: int, what: str, size: int) -> None:
         raise ValueError(f"`{name}` must divide {what} = {size}, got {value}")
 
 
-def _rows(
-    name: str, value: Any, x: Tensor, *, width: int, num_heads: int, form: str, origin: str = ""
-) -> None:
-    """Rows of a given width, shared (R, width) or per sample (B, R, width), R a multiple of heads.
-
-    ``form`` is how a message writes the last two dimensions, as in ``"L, C"``, and ``origin`` where the
-    width comes from, if that is not x.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype than x.
-        ValueError: another device or shape.
-    """
-    _operand(name, value, x)
-    if (
-        value.dim() in (2, 3)
-        and value.shape[-1] == width
-        and holds(value.shape[-2] > 0)
-        and holds(value.shape[-2] % num_heads == 0)
-        and (value.dim() == 2 or holds(value.shape[0] == x.shape[0]))
-    ):
-        return
-    rows, columns = form.split(", ")
-    multiple = "" if num_heads == 1 else f"a multiple of num_heads = {num_heads} and "
-    raise ValueError(
-        f"`{name}` must be ({form}) or (B, {form}) with B = {x.shape[0]}, {columns} = {width}{origin} "
-        f"and {rows} {multiple}not 0, got {shape(value)}"
-    )
-
-
-def tokenize(x: Tensor, queries: Any, num_heads: Any, mask: Any, pixel_bias: Any, extra_values: Any) -> None:
-    """All arguments of tokenize but x itself.
-
-    Raises:
-        TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device.
-    """
-    count("num_heads", num_heads)
-    channels = channel_count(x)
-    divides("num_heads", num_heads, "the channels of `x`, C", channels)
-    form = "L, C" if num_heads == 1 else "num_heads * L, C / num_heads"
-    _rows("queries", queries, x, width=channels // num_heads, num_heads=num_heads, form=form)
-    _pixel_options(x, mask, pixel_bias, extra_values, num_heads)
-
-
-def project(x: Tensor, keys: Any, values: Any, num_heads: Any, token_bias: Any, residual: Any) -> None:
-    """All arguments of project but x itself.
-
-    Raises:
-        TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device.
-    """
-    count("num_heads", num_heads)
-    form = "L, C" if num_heads == 1 else "num_heads * L, C"
-    _rows("keys", keys, x, width=channel_count(x), num_heads=num_heads, form=form)
-    _check_values(values, keys, x, num_heads)
-    if token_bias is not None:
-        _check_token_bias(token_bias, keys, x, num_heads)
-    _check_residual(residual, x, values.shape[-1])
-
-
-def project_tokenize(
-    x: Tensor,
-    keys: Any,
-    values: Any,
-    queries: Any,
-    num_heads: Any,
-    token_bias: Any,
-    residual: Any,
-    mask: Any,
-    pixel_bias: Any,
-    extra_values: Any,
-) -> None:
-    """All arguments of project_tokenize but x itself.
-
-    Raises:
-        TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device.
-    """
-    project(x, keys, values, num_heads, token_bias, residual)
-    origin = ", the channels of `values`,"
-    _rows("queries", queries, x, width=values.shape[-1], num_heads=1, form="Lq, D", origin=origin)
-    _pixel_options(x, mask, pixel_bias, extra_values, 1)
-
-
-def _pixel_options(x: Tensor, mask: Any, pixel_bias: Any, extra_values: Any, num_heads: int) -> None:
-    if mask is not None:
-        _check_mask(mask, x)
-    if pixel_bias is not None:
-        _check_pixel_bias(pixel_bias, x)
-    if extra_values is not None:
-        _check_extra_values(extra_values, x, num_heads)
-
-
-def _check_values(values: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
-    """Values (L, D) or (B, L, D) for keys of num_heads * L rows, D a multiple of heads.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype than x.
-        ValueError: another device or shape.
-    """
-    _operand("values", values, x)
-    tokens = keys.shape[-2] // num_heads
-    if (
-        values.dim() not in (2, 3)
-        or values.shape[-1] == 0
-        or not holds(values.shape[-2] == tokens)
-        or (values.dim() == 3 and not holds(values.shape[0] == x.shape[0]))
-    ):
-        raise ValueError(
-            f"`values` must be (L, D) or (B, L, D) with B = {x.shape[0]}, L = {tokens} (`keys` has "
-            f"{keys.shape[-2]} rows, `num_heads` is {num_heads}) and D not 0, got {shape(values)}"
-        )
-    divides("num_heads", num_heads, "the channels of `values`, D", values.shape[-1])
-
-
-def _check_token_bias(token_bias: Any, keys: Tensor, x: Tensor, num_heads: int) -> None:
-    """A bias for each row of the keys: (R,) or (B, R), in x's dtype or that of its sums.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype.
-        ValueError: another device or shape.
-    """
-    _bias("token_bias", token_bias, x)
-    rows, batch = keys.shape[-2], x.shape[0]
-    # No comparison of the batch with the rows, which an exporter would turn into a constraint.
-    if (
-        token_bias.dim() not in (1, 2)
-        or not holds(token_bias.shape[-1] == rows)
-        or (token_bias.dim() == 2 and not holds(token_bias.shape[0] == batch))
-    ):
-        count = "L" if num_heads == 1 else "num_heads * L"
-        raise ValueError(
-            f"`token_bias` must be ({count},) or (B, {count}) with B = {batch}, {count} = {rows}, "
-            f"got {shape(token_bias)}"
-        )
-
-
-def _check_residual(residual: Any, x: Tensor, channels: int) -> None:
-    """None, or a map like x with ``channels`` channels.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype than x.
-        ValueError: another device or shape.
-    """
-    if residual is None or (residual is x and channels == channel_count(x)):
-        return
-    _operand("residual", residual, x, _OPTIONAL)
-    expected = map_shape(x, channels)
-    if not same(residual.shape, expected):
-        form = "(B, N, D)" if x.dim() == 3 else "(B, D, H, W)"
-        sizes = "(" + ", ".join(str(size) for size in expected) + ")"
-        raise ValueError(f"`residual` must be {form} = {sizes}, got {shape(residual)}")
-
-
-def _check_mask(mask: Any, x: Tensor) -> None:
-    """A bool tensor (B, N) or, for a (B, C, H, W) map, also (B, H, W).
-
-    Raises:
-        TypeError: no dense tensor, or not bool.
-        ValueError: another device or shape.
-    """
-    tensor("mask", mask, _OPTIONAL)
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            "`mask` must be a bool tensor, True where the pixel takes part "
-            f"(soft or differentiable masks: `pixel_bias`), got {mask.dtype}"
-        )
-    _same_device("mask", mask, x)
-    _per_pixel("mask", mask, x)
-
-
-def _check_pixel_bias(pixel_bias: Any, x: Tensor) -> None:
-    """A bias for each pixel: (B, N) or, for a (B, C, H, W) map, also (B, H, W); dtypes as for the other bias.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype.
-        ValueError: another device or shape.
-    """
-    _bias("pixel_bias", pixel_bias, x)
-    _per_pixel("pixel_bias", pixel_bias, x)
-
-
-def _per_pixel(name: str, value: Tensor, x: Tensor) -> None:
-    batch, pixels = x.shape[0], pixel_count(x)
-    if same(value.shape, (batch, pixels)):
-        return
-    if x.dim() == 4 and same(value.shape, (batch, *x.shape[2:])):
-        return
-    form = f"(B, N) with B = {batch}, N = {pixels}"
-    if x.dim() == 4:
-        form = f"(B, N) or (B, H, W) with B = {batch}, H = {x.shape[2]}, W = {x.shape[3]}, N = H W = {pixels}"
-    raise ValueError(f"`{name}` must be {form}, got {shape(value)}")
-
-
-def _check_extra_values(extra_values: Any, x: Tensor, num_heads: int) -> None:
-    """A table (N, P) of x's dtype, with one head only.
-
-    Raises:
-        TypeError: no dense tensor, or another dtype than x.
-        ValueError: another device or shape, or more than one head.
-    """
-    _operand("extra_values", extra_values, x, _OPTIONAL)
-    pixels = pixel_count(x)
-    if extra_values.dim() != 2 or not holds(extra_values.shape[0] == pixels) or extra_values.shape[1] == 0:
-        raise ValueError(
-            f"`extra_values` must be (N, P) with N = {pixels} and P at least 1, got {shape(extra_values)}"
-        )
-    if num_heads != 1:
-        raise ValueError(f"`num_heads` must be 1 where `extra_values` is given, got {num_heads}")
-
-
 def merge(tokens: Any, lse: Any) -> None:
     """The two arguments of ``merge``: tokens (S, B, L, C) and lse (S, B, num_heads * L).
 
@@ -403,10 +160,8 @@ def merge(tokens: Any, lse: Any) -> None:
         TypeError: no dense tensor, or another dtype.
         ValueError: another device or shape.
     """
-    tensor("tokens", tokens)
+    floating("tokens", tokens)
     tensor("lse", lse)
-    if tokens.dtype not in FLOATING:
-        raise TypeError(f"`tokens` must be float16, bfloat16, float32 or float64, got {tokens.dtype}")
     expected = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     if lse.dtype != expected:
         raise TypeError(f"`lse` must be {expected} for {tokens.dtype} tokens, got {lse.dtype}")
