@@ -4,8 +4,8 @@ The records hold the arguments of the ops in the order of their schemas, which e
 They have been checked. A map is (B, N, C) or (B, C, H, W) with any strides; an operand that the batch shares
 lacks its first dimension.
 
-Rows are ``queries`` or ``keys``; where they are None, ``scores`` are the logits. There are R = num_heads * L of
-them, head-major. Their width tells what a head sees (:func:`sees_block`): C / num_heads is a block of the
+Rows are ``queries`` or ``keys``; where they are None, ``scores`` are the logits. There are R = num_heads * L
+of them, head-major. Their width tells what a head sees (:func:`sees_block`): C / num_heads is a block of the
 channels, C all of them.
 
 With ``offsets`` (B + 1,), int32 or int64, the samples are bags of different sizes, one after the other: maps
@@ -24,8 +24,8 @@ from vt_fast.layout import channel_count
 class Tokenize(NamedTuple):
     """A call of tokenize. ``keep_exact``: keep the unrounded tokens, which the backward starts from.
 
-    ``values`` is a map like x with D channels, pooled in place of x. ``normalize``: "pixels", "tokens" or None.
-    With ``layer_norm_eps``, x is normalised over its channels where it is read, for logits and sums.
+    ``values`` is a map like x with D channels, pooled in place of x. ``normalize``: "pixels", "tokens" or
+    None. With ``layer_norm_eps``, x is normalised over its channels where it is read, for logits and sums.
     """
 
     x: Tensor
@@ -238,8 +238,10 @@ class Backend(Protocol):
 
     One in C++ has only the first two: its own ops ``vt_fast::<op>_<backend>`` return what the public ops do.
 
-    Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold; nor rows whose
-    ``token_bias`` is -inf: their tokens are 0, lse -inf, the mass 0, and gradients 0. In project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
+    Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
+    project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
+    Rows whose ``token_bias`` is -inf must not be used either. Tokenize returns 0 for them, lse -inf or mass 0,
+    and gradients of 0; the same for an empty bag, and where no pixel takes part.
 
     Maps are returned in x's dtype, strided like ``torch.empty_like``. Sums, lse and gradients are computed in
     float32 (float64 for float64). lse is returned so; tokens too where the call keeps exact ones, otherwise
@@ -258,7 +260,7 @@ class Backend(Protocol):
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
         """Tokens and statistics (B, num_heads * L): lse for "pixels", otherwise the mass.
 
-        Tokens are (B, L, D + P) where heads see blocks, else (B, num_heads * L, D + P); D is C without values.
+        Tokens are (B, L, D + P) where heads see blocks, else (B, num_heads * L, D + P). Without values D is C.
         """
 
     def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:

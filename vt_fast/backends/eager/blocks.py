@@ -1,7 +1,7 @@
-"""Products of a tile with a few rows, head by head on channel blocks, and the softmax over tokens.
+"""Products of a tile with a few rows, block by block of the channels, and weights from logits.
 
-Rows in block form are (b, L, C): channel block h belongs to head h. ``weights`` are (b, num_heads * L, n),
-head-major. With one head a block is the whole width.
+Rows in block form are (b, L, C): channel block h belongs to head h. ``weights`` and logits are (b, R, n) with
+R = num_heads * L, head-major. Heads that see all channels have one block: ``blocks`` is num_heads or 1.
 """
 
 from __future__ import annotations
@@ -10,63 +10,85 @@ import torch
 from torch import Tensor
 
 
-def head_rows_to_blocks(rows: Tensor, num_heads: int) -> Tensor:
-    """(.., num_heads * L, c) -> (.., L, num_heads * c)."""
-    return rows if num_heads == 1 else rows.unflatten(-2, (num_heads, -1)).transpose(-3, -2).flatten(-2)
+def rows_to_blocks(rows: Tensor, blocks: int) -> Tensor:
+    """(.., blocks * L, c) -> (.., L, blocks * c)."""
+    return rows if blocks == 1 else rows.unflatten(-2, (blocks, -1)).transpose(-3, -2).flatten(-2)
 
 
-def blocks_to_head_rows(blocks: Tensor, num_heads: int) -> Tensor:
-    """(.., L, num_heads * c) -> (.., num_heads * L, c)."""
-    return (
-        blocks if num_heads == 1 else blocks.unflatten(-1, (num_heads, -1)).transpose(-3, -2).flatten(-3, -2)
-    )
+def blocks_to_rows(rows: Tensor, blocks: int) -> Tensor:
+    """(.., L, blocks * c) -> (.., blocks * L, c)."""
+    return rows if blocks == 1 else rows.unflatten(-1, (blocks, -1)).transpose(-3, -2).flatten(-3, -2)
 
 
-def scores(tile: Tensor, blocks: Tensor, num_heads: int = 1) -> Tensor:
-    """Each pixel's block h times each row's block h: (b, n, C), (b or 1, L, C) -> (b, num_heads * L, n)."""
-    blocks = blocks.expand(tile.shape[0], -1, -1)
-    if num_heads == 1:
-        return torch.bmm(blocks, tile.mT)
-    pairs = zip(blocks.chunk(num_heads, -1), tile.chunk(num_heads, -1), strict=True)
-    return torch.cat([torch.bmm(rows, pixels.mT) for rows, pixels in pairs], 1)
+def to_channels(statistic: Tensor, channels: int, blocks: int) -> Tensor:
+    """A number for each row (.., R) for each number of rows in block form: (.., L, channels)."""
+    statistic = statistic[..., None]
+    if blocks == 1:
+        return statistic
+    return rows_to_blocks(statistic, blocks).repeat_interleave(channels // blocks, -1)
 
 
-def pool(weights: Tensor, tile: Tensor, num_heads: int = 1) -> Tensor:
-    """Pixels into rows: (b, num_heads * L, n), (b, n, C) -> (b, L, C), block h by head h's weights."""
-    if num_heads == 1:
+def products(tile: Tensor, rows: Tensor, blocks: int = 1) -> Tensor:
+    """Each pixel's block h times each row's block h: (b, n, C), (b or 1, L, C) -> (b, R, n)."""
+    rows = rows.expand(tile.shape[0], -1, -1)
+    if blocks == 1:
+        return torch.bmm(rows, tile.mT)
+    pairs = zip(rows.chunk(blocks, -1), tile.chunk(blocks, -1), strict=True)
+    return torch.cat([torch.bmm(some, pixels.mT) for some, pixels in pairs], 1)
+
+
+def pool(weights: Tensor, tile: Tensor, blocks: int = 1) -> Tensor:
+    """Pixels into rows: (b, R, n), (b, n, C) -> (b, L, C), block h by head h's weights."""
+    if blocks == 1:
         return torch.bmm(weights, tile)
-    pairs = zip(weights.chunk(num_heads, 1), tile.chunk(num_heads, -1), strict=True)
+    pairs = zip(weights.chunk(blocks, 1), tile.chunk(blocks, -1), strict=True)
     return torch.cat([torch.bmm(weight, pixels) for weight, pixels in pairs], -1)
 
 
-def expand(weights: Tensor, blocks: Tensor, out: Tensor, num_heads: int = 1, *, add: bool = False) -> Tensor:
-    """Rows onto pixels: (b, num_heads * L, n), (b or 1, L, C) -> (b, n, C), block h by head h's weights.
+def expand(weights: Tensor, rows: Tensor, out: Tensor, blocks: int = 1, *, add: bool = False) -> Tensor:
+    """Rows onto pixels: (b, R, n), (b or 1, L, C) -> (b, n, C), block h by head h's weights.
 
     Written to ``out``, whatever that held, or added to it; returns it.
     """
-    blocks = blocks.expand(weights.shape[0], -1, -1)
-    parts = zip(
-        weights.chunk(num_heads, 1), blocks.chunk(num_heads, -1), out.chunk(num_heads, -1), strict=True
-    )
-    for weight, rows, target in parts:
-        target.baddbmm_(weight.mT, rows, beta=1 if add else 0)
+    rows = rows.expand(weights.shape[0], -1, -1)
+    parts = zip(weights.chunk(blocks, 1), rows.chunk(blocks, -1), out.chunk(blocks, -1), strict=True)
+    for weight, some, target in parts:
+        target.baddbmm_(weight.mT, some, beta=1 if add else 0)
     return out
 
 
-def softmax_over_tokens(logits: Tensor, removed: Tensor | None, num_heads: int) -> Tensor:
-    """Softmax of (b, num_heads * L, n) over each head's L rows.
+def weigh(
+    logits: Tensor, normalize: str | None, num_heads: int, removed: Tensor | None, partial: bool
+) -> Tensor:
+    """Weights (b, R, n) of a tile where no sum over pixels is needed: "tokens", "exp" or None.
 
-    A head whose tokens are all ``removed`` (b or 1, num_heads * L) gets weights of 0, not NaN.
+    ``removed`` (b or 1, R) are rows whose logits are -inf. ``partial``: others may be, too. A head whose logits
+    are all -inf at a pixel gets weights of 0, not NaN. The logits may be overwritten.
     """
+    if normalize == "exp":
+        return logits.exp_()
+    if normalize is None:
+        return logits if removed is None else logits.masked_fill_(removed[..., None], 0)
     segments = logits.unflatten(1, (num_heads, -1))
     weights: Tensor = torch.softmax(segments, 2)
-    if removed is not None:
+    if partial:
+        weights = weights.masked_fill_((segments == -torch.inf).all(2, keepdim=True), 0)
+    elif removed is not None:
         weights = weights.masked_fill_(removed.unflatten(1, (num_heads, -1)).all(2)[..., None, None], 0)
     return weights.flatten(1, 2)
 
 
-def softmax_backward(attention: Tensor, grad: Tensor, num_heads: int) -> Tensor:
-    """dS = P * (dP - sum of P * dP over each head's tokens), all (b, num_heads * L, n)."""
-    inner = (attention * grad).unflatten(1, (num_heads, -1)).sum(2, keepdim=True)
+def weigh_backward(
+    weights: Tensor, grad: Tensor, normalize: str | None, num_heads: int, removed: Tensor | None
+) -> Tensor:
+    """dS from W and dW, all (b, R, n).
+
+    "tokens": W * (dW - sum of W * dW over each head's rows); "exp": W * dW; None: dW.
+    """
+    if normalize == "exp":
+        return weights * grad
+    if normalize is None:
+        return grad if removed is None else grad.masked_fill(removed[..., None], 0)
+    inner = (weights * grad).unflatten(1, (num_heads, -1)).sum(2, keepdim=True)
     centred: Tensor = grad.unflatten(1, (num_heads, -1)) - inner
-    return attention * centred.flatten(1, 2)
+    return weights * centred.flatten(1, 2)

@@ -2,87 +2,189 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
-from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients, row_count
 from vt_fast.backends.eager import tiles
-from vt_fast.backends.eager.blocks import blocks_to_head_rows, head_rows_to_blocks, scores
-from vt_fast.backends.eager.pixel_softmax import (
-    PixelSoftmax,
-    PixelSoftmaxBackward,
-    add_bias,
-    extra_values_tile,
-)
+from vt_fast.backends.eager.blocks import blocks_to_rows
+from vt_fast.backends.eager.logits import Logits, score_pixels
+from vt_fast.backends.eager.pooling import Pool, PoolBackward, Pooling, add_bias, extra_values_tile
 from vt_fast.layout import as_pixels, per_pixel
 from vt_fast.precision import compute_dtype
 
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
-    pixels, bias = as_pixels(call.x), per_pixel(call.pixel_bias)
-    valid = tiles.valid_pixels(per_pixel(call.mask), bias)
-    queries = call.queries.to(compute_dtype(call.x.dtype))
-    blocks = tiles.batched(head_rows_to_blocks(queries, call.num_heads), 2)
-    tiling, results = tiles.Tiling(pixels, queries.shape[-2]), []
-    for samples in tiling.groups():
-        group, rows = pixels[samples], tiles.rows_of(blocks, samples)
-        group_valid, group_bias = tiles.part(valid, samples), tiles.part(bias, samples)
-        running = PixelSoftmax(call.num_heads, group_valid)
-        for tile in tiling.tiles(samples):
-            values = tiles.read_tile(group, tile, group_valid)
-            logits = add_bias(scores(values, rows, call.num_heads), group_bias, group_valid, tile)
-            running.add(logits, values, extra_values_tile(call.extra_values, group_valid, tile, values))
-        results.append(running.result())
-    return torch.cat([tokens for tokens, _ in results]), torch.cat([lse for _, lse in results])
+    """Tokens and their statistics (B, num_heads * L), in the compute dtype."""
+    operands = _Operands(call)
+    tokens_like, stats_like = operands.results(0 if call.extra_values is None else call.extra_values.shape[1])
+    results = [(tokens_like[:0], stats_like[:0])]
+    for group in operands.groups():
+        running = Pool(group.pooling)
+        for tile in group.tiles():
+            running.add(tile.logits, tile.pooled, tile.extra, tile.place)
+        results.append(running.result(tokens_like[group.samples], stats_like[group.samples]))
+    tokens, stats = (torch.cat(parts) for parts in zip(*results, strict=True))
+    return tokens, stats
 
 
 def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed, in one pass over the map."""
-    x, extra_values, num_heads, needs = call.x, call.extra_values, call.num_heads, call.needs
+    x, extra_values, values, needs = call.x, call.extra_values, call.values, call.needs
     dtype = compute_dtype(x.dtype)
-    pixels, bias = as_pixels(x), per_pixel(call.pixel_bias)
-    valid = tiles.valid_pixels(per_pixel(call.mask), bias)
-    blocks = tiles.batched(head_rows_to_blocks(call.queries.to(dtype), num_heads), 2)
-    dx = tiles.PixelWriter(x, pixels.shape[2]) if needs[0] else None
-    dblocks = tiles.OperandGradient(call.queries, 2, needs[1])
-    dpixel_bias = torch.empty_like(bias, dtype=dtype) if bias is not None and needs[2] else None
+    operands = _Operands(call)
+    tiling, logits, bias = operands.tiling, operands.logits, operands.bias
+    channels = operands.pooled.shape[2]
+    dx = tiles.PixelWriter(x, operands.pixels.shape[2], tiling) if needs[0] else None
+    dvalues = tiles.PixelWriter(values, channels, tiling) if values is not None and needs[4] else None
+    drows = tiles.OperandGradient(call.queries, 2, needs[1], logits.rows)
+    dtoken_bias = tiles.OperandGradient(call.token_bias, 1, needs[6], logits.token_bias)
+    dpixel_bias = torch.zeros_like(bias, dtype=dtype) if bias is not None and needs[2] else None
     dextra_values = (
         torch.zeros_like(extra_values, dtype=dtype) if extra_values is not None and needs[3] else None
     )
-    backward = PixelSoftmaxBackward(
-        call.grad_tokens.to(dtype),
-        call.grad_lse,
-        call.tokens.to(dtype),
-        call.lse,
-        valid,
-        pixels.shape[2],
-        num_heads,
-    )
-    tiling = tiles.Tiling(pixels, call.queries.shape[-2])
-    for samples in tiling.groups():
-        group, pooled = pixels[samples], backward.group(tiles.rows_of(blocks, samples), samples)
-        group_valid, group_bias = tiles.part(valid, samples), tiles.part(bias, samples)
-        for tile in tiling.tiles(samples):
-            values = tiles.read_tile(group, tile, group_valid)
-            logits = add_bias(scores(values, pooled.blocks, num_heads), group_bias, group_valid, tile)
-            attention, grad = pooled.tile(
-                values, logits, extra_values_tile(extra_values, group_valid, tile, values)
-            )
+    dscores = call.scores.new_zeros(call.scores.shape) if call.scores is not None and needs[5] else None
+    dscores_pixels = score_pixels(dscores, call.offsets)
+    for group in operands.groups():
+        samples = group.samples
+        backward = PoolBackward(
+            group.pooling,
+            call.grad_tokens[samples].to(dtype),
+            None if call.grad_stats is None else call.grad_stats[samples],
+            call.tokens[samples].to(dtype),
+            call.stats[samples],
+            channels,
+        )
+        for tile in group.tiles():
+            place = tile.place
+            weights, grad = backward.tile(tile.pooled, tile.logits, tile.extra, place)
+            if dvalues is not None:
+                found = backward.grad_values(weights, dvalues.tile(samples, place))
+                dvalues.write(samples, place, backward.keep_pixels(found, place))
             if dx is not None:
-                target = dx.tile(samples, tile)
-                dx.write(samples, tile, pooled.grad_pixels(attention, grad, group_valid, tile, target))
-            if dblocks.needed:
-                dblocks.add(pooled.grad_blocks(grad, values))
+                found = dx.tile(samples, place)
+                if values is None:
+                    backward.grad_values(weights, found)
+                found = group.logits.grad_pixels(grad, found, add=values is None)
+                found = tile.grad_before_norm(found)
+                dx.write(samples, place, backward.keep_pixels(found, place))
+            if drows.needed:
+                drows.add(group.logits.grad_rows(grad, tile.pixels))
+            if dtoken_bias.needed and call.normalize != "pixels":
+                dtoken_bias.add(grad.sum(-1))
             if dpixel_bias is not None:
-                dpixel_bias[samples, tile] = grad.sum(1)
+                tiling.part(dpixel_bias, samples)[:, place] = grad.sum(1)
             if dextra_values is not None:
-                dextra_values[tile] += pooled.grad_extra_values(attention)
-        dblocks.end_group()
-    dqueries = dblocks.result()
+                dextra_values[place] += backward.grad_extra_values(weights)
+            if dscores_pixels is not None:
+                tiling.part(dscores_pixels, samples)[:, place] = grad.mT
+        if dtoken_bias.needed and call.normalize == "pixels":
+            # Each row of dS sums to what arrives for its lse: the tokens do not depend on the bias.
+            arriving = backward.grad_stats
+            dtoken_bias.add(torch.zeros_like(call.stats[samples]) if arriving is None else arriving.clone())
+        drows.end_group()
+        dtoken_bias.end_group()
+    dqueries = drows.result()
     return TokenizeGradients(
         x=None if dx is None else dx.finish(),
-        queries=None if dqueries is None else blocks_to_head_rows(dqueries, num_heads),
+        queries=None if dqueries is None else blocks_to_rows(dqueries, logits.blocks),
         pixel_bias=dpixel_bias,
         extra_values=dextra_values,
+        values=None if dvalues is None else dvalues.finish(),
+        scores=dscores,
+        token_bias=dtoken_bias.result(),
     )
+
+
+class _Operands:
+    """The operands of a call, as its forward and its backward read them."""
+
+    def __init__(self, call: Tokenize | TokenizeBackward) -> None:
+        x, dtype = call.x, compute_dtype(call.x.dtype)
+        self.pixels, self.bias = as_pixels(x), per_pixel(call.pixel_bias)
+        self.pooled = self.pixels if call.values is None else as_pixels(call.values)
+        self.valid = tiles.valid_pixels(per_pixel(call.mask), self.bias)
+        self.scores, self.extra_values = score_pixels(call.scores, call.offsets), call.extra_values
+        self.logits = Logits.prepare(
+            call.queries, call.token_bias, call.num_heads, self.pixels.shape[2], dtype
+        )
+        self.rows = row_count(call.queries, call.scores, call.offsets)
+        self.tiling = tiles.Tiling(self.pixels, self.rows, self.pooled.shape[2], offsets=call.offsets)
+        self.layer_norm_eps = call.layer_norm_eps
+        blocks, partial = self.logits.blocks, call.scores is not None
+        self.pooling = Pooling(call.normalize, call.num_heads, blocks, partial=partial)
+
+    def results(self, extra_columns: int) -> tuple[Tensor, Tensor]:
+        """Tokens and statistics, without data."""
+        batch, blocks = self.tiling.batch, self.logits.blocks
+        dtype = compute_dtype(self.pixels.dtype)
+        width = self.pooled.shape[2] + extra_columns
+        tokens = self.pixels.new_empty((1, 1, 1), dtype=dtype).expand(batch, self.rows // blocks, width)
+        return tokens, tokens[:, 0, :1].expand(batch, self.rows)
+
+    def groups(self) -> Iterator[_Group]:
+        for samples in self.tiling.groups():
+            logits, valid = self.logits.group(samples), self.tiling.part(self.valid, samples)
+            pooling = replace(self.pooling, removed=logits.removed, valid=valid)
+            yield _Group(self, samples, logits, pooling)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group of samples."""
+
+    operands: _Operands
+    samples: slice
+    logits: Logits
+    pooling: Pooling
+
+    def tiles(self) -> Iterator[_Tile]:
+        """Its pixels, tile by tile."""
+        of, samples, valid = self.operands, self.samples, self.pooling.valid
+        pixels, pooled, scores, bias = (
+            of.tiling.part(each, samples) for each in (of.pixels, of.pooled, of.scores, of.bias)
+        )
+        for place in of.tiling.tiles(samples):
+            values, inverse = tiles.read_tile(pixels, place, valid), None
+            if of.layer_norm_eps is not None:
+                values, inverse = _layer_norm(values, of.layer_norm_eps)
+            logits = self.logits.of(values, tiles.read_optional(scores, place, pixels))
+            yield _Tile(
+                place,
+                values,
+                values if of.pooled is of.pixels else tiles.read_tile(pooled, place, valid),
+                add_bias(logits, bias, valid, place),
+                extra_values_tile(of.extra_values, valid, place, values),
+                inverse,
+            )
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile at a place among a group's pixels. ``inverse``: 1 / the standard deviation, if normalised."""
+
+    place: slice
+    pixels: Tensor
+    pooled: Tensor
+    logits: Tensor
+    extra: Tensor | None
+    inverse: Tensor | None
+
+    def grad_before_norm(self, grad: Tensor) -> Tensor:
+        """From the gradient of the pixels to that of the map. In place."""
+        if self.inverse is None:
+            return grad
+        along = (grad * self.pixels).mean(-1, keepdim=True)
+        return (
+            grad.sub_(grad.mean(-1, keepdim=True)).addcmul_(self.pixels, along, value=-1).mul_(self.inverse)
+        )
+
+
+def _layer_norm(values: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Pixels with mean 0 and variance 1, and what they were multiplied with."""
+    centred = values - values.mean(-1, keepdim=True)
+    inverse = centred.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return centred.mul_(inverse), inverse
