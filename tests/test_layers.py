@@ -19,6 +19,7 @@ LAYERS = {
     "vt_fast.nn": 6,
     "vt_fast.functional": 5,
     "vt_fast.onnx": 4,
+    "vt_fast.nested": 3,
     "vt_fast.ops": 3,
     "vt_fast.checks": 2,
     "vt_fast.backends": 1,

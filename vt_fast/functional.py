@@ -1,16 +1,28 @@
 """The public ops: scale and cast the operands, call the op, and explain what is wrong where it refuses.
 
 A feature map ``x`` is (B, N, C), or (B, C, H, W) in any memory format, whose pixels are then numbered
-row-major. Rows of several heads are head-major: rows h L to (h + 1) L belong to head h. No op works in
-place, and none has dropout, which would break the exact folds of :mod:`vt_fast.nn`.
+row-major. There are R = num_heads * L rows (``queries`` or ``keys``), head-major: rows h L to (h + 1) L
+belong to head h. No op works in place, and none has dropout, which would break the exact folds of
+:mod:`vt_fast.nn`.
 
-The logits are ``S = scale * (x rows^T) + bias``. ``scale`` is a number without a gradient. It multiplies the
-rows, not the map, before autocast casts them: unless it is a power of two, 16-bit rows are rounded once more.
-Scaled rows must lie in the range of their dtype.
+The logits are ``S = scale * (x rows^T) + token_bias + scores + pixel_bias``. ``scale`` is a number without a
+gradient. It multiplies the rows, not the map, before autocast casts them: unless it is a power of two, 16-bit
+rows are rounded once more. Scaled rows must lie in the range of their dtype.
+
+The width of rows tells what a head sees. Rows of width C / num_heads are block rows: head h sees channel
+block h alone. Rows of width C see all channels. With one head both are the same.
+
+Bags of different sizes, such as those of multiple instance learning, are passed one after the other, without
+padding: x (total, C) and ``offsets`` (B + 1,), int32 or int64 on x's device, which start at 0 and end at
+total. Then maps are (total, D), ``mask`` and ``pixel_bias`` (total,), ``scores`` (R, total); rows, values
+of :func:`project` and biases of rows are shared or one for each bag. A bag may be empty. On a CPU the
+offsets are checked. Elsewhere that would wait for the device, and wrong ones are clamped. A nested tensor
+(``layout=torch.jagged``) (B, *, C) for x stands for both; other operands may be nested alike, and a map
+that is returned is.
 
 x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its
-dtype. ``token_bias`` and ``pixel_bias`` may have x's dtype or float32 (float64 for float64). They are never
-rounded to x's dtype, also not under autocast, and get their gradients in their own dtype.
+dtype. ``token_bias``, ``pixel_bias`` and ``scores`` may have x's dtype or float32 (float64 for float64). They
+are never rounded to x's dtype, also not under autocast, and get their gradients in their own dtype.
 """
 
 from __future__ import annotations
@@ -23,7 +35,9 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
-from vt_fast.layout import unflatten
+from vt_fast.checks import ops as op_checks
+from vt_fast.layout import channel_count, unflatten
+from vt_fast.nested import Bags
 from vt_fast.onnx import algebra
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import plain_eager
@@ -35,13 +49,19 @@ __all__ = ["merge", "project", "project_tokenize", "tokenize"]
 @overload
 def tokenize(
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None = ...,
     *,
     num_heads: int = ...,
     scale: float = ...,
     mask: Tensor | None = ...,
     pixel_bias: Tensor | None = ...,
     extra_values: Tensor | None = ...,
+    values: Tensor | None = ...,
+    scores: Tensor | None = ...,
+    token_bias: Tensor | None = ...,
+    normalize: str | None = ...,
+    offsets: Tensor | None = ...,
+    layer_norm_eps: float | None = ...,
     return_stats: Literal[False] = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
@@ -50,13 +70,19 @@ def tokenize(
 @overload
 def tokenize(
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None = ...,
     *,
     num_heads: int = ...,
     scale: float = ...,
     mask: Tensor | None = ...,
     pixel_bias: Tensor | None = ...,
     extra_values: Tensor | None = ...,
+    values: Tensor | None = ...,
+    scores: Tensor | None = ...,
+    token_bias: Tensor | None = ...,
+    normalize: str | None = ...,
+    offsets: Tensor | None = ...,
+    layer_norm_eps: float | None = ...,
     return_stats: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -64,41 +90,64 @@ def tokenize(
 
 def tokenize(
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None = None,
     *,
     num_heads: int = 1,
     scale: float = 1.0,
     mask: Tensor | None = None,
     pixel_bias: Tensor | None = None,
     extra_values: Tensor | None = None,
+    values: Tensor | None = None,
+    scores: Tensor | None = None,
+    token_bias: Tensor | None = None,
+    normalize: str | None = "pixels",
+    offsets: Tensor | None = None,
+    layer_norm_eps: float | None = None,
     return_stats: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X`` (the paper's eqs. 1 and 2).
+    """Pool pixels into tokens: ``T = W V``, ``W = softmax_N(X Q^T)^T``, V = X (the paper's eqs. 1 and 2).
 
     Args:
         x: feature map (B, N, C) or (B, C, H, W); float16, bfloat16, float32 or float64.
-        queries: (L, C), shared, or (B, L, C), in x's dtype. With several heads (.., num_heads * L, C /
-            num_heads): head h sees and pools channel block h of the pixels alone.
-        num_heads: how many channel blocks have weights of their own; must divide C.
-        scale: multiplies the logits.
+        queries: (R, C) or block rows (R, C / num_heads), shared, or with a leading B, in x's dtype; R is
+            num_heads * L. May be None where ``scores`` is given; then every row pools all channels.
+        num_heads: how many groups the rows form. Must divide C where they are block rows.
+        scale: multiplies the products of x and the queries.
         mask: (B, N) or (B, H, W) bool, True where a pixel takes part. A masked pixel is never used,
             even if it is NaN or inf, and gets a gradient of 0.
         pixel_bias: (B, N) or (B, H, W), added to each token's logit of that pixel; differentiable.
             -inf masks the pixel.
         extra_values: (N, P), a table shared by the batch, in x's dtype. Its rows are pooled with the same
-            weights and appended to the tokens; a position code is one use. One head only.
-        return_stats: also return the log-sum-exp of the logits over the pixels, as :func:`merge` takes it.
+            weights and appended to the tokens; a position code is one use. One head only, without offsets,
+            and with ``normalize="pixels"``.
+        values: V, a map (B, N, D) or (B, D, H, W), as x is, in any strides, which is pooled in place of x.
+        scores: (B, R, N) or (B, R, H, W), added to the logits, or the logits themselves; differentiable. They
+            are read and written in full: one product that already has them needs no fused op.
+        token_bias: (R,) or (B, R), added to the logits of that row; differentiable. -inf removes the row,
+            even if it holds NaN. With ``normalize="pixels"`` it cancels in the tokens, and is added to lse.
+        normalize: what the weights W are. "pixels": softmax over the pixels. "tokens": softmax over the L
+            rows of a head, for each pixel; slots, EMA and NetVLAD assign pixels so. None: the logits
+            themselves.
+        offsets: (B + 1,) bounds of bags; see the module.
+        layer_norm_eps: pool LayerNorm(x) without affine parameters in place of x, ``(x - mean) / sqrt(var +
+            eps)`` over the channels, for logits and tokens. The map is read once. A norm's weight goes into
+            ``queries * weight``, and ``tokens * weight + bias`` is what it would have pooled; its bias
+            cancels in the logits. With ``normalize="pixels"`` only, without ``values``.
+        return_stats: also return a statistic of the weights: lse or mass.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
     Returns:
-        tokens (B, L, C + P) in x's dtype, block h pooled with head h's weights; with ``return_stats`` also
-        lse (B, num_heads * L), a natural logarithm in float32 (float64 for float64), differentiable. A
-        sample whose pixels are all masked has tokens of 0 and lse of -inf.
+        tokens in x's dtype: with block rows (B, L, D + P), where head h pools channel block h of V, otherwise
+        (B, R, D + P). With ``return_stats`` also (B, R) in float32 (float64 for float64), differentiable: for
+        "pixels" the natural log-sum-exp of the logits over the pixels, as :func:`merge` takes it, otherwise
+        the mass, the sum of the weights over the pixels. Of an empty bag, a sample whose pixels are all
+        masked, and a removed row, tokens are 0, lse -inf and the mass 0.
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device, or a backend that is unknown or refuses the call.
+        ValueError: an argument of another shape, value or device, or a backend that is unknown or refuses the
+            call.
         RuntimeError: the backend asked for cannot run here.
 
     Example:
@@ -107,55 +156,96 @@ def tokenize(
         >>> tokens, lse = vt_fast.tokenize(x, torch.randn(16, 64), return_stats=True)
         >>> tokens.shape, lse.shape
         (torch.Size([2, 16, 64]), torch.Size([2, 16]))
+
+        Soft assignment of pixels to 8 slots, and their means:
+
+        >>> sums, mass = vt_fast.tokenize(x, torch.randn(8, 64), normalize="tokens", return_stats=True)
+        >>> (sums / mass[..., None]).shape
+        torch.Size([2, 8, 64])
+
+        Three bags of instances, one of them empty:
+
+        >>> offsets = torch.tensor([0, 5, 5, 12])
+        >>> vt_fast.tokenize(torch.randn(12, 64), torch.randn(1, 64), offsets=offsets).shape
+        torch.Size([3, 1, 64])
     """
     plain = plain_eager()
     queries = _scaled("scale", scale, queries)
+    if isinstance(x, Tensor) and x.is_nested:
+        bags = Bags(x, offsets)
+        x, offsets, values = bags.x, bags.offsets, bags.map("values", values)
+        mask, pixel_bias = bags.map("mask", mask), bags.map("pixel_bias", pixel_bias)
+        scores = bags.map("scores", scores, 2)
+    if type(num_heads) is int and num_heads > 1 and normalize != "tokens":
+        # Heads that see all channels then have nothing in common.
+        num_heads = _without_heads(x, queries, scores, extra_values, num_heads, offsets)
+    family: tuple[Any, ...] = ()  # left out where it says nothing: each argument costs time
+    if (
+        values is not None
+        or scores is not None
+        or token_bias is not None
+        or offsets is not None
+        or normalize != "pixels"
+        or layer_norm_eps is not None
+    ):
+        family = (values, scores, token_bias, offsets, normalize, layer_norm_eps)
     if not plain or any_autocast() or type(num_heads) is not int or type(return_stats) is not bool:
-        checks.feature_map("x", x)
+        op_checks.bags(x, offsets)
         checks.flag("return_stats", return_stats)
-        x, queries, extra_values = autocast(x, queries, extra_values)
-        call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, keep_exact=False)
+        x, queries, extra_values, values = autocast(x, queries, extra_values, values)
+        family = family and (values, *family[1:])
+        call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False, *family)
         TOKENIZE.check(call, backend)
         if algebra.exporting():
-            tokens, lse = algebra.tokenize(call)
-            return (tokens, lse) if return_stats else tokens
+            tokens, stats = algebra.tokenize(call)
+            return (tokens, stats) if return_stats else tokens
     operands = (x, queries, mask, pixel_bias, extra_values, num_heads)
     try:
-        differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
+        differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values, *family[:3])
         keep_exact = differentiable or not isinstance(x, Tensor)
-        tokens, _, lse = TOKENIZE(
-            (*operands, keep_exact), backend, plain=plain, differentiable=differentiable
+        tokens, _, stats = TOKENIZE(
+            (*operands, keep_exact, *family), backend, plain=plain, differentiable=differentiable
         )
     except Exception as error:
-        TOKENIZE.explain(error, (*operands, False), backend)
+        TOKENIZE.explain(error, (*operands, False, *family), backend)
         raise
-    return (tokens, lse) if return_stats else tokens
+    return (tokens, stats) if return_stats else tokens
 
 
 def project(
     x: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     values: Tensor,
     *,
     num_heads: int = 1,
     scale: float = 1.0,
     token_bias: Tensor | None = None,
     residual: Tensor | None = None,
+    scores: Tensor | None = None,
+    normalize: str | None = "tokens",
+    offsets: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V`` (the paper's eq. 5).
+    """Spread tokens over pixels: ``Y = R + W V`` with ``W = softmax_L(X K^T + b)`` (the paper's eq. 5).
 
     Args:
         x: feature map (B, N, C) or (B, C, H, W); float16, bfloat16, float32 or float64.
-        keys: (num_heads * L, C), shared, or (B, num_heads * L, C): rows of full width, in x's dtype.
-        values: (L, D) or (B, L, D). Head h writes channels [h D / num_heads, (h + 1) D / num_heads).
-        num_heads: how many blocks of output channels have weights of their own; must divide D.
-        scale: multiplies the logits, before the bias is added.
-        token_bias: (num_heads * L,) or (B, num_heads * L), added to each pixel's logit of that token;
-            differentiable. -inf removes the token, even if it holds NaN; where all of a head's are -inf, the
-            head adds 0.
-        residual: R, a map (B, N, D) or (B, D, H, W) in any strides, or None. Passing ``x`` itself (the same
+        keys: (R, C) or block rows (R, C / num_heads), shared, or with a leading B, in x's dtype; R is
+            num_heads * L. May be None where ``scores`` is given; then x has the shape and the dtype alone.
+        values: (L, D) or (B, L, D): head h writes channels [h D / num_heads, (h + 1) D / num_heads). With
+            several heads also (R, D) or (B, R, D): each row writes all channels, and the heads are summed.
+            This folds an output projection.
+        num_heads: how many heads have weights of their own; must divide D where values have L rows.
+        scale: multiplies the products of x and the keys.
+        token_bias: (R,) or (B, R), added to each pixel's logit of that token; differentiable. -inf removes
+            the token, even if it holds NaN; where all of a head's are -inf, the head adds 0.
+        residual: a map (B, N, D) or (B, D, H, W) in any strides, or None. Passing ``x`` itself (the same
             object, with D = C) costs no second read of the map.
+        scores: (B, R, N) or (B, R, H, W), added to the logits, or the logits themselves; differentiable.
+        normalize: what the weights W are. "tokens": softmax over the L rows of a head. "exp": the
+            exponential of the logits, not shifted, so that it overflows where ``torch.exp`` does. None: the
+            logits themselves. A softmax over the pixels is "exp" with ``token_bias = -lse``.
+        offsets: (B + 1,) bounds of bags; see the module.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
     Returns:
@@ -163,7 +253,8 @@ def project(
 
     Raises:
         TypeError: an argument of another type or dtype.
-        ValueError: an argument of another shape or device, or a backend that is unknown or refuses the call.
+        ValueError: an argument of another shape, value or device, or a backend that is unknown or refuses the
+            call.
         RuntimeError: the backend asked for cannot run here.
 
     Example:
@@ -171,27 +262,41 @@ def project(
         >>> x, tokens = torch.randn(2, 64, 14, 14), torch.randn(2, 16, 64)
         >>> vt_fast.project(x, keys=tokens, values=tokens, residual=x).shape
         torch.Size([2, 64, 14, 14])
+
+        Four heads that see a block of the channels each, with the output projection folded into the values:
+
+        >>> keys, values = torch.randn(2, 4 * 16, 16), torch.randn(2, 4 * 16, 64)
+        >>> vt_fast.project(x, keys, values, num_heads=4).shape
+        torch.Size([2, 64, 14, 14])
     """
     plain = plain_eager()
     # By identity, before anything makes a new tensor of either: compilers hand an op two tensors for one.
     residual_is_input = residual is x
     other = None if residual_is_input else residual
     keys = _scaled("scale", scale, keys)
+    bags = None
+    if isinstance(x, Tensor) and x.is_nested:
+        bags = Bags(x, offsets)
+        x, offsets, other = bags.x, bags.offsets, bags.map("residual", other)
+        scores = bags.map("scores", scores, 2)
+    family: tuple[Any, ...] = ()
+    if scores is not None or offsets is not None or normalize != "tokens":
+        family = (scores, offsets, normalize)
+    call = (x, keys, values, token_bias, other, residual_is_input, num_heads, *family)
     if not plain or any_autocast() or type(num_heads) is not int:
-        checks.feature_map("x", x)
+        op_checks.bags(x, offsets)
         x, keys, values, other = autocast(x, keys, values, other)
-        record = Project(x, keys, values, token_bias, other, residual_is_input, num_heads)
-        PROJECT.check(record, backend)
+        call = (x, keys, values, token_bias, other, residual_is_input, num_heads, *family)
+        PROJECT.check(call, backend)
         if algebra.exporting():
-            return algebra.project(record)
-    call = (x, keys, values, token_bias, other, residual_is_input, num_heads)
+            return algebra.project(Project(*call))
     try:
-        differentiable = _needs_gradient(plain, x, keys, values, token_bias, other)
+        differentiable = _needs_gradient(plain, x, keys, values, token_bias, other, *family[:1])
         out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
     except Exception as error:
         PROJECT.explain(error, call, backend)
         raise
-    return out
+    return out if bags is None else bags.nested(out)
 
 
 @overload
@@ -261,7 +366,7 @@ def project_tokenize(
     Args:
         x: as in :func:`project`.
         keys: as in :func:`project`.
-        values: as in :func:`project`.
+        values: as in :func:`project`; both take block rows and summed heads.
         queries: (Lq, D) or (B, Lq, D), for the map Y; Lq is independent of the number of values.
         num_heads: as in :func:`project`; the tokenize half has one head.
         scale: multiplies the logits of the project half.
@@ -299,7 +404,7 @@ def project_tokenize(
     keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
     careful = not plain or any_autocast() or type(num_heads) is not int
     if careful or type(return_map) is not bool or type(return_stats) is not bool:
-        checks.feature_map("x", x)
+        op_checks.bags(x, None)
         checks.flag("return_map", return_map)
         checks.flag("return_stats", return_stats)
         x, keys, values, queries, other, extra_values = autocast(
@@ -378,6 +483,16 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
     if isinstance(rows, torch.fx.Proxy) or (isinstance(rows, Tensor) and rows.is_floating_point()):
         return rows * scale
     return rows
+
+
+def _without_heads(x: Any, queries: Any, scores: Any, extra_values: Any, num_heads: int, offsets: Any) -> int:
+    """1 where each row pools all channels, unless there is an argument to refuse; otherwise num_heads."""
+    if extra_values is not None or not isinstance(x, Tensor) or x.dim() not in (2, 3, 4):
+        return num_heads
+    rows, dim = (queries, -2) if queries is not None else (scores, 0 if offsets is not None else 1)
+    if not isinstance(rows, Tensor) or rows.dim() < 2 or rows.shape[dim] % num_heads != 0:
+        return num_heads
+    return num_heads if rows is queries and rows.shape[-1] != channel_count(x) else 1
 
 
 def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:

@@ -248,7 +248,7 @@ TABLE = [
     (
         lambda: ops.tokenize(X, z(3, 4), num_heads=2),
         ValueError,
-        "`queries` must be (num_heads * L, C / num_heads) with C / num_heads = 2, got (3, 4)",
+        "`num_heads` must divide the rows of `queries` = 3, got 2",
     ),
     (
         lambda: ops.tokenize(X, z(3, 2), num_heads=2),

@@ -240,8 +240,8 @@ class Backend(Protocol):
 
     Pixels that are masked, or have a bias of -inf, must not be used, whatever they hold. In
     project_tokenize's backward such a pixel counts only where a gradient of the map arrives that is not 0.
-    Rows whose ``token_bias`` is -inf must not be used either. Tokenize returns 0 for them, lse -inf or mass 0,
-    and gradients of 0; the same for an empty bag, and where no pixel takes part.
+    Rows whose ``token_bias`` is -inf must not be used either. Tokenize returns 0 for them, lse -inf or mass
+    0, and gradients of 0; the same for an empty bag, and where no pixel takes part.
 
     Maps are returned in x's dtype, strided like ``torch.empty_like``. Sums, lse and gradients are computed in
     float32 (float64 for float64). lse is returned so; tokens too where the call keeps exact ones, otherwise
@@ -260,7 +260,8 @@ class Backend(Protocol):
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
         """Tokens and statistics (B, num_heads * L): lse for "pixels", otherwise the mass.
 
-        Tokens are (B, L, D + P) where heads see blocks, else (B, num_heads * L, D + P). Without values D is C.
+        Tokens are (B, L, D + P) where heads see blocks, else (B, num_heads * L, D + P); D is C without
+        ``values``.
         """
 
     def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:

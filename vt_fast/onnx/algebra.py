@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize, switches
 from vt_fast.layout import per_pixel, unflatten
 from vt_fast.precision import compute_dtype
 
@@ -19,9 +19,23 @@ def exporting() -> bool:
     return (torch.compiler.is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
+def check_exported(call: Tokenize | Project | ProjectTokenize) -> None:
+    """Raise for what has no translation to ONNX.
+
+    Raises:
+        NotImplementedError: the message says what.
+    """
+    for name in switches(call):
+        raise NotImplementedError(
+            f"{name} of {type(call).__name__.lower()} has no translation to ONNX: write that call in plain "
+            "PyTorch, as in vt_fast.reference.ops"
+        )
+
+
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P) in x's dtype, and lse (B, num_heads * L)."""
-    x, queries, mask, pixel_bias, extra_values, num_heads, _ = call
+    x, queries, mask, pixel_bias, extra_values, num_heads, _ = call[:7]
+    check_exported(call)
     dtype, mask, bias = compute_dtype(x.dtype), per_pixel(mask), per_pixel(pixel_bias)
     if bias is not None:
         finite = bias != -torch.inf
@@ -47,7 +61,8 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
 
 def project(call: Project) -> Tensor:
     """The map (B, N, D) or (B, D, H, W)."""
-    x, keys, values, token_bias, residual, residual_is_input, num_heads = call
+    x, keys, values, token_bias, residual, residual_is_input, num_heads = call[:7]
+    check_exported(call)
     dtype, columns = compute_dtype(x.dtype), _columns(x)
     keys = unflatten(keys, -2, (num_heads, -1))  # (B?, num_heads, L, C)
     values = unflatten(values, -1, (num_heads, -1)).transpose(-3, -2)  # (B?, num_heads, L, D / num_heads)

@@ -47,6 +47,9 @@ def _translation(
         for name, value in given.items():
             if name != "backend" and value != defaults[name]:
                 raise NotImplementedError(f"`{name}` of {overload} has no translation to ONNX")
+        for name, default in record._field_defaults.items():
+            if getattr(call, name) != default:
+                raise NotImplementedError(f"`{name}` of {overload} has no translation to ONNX")
         results = function(call)
         return results if len(results) > 1 else results[0]
 
@@ -54,7 +57,7 @@ def _translation(
 
 
 def _tokenize(call: Any) -> tuple[Any, ...]:
-    return _pooled(_columns(call.x), call.x.shape[2 if len(call.x.shape) == 3 else 1], call, call.num_heads)
+    return _pooled(_columns(call.x), _channels(call.x), call, call.num_heads)
 
 
 def _project(call: Any) -> tuple[Any, ...]:
@@ -103,6 +106,8 @@ def _spread(call: Any) -> Any:
     """The map's columns (B, D, N)."""
     x, keys, values, token_bias, num_heads = call.x, call.keys, call.values, call.token_bias, call.num_heads
     exact, columns, channels = _exact(x.dtype), _columns(x), values.shape[-1]
+    if num_heads > 1 and (keys.shape[-1] != _channels(x) or values.shape[-2] == keys.shape[-2]):
+        raise NotImplementedError("keys for channel blocks and summed heads have no translation to ONNX")
     lead = [0] * (len(values.shape) - 2)  # of the batch, if it does not share them
     keys = _heads(keys, num_heads)
     values = _reshaped(values, *lead, 0, num_heads, channels // num_heads)
@@ -123,6 +128,10 @@ def _spread(call: Any) -> Any:
     if call.residual_is_input:
         return op.Add(y, columns)
     return y if call.residual is None else op.Add(y, _columns(call.residual))
+
+
+def _channels(x: Any) -> Any:
+    return x.shape[2 if len(x.shape) == 3 else 1]
 
 
 def _columns(x: Any) -> Any:

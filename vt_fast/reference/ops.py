@@ -6,6 +6,8 @@ times. They save every intermediate.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -16,16 +18,22 @@ __all__ = ["project", "project_tokenize", "tokenize"]
 
 def tokenize(
     x: Tensor,
-    queries: Tensor,
+    queries: Tensor | None = None,
     *,
     num_heads: int = 1,
     scale: float = 1.0,
     mask: Tensor | None = None,
     pixel_bias: Tensor | None = None,
     extra_values: Tensor | None = None,
+    values: Tensor | None = None,
+    scores: Tensor | None = None,
+    token_bias: Tensor | None = None,
+    normalize: str | None = "pixels",
+    offsets: Tensor | None = None,
+    layer_norm_eps: float | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Pool pixels into tokens: ``T = softmax_N(X Q^T)^T X``, head by head.
+    """Pool pixels into tokens: ``T = W^T V``, by default ``softmax_N(X Q^T)^T X``, head by head.
 
     Shapes are those of :func:`vt_fast.functional.tokenize`.
 
@@ -35,50 +43,68 @@ def tokenize(
         >>> tokenize(x, queries).shape
         torch.Size([2, 4, 8])
     """
+    if offsets is not None:
+        bags = [
+            tokenize(
+                x[None, place],
+                _of_bag(queries, bag, 2),
+                num_heads=num_heads,
+                scale=scale,
+                mask=None if mask is None else mask[None, place],
+                pixel_bias=None if pixel_bias is None else pixel_bias[None, place],
+                values=None if values is None else values[None, place],
+                scores=None if scores is None else scores[None, :, place],
+                token_bias=_of_bag(token_bias, bag, 1),
+                normalize=normalize,
+                layer_norm_eps=layer_norm_eps,
+                return_stats=True,
+            )
+            for bag, place in enumerate(_bags(offsets, x.shape[0]))
+        ]
+        tokens, stats = (torch.cat(parts) for parts in zip(*bags, strict=True))
+        return (tokens, stats) if return_stats else tokens
     pixels = _pixels("x", x)
-    batch, count, channels = pixels.shape
-    check_divides("num_heads", num_heads, "the channels of `x`", channels)
-    check_rows("queries", queries, batch, **{"num_heads * L": None, "C / num_heads": channels // num_heads})
-    check_divides("num_heads", num_heads, "the rows of `queries`", queries.shape[-2])
+    count = pixels.shape[1]
+    valid = _valid_pixels(x, mask, pixel_bias)
+    pixels = torch.where(valid[..., None], pixels, 0)
+    if layer_norm_eps is not None:
+        centred = pixels - pixels.mean(-1, keepdim=True)
+        pixels = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + layer_norm_eps)
+    pooled = pixels if values is None else torch.where(valid[..., None], _pixels("values", values), 0)
     if extra_values is not None:
         check_shape("extra_values", extra_values, N=count, P=None)
         if num_heads != 1:
             raise ValueError(f"`num_heads` must be 1 where `extra_values` is given, got {num_heads}")
-    valid = _valid_pixels(x, mask, pixel_bias)
-    pixels = torch.where(valid[..., None], pixels, 0)
-    blocks = pixels.unflatten(2, (num_heads, channels // num_heads))
-    rows = queries.unflatten(-2, (num_heads, -1)).expand(batch, -1, -1, -1)
-    logits = scale * torch.einsum("bnhc,bhlc->bhln", blocks, rows)
+    logits, removed, blocks = _logits("queries", pixels, queries, scores, token_bias, scale, num_heads, valid)
     if pixel_bias is not None:
         finite = torch.where(valid, pixel_bias.reshape(valid.shape), 0)
-        logits = logits + finite[:, None, None, :]
-    # A sample without a valid pixel gets logits of 0, and its results are replaced below. So the graph has no
-    # -inf - -inf, and the sample's gradients are exactly 0.
-    some = valid.any(1)
-    logits = torch.where((valid | ~some[:, None])[:, None, None, :], logits, -torch.inf)
-    attention = torch.softmax(logits, -1).to(x.dtype)
+        logits = logits + finite[:, None, :]
+    weights, lse = _weigh(logits, valid[:, None, :] & ~removed[..., None], normalize, num_heads)
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-    lse = torch.logsumexp(logits.to(exact), -1).flatten(1)
-    tokens = torch.einsum("bhln,bnhc->blhc", attention, blocks).flatten(2)
+    stats = weights.to(exact).sum(-1) if lse is None else lse.to(exact)
+    weights = weights.to(x.dtype)
+    heads = weights.unflatten(1, (blocks, -1))
+    tokens = torch.einsum("bhln,bnhc->blhc", heads, pooled.unflatten(2, (blocks, -1))).flatten(2)
     if extra_values is not None:
         table = torch.where(valid[..., None], extra_values, 0)
-        tokens = torch.cat([tokens, attention[:, 0] @ table], -1)
-    tokens = torch.where(some[:, None, None], tokens, 0)
-    lse = torch.where(some[:, None], lse, -torch.inf)
-    return (tokens, lse) if return_stats else tokens
+        tokens = torch.cat([tokens, weights @ table], -1)
+    return (tokens, stats) if return_stats else tokens
 
 
 def project(
     x: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     values: Tensor,
     *,
     num_heads: int = 1,
     scale: float = 1.0,
     token_bias: Tensor | None = None,
     residual: Tensor | None = None,
+    scores: Tensor | None = None,
+    normalize: str | None = "tokens",
+    offsets: Tensor | None = None,
 ) -> Tensor:
-    """Spread tokens over pixels: ``Y = R + softmax_L(X K^T + b) V``, head by head.
+    """Spread tokens over pixels: ``Y = R + W V``, by default ``softmax_L(X K^T + b) V``, head by head.
 
     Shapes are those of :func:`vt_fast.functional.project`.
 
@@ -88,40 +114,39 @@ def project(
         >>> project(x, tokens, tokens).shape
         torch.Size([2, 8, 7, 7])
     """
+    if offsets is not None:
+        bags = [
+            project(
+                x[None, place],
+                _of_bag(keys, bag, 2),
+                values[bag] if values.dim() == 3 else values,
+                num_heads=num_heads,
+                scale=scale,
+                token_bias=_of_bag(token_bias, bag, 1),
+                residual=None if residual is None else residual[None, place],
+                scores=None if scores is None else scores[None, :, place],
+                normalize=normalize,
+            )
+            for bag, place in enumerate(_bags(offsets, x.shape[0]))
+        ]
+        return torch.cat(bags, 1)[0] if bags else x.new_zeros(0, values.shape[-1])
     pixels = _pixels("x", x)
-    batch, count, channels = pixels.shape
-    check_rows("keys", keys, batch, **{"num_heads * L": None, "C": channels})
-    check_divides("num_heads", num_heads, "the rows of `keys`", keys.shape[-2])
-    check_rows("values", values, batch, L=keys.shape[-2] // num_heads, D=None)
-    check_divides("num_heads", num_heads, "the channels of `values`", values.shape[-1])
-    if token_bias is not None:
-        check_rows("token_bias", token_bias, batch, **{"num_heads * L": keys.shape[-2]})
+    batch, count, _ = pixels.shape
+    valid = torch.ones(batch, count, dtype=torch.bool, device=x.device)
+    logits, removed, _ = _logits("keys", pixels, keys, scores, token_bias, scale, num_heads, valid)
+    rows = logits.shape[1]
+    summed = num_heads > 1 and values.shape[-2] == rows
+    check_rows("values", values, batch, L=rows if summed else rows // num_heads, D=None)
+    blocks = 1 if summed else num_heads
+    check_divides("num_heads", blocks, "the channels of `values`", values.shape[-1])
     if residual is not None:
         added = _pixels("residual", residual)
         check_shape("the pixels of `residual`", added, B=batch, N=count, D=values.shape[-1])
-    keys = keys.unflatten(-2, (num_heads, -1))
-    values = values.unflatten(-1, (num_heads, -1))
-    if token_bias is not None:
-        token_bias = token_bias.unflatten(-1, (num_heads, -1))
-        removed = token_bias == -torch.inf
-        # (.., heads, L) -> (.., L, heads, 1), the rows of each channel block of the values
-        removed_values = removed.transpose(-1, -2)[..., None]
-        keys = torch.where(removed[..., None], 0, keys)
-        values = torch.where(removed_values, 0, values)
-    keys = keys.expand(batch, -1, -1, -1)
-    values = values.expand(batch, -1, -1, -1)
-    logits = scale * torch.einsum("bnc,bhlc->bhnl", pixels, keys)
-    if token_bias is not None:
-        removed = removed.expand(batch, -1, -1)[:, :, None, :]
-        some = ~removed.all(-1, keepdim=True)
-        logits = (
-            logits + torch.where(token_bias == -torch.inf, 0, token_bias).expand(batch, -1, -1)[:, :, None, :]
-        )
-        logits = torch.where(removed & some, -torch.inf, logits)
-        attention = torch.where(some, torch.softmax(logits, -1), 0).to(x.dtype)
-    else:
-        attention = torch.softmax(logits, -1)
-    out = torch.einsum("bhnl,blhd->bnhd", attention, values).flatten(2)
+    values = values.expand(batch, -1, -1).unflatten(-1, (blocks, -1))
+    values = torch.where(removed.unflatten(1, (blocks, -1)).mT[..., None], 0, values)
+    weights, _ = _weigh(logits, ~removed[..., None], normalize, num_heads)
+    heads = weights.to(x.dtype).unflatten(1, (blocks, -1))
+    out = torch.einsum("bhln,blhd->bnhd", heads, values).flatten(2)
     if residual is not None:
         out = out + added
     return out if x.dim() == 3 else out.transpose(1, 2).unflatten(2, x.shape[2:])
@@ -172,6 +197,94 @@ def project_tokenize(
     )
     returned = y if return_map else None
     return (returned, tokens, lse) if return_stats else (returned, tokens)
+
+
+def _logits(
+    name: str,
+    pixels: Tensor,
+    rows: Tensor | None,
+    scores: Tensor | None,
+    token_bias: Tensor | None,
+    scale: float,
+    num_heads: int,
+    valid: Tensor,
+) -> tuple[Tensor, Tensor, int]:
+    """Logits (B, R, N), the removed rows (B, R), and how many channel blocks rows see.
+
+    What rows and scores hold for a row whose bias is -inf, and scores for a pixel that is not valid, is not
+    used, and the logits are finite there.
+    """
+    batch, count, channels = pixels.shape
+    blocks = 1 if rows is None or rows.shape[-1] == channels else num_heads
+    check_divides("num_heads", blocks, "the channels of `x`", channels)
+    if rows is None and scores is None:
+        raise ValueError(f"`{name}` must be given where `scores` is not, got None")
+    if rows is not None:
+        width = "C" if name == "keys" and blocks == 1 else "C / num_heads"
+        check_rows(name, rows, batch, **{"num_heads * L": None, width: channels // blocks})
+    if scores is not None:
+        scores = scores.flatten(2)
+        check_shape("scores", scores, B=batch, R=None if rows is None else rows.shape[-2], N=count)
+    size = rows.shape[-2] if rows is not None else scores.shape[1]  # type: ignore[union-attr]
+    check_divides("num_heads", num_heads, f"the rows of `{name if rows is not None else 'scores'}`", size)
+    removed = torch.zeros(batch, size, dtype=torch.bool, device=pixels.device)
+    if token_bias is not None:
+        check_rows("token_bias", token_bias, batch, **{"num_heads * L": size})
+        removed = removed | (token_bias == -torch.inf)
+    logits: Tensor | None = None
+    if rows is not None:
+        rows = torch.where(removed[..., None], 0, rows)
+        logits = scale * torch.einsum(
+            "bnhc,bhlc->bhln", pixels.unflatten(2, (blocks, -1)), rows.unflatten(1, (blocks, -1))
+        ).flatten(1, 2)
+    if scores is not None:
+        scores = torch.where(removed[..., None] | ~valid[:, None, :], 0, scores)
+        logits = scores if logits is None else logits + scores
+    if token_bias is not None:
+        logits = logits + torch.where(removed, 0, token_bias)[..., None]  # type: ignore[operator]
+    return logits, removed, blocks  # type: ignore[return-value]
+
+
+def _weigh(
+    logits: Tensor, used: Tensor, normalize: str | None, num_heads: int
+) -> tuple[Tensor, Tensor | None]:
+    """Weights (B, R, N), 0 where the logits are not ``used``, and for "pixels" lse (B, R).
+
+    A softmax over nothing is 0, and its lse -inf. It gets logits of 0, and its results are replaced. So the
+    graph has no -inf - -inf, and its gradients are exactly 0.
+    """
+    if normalize is None:
+        return torch.where(used, logits, 0), None
+    used = used & (logits != -torch.inf)
+    if normalize == "exp":
+        return torch.where(used, torch.exp(torch.where(used, logits, 0)), 0), None
+    dim = -1
+    if normalize == "tokens":
+        logits, used = logits.unflatten(1, (num_heads, -1)), used.unflatten(1, (num_heads, -1))
+        dim = 2
+    elif normalize != "pixels":
+        raise ValueError(f'`normalize` must be None, "pixels", "tokens" or "exp", got {normalize!r}')
+    some = used.any(dim, keepdim=True)
+    logits = torch.where(some, torch.where(used, logits, -torch.inf), 0)
+    weights = torch.where(some, torch.softmax(logits, dim), 0)
+    if normalize == "tokens":
+        return weights.flatten(1, 2), None
+    exact = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    if logits.shape[-1] == 0:
+        return weights, exact.new_full(logits.shape[:-1], -torch.inf)
+    return weights, torch.where(some[..., 0], torch.logsumexp(exact, -1), -torch.inf)
+
+
+def _bags(offsets: Tensor, total: int) -> list[slice]:
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+        raise ValueError(f"`offsets` must start at 0, not fall, and end at {total}, got {bounds}")
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def _of_bag(operand: Tensor | None, bag: int, shared_dim: int) -> Tensor | None:
+    """What a bag has of an operand that all bags may share."""
+    return operand if operand is None or operand.dim() == shared_dim else operand[bag]
 
 
 def _pixels(name: str, feature_map: Tensor) -> Tensor:

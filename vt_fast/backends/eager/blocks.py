@@ -62,8 +62,8 @@ def weigh(
 ) -> Tensor:
     """Weights (b, R, n) of a tile where no sum over pixels is needed: "tokens", "exp" or None.
 
-    ``removed`` (b or 1, R) are rows whose logits are -inf. ``partial``: others may be, too. A head whose logits
-    are all -inf at a pixel gets weights of 0, not NaN. The logits may be overwritten.
+    ``removed`` (b or 1, R) are rows whose logits are -inf. ``partial``: others may be, too. A head whose
+    logits are all -inf at a pixel gets weights of 0, not NaN. The logits may be overwritten.
     """
     if normalize == "exp":
         return logits.exp_()

@@ -32,8 +32,8 @@ def extra_values_tile(
 class Pooling:
     """How a group of samples is pooled.
 
-    ``removed`` (b or 1, R) are rows that take no part, ``valid`` (b, N) the pixels that do. ``partial``: there
-    are scores, so that any logit may be -inf.
+    ``removed`` (b or 1, R) are rows that take no part, ``valid`` (b, N) the pixels that do. ``partial``:
+    there are scores, so that any logit may be -inf.
     """
 
     normalize: str | None = "pixels"

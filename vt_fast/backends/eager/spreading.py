@@ -41,8 +41,8 @@ def residual_pixels(pixels: Tensor, residual: Tensor | None, residual_is_input: 
 class Spread:
     """Logits and values of some samples.
 
-    Values are (b or 1, L, D) with a block of the channels for each head (``blocks``), or (b or 1, R, D), summed
-    over the heads.
+    Values are (b or 1, L, D) with a block of the channels for each head (``blocks``), or (b or 1, R, D),
+    summed over the heads.
     """
 
     logits: Logits

@@ -1,0 +1,47 @@
+"""Nested tensors of PyTorch's jagged layout as bags: values and offsets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vt_fast import checks
+
+
+class Bags:
+    """A nested feature map (B, *, C) as x (total, C) and offsets; operands that are nested alike."""
+
+    def __init__(self, x: Tensor, offsets: Any) -> None:
+        if offsets is not None:
+            raise ValueError("`offsets` must be None where `x` is nested, got a tensor")
+        if x.layout != torch.jagged or x.dim() != 3:
+            raise ValueError(
+                f"`x` must have layout=torch.jagged and be (B, *, C) where it is nested, got {x.layout} with "
+                f"{x.dim()} dimensions"
+            )
+        self.size = x.shape[1]
+        self.x, self.offsets = self._parts("x", x, 1)
+
+    def map(self, name: str, value: Any, dim: int = 1) -> Any:
+        """The values of an operand that is nested like x in a dimension; others are returned."""
+        if not isinstance(value, Tensor) or not value.is_nested:
+            return value
+        # Sizes of nested dimensions are equal where the offsets are the same tensor.
+        if value.layout != torch.jagged or value.dim() <= dim or value.shape[dim] != self.size:
+            raise ValueError(
+                f"`{name}` must be nested as `x` is, in dimension {dim} and with the same offsets, got "
+                f"{checks.shape(value)}"
+            )
+        return self._parts(name, value, dim)[0]
+
+    def nested(self, values: Tensor) -> Tensor:
+        """A map (total, D) as a nested tensor (B, *, D)."""
+        return torch.nested.nested_tensor_from_jagged(values, self.offsets)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _parts(name: str, value: Any, dim: int) -> tuple[Tensor, Tensor]:
+        if value.lengths() is not None:
+            raise ValueError(f"`{name}` must have no gaps between its bags where it is nested, got lengths")
+        return value.values(), value.offsets()
