@@ -42,13 +42,14 @@ def assert_solved(problem: problems.Problem, dtype: torch.dtype | None = None) -
 def summed_terms(problem: problems.Problem) -> int:
     """How many terms the sums have, one after the other, that a gradient comes from."""
     x = problem.operands["x"]
-    channels = x.shape[2 if x.dim() == 3 else 1]
-    if x[0].numel() == channels:
+    channels = x.shape[1 if x.dim() == 4 else -1]
+    pixels = x.shape[0] if x.dim() == 2 else x[0].numel() // channels
+    if pixels == 1:
         # The softmax over one pixel has no gradient. What is left of two equal sums over the channels is
         # their rounding, which grows with how large they are too.
         return channels**2
     rows = [value.shape[-2] for name, value in problem.operands.items() if name in ("keys", "queries")]
-    return 2 * (x[0].numel() // channels + channels + sum(rows))
+    return 2 * (pixels + channels + sum(rows))
 
 
 def largest_finite(values: torch.Tensor) -> float:

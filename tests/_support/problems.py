@@ -84,6 +84,7 @@ class Problem:
     op: str
     operands: dict[str, torch.Tensor]
     options: dict[str, object] = field(default_factory=dict)
+    unused: bool = False  # whether results may not depend on an operand
 
     @property
     def lse(self) -> str | None:
@@ -134,7 +135,7 @@ class Problem:
     def round_operands(self, dtype: torch.dtype) -> None:
         """Give the operands values that ``dtype`` has."""
         for name, value in self.operands.items():
-            if value.dtype != torch.bool:
+            if value.is_floating_point():
                 self.operands[name] = rounded(rounded(value, dtype).detach(), value.dtype).detach()
 
     def solve(
@@ -155,7 +156,8 @@ class Problem:
             cotangent = torch.randint(-4, 5, result.shape, generator=generator, device="cpu") / 4
             loss = loss + (result.double() * cotangent.to(result.device)).sum()
         names = [name for name, value in operands.items() if value.requires_grad]
-        grads = torch.autograd.grad(loss, [operands[name] for name in names])
+        leaves = [operands[name] for name in names]
+        grads = torch.autograd.grad(loss, leaves, allow_unused=self.unused, materialize_grads=self.unused)
         solution = {f"result {index}": result.detach() for index, result in enumerate(results)}
         return solution | {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
 
@@ -174,8 +176,8 @@ class Problem:
 
 
 def rounded(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A leaf of the same strides in another dtype; bool stays bool."""
-    if value.dtype == torch.bool:
+    """A leaf of the same strides in another dtype; bool and integers stay."""
+    if not value.is_floating_point():
         return value
     leaf = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
     base = torch.as_strided(value, (_extent(value),), (1,))

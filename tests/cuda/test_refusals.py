@@ -43,9 +43,13 @@ def record(op, x, *, heads=1, out_channels, tokens, queries, extra, **_):
         "grad_tokens": torch.empty(1, 1, 1, **shared).expand(batch, queries, out_channels + extra),
         "tokens": torch.empty(1, 1, 1, dtype=sums).expand(batch, queries, out_channels + extra),
         "lse": torch.empty(1, 1, dtype=sums).expand(batch, of_queries * queries),
-        "needs": [True] * {"tokenize": 4, "project": 4, "project_tokenize": 8}[op.removesuffix("_backward")],
+        "needs": [True] * {"tokenize": 7, "project": 5, "project_tokenize": 8}[op.removesuffix("_backward")],
     }
+    operands["stats"] = operands["lse"]
     kind = RECORDS[op]
+    if op.startswith("tokenize"):
+        operands["values"] = None
+    operands |= {name: value for name, value in kind._field_defaults.items() if name not in operands}
     return kind(*(operands.get(field) for field in kind._fields))
 
 
@@ -115,8 +119,10 @@ def test_operands_on_another_device(op):
         "token_bias": torch.empty(2),
         "residual": x,
         "grad_lse": torch.empty(2, 2),
+        "grad_stats": torch.empty(2, 2),
     }
-    call = call._replace(**{name: value for name, value in options.items() if name in call._fields})
+    known = [name for name in call._fields if name != "token_bias" or "project" in op]
+    call = call._replace(**{name: value for name, value in options.items() if name in known})
     operands = {name for name, value in call._asdict().items() if isinstance(value, torch.Tensor)}
     assert operands >= {"x", "mask" if "tokenize" in op else "token_bias"}
     for name in operands:

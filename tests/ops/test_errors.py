@@ -59,6 +59,9 @@ KINDS = {
     "device": (ValueError, lambda value: str(value.device)),
     "shape": (ValueError, lambda value: str(tuple(value.shape))),
     "number": (ValueError, str),
+    "repr": (ValueError, repr),
+    "list": (ValueError, lambda value: str(value.tolist())),
+    "given": (ValueError, lambda value: "a tensor"),
 }
 
 TENSOR, OPTIONAL = "be a torch.Tensor", "be None or a torch.Tensor"
@@ -68,13 +71,14 @@ DTYPE = "have the dtype of `x` (torch.float32)"
 DEVICE = "be on the device of `x` (cpu)"  # or on what the backend's tests run on, see `here`
 BANK = "be (L, C) or (B, L, C) with B = 2, C = 12 and L not 0"
 HEAD_ROWS = (
-    "be (num_heads * L, C) or (B, num_heads * L, C) with B = 2, C = 12 "
-    "and num_heads * L a multiple of num_heads = 3 and not 0"
+    "be (R, W) or (B, R, W) with B = 2, R a multiple of num_heads = 3 and not 0, "
+    "and W = C = 12 or C / num_heads = 4"
 )
 HEAD_BLOCKS = (
-    "be (num_heads * L, C / num_heads) or (B, num_heads * L, C / num_heads) "
-    "with B = 2, C / num_heads = 6 and num_heads * L a multiple of num_heads = 2 and not 0"
+    "be (R, W) or (B, R, W) with B = 2, R a multiple of num_heads = 2 and not 0, "
+    "and W = C = 12 or C / num_heads = 6"
 )
+FIVE_HEADS = "be (R, W) or (B, R, W) with B = 2, R a multiple of num_heads = 5 and not 0, and W = C = 12"
 VALUES = "be (L, D) or (B, L, D) with B = 2, L"
 BIAS = "be (L,) or (B, L) with B = 2, L = 4"
 HEAD_BIAS = "be (num_heads * L,) or (B, num_heads * L) with B = 2, num_heads * L = 8"
@@ -84,13 +88,23 @@ PIXELS = "be (B, N) with B = 2, N = 35"
 TABLE = "be (N, P) with N = 35 and P at least 1"
 LSE = "be (S, B, num_heads * L) with S = 3, B = 2, L = 4 and num_heads a divisor of C = 12"
 
+PIXELS_FOR = 'be "pixels" where `{}` is given'
+BAGS = {
+    "x": t(9, 12),
+    "queries": t(9, 12),
+    "keys": t(9, 12),
+    "values": t(9, 12),
+    "offsets": torch.tensor([0, 4, 9]),
+}
+
 BNC, HALF = {"x": t(2, 35, 12)}, torch.bfloat16
 WIDE = {"values": t(4, 16), "residual": None}
 
 # kind, ops, argument, what it must be or do, bad values, other arguments
 RULES = [
     ("type", OPS, "x", TENSOR, [[[1.0]], None, np.ones((2, 35, 12), np.float32)], {}),
-    ("layout", OPS, "x", DENSE, [t(2, 35, 12).to_sparse(), nested()], {}),
+    ("layout", OPS, "x", DENSE, [t(2, 35, 12).to_sparse()], {}),
+    ("layout", "project_tokenize", "x", DENSE, [nested()], {}),
     (
         "dtype",
         OPS,
@@ -110,7 +124,16 @@ RULES = [
     ),
     ("type", OPS, "num_heads", "be an int", [True, 2.0, "2", None, torch.tensor(2)], {}),
     ("number", OPS, "num_heads", "be at least 1", [0, -2], {}),
-    ("number", "tokenize", "num_heads", "divide the channels of `x`, C = 12", [5, 24], {}),
+    (
+        "number",
+        "tokenize",
+        "num_heads",
+        "divide the channels of `x`, C = 12",
+        [5, 24],
+        {"queries": t(120, 3)},
+    ),
+    ("number", SPREADING, "num_heads", "divide the channels of `x`, C = 12", [5], {"keys": t(120, 3)}),
+    ("shape", "tokenize", "queries", FIVE_HEADS, [t(4, 12)], {"num_heads": 5}),
     (
         "number",
         SPREADING,
@@ -141,7 +164,7 @@ RULES = [
         [t(12), t(4, 13), t(1, 4, 12), t(3, 4, 12), t(1, 2, 4, 12), t(0, 12)],
         {},
     ),
-    ("shape", "tokenize", "queries", HEAD_BLOCKS, [t(8, 12), t(3, 8, 6), t(5, 6)], {"num_heads": 2}),
+    ("shape", "tokenize", "queries", HEAD_BLOCKS, [t(3, 12), t(3, 8, 6), t(5, 6)], {"num_heads": 2}),
     (
         "shape",
         "project_tokenize",
@@ -171,10 +194,115 @@ RULES = [
         "shape",
         SPREADING,
         "values",
-        f"{VALUES} = 2 (`keys` has 4 rows, `num_heads` is 2) and D not 0",
-        [t(2, 4, 12)],
+        f"{VALUES} = 2 or, to sum the heads, 4 (`keys` has 4 rows, `num_heads` is 2) and D not 0",
+        [t(2, 3, 12)],
         {"num_heads": 2},
     ),
+    (
+        "shape",
+        "project",
+        "values",
+        f"{VALUES} = 3 (`scores` has 3 rows, `num_heads` is 1) and D not 0",
+        [t(2, 4, 12)],
+        {"keys": None, "scores": t(2, 3, 35)},
+    ),
+    ("type", "tokenize", "values", OPTIONAL, [0.5], {}),
+    ("layout", "tokenize", "values", DENSE, [nested()], {}),
+    ("dtype", "tokenize", "values", DTYPE, [t(2, 12, 5, 7).double()], {}),
+    ("device", "tokenize", "values", DEVICE, [meta(2, 12, 5, 7)], {}),
+    (
+        "shape",
+        "tokenize",
+        "values",
+        "be (B, D, H, W) with the pixels of `x` (2, 12, 5, 7) and D not 0",
+        [t(2, 35, 12), t(1, 12, 5, 7), t(2, 0, 5, 7), t(2, 12, 7, 5), t(4, 12)],
+        {},
+    ),
+    (
+        "number",
+        "tokenize",
+        "num_heads",
+        "divide the channels of `values`, D = 13",
+        [2],
+        {"queries": t(4, 6), "values": t(2, 13, 5, 7)},
+    ),
+    ("type", "tokenize project", "scores", OPTIONAL, [0.5, [0.0] * 4], {}),
+    ("dtype", "tokenize project", "scores", DTYPE, [t(2, 4, 35).double(), t(2, 4, 35).long()], {}),
+    ("device", "tokenize project", "scores", DEVICE, [meta(2, 4, 35)], {}),
+    (
+        "shape",
+        "tokenize project",
+        "scores",
+        "be (B, R, N) or (B, R, H, W) with H = 5, W = 7, B = 2, R = 4, N = 35",
+        [t(4, 35), t(2, 3, 35), t(2, 4, 7, 5), t(1, 4, 35), t(2, 4, 35, 1), t(2, 35, 4), t()],
+        {},
+    ),
+    (
+        "shape",
+        "tokenize",
+        "scores",
+        "be (B, R, N) with B = 2, R a multiple of num_heads = 3 and not 0, N = 35",
+        [t(2, 4, 35), t(2, 0, 35), t(2, 3, 5, 7)],
+        BNC | {"queries": None, "num_heads": 3, "normalize": "tokens"},
+    ),
+    (
+        "shape",
+        "tokenize project",
+        "scores",
+        "be (R, total) with R = 9, total = 9",
+        [t(2, 9, 9), t(9, 8)],
+        BAGS,
+    ),
+    ("type", "tokenize", "token_bias", OPTIONAL, [0.5, [0.0] * 4], {}),
+    ("dtype", "tokenize", "token_bias", DTYPE, [flags(4), t(4).double()], {}),
+    ("device", "tokenize", "token_bias", DEVICE, [meta(4)], {}),
+    ("shape", "tokenize", "token_bias", BIAS, [t(5), t(1, 4), t(2, 1, 4), t()], {}),
+    ("shape", "tokenize", "token_bias", HEAD_BIAS, [t(4)], {"num_heads": 2, "queries": t(8, 6)}),
+    ("repr", "tokenize", "normalize", 'be one of "pixels", "tokens" or None', ["exp", "Pixels", 1], {}),
+    ("repr", "project", "normalize", 'be one of "tokens", "exp" or None', ["pixels", "", True], {}),
+    ("type", "tokenize project", "offsets", OPTIONAL, [[0, 9]], BAGS),
+    ("layout", "tokenize project", "offsets", DENSE, [t(3).long().to_sparse()], BAGS),
+    ("dtype", "tokenize project", "offsets", "be int32 or int64", [t(3), flags(3)], BAGS),
+    ("shape", "tokenize project", "offsets", "be (B + 1,)", [t(2, 3).long(), t(0).int(), t().long()], BAGS),
+    ("device", "tokenize project", "offsets", DEVICE, [meta(3).long()], BAGS),
+    (
+        "list",
+        "tokenize project",
+        "offsets",
+        "start at 0, not fall, and end at the number of pixels 9",
+        [torch.tensor(bad) for bad in ([1, 5, 9], [0, 5, 8], [0, 9, 5], [0, 10, 9], [0])],
+        BAGS,
+    ),
+    (
+        "shape",
+        "tokenize project",
+        "x",
+        "be (total, C) with C not 0 where `offsets` is given",
+        [t(2, 12, 5, 7), t(2, 35, 12), t(9, 0)],
+        {"offsets": torch.tensor([0, 9])},
+    ),
+    ("shape", "tokenize", "mask", "be (total,) with total = 9", [flags(1, 9), flags(8)], BAGS),
+    ("shape", "project", "residual", "be (total, D) = (9, 12)", [t(1, 9, 12), t(8, 12)], BAGS),
+    (
+        "given",
+        "tokenize",
+        "extra_values",
+        "be None where `offsets` is given",
+        [t(9, 3)],
+        BAGS,
+    ),
+    ("type", "tokenize", "layer_norm_eps", "be a float", ["1", True, torch.tensor(0.5)], {}),
+    ("number", "tokenize", "layer_norm_eps", "be finite", [float("nan"), float("inf")], {}),
+    ("number", "tokenize", "layer_norm_eps", "be above 0", [0.0, -1e-5], {}),
+    (
+        "repr",
+        "tokenize",
+        "normalize",
+        PIXELS_FOR.format("layer_norm_eps"),
+        ["tokens"],
+        {"layer_norm_eps": 1e-5},
+    ),
+    ("repr", "tokenize", "normalize", PIXELS_FOR.format("extra_values"), [None], {"extra_values": t(35, 3)}),
     ("type", SPREADING, "token_bias", OPTIONAL, [0.5, [0.0] * 4], {}),
     ("dtype", SPREADING, "token_bias", DTYPE, [flags(4), t(4).double()], {}),
     ("device", SPREADING, "token_bias", DEVICE, [meta(4)], {}),
@@ -472,11 +600,11 @@ def test_raw_ops_check_what_the_functions_never_pass(backend):
 def test_undefined_tensors_in_the_place_of_others():
     ops, x, rows, lse = torch.ops.vt_fast, t(2, 5, 8), t(4, 8), t(2, 4)
     with pytest.raises((RuntimeError, TypeError)):
-        ops.project_backward(None, x, rows, rows, None, False, 1, [True] * 4)
+        ops.project_backward(None, x, rows, rows, None, False, 1, [True] * 5)
     with pytest.raises((RuntimeError, ValueError)):
         ops.project_tokenize(x, rows, rows, t(), *[None] * 5, False, 1, True, False)
     for tokens, its_lse in ((t(2, 4, 8, dtype=torch.int64), lse), (t(2, 4, 8), lse > 0)):
-        arguments = (t(2, 4, 8), None, x, rows, None, None, None, tokens, its_lse, 1, [True] * 4)
+        arguments = (t(2, 4, 8), None, x, rows, None, None, None, tokens, its_lse, 1, [True] * 7)
         if "cpu" in backends.NATIVE:
             with pytest.raises(RuntimeError, match="must have the dtype of"):
                 ops.tokenize_backward(*arguments)

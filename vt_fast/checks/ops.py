@@ -158,7 +158,7 @@ def _are_rows(value: Tensor, batch: int, widths: tuple[int, ...], num_heads: int
     """Whether these are rows of one of the widths, shared (R, width) or per sample (B, R, width)."""
     return bool(
         value.dim() in (2, 3)
-        and value.shape[-1] in widths
+        and any(value.shape[-1] == width for width in widths)  # a compiler cannot trace `in`
         and holds(value.shape[-2] > 0)
         and holds(value.shape[-2] % num_heads == 0)
         and (value.dim() == 2 or holds(value.shape[0] == batch))
@@ -182,17 +182,14 @@ def _check_rows_and_scores(name: str, call: Any) -> int:
             divides("num_heads", num_heads, "the channels of `x`, C", channels)
         batch = sample_count(x, offsets)
         if not _are_rows(rows, batch, (channels, channels // num_heads), num_heads):
-            width, multiple = f"C = {channels}", ""
+            form = f"(L, C) or (B, L, C) with B = {batch}, C = {channels} and L not 0"
             if num_heads > 1:
-                width += f" or C / num_heads = {channels // num_heads} for C"
-                multiple = f"a multiple of num_heads = {num_heads} and "
-            raise ValueError(
-                f"`{name}` must be (R, C) or (B, R, C) with B = {batch}, {width}, and R {multiple}not 0, "
-                f"got {shape(rows)}"
-                if num_heads > 1
-                else f"`{name}` must be (L, C) or (B, L, C) with B = {batch}, {width} and L not 0, "
-                f"got {shape(rows)}"
-            )
+                block = "" if channels % num_heads else f" or C / num_heads = {channels // num_heads}"
+                form = (
+                    f"(R, W) or (B, R, W) with B = {batch}, R a multiple of num_heads = {num_heads} and not "
+                    f"0, and W = C = {channels}{block}"
+                )
+            raise ValueError(f"`{name}` must be {form}, got {shape(rows)}")
     if scores is not None:
         _check_scores(scores, None if rows is None else rows.shape[-2], call)
     return row_count(rows, scores, offsets)
@@ -236,12 +233,13 @@ def _check_values(values: Any, rows: int, call: Any) -> None:
     if (
         values.dim() not in (2, 3)
         or values.shape[-1] == 0
-        or not (holds(values.shape[-2] == tokens) if num_heads == 1 else values.shape[-2] in (tokens, rows))
+        or not (sums_heads(values, rows, num_heads) or holds(values.shape[-2] == tokens))
         or (values.dim() == 3 and not holds(values.shape[0] == batch))
     ):
-        also = "" if num_heads == 1 else f" or, to sum the heads, num_heads * L = {rows} for L"
+        also = "" if num_heads == 1 else f" or, to sum the heads, {rows}"
+        source = "scores" if call.keys is None else "keys"
         raise ValueError(
-            f"`values` must be (L, D) or (B, L, D) with B = {batch}, L = {tokens}{also} (the logits have "
+            f"`values` must be (L, D) or (B, L, D) with B = {batch}, L = {tokens}{also} (`{source}` has "
             f"{rows} rows, `num_heads` is {num_heads}) and D not 0, got {shape(values)}"
         )
     if not sums_heads(values, rows, num_heads):

@@ -79,7 +79,8 @@ def tokenize(
     if pixel_bias is not None:
         finite = torch.where(valid, pixel_bias.reshape(valid.shape), 0)
         logits = logits + finite[:, None, :]
-    weights, lse = _weigh(logits, valid[:, None, :] & ~removed[..., None], normalize, num_heads)
+    used = valid[:, None, :] & ~removed[..., None]
+    weights, lse = _weigh(logits, used, scores, normalize, num_heads)
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     stats = weights.to(exact).sum(-1) if lse is None else lse.to(exact)
     weights = weights.to(x.dtype)
@@ -144,7 +145,7 @@ def project(
         check_shape("the pixels of `residual`", added, B=batch, N=count, D=values.shape[-1])
     values = values.expand(batch, -1, -1).unflatten(-1, (blocks, -1))
     values = torch.where(removed.unflatten(1, (blocks, -1)).mT[..., None], 0, values)
-    weights, _ = _weigh(logits, ~removed[..., None], normalize, num_heads)
+    weights, _ = _weigh(logits, ~removed[..., None], scores, normalize, num_heads)
     heads = weights.to(x.dtype).unflatten(1, (blocks, -1))
     out = torch.einsum("bhln,blhd->bnhd", heads, values).flatten(2)
     if residual is not None:
@@ -246,16 +247,19 @@ def _logits(
 
 
 def _weigh(
-    logits: Tensor, used: Tensor, normalize: str | None, num_heads: int
+    logits: Tensor, used: Tensor, scores: Tensor | None, normalize: str | None, num_heads: int
 ) -> tuple[Tensor, Tensor | None]:
     """Weights (B, R, N), 0 where the logits are not ``used``, and for "pixels" lse (B, R).
 
-    A softmax over nothing is 0, and its lse -inf. It gets logits of 0, and its results are replaced. So the
-    graph has no -inf - -inf, and its gradients are exactly 0.
+    A score of -inf is one that is not used, but by linear weights. A softmax over nothing is 0, and its lse
+    -inf. It gets logits of 0, and its results are replaced. So the graph has no -inf - -inf, and its
+    gradients are exactly 0.
     """
     if normalize is None:
         return torch.where(used, logits, 0), None
-    used = used & (logits != -torch.inf)
+    if scores is not None:
+        used = used & (scores.flatten(2) != -torch.inf)
+    used = used.expand(logits.shape)
     if normalize == "exp":
         return torch.where(used, torch.exp(torch.where(used, logits, 0)), 0), None
     dim = -1

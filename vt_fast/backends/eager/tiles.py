@@ -52,6 +52,10 @@ class Tiling:
             return _slices(bag.stop - bag.start, self.pixels)
         return _slices(self.count, max(1, self.pixels // max(1, samples.stop - samples.start)))
 
+    def is_empty(self, samples: slice) -> bool:
+        """Whether a group is a bag without pixels."""
+        return self.bounds is not None and self.bounds[samples.start] == self.bounds[samples.stop]
+
     def part(self, operand: Tensor | None, samples: slice) -> Any:
         """What an optional operand (B, N, ..), or (1, total, ..), has for a group of samples."""
         if operand is None:

@@ -128,6 +128,8 @@ class _Operands:
     def groups(self) -> Iterator[_Group]:
         for samples in self.tiling.groups():
             logits, valid = self.logits.group(samples), self.tiling.part(self.valid, samples)
+            if valid is None and self.tiling.is_empty(samples):
+                valid = torch.zeros((1, 0), dtype=torch.bool, device=self.pixels.device)
             pooling = replace(self.pooling, removed=logits.removed, valid=valid)
             yield _Group(self, samples, logits, pooling)
 

@@ -1,0 +1,186 @@
+"""Problems with the switches of the op family: heads by shape, second maps, scores, biases, bags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests._support import devices, problems
+from tests._support.pairs import pairs
+from vt_fast import functional
+from vt_fast.backends.contract import Project, Tokenize, switches
+
+# What each backend takes, by the names of `switches`. Of a backend that is not here, nothing.
+TAKEN = {
+    "torch": {
+        "`values`",
+        "`scores`",
+        "`token_bias`",
+        "`offsets`",
+        "`layer_norm_eps`",
+        '`normalize="tokens"`',
+        '`normalize="exp"`',
+        "`normalize=None`",
+        "several heads of full width",
+        "keys for channel blocks",
+        "values that are summed over the heads",
+    },
+}
+
+B, C, HEIGHT, WIDTH, D, L, HEADS = 3, 8, 3, 5, 6, 3, 2
+N = HEIGHT * WIDTH
+BAGS = [0, 4, 4, 11]  # the second one is empty
+
+FORMS = ["bnc, sliced", "nchw", "channels_last", "bags"]
+ROWS = ["rows", "shared rows", "scores", "both"]
+BIASES = ["", "token_bias", "shared token_bias"]
+
+# normalize, heads, the map, where logits come from, what is pooled, the rows' bias, the pixels that take part
+_TOKENIZE = pairs(
+    ["pixels", "tokens", None],
+    ["one", "blocks", "full"],
+    FORMS,
+    ROWS,
+    ["", "values", "layer_norm"],
+    BIASES,
+    ["", "mask", "pixel_bias"],
+)
+# normalize, heads, values, the map, where logits come from, residual, the rows' bias
+_PROJECT = pairs(
+    ["tokens", "exp", None],
+    ["one", "blocks", "full"],
+    ["values", "summed", "shared summed"],
+    FORMS,
+    ROWS,
+    ["", "residual", "x"],
+    BIASES,
+)
+CASES = [("tokenize", options) for options in _TOKENIZE] + [("project", options) for options in _PROJECT]
+
+
+class Problem(problems.Problem):
+    """A call that a backend must take, or refuse by the name of a switch."""
+
+    def _own(self, operands: dict[str, torch.Tensor]) -> object:
+        backend = devices.backend()
+        others = set(self.switches()) - TAKEN.get(backend, set())
+        function, arguments = getattr(functional, self.op), self.arguments(operands)
+        if not others:
+            return function(**arguments, backend=backend)
+        with pytest.raises(ValueError, match="it does not take") as refused:
+            function(**arguments, backend=backend)
+        assert any(f"it does not take {name}" in str(refused.value) for name in others)
+        pytest.skip(str(refused.value))
+
+    def switches(self) -> list[str]:
+        """By name, as the op gets them: heads that see all channels are one where no softmax joins them."""
+        given: dict[str, Any] = {**self.operands, **self.options}
+        for name in ("scale", "return_stats"):
+            given.pop(name, None)
+        if self.op == "project":
+            given["residual"] = None
+            return switches(Project(**{"token_bias": None, "residual_is_input": False, "keys": None} | given))
+        others = dict.fromkeys(("queries", "mask", "pixel_bias", "extra_values"))
+        call = Tokenize(**others | {"keep_exact": False} | given)
+        if call.normalize != "tokens" and (call.queries is None or call.queries.shape[-1] == C):
+            call = call._replace(num_heads=1)
+        return switches(call)
+
+
+def make(op: str, options: tuple[Any, ...]) -> Problem:
+    """A problem of a case. What does not go together is left out."""
+    torch.manual_seed(hash_of(op, options))
+    with torch.device(problems.device()):
+        made = _tokenize(*options) if op == "tokenize" else _project(*options)
+    for name, value in made.operands.items():
+        if value.is_floating_point():
+            made.operands[name] = value.double()
+    made.options["scale"] = 0.75
+    made.unused = True
+    return made
+
+
+def hash_of(*values: object) -> int:
+    """A seed, the same in each run."""
+    return sum(place * ord(letter) for place, letter in enumerate(str(values), 1))
+
+
+def _map(form: str, channels: int) -> torch.Tensor:
+    if form == "bags":
+        return torch.randn(BAGS[-1], channels)
+    return problems.LAYOUTS[form](B, channels, HEIGHT, WIDTH)
+
+
+def _per_pixel(form: str, rows: int | None = None) -> tuple[int, ...]:
+    """The shape of one number a pixel, or of so many."""
+    lead = () if rows is None else (rows,)
+    if form == "bags":
+        return (*lead, BAGS[-1])
+    return (B, *lead, N) if form.startswith("bnc") else (B, *lead, HEIGHT, WIDTH)
+
+
+def _common(name: str, heads: str, form: str, source: str, bias: str) -> dict[str, torch.Tensor]:
+    rows = L if heads == "one" else HEADS * L
+    if source == "scores" and heads == "blocks":
+        source = "both"
+    width = C // HEADS if heads == "blocks" else C
+    operands = {"x": _map(form, C)}
+    if form == "bags":
+        operands["offsets"] = torch.tensor(BAGS, dtype=torch.int32 if source == "both" else torch.int64)
+    if source != "scores":
+        operands[name] = torch.randn(*([] if source == "shared rows" else [B]), rows, width)
+    if source in ("scores", "both"):
+        operands["scores"] = torch.randn(_per_pixel(form, rows))
+    if bias:
+        operands["token_bias"] = torch.randn(*([] if "shared" in bias else [B]), rows)
+        operands["token_bias"][..., 1] = -torch.inf
+    return operands
+
+
+def _tokenize(
+    normalize: str | None, heads: str, form: str, source: str, pooled: str, bias: str, part: str
+) -> Problem:
+    operands = _common("queries", heads, form, source, bias)
+    x = operands["x"]
+    options = {"num_heads": 1 if heads == "one" else HEADS, "normalize": normalize, "return_stats": True}
+    if pooled == "values":
+        operands["values"] = _map(form, D)
+    elif pooled == "layer_norm" and normalize == "pixels":
+        options["layer_norm_eps"] = 1e-3
+    if part:
+        used = torch.rand(_per_pixel(form)) < 0.7
+        if form == "bags":
+            used[: BAGS[1]] = False  # a bag of masked pixels
+        else:
+            used[0] = False
+        if part == "mask":
+            operands["mask"] = used
+        else:
+            operands["pixel_bias"] = torch.where(used, torch.randn(_per_pixel(form)), -torch.inf)
+        # What is beneath a mask must not matter.
+        for beneath in (x, operands.get("values")):
+            if beneath is not None:
+                beneath.masked_fill_(~used[:, None] if beneath.dim() == 4 else ~used[..., None], torch.nan)
+    return Problem("tokenize", operands, options)
+
+
+def _project(
+    normalize: str | None, heads: str, kind: str, form: str, source: str, residual: str, bias: str
+) -> Problem:
+    operands = _common("keys", heads, form, source, bias)
+    rows = L if heads == "one" else HEADS * L
+    count, width = rows if "summed" in kind else L, C if residual == "x" else D
+    operands["values"] = torch.randn(*([] if "shared" in kind else [B]), count, width)
+    if bias and count == rows:
+        # Nor what a removed token holds.
+        operands["values"][..., 1, :] = torch.nan
+    if residual == "residual":
+        operands["residual"] = _map(form, D)
+    options = {"num_heads": 1 if heads == "one" else HEADS, "normalize": normalize}
+    if "keys" not in operands:
+        options["keys"] = None
+    if residual == "x":
+        options["residual"] = "input"
+    return Problem("project", operands, options)
