@@ -189,6 +189,8 @@ def tokenize(
         or layer_norm_eps is not None
     ):
         family = (values, scores, token_bias, offsets, normalize, layer_norm_eps)
+        if layer_norm_eps is not None and type(layer_norm_eps) is not float:
+            checks.number("layer_norm_eps", layer_norm_eps)  # the op would take a tensor
     if not plain or any_autocast() or type(num_heads) is not int or type(return_stats) is not bool:
         op_checks.bags(x, offsets)
         checks.flag("return_stats", return_stats)

@@ -121,6 +121,36 @@ def test_another_process_loads_them(save, where, tmp_path, without_kernels):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+BEFORE_THE_FAMILY = """
+def forward(self, x, queries, table):
+  value = torch.relu(x)
+  value0 = torch.mul(queries, 0.5)
+  tokens, _0, token_bias = ops.vt_fast.tokenize(value, value0, None, None, table, 1, True{tokenize})
+  value1 = tokens[:, :, 0:8]
+  value2, value3, _1, _2 = ops.vt_fast.project_tokenize(x, value1, value1, queries, token_bias, None, None, None, None, True, 1, True, True{others})
+  _3 = ops.vt_fast.project(value2, value3, value1, None, x, False, 1{project})
+  return (_3, value3, token_bias)
+"""  # noqa: E501 -- the code of torch.jit.trace(Model(), (example(),)), with its constants
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_program_that_was_saved_before_the_family_worked(named):
+    code = BEFORE_THE_FAMILY.replace("ops.", "torch.ops.").replace("self, ", "")
+    given = {"tokenize": "", "project": "", "others": ""}
+    if named:
+        given = {
+            "tokenize": ', None, None, None, None, "pixels", backend="torch"',
+            "project": ', None, None, "tokens", backend="torch"',
+            "others": ', None, None, "tokens", backend="torch"',
+        }
+    program, model = torch.jit.CompilationUnit(code.format(**given)), Model()
+    x = example().requires_grad_()
+    results = program.forward(x, model.queries, model.table)
+    results[0].square().sum().backward()
+    for found, expected in zip([*results, x.grad], solution(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @native
 @saving
 def test_a_named_backend_stays_and_never_falls_back(save, tmp_path, without_kernels):

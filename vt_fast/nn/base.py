@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class PendingMap(NamedTuple):
         call = self.call
         return functional.project_tokenize(
             call.x,
-            call.keys,
+            cast(Tensor, call.keys),
             call.values,
             queries,
             num_heads=call.num_heads,

@@ -5,6 +5,8 @@ Maps are worked on as (B, C, N), of which both forms are views. Arguments are th
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
@@ -44,7 +46,7 @@ def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     if mask is not None:
         columns = torch.where(mask[:, None], columns, 0)
     blocks = unflatten(columns, 1, (num_heads, -1))  # (B, num_heads, C / num_heads, N)
-    logits = (unflatten(queries, -2, (num_heads, -1)) @ blocks).to(dtype)
+    logits = (unflatten(cast(Tensor, queries), -2, (num_heads, -1)) @ blocks).to(dtype)
     if bias is not None:
         logits = logits + bias.to(dtype)[:, None, None]
     if mask is not None:
@@ -64,7 +66,7 @@ def project(call: Project) -> Tensor:
     x, keys, values, token_bias, residual, residual_is_input, num_heads = call[:7]
     check_exported(call)
     dtype, columns = compute_dtype(x.dtype), _columns(x)
-    keys = unflatten(keys, -2, (num_heads, -1))  # (B?, num_heads, L, C)
+    keys = unflatten(cast(Tensor, keys), -2, (num_heads, -1))  # (B?, num_heads, L, C)
     values = unflatten(values, -1, (num_heads, -1)).transpose(-3, -2)  # (B?, num_heads, L, D / num_heads)
     if token_bias is None:
         weights = torch.softmax((keys @ columns[:, None]).to(dtype), -2)

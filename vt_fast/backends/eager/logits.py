@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -55,8 +56,7 @@ class Logits:
     def of(self, pixels: Tensor | None, scores: Tensor | None) -> Tensor:
         """Logits (b, R, n) of a tile of pixels (b, n, C) and of scores (b, n, R); a tensor of their own."""
         if self.rows is None or pixels is None:
-            assert scores is not None
-            logits = scores.mT.clone()
+            logits = cast(Tensor, scores).mT.clone()
         else:
             logits = products(pixels, self.rows, self.blocks)
             if scores is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,8 +63,8 @@ class Tiling:
         return operand[samples] if self.bounds is None else operand[:, self._bag(samples)]
 
     def _bag(self, samples: slice) -> slice:
-        assert self.bounds is not None
-        return slice(self.bounds[samples.start], self.bounds[samples.stop])
+        bounds = cast(list[int], self.bounds)
+        return slice(bounds[samples.start], bounds[samples.stop])
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -1,5 +1,7 @@
 """project and its backward: kernels and how they are launched."""
 
+from typing import cast
+
 import torch
 import triton
 import triton.language as tl
@@ -100,7 +102,11 @@ def forward(call: Project) -> Tensor:
     heads = Heads.of(call.num_heads, tokens)
     placed = maps.place(pixels, widest, x, call.residual, y)
     x_map, residual_map, y_map = placed.maps
-    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
+    keys, values, token_bias = (
+        maps.rows(cast(Tensor, call.keys)),
+        maps.rows(call.values),
+        maps.bias_rows(call.token_bias),
+    )
 
     def run(setting: Setting) -> None:
         tiles = ceil_div(pixels, setting.tile)
@@ -248,7 +254,11 @@ def backward(call: ProjectBackward) -> ProjectGradients:
     dx = torch.empty_like(x) if needs_x else None
     placed = maps.place(pixels, widest, x, call.grad_map.to(dtype), dx)
     x_map, grad_map, dx_map = placed.maps
-    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
+    keys, values, token_bias = (
+        maps.rows(cast(Tensor, call.keys)),
+        maps.rows(call.values),
+        maps.bias_rows(call.token_bias),
+    )
 
     def run(setting: Setting) -> list[Tensor | None]:
         left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)
