@@ -261,3 +261,22 @@ def test_translations_refuse_what_they_do_not_know():
     assert translation(*call, None) == call
     with pytest.raises(NotImplementedError, match=r"`later` of .* has no translation to ONNX"):
         translation(*call, 3)
+
+
+@pytest.mark.parametrize("how", ["traced", "exported"])
+def test_switches_of_the_op_family_are_refused_by_name(how):
+    x, queries = torch.randn(2, 9, 8), torch.randn(4, 8)
+    calls = {
+        "normalize": lambda x, q: vt_fast.tokenize(x, q, normalize="tokens"),
+        "layer_norm_eps": lambda x, q: vt_fast.tokenize(x, q, layer_norm_eps=1e-5),
+        "summed|several heads|channel blocks": lambda x, q: vt_fast.project(x, q[:, :4], q, num_heads=2),
+    }
+    for name, call in calls.items():
+        model = Flat(call)
+        options = {}
+        if how == "exported":
+            model = torch.export.export(model, (x, queries))
+            options = {"custom_translation_table": vt_fast.onnx.translation_table()}
+        with pytest.raises(Exception, match=name) as refused:
+            torch.onnx.export(model, (x, queries), dynamo=True, verbose=False, **options)
+        assert "no translation to ONNX" in str(refused.value) + str(refused.value.__cause__)
