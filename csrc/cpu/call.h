@@ -44,16 +44,18 @@ struct Call {
   int64_t channels = 0;          // C, of x
   int64_t out_channels = 0;      // D, of project's map; C for tokenize
   int64_t num_heads = 1;         // of keys and values
-  int64_t keys_per_head = 0;     // L of keys and values
+  int64_t keys_per_head = 0;     // L of keys
   int64_t key_rows = 0;          // num_heads * L
+  int64_t key_blocks = 1;        // num_heads where a head's keys see a block of channels each, or 1: all
+  int64_t value_blocks = 1;      // num_heads where a head writes a block of channels, or 1: heads are summed
   int64_t query_heads = 1;       // num_heads of tokenize; 1 in project_tokenize
   int64_t queries_per_head = 0;  // L of queries
   int64_t extra_columns = 0;     // P of extra_values
   bool residual_is_input = false;
 
   Map x, residual, grad_map;
-  Rows keys;          // (num_heads * L, C)
-  Rows values;        // (L, D)
+  Rows keys;          // (num_heads * L, C / key_blocks)
+  Rows values;        // (num_heads * L / value_blocks, D)
   Rows token_bias;    // (1, num_heads * L)
   Rows queries;       // (query_heads * L, D / query_heads)
   Rows extra_values;  // (N, P)
@@ -70,8 +72,8 @@ struct Call {
   Map map, dx, dresidual;
   void* tokens_out = nullptr;     // (B, L, D + P), not rounded
   void* lse_out = nullptr;        // (B, query_heads * L)
-  void* dkeys = nullptr;          // (.., num_heads * L, C)
-  void* dvalues = nullptr;        // (.., L, D)
+  void* dkeys = nullptr;          // like keys
+  void* dvalues = nullptr;        // like values
   void* dtoken_bias = nullptr;    // (.., num_heads * L)
   void* dqueries = nullptr;       // (.., query_heads * L, D / query_heads)
   void* dpixel_bias = nullptr;    // (B, N)

@@ -89,6 +89,17 @@ struct Bank {
     for (int64_t c = depth; c < ld; c++) to[c] = Elem{};
   }
 
+  // Sets `given` rows of each matrix, from row `index` on. In `from`, those of matrix m begin at row
+  // m * row_step and column m * column_step. removed(row): whether it must not be read; rows are counted
+  // through all matrices.
+  template <class Removed>
+  void set_rows(int64_t index, int64_t given, const Rows& from, Dtype dtype, int64_t sample, int64_t row_step,
+                int64_t column_step, Removed removed) const {
+    for (int64_t m = 0; m < count; m++)
+      for (int64_t l = 0; l < given; l++)
+        set_row(m, index + l, from, dtype, sample, m * row_step + l, m * column_step, removed(m * given + l));
+  }
+
   // The dot product of a row and `numbers`, in double.
   double dot(int64_t matrix, int64_t index, const typename N::Acc* numbers) const {
     constexpr int64_t W = lanes<double>;

@@ -17,8 +17,8 @@ struct Projector {
   using Acc = typename N::Acc;
   using Elem = typename N::Elem;
   const Call& call;
-  int64_t num_heads, L, part;  // part: channels of a head's block of the result
-  Bank<N, pixels_innermost> keys, values;
+  int64_t num_heads, L, part;  // part: channels that a matrix of values writes
+  Bank<N, pixels_innermost> keys, values;  // a matrix for each block of channels
   Weights<N, pixels_innermost> weights;  // P
   Acc *token_bias = nullptr, *scratch;
   uint8_t* empty = nullptr;  // heads all of whose tokens are removed
@@ -29,10 +29,11 @@ struct Projector {
       : call(call),
         num_heads(call.num_heads),
         L(call.keys_per_head),
-        part(call.out_channels / num_heads),
-        keys(1, call.key_rows, call.channels, true, backward, arena),
-        values(num_heads, L, part, backward, true, arena),
-        weights(num_heads, L, true, arena) {
+        part(call.out_channels / call.value_blocks),
+        keys(call.key_blocks, call.key_rows / call.key_blocks, call.channels / call.key_blocks, true,
+             backward, arena),
+        values(call.value_blocks, call.key_rows / call.value_blocks, part, backward, true, arena),
+        weights(values.count, values.rows, true, arena) {
     if (call.token_bias.data)
       token_bias = arena.take<Acc>(call.key_rows), empty = arena.take<uint8_t>(num_heads);
     scratch = arena.take<Acc>(score_ld * rounded_up(call.key_rows, 16));
@@ -43,16 +44,15 @@ struct Projector {
     if (current.is(sample, call.keys.shared && call.values.shared && (!token_bias || bias.shared))) return;
     if (token_bias)
       gather(bias.data, call.token_bias_dtype, sample * bias.batch, bias.column, token_bias, call.key_rows);
-    for (int64_t h = 0; h < num_heads; h++) {
-      if (token_bias) empty[h] = 1;
-      for (int64_t l = 0; l < L; l++) {
-        const int64_t row = h * L + l;
-        const bool removed = token_bias && token_bias[row] == -(Acc)__builtin_inff();
-        if (token_bias && !removed) empty[h] = 0;
-        keys.set_row(0, row, call.keys, call.dtype, sample, row, 0, removed);
-        values.set_row(h, l, call.values, call.dtype, sample, l, h * part, removed);
-      }
+    const auto removed = [&](int64_t row) {
+      return token_bias && token_bias[row] == -(Acc)__builtin_inff();
+    };
+    for (int64_t h = 0; token_bias && h < num_heads; h++) {
+      empty[h] = 1;
+      for (int64_t l = 0; l < L; l++) empty[h] &= removed(h * L + l);
     }
+    keys.set_rows(0, keys.rows, call.keys, call.dtype, sample, keys.rows, 0, removed);
+    values.set_rows(0, values.rows, call.values, call.dtype, sample, 0, part, removed);
     keys.pack();
     values.pack();
   }
@@ -60,7 +60,9 @@ struct Projector {
   // The weights P of a tile.
   void attend(PixelRange range, View<const Elem> x, int64_t ahead) {
     const int64_t n = range.count;
-    score<N, pixels_innermost>(x, n, keys, 0, weights.row(0), scratch, ahead);
+    for (int64_t block = 0; block < keys.count; block++)
+      score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(block * keys.depth), n, keys, block,
+                                 weights.row(block * keys.rows), scratch, ahead);
     fill_padding(weights.row(0), num_heads * L, n, (Acc)0);
     for (int64_t h = 0; h < num_heads; h++) {
       Acc* s = weights.row(h * L);
@@ -142,8 +144,9 @@ struct ProjectBackwardPlan {
 
   ProjectBackwardPlan(const Call& call, const Split& split, Arena& arena)
       : split(split),
-        dkeys(call.dkeys, call.keys.shared, call.key_rows * call.channels, split, arena),
-        dvalues(call.dvalues, call.values.shared, call.keys_per_head * call.out_channels, split, arena),
+        dkeys(call.dkeys, call.keys.shared, call.key_rows * (call.channels / call.key_blocks), split, arena),
+        dvalues(call.dvalues, call.values.shared, call.key_rows / call.value_blocks * call.out_channels, split,
+                arena),
         dtoken_bias(call.dtoken_bias, call.token_bias.shared, call.key_rows, split, arena) {}
 
   void finish(const Host& host, int64_t threads) const {
@@ -160,6 +163,7 @@ struct ProjectorBackward {
   const ProjectBackwardPlan<N>& plan;
   Projector<N, pixels_innermost> projector;
   int64_t num_heads, L, part, rows;    // rows: num_heads * L
+  const Bank<N, pixels_innermost>&keys, &values;
   Weights<N, pixels_innermost> grads;  // dP, then dS
   Sums<N, pixels_innermost> dkeys, dvalues;
   Acc* dtoken_bias = nullptr;
@@ -173,9 +177,11 @@ struct ProjectorBackward {
         L(call.keys_per_head),
         part(projector.part),
         rows(call.key_rows),
-        grads(1, rows, true, arena) {
-    if (call.dkeys) dkeys = Sums<N, pixels_innermost>(1, rows, call.channels, arena);
-    if (call.dvalues) dvalues = Sums<N, pixels_innermost>(num_heads, L, part, arena);
+        keys(projector.keys),
+        values(projector.values),
+        grads(keys.count, keys.rows, true, arena) {
+    if (call.dkeys) dkeys = Sums<N, pixels_innermost>(keys.count, keys.rows, keys.depth, arena);
+    if (call.dvalues) dvalues = Sums<N, pixels_innermost>(values.count, values.rows, part, arena);
     if (call.dtoken_bias) dtoken_bias = arena.take<Acc>(rows);
   }
 
@@ -183,17 +189,22 @@ struct ProjectorBackward {
   // operands' gradients.
   void add(PixelRange range, View<const Elem> x, View<const Elem> grad, int64_t ahead, int64_t grad_ahead) {
     const int64_t n = range.count;
-    for (int64_t h = 0; h < num_heads; h++) {
-      const View<const Elem> block = grad.template from_channel<pixels_innermost>(h * part);
-      Acc* g = grads.row(h * L);
-      score<N, pixels_innermost>(block, n, projector.values, h, g, projector.scratch, grad_ahead);
-      fill_padding(g, L, n, (Acc)0);
-      softmax_over_rows_backward(projector.weights.row(h * L), g, L, n);
+    for (int64_t block = 0; block < values.count; block++) {
+      const View<const Elem> part_of_grad = grad.template from_channel<pixels_innermost>(block * part);
+      const int64_t first = block * values.rows;
+      score<N, pixels_innermost>(part_of_grad, n, values, block, grads.row(first), projector.scratch,
+                                 grad_ahead);
+      fill_padding(grads.row(first), values.rows, n, (Acc)0);
+      for (int64_t row = first; row < first + values.rows; row += L)
+        softmax_over_rows_backward(projector.weights.row(row), grads.row(row), L, n);
       if (call.dvalues)
-        dvalues.add(h, block, n, projector.weights.for_pool(h * L, L, n), nullptr, grad_ahead);
+        dvalues.add(block, part_of_grad, n, projector.weights.for_pool(first, values.rows, n), nullptr,
+                    grad_ahead);
     }
     grads.round(0, rows, n);
-    if (call.dkeys) dkeys.add(0, x, n, grads.for_pool(0, rows, n), nullptr, ahead);
+    for (int64_t block = 0; call.dkeys && block < keys.count; block++)
+      dkeys.add(block, x.template from_channel<pixels_innermost>(block * keys.depth), n,
+                grads.for_pool(block * keys.rows, keys.rows, n), nullptr, ahead);
     if (dtoken_bias)
       for (int64_t l = 0; l < rows; l++) {
         Vec<Acc> sum{};
@@ -205,18 +216,20 @@ struct ProjectorBackward {
 
   // out = base + dS keys: the gradient of x in a tile.
   void grad_x(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing) const {
-    expand(grads, projector.keys, range.count, base, out, storing, 0);
+    expand(grads, keys, range.count, base, out, storing, 0);
   }
 
   // Writes the sums of one sample's chunk (shared = false), or of a whole unit.
   void emit(bool shared, int64_t unit, int64_t sample) {
     if (call.dkeys && plan.dkeys.shared == shared) {
-      dkeys.emit(0, plan.dkeys.place(unit, sample), call.channels, nullptr);
+      Acc* out = plan.dkeys.place(unit, sample);
+      for (int64_t block = 0; block < keys.count; block++)
+        dkeys.emit(block, out + block * keys.rows * keys.depth, keys.depth, nullptr);
       dkeys.fresh = true;
     }
     if (call.dvalues && plan.dvalues.shared == shared) {
-      for (int64_t h = 0; h < num_heads; h++)
-        dvalues.emit(h, plan.dvalues.place(unit, sample) + h * part, call.out_channels, nullptr);
+      for (int64_t block = 0; block < values.count; block++)
+        dvalues.emit(block, plan.dvalues.place(unit, sample) + block * part, call.out_channels, nullptr);
       dvalues.fresh = true;
     }
     if (dtoken_bias && plan.dtoken_bias.shared == shared) {
@@ -242,7 +255,7 @@ struct ProjectBackwardWorker {
         grad(call.grad_map, Use::read, call, call.out_channels),
         dx(call.dx, Use::write, call, call.channels),
         backward(call, plan, arena),
-        storing(storing_of(dx, call.channels, call, split)) {
+        storing(storing_of(dx, backward.keys.depth, call, split)) {
     for (auto* each : {&x, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile);
   }
   void begin(int64_t sample) { backward.projector.begin(sample); }

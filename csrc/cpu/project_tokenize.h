@@ -100,7 +100,7 @@ struct ProjectTokenizeBackwardWorker {
         projecting(call, plan.projecting, arena),
         tokenizing(call, split, plan.tokenizing, arena),
         y(Map{}, Use::write, call, call.out_channels),
-        storing(storing_of(dx, call.channels, call, split)) {
+        storing(storing_of(dx, projecting.keys.depth, call, split)) {
     const bool options = tokenizing.options.any;
     if (options) used = arena.take<uint8_t>(most_pixels);
     for (auto* each : {&x, &residual, &grad, &dx}) each->take_buffer_if_needed(arena, split.tile, options);

@@ -83,10 +83,13 @@ Call call_on(const Tensor& x) {
   return call;
 }
 
-void add_project_sizes(Call& call, const Tensor& values, bool residual_is_input, int64_t num_heads) {
+void add_project_sizes(Call& call, const Tensor& keys, const Tensor& values, bool residual_is_input,
+                       int64_t num_heads) {
   call.num_heads = num_heads;
-  call.keys_per_head = row_count(values);
-  call.key_rows = num_heads * call.keys_per_head;
+  call.key_rows = row_count(keys);
+  call.keys_per_head = call.key_rows / num_heads;
+  call.key_blocks = call.channels / column_count(keys);
+  call.value_blocks = call.key_rows / row_count(values);
   call.out_channels = column_count(values);
   call.residual_is_input = residual_is_input;
 }

@@ -51,14 +51,14 @@ int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.si
 
 // Whether each of several heads sees its block of the channels, or all of them, by the width of rows; and
 // whether project's values have a row of full width for each key.
-bool sees_blocks(const Tensor& x, const Optional& rows, int64_t num_heads) {
+[[maybe_unused]] bool sees_blocks(const Tensor& x, const Optional& rows, int64_t num_heads) {
   return num_heads > 1 && columns_of(rows) > 0 && columns_of(rows) != channels_of(x) &&
          columns_of(rows) * num_heads == channels_of(x);
 }
-bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
+[[maybe_unused]] bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
   return num_heads > 1 && columns_of(rows) == channels_of(x);
 }
-bool sums_heads(const Tensor& values, const Optional& rows, int64_t num_heads) {
+[[maybe_unused]] bool sums_heads(const Tensor& values, const Optional& rows, int64_t num_heads) {
   return num_heads > 1 && rows_of(rows) > 0 && rows_of(values) == rows_of(rows);
 }
 
@@ -87,14 +87,15 @@ void check_size(const Tensor& value, const char* name) {
   require(value.numel() <= most, name, "have at most 2^44 elements");
 }
 
-// (R, width) or (B, R, width), R a multiple of `multiple` and not 0.
+// (R, width) or (B, R, width), R a multiple of `multiple` and not 0; or of the other width.
 void check_rows(const Tensor& value, const char* name, const Tensor& x, int64_t batch, int64_t width,
-                int64_t multiple) {
+                int64_t multiple, int64_t other_width = -1) {
   check_dtype(value, name, x);
   check_size(value, name);
   const auto sizes = value.sizes();
   const size_t dim = sizes.size();
-  require((dim == 2 || (dim == 3 && sizes[0] == batch)) && sizes[dim - 1] == width && sizes[dim - 2] > 0 &&
+  require((dim == 2 || (dim == 3 && sizes[0] == batch)) &&
+              (sizes[dim - 1] == width || sizes[dim - 1] == other_width) && sizes[dim - 2] > 0 &&
               sizes[dim - 2] % multiple == 0,
           name, "be (L, C) or (B, L, C), of the same B and C as `x`, L a multiple of num_heads");
 }
@@ -154,16 +155,19 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
                      int64_t num_heads) {
   require(num_heads >= 1, "num_heads", "be at least 1");
   require(keys.has_value(), "keys", "be a tensor");
-  check_rows(*keys, "keys", x, call.batch, call.channels, num_heads);
+  const bool divides = call.channels % num_heads == 0;
+  check_rows(*keys, "keys", x, call.batch, call.channels, num_heads,
+             divides ? call.channels / num_heads : -1);
   const int64_t rows = keys->size(keys->dim() - 2);
   check_dtype(values, "values", x);
   check_size(values, "values");
   const auto sizes = values.sizes();
   const size_t dim = sizes.size();
   require((dim == 2 || (dim == 3 && sizes[0] == call.batch)) && sizes[dim - 1] > 0 &&
-              sizes[dim - 2] == rows / num_heads,
-          "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`");
-  check_heads(num_heads, sizes[dim - 1]);
+              (sizes[dim - 2] == rows / num_heads || sizes[dim - 2] == rows),
+          "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`, or have all rows of `keys`");
+  require(sizes[dim - 2] == rows || sizes[dim - 1] % num_heads == 0, "num_heads",
+          "divide the channels of `values`");
   if (token_bias) {
     check_sum_dtype(*token_bias, "token_bias", x);
     const auto bias = token_bias->sizes();

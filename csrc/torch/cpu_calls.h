@@ -64,7 +64,7 @@ Rows row(const Optional& value) {
 // The operands of project, and of that half of project_tokenize. Before those of tokenize.
 void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
                           bool residual_is_input, int64_t num_heads) {
-  add_project_sizes(call, values, residual_is_input, num_heads);
+  add_project_sizes(call, keys, values, residual_is_input, num_heads);
   call.keys = rows(keys);
   call.values = rows(values);
   call.token_bias = row(token_bias);

@@ -82,20 +82,17 @@ void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads
                      const Text& normalize, const Real& layer_norm_eps) {
   refuse(name, {{"`values`", values.has_value()},
                 {"`scores`", scores.has_value()},
-                {"`token_bias`", token_bias.has_value()},
+                {"`token_bias` in tokenize", token_bias.has_value()},
                 {"`offsets`", offsets.has_value()},
-                {"this `normalize`", normalize != "pixels"},
+                {"`normalize` other than \"pixels\" in tokenize", normalize != "pixels"},
                 {"`layer_norm_eps`", layer_norm_eps.has_value()},
-                {"several heads of full width", sees_all(x, queries, num_heads)}});
+                {"queries of full width with several heads", sees_all(x, queries, num_heads)}});
 }
 
-void refuse_project(const Tensor& x, const Optional& keys, const Tensor& values, int64_t num_heads,
-                    const Optional& scores, const Optional& offsets, const Text& normalize) {
+void refuse_project(const Optional& scores, const Optional& offsets, const Text& normalize) {
   refuse(name, {{"`scores`", scores.has_value()},
                 {"`offsets`", offsets.has_value()},
-                {"this `normalize`", normalize != "tokens"},
-                {"keys for channel blocks", sees_blocks(x, keys, num_heads)},
-                {"values that are summed over the heads", sums_heads(values, keys, num_heads)}});
+                {"`normalize` other than \"tokens\" in project", normalize != "tokens"}});
 }
 
 // ---- the ops ----
@@ -146,7 +143,7 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -159,7 +156,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs, const Optional& scores, const Optional& offsets,
                       const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
@@ -181,7 +178,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -202,7 +199,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
-  refuse_project(x, keys, values, num_heads, {}, {}, "tokens");
+  refuse_project({}, {}, "tokens");
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
