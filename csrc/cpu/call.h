@@ -8,6 +8,9 @@ namespace vt {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16 };
 
+// What becomes of logits: softmax over the pixels (tokenize) or over a head's rows, exp, or nothing.
+enum class Normalize : int32_t { pixels, tokens, exp, none };
+
 // All strides count elements. Absent operands, and results that are not wanted, have data == nullptr.
 
 // A feature map: channel c of the pixel in row h and column w of sample b. A (B, N, C) map is one row of N.
@@ -38,44 +41,52 @@ struct Rows {
 // operand have no batch dimension.
 struct Call {
   Dtype dtype = Dtype::float32;
-  Dtype token_bias_dtype = Dtype::float32, pixel_bias_dtype = Dtype::float32;
+  Dtype token_bias_dtype = Dtype::float32, query_bias_dtype = Dtype::float32;
+  Dtype pixel_bias_dtype = Dtype::float32, scores_dtype = Dtype::float32;
   int64_t batch = 0, height = 0, width = 0;
   int64_t pixels = 0;            // N = height * width, row-major
   int64_t channels = 0;          // C, of x
-  int64_t out_channels = 0;      // D, of project's map; C for tokenize
+  int64_t out_channels = 0;      // D, of project's map and of what tokenize pools
   int64_t num_heads = 1;         // of keys and values
   int64_t keys_per_head = 0;     // L of keys
   int64_t key_rows = 0;          // num_heads * L
   int64_t key_blocks = 1;        // num_heads where a head's keys see a block of channels each, or 1: all
   int64_t value_blocks = 1;      // num_heads where a head writes a block of channels, or 1: heads are summed
-  int64_t query_heads = 1;       // num_heads of tokenize; 1 in project_tokenize
-  int64_t queries_per_head = 0;  // L of queries
+  int64_t query_heads = 1;       // num_heads of tokenize where heads see blocks, else 1
+  int64_t queries_per_head = 0;  // rows of queries / query_heads
+  int64_t softmax_rows = 0;      // L of queries, for Normalize::tokens
   int64_t extra_columns = 0;     // P of extra_values
   bool residual_is_input = false;
+  Normalize spreading = Normalize::tokens, pooling = Normalize::pixels;  // of project, of tokenize
 
   Map x, residual, grad_map;
+  Map pooled;         // tokenize's values, pooled instead of x; may be absent
+  Map scores;         // added to the logits of tokenize or project; a channel is a row; may be absent
   Rows keys;          // (num_heads * L, C / key_blocks)
   Rows values;        // (num_heads * L / value_blocks, D)
   Rows token_bias;    // (1, num_heads * L)
-  Rows queries;       // (query_heads * L, D / query_heads)
+  Rows queries;       // (query_heads * queries_per_head, C / query_heads); may be absent, with scores
+  Rows query_bias;    // (1, query_heads * queries_per_head)
   Rows extra_values;  // (N, P)
   Pixels mask;        // bytes, 0 where a pixel is masked
   Pixels pixel_bias;
 
-  // For the backward: the results' gradients, and the forward's results (tokens and lse dense).
+  // For the backward: the results' gradients, and the forward's results (tokens and lse dense). Here, L is
+  // queries_per_head; lse is the sum of the weights with another pooling than over pixels.
   Rows grad_tokens;                    // (L, D + P)
   Rows grad_lse;                       // (1, query_heads * L), float or double; may be absent
   const void* exact_tokens = nullptr;  // (B, L, D + P)
   const void* saved_lse = nullptr;     // (B, query_heads * L)
 
   // Results.
-  Map map, dx, dresidual;
+  Map map, dx, dresidual, dpooled, dscores;
   void* tokens_out = nullptr;     // (B, L, D + P), not rounded
   void* lse_out = nullptr;        // (B, query_heads * L)
   void* dkeys = nullptr;          // like keys
   void* dvalues = nullptr;        // like values
   void* dtoken_bias = nullptr;    // (.., num_heads * L)
-  void* dqueries = nullptr;       // (.., query_heads * L, D / query_heads)
+  void* dqueries = nullptr;       // like queries
+  void* dquery_bias = nullptr;    // (.., query_heads * L)
   void* dpixel_bias = nullptr;    // (B, N)
   void* dextra_values = nullptr;  // (N, P)
 };

@@ -61,7 +61,7 @@ struct Bank {
        int64_t scored_by = 0)
       : count(count), rows(rows), depth(depth) {
     constexpr int64_t padding = 64;
-    if (!pixels_innermost && scored_by && folds<N>(scored_by) != folds<N>(rows)) parts = rows / scored_by;
+    if (!pixels_innermost && rows && scored_by && folds<N>(scored_by) != folds<N>(rows)) parts = rows / scored_by;
     part_rows = rows / parts;
     ld = rounded_up(depth, padding) + 64 / (int64_t)sizeof(Elem);
     columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(part_rows);

@@ -2,7 +2,8 @@
 // and of the result's gradient G.
 //
 // With dP = G values^T: dS = P * (dP - rowsum(P * dP)), dx = [G if the residual is x] + dS keys,
-// dkeys = dS^T x, dvalues = P^T G, dtoken_bias = column sums of dS.
+// dkeys = dS^T x, dvalues = P^T G, dtoken_bias = column sums of dS. Where P = exp(S), dS = P * dP; where
+// P = S, dS = dP.
 #pragma once
 
 #include "run.h"
@@ -20,8 +21,8 @@ struct Projector {
   int64_t num_heads, L, part;  // part: channels that a matrix of values writes
   Bank<N, pixels_innermost> keys, values;  // a matrix for each block of channels
   Weights<N, pixels_innermost> weights;  // P
-  Acc *token_bias = nullptr, *scratch;
-  uint8_t* empty = nullptr;  // heads all of whose tokens are removed
+  RowBias<Acc> bias;
+  Acc* scratch;
   Current current;
 
   // `backward`: keys will be expanded, and values scored, too.
@@ -33,24 +34,15 @@ struct Projector {
         keys(call.key_blocks, call.key_rows / call.key_blocks, call.channels / call.key_blocks, true,
              backward, arena),
         values(call.value_blocks, call.key_rows / call.value_blocks, part, backward, true, arena),
-        weights(values.count, values.rows, true, arena) {
-    if (call.token_bias.data)
-      token_bias = arena.take<Acc>(call.key_rows), empty = arena.take<uint8_t>(num_heads);
+        weights(values.count, values.rows, true, arena),
+        bias(call.token_bias, call.token_bias_dtype, call.key_rows, L, arena) {
     scratch = arena.take<Acc>(score_ld * rounded_up(call.key_rows, 16));
   }
 
   void begin(int64_t sample) {
-    const Rows& bias = call.token_bias;
-    if (current.is(sample, call.keys.shared && call.values.shared && (!token_bias || bias.shared))) return;
-    if (token_bias)
-      gather(bias.data, call.token_bias_dtype, sample * bias.batch, bias.column, token_bias, call.key_rows);
-    const auto removed = [&](int64_t row) {
-      return token_bias && token_bias[row] == -(Acc)__builtin_inff();
-    };
-    for (int64_t h = 0; token_bias && h < num_heads; h++) {
-      empty[h] = 1;
-      for (int64_t l = 0; l < L; l++) empty[h] &= removed(h * L + l);
-    }
+    if (current.is(sample, call.keys.shared && call.values.shared && bias.shared())) return;
+    bias.read(sample);
+    const auto removed = [&](int64_t row) { return bias.removed(row); };
     keys.set_rows(0, keys.rows, call.keys, call.dtype, sample, keys.rows, 0, removed);
     values.set_rows(0, values.rows, call.values, call.dtype, sample, 0, part, removed);
     keys.pack();
@@ -63,19 +55,7 @@ struct Projector {
     for (int64_t block = 0; block < keys.count; block++)
       score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(block * keys.depth), n, keys, block,
                                  weights.row(block * keys.rows), scratch, ahead);
-    fill_padding(weights.row(0), num_heads * L, n, (Acc)0);
-    for (int64_t h = 0; h < num_heads; h++) {
-      Acc* s = weights.row(h * L);
-      if (token_bias)
-        for (int64_t l = 0; l < L; l++)
-          for (int64_t i = 0; i < n; i += lanes<Acc>)
-            store<Acc>(s + l * score_ld + i, load<Acc>(s + l * score_ld + i) + token_bias[h * L + l]);
-      softmax_over_rows(weights, h * L, L, n);
-      if (!token_bias || !empty[h]) continue;
-      for (int64_t l = 0; l < L; l++)
-        for (int64_t i = 0; i < rounded_up(n, 32); i++) s[l * score_ld + i] = 0;
-      weights.round(h * L, L, n);
-    }
+    weigh(call.spreading, weights, 0, num_heads * L, n, bias, 0);
   }
 
   // out = base + P values.
@@ -196,7 +176,7 @@ struct ProjectorBackward {
                                  grad_ahead);
       fill_padding(grads.row(first), values.rows, n, (Acc)0);
       for (int64_t row = first; row < first + values.rows; row += L)
-        softmax_over_rows_backward(projector.weights.row(row), grads.row(row), L, n);
+        weigh_backward<false>(call.spreading, projector.weights.row(row), grads.row(row), L, n, (Acc*)nullptr);
       if (call.dvalues)
         dvalues.add(block, part_of_grad, n, projector.weights.for_pool(first, values.rows, n), nullptr,
                     grad_ahead);
@@ -205,12 +185,7 @@ struct ProjectorBackward {
     for (int64_t block = 0; call.dkeys && block < keys.count; block++)
       dkeys.add(block, x.template from_channel<pixels_innermost>(block * keys.depth), n,
                 grads.for_pool(block * keys.rows, keys.rows, n), nullptr, ahead);
-    if (dtoken_bias)
-      for (int64_t l = 0; l < rows; l++) {
-        Vec<Acc> sum{};
-        for (int64_t i = 0; i < n; i += lanes<Acc>) sum += load<Acc>(grads.row(l) + i);
-        dtoken_bias[l] = (fresh_token_bias ? 0 : dtoken_bias[l]) + total<Acc>(sum);
-      }
+    if (dtoken_bias) sum_rows(grads.row(0), rows, n, dtoken_bias, fresh_token_bias);
     dkeys.fresh = dvalues.fresh = fresh_token_bias = false;
   }
 

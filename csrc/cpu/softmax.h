@@ -1,6 +1,7 @@
 // The operations on scores between the products. Scores are rows [l][pixel], score_ld apart.
 #pragma once
 
+#include "call.h"
 #include "operands.h"
 #include "tiles.h"
 
@@ -67,6 +68,64 @@ void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others, int6
     for (int64_t i = 0; i < pixels; i += lanes<Acc>)
       store<Acc>(scores + i, load<Acc>(scores + i) + load<Acc>(others + i));
 }
+
+// The logits that a call gives, for a tile: adds them to `rows` rows from row `first` on.
+template <class Acc>
+void add_given_scores(const Call& call, PixelRange range, int64_t first, int64_t rows, Acc* scores) {
+  const Map& given = call.scores;
+  for (int64_t l = 0; l < rows; l++, scores += score_ld) {
+    Acc some[score_ld];
+    for_each_run(given, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
+      gather(given.data, call.scores_dtype, offset + (first + l) * given.channel, given.column, some + begin,
+             count);
+    });
+    for (int64_t i = 0; i < range.count; i++) scores[i] += some[i];
+  }
+}
+// Writes their gradient.
+template <class Acc>
+void put_score_grads(const Call& call, PixelRange range, int64_t first, int64_t rows, const Acc* grads) {
+  const Map& to = call.dscores;
+  for (int64_t l = 0; l < rows; l++, grads += score_ld)
+    for_each_run(to, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
+      scatter(grads + begin, count, to.data, call.scores_dtype, offset + (first + l) * to.channel, to.column);
+    });
+}
+
+// sums[l] (+)= the sum of a row over the pixels of a tile.
+template <class Acc>
+void sum_rows(const Acc* rows, int64_t count, int64_t pixels, Acc* sums, bool fresh) {
+  for (int64_t l = 0; l < count; l++, rows += score_ld) {
+    Vec<Acc> sum{};
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>) sum += load<Acc>(rows + i);
+    sums[l] = (fresh ? 0 : sums[l]) + total<Acc>(sum);
+  }
+}
+
+// The bias of each row, in heads of L. A row whose bias is -inf is removed.
+template <class Acc>
+struct RowBias {
+  const Rows* given = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t rows = 0, L = 1;
+  Acc* data = nullptr;       // absent without a bias
+  uint8_t* empty = nullptr;  // heads all of whose rows are removed
+
+  RowBias(const Rows& given, Dtype dtype, int64_t rows, int64_t L, Arena& arena)
+      : given(&given), dtype(dtype), rows(rows), L(L) {
+    if (given.data) data = arena.take<Acc>(rows), empty = arena.take<uint8_t>(rows / L);
+  }
+  bool shared() const { return !given->data || given->shared; }
+  void read(int64_t sample) const {
+    if (!data) return;
+    gather(given->data, dtype, sample * given->batch, given->column, data, rows);
+    for (int64_t h = 0; h < rows / L; h++) {
+      empty[h] = 1;
+      for (int64_t l = 0; l < L; l++) empty[h] &= removed(h * L + l);
+    }
+  }
+  bool removed(int64_t row) const { return data && data[row] == -(Acc)__builtin_inff(); }
+};
 
 // The running softmax over pixels, for each row of scores.
 template <class Acc>
@@ -174,16 +233,58 @@ void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t firs
   }
 }
 
-// grad: dP -> dS = P * (dP - sum of P * dP over the rows), in place.
-template <class Acc>
-void softmax_over_rows_backward(const Acc* weights, Acc* grad, int64_t rows, int64_t pixels) {
+// Logits of rows [first, first + rows), which are whole heads, -> weights that need no sum over pixels, in
+// place, and rounded for products. Their biases begin with row `first_bias`.
+template <class N, bool pixels_innermost>
+void weigh(Normalize normalize, const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows,
+           int64_t pixels, const RowBias<typename N::Acc>& bias, int64_t first_bias) {
+  using Acc = typename N::Acc;
+  const int64_t L = bias.L;
+  fill_padding(weights.row(first), rows, pixels, (Acc)0);
+  for (int64_t head = first; head < first + rows; head += L) {
+    const int64_t at = first_bias + head - first;
+    for (int64_t l = 0; l < L; l++) {
+      Acc* s = weights.row(head + l);
+      if (bias.data)
+        for (int64_t i = 0; i < pixels; i += lanes<Acc>) store<Acc>(s + i, load<Acc>(s + i) + bias.data[at + l]);
+      if (normalize == Normalize::exp)
+        for (int64_t i = 0; i < pixels; i += lanes<Acc>) store<Acc>(s + i, exponential(load<Acc>(s + i)));
+    }
+    if (normalize == Normalize::tokens) {
+      softmax_over_rows(weights, head, L, pixels);
+      if (!bias.data || !bias.empty[at / L]) continue;
+    } else {
+      fill_padding(weights.row(head), L, pixels, (Acc)0);
+    }
+    for (int64_t l = 0; l < L; l++)
+      if (bias.removed(at + l))
+        for (int64_t i = 0; i < rounded_up(pixels, 32); i++) weights.row(head + l)[i] = 0;
+    weights.round(head, L, pixels);
+  }
+}
+
+// The gradient of the logits of one head, after `weigh`: dS = W * (dW - sum of W * dW over the rows), W * dW or
+// dW. It replaces dW in `grad`. In the order of pool_backward, `pools`, dW = grad - delta, dS replaces the
+// weights, and these replace `grad`.
+template <bool pools, class Acc>
+void weigh_backward(Normalize normalize, Acc* weights, Acc* grad, int64_t rows, int64_t pixels,
+                    const Acc* delta) {
+  if (!pools && normalize == Normalize::none) return;
+  const auto grad_of = [&](int64_t l, int64_t i) {
+    if constexpr (pools)
+      return load<Acc>(grad + l * score_ld + i) - delta[l];
+    else
+      return load<Acc>(grad + l * score_ld + i);
+  };
   for (int64_t i = 0; i < pixels; i += lanes<Acc>) {
     Vec<Acc> inner{};
-    for (int64_t l = 0; l < rows; l++)
-      inner += load<Acc>(weights + l * score_ld + i) * load<Acc>(grad + l * score_ld + i);
+    if (normalize == Normalize::tokens)
+      for (int64_t l = 0; l < rows; l++) inner += load<Acc>(weights + l * score_ld + i) * grad_of(l, i);
     for (int64_t l = 0; l < rows; l++) {
-      Acc* g = grad + l * score_ld + i;
-      store<Acc>(g, load<Acc>(weights + l * score_ld + i) * (load<Acc>(g) - inner));
+      Acc *w = weights + l * score_ld + i, *g = grad + l * score_ld + i;
+      const Vec<Acc> held = load<Acc>(w), dw = grad_of(l, i);
+      store<Acc>(pools ? w : g, pools && normalize == Normalize::none ? dw : held * (dw - inner));
+      if (pools) store<Acc>(g, held);
     }
   }
 }

@@ -4,6 +4,10 @@
 // With A = exp(x queries^T - lse), dA = x dT^T (plus the extra values' part), delta = rowsum(dT * T) - dlse:
 // dS = A * (dA - delta), dx = A dT + dS queries, dqueries = dS^T x, dpixel_bias = rowsum(dS),
 // dextra_values = sum over the batch of A dT[:, C:].
+//
+// With a softmax over tokens, or none, A needs no sum over pixels and tokens are plain sums: see `weigh` in
+// softmax.h for A and dS. The statistics are the sums of A then, and delta is their gradient's negative. Where
+// another map V is pooled, dA = V dT^T and dV = A dT.
 #pragma once
 
 #include "run.h"
@@ -11,6 +15,52 @@
 
 namespace vt::VT_NAMESPACE {
 namespace {
+
+// Channels of the map that the queries see: x, or in project_tokenize the projected map.
+VT_INLINE int64_t query_width(const Call& call) {
+  return call.pooled.data ? call.channels : call.out_channels;
+}
+// Channels that are read for a pixel.
+VT_INLINE int64_t pooling_width(const Call& call) {
+  return call.channels + (call.pooled.data ? call.out_channels : 0);
+}
+
+// The logits of block h, without the pixels' bias: products with `rows` of the bank, then the given scores,
+// which are added to the first L rows.
+template <class N, bool pixels_innermost>
+void score_block(const Call& call, PixelRange range, View<const typename N::Elem> x,
+                 const Bank<N, pixels_innermost>& rows, int64_t h, int64_t L, typename N::Acc* scores,
+                 typename N::Acc* scratch, int64_t ahead) {
+  if (rows.rows > 0)
+    score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(h * rows.depth), range.count, rows,
+                               h, scores, scratch, ahead);
+  else
+    for (int64_t l = 0; l < L; l++)
+      for (int64_t i = 0; i < range.count; i++) scores[l * score_ld + i] = 0;
+  if (call.scores.data) add_given_scores(call, range, h * L, L, scores);
+}
+
+// The bias of a query; 0 without one.
+template <class Acc>
+Acc bias_of(const Call& call, int64_t sample, int64_t row) {
+  const Rows& given = call.query_bias;
+  Acc bias = 0;
+  if (given.data)
+    gather(given.data, call.query_bias_dtype, sample * given.batch + row * given.column, 1, &bias, 1);
+  return bias;
+}
+
+// lse, which a softmax over pixels adds the bias to, or the sum of the weights. `seen`: 0 where there are no
+// valid pixels, or the row is removed.
+template <class Acc>
+void put_statistic(const Call& call, int64_t place, int64_t seen, Acc highest, Acc sum, Acc bias) {
+  Acc& out = ((Acc*)call.lse_out)[place];
+  if (call.pooling == Normalize::pixels)
+    out = seen ? call.query_bias.data ? log_sum(highest, sum) + bias : log_sum(highest, sum)
+               : -(Acc)__builtin_inff();
+  else
+    out = seen ? sum : 0;
+}
 
 // Tokens of chunks of pixels, and the statistics that their merge needs.
 template <class N, bool pixels_innermost>
@@ -45,23 +95,27 @@ struct TokenizePlan {
 
   // One head's part of a token.
   void merge(int64_t sample, int64_t row) const {
+    const bool shifted = call.pooling == Normalize::pixels;
     const int64_t L = call.queries_per_head, head = row / L, l = row % L, unit = sample * split.chunks;
     const int64_t part = call.out_channels / num_heads, count = num_heads == 1 ? width : part;
-    Acc top = highest[unit * rows + row];
+    Acc top = shifted ? highest[unit * rows + row] : 0;
     int64_t seen = valid[unit];
     for (int64_t j = 1; j < split.chunks; j++) {
-      const Acc other = highest[(unit + j) * rows + row];
+      const Acc other = shifted ? highest[(unit + j) * rows + row] : 0;
       top = other > top || other != other ? other : top;
       seen += valid[unit + j];
     }
+    const Acc bias = bias_of<Acc>(call, sample, row);
+    if (bias == -(Acc)__builtin_inff()) seen = 0;
     const Acc base = top == -(Acc)__builtin_inff() ? 0 : top;
     Acc factors[most_units], sum = 0, weight = 0;
     for (int64_t j = 0; j < split.chunks; j++) {
       const int64_t at = (unit + j) * rows + row;
-      factors[j] = exponential(splat<Acc>(highest[at] - base))[0];
+      factors[j] = shifted ? exponential(splat<Acc>(highest[at] - base))[0] : 1;
       sum += factors[j] * sums[at], weight += factors[j] * pooled[at];
     }
-    ((Acc*)call.lse_out)[sample * rows + row] = seen ? log_sum(top, sum) : -(Acc)__builtin_inff();
+    if (!shifted) weight = 1;
+    put_statistic(call, sample * rows + row, seen, top, sum, bias);
     const Acc* from = tokens + (unit * L + l) * width + head * part;
     Acc* to = (Acc*)call.tokens_out + (sample * L + l) * width + head * part;
     for (int64_t c = 0; c < count; c += lanes<Acc>) {
@@ -74,7 +128,8 @@ struct TokenizePlan {
   }
 };
 
-// The tokenizing half of a worker: the sums over a chunk's pixels.
+// The tokenizing half of a worker: the sums over a chunk's pixels. Where it says `values`, it is x itself
+// unless another map is pooled.
 template <class N, bool pixels_innermost>
 struct Tokenizer {
   using Acc = typename N::Acc;
@@ -82,11 +137,12 @@ struct Tokenizer {
   const Call& call;
   const Split& split;
   const TokenizePlan<N, pixels_innermost>& plan;
-  int64_t num_heads, L, part;  // part: channels of a head's block
+  int64_t num_heads, L, part;  // part: channels of a head's block of the values
   Bank<N, pixels_innermost> queries;
   Weights<N, pixels_innermost> weights;
   Sums<N, pixels_innermost> tokens, pooled_extra;
   Running<Acc> running;
+  RowBias<Acc> bias;
   PixelOptions<N> options;
   TiledMap<N, pixels_innermost> extra;
   Acc *scratch, *factors;
@@ -100,10 +156,11 @@ struct Tokenizer {
         num_heads(call.query_heads),
         L(call.queries_per_head),
         part(call.out_channels / num_heads),
-        queries(num_heads, L, part, true, false, arena),
+        queries(num_heads, call.queries.data ? L : 0, query_width(call) / num_heads, true, false, arena),
         weights(num_heads, L, false, arena),
         tokens(num_heads, L, part, arena),
         running(num_heads * L, arena),
+        bias(call.query_bias, call.query_bias_dtype, num_heads * L, call.softmax_rows, arena),
         options(call, arena),
         extra(extra_values_map(call), Use::read, call, call.extra_columns) {
     if (call.extra_columns) {
@@ -115,9 +172,10 @@ struct Tokenizer {
   }
 
   void begin(int64_t sample) {
-    if (!current.is(sample, call.queries.shared)) {
-      for (int64_t h = 0; h < num_heads; h++)
-        for (int64_t l = 0; l < L; l++) queries.set_row(h, l, call.queries, call.dtype, sample, h * L + l, 0);
+    if (!current.is(sample, call.queries.shared && bias.shared())) {
+      bias.read(sample);
+      queries.set_rows(0, queries.rows, call.queries, call.dtype, sample, L, 0,
+                       [&](int64_t row) { return bias.removed(row); });
       queries.pack();
     }
     running.clear();
@@ -127,16 +185,30 @@ struct Tokenizer {
 
   // Adds a tile of the map to be tokenized, whose invalid pixels are 0.
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
+    add(range, x, x, valid, ahead, ahead);
+  }
+  void add(PixelRange range, View<const Elem> x, View<const Elem> values, const uint8_t* valid, int64_t ahead,
+           int64_t values_ahead) {
+    const bool shifted = call.pooling == Normalize::pixels;
     seen += options.valid_count;
     for (int64_t h = 0; h < num_heads; h++) {
-      const View<const Elem> block = x.template from_channel<pixels_innermost>(h * part);
       Acc* s = weights.row(h * L);
-      score<N, pixels_innermost>(block, range.count, queries, h, s, scratch, ahead);
+      score_block(call, range, x, queries, h, L, s, scratch, ahead);
       if (options.bias) add_rows(s, L, range.count, options.bias, 0);
-      if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
-      run_softmax(running, weights, h * L, L, range.count);
+      if (shifted) {
+        if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
+        run_softmax(running, weights, h * L, L, range.count);
+      } else {
+        // Where logits are 0, so that weights are finite: values are 0 there, too.
+        if (valid) fill_invalid(s, L, range.count, valid, (Acc)0);
+        weigh(call.pooling, weights, h * L, L, range.count, bias, h * L);
+        if (valid) fill_invalid(s, L, range.count, valid, (Acc)0);
+        fill_padding(s, L, range.count, (Acc)0);
+        sum_rows(s, L, range.count, running.sum + h * L, false);
+      }
+      const View<const Elem> block = values.template from_channel<pixels_innermost>(h * part);
       const typename N::Lane* a = weights.for_pool(h * L, L, range.count);
-      tokens.add(h, block, range.count, a, running.scale + h * L, ahead);
+      tokens.add(h, block, range.count, a, shifted ? running.scale + h * L : nullptr, values_ahead);
       if (call.extra_columns) {
         pooled_extra.add(0, extra.read(range, valid), range.count, a, running.scale);
       }
@@ -147,20 +219,24 @@ struct Tokenizer {
   // Writes the tokens and statistics of a chunk.
   void end(int64_t sample, int64_t chunk) {
     const int64_t rows = num_heads * L, width = plan.width, unit = sample * split.chunks + chunk;
-    const bool whole = split.chunks == 1;
+    const bool whole = split.chunks == 1, divided = whole && call.pooling == Normalize::pixels;
     Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : plan.tokens + unit * L * width;
     for (int64_t h = 0; h < num_heads; h++) {
       // A sample without a valid pixel has tokens of 0.
-      for (int64_t l = 0; l < L; l++) factors[l] = whole ? 1 / running.pooled[h * L + l] : 1;
+      for (int64_t l = 0; l < L; l++) factors[l] = divided ? 1 / running.pooled[h * L + l] : 1;
       if (whole && !seen) tokens.fresh = pooled_extra.fresh = true;
-      tokens.emit(h, out + h * part, width, whole ? factors : nullptr);
-      if (call.extra_columns) pooled_extra.emit(0, out + call.out_channels, width, whole ? factors : nullptr);
+      tokens.emit(h, out + h * part, width, divided ? factors : nullptr);
+      if (call.extra_columns)
+        pooled_extra.emit(0, out + call.out_channels, width, divided ? factors : nullptr);
+      for (int64_t l = 0; whole && l < L; l++)
+        if (bias.removed(h * L + l))
+          for (int64_t c = 0; c < part + call.extra_columns; c++) out[l * width + h * part + c] = 0;
     }
     if (!whole) plan.valid[unit] = seen;
     for (int64_t row = 0; row < rows; row++)
       if (whole) {
-        ((Acc*)call.lse_out)[sample * rows + row] =
-            seen ? log_sum(running.highest[row], running.sum[row]) : -(Acc)__builtin_inff();
+        put_statistic(call, sample * rows + row, bias.removed(row) ? 0 : seen, running.highest[row],
+                      running.sum[row], bias.data ? bias.data[row] : 0);
       } else {
         plan.highest[unit * rows + row] = running.highest[row];
         plan.sums[unit * rows + row] = running.sum[row];
@@ -171,18 +247,25 @@ struct Tokenizer {
 
 template <class N, bool pixels_innermost>
 struct TokenizeWorker {
-  TiledMap<N, pixels_innermost> x;
+  using Elem = typename N::Elem;
+  TiledMap<N, pixels_innermost> x, values;
   Tokenizer<N, pixels_innermost> tokenizer;
 
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
                  Arena& arena)
-      : x(call.x, Use::read, call, call.channels), tokenizer(call, split, plan, arena) {
-    x.take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
+      : x(call.x, Use::read, call, call.channels),
+        values(call.pooled, Use::read, call, call.out_channels),
+        tokenizer(call, split, plan, arena) {
+    for (auto* each : {&x, &values}) each->take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
   }
   void begin(int64_t sample) { tokenizer.begin(sample); }
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
-    tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
+    const Call& call = tokenizer.call;
+    if (!call.pooled.data) return tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
+    const View<const Elem> tile = call.queries.data ? x.read(range, valid) : View<const Elem>{nullptr, 0};
+    tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
+                  values.ahead(range, next));
   }
   void end_chunk(int64_t, int64_t sample, int64_t chunk) { tokenizer.end(sample, chunk); }
   void end_unit(int64_t) {}
@@ -190,9 +273,9 @@ struct TokenizeWorker {
 
 template <class N, bool pixels_innermost>
 void tokenize(const Call& call, const Host& host) {
-  const Split split = split_of<N, pixels_innermost>(call, call.channels, 16 * call.queries_per_head);
+  const Split split = split_of<N, pixels_innermost>(call, pooling_width(call), 16 * call.queries_per_head);
   run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
-      call, split, call.batch * call.pixels * call.queries_per_head * call.channels, host);
+      call, split, call.batch * call.pixels * call.queries_per_head * pooling_width(call), host);
 }
 
 template <class N, bool pixels_innermost>
@@ -200,20 +283,22 @@ struct TokenizeBackwardPlan {
   using Acc = typename N::Acc;
   const Call& call;
   const Split& split;
-  Sink<Acc> dqueries;
+  Sink<Acc> dqueries, dquery_bias;
   static constexpr int64_t extra_block = 128;  // columns whose sums stay in the first-level cache
   Acc* attention = nullptr;                    // A of all pixels, (B, L, N), only for dextra_values
 
   TokenizeBackwardPlan(const Call& call, const Split& split, Arena& arena)
       : call(call),
         split(split),
-        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * call.out_channels, split,
-                 arena) {
+        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * query_width(call), split,
+                 arena),
+        dquery_bias(call.dquery_bias, call.query_bias.shared, call.query_heads * call.queries_per_head, split,
+                    arena) {
     if (call.dextra_values) attention = arena.take<Acc>(split.batch * call.queries_per_head * split.pixels);
   }
 
   void finish(const Host& host, int64_t threads) const {
-    dqueries.sum_up(split, host, threads);
+    for (auto* each : {&dqueries, &dquery_bias}) each->sum_up(split, host, threads);
     if (!call.dextra_values) return;
     // A sum over the batch, so the samples' units cannot compute it.
     constexpr int64_t run = 64;
@@ -260,14 +345,19 @@ struct TokenizerBackward {
   const Call& call;
   const Split& split;
   const TokenizeBackwardPlan<N, pixels_innermost>& plan;
-  int64_t num_heads, L, part;            // part: channels of a head's block
-  Bank<N, pixels_innermost> rows;        // of each head: queries, then the tokens' gradients
+  bool joint;                  // queries and pooled values see the same map: one product for both
+  int64_t num_heads, L, part;  // part: channels of a head's block of the values
+  // Of each head: queries, then where joint the tokens' gradients; others are in value_rows.
+  Bank<N, pixels_innermost> rows, value_rows;
   Bank<N, pixels_innermost> extra_rows;  // the tokens' gradients in the columns of the extra values
-  Weights<N, pixels_innermost> weights;  // of each head: dS, then A
+  // Of each head: dS, then where joint A; others are in value_weights.
+  Weights<N, pixels_innermost> weights, value_weights;
   Sums<N, pixels_innermost> dqueries;
+  RowBias<Acc> bias;
   PixelOptions<N> options;
   TiledMap<N, pixels_innermost> extra;
-  Acc *delta, *scratch, *extra_scores = nullptr;
+  Acc *delta, *lse, *scratch, *extra_scores = nullptr, *dquery_bias = nullptr;
+  bool fresh_query_bias = true;
   int64_t sample = -1;
 
   TokenizerBackward(const Call& call, const Split& split,
@@ -275,115 +365,207 @@ struct TokenizerBackward {
       : call(call),
         split(split),
         plan(plan),
+        joint(!call.pooled.data && call.queries.data),
         num_heads(call.query_heads),
         L(call.queries_per_head),
         part(call.out_channels / num_heads),
-        rows(num_heads, 2 * L, part, true, true, arena, L),
-        weights(num_heads, 2 * L, true, arena),
+        rows(num_heads, joint ? 2 * L : call.queries.data ? L : 0, query_width(call) / num_heads, true, true,
+             arena, L),
+        weights(num_heads, joint ? 2 * L : L, true, arena),
+        bias(call.query_bias, call.query_bias_dtype, num_heads * L, call.softmax_rows, arena),
         options(call, arena),
         extra(extra_values_map(call), Use::read, call, call.extra_columns) {
-    if (call.dqueries) dqueries = Sums<N, pixels_innermost>(num_heads, L, part, arena);
+    if (!joint) {
+      value_rows = Bank<N, pixels_innermost>(num_heads, L, part, true, true, arena);
+      value_weights = Weights<N, pixels_innermost>(num_heads, L, true, arena);
+    }
+    if (call.dqueries) dqueries = Sums<N, pixels_innermost>(num_heads, L, rows.depth, arena);
+    if (call.dquery_bias) dquery_bias = arena.take<Acc>(num_heads * L);
     if (call.extra_columns) {
       extra_rows = Bank<N, pixels_innermost>(1, L, call.extra_columns, true, false, arena);
       extra.take_buffer(arena, split.tile);
       extra_scores = arena.take<Acc>(rounded_up(L, 16) * score_ld);
     }
     delta = arena.take<Acc>(num_heads * L);
+    lse = arena.take<Acc>(num_heads * L);
     scratch = arena.take<Acc>(score_ld * rounded_up(2 * L, 16));
   }
+  const Bank<N, pixels_innermost>& grad_rows() const { return joint ? rows : value_rows; }
+  // dS and A of head h.
+  Acc* logit_grads(int64_t h) const { return weights.row(joint ? 2 * h * L : h * L); }
+  Acc* attention(int64_t h) const { return joint ? weights.row(2 * h * L + L) : value_weights.row(h * L); }
 
   void begin(int64_t wanted) {
     if (sample == wanted) return;
     sample = wanted;
-    const int64_t width = call.out_channels + call.extra_columns;
+    const int64_t width = call.out_channels + call.extra_columns, first_grad = joint ? L : 0;
+    const Bank<N, pixels_innermost>& grads = grad_rows();
+    const bool shifted = call.pooling == Normalize::pixels;
+    bias.read(sample);
+    const auto removed = [&](int64_t row) { return bias.removed(row); };
+    if (call.queries.data) rows.set_rows(0, L, call.queries, call.dtype, sample, L, 0, removed);
+    grads.set_rows(first_grad, L, call.grad_tokens, call.dtype, sample, 0, part, removed);
     for (int64_t h = 0; h < num_heads; h++)
       for (int64_t l = 0; l < L; l++) {
-        rows.set_row(h, l, call.queries, call.dtype, sample, h * L + l, 0);
-        rows.set_row(h, L + l, call.grad_tokens, call.dtype, sample, l, h * part);
-        if (call.extra_columns)
-          extra_rows.set_row(0, l, call.grad_tokens, call.dtype, sample, l, call.out_channels);
         const int64_t row = h * L + l;
+        const bool zero = bias.removed(row);
+        if (call.extra_columns)
+          extra_rows.set_row(0, l, call.grad_tokens, call.dtype, sample, l, call.out_channels, zero);
         const Acc* token = (const Acc*)call.exact_tokens + (sample * L + l) * width + h * part;
         // In double: all pixels share delta, so that its error does not average out in a sum over them.
-        double sum = rows.dot(h, L + l, token);
+        double sum = shifted ? grads.dot(h, first_grad + l, token) : 0;
         if (call.extra_columns) sum += extra_rows.dot(0, l, token + part);
-        if (call.grad_lse.data)
-          sum -= ((const Acc*)call.grad_lse.data)[sample * call.grad_lse.batch + row * call.grad_lse.column];
+        if (call.grad_lse.data && !zero) sum -= grad_lse(row);
         delta[row] = (Acc)sum;
+        // Without the bias, as logits are; infinite for a removed row, whose weights become 0.
+        lse[row] = ((const Acc*)call.saved_lse)[sample * num_heads * L + row];
+        if (bias.data) lse[row] = zero ? (Acc)__builtin_inff() : lse[row] - bias.data[row];
       }
     rows.pack();
+    if (!joint) value_rows.pack();
     if (call.extra_columns) extra_rows.pack();
+  }
+
+  Acc grad_lse(int64_t row) const {
+    const Rows& given = call.grad_lse;
+    return given.data ? ((const Acc*)given.data)[sample * given.batch + row * given.column] : 0;
   }
 
   // Computes dS and A of a tile of the tokenized map, whose invalid pixels are 0, and adds to the gradients
   // of all operands but the map.
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
+    add(range, x, x, valid, ahead, ahead);
+  }
+  void add(PixelRange range, View<const Elem> x, View<const Elem> values, const uint8_t* valid, int64_t ahead,
+           int64_t values_ahead) {
     const int64_t n = range.count;
-    const Acc* lse = (const Acc*)call.saved_lse + range.sample * num_heads * L;
     if (call.extra_columns)
       score<N, pixels_innermost>(extra.read(range, valid), n, extra_rows, 0, extra_scores, scratch);
     for (int64_t h = 0; h < num_heads; h++) {
-      const View<const Elem> block = x.template from_channel<pixels_innermost>(h * part);
-      Acc *s = weights.row(2 * h * L), *g = s + L * score_ld;
-      score<N, pixels_innermost>(block, n, rows, h, s, scratch, ahead);
+      Acc *s = logit_grads(h), *g = attention(h);
+      score_block(call, range, x, rows, h, L, s, scratch, ahead);
+      if (!joint)
+        score<N, pixels_innermost>(values.template from_channel<pixels_innermost>(h * part), n, value_rows, h,
+                                   g, scratch, values_ahead);
       if (options.bias) add_rows(s, L, n, options.bias, 0);
       if (call.extra_columns) add_rows(g, L, n, extra_scores, score_ld);
-      pool_backward(s, g, L, n, lse + h * L, delta + h * L);
-      if (valid) fill_invalid(s, 2 * L, n, valid, (Acc)0);
-      weights.round(2 * h * L, 2 * L, n);
-      if (call.dqueries) dqueries.add(h, block, n, weights.for_pool(2 * h * L, L, n), nullptr, ahead);
+      differentiate(h, s, g, n, valid);
+      if (joint) {
+        if (valid) fill_invalid(s, 2 * L, n, valid, (Acc)0);
+        weights.round(2 * h * L, 2 * L, n);
+      } else {
+        for (Acc* each : {s, g})
+          if (valid) fill_invalid(each, L, n, valid, (Acc)0);
+        weights.round(h * L, L, n), value_weights.round(h * L, L, n);
+      }
+      if (call.dqueries)
+        dqueries.add(h, x.template from_channel<pixels_innermost>(h * rows.depth), n,
+                     weights.for_pool(joint ? 2 * h * L : h * L, L, n), nullptr, ahead);
+      if (call.dscores.data) put_score_grads(call, range, h * L, L, s);
+      if (dquery_bias) add_to_bias(range, h);
     }
-    dqueries.fresh = false;
+    dqueries.fresh = fresh_query_bias = false;
     if (call.dpixel_bias) {
       Acc* out = (Acc*)call.dpixel_bias + range.sample * split.pixels + range.first;
       for (int64_t i = 0; i < n; i += lanes<Acc>) {
         Vec<Acc> sum{};
         for (int64_t h = 0; h < num_heads; h++)
-          for (int64_t l = 0; l < L; l++) sum += load<Acc>(weights.row(2 * h * L + l) + i);
+          for (int64_t l = 0; l < L; l++) sum += load<Acc>(logit_grads(h) + l * score_ld + i);
         store_part(out + i, sum, smaller<int64_t>(lanes<Acc>, n - i));
       }
     }
     if (plan.attention)
       for (int64_t l = 0; l < L; l++)
         __builtin_memcpy(plan.attention + (range.sample * L + l) * split.pixels + range.first,
-                         weights.row(L + l), n * sizeof(Acc));
+                         attention(0) + l * score_ld, n * sizeof(Acc));
   }
 
-  // out = base + A dT + dS queries: the map's gradient in a tile.
+  // Logits and dA of head h -> dS and A.
+  void differentiate(int64_t h, Acc* s, Acc* g, int64_t n, const uint8_t* valid) {
+    if (call.pooling == Normalize::pixels) return pool_backward(s, g, L, n, lse + h * L, delta + h * L);
+    if (valid) fill_invalid(s, L, n, valid, (Acc)0);
+    weigh(call.pooling, weights, joint ? 2 * h * L : h * L, L, n, bias, h * L);
+    for (int64_t l = 0; l < L; l += bias.L)
+      weigh_backward<true>(call.pooling, s + l * score_ld, g + l * score_ld, bias.L, n, delta + h * L + l);
+    fill_padding(s, L, n, (Acc)0);
+    fill_padding(g, L, n, (Acc)0);
+  }
+
+  // Under a softmax over pixels the bias cancels but in lse.
+  void add_to_bias(PixelRange range, int64_t h) {
+    Acc* sums = dquery_bias + h * L;
+    if (call.pooling != Normalize::pixels)
+      return sum_rows(logit_grads(h), L, range.count, sums, fresh_query_bias);
+    for (int64_t l = 0; l < L; l++) {
+      if (fresh_query_bias) sums[l] = 0;
+      const int64_t row = h * L + l;
+      const bool none = ((const Acc*)call.saved_lse)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
+      if (range.first == 0 && !none) sums[l] += grad_lse(row);
+    }
+  }
+
+  // out = base + A dT + dS queries: the map's gradient in a tile, where nothing else is pooled.
   void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing,
                 int64_t ahead) const {
-    expand(weights, rows, range.count, base, out, storing, ahead);
+    if (joint || call.pooled.data)
+      expand(weights, rows, range.count, base, out, storing, ahead);
+    else
+      grad_values(range, out, storing);
+  }
+  // out = A dT: the gradient of the values.
+  void grad_values(PixelRange range, View<Elem> out, Storing storing) const {
+    expand(value_weights, value_rows, range.count, View<const Elem>{nullptr, 0}, out, storing, 0);
   }
 
   // Writes the sums of one sample's chunk (shared = false), or of a whole unit.
   void emit(bool shared, int64_t unit, int64_t of_sample) {
-    if (!call.dqueries || plan.dqueries.shared != shared) return;
-    Acc* out = plan.dqueries.place(unit, of_sample);
-    for (int64_t h = 0; h < num_heads; h++) dqueries.emit(h, out + h * L * part, part, nullptr);
-    dqueries.fresh = true;
+    if (call.dqueries && plan.dqueries.shared == shared) {
+      Acc* out = plan.dqueries.place(unit, of_sample);
+      for (int64_t h = 0; h < num_heads; h++)
+        dqueries.emit(h, out + h * L * rows.depth, rows.depth, nullptr);
+      dqueries.fresh = true;
+    }
+    if (dquery_bias && plan.dquery_bias.shared == shared) {
+      Acc* out = plan.dquery_bias.place(unit, of_sample);
+      for (int64_t row = 0; row < num_heads * L; row++) out[row] = fresh_query_bias ? 0 : dquery_bias[row];
+      fresh_query_bias = true;
+    }
   }
 };
 
 template <class N, bool pixels_innermost>
 struct TokenizeBackwardWorker {
   using Elem = typename N::Elem;
-  TiledMap<N, pixels_innermost> x, dx;
+  TiledMap<N, pixels_innermost> x, values, dx, dvalues;
   TokenizerBackward<N, pixels_innermost> tokenizer;
-  Storing storing;
+  Storing storing, storing_values;
 
   TokenizeBackwardWorker(const Call& call, const Split& split,
                          const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : x(call.x, Use::read, call, call.channels),
+        values(call.pooled, Use::read, call, call.out_channels),
         dx(call.dx, Use::write, call, call.channels),
+        dvalues(call.dpooled, Use::write, call, call.out_channels),
         tokenizer(call, split, plan, arena),
-        storing(storing_of(dx, tokenizer.part, call, split)) {
-    x.take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
-    dx.take_buffer_if_needed(arena, split.tile);
+        storing(storing_of(dx, tokenizer.rows.depth, call, split)),
+        storing_values(storing_of(dvalues, tokenizer.part, call, split)) {
+    for (auto* each : {&x, &values}) each->take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
+    for (auto* each : {&dx, &dvalues}) each->take_buffer_if_needed(arena, split.tile);
   }
   void begin(int64_t sample) { tokenizer.begin(sample); }
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
-    tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
+    const Call& call = tokenizer.call;
+    if (call.pooled.data)
+      tokenizer.add(range, call.queries.data ? x.read(range, valid) : View<const Elem>{nullptr, 0},
+                    values.read(range, valid), valid, x.ahead(range, next), values.ahead(range, next));
+    else
+      tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
+    if (dvalues.map.data) {
+      tokenizer.grad_values(range, dvalues.target(range), storing_values);
+      if (valid) dvalues.clear_invalid(dvalues.target(range), range.count, valid);
+      dvalues.write(range);
+    }
     if (!dx.map.data) return;
     tokenizer.grad_map(range, {nullptr, 0}, dx.target(range), storing, 0);
     if (valid) dx.clear_invalid(dx.target(range), range.count, valid);
@@ -395,9 +577,9 @@ struct TokenizeBackwardWorker {
 
 template <class N, bool pixels_innermost>
 void tokenize_backward(const Call& call, const Host& host) {
-  const Split split = split_of<N, pixels_innermost>(call, call.channels, 16 * call.queries_per_head);
+  const Split split = split_of<N, pixels_innermost>(call, pooling_width(call), 16 * call.queries_per_head);
   run<TokenizeBackwardPlan<N, pixels_innermost>, TokenizeBackwardWorker<N, pixels_innermost>>(
-      call, split, 3 * call.batch * call.pixels * call.queries_per_head * call.channels, host);
+      call, split, 3 * call.batch * call.pixels * call.queries_per_head * pooling_width(call), host);
 }
 
 }  // namespace

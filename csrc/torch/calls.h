@@ -94,11 +94,17 @@ void add_project_sizes(Call& call, const Tensor& keys, const Tensor& values, boo
   call.residual_is_input = residual_is_input;
 }
 
-void add_tokenize_sizes(Call& call, const Tensor& queries, const Optional& extra_values,
-                        int64_t query_heads) {
+// `query_heads`: blocks of channels that queries see.
+void add_tokenize_sizes(Call& call, int64_t rows, const Optional& extra_values, int64_t query_heads) {
   call.query_heads = query_heads;
-  call.queries_per_head = row_count(queries) / query_heads;
+  call.queries_per_head = rows / query_heads;
   if (extra_values) call.extra_columns = column_count(*extra_values);
+}
+
+Normalize normalize_of(const Text& text) {
+  if (!text) return Normalize::none;
+  if (*text == "pixels") return Normalize::pixels;
+  return *text == "tokens" ? Normalize::tokens : Normalize::exp;
 }
 
 }  // namespace

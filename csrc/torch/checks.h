@@ -15,13 +15,11 @@
 #include <vector>
 
 #include "../cpu/call.h"
+#include "calls.h"
 #include "results.h"
 
 namespace vt {
 namespace {
-
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 void require(bool met, const char* name, const char* must) {
   if (!met) throw std::invalid_argument("`" + std::string(name) + "` must " + must);
@@ -72,10 +70,6 @@ void check_map(const Tensor& x) {
     require(sizes[dim] > 0, "x", "have no size of 0 but the batch");
 }
 
-void check_heads(int64_t num_heads, int64_t channels) {
-  require(num_heads >= 1 && channels % num_heads == 0, "num_heads", "be at least 1 and divide the channels");
-}
-
 void check_dtype(const Tensor& value, const char* name, const Tensor& x) {
   check_defined(value, name);
   require(dtype_code(value) == dtype_code(x), name, "have the dtype of `x`");
@@ -116,14 +110,61 @@ void check_pixels(const Tensor& value, const char* name, const Call& call, bool 
           name, "be (B, N), or (B, H, W) for a (B, C, H, W) map");
 }
 
-// The operands of pooling; `channels` are those of the map that is pooled.
+// A map like x, with these channels or any.
+void check_like(const Optional& value, const char* name, const Tensor& x, int64_t channels = -1) {
+  if (!value) return;
+  check_dtype(*value, name, x);
+  Sizes expected = sizes_of(x);
+  const size_t dim = expected.size() == 3 ? 2 : 1;
+  if (channels < 0 && value->dim() == x.dim()) channels = value->size(dim);
+  expected[dim] = channels;
+  require(channels > 0 && sizes_of(*value) == expected, name, "be a map like `x`");
+}
+
+// (B, R, N), or (B, R, H, W) for a (B, C, H, W) map.
+void check_scores(const Optional& value, const Call& call, const Tensor& x, int64_t rows, int64_t num_heads) {
+  if (!value) return;
+  check_sum_dtype(*value, "scores", x);
+  const Sizes sizes = sizes_of(*value);
+  require(rows > 0 && rows % num_heads == 0 &&
+              (sizes == Sizes{call.batch, rows, call.pixels} ||
+               (x.dim() == 4 && sizes == Sizes{call.batch, rows, call.height, call.width})),
+          "scores", "be (B, num_heads * L, N), or (B, num_heads * L, H, W) for a (B, C, H, W) map");
+}
+
+void check_normalize(const Text& normalize, const char* one, const char* other, const char* must) {
+  require(!normalize || *normalize == one || *normalize == other, "normalize", must);
+}
+
+// (R,) or (B, R).
+void check_row_bias(const Optional& value, const Tensor& x, int64_t batch, int64_t rows) {
+  if (!value) return;
+  check_sum_dtype(*value, "token_bias", x);
+  const auto bias = value->sizes();
+  require((bias.size() == 1 || (bias.size() == 2 && bias[0] == batch)) && bias[bias.size() - 1] == rows,
+          "token_bias", "be (num_heads * L,) or (B, num_heads * L)");
+}
+
+// The operands of pooling; `channels` are those of the map that the queries see.
 void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Optional& queries,
                    const Optional& mask, const Optional& pixel_bias, const Optional& extra_values,
-                   int64_t num_heads) {
-  require(queries.has_value(), "queries", "be a tensor");
-  check_heads(num_heads, channels);
-  check_rows(*queries, "queries", x, call.batch, channels / num_heads, num_heads);
+                   int64_t num_heads, const Optional& values = {}, const Optional& scores = {},
+                   const Optional& token_bias = {}, const Text& normalize = "pixels") {
+  require(num_heads >= 1, "num_heads", "be at least 1");
+  require(queries || scores, "queries", "be a tensor where `scores` are absent");
+  if (queries)
+    check_rows(*queries, "queries", x, call.batch, channels, num_heads,
+               channels % num_heads == 0 ? channels / num_heads : -1);
   const bool flat = x.dim() == 3;
+  const int64_t rows = queries ? row_count(*queries) : scores->dim() > 1 ? scores->size(1) : 0;
+  check_scores(scores, call, x, rows, num_heads);
+  check_row_bias(token_bias, x, call.batch, rows);
+  if (values) {
+    check_like(values, "values", x);
+    const int64_t of_values = values->size(flat ? 2 : 1);
+    require(!queries || column_count(*queries) == channels || of_values % num_heads == 0, "num_heads",
+            "divide the channels of `values`");
+  }
   if (mask) {
     require(dtype_code(*mask) == aoti_torch_dtype_bool(), "mask", "be a bool tensor");
     check_pixels(*mask, "mask", call, flat);
@@ -136,18 +177,11 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
     check_dtype(*extra_values, "extra_values", x);
     const auto sizes = extra_values->sizes();
     require(num_heads == 1, "num_heads", "be 1 where `extra_values` is given");
+    require(normalize == "pixels", "normalize", "be \"pixels\" where `extra_values` is given");
     require(sizes.size() == 2 && sizes[0] == call.pixels && sizes[1] > 0, "extra_values", "be (N, P)");
   }
 }
 
-// A map like x with other channels.
-void check_like(const Optional& value, const char* name, const Tensor& x, int64_t channels) {
-  if (!value) return;
-  check_dtype(*value, name, x);
-  Sizes expected = sizes_of(x);
-  expected[expected.size() == 3 ? 2 : 1] = channels;
-  require(sizes_of(*value) == expected, name, "be a map like `x`");
-}
 
 // The operands of spreading.
 void check_spreading(const Call& call, const Tensor& x, const Optional& keys, const Tensor& values,
@@ -168,29 +202,23 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
           "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`, or have all rows of `keys`");
   require(sizes[dim - 2] == rows || sizes[dim - 1] % num_heads == 0, "num_heads",
           "divide the channels of `values`");
-  if (token_bias) {
-    check_sum_dtype(*token_bias, "token_bias", x);
-    const auto bias = token_bias->sizes();
-    require(
-        (bias.size() == 1 || (bias.size() == 2 && bias[0] == call.batch)) && bias[bias.size() - 1] == rows,
-        "token_bias", "be (num_heads * L,) or (B, num_heads * L)");
-  }
+  check_row_bias(token_bias, x, call.batch, rows);
   check_like(residual, "residual", x, sizes[dim - 1]);
   require(!residual_is_input || (!residual && sizes[dim - 1] == call.channels), "residual",
           "be a map like `x`");
 }
 
-// What a backward gets: the gradients of a forward's results, and tokens and lse themselves.
-void check_pooling_grads(const Call& call, const Tensor& x, const Tensor& queries, int64_t num_heads,
-                         int64_t channels, const Optional& extra_values, const Tensor& grad_tokens,
-                         const Optional& grad_lse, const Tensor& tokens, const Tensor& lse) {
-  const int64_t rows = queries.size(queries.dim() - 2);
+// What a backward gets: the gradients of a forward's results, and tokens and lse themselves. `blocks`: blocks
+// of channels that the rows see.
+void check_pooling_grads(const Call& call, const Tensor& x, int64_t rows, int64_t blocks, int64_t channels,
+                         const Optional& extra_values, const Tensor& grad_tokens, const Optional& grad_lse,
+                         const Tensor& tokens, const Tensor& lse) {
   const int64_t extra = extra_values ? extra_values->size(1) : 0;
   check_sum_dtype(grad_tokens, "grad_tokens", x);
   check_sum_dtype(tokens, "tokens", x);
   check_sum_dtype(lse, "lse", x);
   if (grad_lse) check_sum_dtype(*grad_lse, "grad_lse", x);
-  const Sizes of_tokens = {call.batch, rows / num_heads, channels + extra}, of_lse = {call.batch, rows};
+  const Sizes of_tokens = {call.batch, rows / blocks, channels + extra}, of_lse = {call.batch, rows};
   require(sizes_of(grad_tokens) == of_tokens, "grad_tokens", "have the shape of the tokens");
   require(sizes_of(tokens) == of_tokens, "tokens", "have the shape of the forward's");
   require(!grad_lse || sizes_of(*grad_lse) == of_lse, "grad_lse", "have the shape of lse");

@@ -61,6 +61,20 @@ Rows row(const Optional& value) {
   return {read(*value), strides[0], 0, strides[1], false};
 }
 
+// (B, R, N) or (B, R, H, W), for a map whose rows have `width` pixels; a row is a channel.
+Map scores_map(const Tensor& value, void* data, int64_t width) {
+  const auto strides = value.strides();
+  if (strides.size() == 3) return {data, strides[0], width * strides[2], strides[2], strides[1]};
+  return {data, strides[0], strides[2], strides[3], strides[1]};
+}
+
+void add_scores(Call& call, const Optional& scores, const Optional& dscores = {}) {
+  if (!scores) return;
+  call.scores = scores_map(*scores, read(*scores), call.width);
+  call.scores_dtype = bias_dtype(scores, call.dtype, "scores");
+  if (dscores) call.dscores = scores_map(*dscores, write(*dscores), call.width);
+}
+
 // The operands of project, and of that half of project_tokenize. Before those of tokenize.
 void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
                           bool residual_is_input, int64_t num_heads) {
@@ -71,14 +85,27 @@ void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, 
   call.token_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
 }
 
-void add_tokenize_operands(Call& call, const Tensor& queries, const Optional& mask,
-                           const Optional& pixel_bias, const Optional& extra_values, int64_t query_heads) {
-  add_tokenize_sizes(call, queries, extra_values, query_heads);
-  call.queries = rows(queries);
+void add_tokenize_operands(Call& call, const Optional& queries, const Optional& mask,
+                           const Optional& pixel_bias, const Optional& extra_values, int64_t num_heads,
+                           const Optional& values = {}, const Optional& scores = {},
+                           const Optional& token_bias = {}, const Text& normalize = "pixels") {
+  const bool blocks = queries && column_count(*queries) != call.out_channels;
+  if (values) {
+    call.pooled = operand(*values);
+    call.out_channels = values->size(values->dim() == 3 ? 2 : 1);
+  }
+  add_tokenize_sizes(call, queries ? row_count(*queries) : scores->size(1), extra_values,
+                     blocks ? num_heads : 1);
+  call.softmax_rows = call.query_heads * call.queries_per_head / num_heads;
   call.mask = pixels(mask, call.width);
   call.pixel_bias = pixels(pixel_bias, call.width);
   call.pixel_bias_dtype = bias_dtype(pixel_bias, call.dtype, "pixel_bias");
+  if (queries) call.queries = rows(*queries);
   if (extra_values) call.extra_values = rows(*extra_values);
+  call.query_bias = row(token_bias);
+  call.query_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
+  add_scores(call, scores);
+  call.pooling = normalize_of(normalize);
 }
 
 void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
@@ -104,7 +131,8 @@ void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys
 }
 
 void add_tokenize_gradients(Call& call, const Optional& dqueries, const Optional& dpixel_bias,
-                            const Optional& dextra_values) {
+                            const Optional& dextra_values, const Optional& dtoken_bias = {}) {
+  call.dquery_bias = write(dtoken_bias);
   call.dqueries = write(dqueries);
   call.dpixel_bias = write(dpixel_bias);
   call.dextra_values = write(dextra_values);
@@ -121,30 +149,40 @@ void run(Kernel Kernels::* kernel, const Call& call) {
   (set->kernels->*kernel)(call, torch.host());
 }
 
-void tokenize(const Tensor& x, const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
-              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse) {
+void tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
+              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse,
+              const Optional& values, const Optional& scores, const Optional& token_bias,
+              const Text& normalize) {
   Call call = call_on(x);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
+                        normalize);
   add_tokenize_results(call, tokens, lse);
   run(&Kernels::tokenize, call);
 }
 
 void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
-                       const Tensor& queries, const Optional& mask, const Optional& pixel_bias,
+                       const Optional& queries, const Optional& mask, const Optional& pixel_bias,
                        const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                        int64_t num_heads, const Optional& dx, const Optional& dqueries,
-                       const Optional& dpixel_bias, const Optional& dextra_values) {
+                       const Optional& dpixel_bias, const Optional& dextra_values, const Optional& values,
+                       const Optional& scores, const Optional& token_bias, const Text& normalize,
+                       const Optional& dvalues, const Optional& dscores, const Optional& dtoken_bias) {
   Call call = call_on(x);
-  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads);
+  add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
+                        normalize);
   add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
   call.dx = result(dx);
-  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values);
+  call.dpooled = result(dvalues);
+  add_scores(call, scores, dscores);
+  add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values, dtoken_bias);
   run(&Kernels::tokenize_backward, call);
 }
 
 void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Optional& token_bias,
-             const Optional& residual, bool residual_is_input, int64_t num_heads, const Tensor& map) {
+             const Optional& residual, bool residual_is_input, int64_t num_heads, const Tensor& map,
+             const Text& normalize) {
   Call call = call_on(x);
+  call.spreading = normalize_of(normalize);
   add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
   call.residual = operand(residual);
   call.map = map_of(map, write(map));
@@ -154,8 +192,9 @@ void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Op
 void project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Optional& dx, const Optional& dkeys, const Optional& dvalues,
-                      const Optional& dtoken_bias) {
+                      const Optional& dtoken_bias, const Text& normalize) {
   Call call = call_on(x);
+  call.spreading = normalize_of(normalize);
   add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
   call.grad_map = operand(grad_map);
   add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);

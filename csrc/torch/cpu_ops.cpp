@@ -75,24 +75,34 @@ Optional optional_in_dtype(const Optional& value, int32_t dtype) {
   return value ? in_dtype(*value, dtype) : Optional();
 }
 
-// ---- what these kernels do not take ----
-
-void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads, const Optional& values,
-                     const Optional& scores, const Optional& token_bias, const Optional& offsets,
-                     const Text& normalize, const Real& layer_norm_eps) {
-  refuse(name, {{"`values`", values.has_value()},
-                {"`scores`", scores.has_value()},
-                {"`token_bias` in tokenize", token_bias.has_value()},
-                {"`offsets`", offsets.has_value()},
-                {"`normalize` other than \"pixels\" in tokenize", normalize != "pixels"},
-                {"`layer_norm_eps`", layer_norm_eps.has_value()},
-                {"queries of full width with several heads", sees_all(x, queries, num_heads)}});
+// Memory for the gradient of scores, dense.
+Optional like(const Optional& scores, bool needed) {
+  if (!needed || !scores) return {};
+  return empty(sizes_of(*scores), dtype_code(*scores), {});
 }
 
-void refuse_project(const Optional& scores, const Optional& offsets, const Text& normalize) {
-  refuse(name, {{"`scores`", scores.has_value()},
-                {"`offsets`", offsets.has_value()},
-                {"`normalize` other than \"tokens\" in project", normalize != "tokens"}});
+// What tokenize pools: `rows` rows, `blocks` blocks of the map's `channels`.
+struct Pools {
+  int64_t rows, blocks, channels;
+
+  Pools(const Call& call, const Optional& queries, const Optional& scores, const Optional& values,
+        int64_t num_heads)
+      : rows(queries ? row_count(*queries) : scores->size(1)),
+        blocks(queries && column_count(*queries) != call.channels ? num_heads : 1),
+        channels(values ? values->size(values->dim() == 3 ? 2 : 1) : call.channels) {}
+};
+
+constexpr char of_tokenize[] = "be \"pixels\", \"tokens\" or None";
+constexpr char of_project[] = "be \"tokens\", \"exp\" or None";
+
+// ---- what these kernels do not take ----
+
+void refuse_tokenize(const Optional& offsets, const Real& layer_norm_eps) {
+  refuse(name, {{"`offsets`", offsets.has_value()}, {"`layer_norm_eps`", layer_norm_eps.has_value()}});
+}
+
+void refuse_project(const Optional& scores, const Optional& offsets) {
+  refuse(name, {{"`scores`", scores.has_value()}, {"`offsets`", offsets.has_value()}});
 }
 
 // ---- the ops ----
@@ -101,13 +111,16 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
                const Text& normalize, const Real& layer_norm_eps) {
-  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
+  refuse_tokenize(offsets, layer_norm_eps);
   check_map(x);
   const Call call = call_on(x);
-  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  const int64_t rows = row_count(*queries);
-  const Pooled pooled(x, call.batch, rows / num_heads, rows, call.channels, extra_values);
-  vt::tokenize(x, *queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse);
+  check_normalize(normalize, "pixels", "tokens", of_tokenize);
+  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
+                token_bias, normalize);
+  const Pools pools(call, queries, scores, values, num_heads);
+  const Pooled pooled(x, call.batch, pools.rows / pools.blocks, pools.rows, pools.channels, extra_values);
+  vt::tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse, values,
+               scores, token_bias, normalize);
   return pooled.rounded(x, keep_exact);
 }
 
@@ -117,38 +130,44 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                         int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
                         const Optional& token_bias, const Optional& offsets, const Text& normalize,
                         const Real& layer_norm_eps) {
-  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
+  refuse_tokenize(offsets, layer_norm_eps);
   check_map(x);
   const Call call = call_on(x);
-  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(call, x, *queries, num_heads, call.channels, extra_values, grad_tokens, grad_stats,
-                      tokens, stats);
+  check_normalize(normalize, "pixels", "tokens", of_tokenize);
+  check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
+                token_bias, normalize);
+  const Pools pools(call, queries, scores, values, num_heads);
+  check_pooling_grads(call, x, pools.rows, pools.blocks, pools.channels, extra_values, grad_tokens,
+                      grad_stats, tokens, stats);
   check_needs(needs, 7);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(call, queries, needs[1]),
                  dpixel_bias = gradient(call, pixel_bias, needs[2]),
-                 dextra_values = gradient(call, extra_values, needs[3]);
-  vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, *queries, mask,
+                 dextra_values = gradient(call, extra_values, needs[3]), dvalues = map_like(values, needs[4]),
+                 dscores = like(scores, needs[5]), dtoken_bias = gradient(call, token_bias, needs[6]);
+  vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(stats, exact),
-                        num_heads, dx, dqueries, dpixel_bias, dextra_values);
+                        num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias,
+                        normalize, dvalues, dscores, dtoken_bias);
   return {or_undefined(dx),
           rounded(dqueries, queries),
           rounded(dpixel_bias, pixel_bias),
           rounded(dextra_values, extra_values),
-          Tensor(),
-          Tensor(),
-          Tensor()};
+          or_undefined(dvalues),
+          or_undefined(dscores),
+          rounded(dtoken_bias, token_bias)};
 }
 
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
+  refuse_project(scores, offsets);
   check_map(x);
+  check_normalize(normalize, "tokens", "exp", of_project);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const Tensor map = empty_map_like(x, column_count(values));
-  vt::project(x, *keys, values, token_bias, residual, residual_is_input, num_heads, map);
+  vt::project(x, *keys, values, token_bias, residual, residual_is_input, num_heads, map, normalize);
   return map;
 }
 
@@ -156,8 +175,9 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs, const Optional& scores, const Optional& offsets,
                       const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
+  refuse_project(scores, offsets);
   check_map(x);
+  check_normalize(normalize, "tokens", "exp", of_project);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
@@ -168,7 +188,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                  dvalues = gradient(call, values, needs[2]),
                  dtoken_bias = gradient(call, token_bias, needs[3]);
   vt::project_backward(grad, x, *keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
-                       dtoken_bias);
+                       dtoken_bias, normalize);
   return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias),
           Tensor()};
 }
@@ -178,7 +198,8 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
+  refuse_project(scores, offsets);
+  refuse(name, {{"`normalize` other than \"tokens\" in project_tokenize", normalize != "tokens"}});
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
@@ -199,13 +220,12 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
-  refuse_project({}, {}, "tokens");
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_pooling_grads(call, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_pooling_grads(call, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
   const Optional grad = optional_in_dtype(grad_map, dtype);
   check_like(grad, "grad_map", x, channels);

@@ -165,7 +165,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values);
-  add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
+  add_tokenize_sizes(sizes, row_count(*queries), extra_values, num_heads);
   check_taken(cuda::Op::tokenize, sizes, x);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
   if (sizes.batch > 0) {
@@ -191,13 +191,13 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
   refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(sizes, x, *queries, num_heads, sizes.channels, extra_values, grad_tokens, grad_stats,
+  check_pooling_grads(sizes, x, row_count(*queries), num_heads, sizes.channels, extra_values, grad_tokens, grad_stats,
                       tokens, stats);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values, "grad_tokens", grad_tokens, "grad_stats", grad_stats, "tokens", tokens, "stats",
                 stats);
   check_needs(needs, 7);
-  add_tokenize_sizes(sizes, *queries, extra_values, num_heads);
+  add_tokenize_sizes(sizes, row_count(*queries), extra_values, num_heads);
   check_taken(cuda::Op::tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
@@ -297,7 +297,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
                 "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
   add_project_sizes(sizes, *keys, values, residual_is_input, num_heads);
-  add_tokenize_sizes(sizes, queries, extra_values, 1);
+  add_tokenize_sizes(sizes, row_count(queries), extra_values, 1);
   check_taken(cuda::Op::project_tokenize, sizes, x);
   const Optional y = return_map ? Optional(empty_map_like(x, channels)) : Optional();
   const Pooled pooled(x, sizes, channels, keep_exact);
@@ -329,14 +329,14 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_pooling_grads(sizes, x, queries, 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_pooling_grads(sizes, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
                 "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
                 "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
                 grad_map);
   check_needs(needs, 8);
   add_project_sizes(sizes, keys, values, residual_is_input, num_heads);
-  add_tokenize_sizes(sizes, queries, extra_values, 1);
+  add_tokenize_sizes(sizes, row_count(queries), extra_values, 1);
   check_taken(cuda::Op::project_tokenize_backward, sizes, x);
   const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();
   check_like(grad, "grad_map", x, channels);
