@@ -44,7 +44,7 @@ struct Call {
   Dtype token_bias_dtype = Dtype::float32, query_bias_dtype = Dtype::float32;
   Dtype pixel_bias_dtype = Dtype::float32, scores_dtype = Dtype::float32;
   int64_t batch = 0, height = 0, width = 0;
-  int64_t pixels = 0;            // N = height * width, row-major
+  int64_t pixels = 0;            // N = height * width, row-major; with offsets, of all bags together
   int64_t channels = 0;          // C, of x
   int64_t out_channels = 0;      // D, of project's map and of what tokenize pools
   int64_t num_heads = 1;         // of keys and values
@@ -58,6 +58,12 @@ struct Call {
   int64_t extra_columns = 0;     // P of extra_values
   bool residual_is_input = false;
   Normalize spreading = Normalize::tokens, pooling = Normalize::pixels;  // of project, of tokenize
+
+  // (B + 1,), int64_t or int32_t, from 0 to `pixels`: samples are bags of pixels, one after the other, and
+  // batch strides of what belongs to pixels are 0. May be absent.
+  const void* offsets = nullptr;
+  int64_t offsets_stride = 1;
+  bool offsets_are_wide = true;
 
   Map x, residual, grad_map;
   Map pooled;         // tokenize's values, pooled instead of x; may be absent

@@ -25,28 +25,110 @@ constexpr int64_t most_units = 64;  // approximately; a limit for the chunks of 
 
 // How the pixels of a batch are split into units, each for one thread: several whole samples, or a chunk of
 // one. The split depends on the shape alone, so that results do not depend on the number of threads.
+//
+// Bags are split where the call's offsets say, and have a table of their units. Their pixels are counted
+// through all bags.
 struct Split {
+  struct Unit {  // bags [first, end), or a chunk of the first one
+    int64_t first, end, chunk;
+  };
   int64_t batch, pixels;
-  int64_t tile;     // pixels of a tile
+  int64_t tile;     // pixels of a tile at most
   int64_t chunk;    // pixels of a chunk; all of a sample's if chunks is 1
   int64_t chunks;   // of a sample
   int64_t samples;  // of a unit
   int64_t units;
+  int64_t slots;        // chunks of all samples
   int64_t workers = 1;  // that share the units; used to guess which unit a worker takes next
+  const void* offsets;
+  int64_t stride;
+  bool wide;
+  Unit* table = nullptr;          // of bags: their units
+  int64_t* first_slot = nullptr;  // of each bag, and the number of all slots
 
   // most: pixels of a tile at most; tiles are multiples of `step` of nearly equal size. least: pixels that
   // make a unit's overhead negligible.
-  Split(int64_t batch, int64_t pixels, int64_t most, int64_t least, int64_t step)
-      : batch(batch), pixels(pixels) {
+  Split(const Call& call, int64_t most, int64_t least, int64_t step)
+      : batch(call.batch),
+        pixels(call.pixels),
+        offsets(call.offsets),
+        stride(call.offsets_stride),
+        wide(call.offsets_are_wide) {
+    const int64_t all = offsets ? pixels : batch * pixels;
     const int64_t wanted =
-        smaller<int64_t>(most_units, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
+        smaller<int64_t>(most_units, larger<int64_t>(8, all / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
+    if (offsets) {
+      chunk = rounded_up(larger<int64_t>(1, divided_up(pixels, wanted)), step);
+      tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
+      chunks = samples = 1, units = slots = 0;
+      for_each_bag_unit([&](Unit unit) {
+        units++;
+        slots += unit.end - unit.first;
+      });
+      return;
+    }
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
     chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), step);
     chunks = divided_up(pixels, chunk);
     tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
     samples = chunks == 1 ? divided_up(batch, smaller(wanted, batch)) : 1;
     units = chunks == 1 ? divided_up(batch, samples) : batch * chunks;
+    slots = batch * chunks;
+  }
+
+  int64_t bound(int64_t bag) const {
+    const int64_t at = bag * stride;
+    return wide ? ((const int64_t*)offsets)[at] : ((const int32_t*)offsets)[at];
+  }
+  int64_t begin_of(int64_t sample) const { return offsets ? bound(sample) : 0; }
+  int64_t end_of(int64_t sample) const { return offsets ? bound(sample + 1) : pixels; }
+  // The place of a pixel among those of all samples.
+  int64_t flat(int64_t sample, int64_t pixel) const { return offsets ? pixel : sample * pixels + pixel; }
+  int64_t chunks_of(int64_t sample) const {
+    return offsets ? first_slot[sample + 1] - first_slot[sample] : chunks;
+  }
+  // The place of a sample's chunk among those of all samples.
+  int64_t slot(int64_t sample, int64_t chunk) const {
+    return offsets ? first_slot[sample] + chunk : sample * chunks + chunk;
+  }
+  // That of the chunk that a unit is.
+  int64_t slot_of(int64_t unit) const {
+    return offsets ? slot(table[unit].first, table[unit].chunk) : unit;
+  }
+
+  // Large bags are cut into chunks; small ones go together, as each costs about as much as some pixels.
+  template <class Body>
+  void for_each_bag_unit(Body body) const {
+    constexpr int64_t cost = 32;
+    const int64_t enough = larger(chunk, (pixels + cost * batch) / most_units);
+    for (int64_t bag = 0; bag < batch;) {
+      const int64_t count = bound(bag + 1) - bound(bag);
+      if (count > chunk) {
+        for (int64_t j = 0; j < divided_up(count, chunk); j++) body(Unit{bag, bag + 1, j});
+        bag++;
+        continue;
+      }
+      const int64_t first = bag;
+      for (int64_t together = 0; bag < batch; bag++) {
+        const int64_t more = bound(bag + 1) - bound(bag);
+        together += more + cost;
+        if (bag > first && (more > chunk || together > enough)) break;
+      }
+      body(Unit{first, bag, 0});
+    }
+  }
+  void make_tables(Arena& arena) {
+    if (!offsets) return;
+    table = arena.take<Unit>(units), first_slot = arena.take<int64_t>(batch + 1);
+    if (!first_slot) return;
+    int64_t unit = 0, slot = 0;
+    for_each_bag_unit([&](Unit each) {
+      table[unit++] = each;
+      for (int64_t bag = each.first; bag < each.end; bag++, slot++)
+        if (each.chunk == 0) first_slot[bag] = slot;
+    });
+    first_slot[batch] = slot;
   }
 };
 
@@ -80,30 +162,35 @@ template <class Acc>
 struct Sink {
   Acc* out = nullptr;
   Acc* slots = nullptr;
+  const Split* split = nullptr;
   int64_t size = 0;  // numbers of one gradient
   bool shared = false, slotted = false;
 
   Sink() = default;
   Sink(void* out, bool shared, int64_t size, const Split& split, Arena& arena)
       : out((Acc*)out),
+        split(&split),
         size(size),
         shared(shared),
-        slotted(out && (shared ? split.units : split.chunks) > 1) {
-    if (slotted) slots = arena.take<Acc>(split.units * size);
+        slotted(out && (shared ? split.units > 1 : split.slots > split.batch)) {
+    if (slotted) slots = arena.take<Acc>((shared ? split.units : split.slots) * size);
   }
   // The result or the slot of a unit, and of a sample where the operand is not shared.
   Acc* place(int64_t unit, int64_t sample) const {
-    return slotted ? slots + unit * size : shared ? out : out + sample * size;
+    if (!slotted || (!shared && split->chunks_of(sample) == 1)) return shared ? out : out + sample * size;
+    return slots + (shared ? unit : split->slot_of(unit)) * size;
   }
   void sum_up(const Split& split, const Host& host, int64_t threads) const {
     if (!slotted) return;
-    const int64_t groups = shared ? 1 : split.batch, terms = shared ? split.units : split.chunks;
+    const int64_t groups = shared ? 1 : split.batch;
     constexpr int64_t slice = 2048;
     const int64_t slices = divided_up(size, slice);
     for_each(host, groups * slices, threads, [&](int64_t, auto claim) {
       for (int64_t i; (i = claim()) >= 0;) {
         const int64_t group = i / slices, first = i % slices * slice, count = smaller(slice, size - first);
-        const Acc* from = slots + group * terms * size + first;
+        const int64_t terms = shared ? split.units : split.chunks_of(group);
+        if (!shared && terms == 1) continue;
+        const Acc* from = slots + (shared ? 0 : split.slot(group, 0)) * size + first;
         Acc* to = out + group * size + first;
         for (int64_t c = 0; c < count; c += lanes<Acc>) {
           const int64_t columns = smaller<int64_t>(lanes<Acc>, count - c);

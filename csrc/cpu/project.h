@@ -31,8 +31,8 @@ struct Projector {
         num_heads(call.num_heads),
         L(call.keys_per_head),
         part(call.out_channels / call.value_blocks),
-        keys(call.key_blocks, call.key_rows / call.key_blocks, call.channels / call.key_blocks, true,
-             backward, arena),
+        keys(call.key_blocks, call.keys.data ? call.key_rows / call.key_blocks : 0,
+             call.channels / call.key_blocks, true, backward, arena),
         values(call.value_blocks, call.key_rows / call.value_blocks, part, backward, true, arena),
         weights(values.count, values.rows, true, arena),
         bias(call.token_bias, call.token_bias_dtype, call.key_rows, L, arena) {
@@ -40,10 +40,10 @@ struct Projector {
   }
 
   void begin(int64_t sample) {
-    if (current.is(sample, call.keys.shared && call.values.shared && bias.shared())) return;
+    if (current.is(sample, (!call.keys.data || call.keys.shared) && call.values.shared && bias.shared())) return;
     bias.read(sample);
     const auto removed = [&](int64_t row) { return bias.removed(row); };
-    keys.set_rows(0, keys.rows, call.keys, call.dtype, sample, keys.rows, 0, removed);
+    if (call.keys.data) keys.set_rows(0, keys.rows, call.keys, call.dtype, sample, keys.rows, 0, removed);
     values.set_rows(0, values.rows, call.values, call.dtype, sample, 0, part, removed);
     keys.pack();
     values.pack();
@@ -52,9 +52,9 @@ struct Projector {
   // The weights P of a tile.
   void attend(PixelRange range, View<const Elem> x, int64_t ahead) {
     const int64_t n = range.count;
+    const int64_t of_block = num_heads * L / keys.count;
     for (int64_t block = 0; block < keys.count; block++)
-      score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(block * keys.depth), n, keys, block,
-                                 weights.row(block * keys.rows), scratch, ahead);
+      score_block(call, range, x, keys, block, of_block, weights.row(block * of_block), scratch, ahead);
     weigh(call.spreading, weights, 0, num_heads * L, n, bias, 0);
   }
 
@@ -113,7 +113,7 @@ void project(const Call& call, const Host& host) {
   const Split split =
       split_of<N, pixels_innermost>(call, larger(call.channels, call.out_channels), 4 * call.key_rows);
   run<NoPlan, ProjectWorker<N, pixels_innermost>>(
-      call, split, call.batch * call.pixels * call.key_rows * (call.channels + call.out_channels), host);
+      call, split, all_pixels(call) * call.key_rows * (call.channels + call.out_channels), host);
 }
 
 template <class N>
@@ -159,7 +159,7 @@ struct ProjectorBackward {
         rows(call.key_rows),
         keys(projector.keys),
         values(projector.values),
-        grads(keys.count, keys.rows, true, arena) {
+        grads(keys.count, rows / keys.count, true, arena) {
     if (call.dkeys) dkeys = Sums<N, pixels_innermost>(keys.count, keys.rows, keys.depth, arena);
     if (call.dvalues) dvalues = Sums<N, pixels_innermost>(values.count, values.rows, part, arena);
     if (call.dtoken_bias) dtoken_bias = arena.take<Acc>(rows);
@@ -182,6 +182,7 @@ struct ProjectorBackward {
                     grad_ahead);
     }
     grads.round(0, rows, n);
+    if (call.dscores.data) put_score_grads(call, range, 0, rows, grads.row(0));
     for (int64_t block = 0; call.dkeys && block < keys.count; block++)
       dkeys.add(block, x.template from_channel<pixels_innermost>(block * keys.depth), n,
                 grads.for_pool(block * keys.rows, keys.rows, n), nullptr, ahead);
@@ -254,7 +255,7 @@ void project_backward(const Call& call, const Host& host) {
   const int64_t fewest = pixels_innermost ? 128 : 64;
   const Split split = split_of<N, pixels_innermost>(call, width, 16 * call.key_rows, fewest);
   run<ProjectBackwardPlan<N>, ProjectBackwardWorker<N, pixels_innermost>>(
-      call, split, 3 * call.batch * call.pixels * call.key_rows * width, host);
+      call, split, 3 * all_pixels(call) * call.key_rows * width, host);
 }
 
 }  // namespace

@@ -26,12 +26,18 @@ Split split_of(const Call& call, int64_t width, int64_t least, int64_t fewest = 
   // Where pixels lie innermost: half a block of a product's columns, or whole cache lines where rows are made
   // of them.
   const int64_t step = pixels_innermost ? (call.pixels % 32 ? 16 : 32) : 4;
-  return {call.batch, call.pixels, tile_pixels<N, pixels_innermost>(width, call.pixels, fewest), least, step};
+  return {call, tile_pixels<N, pixels_innermost>(width, call.pixels, fewest), least, step};
 }
 
 // Where the chunk begins that a worker probably continues with after `last`, the last tile of a chunk.
 VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
   const int64_t next = unit + split.workers;
+  if (split.offsets) {
+    if (last.sample + 1 < split.table[unit].end) return {last.sample, split.bound(last.sample + 1)};
+    if (next >= split.units) return {last.sample, last.first};
+    const Split::Unit& of = split.table[next];
+    return {last.sample, split.bound(of.first) + of.chunk * split.chunk};
+  }
   if (split.chunks == 1 && last.sample + 1 < smaller((unit + 1) * split.samples, split.batch))
     return {last.sample + 1, 0};
   if (next >= split.units) return {last.sample, last.first};
@@ -43,7 +49,8 @@ VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
 // there is none.
 template <class Body>
 VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, int64_t chunk, Body body) {
-  const int64_t begin = chunk * split.chunk, end = smaller(begin + split.chunk, split.pixels);
+  const int64_t begin = split.begin_of(sample) + chunk * split.chunk,
+                end = smaller(begin + split.chunk, split.end_of(sample));
   for (int64_t first = begin; first < end; first += split.tile) {
     const PixelRange range = {sample, first, smaller(split.tile, end - first)};
     body(range,
@@ -53,6 +60,11 @@ VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, i
 // Calls body(sample, chunk) for each chunk of a unit.
 template <class Body>
 VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
+  if (split.offsets) {
+    const Split::Unit& of = split.table[unit];
+    for (int64_t bag = of.first; bag < of.end; bag++) body(bag, of.chunk);
+    return;
+  }
   if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);
   const int64_t first = unit * split.samples;
   for (int64_t sample = first; sample < smaller(first + split.samples, split.batch); sample++)
@@ -70,6 +82,7 @@ template <class Plan, class Worker>
 void run(const Call& call, Split split, int64_t work, const Host& host) {
   int64_t threads = work < least_shared_work ? 1 : larger<int64_t>(1, host.threads);
   Arena measured;
+  split.make_tables(measured);
   const Plan unused(call, split, measured);
   const size_t shared = measured.used;
   Arena one;
@@ -80,6 +93,7 @@ void run(const Call& call, Split split, int64_t work, const Host& host) {
   const uintptr_t memory = (uintptr_t)host.allocate(host.self, shared + workers * one.used + 64);
   const uintptr_t base = (memory + 63) / 64 * 64;
   Arena arena{base, 0};
+  split.make_tables(arena);
   const Plan plan(call, split, arena);
   for_each(host, split.units, workers, [&](int64_t index, auto claim) {
     Arena own{base + shared + (size_t)index * one.used, 0};
@@ -96,6 +110,11 @@ void run(const Call& call, Split split, int64_t work, const Host& host) {
     fence_streaming();
   });
   plan.finish(host, threads);
+}
+
+// The pixels of all samples.
+VT_INLINE int64_t all_pixels(const Call& call) {
+  return call.offsets ? call.pixels : call.batch * call.pixels;
 }
 
 // The sample whose operands are packed; operands that the batch shares are packed once.
@@ -115,10 +134,10 @@ constexpr int64_t streamed_bytes = 12 << 20;
 template <class N, bool pixels_innermost>
 Storing storing_of(const TiledMap<N, pixels_innermost>& map, int64_t part, const Call& call,
                    const Split& split) {
-  const int64_t bytes = call.batch * call.pixels * map.channels * (int64_t)sizeof(typename N::Elem);
+  const int64_t bytes = all_pixels(call) * map.channels * (int64_t)sizeof(typename N::Elem);
   if (!map.in_place || bytes < streamed_bytes) return Storing::cached;
   if (map.aligned(split.tile) && map.aligned(split.chunk) &&
-      (pixels_innermost || part * sizeof(typename N::Elem) % VT_BYTES == 0))
+      (pixels_innermost ? !call.offsets : part * sizeof(typename N::Elem) % VT_BYTES == 0))
     return Storing::streamed;
   return pixels_innermost ? Storing::assembled : Storing::cached;
 }

@@ -92,6 +92,21 @@ void put_score_grads(const Call& call, PixelRange range, int64_t first, int64_t 
     });
 }
 
+// The logits of block h, without biases: products with `rows` of the bank, then the given scores,
+// which are added to the first L rows.
+template <class N, bool pixels_innermost>
+void score_block(const Call& call, PixelRange range, View<const typename N::Elem> x,
+                 const Bank<N, pixels_innermost>& rows, int64_t h, int64_t L, typename N::Acc* scores,
+                 typename N::Acc* scratch, int64_t ahead) {
+  if (rows.rows > 0)
+    score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(h * rows.depth), range.count, rows,
+                               h, scores, scratch, ahead);
+  else
+    for (int64_t l = 0; l < L; l++)
+      for (int64_t i = 0; i < range.count; i++) scores[l * score_ld + i] = 0;
+  if (call.scores.data) add_given_scores(call, range, h * L, L, scores);
+}
+
 // sums[l] (+)= the sum of a row over the pixels of a tile.
 template <class Acc>
 void sum_rows(const Acc* rows, int64_t count, int64_t pixels, Acc* sums, bool fresh) {

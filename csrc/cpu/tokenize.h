@@ -25,21 +25,6 @@ VT_INLINE int64_t pooling_width(const Call& call) {
   return call.channels + (call.pooled.data ? call.out_channels : 0);
 }
 
-// The logits of block h, without the pixels' bias: products with `rows` of the bank, then the given scores,
-// which are added to the first L rows.
-template <class N, bool pixels_innermost>
-void score_block(const Call& call, PixelRange range, View<const typename N::Elem> x,
-                 const Bank<N, pixels_innermost>& rows, int64_t h, int64_t L, typename N::Acc* scores,
-                 typename N::Acc* scratch, int64_t ahead) {
-  if (rows.rows > 0)
-    score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(h * rows.depth), range.count, rows,
-                               h, scores, scratch, ahead);
-  else
-    for (int64_t l = 0; l < L; l++)
-      for (int64_t i = 0; i < range.count; i++) scores[l * score_ld + i] = 0;
-  if (call.scores.data) add_given_scores(call, range, h * L, L, scores);
-}
-
 // The bias of a query; 0 without one.
 template <class Acc>
 Acc bias_of(const Call& call, int64_t sample, int64_t row) {
@@ -79,15 +64,15 @@ struct TokenizePlan {
         num_heads(call.query_heads),
         width(call.out_channels + call.extra_columns),
         rows(num_heads * call.queries_per_head) {
-    if (split.chunks == 1) return;
-    tokens = arena.take<Acc>(split.units * call.queries_per_head * width);
-    highest = arena.take<Acc>(split.units * rows), sums = arena.take<Acc>(split.units * rows);
-    pooled = arena.take<Acc>(split.units * rows), valid = arena.take<int64_t>(split.units);
+    if (split.slots == split.batch) return;
+    tokens = arena.take<Acc>(split.slots * call.queries_per_head * width);
+    highest = arena.take<Acc>(split.slots * rows), sums = arena.take<Acc>(split.slots * rows);
+    pooled = arena.take<Acc>(split.slots * rows), valid = arena.take<int64_t>(split.slots);
   }
 
   // Merges the chunks of each sample, in their order.
   void finish(const Host& host, int64_t threads) const {
-    if (split.chunks == 1) return;
+    if (split.slots == split.batch) return;
     for_each(host, split.batch * rows, threads, [&](int64_t, auto claim) {
       for (int64_t item; (item = claim()) >= 0;) merge(item / rows, item % rows);
     });
@@ -96,11 +81,13 @@ struct TokenizePlan {
   // One head's part of a token.
   void merge(int64_t sample, int64_t row) const {
     const bool shifted = call.pooling == Normalize::pixels;
-    const int64_t L = call.queries_per_head, head = row / L, l = row % L, unit = sample * split.chunks;
+    const int64_t chunks = split.chunks_of(sample);
+    if (chunks == 1) return;
+    const int64_t L = call.queries_per_head, head = row / L, l = row % L, unit = split.slot(sample, 0);
     const int64_t part = call.out_channels / num_heads, count = num_heads == 1 ? width : part;
     Acc top = shifted ? highest[unit * rows + row] : 0;
     int64_t seen = valid[unit];
-    for (int64_t j = 1; j < split.chunks; j++) {
+    for (int64_t j = 1; j < chunks; j++) {
       const Acc other = shifted ? highest[(unit + j) * rows + row] : 0;
       top = other > top || other != other ? other : top;
       seen += valid[unit + j];
@@ -109,7 +96,7 @@ struct TokenizePlan {
     if (bias == -(Acc)__builtin_inff()) seen = 0;
     const Acc base = top == -(Acc)__builtin_inff() ? 0 : top;
     Acc factors[most_units], sum = 0, weight = 0;
-    for (int64_t j = 0; j < split.chunks; j++) {
+    for (int64_t j = 0; j < chunks; j++) {
       const int64_t at = (unit + j) * rows + row;
       factors[j] = shifted ? exponential(splat<Acc>(highest[at] - base))[0] : 1;
       sum += factors[j] * sums[at], weight += factors[j] * pooled[at];
@@ -121,7 +108,7 @@ struct TokenizePlan {
     for (int64_t c = 0; c < count; c += lanes<Acc>) {
       const int64_t columns = smaller<int64_t>(lanes<Acc>, count - c);
       Vec<Acc> token{};
-      for (int64_t j = 0; j < split.chunks; j++)
+      for (int64_t j = 0; j < chunks; j++)
         token += factors[j] / weight * load_part(from + j * L * width + c, columns);
       store_part(to + c, seen ? token : Vec<Acc>{}, columns);
     }
@@ -172,9 +159,9 @@ struct Tokenizer {
   }
 
   void begin(int64_t sample) {
-    if (!current.is(sample, call.queries.shared && bias.shared())) {
+    if (!current.is(sample, (!call.queries.data || call.queries.shared) && bias.shared())) {
       bias.read(sample);
-      queries.set_rows(0, queries.rows, call.queries, call.dtype, sample, L, 0,
+      if (call.queries.data) queries.set_rows(0, queries.rows, call.queries, call.dtype, sample, L, 0,
                        [&](int64_t row) { return bias.removed(row); });
       queries.pack();
     }
@@ -218,8 +205,8 @@ struct Tokenizer {
 
   // Writes the tokens and statistics of a chunk.
   void end(int64_t sample, int64_t chunk) {
-    const int64_t rows = num_heads * L, width = plan.width, unit = sample * split.chunks + chunk;
-    const bool whole = split.chunks == 1, divided = whole && call.pooling == Normalize::pixels;
+    const int64_t rows = num_heads * L, width = plan.width, unit = split.slot(sample, chunk);
+    const bool whole = split.chunks_of(sample) == 1, divided = whole && call.pooling == Normalize::pixels;
     Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : plan.tokens + unit * L * width;
     for (int64_t h = 0; h < num_heads; h++) {
       // A sample without a valid pixel has tokens of 0.
@@ -275,7 +262,7 @@ template <class N, bool pixels_innermost>
 void tokenize(const Call& call, const Host& host) {
   const Split split = split_of<N, pixels_innermost>(call, pooling_width(call), 16 * call.queries_per_head);
   run<TokenizePlan<N, pixels_innermost>, TokenizeWorker<N, pixels_innermost>>(
-      call, split, call.batch * call.pixels * call.queries_per_head * pooling_width(call), host);
+      call, split, all_pixels(call) * call.queries_per_head * pooling_width(call), host);
 }
 
 template <class N, bool pixels_innermost>
@@ -466,7 +453,7 @@ struct TokenizerBackward {
     }
     dqueries.fresh = fresh_query_bias = false;
     if (call.dpixel_bias) {
-      Acc* out = (Acc*)call.dpixel_bias + range.sample * split.pixels + range.first;
+      Acc* out = (Acc*)call.dpixel_bias + split.flat(range.sample, range.first);
       for (int64_t i = 0; i < n; i += lanes<Acc>) {
         Vec<Acc> sum{};
         for (int64_t h = 0; h < num_heads; h++)
@@ -500,7 +487,7 @@ struct TokenizerBackward {
       if (fresh_query_bias) sums[l] = 0;
       const int64_t row = h * L + l;
       const bool none = ((const Acc*)call.saved_lse)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
-      if (range.first == 0 && !none) sums[l] += grad_lse(row);
+      if (range.first == split.begin_of(sample) && !none) sums[l] += grad_lse(row);
     }
   }
 
@@ -579,7 +566,7 @@ template <class N, bool pixels_innermost>
 void tokenize_backward(const Call& call, const Host& host) {
   const Split split = split_of<N, pixels_innermost>(call, pooling_width(call), 16 * call.queries_per_head);
   run<TokenizeBackwardPlan<N, pixels_innermost>, TokenizeBackwardWorker<N, pixels_innermost>>(
-      call, split, 3 * call.batch * call.pixels * call.queries_per_head * pooling_width(call), host);
+      call, split, 3 * all_pixels(call) * call.queries_per_head * pooling_width(call), host);
 }
 
 }  // namespace

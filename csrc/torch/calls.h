@@ -53,9 +53,10 @@ void* read(const Tensor& tensor) {
   return const_cast<void*>(data);
 }
 
-// (B, N, C), which is one row of N pixels, or (B, C, H, W).
+// (B, N, C), which is one row of N pixels, (B, C, H, W), or bags (total, C).
 Map map_of(const Tensor& map, void* data) {
   const auto strides = map.strides();
+  if (strides.size() == 2) return {data, 0, 0, strides[0], strides[1]};
   if (strides.size() == 3) return {data, strides[0], 0, strides[1], strides[2]};
   return {data, strides[0], strides[2], strides[3], strides[1]};
 }
@@ -66,10 +67,21 @@ int64_t row_count(const Tensor& value) { return value.size(value.dim() - 2); }
 
 int64_t column_count(const Tensor& value) { return value.size(value.dim() - 1); }
 
-Call call_on(const Tensor& x) {
+Call call_on(const Tensor& x, const Optional& offsets = {}) {
   Call call;
   call.dtype = dtype_of(x, "x");
   const auto sizes = x.sizes();
+  if (offsets) {
+    call.batch = offsets->size(0) - 1;
+    call.height = 1;
+    call.width = call.pixels = sizes[0];
+    call.channels = call.out_channels = sizes[1];
+    call.x = operand(x);
+    call.offsets = read(*offsets);
+    call.offsets_stride = offsets->stride(0);
+    call.offsets_are_wide = offsets->scalar_type() == torch::headeronly::ScalarType::Long;
+    return call;
+  }
   const bool flat = sizes.size() == 3;
   call.batch = sizes[0];
   call.height = flat ? 1 : sizes[2];
@@ -83,12 +95,17 @@ Call call_on(const Tensor& x) {
   return call;
 }
 
-void add_project_sizes(Call& call, const Tensor& keys, const Tensor& values, bool residual_is_input,
-                       int64_t num_heads) {
+// R of rows and of scores, which are (B, R, ...), or (R, total) of bags.
+int64_t row_count(const Optional& rows, const Optional& scores, const Optional& offsets) {
+  return rows ? row_count(*rows) : scores->size(offsets ? 0 : 1);
+}
+
+void add_project_sizes(Call& call, const Optional& keys, const Tensor& values, bool residual_is_input,
+                       int64_t num_heads, int64_t rows) {
   call.num_heads = num_heads;
-  call.key_rows = row_count(keys);
+  call.key_rows = rows;
   call.keys_per_head = call.key_rows / num_heads;
-  call.key_blocks = call.channels / column_count(keys);
+  call.key_blocks = keys ? call.channels / column_count(*keys) : 1;
   call.value_blocks = call.key_rows / row_count(values);
   call.out_channels = column_count(values);
   call.residual_is_input = residual_is_input;

@@ -62,7 +62,28 @@ int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.si
 
 void check_defined(const Tensor& value, const char* name) { require(value.defined(), name, "be a tensor"); }
 
-void check_map(const Tensor& x) {
+// The offsets of bags, whose x is (total, C). The kernels rely on it, so the numbers are checked, too.
+void check_bags(const Tensor& x, const Tensor& offsets) {
+  check_defined(x, "x");
+  check_defined(offsets, "offsets");
+  require(x.dim() == 2 && x.size(1) > 0, "x", "be (total, C) where `offsets` are given");
+  const bool wide = dtype_code(offsets) == aoti_torch_dtype_int64();
+  require(offsets.dim() == 1 && offsets.size(0) > 0 && (wide || dtype_code(offsets) == aoti_torch_dtype_int32()),
+          "offsets", "be (B + 1,) of int32 or int64");
+  const void* data = read(offsets);
+  int64_t before = 0;
+  for (int64_t i = 0; i < offsets.size(0); ++i) {
+    const int64_t at = i * offsets.stride(0);
+    const int64_t bound =
+        wide ? static_cast<const int64_t*>(data)[at] : static_cast<const int32_t*>(data)[at];
+    require(i == 0 ? bound == 0 : bound >= before, "offsets", "start at 0 and not fall");
+    before = bound;
+  }
+  require(before == x.size(0), "offsets", "end at the number of pixels");
+}
+
+void check_map(const Tensor& x, const Optional& offsets = {}) {
+  if (offsets) return check_bags(x, *offsets);
   check_defined(x, "x");
   const auto sizes = x.sizes();
   require(sizes.size() == 3 || sizes.size() == 4, "x", "be (B, N, C) or (B, C, H, W)");
@@ -104,6 +125,7 @@ void check_sum_dtype(const Tensor& value, const char* name, const Tensor& x) {
 // (B, N), or (B, H, W) for a (B, C, H, W) map.
 void check_pixels(const Tensor& value, const char* name, const Call& call, bool flat) {
   const auto sizes = value.sizes();
+  if (call.offsets) return require(sizes.size() == 1 && sizes[0] == call.pixels, name, "be (total,)");
   require((sizes.size() == 2 && sizes[0] == call.batch && sizes[1] == call.pixels) ||
               (!flat && sizes.size() == 3 && sizes[0] == call.batch && sizes[1] == call.height &&
                sizes[2] == call.width),
@@ -126,10 +148,20 @@ void check_scores(const Optional& value, const Call& call, const Tensor& x, int6
   if (!value) return;
   check_sum_dtype(*value, "scores", x);
   const Sizes sizes = sizes_of(*value);
+  if (call.offsets)
+    return require(rows > 0 && rows % num_heads == 0 && sizes == Sizes{rows, call.pixels}, "scores",
+                   "be (num_heads * L, total)");
   require(rows > 0 && rows % num_heads == 0 &&
               (sizes == Sizes{call.batch, rows, call.pixels} ||
                (x.dim() == 4 && sizes == Sizes{call.batch, rows, call.height, call.width})),
           "scores", "be (B, num_heads * L, N), or (B, num_heads * L, H, W) for a (B, C, H, W) map");
+}
+
+// R of rows, or else of scores; 0 where these have too few dimensions.
+int64_t rows_given(const Call& call, const Optional& rows, const Optional& scores) {
+  if (rows) return row_count(*rows);
+  const int64_t dim = call.offsets ? 0 : 1;
+  return scores->dim() > dim ? scores->size(dim) : 0;
 }
 
 void check_normalize(const Text& normalize, const char* one, const char* other, const char* must) {
@@ -156,7 +188,7 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
     check_rows(*queries, "queries", x, call.batch, channels, num_heads,
                channels % num_heads == 0 ? channels / num_heads : -1);
   const bool flat = x.dim() == 3;
-  const int64_t rows = queries ? row_count(*queries) : scores->dim() > 1 ? scores->size(1) : 0;
+  const int64_t rows = rows_given(call, queries, scores);
   check_scores(scores, call, x, rows, num_heads);
   check_row_bias(token_bias, x, call.batch, rows);
   if (values) {
@@ -177,6 +209,7 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
     check_dtype(*extra_values, "extra_values", x);
     const auto sizes = extra_values->sizes();
     require(num_heads == 1, "num_heads", "be 1 where `extra_values` is given");
+    require(!call.offsets, "extra_values", "be absent where `offsets` are given");
     require(normalize == "pixels", "normalize", "be \"pixels\" where `extra_values` is given");
     require(sizes.size() == 2 && sizes[0] == call.pixels && sizes[1] > 0, "extra_values", "be (N, P)");
   }
@@ -186,13 +219,14 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
 // The operands of spreading.
 void check_spreading(const Call& call, const Tensor& x, const Optional& keys, const Tensor& values,
                      const Optional& token_bias, const Optional& residual, bool residual_is_input,
-                     int64_t num_heads) {
+                     int64_t num_heads, const Optional& scores = {}) {
   require(num_heads >= 1, "num_heads", "be at least 1");
-  require(keys.has_value(), "keys", "be a tensor");
-  const bool divides = call.channels % num_heads == 0;
-  check_rows(*keys, "keys", x, call.batch, call.channels, num_heads,
-             divides ? call.channels / num_heads : -1);
-  const int64_t rows = keys->size(keys->dim() - 2);
+  require(keys || scores, "keys", "be a tensor where `scores` are absent");
+  if (keys)
+    check_rows(*keys, "keys", x, call.batch, call.channels, num_heads,
+               call.channels % num_heads == 0 ? call.channels / num_heads : -1);
+  const int64_t rows = rows_given(call, keys, scores);
+  check_scores(scores, call, x, rows, num_heads);
   check_dtype(values, "values", x);
   check_size(values, "values");
   const auto sizes = values.sizes();

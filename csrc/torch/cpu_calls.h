@@ -38,10 +38,11 @@ Map operand(const Optional& map) { return map ? operand(*map) : Map{}; }
 
 Map result(const Optional& map) { return map ? map_of(*map, write(*map)) : Map{}; }
 
-// (B, N) or (B, H, W), for a map whose rows have `width` pixels.
+// (B, N) or (B, H, W), for a map whose rows have `width` pixels; (total,) of bags.
 Pixels pixels(const Optional& value, int64_t width) {
   if (!value) return {};
   const auto strides = value->strides();
+  if (strides.size() == 1) return {read(*value), 0, 0, strides[0]};
   if (strides.size() == 3) return {read(*value), strides[0], strides[1], strides[2]};
   return {read(*value), strides[0], width * strides[1], strides[1]};
 }
@@ -61,9 +62,11 @@ Rows row(const Optional& value) {
   return {read(*value), strides[0], 0, strides[1], false};
 }
 
-// (B, R, N) or (B, R, H, W), for a map whose rows have `width` pixels; a row is a channel.
+// (B, R, N) or (B, R, H, W), for a map whose rows have `width` pixels, or (R, total) of bags; a row is a
+// channel.
 Map scores_map(const Tensor& value, void* data, int64_t width) {
   const auto strides = value.strides();
+  if (strides.size() == 2) return {data, 0, 0, strides[1], strides[0]};
   if (strides.size() == 3) return {data, strides[0], width * strides[2], strides[2], strides[1]};
   return {data, strides[0], strides[2], strides[3], strides[1]};
 }
@@ -76,10 +79,13 @@ void add_scores(Call& call, const Optional& scores, const Optional& dscores = {}
 }
 
 // The operands of project, and of that half of project_tokenize. Before those of tokenize.
-void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, const Optional& token_bias,
-                          bool residual_is_input, int64_t num_heads) {
-  add_project_sizes(call, keys, values, residual_is_input, num_heads);
-  call.keys = rows(keys);
+void add_project_operands(Call& call, const Optional& keys, const Tensor& values, const Optional& token_bias,
+                          bool residual_is_input, int64_t num_heads, const Optional& scores = {},
+                          const Optional& offsets = {}, const Text& normalize = "tokens") {
+  add_project_sizes(call, keys, values, residual_is_input, num_heads, row_count(keys, scores, offsets));
+  call.spreading = normalize_of(normalize);
+  add_scores(call, scores);
+  if (keys) call.keys = rows(*keys);
   call.values = rows(values);
   call.token_bias = row(token_bias);
   call.token_bias_dtype = bias_dtype(token_bias, call.dtype, "token_bias");
@@ -88,14 +94,14 @@ void add_project_operands(Call& call, const Tensor& keys, const Tensor& values, 
 void add_tokenize_operands(Call& call, const Optional& queries, const Optional& mask,
                            const Optional& pixel_bias, const Optional& extra_values, int64_t num_heads,
                            const Optional& values = {}, const Optional& scores = {},
-                           const Optional& token_bias = {}, const Text& normalize = "pixels") {
+                           const Optional& token_bias = {}, const Optional& offsets = {},
+                           const Text& normalize = "pixels") {
   const bool blocks = queries && column_count(*queries) != call.out_channels;
   if (values) {
     call.pooled = operand(*values);
     call.out_channels = values->size(values->dim() == 3 ? 2 : 1);
   }
-  add_tokenize_sizes(call, queries ? row_count(*queries) : scores->size(1), extra_values,
-                     blocks ? num_heads : 1);
+  add_tokenize_sizes(call, row_count(queries, scores, offsets), extra_values, blocks ? num_heads : 1);
   call.softmax_rows = call.query_heads * call.queries_per_head / num_heads;
   call.mask = pixels(mask, call.width);
   call.pixel_bias = pixels(pixel_bias, call.width);
@@ -152,10 +158,10 @@ void run(Kernel Kernels::* kernel, const Call& call) {
 void tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
               const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse,
               const Optional& values, const Optional& scores, const Optional& token_bias,
-              const Text& normalize) {
-  Call call = call_on(x);
+              const Optional& offsets, const Text& normalize) {
+  Call call = call_on(x, offsets);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
-                        normalize);
+                        offsets, normalize);
   add_tokenize_results(call, tokens, lse);
   run(&Kernels::tokenize, call);
 }
@@ -165,11 +171,12 @@ void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
                        const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                        int64_t num_heads, const Optional& dx, const Optional& dqueries,
                        const Optional& dpixel_bias, const Optional& dextra_values, const Optional& values,
-                       const Optional& scores, const Optional& token_bias, const Text& normalize,
-                       const Optional& dvalues, const Optional& dscores, const Optional& dtoken_bias) {
-  Call call = call_on(x);
+                       const Optional& scores, const Optional& token_bias, const Optional& offsets,
+                       const Text& normalize, const Optional& dvalues, const Optional& dscores,
+                       const Optional& dtoken_bias) {
+  Call call = call_on(x, offsets);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
-                        normalize);
+                        offsets, normalize);
   add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
   call.dx = result(dx);
   call.dpooled = result(dvalues);
@@ -178,24 +185,26 @@ void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   run(&Kernels::tokenize_backward, call);
 }
 
-void project(const Tensor& x, const Tensor& keys, const Tensor& values, const Optional& token_bias,
+void project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
              const Optional& residual, bool residual_is_input, int64_t num_heads, const Tensor& map,
-             const Text& normalize) {
-  Call call = call_on(x);
-  call.spreading = normalize_of(normalize);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
+             const Optional& scores, const Optional& offsets, const Text& normalize) {
+  Call call = call_on(x, offsets);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads, scores, offsets,
+                       normalize);
   call.residual = operand(residual);
   call.map = map_of(map, write(map));
   run(&Kernels::project, call);
 }
 
-void project_backward(const Tensor& grad_map, const Tensor& x, const Tensor& keys, const Tensor& values,
+void project_backward(const Tensor& grad_map, const Tensor& x, const Optional& keys, const Tensor& values,
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Optional& dx, const Optional& dkeys, const Optional& dvalues,
-                      const Optional& dtoken_bias, const Text& normalize) {
-  Call call = call_on(x);
-  call.spreading = normalize_of(normalize);
-  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads);
+                      const Optional& dtoken_bias, const Optional& scores, const Optional& offsets,
+                      const Text& normalize, const Optional& dscores) {
+  Call call = call_on(x, offsets);
+  add_project_operands(call, keys, values, token_bias, residual_is_input, num_heads, scores, offsets,
+                       normalize);
+  add_scores(call, scores, dscores);
   call.grad_map = operand(grad_map);
   add_project_gradients(call, dx, dkeys, dvalues, dtoken_bias);
   run(&Kernels::project_backward, call);

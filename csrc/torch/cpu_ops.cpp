@@ -87,7 +87,7 @@ struct Pools {
 
   Pools(const Call& call, const Optional& queries, const Optional& scores, const Optional& values,
         int64_t num_heads)
-      : rows(queries ? row_count(*queries) : scores->size(1)),
+      : rows(rows_given(call, queries, scores)),
         blocks(queries && column_count(*queries) != call.channels ? num_heads : 1),
         channels(values ? values->size(values->dim() == 3 ? 2 : 1) : call.channels) {}
 };
@@ -97,12 +97,8 @@ constexpr char of_project[] = "be \"tokens\", \"exp\" or None";
 
 // ---- what these kernels do not take ----
 
-void refuse_tokenize(const Optional& offsets, const Real& layer_norm_eps) {
-  refuse(name, {{"`offsets`", offsets.has_value()}, {"`layer_norm_eps`", layer_norm_eps.has_value()}});
-}
-
-void refuse_project(const Optional& scores, const Optional& offsets) {
-  refuse(name, {{"`scores`", scores.has_value()}, {"`offsets`", offsets.has_value()}});
+void refuse_tokenize(const Real& layer_norm_eps) {
+  refuse(name, {{"`layer_norm_eps`", layer_norm_eps.has_value()}});
 }
 
 // ---- the ops ----
@@ -111,16 +107,16 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
                const Text& normalize, const Real& layer_norm_eps) {
-  refuse_tokenize(offsets, layer_norm_eps);
-  check_map(x);
-  const Call call = call_on(x);
+  refuse_tokenize(layer_norm_eps);
+  check_map(x, offsets);
+  const Call call = call_on(x, offsets);
   check_normalize(normalize, "pixels", "tokens", of_tokenize);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
                 token_bias, normalize);
   const Pools pools(call, queries, scores, values, num_heads);
   const Pooled pooled(x, call.batch, pools.rows / pools.blocks, pools.rows, pools.channels, extra_values);
   vt::tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse, values,
-               scores, token_bias, normalize);
+               scores, token_bias, offsets, normalize);
   return pooled.rounded(x, keep_exact);
 }
 
@@ -130,9 +126,9 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                         int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
                         const Optional& token_bias, const Optional& offsets, const Text& normalize,
                         const Real& layer_norm_eps) {
-  refuse_tokenize(offsets, layer_norm_eps);
-  check_map(x);
-  const Call call = call_on(x);
+  refuse_tokenize(layer_norm_eps);
+  check_map(x, offsets);
+  const Call call = call_on(x, offsets);
   check_normalize(normalize, "pixels", "tokens", of_tokenize);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
                 token_bias, normalize);
@@ -147,7 +143,7 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                  dscores = like(scores, needs[5]), dtoken_bias = gradient(call, token_bias, needs[6]);
   vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(stats, exact),
-                        num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias,
+                        num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias, offsets,
                         normalize, dvalues, dscores, dtoken_bias);
   return {or_undefined(dx),
           rounded(dqueries, queries),
@@ -161,13 +157,13 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets);
-  check_map(x);
+  check_map(x, offsets);
   check_normalize(normalize, "tokens", "exp", of_project);
-  const Call call = call_on(x);
-  check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
+  const Call call = call_on(x, offsets);
+  check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads, scores);
   const Tensor map = empty_map_like(x, column_count(values));
-  vt::project(x, *keys, values, token_bias, residual, residual_is_input, num_heads, map, normalize);
+  vt::project(x, keys, values, token_bias, residual, residual_is_input, num_heads, map, scores, offsets,
+              normalize);
   return map;
 }
 
@@ -175,22 +171,21 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs, const Optional& scores, const Optional& offsets,
                       const Text& normalize) {
-  refuse_project(scores, offsets);
-  check_map(x);
+  check_map(x, offsets);
   check_normalize(normalize, "tokens", "exp", of_project);
-  const Call call = call_on(x);
-  check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads);
+  const Call call = call_on(x, offsets);
+  check_spreading(call, x, keys, values, token_bias, {}, residual_is_input, num_heads, scores);
   check_defined(grad_map, "grad_map");
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
   check_needs(needs, 5);
   const Optional dx = map_like(x, needs[0]), dkeys = gradient(call, keys, needs[1]),
                  dvalues = gradient(call, values, needs[2]),
-                 dtoken_bias = gradient(call, token_bias, needs[3]);
-  vt::project_backward(grad, x, *keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
-                       dtoken_bias, normalize);
+                 dtoken_bias = gradient(call, token_bias, needs[3]), dscores = like(scores, needs[4]);
+  vt::project_backward(grad, x, keys, values, token_bias, residual_is_input, num_heads, dx, dkeys, dvalues,
+                       dtoken_bias, scores, offsets, normalize, dscores);
   return {or_undefined(dx), rounded(dkeys, keys), rounded(dvalues, values), rounded(dtoken_bias, token_bias),
-          Tensor()};
+          or_undefined(dscores)};
 }
 
 Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& values, const Tensor& queries,
@@ -198,8 +193,9 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets);
-  refuse(name, {{"`normalize` other than \"tokens\" in project_tokenize", normalize != "tokens"}});
+  refuse(name, {{"`scores` in project_tokenize", scores.has_value()},
+                {"`offsets` in project_tokenize", offsets.has_value()},
+                {"`normalize` other than \"tokens\" in project_tokenize", normalize != "tokens"}});
   check_map(x);
   const Call call = call_on(x);
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);

@@ -11,20 +11,22 @@ STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
   library.def(
       "tokenize(Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, "
       "int num_heads, Tensor(a!) tokens, Tensor(b!) lse, Tensor? values=None, Tensor? scores=None, "
-      "Tensor? token_bias=None, str? normalize=\"pixels\") -> ()");
+      "Tensor? token_bias=None, Tensor? offsets=None, str? normalize=\"pixels\") -> ()");
   library.def(
       "tokenize_backward(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor? queries, Tensor? mask, "
       "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, Tensor(a!)? dx, "
       "Tensor(b!)? dqueries, Tensor(c!)? dpixel_bias, Tensor(d!)? dextra_values, Tensor? values=None, "
-      "Tensor? scores=None, Tensor? token_bias=None, str? normalize=\"pixels\", Tensor(e!)? dvalues=None, "
+      "Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, str? normalize=\"pixels\", Tensor(e!)? dvalues=None, "
       "Tensor(f!)? dscores=None, Tensor(g!)? dtoken_bias=None) -> ()");
   library.def(
-      "project(Tensor x, Tensor keys, Tensor values, Tensor? token_bias, Tensor? residual, "
-      "bool residual_is_input, int num_heads, Tensor(a!) map, str? normalize=\"tokens\") -> ()");
+      "project(Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, Tensor? residual, "
+      "bool residual_is_input, int num_heads, Tensor(a!) map, Tensor? scores=None, "
+      "Tensor? offsets=None, str? normalize=\"tokens\") -> ()");
   library.def(
-      "project_backward(Tensor grad_map, Tensor x, Tensor keys, Tensor values, Tensor? token_bias, "
+      "project_backward(Tensor grad_map, Tensor x, Tensor? keys, Tensor values, Tensor? token_bias, "
       "bool residual_is_input, int num_heads, Tensor(a!)? dx, Tensor(b!)? dkeys, Tensor(c!)? dvalues, "
-      "Tensor(d!)? dtoken_bias, str? normalize=\"tokens\") -> ()");
+      "Tensor(d!)? dtoken_bias, Tensor? scores=None, Tensor? offsets=None, str? normalize=\"tokens\", "
+      "Tensor(e!)? dscores=None) -> ()");
   library.def(
       "project_tokenize(Tensor x, Tensor keys, Tensor values, Tensor queries, Tensor? token_bias, "
       "Tensor? residual, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, bool residual_is_input, "

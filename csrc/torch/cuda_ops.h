@@ -233,7 +233,7 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
-  add_project_sizes(sizes, *keys, values, residual_is_input, num_heads);
+  add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(*keys));
   check_taken(cuda::Op::project, sizes, x);
   const Tensor y = empty_map_like(x, sizes.out_channels);
   if (sizes.batch > 0) {
@@ -261,7 +261,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
   check_defined(grad_map, "grad_map");
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
   check_needs(needs, 5);
-  add_project_sizes(sizes, *keys, values, residual_is_input, num_heads);
+  add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(*keys));
   check_taken(cuda::Op::project_backward, sizes, x);
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
@@ -296,7 +296,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
                 "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values);
-  add_project_sizes(sizes, *keys, values, residual_is_input, num_heads);
+  add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(*keys));
   add_tokenize_sizes(sizes, row_count(queries), extra_values, 1);
   check_taken(cuda::Op::project_tokenize, sizes, x);
   const Optional y = return_map ? Optional(empty_map_like(x, channels)) : Optional();
@@ -335,7 +335,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                 "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",
                 grad_map);
   check_needs(needs, 8);
-  add_project_sizes(sizes, keys, values, residual_is_input, num_heads);
+  add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(keys));
   add_tokenize_sizes(sizes, row_count(queries), extra_values, 1);
   check_taken(cuda::Op::project_tokenize_backward, sizes, x);
   const Optional grad = grad_map ? Optional(in_dtype(*grad_map, dtype_code(x))) : Optional();

@@ -181,7 +181,7 @@ class Problem:
                 "keys": bank,
                 "values": torch.randn(*lead(), value_rows, out),
                 "token_bias": bias,
-                "residual": map_of(out) if residual == "map" and not ragged else None,
+                "residual": (torch.randn(x.shape[0], out) if ragged else map_of(out)) if residual == "map" else None,
                 "scores": scores,
             }
             self.residual_is_input = residual == "x"
@@ -329,7 +329,7 @@ class Problem:
 
 
 # What the kernels take so far.
-FEATURES = {"scores": False, "normalize": True, "token_bias": True, "values": True, "offsets": False, "layer_norm": False}
+FEATURES = {"scores": True, "normalize": True, "token_bias": True, "values": True, "offsets": True, "layer_norm": False}
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
