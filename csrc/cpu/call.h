@@ -56,6 +56,7 @@ struct Call {
   int64_t queries_per_head = 0;  // rows of queries / query_heads
   int64_t softmax_rows = 0;      // L of queries, for Normalize::tokens
   int64_t extra_columns = 0;     // P of extra_values
+  double layer_norm_eps = -1;    // of tokenize: x is normalised over its channels; negative: it is not
   bool residual_is_input = false;
   Normalize spreading = Normalize::tokens, pooling = Normalize::pixels;  // of project, of tokenize
 

@@ -26,20 +26,21 @@ constexpr int64_t most_units = 64;  // approximately; a limit for the chunks of 
 // How the pixels of a batch are split into units, each for one thread: several whole samples, or a chunk of
 // one. The split depends on the shape alone, so that results do not depend on the number of threads.
 //
-// Bags are split where the call's offsets say, and have a table of their units. Their pixels are counted
-// through all bags.
+// Bags are split where the call's offsets say, and have a table of their units. Each is cut into chunks by its
+// own size alone, so that its results do not depend on the other bags. Pixels are counted through all bags.
 struct Split {
   struct Unit {  // bags [first, end), or a chunk of the first one
     int64_t first, end, chunk;
   };
   int64_t batch, pixels;
   int64_t tile;     // pixels of a tile at most
-  int64_t chunk;    // pixels of a chunk; all of a sample's if chunks is 1
+  int64_t chunk;    // pixels of a chunk; all of a sample's if chunks is 1; of a bag, the fewest
   int64_t chunks;   // of a sample
   int64_t samples;  // of a unit
   int64_t units;
   int64_t slots;        // chunks of all samples
   int64_t workers = 1;  // that share the units; used to guess which unit a worker takes next
+  int64_t step;         // chunks are a multiple of it
   const void* offsets;
   int64_t stride;
   bool wide;
@@ -51,16 +52,13 @@ struct Split {
   Split(const Call& call, int64_t most, int64_t least, int64_t step)
       : batch(call.batch),
         pixels(call.pixels),
+        step(step),
         offsets(call.offsets),
         stride(call.offsets_stride),
         wide(call.offsets_are_wide) {
-    const int64_t all = offsets ? pixels : batch * pixels;
-    const int64_t wanted =
-        smaller<int64_t>(most_units, larger<int64_t>(8, all / larger<int64_t>(least, 1)));
     most = rounded_up(smaller(most, most_pixels), 32);
     if (offsets) {
-      chunk = rounded_up(larger<int64_t>(1, divided_up(pixels, wanted)), step);
-      tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
+      tile = most, chunk = larger(most, least);
       chunks = samples = 1, units = slots = 0;
       for_each_bag_unit([&](Unit unit) {
         units++;
@@ -68,6 +66,8 @@ struct Split {
       });
       return;
     }
+    const int64_t wanted =
+        smaller<int64_t>(most_units, larger<int64_t>(8, batch * pixels / larger<int64_t>(least, 1)));
     chunks = batch >= wanted ? 1 : smaller(divided_up(wanted, batch), divided_up(pixels, most));
     chunk = chunks == 1 ? pixels : rounded_up(divided_up(pixels, chunks), step);
     chunks = divided_up(pixels, chunk);
@@ -85,6 +85,14 @@ struct Split {
   int64_t end_of(int64_t sample) const { return offsets ? bound(sample + 1) : pixels; }
   // The place of a pixel among those of all samples.
   int64_t flat(int64_t sample, int64_t pixel) const { return offsets ? pixel : sample * pixels + pixel; }
+  // Pixels of each chunk of a bag of `count` but the last.
+  int64_t cut(int64_t count) const {
+    const int64_t parts = smaller(most_units, count / chunk);
+    return parts > 1 ? rounded_up(divided_up(count, parts), step) : larger<int64_t>(count, 1);
+  }
+  int64_t chunk_of(int64_t sample) const {
+    return offsets ? cut(bound(sample + 1) - bound(sample)) : chunk;
+  }
   int64_t chunks_of(int64_t sample) const {
     return offsets ? first_slot[sample + 1] - first_slot[sample] : chunks;
   }
@@ -103,9 +111,9 @@ struct Split {
     constexpr int64_t cost = 32;
     const int64_t enough = larger(chunk, (pixels + cost * batch) / most_units);
     for (int64_t bag = 0; bag < batch;) {
-      const int64_t count = bound(bag + 1) - bound(bag);
-      if (count > chunk) {
-        for (int64_t j = 0; j < divided_up(count, chunk); j++) body(Unit{bag, bag + 1, j});
+      const int64_t count = bound(bag + 1) - bound(bag), parts = divided_up(count, cut(count));
+      if (parts > 1) {
+        for (int64_t j = 0; j < parts; j++) body(Unit{bag, bag + 1, j});
         bag++;
         continue;
       }
@@ -113,7 +121,7 @@ struct Split {
       for (int64_t together = 0; bag < batch; bag++) {
         const int64_t more = bound(bag + 1) - bound(bag);
         together += more + cost;
-        if (bag > first && (more > chunk || together > enough)) break;
+        if (bag > first && (cut(more) < more || together > enough)) break;
       }
       body(Unit{first, bag, 0});
     }

@@ -25,8 +25,9 @@ template <class N, bool pixels_innermost>
 Split split_of(const Call& call, int64_t width, int64_t least, int64_t fewest = 64) {
   // Where pixels lie innermost: half a block of a product's columns, or whole cache lines where rows are made
   // of them.
-  const int64_t step = pixels_innermost ? (call.pixels % 32 ? 16 : 32) : 4;
-  return {call, tile_pixels<N, pixels_innermost>(width, call.pixels, fewest), least, step};
+  const int64_t step = pixels_innermost ? (call.offsets || call.pixels % 32 ? 16 : 32) : 4;
+  const int64_t pixels = call.offsets ? most_pixels + 1 : call.pixels;  // tiles of bags are all alike
+  return {call, tile_pixels<N, pixels_innermost>(width, pixels, fewest), least, step};
 }
 
 // Where the chunk begins that a worker probably continues with after `last`, the last tile of a chunk.
@@ -36,7 +37,7 @@ VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
     if (last.sample + 1 < split.table[unit].end) return {last.sample, split.bound(last.sample + 1)};
     if (next >= split.units) return {last.sample, last.first};
     const Split::Unit& of = split.table[next];
-    return {last.sample, split.bound(of.first) + of.chunk * split.chunk};
+    return {last.sample, split.bound(of.first) + of.chunk * split.chunk_of(of.first)};
   }
   if (split.chunks == 1 && last.sample + 1 < smaller((unit + 1) * split.samples, split.batch))
     return {last.sample + 1, 0};
@@ -49,8 +50,8 @@ VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
 // there is none.
 template <class Body>
 VT_INLINE void for_each_tile(const Split& split, int64_t unit, int64_t sample, int64_t chunk, Body body) {
-  const int64_t begin = split.begin_of(sample) + chunk * split.chunk,
-                end = smaller(begin + split.chunk, split.end_of(sample));
+  const int64_t size = split.chunk_of(sample), begin = split.begin_of(sample) + chunk * size,
+                end = smaller(begin + size, split.end_of(sample));
   for (int64_t first = begin; first < end; first += split.tile) {
     const PixelRange range = {sample, first, smaller(split.tile, end - first)};
     body(range,

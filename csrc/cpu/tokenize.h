@@ -10,6 +10,7 @@
 // another map V is pooled, dA = V dT^T and dV = A dT.
 #pragma once
 
+#include "layer_norm.h"
 #include "run.h"
 #include "softmax.h"
 
@@ -237,20 +238,25 @@ struct TokenizeWorker {
   using Elem = typename N::Elem;
   TiledMap<N, pixels_innermost> x, values;
   Tokenizer<N, pixels_innermost> tokenizer;
+  LayerNorm<N, pixels_innermost> norm;
 
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
                  Arena& arena)
       : x(call.x, Use::read, call, call.channels),
         values(call.pooled, Use::read, call, call.out_channels),
-        tokenizer(call, split, plan, arena) {
+        tokenizer(call, split, plan, arena),
+        norm(call, arena) {
+    x.in_place &= !norm.on;
     for (auto* each : {&x, &values}) each->take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
   }
   void begin(int64_t sample) { tokenizer.begin(sample); }
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
     const Call& call = tokenizer.call;
-    if (!call.pooled.data) return tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
-    const View<const Elem> tile = call.queries.data ? x.read(range, valid) : View<const Elem>{nullptr, 0};
+    const bool unused = call.pooled.data && !call.queries.data;
+    const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
+    if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
+    if (!call.pooled.data) return tokenizer.add(range, tile, valid, x.ahead(range, next));
     tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
                   values.ahead(range, next));
   }
@@ -525,6 +531,7 @@ struct TokenizeBackwardWorker {
   using Elem = typename N::Elem;
   TiledMap<N, pixels_innermost> x, values, dx, dvalues;
   TokenizerBackward<N, pixels_innermost> tokenizer;
+  LayerNorm<N, pixels_innermost> norm;
   Storing storing, storing_values;
 
   TokenizeBackwardWorker(const Call& call, const Split& split,
@@ -534,8 +541,10 @@ struct TokenizeBackwardWorker {
         dx(call.dx, Use::write, call, call.channels),
         dvalues(call.dpooled, Use::write, call, call.out_channels),
         tokenizer(call, split, plan, arena),
-        storing(storing_of(dx, tokenizer.rows.depth, call, split)),
-        storing_values(storing_of(dvalues, tokenizer.part, call, split)) {
+        norm(call, arena) {
+    x.in_place &= !norm.on, dx.in_place &= !norm.on;
+    storing = storing_of(dx, tokenizer.rows.depth, call, split);
+    storing_values = storing_of(dvalues, tokenizer.part, call, split);
     for (auto* each : {&x, &values}) each->take_buffer_if_needed(arena, split.tile, tokenizer.options.any);
     for (auto* each : {&dx, &dvalues}) each->take_buffer_if_needed(arena, split.tile);
   }
@@ -543,11 +552,14 @@ struct TokenizeBackwardWorker {
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
     const Call& call = tokenizer.call;
+    const bool unused = call.pooled.data && !call.queries.data;
+    const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
+    if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
     if (call.pooled.data)
-      tokenizer.add(range, call.queries.data ? x.read(range, valid) : View<const Elem>{nullptr, 0},
-                    values.read(range, valid), valid, x.ahead(range, next), values.ahead(range, next));
+      tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
+                    values.ahead(range, next));
     else
-      tokenizer.add(range, x.read(range, valid), valid, x.ahead(range, next));
+      tokenizer.add(range, tile, valid, x.ahead(range, next));
     if (dvalues.map.data) {
       tokenizer.grad_values(range, dvalues.target(range), storing_values);
       if (valid) dvalues.clear_invalid(dvalues.target(range), range.count, valid);
@@ -555,6 +567,7 @@ struct TokenizeBackwardWorker {
     }
     if (!dx.map.data) return;
     tokenizer.grad_map(range, {nullptr, 0}, dx.target(range), storing, 0);
+    if (norm.on) norm.differentiate(tile, dx.target(range), range.count);
     if (valid) dx.clear_invalid(dx.target(range), range.count, valid);
     dx.write(range);
   }

@@ -181,13 +181,16 @@ void check_row_bias(const Optional& value, const Tensor& x, int64_t batch, int64
 void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Optional& queries,
                    const Optional& mask, const Optional& pixel_bias, const Optional& extra_values,
                    int64_t num_heads, const Optional& values = {}, const Optional& scores = {},
-                   const Optional& token_bias = {}, const Text& normalize = "pixels") {
+                   const Optional& token_bias = {}, const Text& normalize = "pixels",
+                   const Real& layer_norm_eps = {}) {
   require(num_heads >= 1, "num_heads", "be at least 1");
   require(queries || scores, "queries", "be a tensor where `scores` are absent");
   if (queries)
     check_rows(*queries, "queries", x, call.batch, channels, num_heads,
                channels % num_heads == 0 ? channels / num_heads : -1);
   const bool flat = x.dim() == 3;
+  require(!layer_norm_eps || (*layer_norm_eps >= 0 && !values && normalize == "pixels"), "layer_norm_eps",
+          "be at least 0, without `values` and with a softmax over pixels");
   const int64_t rows = rows_given(call, queries, scores);
   check_scores(scores, call, x, rows, num_heads);
   check_row_bias(token_bias, x, call.batch, rows);

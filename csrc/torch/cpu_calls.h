@@ -158,8 +158,9 @@ void run(Kernel Kernels::* kernel, const Call& call) {
 void tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
               const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse,
               const Optional& values, const Optional& scores, const Optional& token_bias,
-              const Optional& offsets, const Text& normalize) {
+              const Optional& offsets, const Text& normalize, const Real& layer_norm_eps) {
   Call call = call_on(x, offsets);
+  call.layer_norm_eps = layer_norm_eps.value_or(-1);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
                         offsets, normalize);
   add_tokenize_results(call, tokens, lse);
@@ -172,9 +173,10 @@ void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
                        int64_t num_heads, const Optional& dx, const Optional& dqueries,
                        const Optional& dpixel_bias, const Optional& dextra_values, const Optional& values,
                        const Optional& scores, const Optional& token_bias, const Optional& offsets,
-                       const Text& normalize, const Optional& dvalues, const Optional& dscores,
-                       const Optional& dtoken_bias) {
+                       const Text& normalize, const Real& layer_norm_eps, const Optional& dvalues,
+                       const Optional& dscores, const Optional& dtoken_bias) {
   Call call = call_on(x, offsets);
+  call.layer_norm_eps = layer_norm_eps.value_or(-1);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
                         offsets, normalize);
   add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);

@@ -95,28 +95,21 @@ struct Pools {
 constexpr char of_tokenize[] = "be \"pixels\", \"tokens\" or None";
 constexpr char of_project[] = "be \"tokens\", \"exp\" or None";
 
-// ---- what these kernels do not take ----
-
-void refuse_tokenize(const Real& layer_norm_eps) {
-  refuse(name, {{"`layer_norm_eps`", layer_norm_eps.has_value()}});
-}
-
 // ---- the ops ----
 
 Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
                const Text& normalize, const Real& layer_norm_eps) {
-  refuse_tokenize(layer_norm_eps);
   check_map(x, offsets);
   const Call call = call_on(x, offsets);
   check_normalize(normalize, "pixels", "tokens", of_tokenize);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
-                token_bias, normalize);
+                token_bias, normalize, layer_norm_eps);
   const Pools pools(call, queries, scores, values, num_heads);
   const Pooled pooled(x, call.batch, pools.rows / pools.blocks, pools.rows, pools.channels, extra_values);
   vt::tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse, values,
-               scores, token_bias, offsets, normalize);
+               scores, token_bias, offsets, normalize, layer_norm_eps);
   return pooled.rounded(x, keep_exact);
 }
 
@@ -126,12 +119,11 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                         int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
                         const Optional& token_bias, const Optional& offsets, const Text& normalize,
                         const Real& layer_norm_eps) {
-  refuse_tokenize(layer_norm_eps);
   check_map(x, offsets);
   const Call call = call_on(x, offsets);
   check_normalize(normalize, "pixels", "tokens", of_tokenize);
   check_pooling(call, x, call.channels, queries, mask, pixel_bias, extra_values, num_heads, values, scores,
-                token_bias, normalize);
+                token_bias, normalize, layer_norm_eps);
   const Pools pools(call, queries, scores, values, num_heads);
   check_pooling_grads(call, x, pools.rows, pools.blocks, pools.channels, extra_values, grad_tokens,
                       grad_stats, tokens, stats);
@@ -144,7 +136,7 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
   vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(stats, exact),
                         num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias, offsets,
-                        normalize, dvalues, dscores, dtoken_bias);
+                        normalize, layer_norm_eps, dvalues, dscores, dtoken_bias);
   return {or_undefined(dx),
           rounded(dqueries, queries),
           rounded(dpixel_bias, pixel_bias),

@@ -148,7 +148,7 @@ class Problem:
     def _fill(self, draw, batch, channels, out, count, tokens, layout, map_of) -> None:
         heads, rows = self.heads, self.heads * tokens
         x = map_of(channels)
-        if layout.startswith("bnc") and FEATURES["offsets"] and draw.random() < 0.3:
+        if layout.startswith("bnc") and FEATURES["offsets"] and draw.random() < 0.5:
             x, batch = self._bags(draw, x), self.bags
         ragged = self.offsets is not None
         lead = lambda: () if draw.random() < 0.4 else (batch,)
@@ -329,7 +329,7 @@ class Problem:
 
 
 # What the kernels take so far.
-FEATURES = {"scores": True, "normalize": True, "token_bias": True, "values": True, "offsets": True, "layer_norm": False}
+FEATURES = {"scores": True, "normalize": True, "token_bias": True, "values": True, "offsets": True, "layer_norm": True}
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
