@@ -78,7 +78,7 @@ struct Bank {
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
   // Reads a row, or sets it to zeros if it must not be read.
-  void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample, int64_t from_row,
+  VT_INLINE void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample, int64_t from_row,
                int64_t first_column, bool zero = false) const {
     Elem* to = row(matrix, index);
     if (zero)

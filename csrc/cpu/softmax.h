@@ -248,6 +248,13 @@ void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t firs
   }
 }
 
+template <class N, bool pixels_innermost>
+void clear_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows, int64_t pixels) {
+  for (int64_t l = first; l < first + rows; l++)
+    for (int64_t i = 0; i < rounded_up(pixels, 32); i++) weights.row(l)[i] = 0;
+  weights.round(first, rows, pixels);
+}
+
 // Logits of rows [first, first + rows), which are whole heads, -> weights that need no sum over pixels, in
 // place, and rounded for products. Their biases begin with row `first_bias`.
 template <class N, bool pixels_innermost>
@@ -256,26 +263,26 @@ void weigh(Normalize normalize, const Weights<N, pixels_innermost>& weights, int
   using Acc = typename N::Acc;
   const int64_t L = bias.L;
   fill_padding(weights.row(first), rows, pixels, (Acc)0);
-  for (int64_t head = first; head < first + rows; head += L) {
-    const int64_t at = first_bias + head - first;
-    for (int64_t l = 0; l < L; l++) {
-      Acc* s = weights.row(head + l);
-      if (bias.data)
-        for (int64_t i = 0; i < pixels; i += lanes<Acc>) store<Acc>(s + i, load<Acc>(s + i) + bias.data[at + l]);
-      if (normalize == Normalize::exp)
-        for (int64_t i = 0; i < pixels; i += lanes<Acc>) store<Acc>(s + i, exponential(load<Acc>(s + i)));
-    }
-    if (normalize == Normalize::tokens) {
-      softmax_over_rows(weights, head, L, pixels);
-      if (!bias.data || !bias.empty[at / L]) continue;
-    } else {
-      fill_padding(weights.row(head), L, pixels, (Acc)0);
-    }
-    for (int64_t l = 0; l < L; l++)
-      if (bias.removed(at + l))
-        for (int64_t i = 0; i < rounded_up(pixels, 32); i++) weights.row(head + l)[i] = 0;
-    weights.round(head, L, pixels);
+  for (int64_t l = 0; bias.data && l < rows; l++) {
+    Acc* s = weights.row(first + l);
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>)
+      store<Acc>(s + i, load<Acc>(s + i) + bias.data[first_bias + l]);
   }
+  if (normalize == Normalize::tokens) {
+    for (int64_t l = 0; l < rows; l += L) {
+      softmax_over_rows(weights, first + l, L, pixels);
+      if (bias.data && bias.empty[(first_bias + l) / L]) clear_rows(weights, first + l, L, pixels);
+    }
+    return;
+  }
+  for (int64_t l = 0; l < rows; l++) {
+    Acc* s = weights.row(first + l);
+    for (int64_t i = 0; normalize == Normalize::exp && i < pixels; i += lanes<Acc>)
+      store<Acc>(s + i, exponential(load<Acc>(s + i)));
+    if (bias.removed(first_bias + l)) clear_rows(weights, first + l, 1, pixels);
+  }
+  fill_padding(weights.row(first), rows, pixels, (Acc)0);
+  weights.round(first, rows, pixels);
 }
 
 // The gradient of the logits of one head, after `weigh`: dS = W * (dW - sum of W * dW over the rows), W * dW or

@@ -39,7 +39,7 @@ Acc bias_of(const Call& call, int64_t sample, int64_t row) {
 // lse, which a softmax over pixels adds the bias to, or the sum of the weights. `seen`: 0 where there are no
 // valid pixels, or the row is removed.
 template <class Acc>
-void put_statistic(const Call& call, int64_t place, int64_t seen, Acc highest, Acc sum, Acc bias) {
+VT_INLINE void put_statistic(const Call& call, int64_t place, int64_t seen, Acc highest, Acc sum, Acc bias) {
   Acc& out = ((Acc*)call.lse_out)[place];
   if (call.pooling == Normalize::pixels)
     out = seen ? call.query_bias.data ? log_sum(highest, sum) + bias : log_sum(highest, sum)
@@ -216,7 +216,7 @@ struct Tokenizer {
       tokens.emit(h, out + h * part, width, divided ? factors : nullptr);
       if (call.extra_columns)
         pooled_extra.emit(0, out + call.out_channels, width, divided ? factors : nullptr);
-      for (int64_t l = 0; whole && l < L; l++)
+      for (int64_t l = 0; bias.data && whole && l < L; l++)
         if (bias.removed(h * L + l))
           for (int64_t c = 0; c < part + call.extra_columns; c++) out[l * width + h * part + c] = 0;
     }

@@ -28,6 +28,7 @@ TAKEN = {
         "values that are summed over the heads",
     },
 }
+TAKEN["cpu"] = TAKEN["torch"]
 
 B, C, HEIGHT, WIDTH, D, L, HEADS = 3, 8, 3, 5, 6, 3, 2
 N = HEIGHT * WIDTH

@@ -33,7 +33,7 @@ class GuardedOps:
             if not isinstance(value, torch.Tensor):
                 passed.append(value)
             elif parameter.alias_info is not None and parameter.alias_info.is_write:
-                is_map = parameter.name in ("map", "dx", "dresidual")
+                is_map = parameter.name in ("map", "dx", "dresidual", "dpooled", "dscores")
                 memory, view = _guarded(value, self.holes if is_map else 1, self.shift)
                 results.append((parameter.name, value, memory, view))
                 passed.append(view)

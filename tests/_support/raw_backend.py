@@ -22,8 +22,10 @@ from vt_fast.backends.contract import (
     Tokenize,
     TokenizeBackward,
     TokenizeGradients,
+    row_count,
+    sees_block,
 )
-from vt_fast.layout import channel_count, empty_map_like
+from vt_fast.layout import channel_count, empty_map_like, sample_count
 from vt_fast.ops.library import Pass
 from vt_fast.precision import compute_dtype
 
@@ -45,12 +47,20 @@ class RawBackend:
         self.ops = ops
 
     def tokenize(self, call: Tokenize) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, C + P) and lse (B, num_heads * L), in the compute dtype."""
-        x, queries, mask, pixel_bias, extra_values, num_heads, _ = call[:7]
-        rows = queries.shape[-2]
-        tokens, lse = _pooled(x, rows // num_heads, rows, channel_count(x), extra_values)
-        self.ops.tokenize.default(x, queries, mask, pixel_bias, extra_values, num_heads, tokens, lse)
-        return tokens, lse
+        """Tokens and statistics in the compute dtype."""
+        x, values = call.x, call.x if call.values is None else call.values
+        rows = row_count(call.queries, call.scores, call.offsets)
+        blocks = call.num_heads if sees_block(call.queries, channel_count(x), call.num_heads) else 1
+        tokens, stats = _pooled(
+            x,
+            sample_count(x, call.offsets),
+            rows // blocks,
+            rows,
+            channel_count(values),
+            call.extra_values,
+        )
+        self.ops.tokenize.default(*call[:6], tokens, stats, *call[7:])
+        return tokens, stats
 
     def tokenize_backward(self, call: TokenizeBackward) -> TokenizeGradients:
         """The gradients that are needed."""
@@ -61,6 +71,9 @@ class RawBackend:
             queries=_gradient(call.queries, needs[1], dtype),
             pixel_bias=_gradient(call.pixel_bias, needs[2], dtype),
             extra_values=_gradient(call.extra_values, needs[3], dtype),
+            values=torch.empty_like(call.values) if call.values is not None and needs[4] else None,
+            scores=torch.empty_like(call.scores) if call.scores is not None and needs[5] else None,
+            token_bias=_gradient(call.token_bias, needs[6], dtype),
         )
         self.ops.tokenize_backward.default(
             _as(call.grad_tokens, x.dtype),
@@ -74,13 +87,15 @@ class RawBackend:
             call.stats.contiguous(),
             call.num_heads,
             *found[:4],
+            *call[11:],
+            *found[4:],
         )
         return found
 
     def project(self, call: Project) -> Tensor:
         """The map."""
         y = empty_map_like(call.x, call.values.shape[-1])
-        self.ops.project.default(*call[:7], y)
+        self.ops.project.default(*call[:7], y, *call[7:])
         return y
 
     def project_backward(self, call: ProjectBackward) -> ProjectGradients:
@@ -92,15 +107,18 @@ class RawBackend:
             keys=_gradient(call.keys, needs[1], dtype),
             values=_gradient(call.values, needs[2], dtype),
             token_bias=_gradient(call.token_bias, needs[3], dtype),
+            scores=torch.empty_like(call.scores) if call.scores is not None and needs[4] else None,
         )
-        self.ops.project_backward.default(_as(call.grad_map, x.dtype), *call[1:7], *found[:4])
+        self.ops.project_backward.default(
+            _as(call.grad_map, x.dtype), *call[1:7], *found[:4], *call[8:], found[4]
+        )
         return found
 
     def project_tokenize(self, call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
         """The map (None unless wanted), its tokens (B, Lq, D + P) and lse (B, Lq) in the compute dtype."""
         channels, rows = call.values.shape[-1], call.queries.shape[-2]
         y = empty_map_like(call.x, channels) if call.return_map else None
-        tokens, lse = _pooled(call.x, rows, rows, channels, call.extra_values)
+        tokens, lse = _pooled(call.x, call.x.shape[0], rows, rows, channels, call.extra_values)
         self.ops.project_tokenize.default(*call[:11], y, tokens, lse)
         return y, tokens, lse
 
@@ -133,11 +151,11 @@ class RawBackend:
 
 
 def _pooled(
-    x: Tensor, tokens: int, rows: int, channels: int, extra_values: Tensor | None
+    x: Tensor, batch: int, tokens: int, rows: int, channels: int, extra_values: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Uninitialised tokens (B, tokens, channels + P) and lse (B, rows) in the compute dtype."""
     width = channels if extra_values is None else channels + extra_values.shape[1]
-    dtype, batch = compute_dtype(x.dtype), x.shape[0]
+    dtype = compute_dtype(x.dtype)
     return x.new_empty((batch, tokens, width), dtype=dtype), x.new_empty((batch, rows), dtype=dtype)
 
 

@@ -120,7 +120,7 @@ def pixels(value: Tensor) -> Tensor:
 class Problem:
     """Operands of one call in float64, and its options."""
 
-    def __init__(self, op: str, seed: int) -> None:
+    def __init__(self, op: str, seed: int, large: bool = False) -> None:
         torch.manual_seed(seed)
         draw = random.Random(f"{op}{seed}")
         self.op, self.options = op, {}
@@ -129,11 +129,17 @@ class Problem:
         height, width = draw.choice([(1, 1), (1, 7), (3, 11), (12, 25), (20, 20)])
         batch = draw.choice([1, 2, 9])
         channels = heads * draw.choice([1, 2, 3, 5, 8, 11, 16, 21])
+        if large:  # enough work for several threads
+            tokens, height, width, batch = 17, 20, 20, draw.choice([3, 20])
+            channels = heads * 21
         layout = draw.choice(list(LAYOUTS))
         out = draw.choice([channels, heads * draw.choice([1, 4, 9, 32])])
         self.dtype = draw.choice(list(TOLERANCES))
         self.bags = None
-        map_of = lambda of: LAYOUTS[draw.choice([layout, layout, *self._alike(layout)])](batch, of, height, width)
+
+        def map_of(of):
+            return LAYOUTS[draw.choice([layout, layout, *self._alike(layout)])](batch, of, height, width)
+
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
@@ -148,16 +154,19 @@ class Problem:
     def _fill(self, draw, batch, channels, out, count, tokens, layout, map_of) -> None:
         heads, rows = self.heads, self.heads * tokens
         x = map_of(channels)
-        if layout.startswith("bnc") and FEATURES["offsets"] and draw.random() < 0.5:
+        if layout.startswith("bnc") and draw.random() < 0.5:
             x, batch = self._bags(draw, x), self.bags
         ragged = self.offsets is not None
-        lead = lambda: () if draw.random() < 0.4 else (batch,)
+
+        def lead():
+            return () if draw.random() < 0.4 else (batch,)
+
         blocks = draw.random() < 0.5
         depth = channels // heads if blocks else channels
         operands: dict[str, Tensor | None] = {"x": x}
         bank = torch.randn(*lead(), rows, depth) * depth**-0.5
         scores = None
-        if FEATURES["scores"] and draw.random() < 0.3:
+        if draw.random() < 0.3:
             scores = torch.randn((rows, x.shape[0]) if ragged else (batch, rows, count))
             if x.dim() == 4 and draw.random() < 0.5:
                 scores = scores.unflatten(2, x.shape[2:])
@@ -170,7 +179,7 @@ class Problem:
             if draw.random() < 0.3:
                 bias[..., :tokens] = -INF
         others = ["tokens", "exp", None] if self.op == "project" else ["pixels", "tokens", None]
-        normalize = draw.choice([others[0], *others]) if FEATURES["normalize"] else others[0]
+        normalize = draw.choice([others[0], *others])
         self.options |= {"normalize": normalize}
         if self.op == "project":
             summed = draw.random() < 0.5
@@ -181,15 +190,15 @@ class Problem:
                 "keys": bank,
                 "values": torch.randn(*lead(), value_rows, out),
                 "token_bias": bias,
-                "residual": (torch.randn(x.shape[0], out) if ragged else map_of(out)) if residual == "map" else None,
+                "residual": (torch.randn(x.shape[0], out) if ragged else map_of(out))
+                if residual == "map"
+                else None,
                 "scores": scores,
             }
             self.residual_is_input = residual == "x"
             return
-        if not FEATURES["token_bias"]:
-            bias = None
-        values = map_of(out) if FEATURES["values"] and not ragged and draw.random() < 0.4 else None
-        if ragged and FEATURES["values"] and draw.random() < 0.3:
+        values = map_of(out) if not ragged and draw.random() < 0.4 else None
+        if ragged and draw.random() < 0.3:
             values = torch.randn(x.shape[0], out)
         shape = x.shape[:1] if ragged else (batch, count)
         mask = torch.rand(shape) < 0.7 if draw.random() < 0.4 else None
@@ -201,7 +210,7 @@ class Problem:
         extra = None
         if normalize == "pixels" and heads == 1 and not ragged and draw.random() < 0.3:
             extra = torch.randn(count, draw.choice([1, 3, 40]))
-        if FEATURES["layer_norm"] and normalize == "pixels" and values is None and draw.random() < 0.3:
+        if normalize == "pixels" and values is None and draw.random() < 0.3:
             self.options["layer_norm_eps"] = 1e-3
         self.operands = operands | {
             "queries": bank,
@@ -285,12 +294,16 @@ class Problem:
                     self.options.get("layer_norm_eps"),
                 )
             )
-        results = [torch.stack(each) if self.offsets is None else list(each) for each in zip(*found, strict=True)]
+        results = [
+            torch.stack(each) if self.offsets is None else list(each) for each in zip(*found, strict=True)
+        ]
         if self.op == "project":
             if self.offsets is not None:
                 return [torch.cat(results[0])]
             y = results[0]
-            return [y if operands["x"].dim() == 3 else y.transpose(1, 2).unflatten(2, operands["x"].shape[2:])]
+            return [
+                y if operands["x"].dim() == 3 else y.transpose(1, 2).unflatten(2, operands["x"].shape[2:])
+            ]
         return [torch.stack(each) if isinstance(each, list) else each for each in results]
 
     def _normal(self, x: Tensor) -> Tensor:
@@ -310,10 +323,21 @@ class Problem:
     def backward(self, o: dict[str, Tensor | None], results: Any, grads: list[Tensor]) -> dict[str, Tensor]:
         """Gradients of the op by name."""
         ops, named = torch.ops.vt_fast, self._named(o)
-        needs = lambda names: [o[name] is not None for name in names]
+
+        def needs(names):
+            return [o[name] is not None for name in names]
+
         if self.op == "project":
             names = ["x", "keys", "values", "token_bias", "scores"]
-            args = (*grads, o["x"], o["keys"], o["values"], o["token_bias"], self.residual_is_input, self.heads)
+            args = (
+                *grads,
+                o["x"],
+                o["keys"],
+                o["values"],
+                o["token_bias"],
+                self.residual_is_input,
+                self.heads,
+            )
             found = ops.project_backward_cpu(*args, needs(names), **named)
         else:
             tokens, exact, stats = results
@@ -326,10 +350,6 @@ class Problem:
     def _named(self, o: dict[str, Tensor | None]) -> dict[str, Any]:
         names = ("scores",) if self.op == "project" else ("values", "scores", "token_bias")
         return {name: o[name] for name in names} | {"offsets": self.offsets} | self.options
-
-
-# What the kernels take so far.
-FEATURES = {"scores": True, "normalize": True, "token_bias": True, "values": True, "offsets": True, "layer_norm": True}
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> None:
@@ -364,33 +384,123 @@ def poison_unused(problem: Problem, operands: dict[str, Tensor | None]) -> None:
                 rows[bias == -INF] = float("nan")
 
 
+def solve(
+    problem: Problem, operands: dict[str, Tensor | None], cotangents: list[Tensor]
+) -> dict[str, Tensor]:
+    """Results and gradients of the op by name."""
+    results = problem.forward(operands)
+    named = dict(
+        zip(["map"] if problem.op == "project" else ["tokens", "exact", "stats"], results, strict=True)
+    )
+    named.pop("exact", None)
+    grads = [c.to(value.dtype) for c, value in zip(cotangents, named.values(), strict=True)]
+    found = problem.backward(operands, results, grads)
+    return named | {f"d{name}": grad for name, grad in found.items()}
+
+
+def detached(operands: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {name: None if value is None else value.detach() for name, value in operands.items()}
+
+
 @pytest.mark.parametrize("seed", range(120))
 @pytest.mark.parametrize("op", ["project", "tokenize"])
 def test_switches(op: str, seed: int) -> None:
     problem = Problem(op, seed)
-    dtype = problem.dtype
-    ours = problem.leaves(dtype)
+    ours = problem.leaves(problem.dtype)
     exact = {
-        name: None if value is None else value if value.dtype == torch.bool else rounded(value.detach(), torch.float64)
+        name: value if value is None or value.dtype == torch.bool else rounded(value.detach(), torch.float64)
         for name, value in ours.items()
     }
     expected = problem.define(exact)
     cotangents = [torch.randint(-4, 5, each.shape) / 4 for each in expected]
-    loss = sum((torch.where(each.isfinite(), each, 0) * c).sum() for each, c in zip(expected, cotangents, strict=True))
+    finite = [torch.where(each.isfinite(), each, 0) for each in expected]
+    loss = sum((each * c).sum() for each, c in zip(finite, cotangents, strict=True))
     names = [name for name, value in exact.items() if value is not None and value.dtype != torch.bool]
     gradients = torch.autograd.grad(loss, [exact[name] for name in names], allow_unused=True)
+    wanted = dict(zip(["map"] if op == "project" else ["tokens", "stats"], expected, strict=True))
+    for name, grad in zip(names, gradients, strict=True):
+        if name != "residual":
+            wanted[f"d{name}"] = torch.zeros_like(exact[name]) if grad is None else grad
     poison_unused(problem, ours)
-    ours = {name: None if value is None else value.detach() for name, value in ours.items()}
     for isa in each():
-        results = problem.forward(ours)
-        named = dict(zip(["map"] if op == "project" else ["tokens", "exact", "stats"], results, strict=True))
-        kept = [value for name, value in named.items() if name != "exact"]
-        for name, value, wanted in zip(named.keys() - {"exact"} and [n for n in named if n != "exact"], kept, expected, strict=True):
-            close(value, wanted, dtype, f"{name} on {isa}")
-        grads = [c.to(dtype if i == 0 else kept[1].dtype) for i, c in enumerate(cotangents)]
-        found = problem.backward(ours, results, grads)
-        for name, wanted in zip(names, gradients, strict=True):
-            if name == "residual":
-                continue
-            wanted = torch.zeros_like(exact[name]) if wanted is None else wanted
-            close(found[name], wanted, dtype, f"d{name} on {isa}")
+        found = solve(problem, detached(ours), cotangents)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            close(found[name], value, problem.dtype, f"{name} on {isa}")
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("op", ["project", "tokenize"])
+def test_threads_do_not_matter(op: str, seed: int) -> None:
+    problem = Problem(op, seed, large=True)
+    operands = detached(problem.leaves(problem.dtype))
+    kinds = problem.forward(operands)
+    shapes = [kinds[0].shape] if op == "project" else [kinds[0].shape, kinds[2].shape]
+    cotangents = [torch.randint(-4, 5, shape) / 4 for shape in shapes]
+    for isa in each():
+        first = None
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            found = solve(problem, operands, cotangents)
+            first = first or found
+            for name, value in found.items():
+                same = torch.equal(value.view(torch.uint8), first[name].view(torch.uint8))
+                assert same, f"{name} with {threads} threads on {isa}"
+
+
+@pytest.mark.parametrize("layout", ["bnc", "bnc, pixels innermost"])
+def test_a_bag_does_not_depend_on_the_others(layout: str) -> None:
+    sizes = [5000, 0, 3, 700, 90, 1]
+    torch.manual_seed(0)
+    x = LAYOUTS[layout](1, 24, 1, sum(sizes))[0].float()
+    queries, values = torch.randn(4, 24), torch.randn(4, 24)
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    ops = torch.ops.vt_fast
+
+    def tokenize(x, offsets):
+        return ops.tokenize_cpu(x, queries, None, None, None, 1, True, offsets=offsets)
+
+    def project(x, offsets):
+        return ops.project_cpu(x, queries, values, None, None, False, 1, offsets=offsets)
+
+    tokens, _, stats = tokenize(x, offsets)
+    y = project(x, offsets)
+    for bag, size in enumerate(sizes):
+        part = slice(offsets[bag], offsets[bag + 1])
+        alone, _, stat = tokenize(x[part], torch.tensor([0, size], dtype=torch.int32))
+        assert torch.equal(alone[0], tokens[bag])
+        assert torch.equal(stat[0], stats[bag])
+        assert torch.equal(project(x[part], torch.tensor([0, size])), y[part])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_heads_by_shape_in_project_tokenize(layout: str, dtype: torch.dtype) -> None:
+    """Block keys and summed values: what project, then tokenize give."""
+    torch.manual_seed(0)
+    x = LAYOUTS[layout](2, 24, 5, 7).to(dtype)
+    queries = torch.randn(3, 24, dtype=dtype)
+    ops = torch.ops.vt_fast
+    for keys in (torch.randn(2, 12, 8), torch.randn(12, 24)):
+        for values in (torch.randn(12, 24), torch.randn(2, 4, 24)):
+            keys, values = (keys / 4).to(dtype), values.to(dtype)
+            y = ops.project_cpu(x, keys, values, None, None, True, 3)
+            tokens, exact, lse = ops.tokenize_cpu(y, queries, None, None, None, 1, True)
+            options = (None, None, None, None, None, True, 3)
+            fused = ops.project_tokenize_cpu(x, keys, values, queries, *options, True, True)
+            for found, wanted in zip(fused, (y, tokens, exact, lse), strict=True):
+                torch.testing.assert_close(found, wanted)
+            exact = exact if exact.numel() else tokens
+            dtokens, dlse = torch.ones_like(tokens), torch.ones_like(lse)
+            dy, dqueries = ops.tokenize_backward_cpu(
+                dtokens, dlse, y, queries, None, None, None, exact, lse, 1, [True, True, *[False] * 5]
+            )[:2]
+            dx, dkeys, dvalues = ops.project_backward_cpu(
+                dy, x, keys, values, None, True, 3, [True, True, True, False, False]
+            )[:3]
+            needs = [True, True, True, True, *[False] * 4]
+            grads = ops.project_tokenize_backward_cpu(
+                None, dtokens, dlse, x, keys, values, queries, *options[:5], exact, lse, True, 3, needs
+            )
+            for found, wanted in zip(grads, (dx, dkeys, dvalues, dqueries), strict=False):
+                close(found, wanted.double(), dtype, "a gradient")

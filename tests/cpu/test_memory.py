@@ -106,12 +106,13 @@ def test_an_overwritten_guard_is_noticed():
                 _schema = torch.ops.vt_fast_cpu.tokenize.default._schema
 
                 def __new__(cls, *args):
-                    tokens = args[-2]
+                    tokens = args[6]
                     tokens.as_strided((1,), (1,), tokens.storage_offset() + tokens.numel()).zero_()
 
     x = torch.randn(1, 6, 4)
     arguments = (x, torch.randn(3, 4), None, None, None, 1, torch.empty(1, 3, 4), torch.empty(1, 3))
+    arguments = (*arguments, None, None, None, None, "pixels", None)
     GuardedOps(torch.ops.vt_fast_cpu).tokenize.default(*arguments)
-    assert torch.equal(arguments[-2], vt_fast.tokenize(x, arguments[1], backend="cpu"))
+    assert torch.equal(arguments[6], vt_fast.tokenize(x, arguments[1], backend="cpu"))
     with pytest.raises(AssertionError, match="around tokens"):
         GuardedOps(Overwriting).tokenize.default(*arguments)

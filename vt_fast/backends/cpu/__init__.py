@@ -5,7 +5,7 @@ float32 (float64 for float64). Results do not depend on the number of threads. T
 csrc/torch/cpu_ops.cpp.
 """
 
-from vt_fast.backends.contract import Call, not_taken
+from vt_fast.backends.contract import Call
 from vt_fast.backends.cpu.library import unavailable
 from vt_fast.precision import FLOATING
 
@@ -13,11 +13,11 @@ __all__ = ["refuses", "unavailable"]
 
 
 def refuses(call: Call) -> str | None:
-    """Another device or dtype, and the switches below. Any strides are supported."""
+    """Another device or dtype. Any switch, any shape and any strides are supported."""
     x = call.x
     # Nothing is computed for meta tensors, so any backend supports them.
     if x.device.type not in ("cpu", "meta"):
         return f"the tensors are on {x.device}; this backend is for the CPU"
     if x.dtype not in FLOATING:
         return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
-    return not_taken(call)
+    return None
