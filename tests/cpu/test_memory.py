@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vt_fast
+from tests._support import family
 from tests._support.guarding import GuardedOps
 from tests._support.instruction_sets import each
 from tests._support.judging import DTYPES, short
@@ -116,3 +117,15 @@ def test_an_overwritten_guard_is_noticed():
     assert torch.equal(arguments[6], vt_fast.tokenize(x, arguments[1], backend="cpu"))
     with pytest.raises(AssertionError, match="around tokens"):
         GuardedOps(Overwriting).tokenize.default(*arguments)
+
+
+@pytest.mark.parametrize(("op", "options"), family.CASES)
+def test_switches_write_nothing_but_results(op, options):
+    problem = family.make(op, options)
+    guarded = GuardedOps(torch.ops.vt_fast_cpu)
+    expected = problem.solve()
+    with running_on(guarded):
+        found = problem.solve()
+    assert guarded.calls == 2
+    for key, value in found.items():
+        assert torch.equal(value, expected[key]), key
