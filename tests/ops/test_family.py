@@ -328,7 +328,7 @@ def test_a_call_that_the_library_does_not_take_runs_on_another_backend():
         grads = torch.autograd.grad(tokens.sin().sum() + mass.sin().sum(), (x, scores))
         if backend is None:
             expected = tokens, mass, *grads
-    assert_close((tokens, mass, *grads), expected)
+    torch.testing.assert_close((tokens, mass, *grads), expected)
     for name in backends.NAMES:
         if devices.USABLE.count(name) and "`scores`" not in TAKEN.get(name, ()):
             with pytest.raises(ValueError, match="it does not take `scores`"):
