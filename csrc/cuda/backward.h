@@ -2,7 +2,8 @@
 // The gradients of tokenize, project and project_tokenize, in one pass over the maps. With
 // A = exp(Y Q^T + bias - lse), dA = Y dT^T and dS = A * (dA - delta), delta = sum over channels of dT * T,
 // minus dlse, and with P = softmax over tokens of (X K^T + bias), dP = H V^T and
-// dZ = P * (dP - sum over tokens of P * dP):
+// dZ = P * (dP - sum over tokens of P * dP); where tokenize has a softmax over tokens, A and dS are such, with
+// dA = Y dT^T + the gradient of the weights' sums:
 //
 //   tokenize:          Y = X;                   dX = A dT + dS Q;  dQ = dS^T X
 //   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
@@ -31,7 +32,7 @@ struct Part {
     part.values = part.size;
     if (project) part.size += static_cast<int64_t>(rows) * call.out_channels;
     part.token_bias = part.size;
-    if (project) part.size += rows;
+    if (project || call.pools_by_token != 0) part.size += rows;
     return part;
   }
 };
@@ -148,12 +149,13 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     sync_warp();  // a bank is the warp's own
     const bool keys =
         PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
-    if (keys) {
-      Base::fill_keys(warp, at.sample);
-      Base::load_token_bias(warp, at.sample);  // last read before a barrier of the last tile
-    }
+    const bool queries =
+        TOKENIZE && (first || call.queries.batch != 0 || call.token_bias.batch != 0 || b == 0);
+    if (keys) Base::fill_keys(warp, at);
+    if (keys || (queries && by_token(call)))
+      Base::load_token_bias(warp, at);  // last read before a barrier of the last tile
     if constexpr (TOKENIZE) {
-      if (first || call.queries.batch != 0 || b == 0) Base::fill_queries(warp, at);
+      if (queries) Base::fill_queries(warp, at);
       const int64_t stride = static_cast<int64_t>(call.query_heads) * call.out_channels;
       const int64_t from = static_cast<int64_t>(b) * call.queries_count * stride +
                            static_cast<int64_t>(head) * call.out_channels;
@@ -173,6 +175,9 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     sync_warp();  // statistics are read behind the next barrier
   }
 
+  // Whether tokenize has a softmax over tokens.
+  static VT_BOTH bool by_token(const Call& call) { return TOKENIZE && !PROJECT && call.pools_by_token != 0; }
+
   // Delta and lse. They were last read before a barrier of the last tile.
   static VT_DEVICE void load_statistics(const Warp& warp, const T* grad, int64_t stride, int head, int b) {
     const Call& call = warp.call;
@@ -183,7 +188,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const float* exact = call.exact + (static_cast<int64_t>(b) * call.queries_count + row) * columns;
         const float* own = exact + static_cast<int64_t>(head) * call.out_channels;
         VT_UNROLL_BY(8)  // so that many loads are under way at once
-        for (int c = warp.lane; c < call.out_channels; c += 32)
+        for (int c = warp.lane; c < call.out_channels && !by_token(call); c += 32)
           sum += widen(global(grad + row * stride + c)) * global(own + c);
         const T* extra = static_cast<const T*>(call.grad_extra) +
                          (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
@@ -237,6 +242,31 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
     warp.template share_scores<0, 2>();
     const int b = at.b, pixel = at.pixel();
+    if (by_token(call)) {
+      Base::for_pixels(warp, [&](int p, bool exists) {
+        float weight[NT], grad[NT], ds[NT] = {};
+        Base::token_softmax(warp, p, weight);
+        const bool counts = there >> p & 1;
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) {
+          const int row = n * 8 + warp.g;
+          grad[n] = warp.score(1, row, p) - shared<float>(places.delta + row * 4);
+        }
+        Base::token_softmax_backward(warp, weight, grad, counts, ds);
+        VT_UNROLL
+        for (int n = 0; n < NT; ++n) {
+          if (!exists) continue;
+          const int row = n * 8 + warp.g;
+          sums.token_bias[n] += ds[n];
+          Base::set_by_token(call, row, p, ds[n]);
+          Base::set_by_pixel(call, p, row, ds[n]);
+          Base::set_by_pixel(call, p, kRows + row, counts ? weight[n] : 0.f);
+          if (call.dpixel_bias.data != nullptr) set_shared(places.dlogits + (row * TP + p) * 4, ds[n]);
+        }
+      });
+      pool_queries(warp, view, sums, at, there);
+      return;
+    }
     for (int item = thread(); item < TP * kRows; item += threads()) {
       const int p = item % TP, row = item / TP;
       const float lse = shared<float>(places.lse + row * 4);
@@ -260,9 +290,15 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       Base::set_by_pixel(call, p, kRows + row, a);
       if (call.dpixel_bias.data != nullptr) set_shared(places.dlogits + item * 4, ds);
     }
+    pool_queries(warp, view, sums, at, there);
+  }
+
+  // What dS is summed to: a barrier.
+  static VT_DEVICE void pool_queries(const Warp& warp, const View& view, Sums& sums, const Position& at,
+                                     uint32_t there) {
     warp.sync();
-    Base::pool(sums.queries, warp, view, 0, there, Base::may_be_anything(call, there, BOTH));
-    if (warp.rank == 0) add_pixels(call, at);
+    Base::pool(sums.queries, warp, view, 0, there, Base::may_be_anything(warp.call, there, BOTH));
+    if (warp.rank == 0) add_pixels(warp.call, at);
     sync_warp();
   }
 
@@ -335,7 +371,6 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const uint32_t inside = Base::inside(call, pixel);
     Base::template scores<1>(warp, of_map, {warp.bank(call.places.values)}, 1);
     warp.template share_scores<BOTH ? 1 : 0, BOTH ? 1 : 2>();
-    const int each = Base::rows_of_head(call);
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT], dp[NT], dz[NT] = {};
       if constexpr (BOTH) {
@@ -360,19 +395,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const bool any = (ballot(arrives) & own) != 0, all = (ballot(!finite) & own) == 0;
         used = used && ((there >> p & 1) || any || all);
       }
-      for (int first = 0; first < call.keys_count; first += each) {
-        float product = 0.f;
-        VT_UNROLL
-        for (int n = 0; n < NT; ++n) {
-          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f) product += weight[n] * dp[n];
-        }
-        product = Base::sum_of_pixel(product);
-        VT_UNROLL
-        for (int n = 0; n < NT; ++n) {
-          if (Base::in_head(n, warp.g, first, each) && weight[n] != 0.f && used)
-            dz[n] = weight[n] * (dp[n] - product);
-        }
-      }
+      Base::token_softmax_backward(warp, weight, dp, used, dz);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (!exists) continue;
@@ -455,9 +478,10 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         }
       }
     };
-    const auto row_of = [](const Target& to, int row, int result_row, int channels, int first,
+    // `offset`: where channel 0 of the row would be in the result.
+    const auto row_of = [](const Target& to, int64_t offset, int row, int channels, int first,
                            int end) -> Row {
-      return {to.result == nullptr ? nullptr : to.result + static_cast<int64_t>(result_row) * channels,
+      return {to.result == nullptr ? nullptr : to.result + offset,
               to.part == nullptr ? nullptr : to.part + static_cast<int64_t>(row) * channels, first, end};
     };
     if constexpr (TOKENIZE) {
@@ -466,31 +490,37 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const Target to = target(call, call.queries, call.dqueries,
                                  static_cast<int64_t>(call.queries_count) * channels, part.queries, at, end);
         put(sums.queries, [&](int row) {
-          return row_of(to, row, row, channels, 0, row < call.queries_count ? channels : 0);
+          return row_of(to, static_cast<int64_t>(row) * channels, row, channels, 0,
+                        row < call.queries_count ? channels : 0);
         });
       }
     }
     if constexpr (PROJECT) {
-      const int each = opaque(call.keys_count / call.num_heads),
-                width = opaque(call.out_channels / call.num_heads);
       if (end.ends(call.keys.batch)) {
-        const Target keys = target(call, call.keys, call.dkeys,
-                                   static_cast<int64_t>(call.keys_count) * call.channels, part.keys, at, end);
+        const int each = opaque(call.keys_count / call.key_blocks),
+                  width = opaque(call.channels / call.key_blocks);
+        const Target keys = target(call, call.keys, call.dkeys, static_cast<int64_t>(call.keys_count) * width,
+                                   part.keys, at, end);
         put(sums.keys, [&](int row) {
-          return row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0);
+          const int head = row / each, last = row < call.keys_count ? (head + 1) * width : 0;
+          return row_of(keys, static_cast<int64_t>(row - head) * width, row, call.channels, head * width,
+                        last);
         });
       }
       if (end.ends(call.values.batch)) {
+        const int each = opaque(call.keys_count / call.value_blocks),
+                  width = opaque(call.out_channels / call.value_blocks);
         const Target values = target(call, call.values, call.dvalues,
                                      static_cast<int64_t>(each) * call.out_channels, part.values, at, end);
         put(sums.values, [&](int row) {
           const int head = row / each, last = row < call.keys_count ? (head + 1) * width : 0;
-          return row_of(values, row, row - head * each, call.out_channels, head * width, last);
+          return row_of(values, static_cast<int64_t>(row - head * each) * call.out_channels, row,
+                        call.out_channels, head * width, last);
         });
       }
-      if (call.dtoken_bias.data != nullptr && end.ends(call.token_bias.batch))
-        finish_token_bias(warp, sums, part, at, end);
     }
+    if (call.dtoken_bias.data != nullptr && end.ends(call.token_bias.batch))
+      finish_token_bias(warp, sums, part, at, end);
   }
 
   static VT_DEVICE void finish_token_bias(const Warp& warp, Sums& sums, const Part& part, const Position& at,
@@ -507,7 +537,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     sync_block();
     if (warp.rank == 0) {
       const bool shared = call.token_bias.batch == 0;
-      const Set set = Set::of(call, shared ? 0 : at.sample, shared ? call.batch : 1);
+      const Set set = Set::of(call, shared ? at.head : at.sample, shared ? call.batch : 1);
       const bool whole = set.whole(end.share);
       float* const to =
           whole ? nullptr : call.parts + set.part(end.cluster, end.share) * part.size + part.token_bias;
@@ -516,8 +546,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         for (int w = 0; w < warp.warps; ++w)
           sum += vt::shared<float>(call.places.dtoken_bias + (w * kRows + row) * 4);
         if (whole) {
-          set_number<T>(call.dtoken_bias,
-                        (shared ? 0 : static_cast<int64_t>(at.sample) * call.keys_count) + row, sum);
+          const int64_t index = shared ? at.head : static_cast<int64_t>(at.b) * call.query_heads + at.head;
+          set_number<T>(call.dtoken_bias, index * call.keys_count + row, sum);
         } else {
           set_global(to + row, sum);
         }
@@ -546,14 +576,16 @@ struct CombineRows {
       result = call.dqueries, shared = call.queries.batch == 0, rows = call.queries_count;
       row = index / channels, c = index % channels, exists = row < rows;
     } else if (index < part.values) {
-      const int of_keys = index - static_cast<int>(part.keys);
+      const int of_keys = index - static_cast<int>(part.keys), each = rows / call.key_blocks;
       result = call.dkeys, shared = call.keys.batch == 0, channels = call.channels;
-      row = of_keys / channels, c = of_keys % channels, exists = row < rows;
+      row = of_keys / channels, c = of_keys % channels, channels /= call.key_blocks;
+      exists = row < rows && c / channels == row / each;
+      c %= channels;
     } else if (index < part.token_bias) {
-      const int of_values = index - static_cast<int>(part.values), each = rows / call.num_heads;
+      const int of_values = index - static_cast<int>(part.values), each = rows / call.value_blocks;
       result = call.dvalues, shared = call.values.batch == 0;
       row = of_values / channels, c = of_values % channels;
-      exists = row < rows && c / (channels / call.num_heads) == row / each;
+      exists = row < rows && c / (channels / call.value_blocks) == row / each;
       row %= each, rows = each;
     } else {
       result = call.dtoken_bias.data, shared = call.token_bias.batch == 0, channels = 1;
@@ -579,7 +611,7 @@ struct CombineRows {
     if (!exists || !Own::first_lane()) return;
     const int head = shared ? set : set / call.batch, b = shared ? 0 : set % call.batch;
     const int64_t to = ((static_cast<int64_t>(b) * call.query_heads + head) * rows + row) * channels + c;
-    if (PROJECT && index >= part.token_bias) {
+    if (index >= part.token_bias) {
       set_number<T>(call.dtoken_bias, to, sum);
     } else {
       set_global(static_cast<T*>(result) + to, narrow<T>(sum));

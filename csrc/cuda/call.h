@@ -70,12 +70,15 @@ struct Call {
   // Sizes. A sample is a sample of the batch and a head of tokenize: all samples of the first head come
   // first.
   int32_t batch = 0, pixels = 0;
-  int32_t channels = 0;       // of x, for a head of tokenize: of the head
-  int32_t out_channels = 0;   // of project's map; `channels` for tokenize
-  int32_t query_heads = 1;    // of tokenize
-  int32_t queries_count = 0;  // L of queries, for each head
-  int32_t num_heads = 1;      // of project
-  int32_t keys_count = 0;     // num_heads * L
+  int32_t channels = 0;        // of x, for a head of tokenize: of the head
+  int32_t out_channels = 0;    // of project's map; `channels` for tokenize
+  int32_t query_heads = 1;     // of tokenize
+  int32_t queries_count = 0;   // L of queries, for each head
+  int32_t num_heads = 1;       // of project; of a softmax over tokens in tokenize, within its head
+  int32_t keys_count = 0;      // num_heads * L; of such a softmax, queries_count
+  int32_t key_blocks = 1;      // num_heads where a head's keys see a block of channels each, or 1: all
+  int32_t value_blocks = 1;    // num_heads where a head writes a block of channels, or 1: heads are summed
+  int32_t pools_by_token = 0;  // tokenize has a softmax over tokens
   int32_t extra_columns = 0;
   int32_t residual_is_input = 0;
 
@@ -86,18 +89,18 @@ struct Call {
   Places places = {};
 
   Map x, residual, grad_map;
-  Rows keys;                      // (keys_count, channels)
-  Rows values;                    // (keys_count / num_heads, out_channels)
+  Rows keys;                      // (keys_count, channels / key_blocks)
+  Rows values;                    // (keys_count / value_blocks, out_channels)
   Rows queries;                   // (query_heads * queries_count, out_channels)
   Rows extra_values;              // (N, P), without a batch
-  Biases token_bias;              // (keys_count,)
+  Biases token_bias;              // (query_heads * keys_count,)
   Biases pixel_bias;              // (N,)
   const uint8_t* mask = nullptr;  // (B, N), 0 where a pixel takes no part
 
   // For the backward: gradients of the results, and the forward's results.
   const void* grad_tokens = nullptr;  // (B, L, query_heads * out_channels)
   const void* grad_extra = nullptr;   // (B, L, P)
-  const float* grad_lse = nullptr;    // (B, query_heads * L); may be absent
+  const float* grad_lse = nullptr;    // (B, query_heads * L), of what lse_out was; may be absent
   const float* exact = nullptr;       // the tokens, (B, L, query_heads * out_channels + P), not rounded
   const float* lse = nullptr;         // (B, query_heads * L)
 
@@ -105,7 +108,7 @@ struct Call {
   Map map, dx, dresidual;
   void* tokens = nullptr;                                          // (B, L, query_heads * C + P)
   float* exact_out = nullptr;                                      // the same, not rounded; may be absent
-  float* lse_out = nullptr;                                        // (B, query_heads * L)
+  float* lse_out = nullptr;                                        // (B, query_heads * L); or sums of weights
   void *dkeys = nullptr, *dvalues = nullptr, *dqueries = nullptr;  // like the operands
   Biases dtoken_bias;                                              // like token_bias
   Biases dpixel_bias;                                              // (B, N)

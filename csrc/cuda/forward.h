@@ -101,12 +101,12 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Call& call = warp.call;
     const bool keys =
         PROJECT && (first || call.keys.batch != 0 || call.values.batch != 0 || call.token_bias.batch != 0);
-    const bool queries = TOKENIZE && (first || call.queries.batch != 0 || at.b == 0);
+    const bool queries =
+        TOKENIZE && (first || call.queries.batch != 0 || call.token_bias.batch != 0 || at.b == 0);
     sync_warp();  // a bank is the warp's own
-    if (keys) {
-      Base::fill_keys(warp, at.sample);
-      Base::load_token_bias(warp, at.sample);  // last read before a barrier of the last tile
-    }
+    if (keys) Base::fill_keys(warp, at);
+    if (keys || (queries && by_token(call)))
+      Base::load_token_bias(warp, at);  // last read before a barrier of the last tile
     if (queries) Base::fill_queries(warp, at);
     if (keys || queries) {
       copy_commit();
@@ -115,7 +115,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     if constexpr (TOKENIZE) {
       // Each row's statistics belong to one group of lanes, see `tokenize`.
       for (int row = warp.warp * kAtOnce + warp.lane / kLanes; row < kRows; row += warp.warps * kAtOnce) {
-        if (warp.lane % kLanes == 0) set_shared(call.places.highest + row * 4, minus_infinity());
+        if (warp.lane % kLanes == 0)
+          set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());
         set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 8, Totals{0.f, 0.f});
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads())
@@ -143,6 +144,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                  call.residual_is_input ? view.at : residual, terms);
   }
 
+  // Whether tokenize has a softmax over tokens. Nothing is relative to a maximum then, and tokens are not
+  // divided by sums.
+  static VT_BOTH bool by_token(const Call& call) { return TOKENIZE && !PROJECT && call.pools_by_token != 0; }
+
   // Two sums of weights: of the rounded weights, which normalizes the tokens, and of the exact ones, for lse.
   using Totals = Couple<float>;
 
@@ -155,6 +160,11 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
     warp.template share_scores<0, 1>();
+    if (by_token(call)) {
+      weigh_by_token(warp, there);
+      Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
+      return;
+    }
     const int p = warp.lane % kLanes;
     const bool counts = there >> p & 1;
     float bias = 0.f;
@@ -206,6 +216,27 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
     if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
   }
+
+  // Weights of a softmax over tokens, and their sums: a barrier.
+  static VT_DEVICE void weigh_by_token(const Warp& warp, uint32_t there) {
+    const Places& places = warp.call.places;
+    Base::for_pixels(warp, [&](int p, bool exists) {
+      float weight[NT];
+      Base::token_softmax(warp, p, weight);
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (!exists) continue;
+        const int row = n * 8 + warp.g;
+        const float exact = there >> p & 1 ? weight[n] : 0.f;
+        const uint32_t to_totals = places.totals + (row * kLanes + p) * 8;
+        const Totals before = shared<Totals>(to_totals);
+        set_shared(to_totals, Totals{before.x, before.y + exact});
+        Base::set_by_token(warp.call, row, p, exact);
+      }
+    });
+    warp.sync();
+  }
+
   // Weights reach 2^kSlack, far from float16's largest number.
   static constexpr float kSlack = 8.f;
 
@@ -272,8 +303,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                 part + 3 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
       const int64_t to =
           (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
-      const float total = shared<float>(places.total + row * 8);
-      return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), inverse_of(total)};
+      const float scale = by_token(call) ? 1.f : inverse_of(shared<float>(places.total + row * 8));
+      return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), scale};
     };
     const auto put = [&](const Row& row, int column, float sum) {
       const float value = row.scale == 0.f ? 0.f : sum * row.scale;
@@ -287,7 +318,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         if (whole) {
           set_global(
               call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-              lse_of(highest, total.y));
+              by_token(call) ? total.y : lse_of(highest, total.y));
         } else {
           set_global(part + row, highest);
           set_global(part + kRows + row, total.x);
@@ -382,7 +413,8 @@ struct CombineTokens {
     total = Own::sum(total), exact_total = Own::sum(exact_total), sum = Own::sum(sum), some = Own::any(some);
     if (column >= columns || !Own::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
-    const float inverse = inverse_of(total == 0.f && some ? empty_sum() : total);
+    const bool by_token = call.pools_by_token != 0;
+    const float inverse = by_token ? 1.f : inverse_of(total == 0.f && some ? empty_sum() : total);
     const float value = inverse == 0.f ? 0.f : sum * inverse;
     const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) *
                            (call.query_heads * call.out_channels + call.extra_columns) +
@@ -392,7 +424,7 @@ struct CombineTokens {
     if (column == 0) {
       set_global(
           call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-          lse_of(top, exact_total));
+          by_token ? exact_total : lse_of(top, exact_total));
     }
   }
 };

@@ -438,26 +438,30 @@ struct Kernel {
 
   // ---- softmax over the tokens of a pixel ----
 
+  // The place of the first bias of a sample's keys.
+  static VT_DEVICE int64_t token_bias_of(const Call& call, const Position& at) {
+    return at.b * call.token_bias.batch + static_cast<int64_t>(at.head) * call.keys_count;
+  }
+
   // Biases of keys, and minus infinity where there is no key. All warps take part.
-  static VT_DEVICE void load_token_bias(const Warp& warp, int sample) {
+  static VT_DEVICE void load_token_bias(const Warp& warp, const Position& at) {
     const Call& call = warp.call;
     for (int row = thread(); row < kRows; row += threads()) {
       float bias = minus_infinity();
       if (row < call.keys_count) {
-        bias = call.token_bias.data == nullptr
-                   ? 0.f
-                   : number<T>(call.token_bias, sample * call.token_bias.batch + row);
+        bias =
+            call.token_bias.data == nullptr ? 0.f : number<T>(call.token_bias, token_bias_of(call, at) + row);
       }
       set_shared(call.places.token_bias + row * 4, bias);
     }
   }
 
   // The keys that a bias takes out of this sample, a bit each.
-  static VT_DEVICE uint64_t absent_keys(const Call& call, int sample) {
+  static VT_DEVICE uint64_t absent_keys(const Call& call, const Position& at) {
     uint64_t absent = 0;
     if (call.token_bias.data == nullptr) return absent;
     for (int row = 0; row < call.keys_count; ++row) {
-      if (number<T>(call.token_bias, sample * call.token_bias.batch + row) == minus_infinity())
+      if (number<T>(call.token_bias, token_bias_of(call, at) + row) == minus_infinity())
         absent |= uint64_t{1} << row;
     }
     return absent;
@@ -479,7 +483,7 @@ struct Kernel {
     }
   }
 
-  // Weights of project, from scores in matrix 0.
+  // Weights of a softmax over tokens, from scores in matrix 0.
   static VT_DEVICE void token_softmax(const Warp& warp, int pixel, float (&weight)[NT]) {
     const Call& call = warp.call;
     float logit[NT];
@@ -521,6 +525,26 @@ struct Kernel {
     }
   }
 
+  // The gradients of its logits, from those of its weights; 0 unless the pixel is used.
+  static VT_DEVICE void token_softmax_backward(const Warp& warp, const float (&weight)[NT],
+                                               const float (&grad)[NT], bool used, float (&dlogit)[NT]) {
+    const Call& call = warp.call;
+    const int each = rows_of_head(call);
+    for (int first = 0; first < call.keys_count; first += each) {
+      float product = 0.f;
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (in_head(n, warp.g, first, each) && weight[n] != 0.f) product += weight[n] * grad[n];
+      }
+      product = sum_of_pixel(product);
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if (in_head(n, warp.g, first, each) && weight[n] != 0.f && used)
+          dlogit[n] = weight[n] * (grad[n] - product);
+      }
+    }
+  }
+
   // Rows from `first`. Of one head they are all rows: where there is no key, weights are 0.
   static VT_DEVICE int rows_of_head(const Call& call) {
     return call.num_heads == 1 ? kRows : call.keys_count / call.num_heads;
@@ -542,15 +566,17 @@ struct Kernel {
     return {static_cast<const T*>(rows.data) + offset, channels, count, channels, count, channels};
   }
 
-  static VT_DEVICE void fill_keys(const Warp& warp, int sample) {
+  static VT_DEVICE void fill_keys(const Warp& warp, const Position& at) {
     const Call& call = warp.call;
-    const uint64_t absent = absent_keys(call, sample);
-    RowBank::fill(warp.bank(call.places.keys),
-                  rows_of(call.keys, sample * call.keys.batch, call.keys_count, call.channels), absent,
-                  warp.channel, warp.lane);
-    RowsOf<T> values = rows_of(call.values, sample * call.values.batch, call.keys_count, call.out_channels);
-    values.each = call.keys_count / call.num_heads;
-    values.width = call.out_channels / call.num_heads;
+    const uint64_t absent = absent_keys(call, at);
+    RowsOf<T> keys = rows_of(call.keys, at.b * call.keys.batch, call.keys_count, call.channels);
+    keys.each = call.keys_count / call.key_blocks;
+    keys.width = call.channels / call.key_blocks;
+    keys.stride = keys.width, keys.packed = true;
+    RowBank::fill(warp.bank(call.places.keys), keys, absent, warp.channel, warp.lane);
+    RowsOf<T> values = rows_of(call.values, at.b * call.values.batch, call.keys_count, call.out_channels);
+    values.each = call.keys_count / call.value_blocks;
+    values.width = call.out_channels / call.value_blocks;
     RowBank::fill(warp.bank(call.places.values), values, absent, warp.channel, warp.lane);
   }
 
@@ -559,8 +585,8 @@ struct Kernel {
     const int64_t of_head = static_cast<int64_t>(at.head) * call.queries_count * call.out_channels;
     RowBank::fill(
         warp.bank(call.places.queries),
-        rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels), 0,
-        warp.channel, warp.lane);
+        rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels),
+        call.pools_by_token != 0 ? absent_keys(call, at) : 0, warp.channel, warp.lane);
   }
 };
 

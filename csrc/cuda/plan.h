@@ -66,8 +66,8 @@ Places places_of(const Call& call, int warps, int stages) {
   if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr)
     places.dlogits = take(K::TP * K::kRows * 4);
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
-  if (K::PROJECT) places.token_bias = take(K::kRows * 4);
-  if (K::PROJECT && K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
+  if (K::PROJECT || call.pools_by_token != 0) places.token_bias = take(K::kRows * 4);
+  if (K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
   places.bytes = end;
   return places;
 }
@@ -218,9 +218,8 @@ template <class K>
 bool has_rows_of(const Call& call, bool shared) {
   const auto is = [&](int64_t batch_stride) { return (batch_stride == 0) == shared; };
   return (K::TOKENIZE && (K::BACKWARD ? is(call.queries.batch) : !shared)) ||
-         (K::BACKWARD && K::PROJECT &&
-          (is(call.keys.batch) || is(call.values.batch) ||
-           (call.dtoken_bias.data != nullptr && is(call.token_bias.batch))));
+         (K::BACKWARD && ((K::PROJECT && (is(call.keys.batch) || is(call.values.batch))) ||
+                          (call.dtoken_bias.data != nullptr && is(call.token_bias.batch))));
 }
 // Whether some of these may be sums over several clusters.
 template <class K>

@@ -11,8 +11,10 @@ struct RowsOf {
   const T* data;
   int64_t stride;      // elements between rows
   int rows, channels;  // of the result; what lies beyond is 0
-  // Rows of heads: row r is row r % each, and holds only the channels of head r / each, `width` of them.
+  // Rows of heads: row r holds only the channels of head r / each, `width` of them. In memory, heads are
+  // side by side in the same rows, or `packed`: below each other.
   int each, width;
+  bool packed = false;
 };
 
 template <class T, int MT, int NT>
@@ -31,13 +33,18 @@ struct Bank {
       const int row = (i * 32 + lane) / kPerRow, part = (i * 32 + lane) % kPerRow;
       const int c = channel + part * kPer16;
       bool inside = row < from.rows && c < from.channels && !(absent >> row & 1);
-      int source = row;
+      int source = row, column = c;
       if (from.each < from.rows) {
-        source = row % from.each;
-        inside = inside && c / from.width == row / from.each;
+        const int head = row / from.each;
+        inside = inside && c / from.width == head;
+        if (from.packed) {
+          column -= head * from.width;
+        } else {
+          source -= head * from.each;
+        }
       }
-      copy_async<16>(to + row * kPitch + part * 16, inside ? from.data + source * from.stride + c : from.data,
-                     inside ? 16 : 0);
+      copy_async<16>(to + row * kPitch + part * 16,
+                     inside ? from.data + source * from.stride + column : from.data, inside ? 16 : 0);
     }
   }
 

@@ -57,7 +57,8 @@ const char* refusal_anywhere(cuda::Op op, const Call& call) {
   if (projects && call.key_rows > most_rows) return "it takes at most 64 num_heads * tokens";
   if (call.extra_columns > most_extra_columns) return "it takes at most 64 columns of extra_values";
   const int64_t heads = projects ? call.num_heads : call.query_heads;
-  if (call.channels % each != 0 || (call.out_channels / heads) % each != 0) {
+  const int64_t blocks = projects ? call.value_blocks : call.query_heads;
+  if ((call.channels / call.key_blocks) % each != 0 || (call.out_channels / blocks) % each != 0) {
     return call.dtype == Dtype::float32 ? "the channels of a head must be a multiple of 4"
                                         : "the channels of a head must be a multiple of 8";
   }
@@ -218,6 +219,13 @@ cuda::Call sizes_of_call(const Call& call) {
   sizes.queries_count = static_cast<int32_t>(call.queries_per_head);
   sizes.num_heads = static_cast<int32_t>(call.num_heads);
   sizes.keys_count = static_cast<int32_t>(call.key_rows);
+  sizes.key_blocks = static_cast<int32_t>(call.key_blocks);
+  sizes.value_blocks = static_cast<int32_t>(call.value_blocks);
+  if (call.pooling == Normalize::tokens) {
+    sizes.pools_by_token = 1;
+    sizes.keys_count = sizes.queries_count;
+    sizes.num_heads = static_cast<int32_t>(call.queries_per_head / call.softmax_rows);
+  }
   sizes.extra_columns = static_cast<int32_t>(call.extra_columns);
   sizes.residual_is_input = call.residual_is_input;
   return sizes;

@@ -133,25 +133,30 @@ cuda::Biases bias_result(const Optional& result) {
 
 // ---- what these kernels do not take ----
 
-void refuse_tokenize(const Tensor& x, const Optional& queries, int64_t num_heads, const Optional& values,
-                     const Optional& scores, const Optional& token_bias, const Optional& offsets,
-                     const Text& normalize, const Real& layer_norm_eps) {
+void refuse_tokenize(const Optional& values, const Optional& scores, const Optional& token_bias,
+                     const Optional& offsets, const Text& normalize, const Real& layer_norm_eps) {
+  check_normalize(normalize, "pixels", "tokens", "be \"pixels\", \"tokens\" or None");
   refuse("cuda", {{"`values`", values.has_value()},
                   {"`scores`", scores.has_value()},
-                  {"`token_bias`", token_bias.has_value()},
+                  {"`token_bias` with a softmax over pixels", token_bias && normalize == "pixels"},
                   {"`offsets`", offsets.has_value()},
-                  {"this `normalize`", normalize != "pixels"},
-                  {"`layer_norm_eps`", layer_norm_eps.has_value()},
-                  {"several heads of full width", sees_all(x, queries, num_heads)}});
+                  {"`normalize=None`", !normalize},
+                  {"`layer_norm_eps`", layer_norm_eps.has_value()}});
 }
 
-void refuse_project(const Tensor& x, const Optional& keys, const Tensor& values, int64_t num_heads,
-                    const Optional& scores, const Optional& offsets, const Text& normalize) {
+void refuse_project(const Optional& scores, const Optional& offsets, const Text& normalize) {
+  check_normalize(normalize, "tokens", "exp", "be \"tokens\", \"exp\" or None");
   refuse("cuda", {{"`scores`", scores.has_value()},
                   {"`offsets`", offsets.has_value()},
-                  {"this `normalize`", normalize != "tokens"},
-                  {"keys for channel blocks", sees_blocks(x, keys, num_heads)},
-                  {"values that are summed over the heads", sums_heads(values, keys, num_heads)}});
+                  {"`normalize` other than \"tokens\" in project", normalize != "tokens"}});
+}
+
+// Adds the sizes of pooling, where each of `num_heads` sees a block of channels or all of them.
+void add_pooling_sizes(Call& sizes, const Tensor& x, const Tensor& queries, const Optional& extra_values,
+                       int64_t num_heads, const Text& normalize) {
+  add_tokenize_sizes(sizes, row_count(queries), extra_values, sees_all(x, queries, num_heads) ? 1 : num_heads);
+  sizes.pooling = normalize_of(normalize);
+  sizes.softmax_rows = row_count(queries) / num_heads;
 }
 
 // ---- the ops ----
@@ -160,12 +165,13 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                const Optional& extra_values, int64_t num_heads, bool keep_exact, const Optional& values,
                const Optional& scores, const Optional& token_bias, const Optional& offsets,
                const Text& normalize, const Real& layer_norm_eps) {
-  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
+  refuse_tokenize(values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
-  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
+  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {}, token_bias,
+                normalize);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
-                extra_values);
-  add_tokenize_sizes(sizes, row_count(*queries), extra_values, num_heads);
+                extra_values, "token_bias", token_bias);
+  add_pooling_sizes(sizes, x, *queries, extra_values, num_heads, normalize);
   check_taken(cuda::Op::tokenize, sizes, x);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
   if (sizes.batch > 0) {
@@ -173,6 +179,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
     const Input map(x, layout);
     Operands operands;
     operands.pool(*queries, mask, pixel_bias, extra_values);
+    operands.token_bias = dense(token_bias);
     cuda::Call call = sizes_of_call(sizes);
     call.x = map.map();
     operands.add_to(call);
@@ -188,32 +195,36 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                         int64_t num_heads, const Needs& needs, const Optional& values, const Optional& scores,
                         const Optional& token_bias, const Optional& offsets, const Text& normalize,
                         const Real& layer_norm_eps) {
-  refuse_tokenize(x, queries, num_heads, values, scores, token_bias, offsets, normalize, layer_norm_eps);
+  refuse_tokenize(values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
-  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads);
-  check_pooling_grads(sizes, x, row_count(*queries), num_heads, sizes.channels, extra_values, grad_tokens, grad_stats,
-                      tokens, stats);
+  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {}, token_bias,
+                normalize);
+  const int64_t blocks = sees_all(x, queries, num_heads) ? 1 : num_heads;
+  check_pooling_grads(sizes, x, row_count(*queries), blocks, sizes.channels, extra_values, grad_tokens,
+                      grad_stats, tokens, stats);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values, "grad_tokens", grad_tokens, "grad_stats", grad_stats, "tokens", tokens, "stats",
-                stats);
+                stats, "token_bias", token_bias);
   check_needs(needs, 7);
-  add_tokenize_sizes(sizes, row_count(*queries), extra_values, num_heads);
+  add_pooling_sizes(sizes, x, *queries, extra_values, num_heads, normalize);
   check_taken(cuda::Op::tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
-                 dextra_values = gradient(sizes, extra_values, needs[3]);
+                 dextra_values = gradient(sizes, extra_values, needs[3]),
+                 dtoken_bias = gradient(sizes, token_bias, needs[6]);
   if (sizes.batch > 0) {
     const MapLayout layout = MapLayout::of(x, sizes);
     const Input map(x, layout);
     Output to(dx, layout);
     Operands operands;
     operands.pool(*queries, mask, pixel_bias, extra_values);
+    operands.token_bias = dense(token_bias);
     operands.saved(x, sizes.channels, grad_tokens, grad_stats, tokens, stats);
     cuda::Call call = sizes_of_call(sizes);
     call.x = map.map(), call.dx = to.map();
     operands.add_to(call);
     call.dqueries = data_of(dqueries), call.dpixel_bias = bias_result(dpixel_bias),
-    call.dextra_values = data_of(dextra_values);
+    call.dextra_values = data_of(dextra_values), call.dtoken_bias = bias_result(dtoken_bias);
     run(devices, cuda::Op::tokenize_backward, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
@@ -223,13 +234,13 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
           or_undefined(dextra_values),
           Tensor(),
           Tensor(),
-          Tensor()};
+          or_undefined(dtoken_bias)};
 }
 
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
@@ -255,7 +266,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs, const Optional& scores, const Optional& offsets,
                       const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
@@ -289,7 +300,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_project(x, keys, values, num_heads, scores, offsets, normalize);
+  refuse_project(scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
@@ -324,7 +335,7 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
-  refuse_project(x, keys, values, num_heads, {}, {}, "tokens");
+  refuse_project({}, {}, "tokens");
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
