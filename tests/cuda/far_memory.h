@@ -31,10 +31,11 @@ class FarMemory {
       int64_t row = 0;
       if (batch != 0) move(data, batch, kFar, row, 0, 1, elements * each, each, false);
     };
-    dense(call.keys.data, call.keys.batch, call.keys_count * c, size);
-    dense(call.values.data, call.values.batch, call.keys_count / call.num_heads * d, size);
+    dense(call.keys.data, call.keys.batch, call.keys_count * c / call.key_blocks, size);
+    dense(call.values.data, call.values.batch, call.keys_count / call.value_blocks * d, size);
     dense(call.queries.data, call.queries.batch, call.queries_count * d, size);
-    dense(call.token_bias.data, call.token_bias.batch, call.keys_count, call.token_bias.is_float ? 4 : size);
+    dense(call.token_bias.data, call.token_bias.batch, call.keys_count * call.query_heads,
+          call.token_bias.is_float ? 4 : size);
     dense(call.pixel_bias.data, call.pixel_bias.batch, n, call.pixel_bias.is_float ? 4 : size);
   }
 

@@ -22,15 +22,14 @@ class Ranges {
     map("map", call.map, d, true);
     map("dx", call.dx, c, true);
     map("dresidual", call.dresidual, d, true);
-    const int64_t l = call.keys_count / call.num_heads, q = call.queries_count, b = call.batch,
-                  n = call.pixels;
+    const int64_t q = call.queries_count, b = call.batch, n = call.pixels;
     const int64_t p = call.extra_columns;
-    rows("keys", call.keys, call.dkeys, call.keys_count * c);
-    rows("values", call.values, call.dvalues, l * d);
+    rows("keys", call.keys, call.dkeys, call.keys_count * c / call.key_blocks);
+    rows("values", call.values, call.dvalues, call.keys_count / call.value_blocks * d);
     rows("queries", call.queries, call.dqueries, q * d);
     add("extra_values", call.extra_values.data, n * p * size, false);
     add("dextra_values", call.dextra_values, n * p * size, true);
-    biases("token_bias", call.token_bias, call.dtoken_bias, call.keys_count);
+    biases("token_bias", call.token_bias, call.dtoken_bias, call.keys_count * heads);
     biases("pixel_bias", call.pixel_bias, call.dpixel_bias, n);
     add("mask", call.mask, b * n, false);
     add("grad_tokens", call.grad_tokens, b * q * d * size, false);
