@@ -218,7 +218,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     warp.template share_scores<0, 1>();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
-      Base::token_softmax(warp, p, weight);
+      Base::token_weights(warp, p, weight);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (exists) {
@@ -245,14 +245,14 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     if (by_token(call)) {
       Base::for_pixels(warp, [&](int p, bool exists) {
         float weight[NT], grad[NT], ds[NT] = {};
-        Base::token_softmax(warp, p, weight);
+        Base::token_weights(warp, p, weight);
         const bool counts = there >> p & 1;
         VT_UNROLL
         for (int n = 0; n < NT; ++n) {
           const int row = n * 8 + warp.g;
           grad[n] = warp.score(1, row, p) - shared<float>(places.delta + row * 4);
         }
-        Base::token_softmax_backward(warp, weight, grad, counts, ds);
+        Base::token_weights_backward(warp, weight, grad, counts, ds);
         VT_UNROLL
         for (int n = 0; n < NT; ++n) {
           if (!exists) continue;
@@ -378,7 +378,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         for (int n = 0; n < NT; ++n)
           weight[n] = shared<float>(call.places.weights + p * kWeightPitch + (n * 8 + warp.g) * 4);
       } else {
-        Base::token_softmax(warp, p, weight);
+        Base::token_weights(warp, p, weight);
       }
       bool used = inside >> p & 1;
       VT_UNROLL
@@ -395,7 +395,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const bool any = (ballot(arrives) & own) != 0, all = (ballot(!finite) & own) == 0;
         used = used && ((there >> p & 1) || any || all);
       }
-      Base::token_softmax_backward(warp, weight, dp, used, dz);
+      Base::token_weights_backward(warp, weight, dp, used, dz);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (!exists) continue;

@@ -14,6 +14,9 @@ namespace cuda {
 
 enum class Dtype : int32_t { float32, bfloat16, float16 };
 
+// Weights of a pixel's tokens, from their logits: softmax, exp, or the logits themselves.
+enum class Weights : int32_t { softmax, exp, logits };
+
 enum class Op : int32_t {
   tokenize,
   project,
@@ -74,11 +77,12 @@ struct Call {
   int32_t out_channels = 0;    // of project's map; `channels` for tokenize
   int32_t query_heads = 1;     // of tokenize
   int32_t queries_count = 0;   // L of queries, for each head
-  int32_t num_heads = 1;       // of project; of a softmax over tokens in tokenize, within its head
-  int32_t keys_count = 0;      // num_heads * L; of such a softmax, queries_count
+  int32_t num_heads = 1;       // of project; where tokenize pools by token, of its softmax
+  int32_t keys_count = 0;      // num_heads * L; where tokenize pools by token, queries_count
   int32_t key_blocks = 1;      // num_heads where a head's keys see a block of channels each, or 1: all
   int32_t value_blocks = 1;    // num_heads where a head writes a block of channels, or 1: heads are summed
-  int32_t pools_by_token = 0;  // tokenize has a softmax over tokens
+  int32_t pools_by_token = 0;  // weights of tokenize need no sum over pixels
+  Weights weights = Weights::softmax;
   int32_t extra_columns = 0;
   int32_t residual_is_input = 0;
 

@@ -132,7 +132,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     warp.template share_scores<0, 1>();
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
-      Base::token_softmax(warp, p, weight);
+      Base::token_weights(warp, p, weight);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (exists) Base::set_by_pixel(call, p, n * 8 + warp.g, weight[n]);
@@ -222,7 +222,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Places& places = warp.call.places;
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
-      Base::token_softmax(warp, p, weight);
+      Base::token_weights(warp, p, weight);
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (!exists) continue;

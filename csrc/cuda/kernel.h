@@ -436,7 +436,7 @@ struct Kernel {
     }
   }
 
-  // ---- softmax over the tokens of a pixel ----
+  // ---- weights of a pixel's tokens ----
 
   // The place of the first bias of a sample's keys.
   static VT_DEVICE int64_t token_bias_of(const Call& call, const Position& at) {
@@ -483,8 +483,8 @@ struct Kernel {
     }
   }
 
-  // Weights of a softmax over tokens, from scores in matrix 0.
-  static VT_DEVICE void token_softmax(const Warp& warp, int pixel, float (&weight)[NT]) {
+  // Weights of a pixel's tokens, from scores in matrix 0.
+  static VT_DEVICE void token_weights(const Warp& warp, int pixel, float (&weight)[NT]) {
     const Call& call = warp.call;
     float logit[NT];
     uint32_t removed = 0;
@@ -496,6 +496,14 @@ struct Kernel {
       removed |= static_cast<uint32_t>(bias == minus_infinity()) << n;
       logit[n] = bias == minus_infinity() ? bias : sum + bias;
       weight[n] = 0.f;
+    }
+    if (call.weights != Weights::softmax) {
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        if ((removed >> n & 1) == 0)
+          weight[n] = call.weights == Weights::exp ? power_of_two(logit[n] * kLog2e) : logit[n];
+      }
+      return;
     }
     const int each = rows_of_head(call);
     for (int first = 0; first < call.keys_count; first += each) {
@@ -525,10 +533,18 @@ struct Kernel {
     }
   }
 
-  // The gradients of its logits, from those of its weights; 0 unless the pixel is used.
-  static VT_DEVICE void token_softmax_backward(const Warp& warp, const float (&weight)[NT],
+  // The gradients of the logits, from those of the weights; 0 unless the pixel is used.
+  static VT_DEVICE void token_weights_backward(const Warp& warp, const float (&weight)[NT],
                                                const float (&grad)[NT], bool used, float (&dlogit)[NT]) {
     const Call& call = warp.call;
+    if (call.weights != Weights::softmax) {
+      VT_UNROLL
+      for (int n = 0; n < NT; ++n) {
+        const bool removed = shared<float>(call.places.token_bias + (n * 8 + warp.g) * 4) == minus_infinity();
+        if (used && !removed) dlogit[n] = call.weights == Weights::exp ? weight[n] * grad[n] : grad[n];
+      }
+      return;
+    }
     const int each = rows_of_head(call);
     for (int first = 0; first < call.keys_count; first += each) {
       float product = 0.f;

@@ -221,8 +221,15 @@ cuda::Call sizes_of_call(const Call& call) {
   sizes.keys_count = static_cast<int32_t>(call.key_rows);
   sizes.key_blocks = static_cast<int32_t>(call.key_blocks);
   sizes.value_blocks = static_cast<int32_t>(call.value_blocks);
-  if (call.pooling == Normalize::tokens) {
+  const auto weights_of = [](Normalize normalize) {
+    return normalize == Normalize::exp    ? cuda::Weights::exp
+           : normalize == Normalize::none ? cuda::Weights::logits
+                                          : cuda::Weights::softmax;
+  };
+  sizes.weights = weights_of(call.spreading);
+  if (call.pooling != Normalize::pixels) {
     sizes.pools_by_token = 1;
+    sizes.weights = weights_of(call.pooling);
     sizes.keys_count = sizes.queries_count;
     sizes.num_heads = static_cast<int32_t>(call.queries_per_head / call.softmax_rows);
   }

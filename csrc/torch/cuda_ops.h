@@ -140,15 +140,12 @@ void refuse_tokenize(const Optional& values, const Optional& scores, const Optio
                   {"`scores`", scores.has_value()},
                   {"`token_bias` with a softmax over pixels", token_bias && normalize == "pixels"},
                   {"`offsets`", offsets.has_value()},
-                  {"`normalize=None`", !normalize},
                   {"`layer_norm_eps`", layer_norm_eps.has_value()}});
 }
 
 void refuse_project(const Optional& scores, const Optional& offsets, const Text& normalize) {
   check_normalize(normalize, "tokens", "exp", "be \"tokens\", \"exp\" or None");
-  refuse("cuda", {{"`scores`", scores.has_value()},
-                  {"`offsets`", offsets.has_value()},
-                  {"`normalize` other than \"tokens\" in project", normalize != "tokens"}});
+  refuse("cuda", {{"`scores`", scores.has_value()}, {"`offsets`", offsets.has_value()}});
 }
 
 // Adds the sizes of pooling, where each of `num_heads` sees a block of channels or all of them.
@@ -245,6 +242,7 @@ One project(const Tensor& x, const Optional& keys, const Tensor& values, const O
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
   add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(*keys));
+  sizes.spreading = normalize_of(normalize);
   check_taken(cuda::Op::project, sizes, x);
   const Tensor y = empty_map_like(x, sizes.out_channels);
   if (sizes.batch > 0) {
@@ -273,6 +271,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "grad_map", grad_map);
   check_needs(needs, 5);
   add_project_sizes(sizes, keys, values, residual_is_input, num_heads, row_count(*keys));
+  sizes.spreading = normalize_of(normalize);
   check_taken(cuda::Op::project_backward, sizes, x);
   const Tensor grad = in_dtype(grad_map, dtype_code(x));
   check_like(grad, "grad_map", x, column_count(values));
@@ -301,6 +300,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
   refuse_project(scores, offsets, normalize);
+  refuse("cuda", {{"`normalize` in project_tokenize", normalize != "tokens"}});
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
@@ -335,7 +335,6 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
                                 const Optional& mask, const Optional& pixel_bias,
                                 const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
                                 bool residual_is_input, int64_t num_heads, const Needs& needs) {
-  refuse_project({}, {}, "tokens");
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
