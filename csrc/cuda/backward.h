@@ -245,8 +245,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     if (by_token(call)) {
       Base::for_pixels(warp, [&](int p, bool exists) {
         float weight[NT], grad[NT], ds[NT] = {};
-        Base::token_weights(warp, p, weight);
         const bool counts = there >> p & 1;
+        Base::token_weights(warp, p, weight, Base::bias_of_pixel(call, at, p, counts));
         VT_UNROLL
         for (int n = 0; n < NT; ++n) {
           const int row = n * 8 + warp.g;
@@ -272,9 +272,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
       const float lse = shared<float>(places.lse + row * 4);
       float a = 0.f, ds = 0.f;
       if ((there >> p & 1) && row < call.queries_count) {
-        float logit = warp.score(0, row, p), da = warp.score(1, row, p);
-        if (call.pixel_bias.data != nullptr)
-          logit += number<T>(call.pixel_bias, b * call.pixel_bias.batch + pixel + p);
+        const float logit = warp.score(0, row, p) + Base::bias_of_pixel(call, at, p, true);
+        float da = warp.score(1, row, p);
         for (int column = 0; column < call.extra_columns; ++column) {
           const int64_t of_token =
               (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns + column;

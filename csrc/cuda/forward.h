@@ -161,16 +161,13 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
     warp.template share_scores<0, 1>();
     if (by_token(call)) {
-      weigh_by_token(warp, there);
+      weigh_by_token(warp, at, there);
       Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
       return;
     }
     const int p = warp.lane % kLanes;
     const bool counts = there >> p & 1;
-    float bias = 0.f;
-    if (call.pixel_bias.data != nullptr && counts) {
-      bias = number<T>(call.pixel_bias, at.b * call.pixel_bias.batch + at.pixel() + p);
-    }
+    const float bias = Base::bias_of_pixel(call, at, p, counts);
     for (int from = warp.warp * kAtOnce; from < kRows; from += warp.warps * kAtOnce) {
       const int row = from + warp.lane / kLanes;
       const uint32_t to_totals = places.totals + (row * kLanes + p) * 8;
@@ -218,16 +215,17 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
   }
 
   // Weights of a softmax over tokens, and their sums: a barrier.
-  static VT_DEVICE void weigh_by_token(const Warp& warp, uint32_t there) {
+  static VT_DEVICE void weigh_by_token(const Warp& warp, const Position& at, uint32_t there) {
     const Places& places = warp.call.places;
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
-      Base::token_weights(warp, p, weight);
+      const bool counts = there >> p & 1;
+      Base::token_weights(warp, p, weight, Base::bias_of_pixel(warp.call, at, p, counts));
       VT_UNROLL
       for (int n = 0; n < NT; ++n) {
         if (!exists) continue;
         const int row = n * 8 + warp.g;
-        const float exact = there >> p & 1 ? weight[n] : 0.f;
+        const float exact = counts ? weight[n] : 0.f;
         const uint32_t to_totals = places.totals + (row * kLanes + p) * 8;
         const Totals before = shared<Totals>(to_totals);
         set_shared(to_totals, Totals{before.x, before.y + exact});

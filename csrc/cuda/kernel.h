@@ -483,8 +483,14 @@ struct Kernel {
     }
   }
 
-  // Weights of a pixel's tokens, from scores in matrix 0.
-  static VT_DEVICE void token_weights(const Warp& warp, int pixel, float (&weight)[NT]) {
+  // The bias of a pixel of a tile, 0 unless it counts.
+  static VT_DEVICE float bias_of_pixel(const Call& call, const Position& at, int pixel, bool counts) {
+    if (call.pixel_bias.data == nullptr || !counts) return 0.f;
+    return number<T>(call.pixel_bias, at.b * call.pixel_bias.batch + at.pixel() + pixel);
+  }
+
+  // Weights of a pixel's tokens, from scores in matrix 0 and a bias of the pixel.
+  static VT_DEVICE void token_weights(const Warp& warp, int pixel, float (&weight)[NT], float shift = 0.f) {
     const Call& call = warp.call;
     float logit[NT];
     uint32_t removed = 0;
@@ -492,7 +498,7 @@ struct Kernel {
     for (int n = 0; n < NT; ++n) {
       const int row = n * 8 + warp.g;
       const float bias = shared<float>(call.places.token_bias + row * 4);
-      const float sum = warp.score(0, row, pixel);
+      const float sum = warp.score(0, row, pixel) + shift;
       removed |= static_cast<uint32_t>(bias == minus_infinity()) << n;
       logit[n] = bias == minus_infinity() ? bias : sum + bias;
       weight[n] = 0.f;

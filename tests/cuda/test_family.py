@@ -1,0 +1,139 @@
+"""The op family's switches that the CUDA kernels take, and the refusal of the others."""
+
+import pytest
+import torch
+
+from tests._support import cuda_emulator
+from tests._support.emulated_cases import DTYPES, LAYOUTS, check, conditions, problem
+from tests._support.judging import short
+from tests._support.pairs import pairs
+from tests._support.problems import Problem
+from vt_fast import functional
+
+HEADS = 2
+
+
+def spreading(op, keys, values, normalize, options, layout, **sizes):
+    """Keys for channel blocks or not, values that are summed over heads or not."""
+    found = problem(op, ("num_heads", *options), layout, **{"channels": 48, "height": 5, "width": 7, **sizes})
+    operands = found.operands
+    if keys == "blocks":
+        operands["keys"] = operands["keys"][..., : operands["keys"].shape[-1] // HEADS] * HEADS**0.5
+    if values == "summed":
+        operands["values"] = torch.cat([operands["values"], operands["values"].flip(-1)], -2)
+    if normalize != "tokens":
+        found.options["normalize"] = normalize
+    return found
+
+
+def pooling(heads, normalize, options, layout, **sizes):
+    """A tokenize whose weights need no sum over pixels."""
+    more = ("num_heads",) if heads == "blocks" else ()
+    found = problem(
+        "tokenize",
+        (*options, *more),
+        layout,
+        **{"channels": 48, "height": 5, "width": 7, "tokens": 6, **sizes},
+    )
+    queries = found.operands["queries"]
+    found.options["normalize"] = normalize
+    if heads == "full":
+        found.options["num_heads"] = HEADS
+    if "token_bias" in options or "shared" in options:
+        bias = torch.randn(queries.shape[:-1], dtype=torch.float64)
+        bias[..., 1] = -torch.inf
+        found.operands["token_bias"] = bias
+    return found
+
+
+@pytest.mark.parametrize(
+    ("op", "keys", "values", "option", "shared", "layout", "dtype"),
+    pairs(
+        ["project", "project_tokenize"],
+        ["blocks", "full"],
+        ["summed", "blocks"],
+        ["token_bias", "residual", "no map"],
+        [(), ("shared",)],
+        LAYOUTS,
+        DTYPES,
+    ),
+    ids=short,
+)
+def test_heads_of_project_by_shape(op, keys, values, option, shared, layout, dtype, request):
+    options = () if option == "no map" and op == "project" else (option,)
+    found = spreading(op, keys, values, "tokens", (*options, *shared), layout)
+    check(found, dtype, **conditions(len(request.node.name)))
+
+
+@pytest.mark.parametrize(
+    ("normalize", "keys", "values", "shared", "layout", "dtype"),
+    pairs(["exp", None], ["blocks", "full"], ["summed", "blocks"], [(), ("shared",)], LAYOUTS, DTYPES),
+    ids=short,
+)
+def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype, request):
+    found = spreading("project", keys, values, normalize, ("token_bias", *shared), layout)
+    check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
+
+
+@pytest.mark.parametrize(
+    ("normalize", "heads", "option", "shared", "layout", "dtype"),
+    pairs(
+        ["tokens", None],
+        ["one", "blocks", "full"],
+        ["mask", "pixel_bias", "token_bias"],
+        [(), ("shared",)],
+        LAYOUTS,
+        DTYPES,
+    ),
+    ids=short,
+)
+def test_pooling_without_a_softmax_over_pixels(normalize, heads, option, shared, layout, dtype, request):
+    found = pooling(heads, normalize, (option, *shared), layout)
+    check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("kind", ["project", "tokenize"])
+def test_many_parts_of_a_sample(kind, dtype):
+    sizes = {"channels": 32, "height": 33, "width": 40, "batch": 1}
+    if kind == "project":
+        found = spreading("project", "blocks", "summed", "tokens", ("token_bias",), "bnc", **sizes)
+    else:
+        found = pooling("blocks", "tokens", ("token_bias",), "bnc", **sizes)
+    check(found, dtype, any_numbers=True, seed=5, clusters=40)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 16, 17, 32, 33, 64])
+def test_numbers_of_rows(rows):
+    check(pooling("one", "tokens", ("token_bias",) if rows > 1 else (), "nchw", tokens=rows), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_masked_pixels_may_hold_nan(dtype):
+    clean = pooling("one", "tokens", ("mask", "token_bias"), "bnc")
+    clean.operands["mask"][0] = False
+    dirty = Problem("tokenize", dict(clean.operands), clean.options)
+    hidden = ~clean.operands["mask"][..., None]
+    clean.operands["x"] = clean.operands["x"].masked_fill(hidden, 0)
+    dirty.operands["x"] = dirty.operands["x"].masked_fill(hidden, torch.nan)
+    with cuda_emulator.emulated(seed=3):
+        expected, found = clean.solve(dtype), dirty.solve(dtype)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    assert not found["result 0"][0].any()
+    assert not found["result 1"][0].any()
+
+
+SWITCHES = {
+    "`values`": {"values": torch.randn(2, 9, 16)},
+    "`scores`": {"scores": torch.randn(2, 4, 9)},
+    "`token_bias`": {"token_bias": torch.randn(4)},
+    "`layer_norm_eps`": {"layer_norm_eps": 1e-5},
+}
+
+
+@pytest.mark.skipif(cuda_emulator.REAL, reason="the public ops are tested")
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_tokenize_does_not_take(name):
+    with cuda_emulator.emulated(), pytest.raises(RuntimeError, match=f"it does not take {name}"):
+        functional.tokenize(torch.randn(2, 9, 16), torch.randn(4, 16), **SWITCHES[name])
