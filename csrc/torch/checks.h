@@ -68,8 +68,9 @@ void check_bags(const Tensor& x, const Tensor& offsets) {
   check_defined(offsets, "offsets");
   require(x.dim() == 2 && x.size(1) > 0, "x", "be (total, C) where `offsets` are given");
   const bool wide = dtype_code(offsets) == aoti_torch_dtype_int64();
-  require(offsets.dim() == 1 && offsets.size(0) > 0 && (wide || dtype_code(offsets) == aoti_torch_dtype_int32()),
-          "offsets", "be (B + 1,) of int32 or int64");
+  require(
+      offsets.dim() == 1 && offsets.size(0) > 0 && (wide || dtype_code(offsets) == aoti_torch_dtype_int32()),
+      "offsets", "be (B + 1,) of int32 or int64");
   const void* data = read(offsets);
   int64_t before = 0;
   for (int64_t i = 0; i < offsets.size(0); ++i) {
@@ -218,7 +219,6 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
   }
 }
 
-
 // The operands of spreading.
 void check_spreading(const Call& call, const Tensor& x, const Optional& keys, const Tensor& values,
                      const Optional& token_bias, const Optional& residual, bool residual_is_input,
@@ -236,7 +236,8 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
   const size_t dim = sizes.size();
   require((dim == 2 || (dim == 3 && sizes[0] == call.batch)) && sizes[dim - 1] > 0 &&
               (sizes[dim - 2] == rows / num_heads || sizes[dim - 2] == rows),
-          "values", "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`, or have all rows of `keys`");
+          "values",
+          "be (L, D) or (B, L, D) with the B of `x` and the L of `keys`, or have all rows of `keys`");
   require(sizes[dim - 2] == rows || sizes[dim - 1] % num_heads == 0, "num_heads",
           "divide the channels of `values`");
   check_row_bias(token_bias, x, call.batch, rows);

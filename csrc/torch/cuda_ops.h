@@ -138,7 +138,7 @@ void refuse_tokenize(const Optional& values, const Optional& scores, const Optio
   check_normalize(normalize, "pixels", "tokens", "be \"pixels\", \"tokens\" or None");
   refuse("cuda", {{"`values`", values.has_value()},
                   {"`scores`", scores.has_value()},
-                  {"`token_bias` with a softmax over pixels", token_bias && normalize == "pixels"},
+                  {"`token_bias`", token_bias && normalize == "pixels"},
                   {"`offsets`", offsets.has_value()},
                   {"`layer_norm_eps`", layer_norm_eps.has_value()}});
 }
@@ -151,7 +151,8 @@ void refuse_project(const Optional& scores, const Optional& offsets, const Text&
 // Adds the sizes of pooling, where each of `num_heads` sees a block of channels or all of them.
 void add_pooling_sizes(Call& sizes, const Tensor& x, const Tensor& queries, const Optional& extra_values,
                        int64_t num_heads, const Text& normalize) {
-  add_tokenize_sizes(sizes, row_count(queries), extra_values, sees_all(x, queries, num_heads) ? 1 : num_heads);
+  add_tokenize_sizes(sizes, row_count(queries), extra_values,
+                     sees_all(x, queries, num_heads) ? 1 : num_heads);
   sizes.pooling = normalize_of(normalize);
   sizes.softmax_rows = row_count(queries) / num_heads;
 }
@@ -164,8 +165,8 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                const Text& normalize, const Real& layer_norm_eps) {
   refuse_tokenize(values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
-  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {}, token_bias,
-                normalize);
+  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {},
+                token_bias, normalize);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values, "token_bias", token_bias);
   add_pooling_sizes(sizes, x, *queries, extra_values, num_heads, normalize);
@@ -194,8 +195,8 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                         const Real& layer_norm_eps) {
   refuse_tokenize(values, scores, token_bias, offsets, normalize, layer_norm_eps);
   Call sizes = sizes_on(x);
-  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {}, token_bias,
-                normalize);
+  check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {},
+                token_bias, normalize);
   const int64_t blocks = sees_all(x, queries, num_heads) ? 1 : num_heads;
   check_pooling_grads(sizes, x, row_count(*queries), blocks, sizes.channels, extra_values, grad_tokens,
                       grad_stats, tokens, stats);
@@ -339,7 +340,8 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(sizes, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_pooling_grads(sizes, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_pooling_grads(sizes, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens,
+                      lse);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual,
                 "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values", extra_values,
                 "grad_tokens", grad_tokens, "grad_lse", grad_lse, "tokens", tokens, "lse", lse, "grad_map",

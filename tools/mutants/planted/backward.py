@@ -124,8 +124,8 @@ BACKWARD = [
     Fault(
         "backward-pixels-no-sync-behind",
         "dX goes over pixels that other lanes still pool.",
-        "if (warp.rank == 0) add_pixels(call, at);\n    sync_warp();",
-        "if (warp.rank == 0) add_pixels(call, at);",
+        "if (warp.rank == 0) add_pixels(warp.call, at);\n    sync_warp();",
+        "if (warp.rank == 0) add_pixels(warp.call, at);",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -201,15 +201,15 @@ BACKWARD = [
     Fault(
         "backward-biases-stay-from-the-sample-before",
         "Where rows are shared and biases are not, all samples of a block use the first one's.",
-        "call.values.batch != 0 || call.token_bias.batch != 0);\n    if",
-        "call.values.batch != 0);\n    if",
+        "call.values.batch != 0 || call.token_bias.batch != 0);",
+        "call.values.batch != 0);",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "backward-queries-stay-from-the-head-before",
         "Where queries are shared, all heads of a block use the first one's.",
-        "call.queries.batch != 0 || b == 0",
-        "call.queries.batch != 0",
+        "call.token_bias.batch != 0 || b == 0",
+        "call.token_bias.batch != 0",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -286,8 +286,8 @@ BACKWARD = [
     Fault(
         "backward-pixel-bias-left-out",
         "Weights of the backward lack pixel biases.",
-        "if (call.pixel_bias.data != nullptr) logit +=",
-        "if (call.pixel_bias.data == nullptr && call.batch < 0) logit +=",
+        "warp.score(0, row, p) + Base::bias_of_pixel(call, at, p, true);",
+        "warp.score(0, row, p);",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -321,15 +321,15 @@ BACKWARD = [
     Fault(
         "backward-queries-pool-nan",
         "NaN in a masked pixel reaches gradients of queries.",
-        "there, Base::may_be_anything(call, there, BOTH));\n    if (warp.rank",
+        "there, Base::may_be_anything(warp.call, there, BOTH));\n    if (warp.rank",
         "there, false);\n    if (warp.rank",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "backward-queries-pool-nan-of-removed-pixels",
         "NaN in a pixel that its bias removes reaches gradients of queries.",
-        "there, Base::may_be_anything(call, there, BOTH));\n    if (warp.rank",
-        "there, call.mask != nullptr);\n    if (warp.rank",
+        "there, Base::may_be_anything(warp.call, there, BOTH));\n    if (warp.rank",
+        "there, warp.call.mask != nullptr);\n    if (warp.rank",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -423,27 +423,6 @@ BACKWARD = [
         "call.residual_is_input, call",
     ),
     Fault(
-        "backward-softmax-over-all-heads",
-        "Heads of project are differentiated as one softmax.",
-        "const int each = Base::rows_of_head(call);",
-        "const int each = call.keys_count;",
-        kernels=f"{PROJECT}:Bf16",
-    ),
-    Fault(
-        "backward-product-left-out",
-        "The softmax over tokens is differentiated as an exponential.",
-        "dz[n] = weight[n] * (dp[n] - product);",
-        "dz[n] = weight[n] * dp[n];",
-        kernels=f"{PROJECT}:Bf16",
-    ),
-    Fault(
-        "backward-removed-keys-get-nan",
-        "A removed token whose gradient is infinite makes all gradients of a pixel NaN.",
-        "Base::in_head(n, warp.g, first, each) && weight[n] != 0.f) product",
-        "Base::in_head(n, warp.g, first, each)) product",
-        kernels=f"{PROJECT}:Bf16",
-    ),
-    Fault(
         "backward-unused-pixels-count",
         "NaN in a masked pixel whose map is not used reaches gradients of keys.",
         "used = used && ((there >> p & 1) || any || all);",
@@ -496,8 +475,8 @@ BACKWARD = [
     Fault(
         "backward-dbias-of-pixels-that-do-not-exist",
         "Warps without a pixel add the last one's gradient of biases again.",
-        "if (!exists) continue;\n",
-        "",
+        "if (!exists) continue; const int row = n * 8 + warp.g; sums.token_bias[n] += dz[n];",
+        "const int row = n * 8 + warp.g; sums.token_bias[n] += dz[n]; if (!exists) continue;",
         kernels=f"{PROJECT}:Fp32",
     ),
     Fault(
@@ -534,6 +513,7 @@ BACKWARD = [
         "Gradients of shared queries of all heads go to the first.",
         "const int64_t index = shared ? at.head :",
         "const int64_t index = shared ? 0 :",
+        past="if (set.whole(end.share)) {",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -581,8 +561,9 @@ BACKWARD = [
     Fault(
         "backward-gradient-beyond-channels",
         "A warp with more channels than the map writes the next row's gradient.",
-        "row_of(keys, row, row, call.channels, 0, row < call.keys_count ? call.channels : 0);",
-        "row_of(keys, row, row, call.channels, 0, row < call.keys_count ? 9999 : 0);",
+        "row, call.channels, head * width, last);",
+        "row, call.channels, head * width, last > 0 ? 9999 : 0);",
+        past="return row_of(keys,",
     ),
     Fault(
         "combine-rows-of-whole-sets-again",
@@ -621,7 +602,7 @@ BACKWARD = [
     Fault(
         "combine-dvalues-of-all-heads",
         "Gradients of values are overwritten by sums of other heads.",
-        "exists = row < rows && c / (channels / call.num_heads) == row / each;",
+        "exists = row < rows && c / (channels / call.value_blocks) == row / each;",
         "exists = row < rows;",
         kernels=f"{PROJECT}:Bf16",
     ),

@@ -112,14 +112,14 @@ CALLS = [
     Fault(
         "refuses-no-odd-heads",
         "Values of a head that are no multiple of 16 bytes are copied by 16.",
-        "(call.out_channels / heads) % each != 0",
+        "(call.out_channels / blocks) % each != 0",
         "call.out_channels % each != 0",
     ),
     Fault(
         "refuses-no-odd-channels",
         "Maps whose channels are no multiple of 16 bytes are copied by 16.",
-        "if (call.channels % each != 0 || (call",
-        "if ((call",
+        "if ((call.channels / call.key_blocks) % each != 0 ||",
+        "if (",
     ),
     Fault(
         "refuses-no-large-maps",

@@ -185,15 +185,15 @@ FORWARD = [
     Fault(
         "forward-queries-stay-from-the-head-before",
         "Where queries are shared, all heads of a block use the first one's.",
-        "(first || call.queries.batch != 0 || at.b == 0)",
-        "(first || call.queries.batch != 0)",
+        "call.token_bias.batch != 0 || at.b == 0);",
+        "call.token_bias.batch != 0);",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "forward-maximum-stays-from-the-sample-before",
         "A sample's tokens are rescaled by the maximum of another one.",
-        "set_shared(call.places.highest + row * 4, minus_infinity());",
-        "if (first) set_shared(call.places.highest + row * 4, minus_infinity());",
+        "set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());",
+        "if (first) set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
@@ -216,13 +216,6 @@ FORWARD = [
         "Pixel biases do not count.",
         "warp.score(0, row, p) + bias : minus_infinity();",
         "warp.score(0, row, p) : minus_infinity();",
-        kernels=f"{TOKENIZE}:Bf16",
-    ),
-    Fault(
-        "forward-bias-of-the-tile-before",
-        "Each tile has the pixel biases of the first.",
-        "call.pixel_bias.batch + at.pixel() + p);",
-        "call.pixel_bias.batch + p);",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(

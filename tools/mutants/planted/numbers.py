@@ -193,22 +193,22 @@ ROWS = [
     Fault(
         "rows-of-another-head",
         "Each head gets the values of another one's channels.",
-        "c / from.width == row / from.each",
-        "c / from.width != row / from.each",
+        "c / from.width == head",
+        "c / from.width != head",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "rows-values-not-masked-by-head",
         "Tokens of each head add to the channels of all of them.",
-        "inside = inside && c / from.width == row / from.each;",
+        "inside = inside && c / from.width == head;",
         "",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "rows-source-of-one-head",
         "Tokens of later heads are read from behind the values.",
-        "source = row % from.each;",
-        "source = row;",
+        "source -= head * from.each;",
+        "",
         kernels=f"{PROJECT}:Bf16",
     ),
     Fault(

@@ -17,6 +17,15 @@ from vt_fast.layout import channel_count, pixel_count
 
 __all__ = ["refuses", "unavailable"]
 
+# Of the op family, besides biases of rows where weights need no sum over pixels.
+_SWITCHES = (
+    '`normalize="tokens"`',
+    '`normalize="exp"`',
+    "`normalize=None`",
+    "several heads of full width",
+    "keys for channel blocks",
+    "values that are summed over the heads",
+)
 _MOST_ROWS, _MOST_CHANNELS, _MOST_EXTRA_COLUMNS = 64, 2048, 64
 
 
@@ -35,7 +44,8 @@ def refuses(call: Call) -> str | None:
         return f"the tensors are on {x.device}; this backend is for NVIDIA GPUs"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it computes in float32, bfloat16 and float16, not in {x.dtype}"
-    reason = not_taken(call)
+    biases = ["`token_bias`"] if getattr(call, "normalize", "pixels") != "pixels" else []
+    reason = not_taken(call, *_SWITCHES, *biases)
     if reason is not None:
         return reason
     channels = channel_count(x)
@@ -45,7 +55,11 @@ def refuses(call: Call) -> str | None:
     if channels > _MOST_CHANNELS or out_channels > _MOST_CHANNELS:
         return f"it takes at most {_MOST_CHANNELS} channels"
     queries = getattr(call, "queries", None)
-    if queries is not None and queries.shape[-2] // (call.num_heads if tokenize else 1) > _MOST_ROWS:
+    if tokenize:
+        blocks = call.num_heads if queries is not None and queries.shape[-1] != channels else 1
+    else:
+        blocks = keys.shape[-2] // values.shape[-2]
+    if queries is not None and queries.shape[-2] // (blocks if tokenize else 1) > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries for each head"
     if keys is not None and keys.shape[-2] > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} num_heads * tokens"
@@ -53,9 +67,11 @@ def refuses(call: Call) -> str | None:
     if extra is not None and extra.shape[-1] > _MOST_EXTRA_COLUMNS:
         return f"it takes at most {_MOST_EXTRA_COLUMNS} columns of extra_values"
     each = 16 // x.element_size()
-    if channels % each != 0 or (out_channels // call.num_heads) % each != 0:
+    width = channels if keys is None else keys.shape[-1]
+    if width % each != 0 or (out_channels // blocks) % each != 0:
         return f"the channels of a head must be a multiple of {each}"
-    if pixel_count(x) > 2**31 - 65 or x.shape[0] * call.num_heads > 2**30 - 1:
+    heads = blocks if tokenize else call.num_heads
+    if pixel_count(x) > 2**31 - 65 or x.shape[0] * heads > 2**30 - 1:
         return "it takes fewer than 2^31 - 64 pixels, and fewer than 2^30 for samples times num_heads"
     # A compiler asks for a call that may run elsewhere; there the driver refuses another architecture.
     if x.device.type == "meta" or torch.compiler.is_compiling():
