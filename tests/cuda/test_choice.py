@@ -43,7 +43,7 @@ def test_none_takes_the_next_backend_where_they_refuse():
 
 def test_a_backward_with_its_list_is_handed_over():
     x, keys, values = torch.randn(2, 20, 17), torch.randn(2, 3, 17), torch.randn(2, 3, 17)
-    arguments = (torch.randn(2, 20, 17), x, keys, values, None, True, 1, [True, False, True, False])
+    arguments = (torch.randn(2, 20, 17), x, keys, values, None, True, 1, [True, False, True, False, False])
     found = public("project_backward", *arguments)
     expected = public("project_backward", *arguments, backend="torch")
     assert found[1] is None or found[1].numel() == 0
