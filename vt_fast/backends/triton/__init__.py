@@ -24,7 +24,10 @@ from vt_fast.backends.contract import (
     Tokenize,
     TokenizeBackward,
     not_taken,
+    row_count,
+    sees_block,
 )
+from vt_fast.layout import channel_count
 from vt_fast.precision import FLOATING
 
 # Triton looks at this when kernels are defined: on the CPU they are then run by an interpreter.
@@ -32,6 +35,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 # More rows of scores for a pixel than this do not fit in a program's registers.
 _MOST_ROWS = 256
+# What it takes of the op family, by the names of vt_fast.backends.contract.switches.
+_TAKEN = (
+    "keys for channel blocks",
+    "values that are summed over the heads",
+    "several heads of full width",
+)
 
 
 def unavailable() -> str | None:
@@ -57,19 +66,19 @@ def refuses(call: Call) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
-    reason = not_taken(call)
+    reason = not_taken(call, *_TAKEN)
     if reason is not None:
         return reason
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
     if (
         isinstance(call, Tokenize | TokenizeBackward)
         and call.queries is not None
-        and call.queries.shape[-2] // call.num_heads > _MOST_ROWS
+        and _rows_each(call) > _MOST_ROWS
     ):
         return f"it takes at most {_MOST_ROWS} queries for each head"
     if not isinstance(call, Tokenize | TokenizeBackward):
         most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
-        if most < 16 or call.values.shape[-2] > most:
+        if most < 16 or call.keys is None or call.keys.shape[-2] // call.num_heads > most:
             return (
                 f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
                 "the tokens to at least 16"
@@ -77,6 +86,12 @@ def refuses(call: Call) -> str | None:
     if isinstance(call, ProjectTokenize | ProjectTokenizeBackward) and call.queries.shape[-2] > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries"
     return None
+
+
+def _rows_each(call: Tokenize | TokenizeBackward) -> int:
+    """The rows that a program holds: a head's, or all of them where heads do not see blocks."""
+    rows = row_count(call.queries, call.scores, call.offsets)
+    return rows // call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else rows
 
 
 # Where each function of the backend is.

@@ -67,6 +67,9 @@ class Config(NamedTuple):
     CHANNELS: int
     OUT_CHANNELS: int = 0
     HEADS: int = 1
+    # Keys are of a head's block of the channels; values have full width, and the heads are summed.
+    BLOCK_KEYS: bool = False
+    SUMMED: bool = False
     HEADS_PADDED: int = 1
     TOKENS: int = 0
     TOKENS_PADDED: int = 0
@@ -224,12 +227,15 @@ def store_sums(
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    HEADS: tl.constexpr = 1,
 ):
     """Sums [channels, rows] of a part, onto those of the previous tile if one ``follows``.
 
-    parts (.., ROWS, CHANNELS); ``exists`` [1 or channels, rows].
+    parts (.., ROWS, CHANNELS / HEADS); ``exists`` [1 or channels, rows]. Where heads have blocks of the
+    channels, a row's number is given less its head's.
     """
-    to = parts + part * (ROWS * CHANNELS) + rows[None, :] * CHANNELS + channels[:, None]
+    WIDTH: tl.constexpr = CHANNELS // HEADS
+    to = parts + part * (ROWS * WIDTH) + rows[None, :] * WIDTH + channels[:, None]
     there = (channels < CHANNELS)[:, None] & exists
     sums = add_previous(to, there, sums, follows, 1.0, ONE_TILE)
     tl.store(to, sums.to(parts.dtype.element_ty), mask=there)

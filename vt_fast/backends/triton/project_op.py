@@ -1,7 +1,5 @@
 """project and its backward: kernels and how they are launched."""
 
-from typing import cast
-
 import torch
 import triton
 import triton.language as tl
@@ -14,13 +12,11 @@ from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     first_walk,
     indices,
-    leave_sums,
     next_tile,
     own_chunk,
     product,
     program_of,
     second_walk,
-    store_sums,
     zero_sums,
 )
 from vt_fast.backends.triton.schedule import Cut, attempt, config, cut, launch
@@ -28,13 +24,17 @@ from vt_fast.backends.triton.settings import KEEP, Problem, Setting, ceil_div
 from vt_fast.backends.triton.token_softmax import (
     Heads,
     SmallGradients,
+    leave_dkeys,
+    leave_dvalues,
     load_keys,
     load_values,
-    own_values,
+    numbers_each,
     residual_kind,
     softmax_over_tokens,
     softmax_over_tokens_backward,
+    store_dkeys,
     store_dtoken_bias,
+    store_dvalues,
     token_rows,
 )
 from vt_fast.layout import channel_count, empty_map_like, pixel_count
@@ -45,7 +45,8 @@ from vt_fast.layout import channel_count, empty_map_like, pixel_count
 def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg: tl.constexpr):
     """Grid: tiles of pixels x B.
 
-    keys (B?, HEADS * TOKENS, CHANNELS), values (B?, TOKENS, OUT_CHANNELS), token_bias (B?, HEADS * TOKENS).
+    keys (B?, HEADS * TOKENS, CHANNELS) or, BLOCK_KEYS, (.., CHANNELS / HEADS), values (B?, TOKENS,
+    OUT_CHANNELS) or, SUMMED, (B?, HEADS * TOKENS, OUT_CHANNELS), token_bias (B?, HEADS * TOKENS).
     KEEP: the map's tile stays on the chip until it is added as the residual, which it must be.
     """
     TILE: tl.constexpr = cfg.TILE
@@ -96,17 +97,13 @@ def forward(call: Project) -> Tensor:
     """The map."""
     x, dtype = call.x, call.x.dtype
     pixels, channels = pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest = max(channels, out_channels)
     y = empty_map_like(x, out_channels)
-    heads = Heads.of(call.num_heads, tokens)
+    heads = Heads.of(call)
     placed = maps.place(pixels, widest, x, call.residual, y)
     x_map, residual_map, y_map = placed.maps
-    keys, values, token_bias = (
-        maps.rows(cast(Tensor, call.keys)),
-        maps.rows(call.values),
-        maps.bias_rows(call.token_bias),
-    )
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> None:
         tiles = ceil_div(pixels, setting.tile)
@@ -181,15 +178,9 @@ def project_backward(
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
             if parts.dkeys is not None:
-                store_sums(
-                    parts.dkeys, part, k, tokens.row, tokens.exists[None, :], dkeys[i], False, cfg.CHANNELS,
-                    cfg.HEADS * cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dkeys(parts.dkeys, part, tokens, k, dkeys[i], False, True, cfg)
             if parts.dvalues is not None:
-                store_sums(
-                    parts.dvalues, part, k, tokens.token, own_values(tokens, k, cfg), dvalues[i], False,
-                    cfg.OUT_CHANNELS, cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dvalues(parts.dvalues, part, tokens, k, dvalues[i], False, True, cfg)
     if parts.dtoken_bias is not None:
         if block == 0:
             store_dtoken_bias(parts.dtoken_bias, part, tokens, dtoken_bias, cfg)
@@ -225,10 +216,7 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
         return (sums[i],)
     else:
         added = product(tl.trans(arrived), weights, sums[i], cfg)
-        return leave_sums(
-            parts.dvalues, slot, k, tokens.token, own_values(tokens, k, cfg), added, cfg.OUT_CHANNELS,
-            cfg.TOKENS, cfg,
-        )  # fmt: skip
+        return leave_dvalues(parts, slot, tokens, k, added, cfg)
 
 
 @triton.jit
@@ -237,34 +225,27 @@ def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
     tile, kept, ok, tokens, inner, parts, slot = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     added = product(tl.trans(chunk), inner, sums[i], cfg)
-    return leave_sums(
-        parts.dkeys, slot, k, tokens.row, tokens.exists[None, :], added, cfg.CHANNELS,
-        cfg.HEADS * cfg.TOKENS, cfg,
-    )  # fmt: skip
+    return leave_dkeys(parts, slot, tokens, k, added, cfg)
 
 
 def backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed."""
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    x, dtype = call.x, call.x.dtype
     needs_x, needs_keys, needs_values = call.needs[:3]
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest = max(channels, out_channels)
-    heads = Heads.of(num_heads, tokens)
+    heads = Heads.of(call)
     dx = torch.empty_like(x) if needs_x else None
     placed = maps.place(pixels, widest, x, call.grad_map.to(dtype), dx)
     x_map, grad_map, dx_map = placed.maps
-    keys, values, token_bias = (
-        maps.rows(cast(Tensor, call.keys)),
-        maps.rows(call.values),
-        maps.bias_rows(call.token_bias),
-    )
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> list[Tensor | None]:
-        left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)
-        made = cut(setting, x, pixels, widest, batch, left)
+        left = numbers_each(call.keys) * needs_keys + numbers_each(call.values) * needs_values
+        made = cut(setting, x, pixels, widest, batch, 4 * batch * left)
         operands = [call.keys, call.values, call.token_bias, None]
-        small = SmallGradients(made, x, operands, [*call.needs[1:], False])
+        small = SmallGradients(made, x, operands, [*call.needs[1:4], False])
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, **heads._asdict(),
             RESIDUAL="input" if call.residual_is_input else "none", NEEDS_X=needs_x,

@@ -287,10 +287,10 @@ def forward(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     """The map (None unless wanted), its tokens (B, Lq, D + P) as tokenize's, and lse (B, Lq)."""
     x, dtype = call.x, call.x.dtype
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest, count = max(channels, out_channels), call.queries.shape[-2]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    heads, padded = Heads.of(call.num_heads, tokens), power_of_two(count, 16)
+    heads, padded = Heads.of(call), power_of_two(count, 16)
     if too_many_rows(max(padded, heads.padded)):
         return _one_after_the_other(call)
     y = empty_map_like(x, out_channels) if call.return_map else None

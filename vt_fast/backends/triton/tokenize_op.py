@@ -1,13 +1,11 @@
 """tokenize and its backward: kernels and how they are launched."""
 
-from typing import cast
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients, sees_block
 from vt_fast.backends.triton import maps, settings
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
@@ -149,17 +147,21 @@ def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
         return (product(tl.trans(chunk), weights, sums[i] * scale[None, :], cfg),)
 
 
+def separate_heads(call: Tokenize | TokenizeBackward) -> int:
+    """Heads that are problems of their own, with a block of the channels each."""
+    return call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else 1
+
+
 def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse (B, num_heads * L)."""
-    bank = cast(Tensor, call.queries)
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
-    count, pixels = bank.shape[-2] // num_heads, pixel_count(x)
+    x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
+    count, pixels = call.queries.shape[-2] // num_heads, pixel_count(x)
     channels = channel_count(x) // num_heads
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     padded = power_of_two(count, 16)
     placed = maps.place(pixels, channel_count(x), x)
     queries, per_pixel = (
-        maps.rows(bank),
+        maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
 
@@ -327,11 +329,10 @@ def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
 
 def backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed."""
-    bank = cast(Tensor, call.queries)
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
     needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
     batch, pixels = x.shape[0], pixel_count(x)
-    count, channels = bank.shape[-2] // num_heads, channel_count(x) // num_heads
+    count, channels = call.queries.shape[-2] // num_heads, channel_count(x) // num_heads
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(dtype)
     padded = power_of_two(count, 16)
@@ -341,10 +342,10 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     placed = maps.place(pixels, channel_count(x), x, dx)
     x_map, dx_map = placed.maps
     queries, per_pixel = (
-        maps.rows(bank),
+        maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
-    shared = bank.dim() == 2
+    shared = call.queries.dim() == 2
     lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
 
     def run(setting: Setting) -> Tensor | None:
@@ -360,7 +361,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         dqueries = None
         if needs_queries:
             shape = (samples, made.parts, num_heads, count, channels)
-            dqueries = x.new_empty(shape, dtype=part_dtype(bank, made.direct and not shared, sums))
+            dqueries = x.new_empty(shape, dtype=part_dtype(call.queries, made.direct and not shared, sums))
         delta = make_deltas(grad_tokens, call.tokens, call.grad_stats, lse, num_heads)
         cfg = config(
             setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
@@ -374,7 +375,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
             made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
             num_stages=setting.stages,
         )  # fmt: skip
-        return None if dqueries is None else summed(dqueries, bank, shared=shared)
+        return None if dqueries is None else summed(dqueries, call.queries, shared=shared)
 
     problem = Problem("tokenize_backward", settings.kind(dtype), placed.layout, channels, padded, pixels)
     made_dqueries = attempt(problem, x, run)

@@ -1,0 +1,133 @@
+"""The switches of the op family, in the kernels, against the reference in the widest dtype."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests._support import devices
+from vt_fast import functional
+from vt_fast.reference import ops as reference
+from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting, using
+
+# A tile that all forms can hold, for maps of more pixels.
+SETTINGS = {
+    "keep": Setting(16, 16, 0, KEEP, 4, 2),
+    "stream": Setting(16, 16, 1, STREAM, 4, 1),
+    "whole": Setting(32, 16, 1, WHOLE, 4, 2),
+}
+FORMS = pytest.mark.parametrize("form", SETTINGS)
+LAYOUTS = pytest.mark.parametrize("layout", ["bnc", "nchw", "sliced"])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def widest():
+    return devices.dtypes("triton")[0]
+
+
+def draw(*sizes):
+    return torch.randn(sizes, dtype=widest())
+
+
+def feature_map(layout, batch, channels, height=5, width=7):
+    """(B, N, C) or (B, C, H, W) of 35 pixels."""
+    if layout == "bnc":
+        return draw(batch, height * width, channels)
+    if layout == "nchw":
+        return draw(batch, channels, height, width)
+    return draw(batch, 2 * channels, height, width + 2)[:, ::2, :, 1:-1]
+
+
+def solve(op, operands, exact):
+    """Results and gradients, by name. Operands of a floating dtype get gradients."""
+    given = {}
+    for name, value in operands.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            value = (value.double() if exact else value).detach().requires_grad_()
+        given[name] = value
+    if operands.get("residual") is operands["x"]:
+        given["residual"] = given["x"]
+    function = getattr(reference if exact else functional, op)
+    results = function(**given, **({} if exact else {"backend": "triton"}))
+    results = [each for each in (results if isinstance(results, tuple) else (results,)) if each is not None]
+    generator = torch.Generator().manual_seed(1)
+    loss = 0
+    for each in results:
+        arriving = torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each)
+        # A statistic of -inf has a gradient too, which must not be used.
+        loss = loss + torch.where(each.isfinite(), each, 0).mul(arriving).sum()
+    wanted = {name: value for name, value in given.items() if getattr(value, "requires_grad", False)}
+    grads = torch.autograd.grad(loss, wanted.values(), allow_unused=True, materialize_grads=True)
+    return {f"result {i}": each for i, each in enumerate(results)} | {
+        f"gradient of {name}": grad for name, grad in zip(wanted, grads, strict=True)
+    }
+
+
+def check(op, form=None, **operands):
+    """The kernels agree with the reference."""
+    expected = solve(op, operands, True)
+    if form is None:
+        found = solve(op, operands, False)
+    else:
+        with using(SETTINGS[form]):
+            found = solve(op, operands, False)
+    assert found.keys() == expected.keys()
+    exact = widest() == torch.float64
+    for name, value in found.items():
+        expected_value = expected[name].to(value.dtype)
+        tolerance = {"rtol": 0, "atol": 1e-10} if exact else {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(
+            value, expected_value, **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def rows_of(shared, batch, *sizes):
+    return draw(*sizes) if shared else draw(batch, *sizes)
+
+
+@FORMS
+@LAYOUTS
+@pytest.mark.parametrize("keys_width", [8, 24], ids=["block keys", "full keys"])
+@pytest.mark.parametrize("summed", [False, True], ids=["block values", "summed"])
+def test_heads_of_project(form, layout, keys_width, summed):
+    x = feature_map(layout, 2, 24)
+    shared = form == "keep"
+    check(
+        "project", form, x=x, keys=rows_of(shared, 2, 3 * 5, keys_width),
+        values=rows_of(not shared, 2, 15 if summed else 5, 24), num_heads=3,
+        token_bias=rows_of(shared, 2, 15), residual=x if form == "keep" else None,
+    )  # fmt: skip
+
+
+def test_removed_heads_of_project():
+    keys, values, bias = draw(2, 6, 10), draw(6, 9), draw(2, 6)
+    bias[0, 2] = bias[:, 5] = bias[1, 3] = -torch.inf
+    bias[1, :3] = -torch.inf  # a whole head
+    keys[:, 5] = torch.nan
+    values[5] = torch.nan
+    check(
+        "project", x=draw(2, 19, 20), keys=keys, values=values, token_bias=bias, num_heads=2
+    )  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("keys_width", [6, 18], ids=["block keys", "full keys"])
+@pytest.mark.parametrize("summed", [False, True], ids=["block values", "summed"])
+def test_heads_of_project_tokenize(form, keys_width, summed):
+    x = draw(2, 35, 18)
+    check(
+        "project_tokenize", form, x=x, keys=draw(2, 9, keys_width), values=draw(9 if summed else 3, 18),
+        queries=draw(4, 18), num_heads=3, token_bias=draw(9), residual=x, mask=torch.rand(2, 35) > 0.3,
+    )  # fmt: skip
+
+
+def test_many_rows_of_project_tokenize():
+    """More than the kernel for both holds."""
+    check(
+        "project_tokenize", x=draw(2, 20, 18), keys=draw(60, 6), values=draw(2, 60, 17), queries=draw(4, 17),
+        num_heads=3,
+    )  # fmt: skip
