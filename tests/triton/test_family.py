@@ -1,14 +1,12 @@
 """The switches of the op family, in the kernels, against the reference in the widest dtype."""
 
-import itertools
-
 import pytest
 import torch
 
 from tests._support import devices
 from vt_fast import functional
-from vt_fast.reference import ops as reference
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting, using
+from vt_fast.reference import ops as reference
 
 # A tile that all forms can hold, for maps of more pixels.
 SETTINGS = {
@@ -131,3 +129,69 @@ def test_many_rows_of_project_tokenize():
         "project_tokenize", x=draw(2, 20, 18), keys=draw(60, 6), values=draw(2, 60, 17), queries=draw(4, 17),
         num_heads=3,
     )  # fmt: skip
+
+
+POOLING = pytest.mark.parametrize("normalize", ["pixels", "tokens", None])
+
+
+@FORMS
+@POOLING
+@pytest.mark.parametrize("width", [8, 24], ids=["blocks", "full"])
+@pytest.mark.parametrize("shared", [False, True], ids=["per sample", "shared"])
+def test_pooling(form, normalize, width, shared):
+    layout = {"keep": "nchw", "stream": "sliced", "whole": "bnc"}[form]
+    check(
+        "tokenize", form, x=feature_map(layout, 2, 24), queries=rows_of(shared, 2, 3 * 5, width), num_heads=3,
+        token_bias=rows_of(form == "stream", 2, 15), pixel_bias=draw(2, 35), mask=torch.rand(2, 35) > 0.3,
+        normalize=normalize, return_stats=True,
+    )  # fmt: skip
+
+
+@POOLING
+def test_removed_rows_and_empty_samples(normalize):
+    x, queries, bias, mask = draw(2, 37, 10), draw(2, 6, 10), draw(2, 6), torch.rand(2, 37) > 0.5
+    bias[0, 2] = bias[:, 5] = -torch.inf
+    bias[1, :3] = -torch.inf  # a whole head
+    queries[:, 5] = torch.nan
+    mask[1] = False
+    x[~mask] = torch.nan
+    for width in (10, 5):
+        check(
+            "tokenize", x=x, queries=queries[..., :width].contiguous(), num_heads=2, token_bias=bias,
+            mask=mask, normalize=normalize, return_stats=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("normalize", ["tokens", None])
+def test_parts_of_pooling(normalize):
+    """More pixels than a program has, and no bias; only some gradients."""
+    check(
+        "tokenize", "stream", x=draw(1, 201, 16), queries=draw(3, 16), normalize=normalize, return_stats=True
+    )  # fmt: skip
+
+
+def test_token_bias_adds_to_lse_alone():
+    x, queries, bias = draw(2, 40, 16), draw(4, 16), draw(4)
+    plain, lse = functional.tokenize(x, queries, return_stats=True, backend="triton")
+    tokens, shifted = functional.tokenize(x, queries, token_bias=bias, return_stats=True, backend="triton")
+    torch.testing.assert_close(tokens, plain)
+    torch.testing.assert_close(shifted, lse + bias)
+
+
+@FORMS
+@pytest.mark.parametrize("normalize", ["exp", None])
+def test_spreading(form, normalize):
+    x = feature_map("nchw" if form == "stream" else "bnc", 2, 20)
+    bias = draw(2, 6)
+    bias[0, 4] = bias[1, :3] = -torch.inf
+    check(
+        "project", form, x=x, keys=draw(2, 6, 10) / 3, values=draw(3, 20), token_bias=bias, num_heads=2,
+        normalize=normalize, residual=x if form == "keep" else None,
+    )  # fmt: skip
+
+
+def test_more_rows_than_a_program_holds_are_refused():
+    x = draw(1, 5, 4)
+    for rows, num_heads in ((257, 1), (2 * 129, 2)):
+        with pytest.raises(ValueError, match="at most 256 queries"):
+            functional.tokenize(x, draw(rows, 4), num_heads=num_heads, normalize="tokens", backend="triton")

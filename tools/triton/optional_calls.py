@@ -24,6 +24,14 @@ COVER = (
     ("project", "shared token_bias num_heads"),
     ("project", "no_residual token_bias strided"),
     ("project", "residual wide num_heads huge"),
+    ("tokenize", "tokens num_heads full_rows shared token_bias mask"),
+    ("tokenize", "tokens num_heads strided pixel_bias"),
+    ("tokenize", "linear shared huge"),
+    ("tokenize", "token_bias pixel_bias extra_values"),
+    ("project", "num_heads block_keys summed token_bias"),
+    ("project", "num_heads block_keys exp strided no_residual"),
+    ("project", "summed num_heads linear wide residual shared"),
+    ("project_tokenize", "num_heads block_keys summed mask"),
     ("project_tokenize", "num_heads token_bias pixel_bias"),
     ("project_tokenize", "no_map mask residual wide strided"),
     ("project_tokenize", "shared no_residual mask pixel_bias extra_values token_bias"),
@@ -78,26 +86,39 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
     pixel_bias = optional("pixel_bias", draw(batch, pixels))
     extra_values = optional("extra_values", draw(pixels, 5))
     token_bias = optional("token_bias", small(rows))
-    keys, values, queries = small(rows, channels), small(tokens, out_channels), small(tokens, out_channels)
+    keys = small(rows, channels // num_heads if "block_keys" in options else channels)
+    values = small(rows if "summed" in options else tokens, out_channels)
+    queries = small(tokens, out_channels)
+    normalize = next((name for name in ("tokens", "exp") if name in options), None)
+    usual = normalize is None and "linear" not in options
     residual = optional("residual", feature_map(out_channels))
     from_input = residual is None and "no_residual" not in options
-    grad_tokens = draw(batch, tokens, out_channels + (0 if extra_values is None else 5))
+    full_rows = "full_rows" in options
+    grad_tokens = draw(
+        batch, rows if full_rows else tokens, out_channels + (0 if extra_values is None else 5)
+    )
     grad_lse = draw(batch, rows).float()
 
     def tokenize() -> None:
-        queries = small(rows, channels // num_heads)
-        call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True)
-        tokens, lse = backend.tokenize(call)
-        needed = needs(x, queries, pixel_bias, extra_values)
+        queries = small(rows, channels if full_rows else channels // num_heads)
+        family = {"token_bias": token_bias, "normalize": "pixels" if usual else normalize}
+        call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True, **family)
+        tokens, stats = backend.tokenize(call)
+        needed = needs(x, queries, pixel_bias, extra_values, None, None, token_bias)
         backend.tokenize_backward(
-            contract.TokenizeBackward(grad_tokens, grad_lse, *call[:5], tokens, lse, num_heads, needed)
+            contract.TokenizeBackward(
+                grad_tokens, grad_lse, *call[:5], tokens, stats, num_heads, needed, **family
+            )
         )
 
     def project() -> None:
-        call = contract.Project(x, keys, values, token_bias, residual, from_input, num_heads)
+        family = {"normalize": "tokens" if usual else normalize}
+        call = contract.Project(x, keys, values, token_bias, residual, from_input, num_heads, **family)
         y = backend.project(call)
-        needed = needs(x, keys, values, token_bias)
-        backend.project_backward(contract.ProjectBackward(y, *call[:4], from_input, num_heads, needed))
+        needed = needs(x, keys, values, token_bias, None)
+        backend.project_backward(
+            contract.ProjectBackward(y, *call[:4], from_input, num_heads, needed, **family)
+        )
 
     def project_tokenize() -> None:
         call = contract.ProjectTokenize(

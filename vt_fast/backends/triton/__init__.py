@@ -40,6 +40,10 @@ _TAKEN = (
     "keys for channel blocks",
     "values that are summed over the heads",
     "several heads of full width",
+    "`token_bias`",
+    '`normalize="tokens"`',
+    '`normalize="exp"`',
+    "`normalize=None`",
 )
 
 
@@ -70,12 +74,8 @@ def refuses(call: Call) -> str | None:
     if reason is not None:
         return reason
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
-    if (
-        isinstance(call, Tokenize | TokenizeBackward)
-        and call.queries is not None
-        and _rows_each(call) > _MOST_ROWS
-    ):
-        return f"it takes at most {_MOST_ROWS} queries for each head"
+    if isinstance(call, Tokenize | TokenizeBackward) and _too_many_rows(call):
+        return f"it takes at most {_MOST_ROWS} queries for each head, or for all that a softmax is over"
     if not isinstance(call, Tokenize | TokenizeBackward):
         most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
         if most < 16 or call.keys is None or call.keys.shape[-2] // call.num_heads > most:
@@ -88,10 +88,14 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _rows_each(call: Tokenize | TokenizeBackward) -> int:
-    """The rows that a program holds: a head's, or all of them where heads do not see blocks."""
-    rows = row_count(call.queries, call.scores, call.offsets)
-    return rows // call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else rows
+def _too_many_rows(call: Tokenize | TokenizeBackward) -> bool:
+    """Whether a program cannot hold its rows: a head's, or all of them where heads do not see blocks."""
+    rows, num_heads = row_count(call.queries, call.scores, call.offsets), call.num_heads
+    if sees_block(call.queries, channel_count(call.x), num_heads):
+        return rows // num_heads > _MOST_ROWS
+    if call.normalize != "tokens":
+        return rows > _MOST_ROWS
+    return rows // num_heads > _MOST_ROWS >> (num_heads - 1).bit_length()
 
 
 # Where each function of the backend is.

@@ -75,6 +75,13 @@ class Config(NamedTuple):
     TOKENS_PADDED: int = 0
     QUERIES: int = 0
     QUERIES_PADDED: int = 0
+    # Where queries of GROUPS heads see all channels, each head's TOKENS are padded.
+    GROUPS: int = 1
+    # How logits become weights: "pixels", "tokens", "exp" or "none". PARTIAL: logits of -inf may leave a row,
+    # or a pixel's softmax, with nothing.
+    POOLING: str = "pixels"
+    SPREADING: str = "tokens"
+    PARTIAL: bool = False
     EXTRA: int = 0
     EXTRA_PADDED: int = 0
     # DIRECT: a forward's results need no combining. RESIDUAL: "none", "input" or "map". MASKED: some pixels

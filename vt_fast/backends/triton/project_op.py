@@ -30,12 +30,12 @@ from vt_fast.backends.triton.token_softmax import (
     load_values,
     numbers_each,
     residual_kind,
-    softmax_over_tokens,
-    softmax_over_tokens_backward,
     store_dkeys,
     store_dtoken_bias,
     store_dvalues,
     token_rows,
+    weigh,
+    weigh_backward,
 )
 from vt_fast.layout import channel_count, empty_map_like, pixel_count
 
@@ -63,7 +63,7 @@ def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg
     tile = maps.tile_of(x, sample, 0, n, width, cfg)
     scores = tl.zeros((TILE, ROWS), cfg.ACC)
     scores, kept = first_walk(add_scores, scores, (tile, ok, key, tokens), cfg)
-    weights = softmax_over_tokens(scores, bias, cfg).to(x.data.dtype.element_ty)
+    weights = weigh(scores, bias, cfg.SPREADING, cfg).to(x.data.dtype.element_ty)
     base = maps.tile_of(residual, sample, 0, n, width, cfg)
     to = maps.tile_of(y, sample, 0, n, width, cfg)
     second_walk(store_y, (), (tile, base, to, kept, ok, value, tokens, weights), 0, cfg)
@@ -114,6 +114,7 @@ def forward(call: Project) -> Tensor:
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             **heads._asdict(), RESIDUAL=residual_kind(call.residual, call.residual_is_input),
+            SPREADING=call.normalize or "none",
         )  # fmt: skip
         launch(
             project_forward, (tiles * x.shape[0],), x_map, keys, values, token_bias, residual_map, y_map,
@@ -156,8 +157,8 @@ def project_backward(
             add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, tokens), cfg
         )
         scores, grads = both
-        weights = softmax_over_tokens(scores, bias, cfg)
-        inner = softmax_over_tokens_backward(weights, grads, cfg)
+        weights = weigh(scores, bias, cfg.SPREADING, cfg)
+        inner = weigh_backward(weights, grads, bias, cfg.SPREADING, cfg)
         weights = tl.where(ok[:, None], weights, 0.0)
         inner = tl.where(ok[:, None], inner, 0.0)
         if parts.dtoken_bias is not None:
@@ -249,6 +250,7 @@ def backward(call: ProjectBackward) -> ProjectGradients:
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, **heads._asdict(),
             RESIDUAL="input" if call.residual_is_input else "none", NEEDS_X=needs_x,
+            SPREADING=call.normalize or "none",
         )  # fmt: skip
         launch(
             project_backward, (made.blocks * made.parts * batch,), grad_map, x_map, keys, values, token_bias,

@@ -61,12 +61,12 @@ from vt_fast.backends.triton.token_softmax import (
     load_values,
     numbers_each,
     residual_kind,
-    softmax_over_tokens,
-    softmax_over_tokens_backward,
     store_dkeys,
     store_dtoken_bias,
     store_dvalues,
     token_rows,
+    weigh,
+    weigh_backward,
 )
 from vt_fast.layout import channel_count, per_pixel, pixel_count
 from vt_fast.precision import compute_dtype
@@ -182,7 +182,7 @@ def project_tokenize_backward(
         used = ok
         if cfg.MASKED and cfg.HAS_GRAD_MAP:
             used = ok | (arriving > 0)
-        projected = softmax_over_tokens(scores, bias, cfg)
+        projected = weigh(scores, bias, cfg.SPREADING, cfg)
         projected = tl.where(used[:, None], projected, 0.0)
         logits = small_logits(projected, mixed, logits, cfg)
         grads = small_product(projected, mixed_grads, grads, cfg)
@@ -204,7 +204,7 @@ def project_tokenize_backward(
         through = small_product(weights, tl.trans(mixed_grads), tl.zeros((TILE, ROWS), cfg.ACC), cfg)
         through = small_product(inner, tl.trans(mixed), through, cfg)
         dprojected += tl.where(ok[:, None], through, 0.0)
-        dscores = softmax_over_tokens_backward(projected, dprojected, cfg)
+        dscores = weigh_backward(projected, dprojected, bias, cfg.SPREADING, cfg)
         dscores = tl.where(used[:, None], dscores, 0.0)
         if parts.dtoken_bias is not None:
             dtoken_bias += tl.sum(dscores, 0)

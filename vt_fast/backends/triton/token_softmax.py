@@ -107,13 +107,24 @@ def own_channels(channels, head, CHANNELS: tl.constexpr, cfg: tl.constexpr):
 
 
 @triton.jit
-def softmax_over_tokens(scores, token_bias, cfg: tl.constexpr):
+def weigh(scores, token_bias, NORMALIZE: tl.constexpr, cfg: tl.constexpr):
     """[pixels, rows] of weights: 0 in removed rows, and in heads all of whose rows are removed."""
+    removed = token_bias == -float("inf")
+    scores = tl.where(removed[None, :], -float("inf"), scores + token_bias[None, :])
+    if NORMALIZE == "tokens":
+        return softmax_over_tokens(scores, removed, cfg)
+    elif NORMALIZE == "exp":
+        return tl.exp(scores)
+    else:
+        return tl.where(removed[None, :], 0.0, scores)
+
+
+@triton.jit
+def softmax_over_tokens(scores, removed, cfg: tl.constexpr):
+    """The softmax over the rows of each head."""
     TILE: tl.constexpr = cfg.TILE
     HEADS: tl.constexpr = cfg.HEADS_PADDED
     TOKENS: tl.constexpr = cfg.TOKENS_PADDED
-    removed = token_bias == -float("inf")
-    scores = tl.where(removed[None, :], -float("inf"), scores + token_bias[None, :])
     if HEADS == 1:
         base = finite(tl.max(scores, 1), cfg.LIMIT)
         weights = tl.exp(scores - base[:, None])
@@ -128,6 +139,17 @@ def softmax_over_tokens(scores, token_bias, cfg: tl.constexpr):
     left = tl.reshape(1 - removed.to(tl.int32), (HEADS, TOKENS))
     empty = tl.broadcast_to(tl.sum(left, 1)[:, None] == 0, (HEADS, TOKENS))
     return tl.where(tl.reshape(empty, (HEADS * TOKENS,))[None, :], 0.0, weights)
+
+
+@triton.jit
+def weigh_backward(weights, grads, token_bias, NORMALIZE: tl.constexpr, cfg: tl.constexpr):
+    """dS by the weights and their gradients."""
+    if NORMALIZE == "tokens":
+        return softmax_over_tokens_backward(weights, grads, cfg)
+    elif NORMALIZE == "exp":
+        return weights * grads
+    else:
+        return tl.where((token_bias == -float("inf"))[None, :], 0.0, grads)
 
 
 @triton.jit

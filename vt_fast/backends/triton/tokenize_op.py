@@ -1,11 +1,13 @@
 """tokenize and its backward: kernels and how they are launched."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients, sees_block
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients, row_count, sees_block
 from vt_fast.backends.triton import maps, settings
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
@@ -13,8 +15,12 @@ from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
     extra_values_gradient,
     load_extra_values,
+    load_token_bias,
     make_deltas,
     no_statistics,
+    plain_weights,
+    query_rows,
+    rescaled,
     softmax_over_pixels,
     softmax_over_pixels_backward,
     store_extra,
@@ -47,19 +53,22 @@ from vt_fast.backends.triton.schedule import (
     summed,
 )
 from vt_fast.backends.triton.settings import Problem, Setting, ceil_div, power_of_two
+from vt_fast.backends.triton.token_softmax import weigh, weigh_backward
 from vt_fast.layout import channel_count, pixel_count
 from vt_fast.precision import compute_dtype
 
 
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr):
+def tokenize_forward(
+    x, queries, token_bias, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr
+):
     """Grid: BLOCKS of channels x splits x (B * heads).
 
     A head is a problem of its own, of CHANNELS channels and QUERIES queries. DIRECT (one split): tokens
-    (B, QUERIES, HEADS * CHANNELS + EXTRA) and lse (B, HEADS * QUERIES). Otherwise the parts' tokens are
-    (B * heads, splits, QUERIES, CHANNELS + EXTRA), their statistics (B * heads, splits, QUERIES), and seen
-    (B * heads, splits).
+    (B, QUERIES, HEADS * CHANNELS + EXTRA) and lse or mass (B, HEADS * QUERIES). Otherwise the parts' tokens
+    are (B * heads, splits, QUERIES, CHANNELS + EXTRA), their statistics (B * heads, splits, QUERIES), and
+    seen (B * heads, splits).
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -71,8 +80,11 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
     sample = item // cfg.HEADS
     head = item % cfg.HEADS
     c = indices(cfg.CHUNK, cfg)
-    q = tl.arange(0, QUERIES)
-    query_ok = q < cfg.QUERIES
+    q, exists = query_rows(cfg)
+    query_ok = exists
+    if cfg.POOLING != "pixels" or token_bias.data is not None:
+        row_bias = load_token_bias(token_bias, sample, head, q, exists, cfg)
+        query_ok = row_bias != -float("inf")
     query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
     if cfg.DIRECT:
         tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.CHANNELS)
@@ -99,10 +111,18 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
         logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
-        weights, scale, statistics = softmax_over_pixels(
-            logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
-        )
-        pooling = (tile, ok, kept, weights, scale, to, query_ok, start > begin, statistics)
+        if cfg.POOLING == "pixels":
+            if token_bias.data is not None:
+                logits = tl.where(query_ok[None, :], logits + row_bias[None, :], -float("inf"))
+            weights, scale, statistics = softmax_over_pixels(
+                logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
+            )
+        else:
+            weights, statistics = plain_weights(
+                logits, row_bias, ok, statistics, x.data.dtype.element_ty, cfg
+            )
+            scale = tl.full((QUERIES,), 1.0, cfg.ACC)
+        pooling = (tile, ok, kept, weights, scale, to, exists, start > begin, statistics)
         sums = second_walk(pool_chunk, sums, pooling, block, cfg)
         next_tile(cfg)
         if cfg.EXTRA > 0:
@@ -112,11 +132,11 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
     if cfg.LOOPS == 1:
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
-            there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
-            store_pooled(to + k[:, None], sums[i], there, statistics, cfg.DIRECT)
+            there = (k < cfg.CHANNELS)[:, None] & exists[None, :]
+            store_pooled(to + k[:, None], sums[i], there, statistics, cfg)
     if block == 0:
         if cfg.EXTRA > 0:
-            store_extra(to + cfg.CHANNELS, extra_sums, query_ok, statistics, cfg)
+            store_extra(to + cfg.CHANNELS, extra_sums, exists, statistics, cfg)
         store_statistics(out, item, part, statistics, cfg)
 
 
@@ -135,16 +155,16 @@ def add_logits(logits, operands, i, k, cfg: tl.constexpr):
 @triton.jit
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
-    tile, ok, kept, weights, scale, to, query_ok, follows, statistics = operands
+    tile, ok, kept, weights, scale, to, exists, follows, statistics = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     if cfg.LOOPS > 1:
         added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
-        there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
+        there = (k < cfg.CHANNELS)[:, None] & exists[None, :]
         added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
-        store_pooled(to + k[:, None], added, there, statistics, cfg.DIRECT)
+        store_pooled(to + k[:, None], added, there, statistics, cfg)
         return ()
     else:
-        return (product(tl.trans(chunk), weights, sums[i] * scale[None, :], cfg),)
+        return (product(tl.trans(chunk), weights, rescaled(sums[i], scale, cfg), cfg),)
 
 
 def separate_heads(call: Tokenize | TokenizeBackward) -> int:
@@ -152,14 +172,37 @@ def separate_heads(call: Tokenize | TokenizeBackward) -> int:
     return call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else 1
 
 
+class Queries(NamedTuple):
+    """The rows of a program: GROUPS heads of TOKENS each, whose padded numbers are HEADS_PADDED and so on."""
+
+    QUERIES: int
+    QUERIES_PADDED: int
+    GROUPS: int
+    HEADS_PADDED: int
+    TOKENS: int
+    TOKENS_PADDED: int
+
+    @classmethod
+    def of(cls, call: Tokenize | TokenizeBackward) -> "Queries":
+        """Padded to at least 16, as products take them."""
+        num_heads = separate_heads(call)
+        count = row_count(call.queries, call.scores, call.offsets) // num_heads
+        # Heads matter to a softmax over tokens alone.
+        groups = call.num_heads // num_heads if call.normalize == "tokens" else 1
+        tokens, groups_padded = count // groups, power_of_two(groups)
+        tokens_padded = power_of_two(tokens, max(1, 16 // groups_padded))
+        return cls(count, groups_padded * tokens_padded, groups, groups_padded, tokens, tokens_padded)
+
+
 def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse (B, num_heads * L)."""
+    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse or mass (B, num_heads * L)."""
     x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
-    count, pixels = call.queries.shape[-2] // num_heads, pixel_count(x)
-    channels = channel_count(x) // num_heads
+    rows, pixels = Queries.of(call), pixel_count(x)
+    count, channels = rows.QUERIES, channel_count(x) // num_heads
+    pooling, partial = call.normalize or "none", call.token_bias is not None
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    padded = power_of_two(count, 16)
     placed = maps.place(pixels, channel_count(x), x)
+    token_bias = maps.bias_rows(call.token_bias)
     queries, per_pixel = (
         maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
@@ -168,19 +211,30 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
         made = cut(setting, x, pixels, channels, items, 4 * items * count * (channels + extra))
-        pooled = Pooled(x, num_heads, count, channels, extra, made, exact=call.keep_exact)
+        pooled = Pooled(
+            x,
+            num_heads,
+            count,
+            channels,
+            extra,
+            made,
+            exact=call.keep_exact,
+            pooling=pooling,
+            partial=partial,
+        )
         cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
-            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), DIRECT=made.direct,
+            setting, made, placed, dtype, channels=channels, HEADS=num_heads, **rows._asdict(), EXTRA=extra,
+            EXTRA_PADDED=power_of_two(extra, 16), DIRECT=made.direct, POOLING=pooling, PARTIAL=partial,
         )  # fmt: skip
         launch(
-            tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, per_pixel,
-            pooled.results, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
+            tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, token_bias,
+            per_pixel, pooled.results, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
             num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return pooled.combined(cfg.LIMIT)
 
-    problem = Problem("tokenize_forward", settings.kind(dtype), placed.layout, channels, padded, pixels)
+    kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
+    problem = Problem("tokenize_forward", kind, placed.layout, channels, padded, pixels)
     return attempt(problem, x, run)
 
 
@@ -189,12 +243,14 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
 def tokenize_backward(
     x,
     queries,
+    token_bias,
     grad_tokens,
     per_pixel,
     lse,
     delta,
     dx,
     dqueries,
+    dtoken_bias,
     dpixel_bias,
     attention,
     pixels,
@@ -210,7 +266,8 @@ def tokenize_backward(
     Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
     them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
     samples. grad_tokens (B, QUERIES, HEADS * CHANNELS + EXTRA) in x's dtype; lse and delta
-    (B, HEADS * QUERIES); dqueries, if any, (B, parts, HEADS, QUERIES, CHANNELS), ACROSS without B;
+    (B, HEADS * QUERIES), or None and the gradient of the mass, if any; dqueries, if any,
+    (B, parts, HEADS, QUERIES, CHANNELS), dtoken_bias (B, parts, HEADS, QUERIES), ACROSS without B;
     dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
     gradient is wanted to which all samples contribute.
     """
@@ -223,8 +280,8 @@ def tokenize_backward(
     head = program // cfg.BLOCKS % cfg.HEADS
     part = program // (cfg.BLOCKS * cfg.HEADS)
     index = (part * cfg.HEADS + head).to(tl.int64)
-    q = tl.arange(0, QUERIES)
-    query_ok = q < cfg.QUERIES
+    q, exists = query_rows(cfg)
+    query_ok = exists
     of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
     of_grads = grad_tokens + head * cfg.CHANNELS
     pixels *= cfg.PIXEL_ALIGN
@@ -238,6 +295,7 @@ def tokenize_backward(
         end = tl.minimum(begin + per_part, tiles_each)
 
     sums = zero_sums(QUERIES, cfg)
+    bias_sums = tl.zeros((QUERIES,), cfg.ACC)
     for tile_index in tl.range(begin, end):
         if cfg.ACROSS:
             sample = (tile_index // tiles_each).to(tl.int64)
@@ -250,10 +308,18 @@ def tokenize_backward(
         to = maps.tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
         query = of_queries + sample * queries.batch
         grad = of_grads + sample * (cfg.QUERIES * WIDTH)
-        small = (query, grad, q, query_ok)
         at = (sample * cfg.HEADS + head) * cfg.QUERIES + q
-        log_sums = tl.load(lse + at, mask=query_ok, other=0.0)
-        means = tl.load(delta + at, mask=query_ok, other=0.0)
+        if cfg.POOLING != "pixels" or token_bias.data is not None:
+            row_bias = load_token_bias(token_bias, sample, head, q, exists, cfg)
+            query_ok = row_bias != -float("inf")
+        if cfg.POOLING == "pixels":
+            log_sums = tl.load(lse + at, mask=query_ok, other=0.0)
+            if cfg.PARTIAL:
+                # Rows without weights have no gradients, whatever arrives for them.
+                query_ok = query_ok & (log_sums != -float("inf"))
+        if delta is not None:
+            means = tl.load(delta + at, mask=query_ok, other=0.0)
+        small = (query, grad, q, query_ok, exists)
         zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
         both, kept = first_walk(add_logits_and_grads, (zeros, zeros), (tile, ok, small), cfg)
         logits, grads = both
@@ -261,7 +327,19 @@ def tokenize_backward(
             grads = add_extra_grads(grads, grad + cfg.CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
-        weights, inner = softmax_over_pixels_backward(logits, grads, log_sums, means, ok, query_ok)
+        if cfg.POOLING == "pixels":
+            if token_bias.data is not None:
+                logits += row_bias[None, :]
+            weights, inner = softmax_over_pixels_backward(logits, grads, log_sums, means, ok, query_ok)
+        else:
+            if delta is not None:
+                grads += means[None, :]
+            weights = weigh(logits, row_bias, cfg.POOLING, cfg)
+            inner = weigh_backward(weights, grads, row_bias, cfg.POOLING, cfg)
+            weights = tl.where(ok[:, None], weights, 0.0)
+            inner = tl.where(ok[:, None], inner, 0.0)
+        if dtoken_bias is not None:
+            bias_sums += tl.sum(inner, 0)
         if block == 0:
             if dpixel_bias is not None:
                 tl.store(dpixel_bias + (head * batch + sample) * pixels + n, tl.sum(inner, 1), mask=inside)
@@ -281,9 +359,13 @@ def tokenize_backward(
         if cfg.LOOPS == 1:
             for i in tl.static_range(OWN):
                 store_sums(
-                    dqueries, index, own_chunk(block, i, cfg), q, query_ok[None, :], sums[i], False,
+                    dqueries, index, own_chunk(block, i, cfg), q, exists[None, :], sums[i], False,
                     cfg.CHANNELS, cfg.QUERIES, True,
                 )  # fmt: skip
+    if dtoken_bias is not None:
+        if block == 0:
+            to_bias = dtoken_bias + index * cfg.QUERIES + q
+            tl.store(to_bias, bias_sums.to(dtoken_bias.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -292,7 +374,7 @@ def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
     logits, grads = sums
     tile, ok, small = operands
-    query, grad, q, query_ok = small
+    query, grad, q, query_ok, _exists = small
     chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
     logits = product(chunk, of_query, logits, cfg)
@@ -308,7 +390,7 @@ def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
     TILE: tl.constexpr = cfg.TILE
     CHUNK: tl.constexpr = cfg.CHUNK
     tile, to, kept, ok, inside, small, weights, inner, dqueries, slot = operands
-    query, grad, q, query_ok = small
+    query, grad, q, query_ok, exists = small
     if cfg.NEEDS_X:
         of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
         out = tl.zeros((TILE, CHUNK), cfg.ACC)
@@ -324,7 +406,7 @@ def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
     else:
         chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
         added = product(tl.trans(chunk), inner, sums[i], cfg)
-        return leave_sums(dqueries, slot, k, q, query_ok[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
+        return leave_sums(dqueries, slot, k, q, exists[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
 
 
 def backward(call: TokenizeBackward) -> TokenizeGradients:
@@ -332,10 +414,11 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
     needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
     batch, pixels = x.shape[0], pixel_count(x)
-    count, channels = call.queries.shape[-2] // num_heads, channel_count(x) // num_heads
+    rows = Queries.of(call)
+    count, channels = rows.QUERIES, channel_count(x) // num_heads
+    over_pixels, needs_token_bias = call.normalize == "pixels", call.token_bias is not None and call.needs[6]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(dtype)
-    padded = power_of_two(count, 16)
     dx = torch.empty_like(x) if needs_x else None
     dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
@@ -345,42 +428,67 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
-    shared = call.queries.dim() == 2
+    token_bias = maps.bias_rows(call.token_bias)
+    # Sums over pixels that gradients are made of, and whether the samples share them.
+    operands = [
+        (call.queries, needs_queries, 2, (num_heads, count, channels)),
+        (call.token_bias, needs_token_bias and not over_pixels, 1, (num_heads, count)),
+    ]
+    wanted = [each for each, needed, *_ in operands if needed]
+    shared = bool(wanted) and all(each.dim() == dim for each, needed, dim, _ in operands if needed)
     lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
 
-    def run(setting: Setting) -> Tensor | None:
+    def run(setting: Setting) -> list[Tensor | None]:
         items, part = batch * num_heads, 4 * num_heads * count * channels
         made = cut(setting, x, pixels, channels, items, batch * part)
         # Each sample leaves a part of its own, and all of them may be too much.
-        across = needs_queries and shared and batch > 1
+        across = shared and batch > 1
         if across:
             fewer = cut_across(setting, x, pixels, channels, num_heads, part)
             across = fewer.parts < batch * made.parts
             made = fewer if across else made
         samples = 1 if across else batch
-        dqueries = None
-        if needs_queries:
-            shape = (samples, made.parts, num_heads, count, channels)
-            dqueries = x.new_empty(shape, dtype=part_dtype(call.queries, made.direct and not shared, sums))
-        delta = make_deltas(grad_tokens, call.tokens, call.grad_stats, lse, num_heads)
+        parts: list[Tensor | None] = []
+        for operand, needed, dim, shape in operands:
+            single = made.direct and operand is not None and operand.dim() != dim
+            dtype_of = part_dtype(operand if needed else x, single, sums)
+            parts.append(x.new_empty((samples, made.parts, *shape), dtype=dtype_of) if needed else None)
+        delta = call.grad_stats
+        if over_pixels:
+            delta = make_deltas(grad_tokens, call.tokens, delta, lse, num_heads)
+        elif delta is not None:
+            delta = delta.contiguous()
         cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
-            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
-            MASKED=call.mask is not None or call.pixel_bias is not None, NEEDS_X=needs_x,
+            setting, made, placed, dtype, channels=channels, HEADS=num_heads, **rows._asdict(), EXTRA=extra,
+            EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across, NEEDS_X=needs_x,
+            MASKED=call.mask is not None or call.pixel_bias is not None,
+            POOLING=call.normalize or "none", PARTIAL=call.token_bias is not None,
         )  # fmt: skip
         launch(
             tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, queries,
-            grad_tokens.to(dtype), per_pixel, lse, delta, dx_map, dqueries, dpixel_bias, attention,
+            token_bias, grad_tokens.to(dtype), per_pixel, lse if over_pixels else None, delta, dx_map, *parts,
+            dpixel_bias, attention,
             placed.pixels, placed.width, batch, ceil_div(pixels, setting.tile), made.parts,
             made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
             num_stages=setting.stages,
         )  # fmt: skip
-        return None if dqueries is None else summed(dqueries, call.queries, shared=shared)
+        return [
+            None if part is None else summed(part, operand, shared=operand.dim() == dim)
+            for part, (operand, _, dim, _) in zip(parts, operands, strict=True)
+        ]
 
-    problem = Problem("tokenize_backward", settings.kind(dtype), placed.layout, channels, padded, pixels)
-    made_dqueries = attempt(problem, x, run)
+    kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
+    problem = Problem("tokenize_backward", kind, placed.layout, channels, padded, pixels)
+    dqueries, dtoken_bias = attempt(problem, x, run)
+    if needs_token_bias and over_pixels:
+        # The tokens do not depend on it, and each row of dS sums to what arrives for its lse.
+        arriving = torch.zeros_like(lse) if call.grad_stats is None else call.grad_stats
+        arriving = arriving.masked_fill(lse == -torch.inf, 0)
+        dtoken_bias = arriving if call.token_bias.dim() == 2 else arriving.sum(0)
     dbias = None
     if dpixel_bias is not None and call.pixel_bias is not None:
         dbias = (dpixel_bias[0] if num_heads == 1 else dpixel_bias.sum(0)).view(call.pixel_bias.shape)
     dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., channels:])
-    return TokenizeGradients(x=dx, queries=made_dqueries, pixel_bias=dbias, extra_values=dextra)
+    return TokenizeGradients(
+        x=dx, queries=dqueries, pixel_bias=dbias, extra_values=dextra, token_bias=dtoken_bias
+    )
