@@ -195,3 +195,38 @@ def test_more_rows_than_a_program_holds_are_refused():
     for rows, num_heads in ((257, 1), (2 * 129, 2)):
         with pytest.raises(ValueError, match="at most 256 queries"):
             functional.tokenize(x, draw(rows, 4), num_heads=num_heads, normalize="tokens", backend="triton")
+
+
+@FORMS
+@pytest.mark.parametrize("normalize", ["pixels", "tokens"])
+@pytest.mark.parametrize("channels", [12, 54], ids=["narrower", "wider"])
+def test_a_second_map(form, normalize, channels):
+    layouts = {"keep": ("nchw", "nchw"), "stream": ("sliced", "nchw"), "whole": ("bnc", "bnc")}[form]
+    mask = torch.rand(2, 35) > 0.3
+    x, values = feature_map(layouts[0], 2, 24), feature_map(layouts[1], 2, channels)
+    for each in (x, values):
+        pixels = each if each.dim() == 3 else each.flatten(2).mT
+        if pixels.data_ptr() == each.data_ptr():
+            pixels[~mask] = torch.nan
+    check(
+        "tokenize", form, x=x, values=values, queries=rows_of(form == "keep", 2, 3 * 5, 8), num_heads=3,
+        mask=mask, token_bias=draw(15), normalize=normalize, return_stats=True,
+    )  # fmt: skip
+
+
+def test_extra_values_follow_those_of_a_second_map():
+    check(
+        "tokenize", x=draw(2, 35, 8), values=draw(2, 35, 21), queries=draw(2, 5, 8), extra_values=draw(35, 3),
+        pixel_bias=draw(2, 35), return_stats=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("needed", ["x", "values", "queries"])
+def test_one_gradient_alone(needed):
+    operands = {"x": draw(2, 35, 8), "values": draw(2, 35, 21), "queries": draw(5, 8)}
+    tensors = {name: value.requires_grad_(name == needed) for name, value in operands.items()}
+    found = functional.tokenize(**tensors, backend="triton")
+    expected = reference.tokenize(**tensors)
+    arriving = torch.randn_like(found)
+    (grad,) = torch.autograd.grad(found, tensors[needed], arriving)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, tensors[needed], arriving)[0])

@@ -28,6 +28,8 @@ COVER = (
     ("tokenize", "tokens num_heads strided pixel_bias"),
     ("tokenize", "linear shared huge"),
     ("tokenize", "token_bias pixel_bias extra_values"),
+    ("tokenize", "second_map wide mask extra_values"),
+    ("tokenize", "second_map tokens num_heads strided shared token_bias"),
     ("project", "num_heads block_keys summed token_bias"),
     ("project", "num_heads block_keys exp strided no_residual"),
     ("project", "summed num_heads linear wide residual shared"),
@@ -94,17 +96,21 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
     residual = optional("residual", feature_map(out_channels))
     from_input = residual is None and "no_residual" not in options
     full_rows = "full_rows" in options
-    grad_tokens = draw(
-        batch, rows if full_rows else tokens, out_channels + (0 if extra_values is None else 5)
-    )
+    second_map = optional("second_map", feature_map(out_channels))
+    width = out_channels + (0 if extra_values is None else 5)
+    grad_tokens = draw(batch, rows if full_rows else tokens, width)
     grad_lse = draw(batch, rows).float()
 
     def tokenize() -> None:
         queries = small(rows, channels if full_rows else channels // num_heads)
-        family = {"token_bias": token_bias, "normalize": "pixels" if usual else normalize}
+        family = {
+            "values": second_map,
+            "token_bias": token_bias,
+            "normalize": "pixels" if usual else normalize,
+        }
         call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True, **family)
         tokens, stats = backend.tokenize(call)
-        needed = needs(x, queries, pixel_bias, extra_values, None, None, token_bias)
+        needed = needs(x, queries, pixel_bias, extra_values, second_map, None, token_bias)
         backend.tokenize_backward(
             contract.TokenizeBackward(
                 grad_tokens, grad_lse, *call[:5], tokens, stats, num_heads, needed, **family

@@ -41,6 +41,7 @@ _TAKEN = (
     "values that are summed over the heads",
     "several heads of full width",
     "`token_bias`",
+    "`values`",
     '`normalize="tokens"`',
     '`normalize="exp"`',
     "`normalize=None`",

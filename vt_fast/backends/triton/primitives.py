@@ -34,7 +34,10 @@ UNSPECIALIZED = ["pixels", "batch", "splits", "parts", "tiles_each", "per_part",
 
 
 class Config(NamedTuple):
-    """A kernel's constants. Channels of x are CHANNELS, those of project's result OUT_CHANNELS."""
+    """A kernel's constants.
+
+    Channels of x are CHANNELS; those of project's result, or of what tokenize pools, OUT_CHANNELS.
+    """
 
     # How the work is cut, see :class:`vt_fast.backends.triton.schedule.Cut`.
     TILE: int

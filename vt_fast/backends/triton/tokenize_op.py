@@ -61,21 +61,21 @@ from vt_fast.precision import compute_dtype
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tokenize_forward(
-    x, queries, token_bias, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr
+    x, values, queries, token_bias, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr
 ):
     """Grid: BLOCKS of channels x splits x (B * heads).
 
-    A head is a problem of its own, of CHANNELS channels and QUERIES queries. DIRECT (one split): tokens
-    (B, QUERIES, HEADS * CHANNELS + EXTRA) and lse or mass (B, HEADS * QUERIES). Otherwise the parts' tokens
-    are (B * heads, splits, QUERIES, CHANNELS + EXTRA), their statistics (B * heads, splits, QUERIES), and
-    seen (B * heads, splits).
+    A head is a problem of its own, of CHANNELS channels and QUERIES queries. It pools x, or OUT_CHANNELS of
+    another map, ``values``. DIRECT (one split): tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) and lse or
+    mass (B, HEADS * QUERIES). Otherwise the parts' tokens are (B * heads, splits, QUERIES, OUT_CHANNELS +
+    EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits).
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
     EXTRA: tl.constexpr = cfg.EXTRA_PADDED
     CHUNKS: tl.constexpr = cfg.CHUNKS
     OWN: tl.constexpr = cfg.OWN
-    WIDTH: tl.constexpr = cfg.CHANNELS * (cfg.HEADS if cfg.DIRECT else 1) + cfg.EXTRA
+    WIDTH: tl.constexpr = cfg.OUT_CHANNELS * (cfg.HEADS if cfg.DIRECT else 1) + cfg.EXTRA
     block, split, item, part = program_of(splits, cfg)
     sample = item // cfg.HEADS
     head = item % cfg.HEADS
@@ -87,7 +87,7 @@ def tokenize_forward(
         query_ok = row_bias != -float("inf")
     query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
     if cfg.DIRECT:
-        tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.CHANNELS)
+        tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.OUT_CHANNELS)
     else:
         tokens = out.tokens + part * (cfg.QUERIES * WIDTH)
     to = tokens + q[None, :] * WIDTH
@@ -107,6 +107,9 @@ def tokenize_forward(
     for start in tl.range(begin, end, TILE):
         n, _inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
         tile = maps.tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
+        pooled = tile
+        if values.data is not None:
+            pooled = maps.tile_of(values, sample, head * cfg.OUT_CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
         logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
         if per_pixel.bias is not None:
@@ -122,7 +125,7 @@ def tokenize_forward(
                 logits, row_bias, ok, statistics, x.data.dtype.element_ty, cfg
             )
             scale = tl.full((QUERIES,), 1.0, cfg.ACC)
-        pooling = (tile, ok, kept, weights, scale, to, exists, start > begin, statistics)
+        pooling = (pooled, ok, kept, weights, scale, to, exists, start > begin, statistics)
         sums = second_walk(pool_chunk, sums, pooling, block, cfg)
         next_tile(cfg)
         if cfg.EXTRA > 0:
@@ -132,11 +135,11 @@ def tokenize_forward(
     if cfg.LOOPS == 1:
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
-            there = (k < cfg.CHANNELS)[:, None] & exists[None, :]
+            there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
             store_pooled(to + k[:, None], sums[i], there, statistics, cfg)
     if block == 0:
         if cfg.EXTRA > 0:
-            store_extra(to + cfg.CHANNELS, extra_sums, exists, statistics, cfg)
+            store_extra(to + cfg.OUT_CHANNELS, extra_sums, exists, statistics, cfg)
         store_statistics(out, item, part, statistics, cfg)
 
 
@@ -156,10 +159,10 @@ def add_logits(logits, operands, i, k, cfg: tl.constexpr):
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
     tile, ok, kept, weights, scale, to, exists, follows, statistics = operands
-    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
     if cfg.LOOPS > 1:
         added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
-        there = (k < cfg.CHANNELS)[:, None] & exists[None, :]
+        there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
         added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
         store_pooled(to + k[:, None], added, there, statistics, cfg)
         return ()
@@ -170,6 +173,11 @@ def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
 def separate_heads(call: Tokenize | TokenizeBackward) -> int:
     """Heads that are problems of their own, with a block of the channels each."""
     return call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else 1
+
+
+def pooled_channels(call: Tokenize | TokenizeBackward) -> int:
+    """The channels that a head pools, as its problem."""
+    return channel_count(call.x if call.values is None else call.values) // separate_heads(call)
 
 
 class Queries(NamedTuple):
@@ -198,10 +206,10 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse or mass (B, num_heads * L)."""
     x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
     rows, pixels = Queries.of(call), pixel_count(x)
-    count, channels = rows.QUERIES, channel_count(x) // num_heads
+    count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
     pooling, partial = call.normalize or "none", call.token_bias is not None
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    placed = maps.place(pixels, channel_count(x), x)
+    placed = maps.place(pixels, max(channels, out_channels) * num_heads, x, call.values)
     token_bias = maps.bias_rows(call.token_bias)
     queries, per_pixel = (
         maps.rows(call.queries),
@@ -210,12 +218,14 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
-        made = cut(setting, x, pixels, channels, items, 4 * items * count * (channels + extra))
+        made = cut(setting, x, pixels, out_channels, items, 4 * items * count * (out_channels + extra))
+        if call.values is not None:
+            made = made._replace(keep=False)  # a tile of x is read once anyway
         pooled = Pooled(
             x,
             num_heads,
             count,
-            channels,
+            out_channels,
             extra,
             made,
             exact=call.keep_exact,
@@ -223,8 +233,9 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
             partial=partial,
         )
         cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, **rows._asdict(), EXTRA=extra,
-            EXTRA_PADDED=power_of_two(extra, 16), DIRECT=made.direct, POOLING=pooling, PARTIAL=partial,
+            setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
+            HEADS=num_heads, **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16),
+            DIRECT=made.direct, POOLING=pooling, PARTIAL=partial,
         )  # fmt: skip
         launch(
             tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, token_bias,
@@ -234,7 +245,7 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
         return pooled.combined(cfg.LIMIT)
 
     kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
-    problem = Problem("tokenize_forward", kind, placed.layout, channels, padded, pixels)
+    problem = Problem("tokenize_forward", kind, placed.layout, out_channels, padded, pixels)
     return attempt(problem, x, run)
 
 
@@ -242,6 +253,7 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tokenize_backward(
     x,
+    values,
     queries,
     token_bias,
     grad_tokens,
@@ -249,6 +261,7 @@ def tokenize_backward(
     lse,
     delta,
     dx,
+    dvalues,
     dqueries,
     dtoken_bias,
     dpixel_bias,
@@ -261,11 +274,13 @@ def tokenize_backward(
     per_part,
     cfg: tl.constexpr,
 ):
-    """One pass over the map. Grid: BLOCKS of channels x HEADS x parts (of each sample, unless ACROSS).
+    """One pass over the maps.
+
+    Grid: BLOCKS of channels x HEADS x parts (of each sample, unless ACROSS).
 
     Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
     them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
-    samples. grad_tokens (B, QUERIES, HEADS * CHANNELS + EXTRA) in x's dtype; lse and delta
+    samples. grad_tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) in x's dtype; lse and delta
     (B, HEADS * QUERIES), or None and the gradient of the mass, if any; dqueries, if any,
     (B, parts, HEADS, QUERIES, CHANNELS), dtoken_bias (B, parts, HEADS, QUERIES), ACROSS without B;
     dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
@@ -274,7 +289,7 @@ def tokenize_backward(
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
     OWN: tl.constexpr = cfg.OWN
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.OUT_CHANNELS + cfg.EXTRA
     program = tl.program_id(0)
     block = program % cfg.BLOCKS
     head = program // cfg.BLOCKS % cfg.HEADS
@@ -283,7 +298,7 @@ def tokenize_backward(
     q, exists = query_rows(cfg)
     query_ok = exists
     of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
-    of_grads = grad_tokens + head * cfg.CHANNELS
+    of_grads = grad_tokens + head * cfg.OUT_CHANNELS
     pixels *= cfg.PIXEL_ALIGN
     if cfg.ACROSS:
         only = tl.zeros((), tl.int64)
@@ -306,6 +321,11 @@ def tokenize_backward(
         n, inside, ok, bias = taking_part(per_pixel, start, pixels, sample * pixels, cfg)
         tile = maps.tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
         to = maps.tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        pooled = tile
+        to_pooled = to
+        if values.data is not None:
+            pooled = maps.tile_of(values, sample, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
+            to_pooled = maps.tile_of(dvalues, sample, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
         query = of_queries + sample * queries.batch
         grad = of_grads + sample * (cfg.QUERIES * WIDTH)
         at = (sample * cfg.HEADS + head) * cfg.QUERIES + q
@@ -321,10 +341,12 @@ def tokenize_backward(
             means = tl.load(delta + at, mask=query_ok, other=0.0)
         small = (query, grad, q, query_ok, exists)
         zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
-        both, kept = first_walk(add_logits_and_grads, (zeros, zeros), (tile, ok, small), cfg)
+        both, kept = first_walk(
+            add_logits_and_grads, (zeros, zeros), (tile, pooled, values.data, ok, small), cfg
+        )
         logits, grads = both
         if cfg.EXTRA > 0:
-            grads = add_extra_grads(grads, grad + cfg.CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
+            grads = add_extra_grads(grads, grad + cfg.OUT_CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
         if cfg.POOLING == "pixels":
@@ -349,8 +371,9 @@ def tokenize_backward(
         weights = weights.to(x.data.dtype.element_ty)
         inner = inner.to(x.data.dtype.element_ty)
         sums = second_walk(
-            store_dx_and_add_dqueries, sums,
-            (tile, to, kept, ok, inside, small, weights, inner, dqueries, (index, tile_index > begin)),
+            store_maps_and_add_dqueries, sums,
+            (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, weights, inner, dqueries,
+             (index, tile_index > begin)),
             block, cfg,
         )  # fmt: skip
         next_tile(cfg)
@@ -371,30 +394,40 @@ def tokenize_backward(
 @triton.jit
 def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     """The first walk's step: a pixel's products with the queries and with the tokens' gradients."""
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.OUT_CHANNELS + cfg.EXTRA
     logits, grads = sums
-    tile, ok, small = operands
+    tile, pooled, values, ok, small = operands
     query, grad, q, query_ok, _exists = small
     chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
     of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
     logits = product(chunk, of_query, logits, cfg)
-    of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
-    grads = product(chunk, of_grad, grads, cfg)
+    value = chunk
+    if values is not None:
+        value = maps.load_chunk(pooled, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    grads = product(value, of_grad, grads, cfg)
     return (logits, grads), (chunk,)
 
 
 @triton.jit
-def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
-    """The second walk's step: dx = A dT + dS queries, and dqueries = dS^T x."""
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
+def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
+    """The second walk's step: dx = dS queries, dvalues = A dT, or their sum as dx; and dqueries = dS^T x."""
+    WIDTH: tl.constexpr = cfg.HEADS * cfg.OUT_CHANNELS + cfg.EXTRA
     TILE: tl.constexpr = cfg.TILE
     CHUNK: tl.constexpr = cfg.CHUNK
-    tile, to, kept, ok, inside, small, weights, inner, dqueries, slot = operands
+    tile, to, values, dvalues, to_pooled, kept, ok, inside, small, weights, inner, dqueries, slot = operands
     query, grad, q, query_ok, exists = small
-    if cfg.NEEDS_X:
-        of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
+    if cfg.NEEDS_X or dvalues is not None:
         out = tl.zeros((TILE, CHUNK), cfg.ACC)
-        out = product(weights, tl.trans(of_grad), out, cfg)
+        if values is None or dvalues is not None:
+            of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
+            out = product(weights, tl.trans(of_grad), out, cfg)
+        if dvalues is not None:
+            if cfg.MASKED:
+                out = tl.where(ok[:, None], out, 0.0)
+            maps.store_chunk(to_pooled, k, inside, out, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
+            out = tl.zeros((TILE, CHUNK), cfg.ACC)
+    if cfg.NEEDS_X:
         of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
         out = product(inner, tl.trans(of_query), out, cfg)
         if cfg.MASKED:
@@ -415,15 +448,18 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
     batch, pixels = x.shape[0], pixel_count(x)
     rows = Queries.of(call)
-    count, channels = rows.QUERIES, channel_count(x) // num_heads
+    count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
+    widest = max(channels, out_channels)
     over_pixels, needs_token_bias = call.normalize == "pixels", call.token_bias is not None and call.needs[6]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(dtype)
     dx = torch.empty_like(x) if needs_x else None
+    values = call.values
+    dvalues = torch.empty_like(values) if values is not None and call.needs[4] else None
     dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
-    placed = maps.place(pixels, channel_count(x), x, dx)
-    x_map, dx_map = placed.maps
+    placed = maps.place(pixels, widest * num_heads, x, values, dx, dvalues)
+    x_map, values_map, dx_map, dvalues_map = placed.maps
     queries, per_pixel = (
         maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
@@ -440,11 +476,11 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
 
     def run(setting: Setting) -> list[Tensor | None]:
         items, part = batch * num_heads, 4 * num_heads * count * channels
-        made = cut(setting, x, pixels, channels, items, batch * part)
+        made = cut(setting, x, pixels, widest, items, batch * part)
         # Each sample leaves a part of its own, and all of them may be too much.
         across = shared and batch > 1
         if across:
-            fewer = cut_across(setting, x, pixels, channels, num_heads, part)
+            fewer = cut_across(setting, x, pixels, widest, num_heads, part)
             across = fewer.parts < batch * made.parts
             made = fewer if across else made
         samples = 1 if across else batch
@@ -459,16 +495,16 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         elif delta is not None:
             delta = delta.contiguous()
         cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, **rows._asdict(), EXTRA=extra,
-            EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across, NEEDS_X=needs_x,
-            MASKED=call.mask is not None or call.pixel_bias is not None,
+            setting, made, placed, dtype, channels=channels, out_channels=out_channels, HEADS=num_heads,
+            **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
+            NEEDS_X=needs_x, MASKED=call.mask is not None or call.pixel_bias is not None,
             POOLING=call.normalize or "none", PARTIAL=call.token_bias is not None,
         )  # fmt: skip
         launch(
-            tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, queries,
-            token_bias, grad_tokens.to(dtype), per_pixel, lse if over_pixels else None, delta, dx_map, *parts,
-            dpixel_bias, attention,
-            placed.pixels, placed.width, batch, ceil_div(pixels, setting.tile), made.parts,
+            tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, values_map,
+            queries, token_bias, grad_tokens.to(dtype), per_pixel, lse if over_pixels else None, delta,
+            dx_map, dvalues_map, *parts, dpixel_bias, attention, placed.pixels, placed.width, batch,
+            ceil_div(pixels, setting.tile), made.parts,
             made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
             num_stages=setting.stages,
         )  # fmt: skip
@@ -478,7 +514,9 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         ]
 
     kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
-    problem = Problem("tokenize_backward", kind, placed.layout, channels, padded, pixels)
+    # With values there are as many maps and rows to read as in project's backward.
+    kernel = "tokenize_backward" if values is None else "project_backward"
+    problem = Problem(kernel, kind, placed.layout, widest, padded, pixels)
     dqueries, dtoken_bias = attempt(problem, x, run)
     if needs_token_bias and over_pixels:
         # The tokens do not depend on it, and each row of dS sums to what arrives for its lse.
@@ -488,7 +526,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     dbias = None
     if dpixel_bias is not None and call.pixel_bias is not None:
         dbias = (dpixel_bias[0] if num_heads == 1 else dpixel_bias.sum(0)).view(call.pixel_bias.shape)
-    dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., channels:])
+    dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., out_channels:])
     return TokenizeGradients(
-        x=dx, queries=dqueries, pixel_bias=dbias, extra_values=dextra, token_bias=dtoken_bias
+        x=dx, queries=dqueries, pixel_bias=dbias, extra_values=dextra, values=dvalues, token_bias=dtoken_bias
     )
