@@ -1,10 +1,14 @@
 """The switches of the op family, in the kernels, against the reference in the widest dtype."""
 
+from unittest import mock
+
 import pytest
 import torch
 
 from tests._support import devices
 from vt_fast import functional
+from vt_fast.backends.triton import bags
+from vt_fast.backends.triton.bags import cut_bags
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting, using
 from vt_fast.reference import ops as reference
 
@@ -230,3 +234,109 @@ def test_one_gradient_alone(needed):
     arriving = torch.randn_like(found)
     (grad,) = torch.autograd.grad(found, tensors[needed], arriving)
     torch.testing.assert_close(grad, torch.autograd.grad(expected, tensors[needed], arriving)[0])
+
+
+OFFSETS = torch.tensor([0, 3, 3, 40, 41, 47])  # one bag is empty, one more than a tile
+BAGS = 5
+
+
+def rows_of_bags(shared, *sizes):
+    return draw(*sizes) if shared else draw(BAGS, *sizes)
+
+
+@FORMS
+@POOLING
+@pytest.mark.parametrize("shared", [False, True], ids=["per bag", "shared"])
+def test_bags_of_tokenize(form, normalize, shared):
+    mask = torch.rand(47) > 0.3
+    mask[40] = False  # a bag of one pixel
+    x = draw(47, 18)
+    x[~mask] = torch.nan
+    check(
+        "tokenize", form, x=x, queries=rows_of_bags(shared, 6, 6 if form == "keep" else 18), num_heads=3,
+        token_bias=rows_of_bags(form == "keep", 6), pixel_bias=draw(47), mask=mask, normalize=normalize,
+        values=draw(47, 33) if form == "stream" else None, offsets=OFFSETS, return_stats=True,
+    )  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("shared", [False, True], ids=["per bag", "shared"])
+def test_bags_of_project(form, shared):
+    x = draw(47, 18)
+    check(
+        "project", form, x=x, keys=rows_of_bags(shared, 6, 6), num_heads=3, token_bias=draw(6),
+        values=rows_of_bags(shared or form == "keep", 2, 21), offsets=OFFSETS.int(),
+        residual=draw(47, 21) if form == "keep" else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("offsets", [[0], [0, 0, 0]], ids=["no bags", "empty bags"])
+def test_no_pixels(offsets):
+    operands = {"x": draw(0, 8), "offsets": torch.tensor(offsets), "num_heads": 2}
+    bags = len(offsets) - 1
+    if bags:
+        check("tokenize", queries=draw(4, 4), return_stats=True, **operands)
+        check("tokenize", queries=draw(bags, 4, 4), normalize="tokens", return_stats=True, **operands)
+        check("project", keys=draw(4, 4), values=draw(bags, 2, 6), **operands)
+        return
+    tokens = functional.tokenize(queries=draw(4, 4), backend="triton", **operands)
+    assert tokens.shape == (0, 2, 8)
+
+
+def test_offsets_out_of_range_are_clamped():
+    """As on a GPU, where nothing can check them."""
+    found = cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16) if devices.on_gpu("triton") else None
+    if found is None:
+        with pytest.raises(ValueError, match="must start at 0"):
+            cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16)
+        with mock.patch.object(bags, "bag_bounds"):
+            found = cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16)
+    pieces = [tuple(map(int, each)) for each in zip(*found.bags, strict=True)]
+    assert pieces[:3] == [(0, 0, 9), (2, 9, 25), (2, 25, 40)]
+    assert all(start == stop for _, start, stop in pieces[3:])
+    assert found.first.tolist() == [0, 1, 1, 3]
+
+
+@FORMS
+@POOLING
+@pytest.mark.parametrize("alone", [False, True], ids=["added", "alone"])
+def test_scores_of_tokenize(form, normalize, alone):
+    layout = {"keep": "nchw", "stream": "sliced", "whole": "bnc"}[form]
+    mask = torch.rand(2, 35) > 0.3
+    scores = draw(2, 6, 35)
+    if normalize is not None:
+        scores[:, 2] = scores[0, :, 5] = -torch.inf
+    scores[~mask[:, None].expand(2, 6, 35)] = torch.nan
+    x = feature_map(layout, 2, 18)
+    check(
+        "tokenize", form, x=x, queries=None if alone else draw(6, 6 if form == "keep" else 18), num_heads=3,
+        scores=scores.view(2, 6, 5, 7) if form == "keep" else scores, mask=mask, normalize=normalize,
+        values=feature_map(layout, 2, 21) if form == "whole" else None, return_stats=True,
+    )  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("normalize", ["tokens", "exp", None])
+@pytest.mark.parametrize("alone", [False, True], ids=["added", "alone"])
+def test_scores_of_project(form, normalize, alone):
+    x = draw(2, 35, 18)
+    scores = draw(2, 6, 35)
+    if normalize is not None:
+        scores[:, 2] = scores[0, :, 5] = -torch.inf
+    check(
+        "project", form, x=x, keys=None if alone else draw(2, 6, 6), values=draw(2, 18), num_heads=3,
+        scores=scores, normalize=normalize, residual=x if form == "keep" else None,
+        token_bias=draw(6) if form == "stream" else None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["added", "alone"])
+def test_scores_of_bags(alone):
+    check(
+        "tokenize", "stream", x=draw(47, 18), queries=None if alone else draw(6, 18), scores=draw(6, 47),
+        offsets=OFFSETS, return_stats=True,
+    )  # fmt: skip
+    check(
+        "project", "stream", x=draw(47, 18), keys=None if alone else draw(6, 18), values=draw(BAGS, 6, 5),
+        scores=draw(6, 47), offsets=OFFSETS,
+    )  # fmt: skip

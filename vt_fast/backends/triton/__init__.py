@@ -42,6 +42,8 @@ _TAKEN = (
     "several heads of full width",
     "`token_bias`",
     "`values`",
+    "`offsets`",
+    "`scores`",
     '`normalize="tokens"`',
     '`normalize="exp"`',
     "`normalize=None`",
@@ -79,7 +81,8 @@ def refuses(call: Call) -> str | None:
         return f"it takes at most {_MOST_ROWS} queries for each head, or for all that a softmax is over"
     if not isinstance(call, Tokenize | TokenizeBackward):
         most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
-        if most < 16 or call.keys is None or call.keys.shape[-2] // call.num_heads > most:
+        scores, offsets = getattr(call, "scores", None), getattr(call, "offsets", None)
+        if most < 16 or row_count(call.keys, scores, offsets) // call.num_heads > most:
             return (
                 f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
                 "the tokens to at least 16"

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vt_fast.backends.triton.bags import Pieces
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     finite,
@@ -184,6 +185,7 @@ def combine(
     parts,
     tokens,
     lse,
+    pieces,
     splits,
     HEADS: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -198,7 +200,8 @@ def combine(
     """Puts the tokens of parts of the pixels together, in a fixed order.
 
     Grid: blocks of columns x QUERIES x (B * heads). See tokenize_forward for the parts. tokens
-    (B, QUERIES, HEADS * CHANNELS + EXTRA) in any dtype, lse or mass (B, HEADS * QUERIES).
+    (B, QUERIES, HEADS * CHANNELS + EXTRA) in any dtype, lse or mass (B, HEADS * QUERIES). pieces, if any:
+    each bag's first part, of those of a head.
     """
     WIDTH: tl.constexpr = CHANNELS + EXTRA
     ACC: tl.constexpr = parts.tokens.dtype.element_ty
@@ -212,12 +215,18 @@ def combine(
     column = block * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, AT_ONCE)
     first = item * splits
+    if pieces is not None:
+        first = tl.load(pieces + sample)
+        splits_each = (tl.load(pieces + sample + 1) - first).to(tl.int32)
+        first += head * splits
+    else:
+        splits_each = splits
 
     maximum = tl.full((), -float("inf"), ACC)
     if POOLING == "pixels":
-        for start in tl.range(0, splits, AT_ONCE):
+        for start in tl.range(0, splits_each, AT_ONCE):
             at = (first + start + s) * QUERIES + query
-            tops = tl.load(parts.maximum + at, mask=start + s < splits, other=-float("inf"))
+            tops = tl.load(parts.maximum + at, mask=start + s < splits_each, other=-float("inf"))
             maximum = tl.maximum(maximum, tl.max(tops, 0))
     base = finite(maximum, LIMIT)
 
@@ -225,8 +234,8 @@ def combine(
     pooled = tl.zeros((), ACC)
     seen = tl.zeros((), tl.int32)
     sums = tl.zeros((BLOCK,), ACC)
-    for start in tl.range(0, splits, AT_ONCE):
-        ok = start + s < splits
+    for start in tl.range(0, splits_each, AT_ONCE):
+        ok = start + s < splits_each
         part = first + start + s
         at = part * QUERIES + query
         if POOLING == "pixels":
@@ -247,18 +256,19 @@ def combine(
     if POOLING == "pixels":
         # A sample of which no pixel takes part, or a row with no weight, has tokens of 0.
         sums = tl.where(pooled != 0 if PARTIAL else seen > 0, sums / pooled, 0.0)
-        total = tl.log(total) + base
     # extra_values come after the channels of all heads, and there is one head then.
     to = tokens + (sample * QUERIES + query) * (HEADS * CHANNELS + EXTRA) + head * CHANNELS
     tl.store(to + column, sums.to(to.dtype.element_ty), mask=column < WIDTH)
     if block == 0:
+        if POOLING == "pixels":
+            total = tl.log(total) + base
         tl.store(lse + (sample * HEADS + head) * QUERIES + query, total)
 
 
 class Pooled:
     """The tokens (B, queries, num_heads * channels + extra) and lse (B, num_heads * queries) of a launch.
 
-    ``pooling`` and ``partial``: as kernels are told.
+    ``pooling`` and ``partial``: as kernels are told. Parts are of ``pieces`` where there are bags.
     """
 
     def __init__(
@@ -273,19 +283,23 @@ class Pooled:
         exact: bool,
         pooling: str = "pixels",
         partial: bool = False,
+        pieces: Pieces | None = None,
     ) -> None:
-        batch, sums, width = x.shape[0], compute_dtype(x.dtype), channels + extra
-        self._sizes = num_heads, queries, channels, extra
-        self._splits, self._pooling, self._partial = made.parts, pooling, partial
+        sums, width = compute_dtype(x.dtype), channels + extra
+        batch, splits = x.shape[0], made.parts
+        if pieces is not None:
+            batch, splits = pieces.bag_count, pieces.count
+        self._sizes = batch, num_heads, queries, channels, extra
+        self._splits, self._pooling, self._partial, self._pieces = splits, pooling, partial, pieces
         self.tokens = x.new_empty(
             (batch, queries, num_heads * channels + extra), dtype=sums if exact else x.dtype
         )
         self.lse = x.new_empty((batch, num_heads * queries), dtype=sums)
-        if made.direct:
+        if made.direct and pieces is None:
             self._parts = None
             self.results = Results(self.tokens, self.lse, None, None, None, None)
         else:
-            shape = (batch * num_heads, made.parts, queries)
+            shape = (x.shape[0] * num_heads, splits, queries)
             total = x.new_empty(shape, dtype=sums)
             self._parts = x.new_empty((*shape, width), dtype=sums)
             self.results = Results(self._parts, None, None, total, None, None)
@@ -297,14 +311,15 @@ class Pooled:
     def combined(self, limit: float) -> tuple[Tensor, Tensor]:
         """Tokens and lse, after the kernel."""
         if self._parts is not None:
-            num_heads, queries, channels, extra = self._sizes
+            batch, num_heads, queries, channels, extra = self._sizes
             block = min(256, power_of_two(channels + extra, 16))
             launch(
                 combine,
-                (ceil_div(channels + extra, block) * queries * self._parts.shape[0],),
+                (ceil_div(channels + extra, block) * queries * batch * num_heads,),
                 self.results,
                 self.tokens,
                 self.lse,
+                None if self._pieces is None else self._pieces.first,
                 self._splits,
                 HEADS=num_heads,
                 QUERIES=queries,

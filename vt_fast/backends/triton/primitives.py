@@ -85,6 +85,8 @@ class Config(NamedTuple):
     POOLING: str = "pixels"
     SPREADING: str = "tokens"
     PARTIAL: bool = False
+    # Whether there are queries or keys; otherwise scores are the logits.
+    HAS_ROWS: bool = True
     EXTRA: int = 0
     EXTRA_PADDED: int = 0
     # DIRECT: a forward's results need no combining. RESIDUAL: "none", "input" or "map". MASKED: some pixels

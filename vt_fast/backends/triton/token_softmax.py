@@ -15,6 +15,7 @@ from vt_fast.backends.contract import (
     sees_block,
     sums_heads,
 )
+from vt_fast.backends.triton.bags import Pieces, summed_by_bag
 from vt_fast.backends.triton.primitives import finite, load_rows, store_sums
 from vt_fast.backends.triton.schedule import Cut, part_dtype, summed
 from vt_fast.backends.triton.settings import power_of_two
@@ -128,12 +129,18 @@ def softmax_over_tokens(scores, removed, cfg: tl.constexpr):
     if HEADS == 1:
         base = finite(tl.max(scores, 1), cfg.LIMIT)
         weights = tl.exp(scores - base[:, None])
-        weights = weights / tl.sum(weights, 1)[:, None]
+        total = tl.sum(weights, 1)
+        if cfg.PARTIAL:
+            total = tl.where(total == 0, 1.0, total)
+        weights = weights / total[:, None]
     else:
         parts = tl.reshape(scores, (TILE, HEADS, TOKENS))
         base = finite(tl.max(parts, 2), cfg.LIMIT)
         parts = tl.exp(parts - base[:, :, None])
-        parts = parts / tl.sum(parts, 2)[:, :, None]
+        total = tl.sum(parts, 2)
+        if cfg.PARTIAL:
+            total = tl.where(total == 0, 1.0, total)
+        parts = parts / total[:, :, None]
         weights = tl.reshape(parts, (TILE, HEADS * TOKENS))
     # For each row, whether all rows of its head are removed.
     left = tl.reshape(1 - removed.to(tl.int32), (HEADS, TOKENS))
@@ -222,9 +229,18 @@ def store_dtoken_bias(dtoken_bias, part, tokens, sums, cfg: tl.constexpr):
 class SmallGradients:
     """The gradients of keys, values, token_bias and queries, in parts of the pixels."""
 
-    def __init__(self, made: Cut, x: Tensor, operands: list[Tensor | None], needs: list[bool]) -> None:
+    def __init__(
+        self,
+        made: Cut,
+        x: Tensor,
+        operands: list[Tensor | None],
+        needs: list[bool],
+        pieces: Pieces | None = None,
+    ) -> None:
         """``operands``: keys, values, token_bias and queries."""
-        sums, direct = compute_dtype(x.dtype), made.direct
+        sums, direct = compute_dtype(x.dtype), made.direct and pieces is None
+        self._pieces = pieces
+        parts = made.parts if pieces is None else pieces.count
         self._needed: list[tuple[Tensor, Tensor, bool] | None] = []
         for operand, needed, width in zip(operands, needs, (2, 2, 1, 2), strict=True):
             if operand is None or not needed:
@@ -233,13 +249,20 @@ class SmallGradients:
             shared = operand.dim() == width
             shape = operand.shape if shared else operand.shape[1:]
             dtype = part_dtype(operand, direct and not shared, sums)
-            part = x.new_empty((x.shape[0], made.parts, *shape), dtype=dtype)
+            part = x.new_empty((x.shape[0], parts, *shape), dtype=dtype)
+            if pieces is not None and made.loops > 1:
+                part.zero_()  # a piece without pixels leaves nothing
             self._needed.append((part, operand, shared))
         self.parts = Parts(*[None if each is None else each[0] for each in self._needed])
 
     def summed(self) -> list[Tensor | None]:
         """After the kernel."""
-        return [None if each is None else summed(each[0], each[1], shared=each[2]) for each in self._needed]
+        return [None if each is None else self._sum(*each) for each in self._needed]
+
+    def _sum(self, part: Tensor, operand: Tensor, shared: bool) -> Tensor:
+        if self._pieces is None or shared:
+            return summed(part, operand, shared=shared)
+        return summed_by_bag(part, self._pieces, operand)
 
 
 class Heads(NamedTuple):
@@ -255,7 +278,8 @@ class Heads(NamedTuple):
     @classmethod
     def of(cls, call: Project | ProjectBackward | ProjectTokenize | ProjectTokenizeBackward) -> "Heads":
         """With tokens padded to at least 16, as products take them."""
-        num_heads, rows = call.num_heads, row_count(call.keys, None)
+        scores, offsets = getattr(call, "scores", None), getattr(call, "offsets", None)
+        num_heads, rows = call.num_heads, row_count(call.keys, scores, offsets)
         tokens = rows // num_heads
         return cls(
             num_heads,
@@ -272,9 +296,9 @@ class Heads(NamedTuple):
         return self.HEADS_PADDED * self.TOKENS_PADDED
 
 
-def numbers_each(rows: Tensor) -> int:
+def numbers_each(rows: Tensor | None) -> int:
     """The numbers of an operand's rows, for each sample."""
-    return rows.shape[-2] * rows.shape[-1]
+    return 0 if rows is None else rows.shape[-2] * rows.shape[-1]
 
 
 def residual_kind(residual: Tensor | None, residual_is_input: bool) -> str:

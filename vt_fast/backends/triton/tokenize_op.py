@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients, row_count, sees_block
 from vt_fast.backends.triton import maps, settings
+from vt_fast.backends.triton.bags import NO_BAGS, cut_bags, piece_of, summed_by_bag
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
@@ -61,14 +62,27 @@ from vt_fast.precision import compute_dtype
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tokenize_forward(
-    x, values, queries, token_bias, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr
+    x,
+    values,
+    queries,
+    token_bias,
+    scores,
+    per_pixel,
+    bags,
+    out,
+    pixels,
+    width,
+    splits,
+    per_split,
+    cfg: tl.constexpr,
 ):
     """Grid: BLOCKS of channels x splits x (B * heads).
 
     A head is a problem of its own, of CHANNELS channels and QUERIES queries. It pools x, or OUT_CHANNELS of
     another map, ``values``. DIRECT (one split): tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) and lse or
     mass (B, HEADS * QUERIES). Otherwise the parts' tokens are (B * heads, splits, QUERIES, OUT_CHANNELS +
-    EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits).
+    EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits). scores, if any,
+    (B, HEADS * QUERIES, pixels). With bags splits are pieces, and all of them are one sample of the maps.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -79,13 +93,18 @@ def tokenize_forward(
     block, split, item, part = program_of(splits, cfg)
     sample = item // cfg.HEADS
     head = item % cfg.HEADS
+    plane = sample
+    if bags.bag is not None:
+        sample, begin, end = piece_of(bags, split)
     c = indices(cfg.CHUNK, cfg)
     q, exists = query_rows(cfg)
     query_ok = exists
     if cfg.POOLING != "pixels" or token_bias.data is not None:
         row_bias = load_token_bias(token_bias, sample, head, q, exists, cfg)
         query_ok = row_bias != -float("inf")
-    query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
+    query = 0
+    if cfg.HAS_ROWS:
+        query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
     if cfg.DIRECT:
         tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.OUT_CHANNELS)
     else:
@@ -102,16 +121,22 @@ def tokenize_forward(
     if cfg.EXTRA > 0:
         extra_sums = tl.zeros((EXTRA, QUERIES), cfg.ACC)
     statistics = no_statistics(cfg)
-    begin = split * per_split
-    end = tl.minimum(pixels, begin + per_split)
+    if bags.bag is None:
+        begin = split * per_split
+        end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n, _inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
-        tile = maps.tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
+        n, _inside, ok, bias = taking_part(per_pixel, start, end, plane * pixels, cfg)
+        tile = maps.tile_of(x, plane, head * cfg.CHANNELS, n, width, cfg)
         pooled = tile
         if values.data is not None:
-            pooled = maps.tile_of(values, sample, head * cfg.OUT_CHANNELS, n, width, cfg)
+            pooled = maps.tile_of(values, plane, head * cfg.OUT_CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
-        logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
+        kept = ()
+        if cfg.HAS_ROWS:
+            logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
+        if scores is not None:
+            at = maps.score_places(scores, (plane * cfg.HEADS + head) * cfg.QUERIES, q, n, pixels)
+            logits += tl.load(at, mask=ok[:, None] & query_ok[None, :], other=0.0).to(cfg.ACC)
         if per_pixel.bias is not None:
             logits += bias[:, None]
         if cfg.POOLING == "pixels":
@@ -180,6 +205,11 @@ def pooled_channels(call: Tokenize | TokenizeBackward) -> int:
     return channel_count(call.x if call.values is None else call.values) // separate_heads(call)
 
 
+def may_be_partial(call: Tokenize | TokenizeBackward) -> bool:
+    """Whether logits of valid pixels may be -inf."""
+    return call.token_bias is not None or call.scores is not None
+
+
 class Queries(NamedTuple):
     """The rows of a program: GROUPS heads of TOKENS each, whose padded numbers are HEADS_PADDED and so on."""
 
@@ -204,12 +234,14 @@ class Queries(NamedTuple):
 
 def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse or mass (B, num_heads * L)."""
-    x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
+    x, num_heads, dtype = maps.batched(call.x), separate_heads(call), call.x.dtype
     rows, pixels = Queries.of(call), pixel_count(x)
     count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
-    pooling, partial = call.normalize or "none", call.token_bias is not None
+    pooling, partial = call.normalize or "none", may_be_partial(call)
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    placed = maps.place(pixels, max(channels, out_channels) * num_heads, x, call.values)
+    values = None if call.values is None else maps.batched(call.values)
+    scores = None if call.scores is None else call.scores.contiguous()
+    placed = maps.place(pixels, max(channels, out_channels) * num_heads, x, values)
     token_bias = maps.bias_rows(call.token_bias)
     queries, per_pixel = (
         maps.rows(call.queries),
@@ -218,9 +250,12 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
-        made = cut(setting, x, pixels, out_channels, items, 4 * items * count * (out_channels + extra))
-        if call.values is not None:
+        left = 4 * items * count * (out_channels + extra)
+        made = cut(setting, x, max(pixels, 1), out_channels, items, left)
+        if values is not None or call.queries is None:
             made = made._replace(keep=False)  # a tile of x is read once anyway
+        pieces = None if call.offsets is None else cut_bags(call.offsets, pixels, made.each)
+        splits = made.parts if pieces is None else pieces.count
         pooled = Pooled(
             x,
             num_heads,
@@ -231,16 +266,18 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
             exact=call.keep_exact,
             pooling=pooling,
             partial=partial,
+            pieces=pieces,
         )
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             HEADS=num_heads, **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16),
-            DIRECT=made.direct, POOLING=pooling, PARTIAL=partial,
+            DIRECT=made.direct and pieces is None, POOLING=pooling, PARTIAL=partial,
+            HAS_ROWS=call.queries is not None,
         )  # fmt: skip
         launch(
-            tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, token_bias,
-            per_pixel, pooled.results, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
-            num_warps=setting.warps, num_stages=setting.stages,
+            tokenize_forward, (made.blocks * splits * items,), *placed.maps, queries, token_bias, scores,
+            per_pixel, NO_BAGS if pieces is None else pieces.bags, pooled.results, placed.pixels,
+            placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return pooled.combined(cfg.LIMIT)
 
@@ -256,14 +293,17 @@ def tokenize_backward(
     values,
     queries,
     token_bias,
+    scores,
     grad_tokens,
     per_pixel,
+    bags,
     lse,
     delta,
     dx,
     dvalues,
     dqueries,
     dtoken_bias,
+    dscores,
     dpixel_bias,
     attention,
     pixels,
@@ -284,7 +324,8 @@ def tokenize_backward(
     (B, HEADS * QUERIES), or None and the gradient of the mass, if any; dqueries, if any,
     (B, parts, HEADS, QUERIES, CHANNELS), dtoken_bias (B, parts, HEADS, QUERIES), ACROSS without B;
     dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
-    gradient is wanted to which all samples contribute.
+    gradient is wanted to which all samples contribute; dscores, if any, as scores. With bags all of them are
+    one sample of the maps. Parts are pieces, or, ACROSS, tiles are.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -297,13 +338,19 @@ def tokenize_backward(
     index = (part * cfg.HEADS + head).to(tl.int64)
     q, exists = query_rows(cfg)
     query_ok = exists
-    of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
+    of_queries = 0
+    if cfg.HAS_ROWS:
+        of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
     of_grads = grad_tokens + head * cfg.OUT_CHANNELS
     pixels *= cfg.PIXEL_ALIGN
     if cfg.ACROSS:
         only = tl.zeros((), tl.int64)
         begin = part * per_part
         end = tl.minimum(begin + per_part, batch * tiles_each)
+    elif bags.bag is not None:
+        only, first, stop = piece_of(bags, part)
+        begin = 0
+        end = (stop - first + TILE - 1) // TILE
     else:
         only = (part // parts).to(tl.int64)
         begin = part % parts * per_part
@@ -312,21 +359,33 @@ def tokenize_backward(
     sums = zero_sums(QUERIES, cfg)
     bias_sums = tl.zeros((QUERIES,), cfg.ACC)
     for tile_index in tl.range(begin, end):
-        if cfg.ACROSS:
-            sample = (tile_index // tiles_each).to(tl.int64)
-            start = tile_index % tiles_each * TILE
+        if bags.bag is not None:
+            plane = tl.zeros((), tl.int64)
+            if cfg.ACROSS:
+                sample, start, stop = piece_of(bags, tile_index)
+            else:
+                sample = only
+                start = first + tile_index * TILE
         else:
-            sample = only
-            start = tile_index * TILE
-        n, inside, ok, bias = taking_part(per_pixel, start, pixels, sample * pixels, cfg)
-        tile = maps.tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
-        to = maps.tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+            if cfg.ACROSS:
+                sample = (tile_index // tiles_each).to(tl.int64)
+                start = tile_index % tiles_each * TILE
+            else:
+                sample = only
+                start = tile_index * TILE
+            plane = sample
+            stop = pixels
+        n, inside, ok, bias = taking_part(per_pixel, start, stop, plane * pixels, cfg)
+        tile = maps.tile_of(x, plane, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
+        to = maps.tile_of(dx, plane, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
         pooled = tile
         to_pooled = to
         if values.data is not None:
-            pooled = maps.tile_of(values, sample, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
-            to_pooled = maps.tile_of(dvalues, sample, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
-        query = of_queries + sample * queries.batch
+            pooled = maps.tile_of(values, plane, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
+            to_pooled = maps.tile_of(dvalues, plane, head.to(tl.int64) * cfg.OUT_CHANNELS, n, width, cfg)
+        query = 0
+        if cfg.HAS_ROWS:
+            query = of_queries + sample * queries.batch
         grad = of_grads + sample * (cfg.QUERIES * WIDTH)
         at = (sample * cfg.HEADS + head) * cfg.QUERIES + q
         if cfg.POOLING != "pixels" or token_bias.data is not None:
@@ -347,6 +406,10 @@ def tokenize_backward(
         logits, grads = both
         if cfg.EXTRA > 0:
             grads = add_extra_grads(grads, grad + cfg.OUT_CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
+        if scores is not None:
+            first_row = (plane * cfg.HEADS + head) * cfg.QUERIES
+            at_scores = maps.score_places(scores, first_row, q, n, pixels)
+            logits += tl.load(at_scores, mask=ok[:, None] & query_ok[None, :], other=0.0).to(cfg.ACC)
         if per_pixel.bias is not None:
             logits += bias[:, None]
         if cfg.POOLING == "pixels":
@@ -364,16 +427,20 @@ def tokenize_backward(
             bias_sums += tl.sum(inner, 0)
         if block == 0:
             if dpixel_bias is not None:
-                tl.store(dpixel_bias + (head * batch + sample) * pixels + n, tl.sum(inner, 1), mask=inside)
+                tl.store(dpixel_bias + (head * batch + plane) * pixels + n, tl.sum(inner, 1), mask=inside)
             if attention is not None:
                 to_attention = attention + (sample * pixels + n)[:, None] * cfg.QUERIES + q[None, :]
                 tl.store(to_attention, weights, mask=inside[:, None] & query_ok[None, :])
+            if dscores is not None:
+                to_scores = maps.score_places(dscores, (plane * cfg.HEADS + head) * cfg.QUERIES, q, n, pixels)
+                there = inside[:, None] & exists[None, :]
+                tl.store(to_scores, inner.to(dscores.dtype.element_ty), mask=there)
         weights = weights.to(x.data.dtype.element_ty)
         inner = inner.to(x.data.dtype.element_ty)
         sums = second_walk(
             store_maps_and_add_dqueries, sums,
-            (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, weights, inner, dqueries,
-             (index, tile_index > begin)),
+            (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, weights, inner,
+             dqueries, (index, tile_index > begin)),
             block, cfg,
         )  # fmt: skip
         next_tile(cfg)
@@ -398,12 +465,16 @@ def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     logits, grads = sums
     tile, pooled, values, ok, small = operands
     query, grad, q, query_ok, _exists = small
-    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
-    of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
-    logits = product(chunk, of_query, logits, cfg)
-    value = chunk
+    if cfg.HAS_ROWS or values is None:
+        chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+        value = chunk
+    if cfg.HAS_ROWS:
+        of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
+        logits = product(chunk, of_query, logits, cfg)
     if values is not None:
         value = maps.load_chunk(pooled, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+        if not cfg.HAS_ROWS:
+            chunk = value
     of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
     grads = product(value, of_grad, grads, cfg)
     return (logits, grads), (chunk,)
@@ -428,8 +499,9 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
             maps.store_chunk(to_pooled, k, inside, out, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
             out = tl.zeros((TILE, CHUNK), cfg.ACC)
     if cfg.NEEDS_X:
-        of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
-        out = product(inner, tl.trans(of_query), out, cfg)
+        if cfg.HAS_ROWS:
+            of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
+            out = product(inner, tl.trans(of_query), out, cfg)
         if cfg.MASKED:
             # A pixel that takes no part has a gradient of 0, whatever the others are.
             out = tl.where(ok[:, None], out, 0.0)
@@ -444,8 +516,9 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
 
 def backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed."""
-    x, num_heads, dtype = call.x, separate_heads(call), call.x.dtype
+    x, num_heads, dtype = maps.batched(call.x), separate_heads(call), call.x.dtype
     needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
+    needs_queries = needs_queries and call.queries is not None
     batch, pixels = x.shape[0], pixel_count(x)
     rows = Queries.of(call)
     count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
@@ -453,12 +526,18 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     over_pixels, needs_token_bias = call.normalize == "pixels", call.token_bias is not None and call.needs[6]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(dtype)
-    dx = torch.empty_like(x) if needs_x else None
-    values = call.values
-    dvalues = torch.empty_like(values) if values is not None and call.needs[4] else None
+    dx = torch.empty_like(call.x) if needs_x else None
+    values = None if call.values is None else maps.batched(call.values)
+    dvalues = torch.empty_like(call.values) if call.values is not None and call.needs[4] else None
+    if dx is not None and values is not None and call.queries is None:
+        dx.zero_()  # x has a shape alone
+        needs_x = False
+    scores = None if call.scores is None else call.scores.contiguous()
+    dscores = torch.empty_like(scores) if scores is not None and call.needs[5] else None
     dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
-    placed = maps.place(pixels, widest * num_heads, x, values, dx, dvalues)
+    made_maps = [None if each is None else maps.batched(each) for each in (dx, dvalues)]
+    placed = maps.place(pixels, widest * num_heads, x, values, *made_maps)
     x_map, values_map, dx_map, dvalues_map = placed.maps
     queries, per_pixel = (
         maps.rows(call.queries),
@@ -476,19 +555,31 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
 
     def run(setting: Setting) -> list[Tensor | None]:
         items, part = batch * num_heads, 4 * num_heads * count * channels
-        made = cut(setting, x, pixels, widest, items, batch * part)
+        made = cut(setting, x, max(pixels, 1), widest, items, batch * part)
+        tiles_each, pieces = ceil_div(pixels, setting.tile), None
         # Each sample leaves a part of its own, and all of them may be too much.
-        across = shared and batch > 1
-        if across:
-            fewer = cut_across(setting, x, pixels, widest, num_heads, part)
+        across = shared and (batch > 1 or call.offsets is not None)
+        if call.offsets is not None:
+            pieces = cut_bags(call.offsets, pixels, setting.tile if across else made.each)
+            tiles_each = pieces.count
+            if across:
+                made = cut_across(setting, x, tiles_each, widest, num_heads, part)
+        elif across:
+            fewer = cut_across(setting, x, batch * tiles_each, widest, num_heads, part)
             across = fewer.parts < batch * made.parts
             made = fewer if across else made
         samples = 1 if across else batch
+        splits = made.parts if across or pieces is None else pieces.count
         parts: list[Tensor | None] = []
         for operand, needed, dim, shape in operands:
-            single = made.direct and operand is not None and operand.dim() != dim
-            dtype_of = part_dtype(operand if needed else x, single, sums)
-            parts.append(x.new_empty((samples, made.parts, *shape), dtype=dtype_of) if needed else None)
+            if operand is None or not needed:
+                parts.append(None)
+                continue
+            single = made.direct and pieces is None and operand.dim() != dim
+            left = x.new_empty((samples, splits, *shape), dtype=part_dtype(operand, single, sums))
+            if pieces is not None and made.loops > 1:
+                left.zero_()  # a piece without pixels leaves nothing
+            parts.append(left)
         delta = call.grad_stats
         if over_pixels:
             delta = make_deltas(grad_tokens, call.tokens, delta, lse, num_heads)
@@ -498,20 +589,26 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, HEADS=num_heads,
             **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
             NEEDS_X=needs_x, MASKED=call.mask is not None or call.pixel_bias is not None,
-            POOLING=call.normalize or "none", PARTIAL=call.token_bias is not None,
+            POOLING=call.normalize or "none", PARTIAL=may_be_partial(call),
+            HAS_ROWS=call.queries is not None,
         )  # fmt: skip
         launch(
-            tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, values_map,
-            queries, token_bias, grad_tokens.to(dtype), per_pixel, lse if over_pixels else None, delta,
-            dx_map, dvalues_map, *parts, dpixel_bias, attention, placed.pixels, placed.width, batch,
-            ceil_div(pixels, setting.tile), made.parts,
-            made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
-            num_stages=setting.stages,
+            tokenize_backward, (made.blocks * num_heads * samples * splits,), x_map, values_map, queries,
+            token_bias, scores, grad_tokens.to(dtype), per_pixel,
+            NO_BAGS if pieces is None else pieces.bags, lse if over_pixels else None, delta, dx_map,
+            dvalues_map, *parts, dscores, dpixel_bias, attention, placed.pixels, placed.width, batch,
+            tiles_each, splits, made.each if across else ceil_div(made.each, setting.tile), cfg=cfg,
+            num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
-        return [
-            None if part is None else summed(part, operand, shared=operand.dim() == dim)
-            for part, (operand, _, dim, _) in zip(parts, operands, strict=True)
-        ]
+        found: list[Tensor | None] = []
+        for part, (operand, _, dim, _) in zip(parts, operands, strict=True):
+            if part is None or operand is None:
+                found.append(None)
+            elif pieces is not None and operand.dim() != dim:
+                found.append(summed_by_bag(part, pieces, operand))
+            else:
+                found.append(summed(part, operand, shared=operand.dim() == dim))
+        return found
 
     kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
     # With values there are as many maps and rows to read as in project's backward.
@@ -527,6 +624,14 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     if dpixel_bias is not None and call.pixel_bias is not None:
         dbias = (dpixel_bias[0] if num_heads == 1 else dpixel_bias.sum(0)).view(call.pixel_bias.shape)
     dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., out_channels:])
+    if dscores is not None and call.scores is not None:
+        dscores = dscores.view(call.scores.shape)
     return TokenizeGradients(
-        x=dx, queries=dqueries, pixel_bias=dbias, extra_values=dextra, values=dvalues, token_bias=dtoken_bias
+        x=dx,
+        queries=dqueries,
+        pixel_bias=dbias,
+        extra_values=dextra,
+        values=dvalues,
+        scores=dscores,
+        token_bias=dtoken_bias,
     )
