@@ -340,3 +340,26 @@ def test_scores_of_bags(alone):
         "project", "stream", x=draw(47, 18), keys=None if alone else draw(6, 18), values=draw(BAGS, 6, 5),
         scores=draw(6, 47), offsets=OFFSETS,
     )  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("kind", ["blocks", "full", "scores"])
+def test_layer_norm(form, kind):
+    layout = {"keep": "nchw", "stream": "sliced", "whole": "bnc"}[form]
+    mask = torch.rand(2, 35) > 0.3
+    queries = {"blocks": draw(2, 6, 7), "full": draw(6, 21), "scores": None}[kind]
+    check(
+        "tokenize", form, x=feature_map(layout, 2, 21) + 3, queries=queries, num_heads=3, mask=mask,
+        scores=draw(2, 6, 35) if kind == "scores" else None, layer_norm_eps=1e-3, return_stats=True,
+        token_bias=draw(2, 6) if kind == "full" else None,
+    )  # fmt: skip
+
+
+def test_layer_norm_of_bags_and_with_extra_values():
+    check(
+        "tokenize", "stream", x=draw(47, 18), queries=draw(BAGS, 6, 18), offsets=OFFSETS, layer_norm_eps=1e-5
+    )  # fmt: skip
+    check(
+        "tokenize", "keep", x=draw(2, 35, 18), queries=draw(6, 18), extra_values=draw(35, 3),
+        pixel_bias=draw(2, 35), layer_norm_eps=1e-5,
+    )  # fmt: skip

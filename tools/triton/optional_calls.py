@@ -34,6 +34,8 @@ COVER = (
     ("tokenize", "bags tokens num_heads full_rows shared second_map"),
     ("tokenize", "scores num_heads strided huge"),
     ("tokenize", "scores alone tokens num_heads full_rows mask second_map"),
+    ("tokenize", "layer_norm num_heads mask token_bias"),
+    ("tokenize", "layer_norm bags shared scores"),
     ("project", "bags num_heads token_bias"),
     ("project", "bags num_heads scores summed residual wide"),
     ("project", "scores alone exp num_heads"),
@@ -123,6 +125,7 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
             "scores": scores,
             "token_bias": token_bias,
             "offsets": offsets,
+            "layer_norm_eps": 1e-5 if "layer_norm" in options else None,
             "normalize": "pixels" if usual else normalize,
         }
         call = contract.Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, True, **family)

@@ -44,6 +44,7 @@ _TAKEN = (
     "`values`",
     "`offsets`",
     "`scores`",
+    "`layer_norm_eps`",
     '`normalize="tokens"`',
     '`normalize="exp"`',
     "`normalize=None`",
@@ -95,7 +96,7 @@ def refuses(call: Call) -> str | None:
 def _too_many_rows(call: Tokenize | TokenizeBackward) -> bool:
     """Whether a program cannot hold its rows: a head's, or all of them where heads do not see blocks."""
     rows, num_heads = row_count(call.queries, call.scores, call.offsets), call.num_heads
-    if sees_block(call.queries, channel_count(call.x), num_heads):
+    if call.layer_norm_eps is None and sees_block(call.queries, channel_count(call.x), num_heads):
         return rows // num_heads > _MOST_ROWS
     if call.normalize != "tokens":
         return rows > _MOST_ROWS

@@ -102,6 +102,36 @@ def load_token_bias(token_bias, sample, head, q, exists, cfg: tl.constexpr):
 
 
 @triton.jit
+def add_moments(mean, squares, chunk, i, channels, cfg: tl.constexpr):
+    """Each pixel's mean, and sum of squares about it, with those of the i-th chunk of its channels.
+
+    Chunks are put together as by Chan: no square of a large mean is subtracted.
+    """
+    values = chunk.to(cfg.ACC)
+    before = tl.zeros((), cfg.ACC) + i * cfg.CHUNK
+    count = tl.minimum(cfg.CHANNELS - before, cfg.CHUNK)
+    here = tl.sum(values, 1) / count
+    away = values - here[:, None]
+    if cfg.RAGGED:
+        away = tl.where((channels < cfg.CHANNELS)[None, :], away, 0.0)
+    step = here - mean
+    share = count / (before + count)
+    return mean + step * share, squares + tl.sum(away * away, 1) + step * step * (before * share)
+
+
+@triton.jit
+def inverse_deviation(squares, cfg: tl.constexpr):
+    """What a pixel is multiplied with."""
+    return 1.0 / tl.sqrt(squares / cfg.CHANNELS + cfg.EPS)
+
+
+@triton.jit
+def of_normalised(products, mean, inverse, row_sums):
+    """Products of normalised pixels with rows, by those of the pixels and the sums of the rows' numbers."""
+    return (products - mean[:, None] * row_sums[None, :]) * inverse[:, None]
+
+
+@triton.jit
 def no_statistics(cfg: tl.constexpr):
     """Before the first pixel."""
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED

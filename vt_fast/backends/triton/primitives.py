@@ -87,6 +87,8 @@ class Config(NamedTuple):
     PARTIAL: bool = False
     # Whether there are queries or keys; otherwise scores are the logits.
     HAS_ROWS: bool = True
+    # Where not 0, pixels are normalised: less their mean, divided by the root of their variance plus this.
+    EPS: float = 0.0
     EXTRA: int = 0
     EXTRA_PADDED: int = 0
     # DIRECT: a forward's results need no combining. RESIDUAL: "none", "input" or "map". MASKED: some pixels

@@ -1,6 +1,6 @@
 """tokenize and its backward: kernels and how they are launched."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import triton
@@ -14,11 +14,14 @@ from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
     add_extra_grads,
+    add_moments,
     extra_values_gradient,
+    inverse_deviation,
     load_extra_values,
     load_token_bias,
     make_deltas,
     no_statistics,
+    of_normalised,
     plain_weights,
     query_rows,
     rescaled,
@@ -65,6 +68,7 @@ def tokenize_forward(
     x,
     values,
     queries,
+    query_sums,
     token_bias,
     scores,
     per_pixel,
@@ -82,7 +86,8 @@ def tokenize_forward(
     another map, ``values``. DIRECT (one split): tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) and lse or
     mass (B, HEADS * QUERIES). Otherwise the parts' tokens are (B * heads, splits, QUERIES, OUT_CHANNELS +
     EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits). scores, if any,
-    (B, HEADS * QUERIES, pixels). With bags splits are pieces, and all of them are one sample of the maps.
+    (B, HEADS * QUERIES, pixels). query_sums, with EPS: sums of the queries' numbers. With bags splits are
+    pieces, and all of them are one sample of the maps.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -132,7 +137,18 @@ def tokenize_forward(
             pooled = maps.tile_of(values, plane, head * cfg.OUT_CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
         kept = ()
-        if cfg.HAS_ROWS:
+        if cfg.EPS > 0:
+            # Pixels are normalised within the products: a scale and a shift of each pixel.
+            blank = tl.zeros((TILE,), cfg.ACC)
+            reading = (tile, ok, query, q, query_ok, held)
+            found, kept = first_walk(add_logits_and_moments, (logits, blank, blank), reading, cfg)
+            logits, mean, squares = found
+            inverse = inverse_deviation(squares, cfg)
+            if cfg.HAS_ROWS:
+                at = query_sums.data + sample * query_sums.batch + q
+                row_sums = tl.load(at, mask=query_ok, other=0.0)
+                logits = of_normalised(logits, mean, inverse, row_sums)
+        elif cfg.HAS_ROWS:
             logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
         if scores is not None:
             at = maps.score_places(scores, (plane * cfg.HEADS + head) * cfg.QUERIES, q, n, pixels)
@@ -142,20 +158,24 @@ def tokenize_forward(
         if cfg.POOLING == "pixels":
             if token_bias.data is not None:
                 logits = tl.where(query_ok[None, :], logits + row_bias[None, :], -float("inf"))
-            weights, scale, statistics = softmax_over_pixels(
-                logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
-            )
+            ROUNDED: tl.constexpr = cfg.ACC if cfg.EPS > 0 else x.data.dtype.element_ty
+            weights, scale, statistics = softmax_over_pixels(logits, ok, statistics, ROUNDED, cfg.LIMIT)
         else:
             weights, statistics = plain_weights(
                 logits, row_bias, ok, statistics, x.data.dtype.element_ty, cfg
             )
             scale = tl.full((QUERIES,), 1.0, cfg.ACC)
-        pooling = (pooled, ok, kept, weights, scale, to, exists, start > begin, statistics)
+        of_extra = weights.to(x.data.dtype.element_ty)
+        shift = 0
+        if cfg.EPS > 0:
+            weights = (weights * inverse[:, None]).to(x.data.dtype.element_ty)
+            shift = tl.sum(weights.to(cfg.ACC) * mean[:, None], 0)
+        pooling = (pooled, ok, kept, weights, scale, shift, to, exists, start > begin, statistics)
         sums = second_walk(pool_chunk, sums, pooling, block, cfg)
         next_tile(cfg)
         if cfg.EXTRA > 0:
             extra = load_extra_values(per_pixel, n, ok, cfg)
-            extra_sums = product(tl.trans(extra), weights, extra_sums * scale[None, :], cfg)
+            extra_sums = product(tl.trans(extra), of_extra, extra_sums * scale[None, :], cfg)
 
     if cfg.LOOPS == 1:
         for i in tl.static_range(OWN):
@@ -181,18 +201,37 @@ def add_logits(logits, operands, i, k, cfg: tl.constexpr):
 
 
 @triton.jit
+def add_logits_and_moments(sums, operands, i, k, cfg: tl.constexpr):
+    """The same, with the pixels' moments."""
+    logits, mean, squares = sums
+    tile, ok, _query, _q, _query_ok, _held = operands
+    if cfg.HAS_ROWS:
+        logits, chunks = add_logits(logits, operands, i, k, cfg)
+        chunk = chunks[0]
+    else:
+        chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    mean, squares = add_moments(mean, squares, chunk, i, k, cfg)
+    return (logits, mean, squares), (chunk,)
+
+
+@triton.jit
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
-    tile, ok, kept, weights, scale, to, exists, follows, statistics = operands
+    tile, ok, kept, weights, scale, shift, to, exists, follows, statistics = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
     if cfg.LOOPS > 1:
         added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
+        if cfg.EPS > 0:
+            added -= shift[None, :]
         there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
         added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
         store_pooled(to + k[:, None], added, there, statistics, cfg)
         return ()
     else:
-        return (product(tl.trans(chunk), weights, rescaled(sums[i], scale, cfg), cfg),)
+        before = rescaled(sums[i], scale, cfg)
+        if cfg.EPS > 0:
+            before -= shift[None, :]
+        return (product(tl.trans(chunk), weights, before, cfg),)
 
 
 def separate_heads(call: Tokenize | TokenizeBackward) -> int:
@@ -208,6 +247,46 @@ def pooled_channels(call: Tokenize | TokenizeBackward) -> int:
 def may_be_partial(call: Tokenize | TokenizeBackward) -> bool:
     """Whether logits of valid pixels may be -inf."""
     return call.token_bias is not None or call.scores is not None
+
+
+def sums_of_rows(call: Tokenize | TokenizeBackward) -> maps.Rows:
+    """The sum of each query's numbers, which folds the mean of normalised pixels."""
+    if call.layer_norm_eps is None or call.queries is None:
+        return maps.bias_rows(None)
+    return maps.bias_rows(call.queries.to(compute_dtype(call.x.dtype)).sum(-1))
+
+
+def wide_call(call: Tokenize) -> Tokenize:
+    """With rows of full width that are 0 beyond their block.
+
+    A normalised pixel's gradient goes through all its channels, so that no head can be a problem of its own.
+    """
+    queries = cast(Tensor, call.queries)
+    return call._replace(queries=wide_rows(queries, call.num_heads), num_heads=1)
+
+
+def wide_rows(rows: Tensor, num_heads: int) -> Tensor:
+    """(.., num_heads * L, D) as (.., num_heads * L, num_heads * D), and 0 elsewhere."""
+    blocks = rows.unflatten(-2, (num_heads, -1))
+    wide = rows.new_zeros((*blocks.shape[:-1], num_heads, rows.shape[-1]))
+    wide.diagonal(dim1=-4, dim2=-2).copy_(blocks.movedim(-3, -1))
+    return wide.flatten(-2).flatten(-3, -2)
+
+
+def narrow_rows(wide: Tensor, num_heads: int) -> Tensor:
+    """The blocks of such rows."""
+    blocks = wide.unflatten(-1, (num_heads, -1)).unflatten(-3, (num_heads, -1))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3).flatten(-3, -2).contiguous()
+
+
+def narrow_tokens(wide: Tensor, num_heads: int) -> Tensor:
+    """Tokens (B, L, C) of each head's own block, of those of full width."""
+    return narrow_rows(wide, num_heads).unflatten(1, (num_heads, -1)).transpose(1, 2).flatten(2)
+
+
+def wide_tokens(tokens: Tensor, num_heads: int) -> Tensor:
+    """The other way round, with 0 elsewhere."""
+    return wide_rows(tokens.unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(1, 2), num_heads)
 
 
 class Queries(NamedTuple):
@@ -234,10 +313,14 @@ class Queries(NamedTuple):
 
 def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse or mass (B, num_heads * L)."""
+    if call.layer_norm_eps is not None and separate_heads(call) > 1:
+        tokens, stats = forward(wide_call(call))
+        return narrow_tokens(tokens, call.num_heads), stats
     x, num_heads, dtype = maps.batched(call.x), separate_heads(call), call.x.dtype
     rows, pixels = Queries.of(call), pixel_count(x)
     count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
     pooling, partial = call.normalize or "none", may_be_partial(call)
+    eps = call.layer_norm_eps or 0.0
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     values = None if call.values is None else maps.batched(call.values)
     scores = None if call.scores is None else call.scores.contiguous()
@@ -247,6 +330,8 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
         maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
+
+    query_sums = sums_of_rows(call)
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
@@ -272,11 +357,11 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             HEADS=num_heads, **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16),
             DIRECT=made.direct and pieces is None, POOLING=pooling, PARTIAL=partial,
-            HAS_ROWS=call.queries is not None,
+            HAS_ROWS=call.queries is not None, EPS=eps,
         )  # fmt: skip
         launch(
-            tokenize_forward, (made.blocks * splits * items,), *placed.maps, queries, token_bias, scores,
-            per_pixel, NO_BAGS if pieces is None else pieces.bags, pooled.results, placed.pixels,
+            tokenize_forward, (made.blocks * splits * items,), *placed.maps, queries, query_sums, token_bias,
+            scores, per_pixel, NO_BAGS if pieces is None else pieces.bags, pooled.results, placed.pixels,
             placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return pooled.combined(cfg.LIMIT)
@@ -292,9 +377,11 @@ def tokenize_backward(
     x,
     values,
     queries,
+    query_sums,
     token_bias,
     scores,
     grad_tokens,
+    grad_sums,
     per_pixel,
     bags,
     lse,
@@ -400,10 +487,23 @@ def tokenize_backward(
             means = tl.load(delta + at, mask=query_ok, other=0.0)
         small = (query, grad, q, query_ok, exists)
         zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
-        both, kept = first_walk(
-            add_logits_and_grads, (zeros, zeros), (tile, pooled, values.data, ok, small), cfg
-        )
-        logits, grads = both
+        reading = (tile, pooled, values.data, ok, small)
+        if cfg.EPS > 0:
+            blank = tl.zeros((TILE,), cfg.ACC)
+            found, kept = first_walk(add_grads_and_moments, (zeros, zeros, blank, blank), reading, cfg)
+            logits, grads, mean, squares = found
+            inverse = inverse_deviation(squares, cfg)
+            of_grad_sums = tl.load(grad_sums + at, mask=query_ok, other=0.0)
+            grads = of_normalised(grads, mean, inverse, of_grad_sums)
+            if cfg.HAS_ROWS:
+                at_sums = query_sums.data + sample * query_sums.batch + q
+                of_query_sums = tl.load(at_sums, mask=query_ok, other=0.0)
+                logits = of_normalised(logits, mean, inverse, of_query_sums)
+            normalised_logits = logits
+            normalised_grads = grads
+        else:
+            both, kept = first_walk(add_logits_and_grads, (zeros, zeros), reading, cfg)
+            logits, grads = both
         if cfg.EXTRA > 0:
             grads = add_extra_grads(grads, grad + cfg.OUT_CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
         if scores is not None:
@@ -436,11 +536,23 @@ def tokenize_backward(
                 there = inside[:, None] & exists[None, :]
                 tl.store(to_scores, inner.to(dscores.dtype.element_ty), mask=there)
         weights = weights.to(x.data.dtype.element_ty)
+        norm = ()
+        if cfg.EPS > 0:
+            # What each pixel's gradient has along 1 and along the normalised pixel is no gradient of x.
+            ones = tl.sum(weights.to(cfg.ACC) * of_grad_sums[None, :], 1)
+            along = tl.sum(weights.to(cfg.ACC) * normalised_grads, 1)
+            if cfg.HAS_ROWS:
+                taken = inner.to(x.data.dtype.element_ty).to(cfg.ACC)
+                ones += tl.sum(taken * of_query_sums[None, :], 1)
+                along += tl.sum(taken * normalised_logits, 1)
+            scaled = (inner * inverse[:, None]).to(x.data.dtype.element_ty)
+            shift = tl.sum(scaled.to(cfg.ACC) * mean[:, None], 0)
+            norm = (mean, inverse, ones / cfg.CHANNELS, along / cfg.CHANNELS, scaled, shift)
         inner = inner.to(x.data.dtype.element_ty)
         sums = second_walk(
             store_maps_and_add_dqueries, sums,
-            (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, weights, inner,
-             dqueries, (index, tile_index > begin)),
+            (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, (weights, inner),
+             dqueries, (index, tile_index > begin), norm),
             block, cfg,
         )  # fmt: skip
         next_tile(cfg)
@@ -481,12 +593,22 @@ def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
 
 
 @triton.jit
+def add_grads_and_moments(sums, operands, i, k, cfg: tl.constexpr):
+    """The same, with the pixels' moments."""
+    logits, grads, mean, squares = sums
+    both, chunks = add_logits_and_grads((logits, grads), operands, i, k, cfg)
+    mean, squares = add_moments(mean, squares, chunks[0], i, k, cfg)
+    return (both[0], both[1], mean, squares), chunks
+
+
+@triton.jit
 def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step: dx = dS queries, dvalues = A dT, or their sum as dx; and dqueries = dS^T x."""
     WIDTH: tl.constexpr = cfg.HEADS * cfg.OUT_CHANNELS + cfg.EXTRA
     TILE: tl.constexpr = cfg.TILE
     CHUNK: tl.constexpr = cfg.CHUNK
-    tile, to, values, dvalues, to_pooled, kept, ok, inside, small, weights, inner, dqueries, slot = operands
+    tile, to, values, dvalues, to_pooled, kept, ok, inside, small, products, dqueries, slot, norm = operands
+    weights, inner = products
     query, grad, q, query_ok, exists = small
     if cfg.NEEDS_X or dvalues is not None:
         out = tl.zeros((TILE, CHUNK), cfg.ACC)
@@ -502,6 +624,11 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         if cfg.HAS_ROWS:
             of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
             out = product(inner, tl.trans(of_query), out, cfg)
+        if cfg.EPS > 0:
+            mean, inverse, ones, along, _scaled, _shift = norm
+            pixel = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg).to(cfg.ACC)
+            normalised = (pixel - mean[:, None]) * inverse[:, None]
+            out = (out - ones[:, None] - normalised * along[:, None]) * inverse[:, None]
         if cfg.MASKED:
             # A pixel that takes no part has a gradient of 0, whatever the others are.
             out = tl.where(ok[:, None], out, 0.0)
@@ -510,12 +637,34 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         return (sums[i],)
     else:
         chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
-        added = product(tl.trans(chunk), inner, sums[i], cfg)
+        before = sums[i]
+        if cfg.EPS > 0:
+            _mean, _inverse, _ones, _along, inner, shift = norm
+            before -= shift[None, :]
+        added = product(tl.trans(chunk), inner, before, cfg)
         return leave_sums(dqueries, slot, k, q, exists[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
+
+
+def wide_backward(call: TokenizeBackward) -> TokenizeGradients:
+    """The gradients by those of the call with rows of full width."""
+    queries, num_heads = cast(Tensor, call.queries), call.num_heads
+    found = backward(
+        call._replace(
+            queries=wide_rows(queries, num_heads),
+            grad_tokens=wide_tokens(call.grad_tokens, num_heads),
+            tokens=wide_tokens(call.tokens, num_heads),
+            num_heads=1,
+        )
+    )
+    if found.queries is None:
+        return found
+    return found._replace(queries=narrow_rows(found.queries, num_heads))
 
 
 def backward(call: TokenizeBackward) -> TokenizeGradients:
     """The gradients that are needed."""
+    if call.layer_norm_eps is not None and separate_heads(call) > 1:
+        return wide_backward(call)
     x, num_heads, dtype = maps.batched(call.x), separate_heads(call), call.x.dtype
     needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
     needs_queries = needs_queries and call.queries is not None
@@ -552,6 +701,11 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     wanted = [each for each, needed, *_ in operands if needed]
     shared = bool(wanted) and all(each.dim() == dim for each, needed, dim, _ in operands if needed)
     lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
+
+    query_sums, grad_rows = sums_of_rows(call), grad_tokens.to(dtype)
+    grad_sums = None
+    if call.layer_norm_eps is not None:
+        grad_sums = grad_rows[..., :out_channels].to(sums).sum(-1)
 
     def run(setting: Setting) -> list[Tensor | None]:
         items, part = batch * num_heads, 4 * num_heads * count * channels
@@ -590,11 +744,11 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
             **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
             NEEDS_X=needs_x, MASKED=call.mask is not None or call.pixel_bias is not None,
             POOLING=call.normalize or "none", PARTIAL=may_be_partial(call),
-            HAS_ROWS=call.queries is not None,
+            HAS_ROWS=call.queries is not None, EPS=call.layer_norm_eps or 0.0,
         )  # fmt: skip
         launch(
             tokenize_backward, (made.blocks * num_heads * samples * splits,), x_map, values_map, queries,
-            token_bias, scores, grad_tokens.to(dtype), per_pixel,
+            query_sums, token_bias, scores, grad_rows, grad_sums, per_pixel,
             NO_BAGS if pieces is None else pieces.bags, lse if over_pixels else None, delta, dx_map,
             dvalues_map, *parts, dscores, dpixel_bias, attention, placed.pixels, placed.width, batch,
             tiles_each, splits, made.each if across else ceil_div(made.each, setting.tile), cfg=cfg,
