@@ -120,7 +120,7 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
         queries = (
             None if "alone" in options else small(rows, channels if full_rows else channels // num_heads)
         )
-        family = {
+        family: dict[str, Any] = {
             "values": second_map,
             "scores": scores,
             "token_bias": token_bias,
@@ -139,7 +139,11 @@ def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Cal
 
     def project() -> None:
         keys = None if "alone" in options else all_keys
-        family = {"scores": scores, "offsets": offsets, "normalize": "tokens" if usual else normalize}
+        family: dict[str, Any] = {
+            "scores": scores,
+            "offsets": offsets,
+            "normalize": "tokens" if usual else normalize,
+        }
         call = contract.Project(x, keys, values, token_bias, residual, from_input, num_heads, **family)
         y = backend.project(call)
         needed = needs(x, keys, values, token_bias, scores)

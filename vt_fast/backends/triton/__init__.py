@@ -106,7 +106,7 @@ def _too_many_rows(call: Tokenize | TokenizeBackward) -> bool:
 # Where each function of the backend is.
 _FUNCTIONS = {
     "tokenize": ("tokenize_op", "forward"),
-    "tokenize_backward": ("tokenize_op", "backward"),
+    "tokenize_backward": ("tokenize_backward_op", "backward"),
     "project": ("project_op", "forward"),
     "project_backward": ("project_op", "backward"),
     "project_tokenize": ("project_tokenize_op", "forward"),

@@ -18,7 +18,7 @@ from vt_fast.backends.contract import (
     ProjectTokenizeGradients,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton import maps, project_op, settings, tokenize_backward_op
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
@@ -455,7 +455,7 @@ def _one_after_the_other(call: ProjectTokenizeBackward) -> ProjectTokenizeGradie
     """With the kernels of tokenize and project, for which the map is written again."""
     needs_x, needs_keys, needs_values, needs_queries = call.needs[:4]
     needs_token_bias, needs_residual, needs_pixel_bias, needs_extra_values = call.needs[4:]
-    of_tokens = tokenize_op.backward(
+    of_tokens = tokenize_backward_op.backward(
         TokenizeBackward(
             call.grad_tokens, call.grad_lse, projected_map(call), call.queries, call.mask, call.pixel_bias,
             call.extra_values, call.tokens, call.lse, 1,
