@@ -290,10 +290,10 @@ def combine(
     to = tokens + (sample * QUERIES + query) * (HEADS * CHANNELS + EXTRA) + head * CHANNELS
     tl.store(to + column, sums.to(to.dtype.element_ty), mask=column < WIDTH)
     if block == 0:
-        to = lse + (sample * HEADS + head) * QUERIES + query
+        to_lse = lse + (sample * HEADS + head) * QUERIES + query
         if POOLING == "pixels":
             total = tl.log(total) + base
-        tl.store(to, total)
+        tl.store(to_lse, total)
 
 
 class Pooled:
