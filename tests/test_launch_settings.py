@@ -75,7 +75,7 @@ def test_programs_cover_all_channels_and_pixels(setting, channels, monkeypatch):
         assert cut.parts == 1 or cut.each % setting.tile == 0
         assert cut.parts == 1 or cut.parts * items * part <= max(0.05 * 2 * x.numel(), 1 << 20)
         tiles = items * ceil_div(pixels, setting.tile)
-        cut = schedule.cut_across(setting, x, pixels, channels, 1, part)
+        cut = schedule.cut_across(setting, x, tiles, channels, 1, part)
         assert cut.blocks * cut.loops * cut.own * setting.chunk >= channels
         assert cut.parts * cut.each >= tiles > (cut.parts - 1) * cut.each
         assert cut.parts <= 132 or cut.parts * part <= max(0.05 * 2 * x.numel(), 1 << 20)

@@ -29,6 +29,7 @@ TAKEN = {
     },
 }
 TAKEN["cpu"] = TAKEN["torch"]
+TAKEN["triton"] = TAKEN["torch"]
 
 B, C, HEIGHT, WIDTH, D, L, HEADS = 3, 8, 3, 5, 6, 3, 2
 N = HEIGHT * WIDTH

@@ -84,6 +84,12 @@ def load_chunk(tile, channels, pixel_ok, CHANNELS: tl.constexpr, RAGGED: tl.cons
 
 
 @triton.jit
+def score_places(scores, first, rows, n, pixels):
+    """[pixels, rows]: where scores, or their gradients, are. ``first``: the number of the first row."""
+    return scores + (first + rows[None, :].to(tl.int64)) * pixels + n[:, None]
+
+
+@triton.jit
 def store_chunk(tile, channels, pixel_ok, value, CHANNELS: tl.constexpr, RAGGED: tl.constexpr):
     """The same, stored in the map's dtype."""
     at = tile.data + tile.at[:, None] + (channels * tile.channel)[None, :]
@@ -134,6 +140,8 @@ class _Strides(NamedTuple):
 
     def extent(self, pixels: int, channels: int) -> int:
         """One more than the largest offset in a sample."""
+        if pixels == 0:
+            return 0
         rows, columns = -(-pixels // self.width) - 1, min(pixels, self.width) - 1
         return 1 + rows * self.row + columns * self.column + (channels - 1) * self.channel
 
@@ -229,8 +237,15 @@ def _pixel_alignment(x: _Strides, pixels: int, align: int) -> int:
     return align
 
 
-def rows(operand: Tensor) -> Rows:
+def batched(feature_map: Tensor) -> Tensor:
+    """A map; (1, total, C) of that of bags."""
+    return feature_map[None] if feature_map.dim() == 2 else feature_map
+
+
+def rows(operand: Tensor | None) -> Rows:
     """(B, rows, C) or (rows, C)."""
+    if operand is None:
+        return Rows(None, None)
     dense = operand if operand.is_contiguous() else operand.contiguous()
     return Rows(dense, 0 if operand.dim() == 2 else dense.stride(0))
 

@@ -1,4 +1,4 @@
-"""The softmax over pixels, tile by tile, and what it pools: what tokenize and project_tokenize share."""
+"""The softmax over pixels, or other weights, and what they pool: what tokenize and project_tokenize share."""
 
 from typing import Any, NamedTuple
 
@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vt_fast.backends.triton.bags import Pieces
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     finite,
@@ -16,13 +17,15 @@ from vt_fast.backends.triton.primitives import (
 )
 from vt_fast.backends.triton.schedule import Cut, launch
 from vt_fast.backends.triton.settings import ceil_div, power_of_two
+from vt_fast.backends.triton.token_softmax import weigh
 from vt_fast.precision import compute_dtype
 
 
 class Results(NamedTuple):
     """What a kernel writes: tokens and lse, or parts of tokens and their :class:`Statistics`.
 
-    A part's tokens are sums of exp(logit - maximum) x, not yet divided.
+    A part's tokens are sums of exp(logit - maximum) x, not yet divided. Where weights are no softmax over
+    pixels there is a mass in place of lse, and parts have sums of weights and totals alone.
     """
 
     tokens: Any
@@ -38,6 +41,7 @@ class Statistics(NamedTuple):
 
     ``total`` sums the weights, ``pooled`` the weights in the dtype that products are taken in. Pooled sums
     are divided by the latter, so that the weights add up to 1 as they are used. ``seen`` counts the pixels.
+    Of other weights there is ``total`` alone.
     """
 
     maximum: Any
@@ -76,6 +80,58 @@ def load_extra_values(per_pixel, n, ok, cfg: tl.constexpr):
 
 
 @triton.jit
+def query_rows(cfg: tl.constexpr):
+    """The number of each padded row in memory, and whether it exists."""
+    q = tl.arange(0, cfg.QUERIES_PADDED)
+    if cfg.GROUPS > 1:
+        group = q // cfg.TOKENS_PADDED
+        token = q % cfg.TOKENS_PADDED
+        return group * cfg.TOKENS + token, (group < cfg.GROUPS) & (token < cfg.TOKENS)
+    else:
+        return q, q < cfg.QUERIES
+
+
+@triton.jit
+def load_token_bias(token_bias, sample, head, q, exists, cfg: tl.constexpr):
+    """Each row's bias: -inf for a row that is removed or does not exist."""
+    if token_bias.data is not None:
+        at = token_bias.data + sample * token_bias.batch + head * cfg.QUERIES + q
+        return tl.load(at, mask=exists, other=-float("inf")).to(cfg.ACC)
+    else:
+        return tl.where(exists, 0.0, -float("inf")).to(cfg.ACC)
+
+
+@triton.jit
+def add_moments(mean, squares, chunk, i, channels, cfg: tl.constexpr):
+    """Each pixel's mean, and sum of squares about it, with those of the i-th chunk of its channels.
+
+    Chunks are put together as by Chan: no square of a large mean is subtracted.
+    """
+    values = chunk.to(cfg.ACC)
+    before = tl.zeros((), cfg.ACC) + i * cfg.CHUNK
+    count = tl.minimum(cfg.CHANNELS - before, cfg.CHUNK)
+    here = tl.sum(values, 1) / count
+    away = values - here[:, None]
+    if cfg.RAGGED:
+        away = tl.where((channels < cfg.CHANNELS)[None, :], away, 0.0)
+    step = here - mean
+    share = count / (before + count)
+    return mean + step * share, squares + tl.sum(away * away, 1) + step * step * (before * share)
+
+
+@triton.jit
+def inverse_deviation(squares, cfg: tl.constexpr):
+    """What a pixel is multiplied with."""
+    return 1.0 / tl.sqrt(squares / cfg.CHANNELS + cfg.EPS)
+
+
+@triton.jit
+def of_normalised(products, mean, inverse, row_sums):
+    """Products of normalised pixels with rows, by those of the pixels and the sums of the rows' numbers."""
+    return (products - mean[:, None] * row_sums[None, :]) * inverse[:, None]
+
+
+@triton.jit
 def no_statistics(cfg: tl.constexpr):
     """Before the first pixel."""
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
@@ -102,19 +158,41 @@ def softmax_over_pixels(logits, ok, before, ROUNDED: tl.constexpr, LIMIT: tl.con
 
 
 @triton.jit
-def store_pooled(to, sums, there, statistics, DIRECT: tl.constexpr):
+def plain_weights(logits, row_bias, ok, before, ROUNDED: tl.constexpr, cfg: tl.constexpr):
+    """Weights of one more tile that are no softmax over pixels, and the statistics with this tile's."""
+    weights = tl.where(ok[:, None], weigh(logits, row_bias, cfg.POOLING, cfg), 0.0)
+    total = before.total + tl.sum(weights, 0)
+    return weights.to(ROUNDED), Statistics(before.maximum, total, before.pooled, before.seen)
+
+
+@triton.jit
+def rescaled(sums, scale, cfg: tl.constexpr):
+    """Sums [columns, queries] of the tiles before, for weights relative to the largest logit so far."""
+    if cfg.POOLING == "pixels":
+        return sums * scale[None, :]
+    else:
+        return sums
+
+
+@triton.jit
+def store_pooled(to, sums, there, statistics, cfg: tl.constexpr):
     """Sums [columns, queries] as they are, or DIRECT: the tokens, 0 if no pixel takes part."""
-    if DIRECT:
-        sums = tl.where(statistics.seen > 0, sums / statistics.pooled[None, :], 0.0)
+    if cfg.DIRECT and cfg.POOLING == "pixels":
+        some = statistics.seen > 0
+        if cfg.PARTIAL:
+            some = (statistics.pooled != 0)[None, :]
+        sums = tl.where(some, sums / statistics.pooled[None, :], 0.0)
     tl.store(to, sums.to(to.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def store_statistics(out, item, part, statistics, cfg: tl.constexpr):
-    """What :func:`combine` puts together, or DIRECT: lse."""
-    q = tl.arange(0, cfg.QUERIES_PADDED)
-    ok = q < cfg.QUERIES
-    if cfg.DIRECT:
+    """What :func:`combine` puts together, or DIRECT: lse or mass."""
+    q, ok = query_rows(cfg)
+    if cfg.POOLING != "pixels":
+        to = out.lse + item * cfg.QUERIES if cfg.DIRECT else out.total + part * cfg.QUERIES
+        tl.store(to + q, statistics.total, mask=ok)
+    elif cfg.DIRECT:
         lse = tl.log(statistics.total) + finite(statistics.maximum, cfg.LIMIT)
         tl.store(out.lse + item * cfg.QUERIES + q, lse, mask=ok)
     else:
@@ -129,7 +207,7 @@ def store_extra(to, sums, query_ok, statistics, cfg: tl.constexpr):
     """The pooled extra_values, which come after the channels. ``to``: each query's first such column."""
     p = tl.arange(0, cfg.EXTRA_PADDED)
     there = (p < cfg.EXTRA)[:, None] & query_ok[None, :]
-    store_pooled(to + p[:, None], sums, there, statistics, cfg.DIRECT)
+    store_pooled(to + p[:, None], sums, there, statistics, cfg)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -137,6 +215,7 @@ def combine(
     parts,
     tokens,
     lse,
+    pieces,
     splits,
     HEADS: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -145,11 +224,14 @@ def combine(
     AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
+    POOLING: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Puts the tokens of parts of the pixels together, in a fixed order.
 
     Grid: blocks of columns x QUERIES x (B * heads). See tokenize_forward for the parts. tokens
-    (B, QUERIES, HEADS * CHANNELS + EXTRA) in any dtype, lse (B, HEADS * QUERIES).
+    (B, QUERIES, HEADS * CHANNELS + EXTRA) in any dtype, lse or mass (B, HEADS * QUERIES). pieces, if any:
+    each bag's first part, of those of a head.
     """
     WIDTH: tl.constexpr = CHANNELS + EXTRA
     ACC: tl.constexpr = parts.tokens.dtype.element_ty
@@ -163,75 +245,112 @@ def combine(
     column = block * BLOCK + tl.arange(0, BLOCK)
     s = tl.arange(0, AT_ONCE)
     first = item * splits
+    if pieces is not None:
+        first = tl.load(pieces + sample)
+        splits_each = (tl.load(pieces + sample + 1) - first).to(tl.int32)
+        first += head * splits
+    else:
+        splits_each = splits
 
     maximum = tl.full((), -float("inf"), ACC)
-    for start in tl.range(0, splits, AT_ONCE):
-        at = (first + start + s) * QUERIES + query
-        tops = tl.load(parts.maximum + at, mask=start + s < splits, other=-float("inf"))
-        maximum = tl.maximum(maximum, tl.max(tops, 0))
+    if POOLING == "pixels":
+        for start in tl.range(0, splits_each, AT_ONCE):
+            at = (first + start + s) * QUERIES + query
+            tops = tl.load(parts.maximum + at, mask=start + s < splits_each, other=-float("inf"))
+            maximum = tl.maximum(maximum, tl.max(tops, 0))
     base = finite(maximum, LIMIT)
 
     total = tl.zeros((), ACC)
     pooled = tl.zeros((), ACC)
     seen = tl.zeros((), tl.int32)
     sums = tl.zeros((BLOCK,), ACC)
-    for start in tl.range(0, splits, AT_ONCE):
-        ok = start + s < splits
+    for start in tl.range(0, splits_each, AT_ONCE):
+        ok = start + s < splits_each
         part = first + start + s
         at = part * QUERIES + query
-        factor = tl.exp(tl.load(parts.maximum + at, mask=ok, other=-float("inf")) - base)
-        total += tl.sum(factor * tl.load(parts.total + at, mask=ok, other=0.0), 0)
-        pooled += tl.sum(factor * tl.load(parts.pooled + at, mask=ok, other=0.0), 0)
-        seen += tl.sum(tl.load(parts.seen + part, mask=ok, other=0), 0)
+        if POOLING == "pixels":
+            factor = tl.exp(tl.load(parts.maximum + at, mask=ok, other=-float("inf")) - base)
+            total += tl.sum(factor * tl.load(parts.total + at, mask=ok, other=0.0), 0)
+            pooled += tl.sum(factor * tl.load(parts.pooled + at, mask=ok, other=0.0), 0)
+            seen += tl.sum(tl.load(parts.seen + part, mask=ok, other=0), 0)
+        else:
+            total += tl.sum(tl.load(parts.total + at, mask=ok, other=0.0), 0)
         some = tl.load(
             parts.tokens + at[:, None] * WIDTH + column[None, :],
             mask=ok[:, None] & (column < WIDTH)[None, :],
             other=0.0,
         )
-        sums += tl.sum(factor[:, None] * some, 0)
-    # A sample of which no pixel takes part has tokens of 0.
-    mean = tl.where(seen > 0, sums / pooled, 0.0)
+        if POOLING == "pixels":
+            some = factor[:, None] * some
+        sums += tl.sum(some, 0)
+    if POOLING == "pixels":
+        # A sample of which no pixel takes part, or a row with no weight, has tokens of 0.
+        sums = tl.where(pooled != 0 if PARTIAL else seen > 0, sums / pooled, 0.0)
     # extra_values come after the channels of all heads, and there is one head then.
     to = tokens + (sample * QUERIES + query) * (HEADS * CHANNELS + EXTRA) + head * CHANNELS
-    tl.store(to + column, mean.to(to.dtype.element_ty), mask=column < WIDTH)
+    tl.store(to + column, sums.to(to.dtype.element_ty), mask=column < WIDTH)
     if block == 0:
-        tl.store(lse + (sample * HEADS + head) * QUERIES + query, tl.log(total) + base)
+        to_lse = lse + (sample * HEADS + head) * QUERIES + query
+        if POOLING == "pixels":
+            total = tl.log(total) + base
+        tl.store(to_lse, total)
 
 
 class Pooled:
-    """The tokens (B, queries, num_heads * channels + extra) and lse (B, num_heads * queries) of a launch."""
+    """The tokens (B, queries, num_heads * channels + extra) and lse (B, num_heads * queries) of a launch.
+
+    ``pooling`` and ``partial``: as kernels are told. Parts are of ``pieces`` where there are bags.
+    """
 
     def __init__(
-        self, x: Tensor, num_heads: int, queries: int, channels: int, extra: int, made: Cut, *, exact: bool
+        self,
+        x: Tensor,
+        num_heads: int,
+        queries: int,
+        channels: int,
+        extra: int,
+        made: Cut,
+        *,
+        exact: bool,
+        pooling: str = "pixels",
+        partial: bool = False,
+        pieces: Pieces | None = None,
     ) -> None:
-        batch, sums, width = x.shape[0], compute_dtype(x.dtype), channels + extra
-        self._sizes = num_heads, queries, channels, extra
-        self._splits = made.parts
+        sums, width = compute_dtype(x.dtype), channels + extra
+        batch, splits = x.shape[0], made.parts
+        if pieces is not None:
+            batch, splits = pieces.bag_count, pieces.count
+        self._sizes = batch, num_heads, queries, channels, extra
+        self._splits, self._pooling, self._partial, self._pieces = splits, pooling, partial, pieces
         self.tokens = x.new_empty(
             (batch, queries, num_heads * channels + extra), dtype=sums if exact else x.dtype
         )
         self.lse = x.new_empty((batch, num_heads * queries), dtype=sums)
-        if made.direct:
+        if made.direct and pieces is None:
             self._parts = None
             self.results = Results(self.tokens, self.lse, None, None, None, None)
         else:
-            shape = (batch * num_heads, made.parts, queries)
-            maximum, total, pooled = (x.new_empty(shape, dtype=sums) for _ in range(3))
-            seen = x.new_empty(shape[:2], dtype=torch.int32)
+            shape = (x.shape[0] * num_heads, splits, queries)
+            total = x.new_empty(shape, dtype=sums)
             self._parts = x.new_empty((*shape, width), dtype=sums)
-            self.results = Results(self._parts, None, maximum, total, pooled, seen)
+            self.results = Results(self._parts, None, None, total, None, None)
+            if pooling == "pixels":
+                maximum, pooled = (x.new_empty(shape, dtype=sums) for _ in range(2))
+                seen = x.new_empty(shape[:2], dtype=torch.int32)
+                self.results = Results(self._parts, None, maximum, total, pooled, seen)
 
     def combined(self, limit: float) -> tuple[Tensor, Tensor]:
         """Tokens and lse, after the kernel."""
         if self._parts is not None:
-            num_heads, queries, channels, extra = self._sizes
+            batch, num_heads, queries, channels, extra = self._sizes
             block = min(256, power_of_two(channels + extra, 16))
             launch(
                 combine,
-                (ceil_div(channels + extra, block) * queries * self._parts.shape[0],),
+                (ceil_div(channels + extra, block) * queries * batch * num_heads,),
                 self.results,
                 self.tokens,
                 self.lse,
+                None if self._pieces is None else self._pieces.first,
                 self._splits,
                 HEADS=num_heads,
                 QUERIES=queries,
@@ -240,6 +359,8 @@ class Pooled:
                 AT_ONCE=min(16, power_of_two(self._splits)),
                 BLOCK=block,
                 LIMIT=limit,
+                POOLING=self._pooling,
+                PARTIAL=self._partial,
             )
         return self.tokens, self.lse
 

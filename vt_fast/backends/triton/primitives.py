@@ -34,7 +34,10 @@ UNSPECIALIZED = ["pixels", "batch", "splits", "parts", "tiles_each", "per_part",
 
 
 class Config(NamedTuple):
-    """A kernel's constants. Channels of x are CHANNELS, those of project's result OUT_CHANNELS."""
+    """A kernel's constants.
+
+    Channels of x are CHANNELS; those of project's result, or of what tokenize pools, OUT_CHANNELS.
+    """
 
     # How the work is cut, see :class:`vt_fast.backends.triton.schedule.Cut`.
     TILE: int
@@ -67,11 +70,25 @@ class Config(NamedTuple):
     CHANNELS: int
     OUT_CHANNELS: int = 0
     HEADS: int = 1
+    # Keys are of a head's block of the channels; values have full width, and the heads are summed.
+    BLOCK_KEYS: bool = False
+    SUMMED: bool = False
     HEADS_PADDED: int = 1
     TOKENS: int = 0
     TOKENS_PADDED: int = 0
     QUERIES: int = 0
     QUERIES_PADDED: int = 0
+    # Where queries of GROUPS heads see all channels, each head's TOKENS are padded.
+    GROUPS: int = 1
+    # How logits become weights: "pixels", "tokens", "exp" or "none". PARTIAL: logits of -inf may leave a row,
+    # or a pixel's softmax, with nothing.
+    POOLING: str = "pixels"
+    SPREADING: str = "tokens"
+    PARTIAL: bool = False
+    # Whether there are queries or keys; otherwise scores are the logits.
+    HAS_ROWS: bool = True
+    # Where not 0, pixels are normalised: less their mean, divided by the root of their variance plus this.
+    EPS: float = 0.0
     EXTRA: int = 0
     EXTRA_PADDED: int = 0
     # DIRECT: a forward's results need no combining. RESIDUAL: "none", "input" or "map". MASKED: some pixels
@@ -224,12 +241,15 @@ def store_sums(
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    HEADS: tl.constexpr = 1,
 ):
     """Sums [channels, rows] of a part, onto those of the previous tile if one ``follows``.
 
-    parts (.., ROWS, CHANNELS); ``exists`` [1 or channels, rows].
+    parts (.., ROWS, CHANNELS / HEADS); ``exists`` [1 or channels, rows]. Where heads have blocks of the
+    channels, a row's number is given less its head's.
     """
-    to = parts + part * (ROWS * CHANNELS) + rows[None, :] * CHANNELS + channels[:, None]
+    WIDTH: tl.constexpr = CHANNELS // HEADS
+    to = parts + part * (ROWS * WIDTH) + rows[None, :] * WIDTH + channels[:, None]
     there = (channels < CHANNELS)[:, None] & exists
     sums = add_previous(to, there, sums, follows, 1.0, ONE_TILE)
     tl.store(to, sums.to(parts.dtype.element_ty), mask=there)

@@ -1,7 +1,5 @@
 """project and its backward: kernels and how they are launched."""
 
-from typing import cast
-
 import torch
 import triton
 import triton.language as tl
@@ -9,18 +7,17 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.triton import maps, settings
+from vt_fast.backends.triton.bags import NO_BAGS, cut_bags, piece_of
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
     first_walk,
     indices,
-    leave_sums,
     next_tile,
     own_chunk,
     product,
     program_of,
     second_walk,
-    store_sums,
     zero_sums,
 )
 from vt_fast.backends.triton.schedule import Cut, attempt, config, cut, launch
@@ -28,25 +25,31 @@ from vt_fast.backends.triton.settings import KEEP, Problem, Setting, ceil_div
 from vt_fast.backends.triton.token_softmax import (
     Heads,
     SmallGradients,
+    leave_dkeys,
+    leave_dvalues,
     load_keys,
     load_values,
-    own_values,
+    numbers_each,
     residual_kind,
-    softmax_over_tokens,
-    softmax_over_tokens_backward,
+    store_dkeys,
     store_dtoken_bias,
+    store_dvalues,
     token_rows,
+    weigh,
+    weigh_backward,
 )
-from vt_fast.layout import channel_count, empty_map_like, pixel_count
+from vt_fast.layout import bag_bounds, channel_count, empty_map_like, pixel_count
 
 
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg: tl.constexpr):
+def project_forward(x, keys, values, token_bias, scores, residual, y, bags, pixels, width, cfg: tl.constexpr):
     """Grid: tiles of pixels x B.
 
-    keys (B?, HEADS * TOKENS, CHANNELS), values (B?, TOKENS, OUT_CHANNELS), token_bias (B?, HEADS * TOKENS).
-    KEEP: the map's tile stays on the chip until it is added as the residual, which it must be.
+    keys (B?, HEADS * TOKENS, CHANNELS) or, BLOCK_KEYS, (.., CHANNELS / HEADS), values (B?, TOKENS,
+    OUT_CHANNELS) or, SUMMED, (B?, HEADS * TOKENS, OUT_CHANNELS), token_bias (B?, HEADS * TOKENS).
+    scores, if any, (B, HEADS * TOKENS, pixels). KEEP: the map's tile stays on the chip until it is added as
+    the residual, which it must be. With bags tiles are pieces, and all bags are one sample of the maps.
     """
     TILE: tl.constexpr = cfg.TILE
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
@@ -54,18 +57,39 @@ def project_forward(x, keys, values, token_bias, residual, y, pixels, width, cfg
     tiles_each = (pixels + TILE - 1) // TILE
     program = tl.program_id(0)
     sample = (program // tiles_each).to(tl.int64)
-    key = keys.data + sample * keys.batch
+    plane = sample
+    if bags.bag is not None:
+        plane = tl.zeros((), tl.int64)
+        sample, start, stop = piece_of(bags, program)
+    key = 0
+    if cfg.HAS_ROWS:
+        key = keys.data + sample * keys.batch
     value = values.data + sample * values.batch
     tokens, bias = token_rows(token_bias, sample, cfg)
-    n = program % tiles_each * TILE + indices(TILE, cfg)
-    ok = n < pixels
-    tile = maps.tile_of(x, sample, 0, n, width, cfg)
-    scores = tl.zeros((TILE, ROWS), cfg.ACC)
-    scores, kept = first_walk(add_scores, scores, (tile, ok, key, tokens), cfg)
-    weights = softmax_over_tokens(scores, bias, cfg).to(x.data.dtype.element_ty)
-    base = maps.tile_of(residual, sample, 0, n, width, cfg)
-    to = maps.tile_of(y, sample, 0, n, width, cfg)
+    if bags.bag is not None:
+        n = start + indices(TILE, cfg)
+        ok = n < stop
+    else:
+        n = program % tiles_each * TILE + indices(TILE, cfg)
+        ok = n < pixels
+    tile = maps.tile_of(x, plane, 0, n, width, cfg)
+    logits = tl.zeros((TILE, ROWS), cfg.ACC)
+    kept = ()
+    if cfg.HAS_ROWS:
+        logits, kept = first_walk(add_scores, logits, (tile, ok, key, tokens), cfg)
+    if scores is not None:
+        logits += load_scores(scores, plane, tokens, n, ok, pixels, cfg)
+    weights = weigh(logits, bias, cfg.SPREADING, cfg).to(x.data.dtype.element_ty)
+    base = maps.tile_of(residual, plane, 0, n, width, cfg)
+    to = maps.tile_of(y, plane, 0, n, width, cfg)
     second_walk(store_y, (), (tile, base, to, kept, ok, value, tokens, weights), 0, cfg)
+
+
+@triton.jit
+def load_scores(scores, plane, tokens, n, ok, pixels, cfg: tl.constexpr):
+    """[pixels, rows] of scores; 0 where a row or a pixel does not count."""
+    at = maps.score_places(scores, plane * (cfg.HEADS * cfg.TOKENS), tokens.row, n, pixels)
+    return tl.load(at, mask=ok[:, None] & tokens.counts[None, :], other=0.0).to(cfg.ACC)
 
 
 @triton.jit
@@ -92,34 +116,45 @@ def store_y(sums, operands, i, k, cfg: tl.constexpr):
     return ()
 
 
+def bounds_that_matter(call: Project | ProjectBackward) -> Tensor | None:
+    """The offsets, or None where bags share all operands: then they are like one sample."""
+    if call.offsets is None:
+        return None
+    if call.offsets.device.type == "cpu":
+        bag_bounds(call.offsets, pixel_count(call.x))
+    rows = (call.keys, call.values, None if call.token_bias is None else call.token_bias[..., None])
+    return call.offsets if any(each is not None and each.dim() == 3 for each in rows) else None
+
+
 def forward(call: Project) -> Tensor:
     """The map."""
-    x, dtype = call.x, call.x.dtype
+    x, dtype = maps.batched(call.x), call.x.dtype
     pixels, channels = pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest = max(channels, out_channels)
-    y = empty_map_like(x, out_channels)
-    heads = Heads.of(call.num_heads, tokens)
-    placed = maps.place(pixels, widest, x, call.residual, y)
+    y = empty_map_like(call.x, out_channels)
+    residual = None if call.residual is None else maps.batched(call.residual)
+    scores = None if call.scores is None else call.scores.contiguous()
+    heads, offsets = Heads.of(call), bounds_that_matter(call)
+    placed = maps.place(pixels, widest, x, residual, maps.batched(y))
     x_map, residual_map, y_map = placed.maps
-    keys, values, token_bias = (
-        maps.rows(cast(Tensor, call.keys)),
-        maps.rows(call.values),
-        maps.bias_rows(call.token_bias),
-    )
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> None:
         tiles = ceil_div(pixels, setting.tile)
         chunks = ceil_div(out_channels, setting.chunk)
-        keep = call.residual_is_input and setting.form == KEEP
+        pieces = None if offsets is None else cut_bags(offsets, pixels, setting.tile)
+        keep = call.residual_is_input and setting.form == KEEP and call.keys is not None
         own, loops = (chunks, 1) if keep else (1, chunks)
         made = Cut(own, loops, 1, keep, 1, setting.tile, True)
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             **heads._asdict(), RESIDUAL=residual_kind(call.residual, call.residual_is_input),
+            SPREADING=call.normalize or "none", PARTIAL=scores is not None, HAS_ROWS=call.keys is not None,
         )  # fmt: skip
         launch(
-            project_forward, (tiles * x.shape[0],), x_map, keys, values, token_bias, residual_map, y_map,
+            project_forward, (tiles * x.shape[0] if pieces is None else pieces.count,), x_map, keys, values,
+            token_bias, scores, residual_map, y_map, NO_BAGS if pieces is None else pieces.bags,
             placed.pixels, placed.width, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
 
@@ -131,14 +166,36 @@ def forward(call: Project) -> Tensor:
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def project_backward(
-    grad, x, keys, values, token_bias, dx, parts, pixels, width, splits, per_split, cfg: tl.constexpr
+    grad,
+    x,
+    keys,
+    values,
+    token_bias,
+    scores,
+    dx,
+    parts,
+    dscores,
+    bags,
+    pixels,
+    width,
+    splits,
+    per_split,
+    cfg: tl.constexpr,
 ):
-    """One pass over the map and its result's gradient. Grid: BLOCKS of both maps' channels x splits x B."""
+    """One pass over the map and its result's gradient. Grid: BLOCKS of both maps' channels x splits x B.
+
+    With bags splits are pieces, and all bags are one sample of the maps.
+    """
     TILE: tl.constexpr = cfg.TILE
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     OWN: tl.constexpr = cfg.OWN
     block, split, sample, part = program_of(splits, cfg)
-    key = keys.data + sample * keys.batch
+    plane = sample
+    if bags.bag is not None:
+        sample, begin, end = piece_of(bags, split)
+    key = 0
+    if cfg.HAS_ROWS:
+        key = keys.data + sample * keys.batch
     value = values.data + sample * values.batch
     tokens, bias = token_rows(token_bias, sample, cfg)
     pixels *= cfg.PIXEL_ALIGN
@@ -146,25 +203,35 @@ def project_backward(
     dkeys = zero_sums(ROWS, cfg)
     dvalues = zero_sums(ROWS, cfg)
     dtoken_bias = tl.zeros((ROWS,), cfg.ACC)
-    begin = split * per_split
-    end = tl.minimum(pixels, begin + per_split)
+    if bags.bag is None:
+        begin = split * per_split
+        end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
         n = start + indices(TILE, cfg)
         ok = n < end
-        tile = maps.tile_of(x, sample, 0, n, width, cfg)
-        arriving = maps.tile_of(grad, sample, 0, n, width, cfg)
-        to = maps.tile_of(dx, sample, 0, n, width, cfg)
+        tile = maps.tile_of(x, plane, 0, n, width, cfg)
+        arriving = maps.tile_of(grad, plane, 0, n, width, cfg)
+        to = maps.tile_of(dx, plane, 0, n, width, cfg)
         zeros = tl.zeros((TILE, ROWS), cfg.ACC)
         both, kept = first_walk(
             add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, tokens), cfg
         )
-        scores, grads = both
-        weights = softmax_over_tokens(scores, bias, cfg)
-        inner = softmax_over_tokens_backward(weights, grads, cfg)
+        logits, grads = both
+        if scores is not None:
+            logits += load_scores(scores, plane, tokens, n, ok, pixels, cfg)
+        weights = weigh(logits, bias, cfg.SPREADING, cfg)
+        inner = weigh_backward(weights, grads, bias, cfg.SPREADING, cfg)
         weights = tl.where(ok[:, None], weights, 0.0)
         inner = tl.where(ok[:, None], inner, 0.0)
         if parts.dtoken_bias is not None:
             dtoken_bias += tl.sum(inner, 0)
+        if dscores is not None:
+            if block == 0:
+                to_scores = maps.score_places(
+                    dscores, plane * (cfg.HEADS * cfg.TOKENS), tokens.row, n, pixels
+                )
+                there = ok[:, None] & tokens.exists[None, :]
+                tl.store(to_scores, inner.to(dscores.dtype.element_ty), mask=there)
         weights = weights.to(x.data.dtype.element_ty)
         inner = inner.to(x.data.dtype.element_ty)
         slot = (part, start > begin)
@@ -181,15 +248,9 @@ def project_backward(
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
             if parts.dkeys is not None:
-                store_sums(
-                    parts.dkeys, part, k, tokens.row, tokens.exists[None, :], dkeys[i], False, cfg.CHANNELS,
-                    cfg.HEADS * cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dkeys(parts.dkeys, part, tokens, k, dkeys[i], False, True, cfg)
             if parts.dvalues is not None:
-                store_sums(
-                    parts.dvalues, part, k, tokens.token, own_values(tokens, k, cfg), dvalues[i], False,
-                    cfg.OUT_CHANNELS, cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dvalues(parts.dvalues, part, tokens, k, dvalues[i], False, True, cfg)
     if parts.dtoken_bias is not None:
         if block == 0:
             store_dtoken_bias(parts.dtoken_bias, part, tokens, dtoken_bias, cfg)
@@ -200,9 +261,12 @@ def add_scores_and_grads(sums, operands, i, k, cfg: tl.constexpr):
     """The first walk's step: products of x with the keys, and of the arriving gradient with the values."""
     scores, grads = sums
     tile, arriving, ok, keys, values, tokens = operands
-    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
-    scores = product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg)
+    if cfg.HAS_ROWS:
+        chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+        scores = product(chunk, load_keys(keys, tokens, k, cfg.RAGGED, cfg), scores, cfg)
     arrived = maps.load_chunk(arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_RAGGED)
+    if not cfg.HAS_ROWS:
+        chunk = arrived
     grads = product(arrived, load_values(values, tokens, k, cfg.OUT_RAGGED, cfg), grads, cfg)
     return (scores, grads), (chunk, arrived)
 
@@ -216,8 +280,10 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
     if parts.dvalues is not None or cfg.RESIDUAL == "input":
         arrived = maps.chunk_again(kept, i, 1, arriving, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
     if cfg.NEEDS_X:
-        key = load_keys(keys, tokens, k, cfg.OWN_RAGGED, cfg)
-        out = product(inner, tl.trans(key), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
+        out = tl.zeros((TILE, CHUNK), cfg.ACC)
+        if cfg.HAS_ROWS:
+            key = load_keys(keys, tokens, k, cfg.OWN_RAGGED, cfg)
+            out = product(inner, tl.trans(key), out, cfg)
         if cfg.RESIDUAL == "input":
             out += arrived.to(cfg.ACC)
         maps.store_chunk(to, k, ok, out, cfg.CHANNELS, cfg.OWN_RAGGED)
@@ -225,10 +291,7 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
         return (sums[i],)
     else:
         added = product(tl.trans(arrived), weights, sums[i], cfg)
-        return leave_sums(
-            parts.dvalues, slot, k, tokens.token, own_values(tokens, k, cfg), added, cfg.OUT_CHANNELS,
-            cfg.TOKENS, cfg,
-        )  # fmt: skip
+        return leave_dvalues(parts, slot, tokens, k, added, cfg)
 
 
 @triton.jit
@@ -237,45 +300,49 @@ def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
     tile, kept, ok, tokens, inner, parts, slot = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
     added = product(tl.trans(chunk), inner, sums[i], cfg)
-    return leave_sums(
-        parts.dkeys, slot, k, tokens.row, tokens.exists[None, :], added, cfg.CHANNELS,
-        cfg.HEADS * cfg.TOKENS, cfg,
-    )  # fmt: skip
+    return leave_dkeys(parts, slot, tokens, k, added, cfg)
 
 
 def backward(call: ProjectBackward) -> ProjectGradients:
     """The gradients that are needed."""
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
+    x, dtype = maps.batched(call.x), call.x.dtype
     needs_x, needs_keys, needs_values = call.needs[:3]
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest = max(channels, out_channels)
-    heads = Heads.of(num_heads, tokens)
-    dx = torch.empty_like(x) if needs_x else None
-    placed = maps.place(pixels, widest, x, call.grad_map.to(dtype), dx)
+    heads, offsets = Heads.of(call), bounds_that_matter(call)
+    dx = torch.empty_like(call.x) if needs_x else None
+    if dx is not None and call.keys is None and not call.residual_is_input:
+        dx.zero_()  # x has a shape alone
+        needs_x = False
+    scores = None if call.scores is None else call.scores.contiguous()
+    dscores = torch.empty_like(scores) if scores is not None and call.needs[4] else None
+    arriving = maps.batched(call.grad_map.to(dtype))
+    placed = maps.place(pixels, widest, x, arriving, None if dx is None else maps.batched(dx))
     x_map, grad_map, dx_map = placed.maps
-    keys, values, token_bias = (
-        maps.rows(cast(Tensor, call.keys)),
-        maps.rows(call.values),
-        maps.bias_rows(call.token_bias),
-    )
+    keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
 
     def run(setting: Setting) -> list[Tensor | None]:
-        left = 4 * batch * tokens * (num_heads * channels * needs_keys + out_channels * needs_values)
-        made = cut(setting, x, pixels, widest, batch, left)
+        left = numbers_each(call.keys) * needs_keys + numbers_each(call.values) * needs_values
+        made = cut(setting, x, max(pixels, 1), widest, batch, 4 * batch * left)
+        pieces = None if offsets is None else cut_bags(offsets, pixels, made.each)
+        splits = made.parts if pieces is None else pieces.count
         operands = [call.keys, call.values, call.token_bias, None]
-        small = SmallGradients(made, x, operands, [*call.needs[1:], False])
+        small = SmallGradients(made, x, operands, [*call.needs[1:4], False], pieces)
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, **heads._asdict(),
             RESIDUAL="input" if call.residual_is_input else "none", NEEDS_X=needs_x,
+            SPREADING=call.normalize or "none", PARTIAL=scores is not None, HAS_ROWS=call.keys is not None,
         )  # fmt: skip
         launch(
-            project_backward, (made.blocks * made.parts * batch,), grad_map, x_map, keys, values, token_bias,
-            dx_map, small.parts, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
-            num_warps=setting.warps, num_stages=setting.stages,
+            project_backward, (made.blocks * splits * batch,), grad_map, x_map, keys, values, token_bias,
+            scores, dx_map, small.parts, dscores, NO_BAGS if pieces is None else pieces.bags, placed.pixels,
+            placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return small.summed()
 
     problem = Problem("project_backward", settings.kind(dtype), placed.layout, widest, heads.padded, pixels)
     dkeys, dvalues, dtoken_bias, _ = attempt(problem, x, run)
-    return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias)
+    if dscores is not None and call.scores is not None:
+        dscores = dscores.view(call.scores.shape)
+    return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias, scores=dscores)

@@ -18,7 +18,7 @@ from vt_fast.backends.contract import (
     ProjectTokenizeGradients,
     TokenizeBackward,
 )
-from vt_fast.backends.triton import maps, project_op, settings, tokenize_op
+from vt_fast.backends.triton import maps, project_op, settings, tokenize_backward_op
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
@@ -55,14 +55,18 @@ from vt_fast.backends.triton.settings import Problem, Setting, power_of_two
 from vt_fast.backends.triton.token_softmax import (
     Heads,
     SmallGradients,
+    leave_dkeys,
+    leave_dvalues,
     load_keys,
     load_values,
-    own_values,
+    numbers_each,
     residual_kind,
-    softmax_over_tokens,
-    softmax_over_tokens_backward,
+    store_dkeys,
     store_dtoken_bias,
+    store_dvalues,
     token_rows,
+    weigh,
+    weigh_backward,
 )
 from vt_fast.layout import channel_count, per_pixel, pixel_count
 from vt_fast.precision import compute_dtype
@@ -178,7 +182,7 @@ def project_tokenize_backward(
         used = ok
         if cfg.MASKED and cfg.HAS_GRAD_MAP:
             used = ok | (arriving > 0)
-        projected = softmax_over_tokens(scores, bias, cfg)
+        projected = weigh(scores, bias, cfg.SPREADING, cfg)
         projected = tl.where(used[:, None], projected, 0.0)
         logits = small_logits(projected, mixed, logits, cfg)
         grads = small_product(projected, mixed_grads, grads, cfg)
@@ -200,7 +204,7 @@ def project_tokenize_backward(
         through = small_product(weights, tl.trans(mixed_grads), tl.zeros((TILE, ROWS), cfg.ACC), cfg)
         through = small_product(inner, tl.trans(mixed), through, cfg)
         dprojected += tl.where(ok[:, None], through, 0.0)
-        dscores = softmax_over_tokens_backward(projected, dprojected, cfg)
+        dscores = weigh_backward(projected, dprojected, bias, cfg.SPREADING, cfg)
         dscores = tl.where(used[:, None], dscores, 0.0)
         if parts.dtoken_bias is not None:
             dtoken_bias += tl.sum(dscores, 0)
@@ -232,19 +236,13 @@ def project_tokenize_backward(
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
             if parts.dkeys is not None:
-                store_sums(
-                    parts.dkeys, part, k, tokens.row, tokens.exists[None, :], both_sums[i][0], False,
-                    cfg.CHANNELS, cfg.HEADS * cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dkeys(parts.dkeys, part, tokens, k, both_sums[i][0], False, True, cfg)
             if parts.dvalues is not None:
                 grad_row = load_queries(small.grad_tokens, k, WIDTH, cfg.OUT_OWN_RAGGED, cfg)
                 added = add_mixed(grad_row, tl.trans(pooled_rows), dvalues[i], cfg)
                 query = load_queries(small.queries, k, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
                 added = add_mixed(query, tl.trans(inner_rows), added, cfg)
-                store_sums(
-                    parts.dvalues, part, k, tokens.token, own_values(tokens, k, cfg), added, False,
-                    cfg.OUT_CHANNELS, cfg.TOKENS, True,
-                )  # fmt: skip
+                store_dvalues(parts.dvalues, part, tokens, k, added, False, True, cfg)
             if parts.dqueries is not None:
                 value = load_values(small.value_rows, tokens, k, cfg.OUT_OWN_RAGGED, cfg)
                 added = add_mixed(value, inner_rows, both_sums[i][1], cfg)
@@ -334,10 +332,7 @@ def store_maps_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
         if cfg.LOOPS > 1:
             added = add_mixed(grad_row, tl.trans(found.pooled_rows), added, cfg)
             added = add_mixed(query, tl.trans(found.inner_rows), added, cfg)
-        return leave_sums(
-            parts.dvalues, slot, k, small.tokens.token, own_values(small.tokens, k, cfg), added,
-            cfg.OUT_CHANNELS, cfg.TOKENS, cfg,
-        )  # fmt: skip
+        return leave_dvalues(parts, slot, small.tokens, k, added, cfg)
 
 
 @triton.jit
@@ -355,10 +350,7 @@ def add_dkeys_and_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         if cfg.MASKED:
             taken = tl.where(used[:, None], chunk, 0.0)
         added = product(tl.trans(taken), found.dscores, dkeys, cfg)
-        left_keys = leave_sums(
-            parts.dkeys, slot, k, small.tokens.row, small.tokens.exists[None, :], added, cfg.CHANNELS,
-            cfg.HEADS * cfg.TOKENS, cfg,
-        )  # fmt: skip
+        left_keys = leave_dkeys(parts, slot, small.tokens, k, added, cfg)
     if parts.dqueries is not None:
         if INPUT:
             base = chunk
@@ -393,14 +385,14 @@ def add_dkeys_and_dqueries(sums, operands, i, k, cfg: tl.constexpr):
 
 def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
     """The gradients that are needed."""
-    x, num_heads, residual, dtype = call.x, call.num_heads, call.residual, call.x.dtype
+    x, residual, dtype = call.x, call.residual, call.x.dtype
     needs_x, needs_keys, needs_values, needs_queries = call.needs[:4]
     needs_token_bias, needs_residual, needs_pixel_bias, needs_extra_values = call.needs[4:]
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest, count = max(channels, out_channels), call.queries.shape[-2]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    heads, padded = Heads.of(num_heads, tokens), power_of_two(count, 16)
+    heads, padded = Heads.of(call), power_of_two(count, 16)
     if too_many_rows(max(padded, heads.padded)):
         return _one_after_the_other(call)
     sums = compute_dtype(dtype)
@@ -417,8 +409,8 @@ def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
     lse, grad_tokens = call.lse.contiguous(), call.grad_tokens.contiguous()
 
     def run(setting: Setting) -> list[Tensor | None]:
-        left = num_heads * tokens * channels * needs_keys
-        left += out_channels * (tokens * needs_values + count * needs_queries)
+        left = numbers_each(call.keys) * needs_keys + numbers_each(call.values) * needs_values
+        left += count * out_channels * needs_queries
         made = cut(setting, x, pixels, widest, batch, 4 * batch * left)
         small = SmallGradients(
             made, x, [call.keys, call.values, call.token_bias, call.queries],
@@ -463,7 +455,7 @@ def _one_after_the_other(call: ProjectTokenizeBackward) -> ProjectTokenizeGradie
     """With the kernels of tokenize and project, for which the map is written again."""
     needs_x, needs_keys, needs_values, needs_queries = call.needs[:4]
     needs_token_bias, needs_residual, needs_pixel_bias, needs_extra_values = call.needs[4:]
-    of_tokens = tokenize_op.backward(
+    of_tokens = tokenize_backward_op.backward(
         TokenizeBackward(
             call.grad_tokens, call.grad_lse, projected_map(call), call.queries, call.mask, call.pixel_bias,
             call.extra_values, call.tokens, call.lse, 1,

@@ -44,8 +44,8 @@ from vt_fast.backends.triton.token_softmax import (
     load_keys,
     load_values,
     residual_kind,
-    softmax_over_tokens,
     token_rows,
+    weigh,
 )
 from vt_fast.layout import channel_count, empty_map_like, pixel_count
 
@@ -191,7 +191,7 @@ def project_tokenize_forward(
         zeros = (tl.zeros((TILE, ROWS), cfg.ACC), tl.zeros((TILE, QUERIES), cfg.ACC))
         both, kept = first_walk(add_scores_and_logits, zeros, (tile, base, wanted, key, tokens, query), cfg)
         scores, logits = both
-        projected = softmax_over_tokens(scores, token_biases, cfg)
+        projected = weigh(scores, token_biases, cfg.SPREADING, cfg)
         logits = small_logits(projected, mixed, logits, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]
@@ -218,7 +218,7 @@ def project_tokenize_forward(
             k = own_chunk(block, i, cfg)
             added = add_mixed(load_values(value, tokens, k, cfg.OUT_OWN_RAGGED, cfg), row_sums, sums[i], cfg)
             there = (k < cfg.OUT_CHANNELS)[:, None] & query_ok[None, :]
-            store_pooled(to_tokens + k[:, None], added, there, statistics, cfg.DIRECT)
+            store_pooled(to_tokens + k[:, None], added, there, statistics, cfg)
     if block == 0:
         if cfg.EXTRA > 0:
             store_extra(to_tokens + cfg.OUT_CHANNELS, extra_sums, query_ok, statistics, cfg)
@@ -268,7 +268,7 @@ def store_y_and_pool(sums, operands, i, k, cfg: tl.constexpr):
         added = add_mixed(value, row_sums, added, cfg)
         there = (k < cfg.OUT_CHANNELS)[:, None] & query_ok[None, :]
         added = add_previous(to_tokens + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
-        store_pooled(to_tokens + k[:, None], added, there, statistics, cfg.DIRECT)
+        store_pooled(to_tokens + k[:, None], added, there, statistics, cfg)
         return ()
     else:
         return (added,)
@@ -287,10 +287,10 @@ def forward(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
     """The map (None unless wanted), its tokens (B, Lq, D + P) as tokenize's, and lse (B, Lq)."""
     x, dtype = call.x, call.x.dtype
     batch, pixels, channels = x.shape[0], pixel_count(x), channel_count(x)
-    tokens, out_channels = call.values.shape[-2:]
+    out_channels = call.values.shape[-1]
     widest, count = max(channels, out_channels), call.queries.shape[-2]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    heads, padded = Heads.of(call.num_heads, tokens), power_of_two(count, 16)
+    heads, padded = Heads.of(call), power_of_two(count, 16)
     if too_many_rows(max(padded, heads.padded)):
         return _one_after_the_other(call)
     y = empty_map_like(x, out_channels) if call.return_map else None

@@ -140,9 +140,9 @@ def cut(setting: Setting, x: Tensor, pixels: int, channels: int, items: int, par
 
 
 def cut_across(
-    setting: Setting, x: Tensor, pixels: int, channels: int, num_heads: int, part_bytes: int
+    setting: Setting, x: Tensor, tiles: int, channels: int, num_heads: int, part_bytes: int
 ) -> Cut:
-    """Parts of the whole batch, counted in tiles; ``part_bytes``: what one of them leaves.
+    """Parts of the whole batch, which has so many tiles; ``part_bytes``: what one part leaves.
 
     There are enough to keep the device busy even where they take more memory than is affordable: a part of
     each sample would take still more.
@@ -151,7 +151,7 @@ def cut_across(
     chunks = ceil_div(channels, setting.chunk)
     keep = setting.form == KEEP
     own = chunks if keep else min(setting.own or chunks, chunks)
-    tiles = x.shape[0] * ceil_div(pixels, setting.tile)
+    tiles = max(tiles, 1)
     most = min(max(_affordable(x, part_bytes), ceil_div(processors, num_heads)), tiles)
     blocks = 1 if setting.form == WHOLE else ceil_div(chunks, own)
     wanted = ceil_div(processors * _PROGRAMS_EACH, num_heads * blocks)

@@ -1,24 +1,27 @@
-"""tokenize and its backward: kernels and how they are launched."""
+"""tokenize: the kernel and how it is launched."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vt_fast.backends.contract import Tokenize, TokenizeBackward, TokenizeGradients
+from vt_fast.backends.contract import Tokenize, TokenizeBackward, row_count, sees_block
 from vt_fast.backends.triton import maps, settings
+from vt_fast.backends.triton.bags import NO_BAGS, cut_bags, piece_of
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     Pooled,
-    add_extra_grads,
-    extra_values_gradient,
+    add_moments,
+    inverse_deviation,
     load_extra_values,
-    make_deltas,
+    load_token_bias,
     no_statistics,
+    of_normalised,
+    plain_weights,
+    query_rows,
+    rescaled,
     softmax_over_pixels,
-    softmax_over_pixels_backward,
     store_extra,
     store_pooled,
     store_statistics,
@@ -29,55 +32,75 @@ from vt_fast.backends.triton.primitives import (
     add_previous,
     first_walk,
     indices,
-    leave_sums,
     load_rows,
     next_tile,
     own_chunk,
     product,
     program_of,
     second_walk,
-    store_sums,
     zero_sums,
 )
 from vt_fast.backends.triton.schedule import (
     attempt,
     config,
     cut,
-    cut_across,
     launch,
-    part_dtype,
-    summed,
 )
-from vt_fast.backends.triton.settings import Problem, Setting, ceil_div, power_of_two
+from vt_fast.backends.triton.settings import Problem, Setting, power_of_two
 from vt_fast.layout import channel_count, pixel_count
 from vt_fast.precision import compute_dtype
 
 
 @checked
 @triton.jit(do_not_specialize=UNSPECIALIZED)
-def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_split, cfg: tl.constexpr):
+def tokenize_forward(
+    x,
+    values,
+    queries,
+    query_sums,
+    token_bias,
+    scores,
+    per_pixel,
+    bags,
+    out,
+    pixels,
+    width,
+    splits,
+    per_split,
+    cfg: tl.constexpr,
+):
     """Grid: BLOCKS of channels x splits x (B * heads).
 
-    A head is a problem of its own, of CHANNELS channels and QUERIES queries. DIRECT (one split): tokens
-    (B, QUERIES, HEADS * CHANNELS + EXTRA) and lse (B, HEADS * QUERIES). Otherwise the parts' tokens are
-    (B * heads, splits, QUERIES, CHANNELS + EXTRA), their statistics (B * heads, splits, QUERIES), and seen
-    (B * heads, splits).
+    A head is a problem of its own, of CHANNELS channels and QUERIES queries. It pools x, or OUT_CHANNELS of
+    another map, ``values``. DIRECT (one split): tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) and lse or
+    mass (B, HEADS * QUERIES). Otherwise the parts' tokens are (B * heads, splits, QUERIES, OUT_CHANNELS +
+    EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits). scores, if any,
+    (B, HEADS * QUERIES, pixels). query_sums, with EPS: sums of the queries' numbers. With bags splits are
+    pieces, and all of them are one sample of the maps.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
     EXTRA: tl.constexpr = cfg.EXTRA_PADDED
     CHUNKS: tl.constexpr = cfg.CHUNKS
     OWN: tl.constexpr = cfg.OWN
-    WIDTH: tl.constexpr = cfg.CHANNELS * (cfg.HEADS if cfg.DIRECT else 1) + cfg.EXTRA
+    WIDTH: tl.constexpr = cfg.OUT_CHANNELS * (cfg.HEADS if cfg.DIRECT else 1) + cfg.EXTRA
     block, split, item, part = program_of(splits, cfg)
     sample = item // cfg.HEADS
     head = item % cfg.HEADS
+    plane = sample
+    if bags.bag is not None:
+        sample, begin, end = piece_of(bags, split)
     c = indices(cfg.CHUNK, cfg)
-    q = tl.arange(0, QUERIES)
-    query_ok = q < cfg.QUERIES
-    query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
+    q, exists = query_rows(cfg)
+    query_ok = exists
+    if cfg.POOLING != "pixels" or token_bias.data is not None:
+        row_bias = load_token_bias(token_bias, sample, head, q, exists, cfg)
+        query_ok = row_bias != -float("inf")
+    query = 0
+    if cfg.HAS_ROWS:
+        query = queries.data + (sample * queries.batch + head * (cfg.QUERIES * cfg.CHANNELS))
     if cfg.DIRECT:
-        tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.CHANNELS)
+        tokens = out.tokens + (sample * (cfg.QUERIES * WIDTH) + head * cfg.OUT_CHANNELS)
     else:
         tokens = out.tokens + part * (cfg.QUERIES * WIDTH)
     to = tokens + q[None, :] * WIDTH
@@ -92,33 +115,65 @@ def tokenize_forward(x, queries, per_pixel, out, pixels, width, splits, per_spli
     if cfg.EXTRA > 0:
         extra_sums = tl.zeros((EXTRA, QUERIES), cfg.ACC)
     statistics = no_statistics(cfg)
-    begin = split * per_split
-    end = tl.minimum(pixels, begin + per_split)
+    if bags.bag is None:
+        begin = split * per_split
+        end = tl.minimum(pixels, begin + per_split)
     for start in tl.range(begin, end, TILE):
-        n, _inside, ok, bias = taking_part(per_pixel, start, end, sample * pixels, cfg)
-        tile = maps.tile_of(x, sample, head * cfg.CHANNELS, n, width, cfg)
+        n, _inside, ok, bias = taking_part(per_pixel, start, end, plane * pixels, cfg)
+        tile = maps.tile_of(x, plane, head * cfg.CHANNELS, n, width, cfg)
+        pooled = tile
+        if values.data is not None:
+            pooled = maps.tile_of(values, plane, head * cfg.OUT_CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
-        logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
+        kept = ()
+        if cfg.EPS > 0:
+            # Pixels are normalised within the products: a scale and a shift of each pixel.
+            blank = tl.zeros((TILE,), cfg.ACC)
+            reading = (tile, ok, query, q, query_ok, held)
+            found, kept = first_walk(add_logits_and_moments, (logits, blank, blank), reading, cfg)
+            logits, mean, squares = found
+            inverse = inverse_deviation(squares, cfg)
+            if cfg.HAS_ROWS:
+                at = query_sums.data + sample * query_sums.batch + q
+                row_sums = tl.load(at, mask=query_ok, other=0.0)
+                logits = of_normalised(logits, mean, inverse, row_sums)
+        elif cfg.HAS_ROWS:
+            logits, kept = first_walk(add_logits, logits, (tile, ok, query, q, query_ok, held), cfg)
+        if scores is not None:
+            at = maps.score_places(scores, (plane * cfg.HEADS + head) * cfg.QUERIES, q, n, pixels)
+            logits += tl.load(at, mask=ok[:, None] & query_ok[None, :], other=0.0).to(cfg.ACC)
         if per_pixel.bias is not None:
             logits += bias[:, None]
-        weights, scale, statistics = softmax_over_pixels(
-            logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
-        )
-        pooling = (tile, ok, kept, weights, scale, to, query_ok, start > begin, statistics)
+        if cfg.POOLING == "pixels":
+            if token_bias.data is not None:
+                logits = tl.where(query_ok[None, :], logits + row_bias[None, :], -float("inf"))
+            ROUNDED: tl.constexpr = cfg.ACC if cfg.EPS > 0 else x.data.dtype.element_ty
+            weights, scale, statistics = softmax_over_pixels(logits, ok, statistics, ROUNDED, cfg.LIMIT)
+        else:
+            weights, statistics = plain_weights(
+                logits, row_bias, ok, statistics, x.data.dtype.element_ty, cfg
+            )
+            scale = tl.full((QUERIES,), 1.0, cfg.ACC)
+        of_extra = weights.to(x.data.dtype.element_ty)
+        shift = 0
+        if cfg.EPS > 0:
+            weights = (weights * inverse[:, None]).to(x.data.dtype.element_ty)
+            shift = tl.sum(weights.to(cfg.ACC) * mean[:, None], 0)
+        pooling = (pooled, ok, kept, weights, scale, shift, to, exists, start > begin, statistics)
         sums = second_walk(pool_chunk, sums, pooling, block, cfg)
         next_tile(cfg)
         if cfg.EXTRA > 0:
             extra = load_extra_values(per_pixel, n, ok, cfg)
-            extra_sums = product(tl.trans(extra), weights, extra_sums * scale[None, :], cfg)
+            extra_sums = product(tl.trans(extra), of_extra, extra_sums * scale[None, :], cfg)
 
     if cfg.LOOPS == 1:
         for i in tl.static_range(OWN):
             k = own_chunk(block, i, cfg)
-            there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
-            store_pooled(to + k[:, None], sums[i], there, statistics, cfg.DIRECT)
+            there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
+            store_pooled(to + k[:, None], sums[i], there, statistics, cfg)
     if block == 0:
         if cfg.EXTRA > 0:
-            store_extra(to + cfg.CHANNELS, extra_sums, query_ok, statistics, cfg)
+            store_extra(to + cfg.OUT_CHANNELS, extra_sums, exists, statistics, cfg)
         store_statistics(out, item, part, statistics, cfg)
 
 
@@ -135,251 +190,173 @@ def add_logits(logits, operands, i, k, cfg: tl.constexpr):
 
 
 @triton.jit
+def add_logits_and_moments(sums, operands, i, k, cfg: tl.constexpr):
+    """The same, with the pixels' moments."""
+    logits, mean, squares = sums
+    tile, ok, _query, _q, _query_ok, _held = operands
+    if cfg.HAS_ROWS:
+        logits, chunks = add_logits(logits, operands, i, k, cfg)
+        chunk = chunks[0]
+    else:
+        chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
+    mean, squares = add_moments(mean, squares, chunk, i, k, cfg)
+    return (logits, mean, squares), (chunk,)
+
+
+@triton.jit
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
-    tile, ok, kept, weights, scale, to, query_ok, follows, statistics = operands
-    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+    tile, ok, kept, weights, scale, shift, to, exists, follows, statistics = operands
+    chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
     if cfg.LOOPS > 1:
         added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
-        there = (k < cfg.CHANNELS)[:, None] & query_ok[None, :]
+        if cfg.EPS > 0:
+            added -= shift[None, :]
+        there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
         added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
-        store_pooled(to + k[:, None], added, there, statistics, cfg.DIRECT)
+        store_pooled(to + k[:, None], added, there, statistics, cfg)
         return ()
     else:
-        return (product(tl.trans(chunk), weights, sums[i] * scale[None, :], cfg),)
+        before = rescaled(sums[i], scale, cfg)
+        if cfg.EPS > 0:
+            before -= shift[None, :]
+        return (product(tl.trans(chunk), weights, before, cfg),)
+
+
+def separate_heads(call: Tokenize | TokenizeBackward) -> int:
+    """Heads that are problems of their own, with a block of the channels each."""
+    return call.num_heads if sees_block(call.queries, channel_count(call.x), call.num_heads) else 1
+
+
+def pooled_channels(call: Tokenize | TokenizeBackward) -> int:
+    """The channels that a head pools, as its problem."""
+    return channel_count(call.x if call.values is None else call.values) // separate_heads(call)
+
+
+def may_be_partial(call: Tokenize | TokenizeBackward) -> bool:
+    """Whether logits of valid pixels may be -inf."""
+    return call.token_bias is not None or call.scores is not None
+
+
+def sums_of_rows(call: Tokenize | TokenizeBackward) -> maps.Rows:
+    """The sum of each query's numbers, which folds the mean of normalised pixels."""
+    if call.layer_norm_eps is None or call.queries is None:
+        return maps.bias_rows(None)
+    return maps.bias_rows(call.queries.to(compute_dtype(call.x.dtype)).sum(-1))
+
+
+def wide_call(call: Tokenize) -> Tokenize:
+    """With rows of full width that are 0 beyond their block.
+
+    A normalised pixel's gradient goes through all its channels, so that no head can be a problem of its own.
+    """
+    queries = cast(Tensor, call.queries)
+    return call._replace(queries=wide_rows(queries, call.num_heads), num_heads=1)
+
+
+def wide_rows(rows: Tensor, num_heads: int) -> Tensor:
+    """(.., num_heads * L, D) as (.., num_heads * L, num_heads * D), and 0 elsewhere."""
+    blocks = rows.unflatten(-2, (num_heads, -1))
+    wide = rows.new_zeros((*blocks.shape[:-1], num_heads, rows.shape[-1]))
+    wide.diagonal(dim1=-4, dim2=-2).copy_(blocks.movedim(-3, -1))
+    return wide.flatten(-2).flatten(-3, -2)
+
+
+def narrow_rows(wide: Tensor, num_heads: int) -> Tensor:
+    """The blocks of such rows."""
+    blocks = wide.unflatten(-1, (num_heads, -1)).unflatten(-3, (num_heads, -1))
+    narrow: Tensor = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3).flatten(-3, -2)
+    return narrow.contiguous()
+
+
+def narrow_tokens(wide: Tensor, num_heads: int) -> Tensor:
+    """Tokens (B, L, C) of each head's own block, of those of full width."""
+    blocks: Tensor = narrow_rows(wide, num_heads).unflatten(1, (num_heads, -1))
+    return blocks.transpose(1, 2).flatten(2)
+
+
+def wide_tokens(tokens: Tensor, num_heads: int) -> Tensor:
+    """The other way round, with 0 elsewhere."""
+    return wide_rows(tokens.unflatten(2, (num_heads, -1)).transpose(1, 2).flatten(1, 2), num_heads)
+
+
+class Queries(NamedTuple):
+    """The rows of a program: GROUPS heads of TOKENS each, whose padded numbers are HEADS_PADDED and so on."""
+
+    QUERIES: int
+    QUERIES_PADDED: int
+    GROUPS: int
+    HEADS_PADDED: int
+    TOKENS: int
+    TOKENS_PADDED: int
+
+    @classmethod
+    def of(cls, call: Tokenize | TokenizeBackward) -> "Queries":
+        """Padded to at least 16, as products take them."""
+        num_heads = separate_heads(call)
+        count = row_count(call.queries, call.scores, call.offsets) // num_heads
+        # Heads matter to a softmax over tokens alone.
+        groups = call.num_heads // num_heads if call.normalize == "tokens" else 1
+        tokens, groups_padded = count // groups, power_of_two(groups)
+        tokens_padded = power_of_two(tokens, max(1, 16 // groups_padded))
+        return cls(count, groups_padded * tokens_padded, groups, groups_padded, tokens, tokens_padded)
 
 
 def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
-    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse (B, num_heads * L)."""
-    bank = cast(Tensor, call.queries)
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
-    count, pixels = bank.shape[-2] // num_heads, pixel_count(x)
-    channels = channel_count(x) // num_heads
+    """Tokens (B, L, C + P), rounded unless ``keep_exact``, and lse or mass (B, num_heads * L)."""
+    if call.layer_norm_eps is not None and separate_heads(call) > 1:
+        tokens, stats = forward(wide_call(call))
+        return narrow_tokens(tokens, call.num_heads), stats
+    x, num_heads, dtype = maps.batched(call.x), separate_heads(call), call.x.dtype
+    rows, pixels = Queries.of(call), pixel_count(x)
+    count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
+    pooling, partial = call.normalize or "none", may_be_partial(call)
+    eps = call.layer_norm_eps or 0.0
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    padded = power_of_two(count, 16)
-    placed = maps.place(pixels, channel_count(x), x)
+    values = None if call.values is None else maps.batched(call.values)
+    scores = None if call.scores is None else call.scores.contiguous()
+    placed = maps.place(pixels, max(channels, out_channels) * num_heads, x, values)
+    token_bias = maps.bias_rows(call.token_bias)
     queries, per_pixel = (
-        maps.rows(bank),
+        maps.rows(call.queries),
         maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
     )
+
+    query_sums = sums_of_rows(call)
 
     def run(setting: Setting) -> tuple[Tensor, Tensor]:
         items = x.shape[0] * num_heads
-        made = cut(setting, x, pixels, channels, items, 4 * items * count * (channels + extra))
-        pooled = Pooled(x, num_heads, count, channels, extra, made, exact=call.keep_exact)
+        left = 4 * items * count * (out_channels + extra)
+        made = cut(setting, x, max(pixels, 1), out_channels, items, left)
+        if values is not None or call.queries is None:
+            made = made._replace(keep=False)  # a tile of x is read once anyway
+        pieces = None if call.offsets is None else cut_bags(call.offsets, pixels, made.each)
+        splits = made.parts if pieces is None else pieces.count
+        pooled = Pooled(
+            x,
+            num_heads,
+            count,
+            out_channels,
+            extra,
+            made,
+            exact=call.keep_exact,
+            pooling=pooling,
+            partial=partial,
+            pieces=pieces,
+        )
         cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
-            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), DIRECT=made.direct,
+            setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
+            HEADS=num_heads, **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16),
+            DIRECT=made.direct and pieces is None, POOLING=pooling, PARTIAL=partial,
+            HAS_ROWS=call.queries is not None, EPS=eps,
         )  # fmt: skip
         launch(
-            tokenize_forward, (made.blocks * made.parts * items,), *placed.maps, queries, per_pixel,
-            pooled.results, placed.pixels, placed.width, made.parts, made.each, cfg=cfg,
-            num_warps=setting.warps, num_stages=setting.stages,
+            tokenize_forward, (made.blocks * splits * items,), *placed.maps, queries, query_sums, token_bias,
+            scores, per_pixel, NO_BAGS if pieces is None else pieces.bags, pooled.results, placed.pixels,
+            placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return pooled.combined(cfg.LIMIT)
 
-    problem = Problem("tokenize_forward", settings.kind(dtype), placed.layout, channels, padded, pixels)
+    kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
+    problem = Problem("tokenize_forward", kind, placed.layout, out_channels, padded, pixels)
     return attempt(problem, x, run)
-
-
-@checked
-@triton.jit(do_not_specialize=UNSPECIALIZED)
-def tokenize_backward(
-    x,
-    queries,
-    grad_tokens,
-    per_pixel,
-    lse,
-    delta,
-    dx,
-    dqueries,
-    dpixel_bias,
-    attention,
-    pixels,
-    width,
-    batch,
-    tiles_each,
-    parts,
-    per_part,
-    cfg: tl.constexpr,
-):
-    """One pass over the map. Grid: BLOCKS of channels x HEADS x parts (of each sample, unless ACROSS).
-
-    Tiles of pixels are counted on from sample to sample, ``tiles_each`` in each; a part is ``per_part`` of
-    them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
-    samples. grad_tokens (B, QUERIES, HEADS * CHANNELS + EXTRA) in x's dtype; lse and delta
-    (B, HEADS * QUERIES); dqueries, if any, (B, parts, HEADS, QUERIES, CHANNELS), ACROSS without B;
-    dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
-    gradient is wanted to which all samples contribute.
-    """
-    QUERIES: tl.constexpr = cfg.QUERIES_PADDED
-    TILE: tl.constexpr = cfg.TILE
-    OWN: tl.constexpr = cfg.OWN
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
-    program = tl.program_id(0)
-    block = program % cfg.BLOCKS
-    head = program // cfg.BLOCKS % cfg.HEADS
-    part = program // (cfg.BLOCKS * cfg.HEADS)
-    index = (part * cfg.HEADS + head).to(tl.int64)
-    q = tl.arange(0, QUERIES)
-    query_ok = q < cfg.QUERIES
-    of_queries = queries.data + head * (cfg.QUERIES * cfg.CHANNELS)
-    of_grads = grad_tokens + head * cfg.CHANNELS
-    pixels *= cfg.PIXEL_ALIGN
-    if cfg.ACROSS:
-        only = tl.zeros((), tl.int64)
-        begin = part * per_part
-        end = tl.minimum(begin + per_part, batch * tiles_each)
-    else:
-        only = (part // parts).to(tl.int64)
-        begin = part % parts * per_part
-        end = tl.minimum(begin + per_part, tiles_each)
-
-    sums = zero_sums(QUERIES, cfg)
-    for tile_index in tl.range(begin, end):
-        if cfg.ACROSS:
-            sample = (tile_index // tiles_each).to(tl.int64)
-            start = tile_index % tiles_each * TILE
-        else:
-            sample = only
-            start = tile_index * TILE
-        n, inside, ok, bias = taking_part(per_pixel, start, pixels, sample * pixels, cfg)
-        tile = maps.tile_of(x, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
-        to = maps.tile_of(dx, sample, head.to(tl.int64) * cfg.CHANNELS, n, width, cfg)
-        query = of_queries + sample * queries.batch
-        grad = of_grads + sample * (cfg.QUERIES * WIDTH)
-        small = (query, grad, q, query_ok)
-        at = (sample * cfg.HEADS + head) * cfg.QUERIES + q
-        log_sums = tl.load(lse + at, mask=query_ok, other=0.0)
-        means = tl.load(delta + at, mask=query_ok, other=0.0)
-        zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
-        both, kept = first_walk(add_logits_and_grads, (zeros, zeros), (tile, ok, small), cfg)
-        logits, grads = both
-        if cfg.EXTRA > 0:
-            grads = add_extra_grads(grads, grad + cfg.CHANNELS, per_pixel, n, ok, q, query_ok, WIDTH, cfg)
-        if per_pixel.bias is not None:
-            logits += bias[:, None]
-        weights, inner = softmax_over_pixels_backward(logits, grads, log_sums, means, ok, query_ok)
-        if block == 0:
-            if dpixel_bias is not None:
-                tl.store(dpixel_bias + (head * batch + sample) * pixels + n, tl.sum(inner, 1), mask=inside)
-            if attention is not None:
-                to_attention = attention + (sample * pixels + n)[:, None] * cfg.QUERIES + q[None, :]
-                tl.store(to_attention, weights, mask=inside[:, None] & query_ok[None, :])
-        weights = weights.to(x.data.dtype.element_ty)
-        inner = inner.to(x.data.dtype.element_ty)
-        sums = second_walk(
-            store_dx_and_add_dqueries, sums,
-            (tile, to, kept, ok, inside, small, weights, inner, dqueries, (index, tile_index > begin)),
-            block, cfg,
-        )  # fmt: skip
-        next_tile(cfg)
-
-    if dqueries is not None:
-        if cfg.LOOPS == 1:
-            for i in tl.static_range(OWN):
-                store_sums(
-                    dqueries, index, own_chunk(block, i, cfg), q, query_ok[None, :], sums[i], False,
-                    cfg.CHANNELS, cfg.QUERIES, True,
-                )  # fmt: skip
-
-
-@triton.jit
-def add_logits_and_grads(sums, operands, i, k, cfg: tl.constexpr):
-    """The first walk's step: a pixel's products with the queries and with the tokens' gradients."""
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
-    logits, grads = sums
-    tile, ok, small = operands
-    query, grad, q, query_ok = small
-    chunk = maps.load_chunk(tile, k, ok, cfg.CHANNELS, cfg.RAGGED)
-    of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
-    logits = product(chunk, of_query, logits, cfg)
-    of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.RAGGED)
-    grads = product(chunk, of_grad, grads, cfg)
-    return (logits, grads), (chunk,)
-
-
-@triton.jit
-def store_dx_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
-    """The second walk's step: dx = A dT + dS queries, and dqueries = dS^T x."""
-    WIDTH: tl.constexpr = cfg.HEADS * cfg.CHANNELS + cfg.EXTRA
-    TILE: tl.constexpr = cfg.TILE
-    CHUNK: tl.constexpr = cfg.CHUNK
-    tile, to, kept, ok, inside, small, weights, inner, dqueries, slot = operands
-    query, grad, q, query_ok = small
-    if cfg.NEEDS_X:
-        of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
-        out = tl.zeros((TILE, CHUNK), cfg.ACC)
-        out = product(weights, tl.trans(of_grad), out, cfg)
-        of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
-        out = product(inner, tl.trans(of_query), out, cfg)
-        if cfg.MASKED:
-            # A pixel that takes no part has a gradient of 0, whatever the others are.
-            out = tl.where(ok[:, None], out, 0.0)
-        maps.store_chunk(to, k, inside, out, cfg.CHANNELS, cfg.OWN_RAGGED)
-    if dqueries is None:
-        return (sums[i],)
-    else:
-        chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
-        added = product(tl.trans(chunk), inner, sums[i], cfg)
-        return leave_sums(dqueries, slot, k, q, query_ok[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
-
-
-def backward(call: TokenizeBackward) -> TokenizeGradients:
-    """The gradients that are needed."""
-    bank = cast(Tensor, call.queries)
-    x, num_heads, dtype = call.x, call.num_heads, call.x.dtype
-    needs_x, needs_queries, needs_pixel_bias, needs_extra_values = call.needs[:4]
-    batch, pixels = x.shape[0], pixel_count(x)
-    count, channels = bank.shape[-2] // num_heads, channel_count(x) // num_heads
-    extra = 0 if call.extra_values is None else call.extra_values.shape[1]
-    sums = compute_dtype(dtype)
-    padded = power_of_two(count, 16)
-    dx = torch.empty_like(x) if needs_x else None
-    dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
-    attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
-    placed = maps.place(pixels, channel_count(x), x, dx)
-    x_map, dx_map = placed.maps
-    queries, per_pixel = (
-        maps.rows(bank),
-        maps.pixel_operands(call.mask, call.pixel_bias, call.extra_values),
-    )
-    shared = bank.dim() == 2
-    lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
-
-    def run(setting: Setting) -> Tensor | None:
-        items, part = batch * num_heads, 4 * num_heads * count * channels
-        made = cut(setting, x, pixels, channels, items, batch * part)
-        # Each sample leaves a part of its own, and all of them may be too much.
-        across = needs_queries and shared and batch > 1
-        if across:
-            fewer = cut_across(setting, x, pixels, channels, num_heads, part)
-            across = fewer.parts < batch * made.parts
-            made = fewer if across else made
-        samples = 1 if across else batch
-        dqueries = None
-        if needs_queries:
-            shape = (samples, made.parts, num_heads, count, channels)
-            dqueries = x.new_empty(shape, dtype=part_dtype(bank, made.direct and not shared, sums))
-        delta = make_deltas(grad_tokens, call.tokens, call.grad_stats, lse, num_heads)
-        cfg = config(
-            setting, made, placed, dtype, channels=channels, HEADS=num_heads, QUERIES=count,
-            QUERIES_PADDED=padded, EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
-            MASKED=call.mask is not None or call.pixel_bias is not None, NEEDS_X=needs_x,
-        )  # fmt: skip
-        launch(
-            tokenize_backward, (made.blocks * num_heads * samples * made.parts,), x_map, queries,
-            grad_tokens.to(dtype), per_pixel, lse, delta, dx_map, dqueries, dpixel_bias, attention,
-            placed.pixels, placed.width, batch, ceil_div(pixels, setting.tile), made.parts,
-            made.each if across else ceil_div(made.each, setting.tile), cfg=cfg, num_warps=setting.warps,
-            num_stages=setting.stages,
-        )  # fmt: skip
-        return None if dqueries is None else summed(dqueries, bank, shared=shared)
-
-    problem = Problem("tokenize_backward", settings.kind(dtype), placed.layout, channels, padded, pixels)
-    made_dqueries = attempt(problem, x, run)
-    dbias = None
-    if dpixel_bias is not None and call.pixel_bias is not None:
-        dbias = (dpixel_bias[0] if num_heads == 1 else dpixel_bias.sum(0)).view(call.pixel_bias.shape)
-    dextra = None if attention is None else extra_values_gradient(attention, grad_tokens[..., channels:])
-    return TokenizeGradients(x=dx, queries=made_dqueries, pixel_bias=dbias, extra_values=dextra)
