@@ -7,6 +7,7 @@ times. They save every intermediate.
 from __future__ import annotations
 
 import itertools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def tokenize(
     layer_norm_eps: float | None = None,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Pool pixels into tokens: ``T = W^T V``, by default ``softmax_N(X Q^T)^T X``, head by head.
+    """Pool pixels into tokens: ``T = W V``, by default with ``W = softmax_N(X Q^T)^T``, head by head.
 
     Shapes are those of :func:`vt_fast.functional.tokenize`.
 
@@ -43,23 +44,25 @@ def tokenize(
         >>> tokenize(x, queries).shape
         torch.Size([2, 4, 8])
     """
+    if normalize not in ("pixels", "tokens", None):
+        raise ValueError(f'`normalize` must be "pixels", "tokens" or None, got {normalize!r}')
     if offsets is not None:
         bags = [
             tokenize(
-                x[None, place],
-                _of_bag(queries, bag, 2),
+                bag.pixels(x),
+                bag.rows(queries, 2),
                 num_heads=num_heads,
                 scale=scale,
-                mask=None if mask is None else mask[None, place],
-                pixel_bias=None if pixel_bias is None else pixel_bias[None, place],
-                values=None if values is None else values[None, place],
-                scores=None if scores is None else scores[None, :, place],
-                token_bias=_of_bag(token_bias, bag, 1),
+                mask=bag.pixels(mask),
+                pixel_bias=bag.pixels(pixel_bias),
+                values=bag.pixels(values),
+                scores=bag.pixels(scores, 1),
+                token_bias=bag.rows(token_bias, 1),
                 normalize=normalize,
                 layer_norm_eps=layer_norm_eps,
                 return_stats=True,
             )
-            for bag, place in enumerate(_bags(offsets, x.shape[0]))
+            for bag in _bags(offsets, x.shape[0])
         ]
         tokens, stats = (torch.cat(parts) for parts in zip(*bags, strict=True))
         return (tokens, stats) if return_stats else tokens
@@ -105,7 +108,7 @@ def project(
     normalize: str | None = "tokens",
     offsets: Tensor | None = None,
 ) -> Tensor:
-    """Spread tokens over pixels: ``Y = R + W V``, by default ``softmax_L(X K^T + b) V``, head by head.
+    """Spread tokens over pixels: ``Y = R + W V``, by default with ``W = softmax_L(X K^T + b)``, head by head.
 
     Shapes are those of :func:`vt_fast.functional.project`.
 
@@ -115,22 +118,24 @@ def project(
         >>> project(x, tokens, tokens).shape
         torch.Size([2, 8, 7, 7])
     """
+    if normalize not in ("tokens", "exp", None):
+        raise ValueError(f'`normalize` must be "tokens", "exp" or None, got {normalize!r}')
     if offsets is not None:
         bags = [
             project(
-                x[None, place],
-                _of_bag(keys, bag, 2),
-                values[bag] if values.dim() == 3 else values,
+                bag.pixels(x),
+                bag.rows(keys, 2),
+                bag.rows(values, 2),
                 num_heads=num_heads,
                 scale=scale,
-                token_bias=_of_bag(token_bias, bag, 1),
-                residual=None if residual is None else residual[None, place],
-                scores=None if scores is None else scores[None, :, place],
+                token_bias=bag.rows(token_bias, 1),
+                residual=bag.pixels(residual),
+                scores=bag.pixels(scores, 1),
                 normalize=normalize,
-            )
-            for bag, place in enumerate(_bags(offsets, x.shape[0]))
+            ).flatten(0, 1)
+            for bag in _bags(offsets, x.shape[0])
         ]
-        return torch.cat(bags, 1)[0] if bags else x.new_zeros(0, values.shape[-1])
+        return torch.cat(bags)
     pixels = _pixels("x", x)
     batch, count, _ = pixels.shape
     valid = torch.ones(batch, count, dtype=torch.bool, device=x.device)
@@ -266,8 +271,6 @@ def _weigh(
     if normalize == "tokens":
         logits, used = logits.unflatten(1, (num_heads, -1)), used.unflatten(1, (num_heads, -1))
         dim = 2
-    elif normalize != "pixels":
-        raise ValueError(f'`normalize` must be None, "pixels", "tokens" or "exp", got {normalize!r}')
     some = used.any(dim, keepdim=True)
     logits = torch.where(some, torch.where(used, logits, -torch.inf), 0)
     weights = torch.where(some, torch.softmax(logits, dim), 0)
@@ -279,16 +282,31 @@ def _weigh(
     return weights, torch.where(some[..., 0], torch.logsumexp(exact, -1), -torch.inf)
 
 
-def _bags(offsets: Tensor, total: int) -> list[slice]:
+class _Bag(NamedTuple):
+    """A bag as a batch of one sample. The places of samples and pixels are both empty for a batch of none."""
+
+    samples: slice
+    places: slice
+
+    def pixels(self, operand: Any, dim: int = 0) -> Any:
+        """What it has of an operand whose dimension ``dim`` is the pixels of all bags."""
+        if operand is None:
+            return None
+        part = operand[self.places] if dim == 0 else operand[:, self.places]
+        return part[None][: self.samples.stop - self.samples.start]
+
+    def rows(self, operand: Any, shared_dim: int) -> Any:
+        """What it has of an operand that all bags may share."""
+        return operand if operand is None or operand.dim() == shared_dim else operand[self.samples]
+
+
+def _bags(offsets: Tensor, total: int) -> list[_Bag]:
     bounds = offsets.tolist()
     if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
         raise ValueError(f"`offsets` must start at 0, not fall, and end at {total}, got {bounds}")
-    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-
-
-def _of_bag(operand: Tensor | None, bag: int, shared_dim: int) -> Tensor | None:
-    """What a bag has of an operand that all bags may share."""
-    return operand if operand is None or operand.dim() == shared_dim else operand[bag]
+    places = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    bags = [_Bag(slice(bag, bag + 1), place) for bag, place in enumerate(places)]
+    return bags or [_Bag(slice(0, 0), slice(0, 0))]
 
 
 def _pixels(name: str, feature_map: Tensor) -> Tensor:
