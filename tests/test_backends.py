@@ -136,6 +136,28 @@ def test_a_backend_is_given_up_for_calls_of_one_kind_only():
 
 
 @pytest.mark.usefixtures("failing")
+def test_a_backend_is_given_up_for_calls_with_the_same_switches_only():
+    x, values = torch.randn(2, 5, 8), torch.randn(2, 5, 4)
+    rows, offsets = x[0], torch.tensor([0, 2, 5])
+    calls = [
+        (1, lambda: vt_fast.tokenize(x, rows, normalize="tokens")),
+        (2, lambda: vt_fast.tokenize(x, rows)),
+        (3, lambda: vt_fast.tokenize(x, rows, values=values)),
+        (3, lambda: vt_fast.tokenize(x[:, :3], rows, values=values[:, :3])),
+        (4, lambda: vt_fast.tokenize(x[0], rows, offsets=offsets)),
+        (5, lambda: vt_fast.tokenize(x, rows[:4], num_heads=2, normalize="tokens")),
+        (6, lambda: vt_fast.tokenize(x, scores=x.mT[:, :4])),
+        (7, lambda: vt_fast.tokenize(x, scores=x.mT)),
+        (7, lambda: vt_fast.tokenize(x[:1], rows, normalize="tokens")),
+    ]
+    for attempts, call in calls:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
+        assert DoesNotCompile.attempts == attempts
+
+
+@pytest.mark.usefixtures("failing")
 def test_a_named_backend_that_cannot_run_raises():
     x = torch.randn(2, 5, 8)
     for _ in range(2):

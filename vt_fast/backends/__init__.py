@@ -11,9 +11,18 @@ import importlib
 import warnings
 from typing import Any, cast
 
-from vt_fast.backends.contract import Backend, Call, CannotRunError
+from vt_fast.backends.contract import (
+    Backend,
+    Call,
+    CannotRunError,
+    Tokenize,
+    TokenizeBackward,
+    row_count,
+    switches,
+)
 from vt_fast.backends.cpu import library
 from vt_fast.backends.cuda import library as cuda_library
+from vt_fast.layout import channel_count
 
 __all__ = ["NAMES", "NATIVE", "CannotRunError", "choose", "give_up", "load", "report"]
 
@@ -105,16 +114,23 @@ def give_up(name: str, call: Call, error: CannotRunError) -> None:
 def _kind(name: str, call: Call) -> tuple[Any, ...]:
     """What decides whether a kernel can be compiled and launched: all but the batch and the map's size."""
     x = call.x
-    channels = 2 if x.dim() == 3 else 1
-    operands = [getattr(call, name, None) for name in ("keys", "values", "queries")]
-    rows = tuple(None if each is None else each.shape[-2:] for each in operands)
+    sizes: tuple[int | None, ...]
+    if isinstance(call, Tokenize | TokenizeBackward):
+        rows = row_count(call.queries, call.scores, call.offsets)
+        sizes = (rows, None if call.values is None else channel_count(call.values))
+    else:
+        scores, offsets = getattr(call, "scores", None), getattr(call, "offsets", None)
+        queries = getattr(call, "queries", None)
+        sizes = (row_count(call.keys, scores, offsets), *call.values.shape[-2:])
+        sizes += () if queries is None else (queries.shape[-2],)
     return (
         name,
         type(call),
         x.dtype,
         x.device,
-        x.shape[channels],
-        x.stride(channels) == 1,
-        rows,
+        channel_count(x),
+        x.stride(2 if x.dim() == 3 else 1) == 1,
+        sizes,
         call.num_heads,
+        tuple(switches(call)),
     )
