@@ -36,7 +36,8 @@ def sample_count(x: Tensor, offsets: Tensor | None) -> int:
 def bag_bounds(offsets: Tensor, total: int) -> list[int]:
     """``offsets`` on the host, where the bags must cover the pixels.
 
-    On other devices, where kernels cannot ask that of them, they are clamped as kernels do it.
+    On other devices, where kernels cannot check that, they are clamped as kernels do it: the first to 0, the
+    last to ``total``, and those between to what rises from 0 to ``total``.
 
     Raises:
         ValueError: on a CPU, they do not start at 0, fall, or do not end at ``total``.
@@ -51,6 +52,7 @@ def bag_bounds(offsets: Tensor, total: int) -> list[int]:
     least = 0
     for bag, bound in enumerate(bounds):
         least = bounds[bag] = min(max(bound, least), total)
+    bounds[0], bounds[-1] = 0, total
     return bounds
 
 

@@ -16,10 +16,10 @@ class Bags:
     def __init__(self, x: Tensor, offsets: Any) -> None:
         if offsets is not None:
             raise ValueError("`offsets` must be None where `x` is nested, got a tensor")
-        if x.layout != torch.jagged or x.dim() != 3:
+        if x.layout != torch.jagged or x.dim() != 3 or x._ragged_idx != 1:  # type: ignore[attr-defined]
             raise ValueError(
-                f"`x` must have layout=torch.jagged and be (B, *, C) where it is nested, got {x.layout} with "
-                f"{x.dim()} dimensions"
+                "`x` must have layout=torch.jagged and be (B, *, C) where it is nested, got "
+                f"{checks.shape(x) if x.layout == torch.jagged else x.layout}"
             )
         self.size = x.shape[1]
         self.x, self.offsets = self._parts("x", x, 1)
