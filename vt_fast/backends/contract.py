@@ -150,7 +150,7 @@ def row_count(rows: Tensor | None, scores: Tensor | None, offsets: Tensor | None
     if rows is not None:
         return rows.shape[-2]
     if scores is None:
-        raise ValueError("neither rows nor scores")
+        raise ValueError("rows or `scores` must be given, got None for both")
     return scores.shape[0] if offsets is not None else scores.shape[1]
 
 

@@ -174,9 +174,9 @@ def _check_rows_and_scores(name: str, call: Any) -> int:
     """
     x, num_heads, channels = call.x, call.num_heads, channel_count(call.x)
     rows, scores, offsets = getattr(call, name), getattr(call, "scores", None), getattr(call, "offsets", None)
-    if rows is None and scores is not None:
-        _bias("scores", scores, x)
-    else:
+    if rows is None and scores is None and hasattr(call, "scores"):
+        raise TypeError(f"`{name}` or `scores` must be given, got None for both")
+    if rows is not None or scores is None:
         _operand(name, rows, x)
         if rows.dim() in (2, 3) and rows.shape[-1] != channels:
             divides("num_heads", num_heads, "the channels of `x`, C", channels)

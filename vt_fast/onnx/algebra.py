@@ -15,6 +15,8 @@ from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize, switch
 from vt_fast.layout import per_pixel, unflatten
 from vt_fast.precision import compute_dtype
 
+_NAMES = {Tokenize: "tokenize", Project: "project", ProjectTokenize: "project_tokenize"}
+
 
 def exporting() -> bool:
     """Whether a model is being exported to ONNX."""
@@ -29,7 +31,7 @@ def check_exported(call: Tokenize | Project | ProjectTokenize) -> None:
     """
     for name in switches(call):
         raise NotImplementedError(
-            f"{name} of {type(call).__name__.lower()} has no translation to ONNX: write that call in plain "
+            f"{name} of {_NAMES[type(call)]} has no translation to ONNX: write that call in plain "
             "PyTorch, as in vt_fast.reference.ops"
         )
 
@@ -86,6 +88,7 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor, Tensor, Tensor]:
     """The map, whether it is wanted or not, and its tokens and lse."""
     x, keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values = call[:9]
     residual_is_input, num_heads = call[9:11]
+    check_exported(call)
     y = project(Project(x, keys, values, token_bias, residual, residual_is_input, num_heads))
     return y, *tokenize(Tokenize(y, queries, mask, pixel_bias, extra_values, 1, keep_exact=False))
 

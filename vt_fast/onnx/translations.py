@@ -106,8 +106,10 @@ def _spread(call: Any) -> Any:
     """The map's columns (B, D, N)."""
     x, keys, values, token_bias, num_heads = call.x, call.keys, call.values, call.token_bias, call.num_heads
     exact, columns, channels = _exact(x.dtype), _columns(x), values.shape[-1]
-    if num_heads > 1 and (keys.shape[-1] != _channels(x) or values.shape[-2] == keys.shape[-2]):
-        raise NotImplementedError("keys for channel blocks and summed heads have no translation to ONNX")
+    if num_heads > 1 and keys.shape[-1] != _channels(x):
+        raise NotImplementedError("keys for channel blocks have no translation to ONNX")
+    if num_heads > 1 and values.shape[-2] == keys.shape[-2]:
+        raise NotImplementedError("values that are summed over the heads have no translation to ONNX")
     lead = [0] * (len(values.shape) - 2)  # of the batch, if it does not share them
     keys = _heads(keys, num_heads)
     values = _reshaped(values, *lead, 0, num_heads, channels // num_heads)
