@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ def score_pixels(scores: Tensor | None, offsets: Tensor | None) -> Tensor | None
     return scores.mT[None] if offsets is not None else scores.flatten(2).mT
 
 
-@dataclass(frozen=True)
-class Logits:
+class Logits(NamedTuple):
     """Rows in block form (b or 1, L, C), or none, and a bias for each (b or 1, R)."""
 
     rows: Tensor | None
@@ -46,12 +44,11 @@ class Logits:
 
     def group(self, samples: slice) -> Logits:
         """The part that belongs to a group of samples."""
-        parts = (
-            None if each is None else rows_of(each, samples)
-            for each in (self.rows, self.token_bias, self.removed)
-        )
-        rows, token_bias, removed = parts
-        return Logits(rows, self.blocks, token_bias, removed)
+        rows, blocks, token_bias, removed = self
+        rows = None if rows is None else rows_of(rows, samples)
+        if token_bias is None or removed is None:
+            return Logits(rows, blocks, None, None)
+        return Logits(rows, blocks, rows_of(token_bias, samples), rows_of(removed, samples))
 
     def of(self, pixels: Tensor | None, scores: Tensor | None) -> Tensor:
         """Logits (b, R, n) of a tile of pixels (b, n, C) and of scores (b, n, R); a tensor of their own."""

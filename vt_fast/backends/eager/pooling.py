@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ def extra_values_tile(
     return extra if valid is None else keep_valid(extra, valid, tile)
 
 
-@dataclass(frozen=True)
-class Pooling:
+class Pooling(NamedTuple):
     """How a group of samples is pooled.
 
     ``removed`` (b or 1, R) are rows that take no part, ``valid`` (b, N) the pixels that do. ``partial``:
@@ -42,6 +41,11 @@ class Pooling:
     removed: Tensor | None = None
     valid: Tensor | None = None
     partial: bool = False
+
+    @property
+    def empty_stat(self) -> float:
+        """The statistic of an empty row."""
+        return -torch.inf if self.normalize == "pixels" else 0.0
 
     def empty_rows(self, stats: Tensor) -> Tensor | None:
         """(b or 1, R or 1): the rows that no pixel has a weight for, whatever the map holds."""
@@ -97,14 +101,13 @@ class Pool:
             total, tokens = total.add_(sums), tokens.add_(pooled)
         self.state = maximum, total, tokens
 
-    def result(self, tokens_like: Tensor, stats_like: Tensor) -> tuple[Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, Tensor] | None:
         """Tokens (b, L, D + P) and lse or mass (b, R): of an empty row 0, and -inf or 0.
 
-        Without any tile they are like the given ones, which are not read.
+        None if there was no tile.
         """
-        pixels = self.pooling.normalize == "pixels"
         if self.state is None:
-            return torch.zeros_like(tokens_like), torch.full_like(stats_like, -torch.inf if pixels else 0)
+            return None
         maximum, stats, tokens = self.state
         channels, blocks = tokens.shape[-1], self.pooling.blocks
         if maximum is not None:
@@ -115,7 +118,7 @@ class Pool:
         if empty is not None:
             empty = empty.expand(stats.shape)
             tokens = tokens.masked_fill(to_channels(empty, channels, blocks), 0)
-            stats = stats.masked_fill(empty, -torch.inf if pixels else 0)
+            stats = stats.masked_fill(empty, self.pooling.empty_stat)
         return tokens, stats
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -44,8 +46,8 @@ def project_tokenize(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tens
             y = y if group_valid is None else tiles.keep_valid(y, group_valid, tile)
             logits = add_bias(products(y, group_rows), group_bias, group_valid, tile)
             running.add(logits, y, extra_values_tile(call.extra_values, group_valid, tile, y), tile)
-        results.append(running.result(y, y))
-    tokens, lse = (torch.cat(parts) for parts in zip(*results, strict=True))
+        results.append(cast(tuple[Tensor, Tensor], running.result()))  # each group has a tile
+    tokens, lse = tiles.joined(results)
     return None if out is None else out.finish(), tokens, lse
 
 

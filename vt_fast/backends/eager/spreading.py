@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +37,7 @@ def residual_pixels(pixels: Tensor, residual: Tensor | None, residual_is_input: 
     return None if residual is None else as_pixels(residual)
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Logits and values of some samples.
 
     Values are (b or 1, L, D) with a block of the channels for each head (``blocks``), or (b or 1, R, D),

@@ -60,7 +60,7 @@ class Tiling:
         """What an optional operand (B, N, ..), or (1, total, ..), has for a group of samples."""
         if operand is None:
             return None
-        return operand[samples] if self.bounds is None else operand[:, self._bag(samples)]
+        return rows_of(operand, samples) if self.bounds is None else operand[:, self._bag(samples)]
 
     def _bag(self, samples: slice) -> slice:
         bounds = cast(list[int], self.bounds)
@@ -110,8 +110,17 @@ def batched(operand: Tensor, shared_dim: int) -> Tensor:
 
 
 def rows_of(operand: Tensor, samples: slice) -> Tensor:
-    """The rows of a :func:`batched` operand that belong to a group of samples."""
-    return operand if operand.shape[0] == 1 else operand[samples]
+    """What a :func:`batched` operand has for a group of samples; itself where that is all of it."""
+    count = operand.shape[0]
+    return operand if count == 1 or count == samples.stop - samples.start else operand[samples]
+
+
+def joined(groups: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Two results of each group of samples, as those of the batch."""
+    if len(groups) == 1:
+        return groups[0]
+    firsts, seconds = zip(*groups, strict=True)
+    return torch.cat(firsts), torch.cat(seconds)
 
 
 class PixelWriter:
@@ -122,8 +131,8 @@ class PixelWriter:
         self.direct = merges(self.map)
         self.pixels = as_pixels(self.map if self.direct else self.map.new_empty(self.map.shape))
         self.in_place = self.map.dtype == compute_dtype(self.map.dtype)
-        if tiling.bounds is not None:
-            self.pixels[:, tiling.bounds[-1] :] = 0  # of no bag
+        if tiling.batch == 0:
+            self.pixels.zero_()  # of no bag
 
     def tile(self, samples: slice, tile: slice) -> Tensor:
         """Where to compute the pixels of a tile: in the map itself if its dtype allows. Holds anything."""

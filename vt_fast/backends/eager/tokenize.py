@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,16 +19,13 @@ from vt_fast.precision import compute_dtype
 
 def tokenize(call: Tokenize) -> tuple[Tensor, Tensor]:
     """Tokens and their statistics (B, num_heads * L), in the compute dtype."""
-    operands = _Operands(call)
-    tokens_like, stats_like = operands.results(0 if call.extra_values is None else call.extra_values.shape[1])
-    results = [(tokens_like[:0], stats_like[:0])]
+    operands, results = _Operands(call), []
     for group in operands.groups():
         running = Pool(group.pooling)
         for tile in group.tiles():
             running.add(tile.logits, tile.pooled, tile.extra, tile.place)
-        results.append(running.result(tokens_like[group.samples], stats_like[group.samples]))
-    tokens, stats = (torch.cat(parts) for parts in zip(*results, strict=True))
-    return tokens, stats
+        results.append(running.result() or operands.of_empty_bags(1))
+    return tiles.joined(results or [operands.of_empty_bags(0)])
 
 
 def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
@@ -52,10 +49,10 @@ def tokenize_backward(call: TokenizeBackward) -> TokenizeGradients:
         samples = group.samples
         backward = PoolBackward(
             group.pooling,
-            call.grad_tokens[samples].to(dtype),
-            None if call.grad_stats is None else call.grad_stats[samples],
-            call.tokens[samples].to(dtype),
-            call.stats[samples],
+            tiles.rows_of(call.grad_tokens, samples).to(dtype),
+            None if call.grad_stats is None else tiles.rows_of(call.grad_stats, samples),
+            tiles.rows_of(call.tokens, samples).to(dtype),
+            tiles.rows_of(call.stats, samples),
             channels,
         )
         for tile in group.tiles():
@@ -114,28 +111,32 @@ class _Operands:
         self.rows = row_count(call.queries, call.scores, call.offsets)
         self.tiling = tiles.Tiling(self.pixels, self.rows, self.pooled.shape[2], offsets=call.offsets)
         self.layer_norm_eps = call.layer_norm_eps
-        blocks, partial = self.logits.blocks, call.scores is not None
-        self.pooling = Pooling(call.normalize, call.num_heads, blocks, partial=partial)
+        self.normalize, self.num_heads = call.normalize, call.num_heads
 
-    def results(self, extra_columns: int) -> tuple[Tensor, Tensor]:
-        """Tokens and statistics, without data."""
-        batch, blocks = self.tiling.batch, self.logits.blocks
-        dtype = compute_dtype(self.pixels.dtype)
-        width = self.pooled.shape[2] + extra_columns
-        tokens = self.pixels.new_empty((1, 1, 1), dtype=dtype).expand(batch, self.rows // blocks, width)
-        return tokens, tokens[:, 0, :1].expand(batch, self.rows)
+    def of_empty_bags(self, count: int) -> tuple[Tensor, Tensor]:
+        """Tokens and statistics of so many bags without pixels."""
+        dtype, blocks = compute_dtype(self.pixels.dtype), self.logits.blocks
+        tokens = self.pixels.new_zeros((count, self.rows // blocks, self.pooled.shape[2]), dtype=dtype)
+        empty = Pooling(self.normalize).empty_stat
+        return tokens, self.pixels.new_full((count, self.rows), empty, dtype=dtype)
 
     def groups(self) -> Iterator[_Group]:
         for samples in self.tiling.groups():
             logits, valid = self.logits.group(samples), self.tiling.part(self.valid, samples)
             if valid is None and self.tiling.is_empty(samples):
                 valid = torch.zeros((1, 0), dtype=torch.bool, device=self.pixels.device)
-            pooling = replace(self.pooling, removed=logits.removed, valid=valid)
+            pooling = Pooling(
+                self.normalize,
+                self.num_heads,
+                logits.blocks,
+                logits.removed,
+                valid,
+                partial=self.scores is not None,
+            )
             yield _Group(self, samples, logits, pooling)
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """A group of samples."""
 
     operands: _Operands
@@ -146,9 +147,9 @@ class _Group:
     def tiles(self) -> Iterator[_Tile]:
         """Its pixels, tile by tile."""
         of, samples, valid = self.operands, self.samples, self.pooling.valid
-        pixels, pooled, scores, bias = (
-            of.tiling.part(each, samples) for each in (of.pixels, of.pooled, of.scores, of.bias)
-        )
+        part = of.tiling.part
+        pixels, scores, bias = part(of.pixels, samples), part(of.scores, samples), part(of.bias, samples)
+        pooled = pixels if of.pooled is of.pixels else part(of.pooled, samples)
         for place in of.tiling.tiles(samples):
             values, inverse = tiles.read_tile(pixels, place, valid), None
             if of.layer_norm_eps is not None:
@@ -157,15 +158,14 @@ class _Group:
             yield _Tile(
                 place,
                 values,
-                values if of.pooled is of.pixels else tiles.read_tile(pooled, place, valid),
+                values if pooled is pixels else tiles.read_tile(pooled, place, valid),
                 add_bias(logits, bias, valid, place),
                 extra_values_tile(of.extra_values, valid, place, values),
                 inverse,
             )
 
 
-@dataclass(frozen=True)
-class _Tile:
+class _Tile(NamedTuple):
     """A tile at a place among a group's pixels. ``inverse``: 1 / the standard deviation, if normalised."""
 
     place: slice
