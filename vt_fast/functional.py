@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import checks
-from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize, row_count
 from vt_fast.checks import ops as op_checks
 from vt_fast.layout import channel_count, unflatten
 from vt_fast.nested import Bags
@@ -171,15 +171,12 @@ def tokenize(
     """
     plain = plain_eager()
     queries = _scaled("scale", scale, queries)
-    if isinstance(x, Tensor) and x.is_nested:
+    if type(x) is not Tensor and isinstance(x, Tensor) and x.is_nested:
         bags = Bags(x, offsets)
         x, offsets, values = bags.x, bags.offsets, bags.map("values", values)
         mask, pixel_bias = bags.map("mask", mask), bags.map("pixel_bias", pixel_bias)
         scores = bags.map("scores", scores, 2)
-    if type(num_heads) is int and num_heads > 1 and normalize != "tokens":
-        # Heads that see all channels then have nothing in common.
-        num_heads = _without_heads(x, queries, scores, extra_values, num_heads, offsets)
-    family: tuple[Any, ...] = ()  # left out where it says nothing: each argument costs time
+    family: tuple[Any, ...] = ()  # left out where all are defaults: each argument costs time
     if (
         values is not None
         or scores is not None
@@ -196,20 +193,27 @@ def tokenize(
         checks.flag("return_stats", return_stats)
         x, queries, extra_values, values = autocast(x, queries, extra_values, values)
         family = family and (values, *family[1:])
-        call = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False, *family)
-        TOKENIZE.check(call, backend)
+        checked = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False, *family)
+        TOKENIZE.check(checked, backend)
         if algebra.exporting():
-            tokens, stats = algebra.tokenize(call)
+            heads = _heads(x, queries, extra_values, num_heads, normalize, scores, offsets)
+            tokens, stats = algebra.tokenize(checked._replace(num_heads=heads))
             return (tokens, stats) if return_stats else tokens
-    operands = (x, queries, mask, pixel_bias, extra_values, num_heads)
     try:
-        differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values, *family[:3])
+        heads = num_heads
+        if heads != 1 and isinstance(x, Tensor):
+            heads = _heads(x, queries, extra_values, heads, normalize, scores, offsets)
+        differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
+        if family and not differentiable:
+            differentiable = _needs_gradient(plain, values, scores, token_bias)
         keep_exact = differentiable or not isinstance(x, Tensor)
-        tokens, _, stats = TOKENIZE(
-            (*operands, keep_exact, *family), backend, plain=plain, differentiable=differentiable
-        )
+        call: tuple[Any, ...] = (x, queries, mask, pixel_bias, extra_values, heads, keep_exact)
+        if family:
+            call += family
+        tokens, _, stats = TOKENIZE(call, backend, plain=plain, differentiable=differentiable)
     except Exception as error:
-        TOKENIZE.explain(error, (*operands, False, *family), backend)
+        call = (x, queries, mask, pixel_bias, extra_values, num_heads, False, *family)
+        TOKENIZE.explain(error, call, backend)
         raise
     return (tokens, stats) if return_stats else tokens
 
@@ -277,23 +281,31 @@ def project(
     other = None if residual_is_input else residual
     keys = _scaled("scale", scale, keys)
     bags = None
-    if isinstance(x, Tensor) and x.is_nested:
+    if type(x) is not Tensor and isinstance(x, Tensor) and x.is_nested:
         bags = Bags(x, offsets)
         x, offsets, other = bags.x, bags.offsets, bags.map("residual", other)
         scores = bags.map("scores", scores, 2)
     family: tuple[Any, ...] = ()
     if scores is not None or offsets is not None or normalize != "tokens":
         family = (scores, offsets, normalize)
-    call = (x, keys, values, token_bias, other, residual_is_input, num_heads, *family)
-    if not plain or any_autocast() or type(num_heads) is not int:
+    careful = not plain or any_autocast() or type(num_heads) is not int
+    if careful:
         op_checks.bags(x, offsets)
-        x, keys, values, other = autocast(x, keys, values, other)
-        call = (x, keys, values, token_bias, other, residual_is_input, num_heads, *family)
+        if keys is None and not residual_is_input:
+            x, values, other = _autocast_unread(x, values, other)
+        else:
+            x, keys, values, other = autocast(x, keys, values, other)
+    call: tuple[Any, ...] = (x, keys, values, token_bias, other, residual_is_input, num_heads)
+    if family:
+        call += family
+    if careful:
         PROJECT.check(call, backend)
         if algebra.exporting():
             return algebra.project(Project(*call))
     try:
-        differentiable = _needs_gradient(plain, x, keys, values, token_bias, other, *family[:1])
+        differentiable = _needs_gradient(plain, x, keys, values, token_bias, other)
+        if family and not differentiable:
+            differentiable = _needs_gradient(plain, scores)
         out: Tensor = PROJECT(call, backend, plain=plain, differentiable=differentiable)
     except Exception as error:
         PROJECT.explain(error, call, backend)
@@ -487,14 +499,32 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
     return rows
 
 
-def _without_heads(x: Any, queries: Any, scores: Any, extra_values: Any, num_heads: int, offsets: Any) -> int:
-    """1 where each row pools all channels, unless there is an argument to refuse; otherwise num_heads."""
-    if extra_values is not None or not isinstance(x, Tensor) or x.dim() not in (2, 3, 4):
+def _autocast_unread(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
+    """:func:`autocast` where x has the shape, the strides and the dtype alone: it is not read, nor copied."""
+    like, *others = autocast(x.new_empty(0), *operands)
+    if like.dtype != x.dtype:
+        x = torch.empty_strided(x.shape, x.stride(), dtype=like.dtype, device=x.device)
+    return x, *others
+
+
+def _heads(
+    x: Tensor,
+    queries: Tensor | None,
+    extra_values: Tensor | None,
+    num_heads: int,
+    normalize: str | None,
+    scores: Tensor | None,
+    offsets: Tensor | None,
+) -> int:
+    """1 where rows that see all channels have no softmax in common, so that heads do not matter.
+
+    Otherwise ``num_heads``, also where the op refuses it.
+    """
+    if queries is not None and queries.shape[-1] != channel_count(x):
         return num_heads
-    rows, dim = (queries, -2) if queries is not None else (scores, 0 if offsets is not None else 1)
-    if not isinstance(rows, Tensor) or rows.dim() < 2 or rows.shape[dim] % num_heads != 0:
+    if normalize == "tokens" or extra_values is not None or row_count(queries, scores, offsets) % num_heads:
         return num_heads
-    return num_heads if rows is queries and rows.shape[-1] != channel_count(x) else 1
+    return 1
 
 
 def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:

@@ -135,8 +135,9 @@ class DifferentiableOp:
         try:
             self.check(call, backend)
             record = self.passes[0].record(*call)
-            if getattr(record, "offsets", None) is not None and plain_eager():
-                bag_bounds(record.offsets, pixel_count(record.x))
+            offsets = getattr(record, "offsets", None)
+            if offsets is not None and offsets.device.type == "cpu" and plain_eager():
+                bag_bounds(offsets, pixel_count(record.x))
         except (TypeError, ValueError, RuntimeError) as clearer:
             raise clearer from None
 
@@ -381,8 +382,7 @@ def _differentiate(
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         found = derivative(ctx, needs, *grads)
-        # Arguments with defaults may not have been passed; then they have no gradient.
-        return (*found[: len(needs)], *[None] * (len(needs) - len(found)))
+        return found if len(found) == len(needs) else (*found, *[None] * (len(needs) - len(found)))
 
     members = {"forward": forward, "backward": backward, "jvp": _refusal(op.name, "forward mode")}
     function = type(

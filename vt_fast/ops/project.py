@@ -67,20 +67,25 @@ def _backward_flops(call: ProjectBackward) -> int:
 
 
 def _save(ctx: Any, args: tuple[Any, ...], results: Tensor) -> None:
-    ctx.save_for_backward(*args[:4], *args[7:9])
     ctx.residual_is_input, ctx.num_heads = args[5:7]
-    ctx.normalize = args[9:]  # defaults at the end may have been left out
+    if len(args) == 7:  # defaults at the end may have been left out
+        ctx.save_for_backward(*args[:4])
+    else:
+        ctx.save_for_backward(*args[:4], *args[7:9])
+        ctx.normalize = args[9:]
 
 
 def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[Any, ...]:
-    needs = [*needed[:4], needed[7]]
+    needs = [*needed[:4], needed[7]]  # of a call without scores, that of the backend: False
     dresidual = grad_map if needed[4] else None
     if not any(needs):
         return (None, None, None, None, dresidual)
     saved = ctx.saved_tensors
-    call = (grad_map, *saved[:4], ctx.residual_is_input, ctx.num_heads, needs, *saved[4:], *ctx.normalize)
-    *found, dscores = PROJECT.call_backward(call, ctx.backend)
-    return (*found, dresidual, None, None, dscores)
+    call = (grad_map, *saved[:4], ctx.residual_is_input, ctx.num_heads, needs)
+    if len(saved) > 4:
+        call = (*call, *saved[4:], *ctx.normalize)
+    dx, dkeys, dvalues, dtoken_bias, dscores = PROJECT.call_backward(call, ctx.backend)
+    return dx, dkeys, dvalues, dtoken_bias, dresidual, None, None, dscores
 
 
 PROJECT = DifferentiableOp(

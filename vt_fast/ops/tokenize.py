@@ -129,8 +129,12 @@ def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
     exact = exact if args[6] and exact.dtype != tokens.dtype else tokens
-    ctx.save_for_backward(*args[:5], exact, stats, *args[7:11])
-    ctx.num_heads, ctx.options = args[5], args[11:]  # defaults at the end may have been left out
+    ctx.num_heads = args[5]
+    if len(args) == 7:  # defaults at the end may have been left out
+        ctx.save_for_backward(*args[:5], exact, stats)
+    else:
+        ctx.save_for_backward(*args[:5], exact, stats, *args[7:11])
+        ctx.options = args[11:]
 
 
 def _derivative(
@@ -141,8 +145,12 @@ def _derivative(
         if grad_stats is None:
             return ()
         grad_tokens = torch.zeros_like(saved[5])
-    family = (*needed[7:10], False)[:3]  # of a call without them, backend and keyset are there
-    needs = [needed[0], needed[1], needed[3], needed[4], *family]
+    if len(saved) == 7:
+        needs = [needed[0], needed[1], needed[3], needed[4], False, False, False]
+        call = (grad_tokens, grad_stats, *saved, ctx.num_heads, needs)
+        found = TOKENIZE.call_backward(call, ctx.backend)
+        return (found[0], found[1], None, found[2], found[3], None, None, None, None)
+    needs = [needed[0], needed[1], needed[3], needed[4], *needed[7:10]]
     call = (grad_tokens, grad_stats, *saved[:7], ctx.num_heads, needs, *saved[7:], *ctx.options)
     dx, dqueries, dpixel_bias, dextra_values, *others = TOKENIZE.call_backward(call, ctx.backend)
     return (dx, dqueries, None, dpixel_bias, dextra_values, None, None, *others)
