@@ -10,9 +10,10 @@ import torch
 from tests._support import devices, problems
 from tests._support.pairs import pairs
 from vt_fast import functional
-from vt_fast.backends.contract import Project, Tokenize, switches
+from vt_fast.backends.contract import Project, Tokenize, sees_block, switches
+from vt_fast.layout import channel_count
 
-# What each backend takes, by the names of `switches`. Of a backend that is not here, nothing.
+# What each backend takes, by the names of `switches`.
 TAKEN = {
     "torch": {
         "`values`",
@@ -30,8 +31,10 @@ TAKEN = {
 }
 TAKEN["cpu"] = TAKEN["torch"]
 TAKEN["triton"] = TAKEN["torch"]
+# And `token_bias`, where the weights need no sum over pixels.
+TAKEN["cuda"] = TAKEN["torch"] - {"`values`", "`scores`", "`token_bias`", "`offsets`", "`layer_norm_eps`"}
 
-B, C, HEIGHT, WIDTH, D, L, HEADS = 3, 8, 3, 5, 6, 3, 2
+B, HEIGHT, WIDTH, L, HEADS = 3, 3, 5, 3, 2
 N = HEIGHT * WIDTH
 BAGS = [0, 4, 4, 11]  # the second one is empty
 
@@ -39,13 +42,15 @@ FORMS = ["bnc, sliced", "nchw", "channels_last", "bags"]
 ROWS = ["rows", "shared rows", "scores", "both"]
 BIASES = ["", "token_bias", "shared token_bias"]
 
+LAYER_NORM = "pixels, layer_norm"
+
 # normalize, heads, the map, where logits come from, what is pooled, the rows' bias, the pixels that take part
 _TOKENIZE = pairs(
-    ["pixels", "tokens", None],
+    ["pixels", LAYER_NORM, "tokens", None],
     ["one", "blocks", "full"],
     FORMS,
     ROWS,
-    ["", "values", "layer_norm"],
+    ["", "values"],
     BIASES,
     ["", "mask", "pixel_bias"],
 )
@@ -67,7 +72,9 @@ class Problem(problems.Problem):
 
     def _own(self, operands: dict[str, torch.Tensor]) -> object:
         backend = devices.backend()
-        others = set(self.switches()) - TAKEN.get(backend, set())
+        others = set(self.switches()) - TAKEN[backend]
+        if backend == "cuda" and self.options["normalize"] != "pixels":
+            others -= {"`token_bias`"}
         function, arguments = getattr(functional, self.op), self.arguments(operands)
         if not others:
             return function(**arguments, backend=backend)
@@ -86,7 +93,7 @@ class Problem(problems.Problem):
             return switches(Project(**{"token_bias": None, "residual_is_input": False, "keys": None} | given))
         others = dict.fromkeys(("queries", "mask", "pixel_bias", "extra_values"))
         call = Tokenize(**others | {"keep_exact": False} | given)
-        if call.normalize != "tokens" and (call.queries is None or call.queries.shape[-1] == C):
+        if call.normalize != "tokens" and not sees_block(call.queries, channel_count(call.x), HEADS):
             call = call._replace(num_heads=1)
         return switches(call)
 
@@ -109,6 +116,25 @@ def hash_of(*values: object) -> int:
     return sum(place * ord(letter) for place, letter in enumerate(str(values), 1))
 
 
+def cover() -> list[tuple[str, tuple[Any, ...]]]:
+    """Some of the cases, with every switch and every option of each op."""
+    news = {
+        (op, options): {(op, each) for each in (*make(op, options).switches(), *enumerate(options))}
+        for op, options in CASES
+    }
+    chosen: list[tuple[str, tuple[Any, ...]]] = []
+    while any(news.values()):
+        best = max(news, key=lambda case: len(news[case]))
+        chosen.append(best)
+        news = {case: new - news[best] for case, new in news.items()}
+    return chosen
+
+
+def _widths() -> tuple[int, int]:
+    """C and D. The backend "cuda" takes blocks of 16 bytes, in any dtype."""
+    return (16, 32) if devices.backend() == "cuda" else (8, 6)
+
+
 def _map(form: str, channels: int) -> torch.Tensor:
     if form == "bags":
         return torch.randn(BAGS[-1], channels)
@@ -127,8 +153,9 @@ def _common(name: str, heads: str, form: str, source: str, bias: str) -> dict[st
     rows = L if heads == "one" else HEADS * L
     if source == "scores" and heads == "blocks":
         source = "both"
-    width = C // HEADS if heads == "blocks" else C
-    operands = {"x": _map(form, C)}
+    channels = _widths()[0]
+    width = channels // HEADS if heads == "blocks" else channels
+    operands = {"x": _map(form, channels)}
     if form == "bags":
         operands["offsets"] = torch.tensor(BAGS, dtype=torch.int32 if source == "both" else torch.int64)
     if source != "scores":
@@ -147,10 +174,10 @@ def _tokenize(
     operands = _common("queries", heads, form, source, bias)
     x = operands["x"]
     options = {"num_heads": 1 if heads == "one" else HEADS, "normalize": normalize, "return_stats": True}
-    if pooled == "values":
-        operands["values"] = _map(form, D)
-    elif pooled == "layer_norm" and normalize == "pixels":
-        options["layer_norm_eps"] = 1e-3
+    if normalize == LAYER_NORM:
+        options |= {"normalize": "pixels", "layer_norm_eps": 1e-3}
+    elif pooled:
+        operands["values"] = _map(form, _widths()[1])
     if part:
         used = torch.rand(_per_pixel(form)) < 0.7
         if form == "bags":
@@ -173,13 +200,13 @@ def _project(
 ) -> Problem:
     operands = _common("keys", heads, form, source, bias)
     rows = L if heads == "one" else HEADS * L
-    count, width = rows if "summed" in kind else L, C if residual == "x" else D
+    count, width = rows if "summed" in kind else L, _widths()[0 if residual == "x" else 1]
     operands["values"] = torch.randn(*([] if "shared" in kind else [B]), count, width)
     if bias and count == rows:
         # Nor what a removed token holds.
         operands["values"][..., 1, :] = torch.nan
     if residual == "residual":
-        operands["residual"] = _map(form, D)
+        operands["residual"] = _map(form, _widths()[1])
     options = {"num_heads": 1 if heads == "one" else HEADS, "normalize": normalize}
     if "keys" not in operands:
         options["keys"] = None
