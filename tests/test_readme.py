@@ -1,4 +1,4 @@
-"""What the README shows is true: its example runs and its commands exist."""
+"""What the README and docs/family.md show is true: examples run, commands and files exist."""
 
 import re
 from pathlib import Path
@@ -6,21 +6,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+README, FAMILY = ROOT / "README.md", ROOT / "docs" / "family.md"
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="runs in a source tree only")
 
 
-def test_examples_run_and_their_comments_are_right():
+@pytest.mark.parametrize(("page", "count"), [(README, 3), (FAMILY, 2)])
+def test_examples_run_and_their_comments_are_right(page, count):
     pytest.importorskip("torch")
     scope, checked = {}, 0
-    for code in re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(code, scope)
         for names, comment in re.findall(r"^([\w, ]+) = .*#(.*\(\d.*)$", code, flags=re.MULTILINE):
             shapes = [tuple(map(int, each.split(","))) for each in re.findall(r"\((\d[\d, ]+)\)", comment)]
             assert [tuple(scope[name].shape) for name in names.split(", ")] == shapes, comment
             checked += 1
-    assert checked == 3
+    assert checked == count
+
+
+def test_the_table_of_switches_is_what_backends_take():
+    pytest.importorskip("torch")
+    from tests._support.family import TAKEN
+
+    head, *rows = re.findall(
+        r"^\| (.*) \|$", FAMILY.read_text().partition("## What each")[2], flags=re.MULTILINE
+    )
+    names = head.replace("`", "").split(" | ")[1:]
+    found = {name: set() for name in names}
+    for switch, *cells in (row.split(" | ") for row in rows):
+        for name, cell in zip(names, cells, strict=True):
+            assert cell in ("yes", "no") or (name, switch) == ("cuda", "`token_bias`")
+            if cell == "yes":
+                found[name].add(switch)
+    assert found == TAKEN
 
 
 def test_make_targets_exist():
@@ -30,9 +48,12 @@ def test_make_targets_exist():
     assert {"demo", "test"} <= named <= targets
 
 
-def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [README, FAMILY])
+def test_links_to_files_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())
+    assert targets
+    for target in targets:
+        assert (page.parent / target).exists(), target
 
 
 def test_second_derivatives_work_on_the_ways_out():
