@@ -186,8 +186,8 @@ def tokenize(
         or layer_norm_eps is not None
     ):
         family = (values, scores, token_bias, offsets, normalize, layer_norm_eps)
-        if layer_norm_eps is not None and type(layer_norm_eps) is not float:
-            checks.number("layer_norm_eps", layer_norm_eps)  # the op would take a tensor
+        if layer_norm_eps is not None:
+            op_checks.layer_norm_eps(layer_norm_eps)  # the op in C++ would take a tensor, 0 and infinity
     if not plain or any_autocast() or type(num_heads) is not int or type(return_stats) is not bool:
         op_checks.bags(x, offsets)
         checks.flag("return_stats", return_stats)
@@ -201,7 +201,7 @@ def tokenize(
             return (tokens, stats) if return_stats else tokens
     try:
         heads = num_heads
-        if heads != 1 and isinstance(x, Tensor):
+        if heads > 1 and isinstance(x, Tensor):
             heads = _heads(x, queries, extra_values, heads, normalize, scores, offsets)
         differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
         if family and not differentiable:

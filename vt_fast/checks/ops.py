@@ -66,12 +66,22 @@ def tokenize(call: Tokenize) -> None:
         if call.offsets is not None:
             raise ValueError("`extra_values` must be None where `offsets` is given, got a tensor")
     if call.layer_norm_eps is not None:
-        number("layer_norm_eps", call.layer_norm_eps)
-        if not call.layer_norm_eps > 0:
-            raise ValueError(f"`layer_norm_eps` must be above 0, got {call.layer_norm_eps}")
+        layer_norm_eps(call.layer_norm_eps)
         _needs_pixels("layer_norm_eps", call.normalize)
         if call.values is not None:
             raise ValueError("`layer_norm_eps` must be None where `values` is given, got a number")
+
+
+def layer_norm_eps(value: Any) -> None:
+    """A finite number above 0.
+
+    Raises:
+        TypeError: something else than a number, a tensor included.
+        ValueError: another number.
+    """
+    number("layer_norm_eps", value)
+    if not value > 0:
+        raise ValueError(f"`layer_norm_eps` must be above 0, got {value}")
 
 
 def project(call: Project | ProjectTokenize) -> None:
