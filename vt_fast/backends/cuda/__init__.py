@@ -8,6 +8,7 @@ csrc/torch/cuda_ops.cpp.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -50,7 +51,8 @@ def refuses(call: Call) -> str | None:
         return reason
     channels = channel_count(x)
     tokenize = isinstance(call, Tokenize | TokenizeBackward)
-    keys, values = getattr(call, "keys", None), getattr(call, "values", None)
+    keys: Any = getattr(call, "keys", None)
+    values: Any = getattr(call, "values", None)
     out_channels = channels if values is None else values.shape[-1]
     if channels > _MOST_CHANNELS or out_channels > _MOST_CHANNELS:
         return f"it takes at most {_MOST_CHANNELS} channels"
