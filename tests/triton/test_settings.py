@@ -9,6 +9,7 @@ from tests._support.comparing import assert_solved
 from tests._support.launch_settings import SETTINGS, pretend
 from tests._support.pairs import pairs
 from tests._support.problems import OPS, make
+from vt_fast.backends.contract import CannotRunError, Tokenize
 from vt_fast.backends.triton import maps, schedule, settings
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
 
@@ -98,3 +99,30 @@ def test_the_same_bits_each_time(op):
     first = problem.solve(torch.float32)
     for name, value in problem.solve(torch.float32).items():
         assert torch.equal(value, first[name]), name
+
+
+def test_a_setting_unfit_for_one_form_of_a_call_is_tried_for_others(use, monkeypatch):
+    monkeypatch.setattr(schedule, "_unfit", set())
+    use(Setting(16, 16, 1, STREAM, 4, 1))
+    problem = settings.Problem("tokenize_forward", "ieee", "channels", 16, 16, 16)
+    plain = Tokenize(torch.zeros(1, 16, 32), torch.zeros(4, 32), None, None, None, 2, False)
+    others = [
+        plain._replace(**switch)
+        for switch in (
+            {"queries": torch.zeros(4, 16)},
+            {"values": plain.x},
+            {"offsets": torch.tensor([0, 16])},
+            {"normalize": None},
+            {"layer_norm_eps": 1e-5},
+        )
+    ]
+
+    def fail(setting):
+        raise schedule.OutOfResources(300_000, 200_000, "shared memory")
+
+    for call in others:
+        with pytest.raises(CannotRunError, match="no launch setting"):
+            schedule.attempt(problem, call, fail)
+        assert schedule.attempt(problem, plain, lambda setting: setting) == Setting(16, 16, 1, STREAM, 4, 1)
+        with pytest.raises(CannotRunError, match="no launch setting"):
+            schedule.attempt(problem, call, lambda setting: setting)

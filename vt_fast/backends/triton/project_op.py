@@ -159,7 +159,7 @@ def forward(call: Project) -> Tensor:
         )  # fmt: skip
 
     kind = settings.kind(dtype)
-    attempt(Problem("project_forward", kind, placed.layout, widest, heads.padded, pixels), x, run)
+    attempt(Problem("project_forward", kind, placed.layout, widest, heads.padded, pixels), call, run)
     return y
 
 
@@ -342,7 +342,7 @@ def backward(call: ProjectBackward) -> ProjectGradients:
         return small.summed()
 
     problem = Problem("project_backward", settings.kind(dtype), placed.layout, widest, heads.padded, pixels)
-    dkeys, dvalues, dtoken_bias, _ = attempt(problem, x, run)
+    dkeys, dvalues, dtoken_bias, _ = attempt(problem, call, run)
     if dscores is not None and call.scores is not None:
         dscores = dscores.view(call.scores.shape)
     return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias, scores=dscores)

@@ -457,7 +457,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     # With values there are as many maps and rows to read as in project's backward.
     kernel = "tokenize_backward" if values is None else "project_backward"
     problem = Problem(kernel, kind, placed.layout, widest, padded, pixels)
-    dqueries, dtoken_bias = attempt(problem, x, run)
+    dqueries, dtoken_bias = attempt(problem, call, run)
     if call.token_bias is not None and needs_token_bias and over_pixels:
         # The tokens do not depend on it, and each row of dS sums to what arrives for its lse.
         arriving = torch.zeros_like(lse) if call.grad_stats is None else call.grad_stats

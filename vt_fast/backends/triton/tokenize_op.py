@@ -359,4 +359,4 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
 
     kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
     problem = Problem("tokenize_forward", kind, placed.layout, out_channels, padded, pixels)
-    return attempt(problem, x, run)
+    return attempt(problem, call, run)
