@@ -36,7 +36,7 @@ def pieces_of(bounds, each):
 @pytest.mark.parametrize(
     ("offsets", "bounds"),
     [
-        (OFFSETS.tolist(), OFFSETS.tolist()),
+        (OFFSETS, OFFSETS),
         ([0, 0, 47], [0, 0, 47]),
         ([-5, 9, 4, 99], [0, 9, 9, 47]),
         ([3, 5, 2, 7], [0, 5, 5, 47]),
@@ -68,7 +68,7 @@ def test_wrong_offsets_are_an_error_on_the_cpu():
 def test_bags_are_cut_by_one_launch():
     launched = []
     with schedule.observed(lambda kernel, *_: launched.append(kernel.fn.__name__)):
-        cut_bags(OFFSETS, 47, 16)
+        cut_bags(torch.tensor(OFFSETS), 47, 16)
     assert launched == ["cut_each_bag"]
 
 

@@ -55,7 +55,7 @@ def test_a_constant_pixel_is_normalised(form, bags):
     queries = draw(5, 24, by=0.2)
     compare(
         form, "tokenize", draw(BAGS if bags else 2, 5, 24, by=1e-2), tolerance=1e-2, x=x, queries=queries,
-        layer_norm_eps=1e-12, return_stats=True, offsets=OFFSETS if bags else None,
+        layer_norm_eps=1e-12, return_stats=True, offsets=torch.tensor(OFFSETS) if bags else None,
     )  # fmt: skip
 
 
