@@ -58,6 +58,7 @@ struct Call {
   int64_t extra_columns = 0;     // P of extra_values
   double layer_norm_eps = -1;    // of tokenize: x is normalised over its channels; negative: it is not
   bool residual_is_input = false;
+  bool pools_values = false;                                             // tokenize pools another map than x
   Normalize spreading = Normalize::tokens, pooling = Normalize::pixels;  // of project, of tokenize
 
   // (B + 1,), int64_t or int32_t, from 0 to `pixels`: samples are bags of pixels, one after the other, and

@@ -97,6 +97,7 @@ void add_tokenize_operands(Call& call, const Optional& queries, const Optional& 
                            const Optional& token_bias = {}, const Optional& offsets = {},
                            const Text& normalize = "pixels") {
   const bool blocks = queries && column_count(*queries) != call.out_channels;
+  call.pools_values = values.has_value();
   if (values) {
     call.pooled = operand(*values);
     call.out_channels = values->size(values->dim() == 3 ? 2 : 1);
