@@ -39,17 +39,13 @@ void refuse(const char* backend, std::initializer_list<std::pair<const char*, bo
     if (is_given) throw UnsupportedError(backend, "it does not take " + std::string(what));
 }
 
-// The number of rows or columns, or -1 where there are none.
-int64_t rows_of(const Optional& value) {
-  return value && value->defined() && value->dim() > 1 ? value->size(value->dim() - 2) : -1;
-}
+// The number of columns, or -1 where there are none.
 int64_t columns_of(const Optional& value) {
   return value && value->defined() && value->dim() > 0 ? value->size(value->dim() - 1) : -1;
 }
 int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.size(1) : columns_of(x); }
 
-// Whether each of several heads sees its block of the channels, or all of them, by the width of rows; and
-// whether project's values have a row of full width for each key.
+// Whether each of several heads sees all channels, by the width of rows.
 [[maybe_unused]] bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
   return num_heads > 1 && columns_of(rows) == channels_of(x);
 }
