@@ -72,6 +72,10 @@ def test_heads_of_project_by_shape(op, keys, values, option, shared, layout, dty
 )
 def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype, request):
     found = spreading("project", keys, values, normalize, ("token_bias", *shared), layout)
+    if normalize == "exp" and dtype == torch.float16:
+        with cuda_emulator.emulated(), pytest.raises(RuntimeError, match='`normalize="exp"` in float16'):
+            found.solve(dtype)
+        return
     check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
 
 
