@@ -40,7 +40,7 @@ Acc bias_of(const Call& call, int64_t sample, int64_t row) {
 // valid pixels, or the row is removed.
 template <class Acc>
 VT_INLINE void put_statistic(const Call& call, int64_t place, int64_t seen, Acc highest, Acc sum, Acc bias) {
-  Acc& out = ((Acc*)call.lse_out)[place];
+  Acc& out = ((Acc*)call.stats_out)[place];
   if (call.pooling == Normalize::pixels)
     out = seen ? call.query_bias.data ? log_sum(highest, sum) + bias : log_sum(highest, sum)
                : -(Acc)__builtin_inff();
@@ -248,7 +248,7 @@ struct TokenizeWorker {
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
                  Arena& arena)
       : x(call.x, Use::read, call, call.channels),
-        values(call.pooled, Use::read, call, call.out_channels),
+        values(call.pooled_map, Use::read, call, call.out_channels),
         tokenizer(call, split, plan, arena),
         norm(call, arena) {
     x.in_place &= !norm.on;
@@ -415,11 +415,11 @@ struct TokenizerBackward {
         // In double: all pixels share delta, so that its error does not average out in a sum over them.
         double sum = shifted ? grads.dot(h, first_grad + l, token) : 0;
         if (call.extra_columns) sum += extra_rows.dot(0, l, token + part);
-        if (call.grad_lse.data && !zero) sum -= grad_lse(row);
+        if (call.grad_stats.data && !zero) sum -= grad_lse(row);
         delta[row] = (Acc)sum;
         // Without the bias, as logits are; infinite for a removed row, and for one whose given scores are all
         // -inf: their weights become 0.
-        lse[row] = ((const Acc*)call.saved_lse)[sample * num_heads * L + row];
+        lse[row] = ((const Acc*)call.saved_stats)[sample * num_heads * L + row];
         const bool empty = zero || (call.scores.data && lse[row] == -(Acc)__builtin_inff());
         if (empty)
           lse[row] = (Acc)__builtin_inff();
@@ -432,7 +432,7 @@ struct TokenizerBackward {
   }
 
   Acc grad_lse(int64_t row) const {
-    const Rows& given = call.grad_lse;
+    const Rows& given = call.grad_stats;
     return given.data ? ((const Acc*)given.data)[sample * given.batch + row * given.column] : 0;
   }
 
@@ -504,7 +504,8 @@ struct TokenizerBackward {
     for (int64_t l = 0; l < L; l++) {
       if (fresh_query_bias) sums[l] = 0;
       const int64_t row = h * L + l;
-      const bool none = ((const Acc*)call.saved_lse)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
+      const bool none =
+          ((const Acc*)call.saved_stats)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
       if (range.first == split.begin_of(sample) && !none) sums[l] += grad_lse(row);
     }
   }
@@ -548,9 +549,9 @@ struct TokenizeBackwardWorker {
   TokenizeBackwardWorker(const Call& call, const Split& split,
                          const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : x(call.x, Use::read, call, call.channels),
-        values(call.pooled, Use::read, call, call.out_channels),
+        values(call.pooled_map, Use::read, call, call.out_channels),
         dx(call.dx, Use::write, call, call.channels),
-        dvalues(call.dpooled, Use::write, call, call.out_channels),
+        dvalues(call.dpooled_map, Use::write, call, call.out_channels),
         tokenizer(call, split, plan, arena),
         norm(call, arena) {
     x.in_place &= !norm.on, dx.in_place &= !norm.on;
