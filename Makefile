@@ -125,7 +125,8 @@ native: $(VENV)/build.stamp
 
 # Unlike in the suite, the calls differ in each run.
 fuzz: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_fuzz.py $(TEST_FLAGS)
+	$(TEST_ENV) VT_FAST_FUZZ=$(FUZZ) $(PY) -m pytest -n auto --maxprocesses=8 tests/cpu/test_fuzz.py \
+		tests/cpu/test_family.py $(TEST_FLAGS)
 
 # In a copy of the tree, so that the kernels that everything else runs on stay as they are.
 sanitize: $(VENV)/dev.stamp

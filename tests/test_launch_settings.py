@@ -11,9 +11,11 @@ pytest.importorskip("triton")
 
 from tests._support.launch_settings import SETTINGS, pretend
 from tests._support.pairs import pairs
+from vt_fast.backends.contract import Tokenize
 from vt_fast.backends.triton import maps, samples, schedule, settings
 from vt_fast.backends.triton.settings import KEEP, STREAM, Problem, Setting, ceil_div
 
+CALL = Tokenize(torch.empty(1), torch.empty(16, 1), None, None, None, 1, False)
 KERNELS = list(samples.KERNELS.values())
 KINDS = ("16", "tf32", "ieee")
 ARCHITECTURES = ("none", "sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
@@ -112,10 +114,10 @@ def test_what_does_not_fit_is_replaced_by_what_does(monkeypatch):
     problem = Problem("tokenize_forward", "16", "channels", 256, 16, 196)
     large, small = Setting(64, 64, 0, KEEP, 4, 3), Setting(16, 16, 1, STREAM, 4, 1)
     monkeypatch.setattr(settings, "choices", lambda problem, architecture: [large, small])
-    assert schedule.attempt(problem, torch.empty(1), lambda setting: setting) == small
+    assert schedule.attempt(problem, CALL, lambda setting: setting) == small
     monkeypatch.setattr(settings, "choices", lambda problem, architecture: [large])
     with pytest.raises(RuntimeError, match=r"no launch setting .* fits on cpu: .* bytes of shared memory"):
-        schedule.attempt(problem, torch.empty(1), lambda setting: setting)
+        schedule.attempt(problem, CALL, lambda setting: setting)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,8 @@ def test_an_unfit_setting_is_tried_once(channels, error, monkeypatch, caplog):
             raise error
         return setting
 
-    assert schedule.attempt(problem, torch.empty(1), run) == second
-    assert schedule.attempt(problem, torch.empty(1), run) == second
+    assert schedule.attempt(problem, CALL, run) == second
+    assert schedule.attempt(problem, CALL, run) == second
     assert tried == [first, second, second]
     assert "is unfit for" in caplog.text
 

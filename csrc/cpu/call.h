@@ -58,6 +58,7 @@ struct Call {
   int64_t extra_columns = 0;     // P of extra_values
   double layer_norm_eps = -1;    // of tokenize: x is normalised over its channels; negative: it is not
   bool residual_is_input = false;
+  bool pools_values = false;                                             // tokenize pools another map than x
   Normalize spreading = Normalize::tokens, pooling = Normalize::pixels;  // of project, of tokenize
 
   // (B + 1,), int64_t or int32_t, from 0 to `pixels`: samples are bags of pixels, one after the other, and
@@ -67,7 +68,7 @@ struct Call {
   bool offsets_are_wide = true;
 
   Map x, residual, grad_map;
-  Map pooled;         // tokenize's values, pooled instead of x; may be absent
+  Map pooled_map;     // tokenize's values, pooled instead of x; may be absent
   Map scores;         // added to the logits of tokenize or project; a channel is a row; may be absent
   Rows keys;          // (num_heads * L, C / key_blocks)
   Rows values;        // (num_heads * L / value_blocks, D)
@@ -81,14 +82,14 @@ struct Call {
   // For the backward: the results' gradients, and the forward's results (tokens and lse dense). Here, L is
   // queries_per_head; lse is the sum of the weights with another pooling than over pixels.
   Rows grad_tokens;                    // (L, D + P)
-  Rows grad_lse;                       // (1, query_heads * L), float or double; may be absent
+  Rows grad_stats;                     // (1, query_heads * L), float or double; may be absent
   const void* exact_tokens = nullptr;  // (B, L, D + P)
-  const void* saved_lse = nullptr;     // (B, query_heads * L)
+  const void* saved_stats = nullptr;   // (B, query_heads * L)
 
   // Results.
-  Map map, dx, dresidual, dpooled, dscores;
+  Map map, dx, dresidual, dpooled_map, dscores;
   void* tokens_out = nullptr;     // (B, L, D + P), not rounded
-  void* lse_out = nullptr;        // (B, query_heads * L)
+  void* stats_out = nullptr;      // (B, query_heads * L)
   void* dkeys = nullptr;          // like keys
   void* dvalues = nullptr;        // like values
   void* dtoken_bias = nullptr;    // (.., num_heads * L)

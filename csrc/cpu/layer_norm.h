@@ -61,7 +61,7 @@ struct LayerNorm {
     int64_t at = pixels_innermost ? pixel : pixel * ld, v = 0;
     if (!pixels_innermost || pixels == W)
       for (; v + sums <= whole; v += sums) VT_UNROLL
-      for (int64_t k = 0; k < sums; k++, at += distance) body(at, W, k);
+    for (int64_t k = 0; k < sums; k++, at += distance) body(at, W, k);
     for (; v < whole; v++, at += distance) body(at, pixels_innermost ? pixels : W, (int64_t)0);
     if (!pixels_innermost && channels % W) body(at, channels % W, (int64_t)0);
   }
@@ -82,9 +82,8 @@ struct LayerNorm {
     for (int64_t i = 0; i < pixels; i += step) {
       const int64_t count = smaller(step, pixels - i);
       Vec<Acc> sum[sums] = {}, squares[sums] = {}, scale;
-      for_each_vector(x.ld, i, count, [&](int64_t at, int64_t n, int64_t k) {
-        sum[k] += read_numbers<N>(x.data + at, n);
-      });
+      for_each_vector(x.ld, i, count,
+                      [&](int64_t at, int64_t n, int64_t k) { sum[k] += read_numbers<N>(x.data + at, n); });
       const Vec<Acc> mean = mean_of(sum);
       for_each_vector(x.ld, i, count, [&](int64_t at, int64_t n, int64_t k) {
         Vec<Acc> off = read_numbers<N>(x.data + at, n) - mean;
@@ -103,8 +102,8 @@ struct LayerNorm {
     }
   }
 
-  // grad: that of the normalised pixels -> that of the pixels: scale * (g - mean(g) - x^ * mean(g * x^)). Both
-  // tiles are buffers, whose rows are the same distance apart.
+  // grad: that of the normalised pixels -> that of the pixels: scale * (g - mean(g) - x^ * mean(g * x^)).
+  // Both tiles are buffers, whose rows are the same distance apart.
   void differentiate(View<const Elem> normalized, View<Elem> grad, int64_t pixels) const {
     for (int64_t i = 0; i < pixels; i += step) {
       const int64_t count = smaller(step, pixels - i);
@@ -117,8 +116,7 @@ struct LayerNorm {
       if (pixels_innermost)
         for (int64_t j = 0; j < count; j++) scale[j] = scales[i + j];
       for_each_vector(grad.ld, i, count, [&](int64_t at, int64_t n, int64_t) {
-        const Vec<Acc> g = read_numbers<N>(grad.data + at, n),
-                       hat = read_numbers<N>(normalized.data + at, n);
+        const Vec<Acc> g = read_numbers<N>(grad.data + at, n), hat = read_numbers<N>(normalized.data + at, n);
         write_numbers<N>(grad.data + at, scale * (g - mean - hat * slope), n);
       });
     }

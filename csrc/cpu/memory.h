@@ -26,8 +26,9 @@ constexpr int64_t most_units = 64;  // approximately; a limit for the chunks of 
 // How the pixels of a batch are split into units, each for one thread: several whole samples, or a chunk of
 // one. The split depends on the shape alone, so that results do not depend on the number of threads.
 //
-// Bags are split where the call's offsets say, and have a table of their units. Each is cut into chunks by its
-// own size alone, so that its results do not depend on the other bags. Pixels are counted through all bags.
+// Bags are split where the call's offsets say, and have a table of their units. Each is cut into chunks by
+// its own size alone, so that its results do not depend on the other bags. Pixels are counted through all
+// bags.
 struct Split {
   struct Unit {  // bags [first, end), or a chunk of the first one
     int64_t first, end, chunk;
@@ -90,9 +91,7 @@ struct Split {
     const int64_t parts = smaller(most_units, count / chunk);
     return parts > 1 ? rounded_up(divided_up(count, parts), step) : larger<int64_t>(count, 1);
   }
-  int64_t chunk_of(int64_t sample) const {
-    return offsets ? cut(bound(sample + 1) - bound(sample)) : chunk;
-  }
+  int64_t chunk_of(int64_t sample) const { return offsets ? cut(bound(sample + 1) - bound(sample)) : chunk; }
   int64_t chunks_of(int64_t sample) const {
     return offsets ? first_slot[sample + 1] - first_slot[sample] : chunks;
   }
@@ -101,9 +100,7 @@ struct Split {
     return offsets ? first_slot[sample] + chunk : sample * chunks + chunk;
   }
   // That of the chunk that a unit is.
-  int64_t slot_of(int64_t unit) const {
-    return offsets ? slot(table[unit].first, table[unit].chunk) : unit;
-  }
+  int64_t slot_of(int64_t unit) const { return offsets ? slot(table[unit].first, table[unit].chunk) : unit; }
 
   // Large bags are cut into chunks; small ones go together, as each costs about as much as some pixels.
   template <class Body>

@@ -61,7 +61,8 @@ struct Bank {
        int64_t scored_by = 0)
       : count(count), rows(rows), depth(depth) {
     constexpr int64_t padding = 64;
-    if (!pixels_innermost && rows && scored_by && folds<N>(scored_by) != folds<N>(rows)) parts = rows / scored_by;
+    if (!pixels_innermost && rows && scored_by && folds<N>(scored_by) != folds<N>(rows))
+      parts = rows / scored_by;
     part_rows = rows / parts;
     ld = rounded_up(depth, padding) + 64 / (int64_t)sizeof(Elem);
     columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(part_rows);
@@ -78,8 +79,8 @@ struct Bank {
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
   // Reads a row, or sets it to zeros if it must not be read.
-  VT_INLINE void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample, int64_t from_row,
-               int64_t first_column, bool zero = false) const {
+  VT_INLINE void set_row(int64_t matrix, int64_t index, const Rows& from, Dtype dtype, int64_t sample,
+                         int64_t from_row, int64_t first_column, bool zero = false) const {
     Elem* to = row(matrix, index);
     if (zero)
       for (int64_t c = 0; c < depth; c++) to[c] = Elem{};

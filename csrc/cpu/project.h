@@ -18,9 +18,9 @@ struct Projector {
   using Acc = typename N::Acc;
   using Elem = typename N::Elem;
   const Call& call;
-  int64_t num_heads, L, part;  // part: channels that a matrix of values writes
+  int64_t num_heads, L, part;              // part: channels that a matrix of values writes
   Bank<N, pixels_innermost> keys, values;  // a matrix for each block of channels
-  Weights<N, pixels_innermost> weights;  // P
+  Weights<N, pixels_innermost> weights;    // P
   RowBias<Acc> bias;
   Acc* scratch;
   Current current;
@@ -40,7 +40,8 @@ struct Projector {
   }
 
   void begin(int64_t sample) {
-    if (current.is(sample, (!call.keys.data || call.keys.shared) && call.values.shared && bias.shared())) return;
+    if (current.is(sample, (!call.keys.data || call.keys.shared) && call.values.shared && bias.shared()))
+      return;
     bias.read(sample);
     const auto removed = [&](int64_t row) { return bias.removed(row); };
     if (call.keys.data) keys.set_rows(0, keys.rows, call.keys, call.dtype, sample, keys.rows, 0, removed);
@@ -54,8 +55,8 @@ struct Projector {
     const int64_t n = range.count;
     const int64_t of_block = num_heads * L / keys.count;
     for (int64_t block = 0; block < keys.count; block++)
-      score_block(call, range, x, keys, block, of_block, weights.row(block * of_block), scratch, ahead);
-    weigh(call.spreading, weights, 0, num_heads * L, n, bias, 0);
+      score_block(call, range, x, keys, block, of_block, weights.row(block * of_block), scratch, bias, ahead);
+    weigh(call.spreading, call.scores.data, weights, 0, num_heads * L, n, bias, 0);
   }
 
   // out = base + P values.
@@ -125,8 +126,8 @@ struct ProjectBackwardPlan {
   ProjectBackwardPlan(const Call& call, const Split& split, Arena& arena)
       : split(split),
         dkeys(call.dkeys, call.keys.shared, call.key_rows * (call.channels / call.key_blocks), split, arena),
-        dvalues(call.dvalues, call.values.shared, call.key_rows / call.value_blocks * call.out_channels, split,
-                arena),
+        dvalues(call.dvalues, call.values.shared, call.key_rows / call.value_blocks * call.out_channels,
+                split, arena),
         dtoken_bias(call.dtoken_bias, call.token_bias.shared, call.key_rows, split, arena) {}
 
   void finish(const Host& host, int64_t threads) const {
@@ -142,7 +143,7 @@ struct ProjectorBackward {
   const Call& call;
   const ProjectBackwardPlan<N>& plan;
   Projector<N, pixels_innermost> projector;
-  int64_t num_heads, L, part, rows;    // rows: num_heads * L
+  int64_t num_heads, L, part, rows;  // rows: num_heads * L
   const Bank<N, pixels_innermost>&keys, &values;
   Weights<N, pixels_innermost> grads;  // dP, then dS
   Sums<N, pixels_innermost> dkeys, dvalues;
@@ -176,7 +177,8 @@ struct ProjectorBackward {
                                  grad_ahead);
       fill_padding(grads.row(first), values.rows, n, (Acc)0);
       for (int64_t row = first; row < first + values.rows; row += L)
-        weigh_backward<false>(call.spreading, projector.weights.row(row), grads.row(row), L, n, (Acc*)nullptr);
+        weigh_backward<false>(call.spreading, projector.weights.row(row), grads.row(row), L, n,
+                              (Acc*)nullptr);
       if (call.dvalues)
         dvalues.add(block, part_of_grad, n, projector.weights.for_pool(first, values.rows, n), nullptr,
                     grad_ahead);

@@ -60,8 +60,7 @@ void project_tokenize(const Call& call, const Host& host) {
   const Split split =
       split_of<N, pixels_innermost>(call, width, larger(16 * call.queries_per_head, 4 * call.key_rows));
   run<TokenizePlan<N, pixels_innermost>, ProjectTokenizeWorker<N, pixels_innermost>>(
-      call, split,
-      all_pixels(call) * (call.key_rows * width + 2 * call.queries_per_head * call.out_channels),
+      call, split, all_pixels(call) * (call.key_rows * width + 2 * call.queries_per_head * call.out_channels),
       host);
 }
 
@@ -172,9 +171,8 @@ void project_tokenize_backward(const Call& call, const Host& host) {
                                                     16 * larger(call.queries_per_head, call.key_rows));
   run<ProjectTokenizeBackwardPlan<N, pixels_innermost>, ProjectTokenizeBackwardWorker<N, pixels_innermost>>(
       call, split,
-      all_pixels(call) *
-          (3 * call.key_rows * (call.channels + call.out_channels) +
-           4 * call.queries_per_head * call.out_channels),
+      all_pixels(call) * (3 * call.key_rows * (call.channels + call.out_channels) +
+                          4 * call.queries_per_head * call.out_channels),
       host);
 }
 

@@ -69,54 +69,6 @@ void add_rows(Acc* scores, int64_t rows, int64_t pixels, const Acc* others, int6
       store<Acc>(scores + i, load<Acc>(scores + i) + load<Acc>(others + i));
 }
 
-// The logits that a call gives, for a tile: adds them to `rows` rows from row `first` on.
-template <class Acc>
-void add_given_scores(const Call& call, PixelRange range, int64_t first, int64_t rows, Acc* scores) {
-  const Map& given = call.scores;
-  for (int64_t l = 0; l < rows; l++, scores += score_ld) {
-    Acc some[score_ld];
-    for_each_run(given, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
-      gather(given.data, call.scores_dtype, offset + (first + l) * given.channel, given.column, some + begin,
-             count);
-    });
-    for (int64_t i = 0; i < range.count; i++) scores[i] += some[i];
-  }
-}
-// Writes their gradient.
-template <class Acc>
-void put_score_grads(const Call& call, PixelRange range, int64_t first, int64_t rows, const Acc* grads) {
-  const Map& to = call.dscores;
-  for (int64_t l = 0; l < rows; l++, grads += score_ld)
-    for_each_run(to, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
-      scatter(grads + begin, count, to.data, call.scores_dtype, offset + (first + l) * to.channel, to.column);
-    });
-}
-
-// The logits of block h, without biases: products with `rows` of the bank, then the given scores,
-// which are added to the first L rows.
-template <class N, bool pixels_innermost>
-void score_block(const Call& call, PixelRange range, View<const typename N::Elem> x,
-                 const Bank<N, pixels_innermost>& rows, int64_t h, int64_t L, typename N::Acc* scores,
-                 typename N::Acc* scratch, int64_t ahead) {
-  if (rows.rows > 0)
-    score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(h * rows.depth), range.count, rows,
-                               h, scores, scratch, ahead);
-  else
-    for (int64_t l = 0; l < L; l++)
-      for (int64_t i = 0; i < range.count; i++) scores[l * score_ld + i] = 0;
-  if (call.scores.data) add_given_scores(call, range, h * L, L, scores);
-}
-
-// sums[l] (+)= the sum of a row over the pixels of a tile.
-template <class Acc>
-void sum_rows(const Acc* rows, int64_t count, int64_t pixels, Acc* sums, bool fresh) {
-  for (int64_t l = 0; l < count; l++, rows += score_ld) {
-    Vec<Acc> sum{};
-    for (int64_t i = 0; i < pixels; i += lanes<Acc>) sum += load<Acc>(rows + i);
-    sums[l] = (fresh ? 0 : sums[l]) + total<Acc>(sum);
-  }
-}
-
 // The bias of each row, in heads of L. A row whose bias is -inf is removed.
 template <class Acc>
 struct RowBias {
@@ -141,6 +93,57 @@ struct RowBias {
   }
   bool removed(int64_t row) const { return data && data[row] == -(Acc)__builtin_inff(); }
 };
+
+// The logits that a call gives, for a tile: adds them to `rows` rows from row `first` on, but for those that
+// a bias removes.
+template <class Acc>
+void add_given_scores(const Call& call, PixelRange range, int64_t first, int64_t rows, Acc* scores,
+                      const RowBias<Acc>& bias) {
+  const Map& given = call.scores;
+  for (int64_t l = 0; l < rows; l++, scores += score_ld) {
+    if (bias.removed(first + l)) continue;
+    Acc some[score_ld];
+    for_each_run(given, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
+      gather(given.data, call.scores_dtype, offset + (first + l) * given.channel, given.column, some + begin,
+             count);
+    });
+    for (int64_t i = 0; i < range.count; i++) scores[i] += some[i];
+  }
+}
+// Writes their gradient.
+template <class Acc>
+void put_score_grads(const Call& call, PixelRange range, int64_t first, int64_t rows, const Acc* grads) {
+  const Map& to = call.dscores;
+  for (int64_t l = 0; l < rows; l++, grads += score_ld)
+    for_each_run(to, call.width, range, [&](int64_t begin, int64_t offset, int64_t count) {
+      scatter(grads + begin, count, to.data, call.scores_dtype, offset + (first + l) * to.channel, to.column);
+    });
+}
+
+// The logits of block h, without biases: products with `rows` of the bank, then the given scores,
+// which are added to the first L rows.
+template <class N, bool pixels_innermost>
+void score_block(const Call& call, PixelRange range, View<const typename N::Elem> x,
+                 const Bank<N, pixels_innermost>& rows, int64_t h, int64_t L, typename N::Acc* scores,
+                 typename N::Acc* scratch, const RowBias<typename N::Acc>& bias, int64_t ahead) {
+  if (rows.rows > 0)
+    score<N, pixels_innermost>(x.template from_channel<pixels_innermost>(h * rows.depth), range.count, rows,
+                               h, scores, scratch, ahead);
+  else
+    for (int64_t l = 0; l < L; l++)
+      for (int64_t i = 0; i < range.count; i++) scores[l * score_ld + i] = 0;
+  if (call.scores.data) add_given_scores(call, range, h * L, L, scores, bias);
+}
+
+// sums[l] (+)= the sum of a row over the pixels of a tile.
+template <class Acc>
+void sum_rows(const Acc* rows, int64_t count, int64_t pixels, Acc* sums, bool fresh) {
+  for (int64_t l = 0; l < count; l++, rows += score_ld) {
+    Vec<Acc> sum{};
+    for (int64_t i = 0; i < pixels; i += lanes<Acc>) sum += load<Acc>(rows + i);
+    sums[l] = (fresh ? 0 : sums[l]) + total<Acc>(sum);
+  }
+}
 
 // The running softmax over pixels, for each row of scores.
 template <class Acc>
@@ -218,8 +221,9 @@ VT_INLINE Acc log_sum(Acc highest, Acc sum) {
   return highest == (Acc)__builtin_inff() ? highest : __builtin_log(sum) + highest;
 }
 
-// The softmax over rows [first, first + rows) of each pixel, in place, and rounded for products.
-template <class N, bool pixels_innermost>
+// The softmax over rows [first, first + rows) of each pixel, in place, and rounded for products. Where all
+// are -inf, weights are NaN, as in torch; 0 if `partial`.
+template <bool partial, class N, bool pixels_innermost>
 void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows,
                        int64_t pixels) {
   using Acc = typename N::Acc;
@@ -229,13 +233,17 @@ void softmax_over_rows(const Weights<N, pixels_innermost>& weights, int64_t firs
     Vec<Acc> top[2] = {load<Acc>(s), load<Acc>(s + W)}, sum[2] = {};
     for (int64_t l = 1; l < rows; l++) VT_UNROLL
     for (int v = 0; v < 2; v++) top[v] = max_of<Acc>(load<Acc>(s + l * score_ld + v * W), top[v]);
+    if constexpr (partial) VT_UNROLL
+    for (int v = 0; v < 2; v++) top[v] = top[v] == -(Acc)__builtin_inff() ? Vec<Acc>{} : top[v];
     for (int64_t l = 0; l < rows; l++) VT_UNROLL
     for (int v = 0; v < 2; v++) {
       const Vec<Acc> e = exponential(load<Acc>(s + l * score_ld + v * W) - top[v]);
       store<Acc>(s + l * score_ld + v * W, e);
       sum[v] += e;
     }
-    const Vec<Acc> inverse[2] = {(Acc)1 / sum[0], (Acc)1 / sum[1]};
+    Vec<Acc> inverse[2] = {(Acc)1 / sum[0], (Acc)1 / sum[1]};
+    if constexpr (partial) VT_UNROLL
+    for (int v = 0; v < 2; v++) inverse[v] = sum[v] == (Acc)0 ? Vec<Acc>{} : inverse[v];
     for (int64_t l = 0; l < rows; l++) {
       Vec<Acc> p[2];
       VT_UNROLL
@@ -256,10 +264,11 @@ void clear_rows(const Weights<N, pixels_innermost>& weights, int64_t first, int6
 }
 
 // Logits of rows [first, first + rows), which are whole heads, -> weights that need no sum over pixels, in
-// place, and rounded for products. Their biases begin with row `first_bias`.
+// place, and rounded for products. Their biases begin with row `first_bias`. `partial`: scores were given,
+// any of which may be -inf.
 template <class N, bool pixels_innermost>
-void weigh(Normalize normalize, const Weights<N, pixels_innermost>& weights, int64_t first, int64_t rows,
-           int64_t pixels, const RowBias<typename N::Acc>& bias, int64_t first_bias) {
+void weigh(Normalize normalize, bool partial, const Weights<N, pixels_innermost>& weights, int64_t first,
+           int64_t rows, int64_t pixels, const RowBias<typename N::Acc>& bias, int64_t first_bias) {
   using Acc = typename N::Acc;
   const int64_t L = bias.L;
   fill_padding(weights.row(first), rows, pixels, (Acc)0);
@@ -270,7 +279,10 @@ void weigh(Normalize normalize, const Weights<N, pixels_innermost>& weights, int
   }
   if (normalize == Normalize::tokens) {
     for (int64_t l = 0; l < rows; l += L) {
-      softmax_over_rows(weights, first + l, L, pixels);
+      if (partial)
+        softmax_over_rows<true>(weights, first + l, L, pixels);
+      else
+        softmax_over_rows<false>(weights, first + l, L, pixels);
       if (bias.data && bias.empty[(first_bias + l) / L]) clear_rows(weights, first + l, L, pixels);
     }
     return;
@@ -285,8 +297,8 @@ void weigh(Normalize normalize, const Weights<N, pixels_innermost>& weights, int
   weights.round(first, rows, pixels);
 }
 
-// The gradient of the logits of one head, after `weigh`: dS = W * (dW - sum of W * dW over the rows), W * dW or
-// dW. It replaces dW in `grad`. In the order of pool_backward, `pools`, dW = grad - delta, dS replaces the
+// The gradient of the logits of one head, after `weigh`: dS = W * (dW - sum of W * dW over the rows), W * dW
+// or dW. It replaces dW in `grad`. In the order of pool_backward, `pools`, dW = grad - delta, dS replaces the
 // weights, and these replace `grad`.
 template <bool pools, class Acc>
 void weigh_backward(Normalize normalize, Acc* weights, Acc* grad, int64_t rows, int64_t pixels,

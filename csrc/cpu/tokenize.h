@@ -6,8 +6,8 @@
 // dextra_values = sum over the batch of A dT[:, C:].
 //
 // With a softmax over tokens, or none, A needs no sum over pixels and tokens are plain sums: see `weigh` in
-// softmax.h for A and dS. The statistics are the sums of A then, and delta is their gradient's negative. Where
-// another map V is pooled, dA = V dT^T and dV = A dT.
+// softmax.h for A and dS. The statistics are the sums of A then, and delta is their gradient's negative.
+// Where another map V is pooled, dA = V dT^T and dV = A dT.
 #pragma once
 
 #include "layer_norm.h"
@@ -19,11 +19,11 @@ namespace {
 
 // Channels of the map that the queries see: x, or in project_tokenize the projected map.
 VT_INLINE int64_t query_width(const Call& call) {
-  return call.pooled.data ? call.channels : call.out_channels;
+  return call.pools_values ? call.channels : call.out_channels;
 }
 // Channels that are read for a pixel.
 VT_INLINE int64_t pooling_width(const Call& call) {
-  return call.channels + (call.pooled.data ? call.out_channels : 0);
+  return call.channels + (call.pools_values ? call.out_channels : 0);
 }
 
 // The bias of a query; 0 without one.
@@ -40,7 +40,7 @@ Acc bias_of(const Call& call, int64_t sample, int64_t row) {
 // valid pixels, or the row is removed.
 template <class Acc>
 VT_INLINE void put_statistic(const Call& call, int64_t place, int64_t seen, Acc highest, Acc sum, Acc bias) {
-  Acc& out = ((Acc*)call.lse_out)[place];
+  Acc& out = ((Acc*)call.stats_out)[place];
   if (call.pooling == Normalize::pixels)
     out = seen ? call.query_bias.data ? log_sum(highest, sum) + bias : log_sum(highest, sum)
                : -(Acc)__builtin_inff();
@@ -103,6 +103,7 @@ struct TokenizePlan {
       sum += factors[j] * sums[at], weight += factors[j] * pooled[at];
     }
     if (!shifted) weight = 1;
+    if (weight == 0 && call.scores.data) seen = 0;
     put_statistic(call, sample * rows + row, seen, top, sum, bias);
     const Acc* from = tokens + (unit * L + l) * width + head * part;
     Acc* to = (Acc*)call.tokens_out + (sample * L + l) * width + head * part;
@@ -162,8 +163,9 @@ struct Tokenizer {
   void begin(int64_t sample) {
     if (!current.is(sample, (!call.queries.data || call.queries.shared) && bias.shared())) {
       bias.read(sample);
-      if (call.queries.data) queries.set_rows(0, queries.rows, call.queries, call.dtype, sample, L, 0,
-                       [&](int64_t row) { return bias.removed(row); });
+      if (call.queries.data)
+        queries.set_rows(0, queries.rows, call.queries, call.dtype, sample, L, 0,
+                         [&](int64_t row) { return bias.removed(row); });
       queries.pack();
     }
     running.clear();
@@ -181,7 +183,7 @@ struct Tokenizer {
     seen += options.valid_count;
     for (int64_t h = 0; h < num_heads; h++) {
       Acc* s = weights.row(h * L);
-      score_block(call, range, x, queries, h, L, s, scratch, ahead);
+      score_block(call, range, x, queries, h, L, s, scratch, bias, ahead);
       if (options.bias) add_rows(s, L, range.count, options.bias, 0);
       if (shifted) {
         if (valid) fill_invalid(s, L, range.count, valid, -(Acc)__builtin_inff());
@@ -189,7 +191,7 @@ struct Tokenizer {
       } else {
         // Where logits are 0, so that weights are finite: values are 0 there, too.
         if (valid) fill_invalid(s, L, range.count, valid, (Acc)0);
-        weigh(call.pooling, weights, h * L, L, range.count, bias, h * L);
+        weigh(call.pooling, call.scores.data, weights, h * L, L, range.count, bias, h * L);
         if (valid) fill_invalid(s, L, range.count, valid, (Acc)0);
         fill_padding(s, L, range.count, (Acc)0);
         sum_rows(s, L, range.count, running.sum + h * L, false);
@@ -210,8 +212,11 @@ struct Tokenizer {
     const bool whole = split.chunks_of(sample) == 1, divided = whole && call.pooling == Normalize::pixels;
     Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : plan.tokens + unit * L * width;
     for (int64_t h = 0; h < num_heads; h++) {
-      // A sample without a valid pixel has tokens of 0.
-      for (int64_t l = 0; l < L; l++) factors[l] = divided ? 1 / running.pooled[h * L + l] : 1;
+      // A sample without a valid pixel has tokens of 0, and so has a row whose given scores are all -inf.
+      for (int64_t l = 0; l < L; l++) {
+        const Acc sum = running.pooled[h * L + l];
+        factors[l] = !divided ? 1 : sum == 0 && call.scores.data ? 0 : 1 / sum;
+      }
       if (whole && !seen) tokens.fresh = pooled_extra.fresh = true;
       tokens.emit(h, out + h * part, width, divided ? factors : nullptr);
       if (call.extra_columns)
@@ -243,7 +248,7 @@ struct TokenizeWorker {
   TokenizeWorker(const Call& call, const Split& split, const TokenizePlan<N, pixels_innermost>& plan,
                  Arena& arena)
       : x(call.x, Use::read, call, call.channels),
-        values(call.pooled, Use::read, call, call.out_channels),
+        values(call.pooled_map, Use::read, call, call.out_channels),
         tokenizer(call, split, plan, arena),
         norm(call, arena) {
     x.in_place &= !norm.on;
@@ -253,10 +258,10 @@ struct TokenizeWorker {
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
     const Call& call = tokenizer.call;
-    const bool unused = call.pooled.data && !call.queries.data;
+    const bool unused = call.pools_values && !call.queries.data;
     const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
     if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
-    if (!call.pooled.data) return tokenizer.add(range, tile, valid, x.ahead(range, next));
+    if (!call.pools_values) return tokenizer.add(range, tile, valid, x.ahead(range, next));
     tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
                   values.ahead(range, next));
   }
@@ -283,8 +288,7 @@ struct TokenizeBackwardPlan {
   TokenizeBackwardPlan(const Call& call, const Split& split, Arena& arena)
       : call(call),
         split(split),
-        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * query_width(call), split,
-                 arena),
+        dqueries(call.dqueries, call.queries.shared, call.queries_per_head * query_width(call), split, arena),
         dquery_bias(call.dquery_bias, call.query_bias.shared, call.query_heads * call.queries_per_head, split,
                     arena) {
     if (call.dextra_values) attention = arena.take<Acc>(split.batch * call.queries_per_head * split.pixels);
@@ -358,12 +362,15 @@ struct TokenizerBackward {
       : call(call),
         split(split),
         plan(plan),
-        joint(!call.pooled.data && call.queries.data),
+        joint(!call.pools_values && call.queries.data),
         num_heads(call.query_heads),
         L(call.queries_per_head),
         part(call.out_channels / num_heads),
-        rows(num_heads, joint ? 2 * L : call.queries.data ? L : 0, query_width(call) / num_heads, true, true,
-             arena, L),
+        rows(num_heads,
+             joint               ? 2 * L
+             : call.queries.data ? L
+                                 : 0,
+             query_width(call) / num_heads, true, true, arena, L),
         weights(num_heads, joint ? 2 * L : L, true, arena),
         bias(call.query_bias, call.query_bias_dtype, num_heads * L, call.softmax_rows, arena),
         options(call, arena),
@@ -408,11 +415,16 @@ struct TokenizerBackward {
         // In double: all pixels share delta, so that its error does not average out in a sum over them.
         double sum = shifted ? grads.dot(h, first_grad + l, token) : 0;
         if (call.extra_columns) sum += extra_rows.dot(0, l, token + part);
-        if (call.grad_lse.data && !zero) sum -= grad_lse(row);
+        if (call.grad_stats.data && !zero) sum -= grad_lse(row);
         delta[row] = (Acc)sum;
-        // Without the bias, as logits are; infinite for a removed row, whose weights become 0.
-        lse[row] = ((const Acc*)call.saved_lse)[sample * num_heads * L + row];
-        if (bias.data) lse[row] = zero ? (Acc)__builtin_inff() : lse[row] - bias.data[row];
+        // Without the bias, as logits are; infinite for a removed row, and for one whose given scores are all
+        // -inf: their weights become 0.
+        lse[row] = ((const Acc*)call.saved_stats)[sample * num_heads * L + row];
+        const bool empty = zero || (call.scores.data && lse[row] == -(Acc)__builtin_inff());
+        if (empty)
+          lse[row] = (Acc)__builtin_inff();
+        else if (bias.data)
+          lse[row] -= bias.data[row];
       }
     rows.pack();
     if (!joint) value_rows.pack();
@@ -420,7 +432,7 @@ struct TokenizerBackward {
   }
 
   Acc grad_lse(int64_t row) const {
-    const Rows& given = call.grad_lse;
+    const Rows& given = call.grad_stats;
     return given.data ? ((const Acc*)given.data)[sample * given.batch + row * given.column] : 0;
   }
 
@@ -436,7 +448,7 @@ struct TokenizerBackward {
       score<N, pixels_innermost>(extra.read(range, valid), n, extra_rows, 0, extra_scores, scratch);
     for (int64_t h = 0; h < num_heads; h++) {
       Acc *s = logit_grads(h), *g = attention(h);
-      score_block(call, range, x, rows, h, L, s, scratch, ahead);
+      score_block(call, range, x, rows, h, L, s, scratch, bias, ahead);
       if (!joint)
         score<N, pixels_innermost>(values.template from_channel<pixels_innermost>(h * part), n, value_rows, h,
                                    g, scratch, values_ahead);
@@ -477,7 +489,7 @@ struct TokenizerBackward {
   void differentiate(int64_t h, Acc* s, Acc* g, int64_t n, const uint8_t* valid) {
     if (call.pooling == Normalize::pixels) return pool_backward(s, g, L, n, lse + h * L, delta + h * L);
     if (valid) fill_invalid(s, L, n, valid, (Acc)0);
-    weigh(call.pooling, weights, joint ? 2 * h * L : h * L, L, n, bias, h * L);
+    weigh(call.pooling, call.scores.data, weights, joint ? 2 * h * L : h * L, L, n, bias, h * L);
     for (int64_t l = 0; l < L; l += bias.L)
       weigh_backward<true>(call.pooling, s + l * score_ld, g + l * score_ld, bias.L, n, delta + h * L + l);
     fill_padding(s, L, n, (Acc)0);
@@ -492,7 +504,8 @@ struct TokenizerBackward {
     for (int64_t l = 0; l < L; l++) {
       if (fresh_query_bias) sums[l] = 0;
       const int64_t row = h * L + l;
-      const bool none = ((const Acc*)call.saved_lse)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
+      const bool none =
+          ((const Acc*)call.saved_stats)[sample * num_heads * L + row] == -(Acc)__builtin_inff();
       if (range.first == split.begin_of(sample) && !none) sums[l] += grad_lse(row);
     }
   }
@@ -500,7 +513,7 @@ struct TokenizerBackward {
   // out = base + A dT + dS queries: the map's gradient in a tile, where nothing else is pooled.
   void grad_map(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing,
                 int64_t ahead) const {
-    if (joint || call.pooled.data)
+    if (joint || call.pools_values)
       expand(weights, rows, range.count, base, out, storing, ahead);
     else
       grad_values(range, out, storing);
@@ -514,8 +527,7 @@ struct TokenizerBackward {
   void emit(bool shared, int64_t unit, int64_t of_sample) {
     if (call.dqueries && plan.dqueries.shared == shared) {
       Acc* out = plan.dqueries.place(unit, of_sample);
-      for (int64_t h = 0; h < num_heads; h++)
-        dqueries.emit(h, out + h * L * rows.depth, rows.depth, nullptr);
+      for (int64_t h = 0; h < num_heads; h++) dqueries.emit(h, out + h * L * rows.depth, rows.depth, nullptr);
       dqueries.fresh = true;
     }
     if (dquery_bias && plan.dquery_bias.shared == shared) {
@@ -537,9 +549,9 @@ struct TokenizeBackwardWorker {
   TokenizeBackwardWorker(const Call& call, const Split& split,
                          const TokenizeBackwardPlan<N, pixels_innermost>& plan, Arena& arena)
       : x(call.x, Use::read, call, call.channels),
-        values(call.pooled, Use::read, call, call.out_channels),
+        values(call.pooled_map, Use::read, call, call.out_channels),
         dx(call.dx, Use::write, call, call.channels),
-        dvalues(call.dpooled, Use::write, call, call.out_channels),
+        dvalues(call.dpooled_map, Use::write, call, call.out_channels),
         tokenizer(call, split, plan, arena),
         norm(call, arena) {
     x.in_place &= !norm.on, dx.in_place &= !norm.on;
@@ -552,10 +564,10 @@ struct TokenizeBackwardWorker {
   void tile(PixelRange range, Place next) {
     const uint8_t* valid = tokenizer.options.read(range);
     const Call& call = tokenizer.call;
-    const bool unused = call.pooled.data && !call.queries.data;
+    const bool unused = call.pools_values && !call.queries.data;
     const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
     if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
-    if (call.pooled.data)
+    if (call.pools_values)
       tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
                     values.ahead(range, next));
     else

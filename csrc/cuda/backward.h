@@ -2,8 +2,8 @@
 // The gradients of tokenize, project and project_tokenize, in one pass over the maps. With
 // A = exp(Y Q^T + bias - lse), dA = Y dT^T and dS = A * (dA - delta), delta = sum over channels of dT * T,
 // minus dlse, and with P = softmax over tokens of (X K^T + bias), dP = H V^T and
-// dZ = P * (dP - sum over tokens of P * dP); where tokenize has a softmax over tokens, A and dS are such, with
-// dA = Y dT^T + the gradient of the weights' sums:
+// dZ = P * (dP - sum over tokens of P * dP); where tokens are plain sums, A and dS are as P and dZ, with
+// dA = Y dT^T + the gradient of the sums of weights:
 //
 //   tokenize:          Y = X;                   dX = A dT + dS Q;  dQ = dS^T X
 //   project:           H = G;                   dX = [H] + dZ K;   dK = dZ^T X;  dV = P^T H;  dbias: sum of dZ
@@ -32,7 +32,7 @@ struct Part {
     part.values = part.size;
     if (project) part.size += static_cast<int64_t>(rows) * call.out_channels;
     part.token_bias = part.size;
-    if (project || call.pools_by_token != 0) part.size += rows;
+    if (project || call.plain_sums != 0) part.size += rows;
     return part;
   }
 };
@@ -152,7 +152,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     const bool queries =
         TOKENIZE && (first || call.queries.batch != 0 || call.token_bias.batch != 0 || b == 0);
     if (keys) Base::fill_keys(warp, at);
-    if (keys || (queries && by_token(call)))
+    if (keys || (queries && plain_sums(call)))
       Base::load_token_bias(warp, at);  // last read before a barrier of the last tile
     if constexpr (TOKENIZE) {
       if (queries) Base::fill_queries(warp, at);
@@ -165,7 +165,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
                         call.out_channels,
                         call.queries_count,
                         call.out_channels};
-      Base::RowBank::fill(warp.bank(call.places.grad_tokens), grad, 0, warp.channel, warp.lane);
+      Base::RowBank::fill(warp.bank(call.places.grad_tokens), grad,
+                          plain_sums(call) ? Base::absent_keys(call, at) : 0, warp.channel, warp.lane);
       load_statistics(warp, grad.data, stride, head, b);
     }
     if (keys || TOKENIZE) {
@@ -175,8 +176,8 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     sync_warp();  // statistics are read behind the next barrier
   }
 
-  // Whether tokenize has a softmax over tokens.
-  static VT_BOTH bool by_token(const Call& call) { return TOKENIZE && !PROJECT && call.pools_by_token != 0; }
+  // Whether tokens are plain sums over pixels.
+  static VT_BOTH bool plain_sums(const Call& call) { return TOKENIZE && !PROJECT && call.plain_sums != 0; }
 
   // Delta and lse. They were last read before a barrier of the last tile.
   static VT_DEVICE void load_statistics(const Warp& warp, const T* grad, int64_t stride, int head, int b) {
@@ -188,7 +189,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
         const float* exact = call.exact + (static_cast<int64_t>(b) * call.queries_count + row) * columns;
         const float* own = exact + static_cast<int64_t>(head) * call.out_channels;
         VT_UNROLL_BY(8)  // so that many loads are under way at once
-        for (int c = warp.lane; c < call.out_channels && !by_token(call); c += 32)
+        for (int c = warp.lane; c < call.out_channels && !plain_sums(call); c += 32)
           sum += widen(global(grad + row * stride + c)) * global(own + c);
         const T* extra = static_cast<const T*>(call.grad_extra) +
                          (static_cast<int64_t>(b) * call.queries_count + row) * call.extra_columns;
@@ -242,7 +243,7 @@ struct Backward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 2> {
     Base::template scores<2>(warp, view, {warp.bank(places.queries), warp.bank(places.grad_tokens)});
     warp.template share_scores<0, 2>();
     const int b = at.b, pixel = at.pixel();
-    if (by_token(call)) {
+    if (plain_sums(call)) {
       Base::for_pixels(warp, [&](int p, bool exists) {
         float weight[NT], grad[NT], ds[NT] = {};
         const bool counts = there >> p & 1;

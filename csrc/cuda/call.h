@@ -73,15 +73,15 @@ struct Call {
   // Sizes. A sample is a sample of the batch and a head of tokenize: all samples of the first head come
   // first.
   int32_t batch = 0, pixels = 0;
-  int32_t channels = 0;        // of x, for a head of tokenize: of the head
-  int32_t out_channels = 0;    // of project's map; `channels` for tokenize
-  int32_t query_heads = 1;     // of tokenize
-  int32_t queries_count = 0;   // L of queries, for each head
-  int32_t num_heads = 1;       // of project; where tokenize pools by token, of its softmax
-  int32_t keys_count = 0;      // num_heads * L; where tokenize pools by token, queries_count
-  int32_t key_blocks = 1;      // num_heads where a head's keys see a block of channels each, or 1: all
-  int32_t value_blocks = 1;    // num_heads where a head writes a block of channels, or 1: heads are summed
-  int32_t pools_by_token = 0;  // weights of tokenize need no sum over pixels
+  int32_t channels = 0;       // of x, for a head of tokenize: of the head
+  int32_t out_channels = 0;   // of project's map; `channels` for tokenize
+  int32_t query_heads = 1;    // of tokenize
+  int32_t queries_count = 0;  // L of queries, for each head
+  int32_t num_heads = 1;      // of project; where tokenize pools by token, of its softmax
+  int32_t keys_count = 0;     // num_heads * L; where tokenize pools by token, queries_count
+  int32_t key_blocks = 1;     // num_heads where a head's keys see a block of channels each, or 1: all
+  int32_t value_blocks = 1;   // num_heads where a head writes a block of channels, or 1: heads are summed
+  int32_t plain_sums = 0;     // weights of tokenize need no sum over pixels
   Weights weights = Weights::softmax;
   int32_t extra_columns = 0;
   int32_t residual_is_input = 0;

@@ -2,8 +2,10 @@
 //
 // project: Y = [residual] + softmax over tokens of (X K^T + bias), times V, over X in shared memory.
 // tokenize: T = softmax over pixels of (Y Q^T + bias), transposed, times Y; Y is X without project. The
-// maximum, the sum of weights and the tokens are kept up to date from tile to tile. A sample that lies within
-// one cluster's share is finished by it; of the others it leaves parts, which CombineTokens puts together.
+// maximum, the sum of weights and the tokens are kept up to date from tile to tile. Weights may also be a
+// softmax over tokens, or the logits: then tokens are plain sums, and the sums of weights are a result. A
+// sample that lies within one cluster's share is finished by it; of the others it leaves parts, which
+// CombineTokens puts together.
 #pragma once
 
 #include "kernel.h"
@@ -105,7 +107,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         TOKENIZE && (first || call.queries.batch != 0 || call.token_bias.batch != 0 || at.b == 0);
     sync_warp();  // a bank is the warp's own
     if (keys) Base::fill_keys(warp, at);
-    if (keys || (queries && by_token(call)))
+    if (keys || (queries && plain_sums(call)))
       Base::load_token_bias(warp, at);  // last read before a barrier of the last tile
     if (queries) Base::fill_queries(warp, at);
     if (keys || queries) {
@@ -116,7 +118,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
       // Each row's statistics belong to one group of lanes, see `tokenize`.
       for (int row = warp.warp * kAtOnce + warp.lane / kLanes; row < kRows; row += warp.warps * kAtOnce) {
         if (warp.lane % kLanes == 0)
-          set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());
+          set_shared(call.places.highest + row * 4, plain_sums(call) ? 0.f : minus_infinity());
         set_shared(call.places.totals + (row * kLanes + warp.lane % kLanes) * 8, Totals{0.f, 0.f});
       }
       for (int i = thread(); i < call.queries_count * call.extra_columns; i += threads())
@@ -144,11 +146,11 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                  call.residual_is_input ? view.at : residual, terms);
   }
 
-  // Whether tokenize has a softmax over tokens. Nothing is relative to a maximum then, and tokens are not
-  // divided by sums.
-  static VT_BOTH bool by_token(const Call& call) { return TOKENIZE && !PROJECT && call.pools_by_token != 0; }
+  // Whether tokens are plain sums over pixels. Nothing is relative to a maximum then, or divided by sums.
+  static VT_BOTH bool plain_sums(const Call& call) { return TOKENIZE && !PROJECT && call.plain_sums != 0; }
 
-  // Two sums of weights: of the rounded weights, which normalizes the tokens, and of the exact ones, for lse.
+  // Two sums of weights: of the rounded weights, which normalizes the tokens, and of the exact ones, for lse
+  // and for the sums that are a result.
   using Totals = Couple<float>;
 
   // Adds a tile to the tokens: two barriers. Weights are relative to `highest`, which is raised where a logit
@@ -160,8 +162,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     const Places& places = call.places;
     Base::template scores<1>(warp, view, {warp.bank(places.queries)});
     warp.template share_scores<0, 1>();
-    if (by_token(call)) {
-      weigh_by_token(warp, at, there);
+    if (plain_sums(call)) {
+      weigh_tokens(warp, at, there);
       Base::pool(pooled, warp, view, 0, there, Base::may_be_anything(call, there, PROJECT));
       return;
     }
@@ -214,8 +216,8 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
     if (call.extra_columns > 0 && warp.rank == 0) add_extra(call, at.pixel(), there);
   }
 
-  // Weights of a softmax over tokens, and their sums: a barrier.
-  static VT_DEVICE void weigh_by_token(const Warp& warp, const Position& at, uint32_t there) {
+  // Weights for plain sums, and these sums of weights: a barrier.
+  static VT_DEVICE void weigh_tokens(const Warp& warp, const Position& at, uint32_t there) {
     const Places& places = warp.call.places;
     Base::for_pixels(warp, [&](int p, bool exists) {
       float weight[NT];
@@ -301,7 +303,10 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
                 part + 3 * kRows + static_cast<int64_t>(row) * (call.out_channels + call.extra_columns), 1.f};
       const int64_t to =
           (static_cast<int64_t>(b) * call.queries_count + row) * columns + head * call.out_channels;
-      const float scale = by_token(call) ? 1.f : inverse_of(shared<float>(places.total + row * 8));
+      const bool removed = plain_sums(call) && shared<float>(places.token_bias + row * 4) == minus_infinity();
+      const float scale = removed            ? 0.f
+                          : plain_sums(call) ? 1.f
+                                             : inverse_of(shared<float>(places.total + row * 8));
       return {tokens + to, exact ? call.exact_out + to : reinterpret_cast<float*>(tokens), scale};
     };
     const auto put = [&](const Row& row, int column, float sum) {
@@ -316,7 +321,7 @@ struct Forward : Kernel<T_, LAYOUT_, MT_, NT_, TP_, 1> {
         if (whole) {
           set_global(
               call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-              by_token(call) ? total.y : lse_of(highest, total.y));
+              plain_sums(call) ? total.y : lse_of(highest, total.y));
         } else {
           set_global(part + row, highest);
           set_global(part + kRows + row, total.x);
@@ -411,8 +416,14 @@ struct CombineTokens {
     total = Own::sum(total), exact_total = Own::sum(exact_total), sum = Own::sum(sum), some = Own::any(some);
     if (column >= columns || !Own::first_lane()) return;
     const int head = sample / call.batch, b = sample % call.batch;
-    const bool by_token = call.pools_by_token != 0;
-    const float inverse = by_token ? 1.f : inverse_of(total == 0.f && some ? empty_sum() : total);
+    const bool plain_sums = call.plain_sums != 0;
+    const bool removed =
+        plain_sums && call.token_bias.data != nullptr &&
+        number<T>(call.token_bias, b * call.token_bias.batch + static_cast<int64_t>(head) * call.keys_count +
+                                       row) == minus_infinity();
+    const float inverse = removed      ? 0.f
+                          : plain_sums ? 1.f
+                                       : inverse_of(total == 0.f && some ? empty_sum() : total);
     const float value = inverse == 0.f ? 0.f : sum * inverse;
     const int64_t to = (static_cast<int64_t>(b) * call.queries_count + row) *
                            (call.query_heads * call.out_channels + call.extra_columns) +
@@ -422,7 +433,7 @@ struct CombineTokens {
     if (column == 0) {
       set_global(
           call.lse_out + (static_cast<int64_t>(b) * call.query_heads + head) * call.queries_count + row,
-          by_token ? exact_total : lse_of(top, exact_total));
+          plain_sums ? exact_total : lse_of(top, exact_total));
     }
   }
 };

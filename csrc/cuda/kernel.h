@@ -608,7 +608,7 @@ struct Kernel {
     RowBank::fill(
         warp.bank(call.places.queries),
         rows_of(call.queries, at.b * call.queries.batch + of_head, call.queries_count, call.out_channels),
-        call.pools_by_token != 0 ? absent_keys(call, at) : 0, warp.channel, warp.lane);
+        call.plain_sums != 0 ? absent_keys(call, at) : 0, warp.channel, warp.lane);
   }
 };
 

@@ -66,7 +66,7 @@ Places places_of(const Call& call, int warps, int stages) {
   if (K::TOKENIZE && K::BACKWARD && call.dpixel_bias.data != nullptr)
     places.dlogits = take(K::TP * K::kRows * 4);
   if (K::TOKENIZE && K::BACKWARD) places.delta = take(K::kRows * 4), places.lse = take(K::kRows * 4);
-  if (K::PROJECT || call.pools_by_token != 0) places.token_bias = take(K::kRows * 4);
+  if (K::PROJECT || call.plain_sums != 0) places.token_bias = take(K::kRows * 4);
   if (K::BACKWARD) places.dtoken_bias = places.scores;  // which are read by then
   places.bytes = end;
   return places;

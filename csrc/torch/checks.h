@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -38,26 +39,15 @@ void refuse(const char* backend, std::initializer_list<std::pair<const char*, bo
     if (is_given) throw UnsupportedError(backend, "it does not take " + std::string(what));
 }
 
-// The number of rows or columns, or -1 where there are none.
-int64_t rows_of(const Optional& value) {
-  return value && value->defined() && value->dim() > 1 ? value->size(value->dim() - 2) : -1;
-}
+// The number of columns, or -1 where there are none.
 int64_t columns_of(const Optional& value) {
   return value && value->defined() && value->dim() > 0 ? value->size(value->dim() - 1) : -1;
 }
 int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.size(1) : columns_of(x); }
 
-// Whether each of several heads sees its block of the channels, or all of them, by the width of rows; and
-// whether project's values have a row of full width for each key.
-[[maybe_unused]] bool sees_blocks(const Tensor& x, const Optional& rows, int64_t num_heads) {
-  return num_heads > 1 && columns_of(rows) > 0 && columns_of(rows) != channels_of(x) &&
-         columns_of(rows) * num_heads == channels_of(x);
-}
+// Whether each of several heads sees all channels, by the width of rows.
 [[maybe_unused]] bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
   return num_heads > 1 && columns_of(rows) == channels_of(x);
-}
-[[maybe_unused]] bool sums_heads(const Tensor& values, const Optional& rows, int64_t num_heads) {
-  return num_heads > 1 && rows_of(rows) > 0 && rows_of(values) == rows_of(rows);
 }
 
 void check_defined(const Tensor& value, const char* name) { require(value.defined(), name, "be a tensor"); }
@@ -113,7 +103,8 @@ void check_rows(const Tensor& value, const char* name, const Tensor& x, int64_t 
   require((dim == 2 || (dim == 3 && sizes[0] == batch)) &&
               (sizes[dim - 1] == width || sizes[dim - 1] == other_width) && sizes[dim - 2] > 0 &&
               sizes[dim - 2] % multiple == 0,
-          name, "be (L, C) or (B, L, C), of the same B and C as `x`, L a multiple of num_heads");
+          name,
+          "be (L, C) or (B, L, C), of the same B and C as `x` or C / num_heads, L a multiple of num_heads");
 }
 
 // What may have the dtype of sums as well.
@@ -190,8 +181,9 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
     check_rows(*queries, "queries", x, call.batch, channels, num_heads,
                channels % num_heads == 0 ? channels / num_heads : -1);
   const bool flat = x.dim() == 3;
-  require(!layer_norm_eps || (*layer_norm_eps >= 0 && !values && normalize == "pixels"), "layer_norm_eps",
-          "be at least 0, without `values` and with a softmax over pixels");
+  require(!layer_norm_eps ||
+              (std::isfinite(*layer_norm_eps) && *layer_norm_eps > 0 && !values && normalize == "pixels"),
+          "layer_norm_eps", "be at least 0, without `values` and with a softmax over pixels");
   const int64_t rows = rows_given(call, queries, scores);
   check_scores(scores, call, x, rows, num_heads);
   check_row_bias(token_bias, x, call.batch, rows);

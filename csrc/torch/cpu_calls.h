@@ -97,8 +97,9 @@ void add_tokenize_operands(Call& call, const Optional& queries, const Optional& 
                            const Optional& token_bias = {}, const Optional& offsets = {},
                            const Text& normalize = "pixels") {
   const bool blocks = queries && column_count(*queries) != call.out_channels;
+  call.pools_values = values.has_value();
   if (values) {
-    call.pooled = operand(*values);
+    call.pooled_map = operand(*values);
     call.out_channels = values->size(values->dim() == 3 ? 2 : 1);
   }
   add_tokenize_sizes(call, row_count(queries, scores, offsets), extra_values, blocks ? num_heads : 1);
@@ -116,16 +117,16 @@ void add_tokenize_operands(Call& call, const Optional& queries, const Optional& 
 
 void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
   call.tokens_out = write(tokens);
-  call.lse_out = write(lse);
+  call.stats_out = write(lse);
 }
 
 // The gradients of tokenize's results, and what its forward saved.
 void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
                         const Tensor& lse) {
   call.grad_tokens = rows(grad_tokens);
-  call.grad_lse = row(grad_lse);
+  call.grad_stats = row(grad_lse);
   call.exact_tokens = read(tokens);
-  call.saved_lse = read(lse);
+  call.saved_stats = read(lse);
 }
 
 void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys, const Optional& dvalues,
@@ -181,7 +182,7 @@ void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
                         offsets, normalize);
   add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
   call.dx = result(dx);
-  call.dpooled = result(dvalues);
+  call.dpooled_map = result(dvalues);
   add_scores(call, scores, dscores);
   add_tokenize_gradients(call, dqueries, dpixel_bias, dextra_values, dtoken_bias);
   run(&Kernels::tokenize_backward, call);

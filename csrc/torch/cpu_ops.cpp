@@ -135,8 +135,8 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
                  dscores = like(scores, needs[5]), dtoken_bias = gradient(call, token_bias, needs[6]);
   vt::tokenize_backward(in_dtype(grad_tokens, dtype), optional_in_dtype(grad_stats, exact), x, queries, mask,
                         pixel_bias, extra_values, dense_in_dtype(tokens, exact), dense_in_dtype(stats, exact),
-                        num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias, offsets,
-                        normalize, layer_norm_eps, dvalues, dscores, dtoken_bias);
+                        num_heads, dx, dqueries, dpixel_bias, dextra_values, values, scores, token_bias,
+                        offsets, normalize, layer_norm_eps, dvalues, dscores, dtoken_bias);
   return {or_undefined(dx),
           rounded(dqueries, queries),
           rounded(dpixel_bias, pixel_bias),
@@ -213,7 +213,8 @@ Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tok
   check_spreading(call, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);
   check_pooling(call, x, channels, queries, mask, pixel_bias, extra_values, 1);
-  check_pooling_grads(call, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens, lse);
+  check_pooling_grads(call, x, row_count(queries), 1, channels, extra_values, grad_tokens, grad_lse, tokens,
+                      lse);
   const int32_t dtype = dtype_code(x), exact = compute_dtype(dtype);
   const Optional grad = optional_in_dtype(grad_map, dtype);
   check_like(grad, "grad_map", x, channels);

@@ -228,7 +228,7 @@ cuda::Call sizes_of_call(const Call& call) {
   };
   sizes.weights = weights_of(call.spreading);
   if (call.pooling != Normalize::pixels) {
-    sizes.pools_by_token = 1;
+    sizes.plain_sums = 1;
     sizes.weights = weights_of(call.pooling);
     sizes.keys_count = sizes.queries_count;
     sizes.num_heads = static_cast<int32_t>(call.queries_per_head / call.softmax_rows);

@@ -143,9 +143,12 @@ void refuse_tokenize(const Optional& values, const Optional& scores, const Optio
                   {"`layer_norm_eps`", layer_norm_eps.has_value()}});
 }
 
-void refuse_project(const Optional& scores, const Optional& offsets, const Text& normalize) {
+void refuse_project(const Tensor& x, const Optional& scores, const Optional& offsets, const Text& normalize) {
   check_normalize(normalize, "tokens", "exp", "be \"tokens\", \"exp\" or None");
-  refuse("cuda", {{"`scores`", scores.has_value()}, {"`offsets`", offsets.has_value()}});
+  const bool half = dtype_code(x) == aoti_torch_dtype_float16();
+  refuse("cuda", {{"`scores`", scores.has_value()},
+                  {"`offsets`", offsets.has_value()},
+                  {"`normalize=\"exp\"` in float16, which its weights leave", half && normalize == "exp"}});
 }
 
 // Adds the sizes of pooling, where each of `num_heads` sees a block of channels or all of them.
@@ -238,7 +241,7 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
 One project(const Tensor& x, const Optional& keys, const Tensor& values, const Optional& token_bias,
             const Optional& residual, bool residual_is_input, int64_t num_heads, const Optional& scores,
             const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
+  refuse_project(x, scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   check_devices(device_of(x), "keys", keys, "values", values, "token_bias", token_bias, "residual", residual);
@@ -265,7 +268,7 @@ Five project_backward(const Tensor& grad_map, const Tensor& x, const Optional& k
                       const Optional& token_bias, bool residual_is_input, int64_t num_heads,
                       const Needs& needs, const Optional& scores, const Optional& offsets,
                       const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
+  refuse_project(x, scores, offsets, normalize);
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, {}, residual_is_input, num_heads);
   check_defined(grad_map, "grad_map");
@@ -300,8 +303,8 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
                       const Optional& pixel_bias, const Optional& extra_values, bool residual_is_input,
                       int64_t num_heads, bool return_map, bool keep_exact, const Optional& scores,
                       const Optional& offsets, const Text& normalize) {
-  refuse_project(scores, offsets, normalize);
-  refuse("cuda", {{"`normalize` in project_tokenize", normalize != "tokens"}});
+  refuse_project(x, scores, offsets, normalize);
+  refuse("cuda", {{"`normalize` other than \"tokens\" in project_tokenize", normalize != "tokens"}});
   Call sizes = sizes_on(x);
   check_spreading(sizes, x, keys, values, token_bias, residual, residual_is_input, num_heads);
   const int64_t channels = column_count(values);

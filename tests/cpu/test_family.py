@@ -5,6 +5,7 @@ The definitions are written out in float64 here, one bag at a time.
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import vt_fast
 from tests._support.instruction_sets import each
 from tests._support.problems import LAYOUTS, rounded
 
@@ -402,7 +404,7 @@ def detached(operands: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
     return {name: None if value is None else value.detach() for name, value in operands.items()}
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("VT_FAST_FUZZ", "120"))))
 @pytest.mark.parametrize("op", ["project", "tokenize"])
 def test_switches(op: str, seed: int) -> None:
     problem = Problem(op, seed)
@@ -505,3 +507,59 @@ def test_heads_by_shape_in_project_tokenize(layout: str, dtype: torch.dtype) -> 
             )
             for found, wanted in zip(grads, (dx, dkeys, dvalues, dqueries), strict=False):
                 close(found, wanted.double(), dtype, "a gradient")
+
+
+def test_bags_without_pixels_of_another_width():
+    """Their maps have no address; rows keep the width of x."""
+    x, queries = torch.zeros(0, 8), torch.randn(3, 8, requires_grad=True)
+    for width in (4, 40):
+        values = torch.zeros(0, width)
+        tokens, mass = vt_fast.tokenize(
+            x,
+            queries,
+            values=values,
+            offsets=torch.zeros(3, dtype=torch.int64),
+            return_stats=True,
+            backend="cpu",
+        )
+        assert tokens.shape == (2, 3, width)
+        assert not tokens.any()
+        (grad,) = torch.autograd.grad(tokens.sum() + mass.nan_to_num(neginf=0).sum(), queries)
+        assert not grad.any()
+
+
+@pytest.mark.parametrize("pixels", [7, 5000])
+@pytest.mark.parametrize("normalize", ["pixels", "tokens"])
+def test_scores_of_minus_infinity_and_of_removed_rows(normalize, pixels):
+    """A softmax over nothing is 0, and what a removed row would score is not used."""
+    torch.manual_seed(0)
+    x = torch.randn(2, pixels, 8, requires_grad=True)
+    scores = torch.randn(2, 4, pixels)
+    scores[0, 0], scores[1, :, 3] = -INF, -INF
+    bias = torch.tensor([0.0, 1.0, -INF, 0.0])
+    clean, dirty = scores.clone(), scores.clone()
+    clean[:, 2], dirty[:, 2] = 0, torch.nan
+    results = []
+    for given in (clean, dirty):
+        given.requires_grad_()
+        tokens, stats = vt_fast.tokenize(
+            x, scores=given, token_bias=bias, normalize=normalize, return_stats=True, backend="cpu"
+        )
+        assert tokens.isfinite().all()
+        y = vt_fast.project(
+            x, None, torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), scores=given,
+            token_bias=bias, backend="cpu",
+        )  # fmt: skip
+        total = tokens.sum() + y.sum() + stats.nan_to_num(neginf=0).sum()
+        results.append((tokens, y, *torch.autograd.grad(total, (x, given))))
+    for found, expected in zip(*results, strict=True):
+        assert found.isfinite().all()
+        assert torch.equal(found, expected)
+    if normalize == "pixels":
+        assert not results[0][0][0, 0].any()
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, INF, float("nan")])
+def test_eps_of_layer_norm(eps):
+    with pytest.raises(ValueError, match="layer_norm_eps"):
+        vt_fast.tokenize(torch.randn(2, 7, 8), torch.randn(3, 8), layer_norm_eps=eps, backend="cpu")

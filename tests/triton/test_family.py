@@ -1,14 +1,10 @@
 """The switches of the op family, in the kernels, against the reference in the widest dtype."""
 
-from unittest import mock
-
 import pytest
 import torch
 
 from tests._support import devices
 from vt_fast import functional
-from vt_fast.backends.triton import bags
-from vt_fast.backends.triton.bags import cut_bags
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting, using
 from vt_fast.reference import ops as reference
 
@@ -18,6 +14,9 @@ SETTINGS = {
     "stream": Setting(16, 16, 1, STREAM, 4, 1),
     "whole": Setting(32, 16, 1, WHOLE, 4, 2),
 }
+# One bag is empty, one more than a tile.
+OFFSETS = [0, 3, 3, 40, 41, 47]
+BAGS = 5
 FORMS = pytest.mark.parametrize("form", SETTINGS)
 LAYOUTS = pytest.mark.parametrize("layout", ["bnc", "nchw", "sliced"])
 
@@ -56,7 +55,7 @@ def solve(op, operands, exact):
     function = getattr(reference if exact else functional, op)
     results = function(**given, **({} if exact else {"backend": "triton"}))
     results = [each for each in (results if isinstance(results, tuple) else (results,)) if each is not None]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(operands["x"].device).manual_seed(1)
     loss = 0
     for each in results:
         arriving = torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each)
@@ -174,6 +173,18 @@ def test_parts_of_pooling(normalize):
     )  # fmt: skip
 
 
+@FORMS
+@pytest.mark.parametrize("bags", [False, True], ids=["samples", "bags"])
+def test_a_token_bias_of_each_sample_with_shared_queries(form, bags):
+    """The gradients are summed over different pixels."""
+    x, count = (draw(47, 24), BAGS) if bags else (draw(5, 19, 24), 5)
+    for normalize, width in (("tokens", 24), (None, 8)):
+        check(
+            "tokenize", form, x=x, queries=draw(6, width), num_heads=3, token_bias=draw(count, 6),
+            normalize=normalize, offsets=torch.tensor(OFFSETS) if bags else None, return_stats=True,
+        )  # fmt: skip
+
+
 def test_token_bias_adds_to_lse_alone():
     x, queries, bias = draw(2, 40, 16), draw(4, 16), draw(4)
     plain, lse = functional.tokenize(x, queries, return_stats=True, backend="triton")
@@ -197,8 +208,17 @@ def test_spreading(form, normalize):
 def test_more_rows_than_a_program_holds_are_refused():
     x = draw(1, 5, 4)
     for rows, num_heads in ((257, 1), (2 * 129, 2)):
-        with pytest.raises(ValueError, match="at most 256 queries"):
+        with pytest.raises(ValueError, match=r"at most 256 num_heads \* queries, both rounded up"):
             functional.tokenize(x, draw(rows, 4), num_heads=num_heads, normalize="tokens", backend="triton")
+    # Of heads that see channel blocks, or have nothing in common, each is counted by itself or as one row.
+    for rows, width, eps in ((2 * 257, 2, None), (257, 4, None), (258, 2, 1e-5)):
+        with pytest.raises(
+            ValueError, match="at most 256 rows of queries, for each head where heads see channel"
+        ):
+            functional.tokenize(
+                x, draw(rows, width), num_heads=4 // width, layer_norm_eps=eps, backend="triton"
+            )
+    assert functional.tokenize(x, draw(2 * 256, 2), num_heads=2, backend="triton").shape == (1, 256, 4)
 
 
 @FORMS
@@ -236,10 +256,6 @@ def test_one_gradient_alone(needed):
     torch.testing.assert_close(grad, torch.autograd.grad(expected, tensors[needed], arriving)[0])
 
 
-OFFSETS = torch.tensor([0, 3, 3, 40, 41, 47])  # one bag is empty, one more than a tile
-BAGS = 5
-
-
 def rows_of_bags(shared, *sizes):
     return draw(*sizes) if shared else draw(BAGS, *sizes)
 
@@ -255,7 +271,7 @@ def test_bags_of_tokenize(form, normalize, shared):
     check(
         "tokenize", form, x=x, queries=rows_of_bags(shared, 6, 6 if form == "keep" else 18), num_heads=3,
         token_bias=rows_of_bags(form == "keep", 6), pixel_bias=draw(47), mask=mask, normalize=normalize,
-        values=draw(47, 33) if form == "stream" else None, offsets=OFFSETS, return_stats=True,
+        values=draw(47, 33) if form == "stream" else None, offsets=torch.tensor(OFFSETS), return_stats=True,
     )  # fmt: skip
 
 
@@ -265,9 +281,28 @@ def test_bags_of_project(form, shared):
     x = draw(47, 18)
     check(
         "project", form, x=x, keys=rows_of_bags(shared, 6, 6), num_heads=3, token_bias=draw(6),
-        values=rows_of_bags(shared or form == "keep", 2, 21), offsets=OFFSETS.int(),
+        values=rows_of_bags(shared or form == "keep", 2, 21), offsets=torch.tensor(OFFSETS).int(),
         residual=draw(47, 21) if form == "keep" else None,
     )  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("per_bag", ["token_bias", "keys", "values"])
+def test_bags_of_project_that_share_most(form, per_bag):
+    """Gradients of shared operands are summed across bags, where no other one of a bag is wanted."""
+    sizes = {"keys": (6, 6), "values": (6, 18), "token_bias": (6,)}
+    x = draw(47, 18)
+    operands = {name: rows_of_bags(name != per_bag, *each) for name, each in sizes.items()}
+    check(
+        "project",
+        form,
+        x=x,
+        num_heads=3,
+        offsets=torch.tensor(OFFSETS),
+        residual=x,
+        scores=draw(6, 47),
+        **operands,
+    )
 
 
 @pytest.mark.parametrize("offsets", [[0], [0, 0, 0]], ids=["no bags", "empty bags"])
@@ -281,20 +316,6 @@ def test_no_pixels(offsets):
         return
     tokens = functional.tokenize(queries=draw(4, 4), backend="triton", **operands)
     assert tokens.shape == (0, 2, 8)
-
-
-def test_offsets_out_of_range_are_clamped():
-    """As on a GPU, where nothing can check them."""
-    found = cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16) if devices.on_gpu("triton") else None
-    if found is None:
-        with pytest.raises(ValueError, match="must start at 0"):
-            cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16)
-        with mock.patch.object(bags, "bag_bounds"):
-            found = cut_bags(torch.tensor([-5, 9, 4, 99]), 40, 16)
-    pieces = [tuple(map(int, each)) for each in zip(*found.bags, strict=True)]
-    assert pieces[:3] == [(0, 0, 9), (2, 9, 25), (2, 25, 40)]
-    assert all(start == stop for _, start, stop in pieces[3:])
-    assert found.first.tolist() == [0, 1, 1, 3]
 
 
 @FORMS
@@ -334,11 +355,11 @@ def test_scores_of_project(form, normalize, alone):
 def test_scores_of_bags(alone):
     check(
         "tokenize", "stream", x=draw(47, 18), queries=None if alone else draw(6, 18), scores=draw(6, 47),
-        offsets=OFFSETS, return_stats=True,
+        offsets=torch.tensor(OFFSETS), return_stats=True,
     )  # fmt: skip
     check(
         "project", "stream", x=draw(47, 18), keys=None if alone else draw(6, 18), values=draw(BAGS, 6, 5),
-        scores=draw(6, 47), offsets=OFFSETS,
+        scores=draw(6, 47), offsets=torch.tensor(OFFSETS),
     )  # fmt: skip
 
 
@@ -357,7 +378,8 @@ def test_layer_norm(form, kind):
 
 def test_layer_norm_of_bags_and_with_extra_values():
     check(
-        "tokenize", "stream", x=draw(47, 18), queries=draw(BAGS, 6, 18), offsets=OFFSETS, layer_norm_eps=1e-5
+        "tokenize", "stream", x=draw(47, 18), queries=draw(BAGS, 6, 18), offsets=torch.tensor(OFFSETS),
+        layer_norm_eps=1e-5,
     )  # fmt: skip
     check(
         "tokenize", "keep", x=draw(2, 35, 18), queries=draw(6, 18), extra_values=draw(35, 3),

@@ -9,6 +9,8 @@ from tests._support.comparing import assert_solved
 from tests._support.launch_settings import SETTINGS, pretend
 from tests._support.pairs import pairs
 from tests._support.problems import OPS, make
+from vt_fast.backends import triton
+from vt_fast.backends.contract import CannotRunError, Tokenize, TokenizeBackward
 from vt_fast.backends.triton import maps, schedule, settings
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
 
@@ -98,3 +100,48 @@ def test_the_same_bits_each_time(op):
     first = problem.solve(torch.float32)
     for name, value in problem.solve(torch.float32).items():
         assert torch.equal(value, first[name]), name
+
+
+def test_a_setting_unfit_for_one_form_of_a_call_is_tried_for_others(use, monkeypatch):
+    monkeypatch.setattr(schedule, "_unfit", set())
+    use(Setting(16, 16, 1, STREAM, 4, 1))
+    problem = settings.Problem("tokenize_forward", "ieee", "channels", 16, 16, 16)
+    plain = Tokenize(torch.zeros(1, 16, 32), torch.zeros(4, 32), None, None, None, 2, False)
+    others = [
+        plain._replace(**switch)
+        for switch in (
+            {"queries": torch.zeros(4, 16)},
+            {"values": plain.x},
+            {"offsets": torch.tensor([0, 16])},
+            {"normalize": None},
+            {"layer_norm_eps": 1e-5},
+        )
+    ]
+
+    def fail(setting):
+        raise schedule.OutOfResources(300_000, 200_000, "shared memory")
+
+    for call in others:
+        with pytest.raises(CannotRunError, match="no launch setting"):
+            schedule.attempt(problem, call, fail)
+        assert schedule.attempt(problem, plain, lambda setting: setting) == Setting(16, 16, 1, STREAM, 4, 1)
+        with pytest.raises(CannotRunError, match="no launch setting"):
+            schedule.attempt(problem, call, lambda setting: setting)
+
+
+def test_every_epsilon_has_the_same_kernels():
+    def constants(epsilon):
+        found = []
+        with schedule.observed(lambda kernel, grid, arguments, constants: found.append(constants)):
+            x, queries = torch.randn(2, 35, 16), torch.randn(4, 16)
+            call = Tokenize(x, queries, None, None, None, 1, True, layer_norm_eps=epsilon)
+            tokens, stats = triton.tokenize(call)
+            triton.tokenize_backward(
+                TokenizeBackward(
+                    tokens, stats, *call[:5], tokens, stats, 1, [True] * 7, layer_norm_eps=epsilon
+                )
+            )
+        return found
+
+    assert constants(1e-5) == constants(1e-3)
+    assert constants(1e-5) != constants(None)

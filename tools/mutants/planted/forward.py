@@ -192,8 +192,8 @@ FORWARD = [
     Fault(
         "forward-maximum-stays-from-the-sample-before",
         "A sample's tokens are rescaled by the maximum of another one.",
-        "set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());",
-        "if (first) set_shared(call.places.highest + row * 4, by_token(call) ? 0.f : minus_infinity());",
+        "set_shared(call.places.highest + row * 4, plain_sums(call) ? 0.f : minus_infinity());",
+        "if (first) set_shared(call.places.highest + row * 4, plain_sums(call) ? 0.f : minus_infinity());",
         kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(

@@ -49,6 +49,8 @@ def refuses(call: Call) -> str | None:
     reason = not_taken(call, *_SWITCHES, *biases)
     if reason is not None:
         return reason
+    if x.dtype == torch.float16 and getattr(call, "normalize", None) == "exp":
+        return 'it does not take `normalize="exp"` in float16, which its weights leave'
     channels = channel_count(x)
     tokenize = isinstance(call, Tokenize | TokenizeBackward)
     keys: Any = getattr(call, "keys", None)

@@ -23,7 +23,6 @@ from vt_fast.backends.contract import (
     ProjectTokenizeBackward,
     Tokenize,
     TokenizeBackward,
-    not_taken,
     row_count,
     sees_block,
 )
@@ -35,20 +34,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 # More rows of scores for a pixel than this do not fit in a program's registers.
 _MOST_ROWS = 256
-# What it takes of the op family, by the names of vt_fast.backends.contract.switches.
-_TAKEN = (
-    "keys for channel blocks",
-    "values that are summed over the heads",
-    "several heads of full width",
-    "`token_bias`",
-    "`values`",
-    "`offsets`",
-    "`scores`",
-    "`layer_norm_eps`",
-    '`normalize="tokens"`',
-    '`normalize="exp"`',
-    "`normalize=None`",
-)
 
 
 def unavailable() -> str | None:
@@ -74,33 +59,40 @@ def refuses(call: Call) -> str | None:
         return f"it computes in float16, bfloat16, float32 and float64, not in {x.dtype}"
     if x.element_size() == 8 and not INTERPRETED:
         return "it computes in float64 under TRITON_INTERPRET=1 alone"
-    reason = not_taken(call, *_TAKEN)
-    if reason is not None:
-        return reason
     # Rows are padded to powers of two, at least 16. Said in comparisons, which a compiler can keep symbolic.
-    if isinstance(call, Tokenize | TokenizeBackward) and _too_many_rows(call):
-        return f"it takes at most {_MOST_ROWS} queries for each head, or for all that a softmax is over"
-    if not isinstance(call, Tokenize | TokenizeBackward):
-        most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
-        scores, offsets = getattr(call, "scores", None), getattr(call, "offsets", None)
-        if most < 16 or row_count(call.keys, scores, offsets) // call.num_heads > most:
-            return (
-                f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
-                "the tokens to at least 16"
-            )
+    if isinstance(call, Tokenize | TokenizeBackward):
+        return _too_many_rows(call)
+    most = _MOST_ROWS >> (call.num_heads - 1).bit_length()
+    scores, offsets = getattr(call, "scores", None), getattr(call, "offsets", None)
+    if most < 16 or row_count(call.keys, scores, offsets) // call.num_heads > most:
+        return (
+            f"it takes at most {_MOST_ROWS} num_heads * tokens, both rounded up to powers of two and "
+            "the tokens to at least 16"
+        )
     if isinstance(call, ProjectTokenize | ProjectTokenizeBackward) and call.queries.shape[-2] > _MOST_ROWS:
         return f"it takes at most {_MOST_ROWS} queries"
     return None
 
 
-def _too_many_rows(call: Tokenize | TokenizeBackward) -> bool:
-    """Whether a program cannot hold its rows: a head's, or all of them where heads do not see blocks."""
-    rows, num_heads = row_count(call.queries, call.scores, call.offsets), call.num_heads
-    if call.layer_norm_eps is None and sees_block(call.queries, channel_count(call.x), num_heads):
-        return rows // num_heads > _MOST_ROWS
-    if call.normalize != "tokens":
-        return rows > _MOST_ROWS
-    return rows // num_heads > _MOST_ROWS >> (num_heads - 1).bit_length()
+def _too_many_rows(call: Tokenize | TokenizeBackward) -> str | None:
+    """Why a program cannot hold its rows: a head's, or all of them where heads do not see blocks."""
+    rows, num_heads, most = row_count(call.queries, call.scores, call.offsets), call.num_heads, _MOST_ROWS
+    blocks = sees_block(call.queries, channel_count(call.x), num_heads)
+    if call.layer_norm_eps is None and blocks:
+        rows //= num_heads
+    elif call.normalize == "tokens":
+        if rows // num_heads > most >> (num_heads - 1).bit_length():
+            return (
+                f'with `normalize="tokens"` it takes at most {most} num_heads * queries, both rounded up to '
+                "powers of two, where heads see all channels"
+            )
+        return None
+    if rows > most:
+        return (
+            f"it takes at most {most} rows of queries, for each head where heads see channel blocks and "
+            "`layer_norm_eps` is None"
+        )
+    return None
 
 
 # Where each function of the backend is.

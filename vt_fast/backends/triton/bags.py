@@ -36,9 +36,10 @@ class Pieces(NamedTuple):
 
 
 def cut_bags(offsets: Tensor, total: int, each: int) -> Pieces:
-    """Pieces of ``each`` pixels, or what is left of a bag.
+    """Pieces of ``each`` pixels, or what is left of a bag. All pixels are in one, if there is a bag.
 
-    Offsets out of range are clamped, and those that fall are taken as the largest before.
+    Offsets out of range are clamped, those that fall are taken as the largest before, and the first and the
+    last one as 0 and ``total``.
 
     Raises:
         ValueError: on a CPU, they do not start at 0, fall, or do not end at ``total``.
@@ -47,15 +48,71 @@ def cut_bags(offsets: Tensor, total: int, each: int) -> Pieces:
         bag_bounds(offsets, total)
     bag_count = offsets.shape[0] - 1
     count = ceil_div(total, each) + bag_count if bag_count else 0
-    bounds = offsets.clamp(0, total).cummax(0).values
-    first = torch.zeros(bag_count + 1, dtype=torch.int64, device=offsets.device)
-    torch.cumsum((bounds.diff() + (each - 1)) // each, 0, out=first[1:])
-    piece = torch.arange(count, device=offsets.device)
-    bag = torch.searchsorted(first, piece, right=True).sub_(1).clamp_(max=max(bag_count - 1, 0))
-    start = bounds[bag] + (piece - first[bag]) * each
-    stop = torch.minimum(start + each, bounds[bag + 1]).maximum(start) if count else start
     dtype = torch.int32 if total + each < 2**31 else torch.int64
-    return Pieces(Bags(bag.to(torch.int32), start.to(dtype), stop.to(dtype)), first, count, bag_count)
+    bag = torch.empty(count, dtype=torch.int32, device=offsets.device)
+    start, stop = (torch.empty_like(bag, dtype=dtype) for _ in range(2))
+    first = torch.empty(bag_count + 1, dtype=torch.int64, device=offsets.device)
+    bags = Bags(bag, start, stop)
+    launch(cut_each_bag, (bag_count + 1,), offsets.contiguous(), bags, first, total, each, bag_count, count)
+    return Pieces(bags, first, count, bag_count)
+
+
+# Bags, or pieces, that a program looks at together.
+_TOGETHER = tl.constexpr(128)
+
+
+@triton.jit(do_not_specialize=["total", "each", "bag_count", "count"])
+def cut_each_bag(offsets, bags, first, total, each, bag_count, count):
+    """Grid: bags, and a program for the pieces that are left over, which are empty.
+
+    Each program goes through the offsets before its bag: there is one launch, whatever their number.
+    """
+    bag = tl.program_id(0)
+    of_block = tl.arange(0, _TOGETHER)
+    total = total.to(tl.int64)
+    bound = tl.zeros((), tl.int64)
+    begin = bound
+    end = bound
+    piece = bound
+    for block in tl.range(0, bag + 1, _TOGETHER):
+        b = block + of_block
+        low = tl.load(offsets + b, mask=(b > 0) & (b < bag_count), other=0).to(tl.int64)
+        high = tl.load(offsets + b + 1, mask=b + 1 < bag_count, other=0).to(tl.int64)
+        low = tl.maximum(tl.associative_scan(tl.minimum(low, total), 0, larger), bound)
+        high = tl.where(b + 1 < bag_count, tl.maximum(tl.minimum(high, total), low), total)
+        piece += tl.sum(tl.where(b < bag, (high - low + (each - 1)) // each, 0), 0)
+        begin += tl.sum(tl.where(b == bag, low, 0), 0)
+        end += tl.sum(tl.where(b == bag, high, 0), 0)
+        bound = tl.max(low, 0)
+    tl.store(first + bag, piece)
+    pieces = (end - begin + (each - 1)) // each
+    if bag == bag_count:
+        begin = total
+        end = total
+        pieces = count - piece
+    for block in tl.range(0, pieces, _TOGETHER):
+        p = block + of_block
+        there = p < pieces
+        start = tl.minimum(begin + p.to(tl.int64) * each, end)
+        stop = tl.minimum(start + each, end)
+        to = piece + p
+        tl.store(bags.bag + to, tl.minimum(bag, bag_count - 1), mask=there)
+        tl.store(bags.start + to, start.to(bags.start.dtype.element_ty), mask=there)
+        tl.store(bags.stop + to, stop.to(bags.stop.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def larger(a, b):
+    """For scans."""
+    return tl.maximum(a, b)
+
+
+def clear_without_bags(offsets: Tensor | None, *results: Tensor | None) -> None:
+    """Set results to 0 if there are no bags: then no program writes them, whatever pixels there are."""
+    if offsets is not None and offsets.shape[0] == 1:
+        for each in results:
+            if each is not None:
+                each.zero_()
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from vt_fast.backends.triton.primitives import (
     indices,
     load_rows,
     product,
+    rounded_weights,
 )
 from vt_fast.backends.triton.schedule import Cut, launch
 from vt_fast.backends.triton.settings import ceil_div, power_of_two
@@ -120,9 +121,18 @@ def add_moments(mean, squares, chunk, i, channels, cfg: tl.constexpr):
 
 
 @triton.jit
-def inverse_deviation(squares, cfg: tl.constexpr):
+def inverse_deviation(squares, epsilon, cfg: tl.constexpr):
     """What a pixel is multiplied with."""
-    return 1.0 / tl.sqrt(squares / cfg.CHANNELS + cfg.EPS)
+    return 1.0 / tl.sqrt(squares / cfg.CHANNELS + epsilon)
+
+
+@triton.jit
+def normalised(chunk, mean, inverse):
+    """A chunk [pixels, channels] of normalised pixels, not yet rounded.
+
+    The weights must not take up the factor: it is large for a constant pixel, and float16 could not hold it.
+    """
+    return (chunk.to(mean.dtype) - mean[:, None]) * inverse[:, None]
 
 
 @triton.jit
@@ -158,11 +168,12 @@ def softmax_over_pixels(logits, ok, before, ROUNDED: tl.constexpr, LIMIT: tl.con
 
 
 @triton.jit
-def plain_weights(logits, row_bias, ok, before, ROUNDED: tl.constexpr, cfg: tl.constexpr):
+def plain_weights(logits, row_bias, ok, before, DTYPE: tl.constexpr, cfg: tl.constexpr):
     """Weights of one more tile that are no softmax over pixels, and the statistics with this tile's."""
     weights = tl.where(ok[:, None], weigh(logits, row_bias, cfg.POOLING, cfg), 0.0)
     total = before.total + tl.sum(weights, 0)
-    return weights.to(ROUNDED), Statistics(before.maximum, total, before.pooled, before.seen)
+    after = Statistics(before.maximum, total, before.pooled, before.seen)
+    return rounded_weights(weights, DTYPE, cfg), after
 
 
 @triton.jit

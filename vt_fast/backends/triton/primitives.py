@@ -87,16 +87,19 @@ class Config(NamedTuple):
     PARTIAL: bool = False
     # Whether there are queries or keys; otherwise scores are the logits.
     HAS_ROWS: bool = True
-    # Where not 0, pixels are normalised: less their mean, divided by the root of their variance plus this.
-    EPS: float = 0.0
+    # NORM: pixels are normalised: less their mean, divided by the root of their variance and an epsilon.
+    # WIDE_WEIGHTS: weights are not rounded to the maps' dtype, where they may be beyond its range.
+    NORM: bool = False
+    WIDE_WEIGHTS: bool = False
     EXTRA: int = 0
     EXTRA_PADDED: int = 0
     # DIRECT: a forward's results need no combining. RESIDUAL: "none", "input" or "map". MASKED: some pixels
-    # may take no part. ACROSS: a part is of several samples.
+    # may take no part. ACROSS: a part is of several samples. BIAS_EACH: these do not share token_bias.
     DIRECT: bool = False
     RESIDUAL: str = "none"
     MASKED: bool = False
     ACROSS: bool = False
+    BIAS_EACH: bool = False
     HAS_GRAD_MAP: bool = False
     NEEDS_X: bool = False
     NEEDS_RESIDUAL: bool = False
@@ -138,6 +141,24 @@ def product(a, b, onto, cfg: tl.constexpr):
 def small_product(a, b, onto, cfg: tl.constexpr):
     """onto + a b, of operands that are sums."""
     return tl.dot(a, b, onto, input_precision=cfg.SMALL_PRECISION, out_dtype=cfg.ACC)
+
+
+@triton.jit
+def rounded_weights(weights, DTYPE: tl.constexpr, cfg: tl.constexpr):
+    """Weights, or their gradients, for products: in DTYPE, unless its range is too small for them."""
+    if cfg.WIDE_WEIGHTS:
+        return weights
+    else:
+        return weights.to(DTYPE)
+
+
+@triton.jit
+def weighted_product(a, b, onto, cfg: tl.constexpr):
+    """onto + a b, one of which is from :func:`rounded_weights`."""
+    if cfg.WIDE_WEIGHTS:
+        return small_product(a.to(cfg.ACC), b.to(cfg.ACC), onto, cfg)
+    else:
+        return product(a, b, onto, cfg)
 
 
 @triton.jit

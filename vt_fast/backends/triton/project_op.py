@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import Project, ProjectBackward, ProjectGradients
 from vt_fast.backends.triton import maps, settings
-from vt_fast.backends.triton.bags import NO_BAGS, cut_bags, piece_of
+from vt_fast.backends.triton.bags import NO_BAGS, clear_without_bags, cut_bags, piece_of
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.primitives import (
     UNSPECIALIZED,
@@ -17,10 +17,12 @@ from vt_fast.backends.triton.primitives import (
     own_chunk,
     product,
     program_of,
+    rounded_weights,
     second_walk,
+    weighted_product,
     zero_sums,
 )
-from vt_fast.backends.triton.schedule import Cut, attempt, config, cut, launch
+from vt_fast.backends.triton.schedule import Cut, attempt, config, cut, cut_across, launch
 from vt_fast.backends.triton.settings import KEEP, Problem, Setting, ceil_div
 from vt_fast.backends.triton.token_softmax import (
     Heads,
@@ -79,7 +81,8 @@ def project_forward(x, keys, values, token_bias, scores, residual, y, bags, pixe
         logits, kept = first_walk(add_scores, logits, (tile, ok, key, tokens), cfg)
     if scores is not None:
         logits += load_scores(scores, plane, tokens, n, ok, pixels, cfg)
-    weights = weigh(logits, bias, cfg.SPREADING, cfg).to(x.data.dtype.element_ty)
+    weights = weigh(logits, bias, cfg.SPREADING, cfg)
+    weights = rounded_weights(weights, x.data.dtype.element_ty, cfg)
     base = maps.tile_of(residual, plane, 0, n, width, cfg)
     to = maps.tile_of(y, plane, 0, n, width, cfg)
     second_walk(store_y, (), (tile, base, to, kept, ok, value, tokens, weights), 0, cfg)
@@ -107,7 +110,7 @@ def store_y(sums, operands, i, k, cfg: tl.constexpr):
     CHUNK: tl.constexpr = cfg.CHUNK
     tile, base, to, kept, ok, values, tokens, weights = operands
     value = load_values(values, tokens, k, cfg.OUT_RAGGED, cfg)
-    out = product(weights, tl.trans(value), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
+    out = weighted_product(weights, tl.trans(value), tl.zeros((TILE, CHUNK), cfg.ACC), cfg)
     if cfg.RESIDUAL == "input":
         out += maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.RAGGED, cfg).to(cfg.ACC)
     if cfg.RESIDUAL == "map":
@@ -136,6 +139,8 @@ def forward(call: Project) -> Tensor:
     residual = None if call.residual is None else maps.batched(call.residual)
     scores = None if call.scores is None else call.scores.contiguous()
     heads, offsets = Heads.of(call), bounds_that_matter(call)
+    wide = settings.wide_weights(dtype, call.normalize == "tokens")
+    clear_without_bags(offsets, y)
     placed = maps.place(pixels, widest, x, residual, maps.batched(y))
     x_map, residual_map, y_map = placed.maps
     keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
@@ -151,6 +156,7 @@ def forward(call: Project) -> Tensor:
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             **heads._asdict(), RESIDUAL=residual_kind(call.residual, call.residual_is_input),
             SPREADING=call.normalize or "none", PARTIAL=scores is not None, HAS_ROWS=call.keys is not None,
+            WIDE_WEIGHTS=wide,
         )  # fmt: skip
         launch(
             project_forward, (tiles * x.shape[0] if pieces is None else pieces.count,), x_map, keys, values,
@@ -158,8 +164,8 @@ def forward(call: Project) -> Tensor:
             placed.pixels, placed.width, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
 
-    kind = settings.kind(dtype)
-    attempt(Problem("project_forward", kind, placed.layout, widest, heads.padded, pixels), x, run)
+    kind = settings.kind(dtype, wide)
+    attempt(Problem("project_forward", kind, placed.layout, widest, heads.padded, pixels), call, run)
     return y
 
 
@@ -178,70 +184,90 @@ def project_backward(
     bags,
     pixels,
     width,
+    tiles_each,
     splits,
     per_split,
     cfg: tl.constexpr,
 ):
     """One pass over the map and its result's gradient. Grid: BLOCKS of both maps' channels x splits x B.
 
-    With bags splits are pieces, and all bags are one sample of the maps.
+    With bags splits are pieces, and all bags are one sample of the maps. ACROSS, where these share the keys
+    and values whose gradients are wanted, splits are ``per_split`` of ``tiles_each`` pieces of a tile.
+    dtoken_bias is of each piece with BIAS_EACH.
     """
     TILE: tl.constexpr = cfg.TILE
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     OWN: tl.constexpr = cfg.OWN
     block, split, sample, part = program_of(splits, cfg)
     plane = sample
-    if bags.bag is not None:
+    if bags.bag is not None and not cfg.ACROSS:
         sample, begin, end = piece_of(bags, split)
-    key = 0
+    only_key = 0
     if cfg.HAS_ROWS:
-        key = keys.data + sample * keys.batch
-    value = values.data + sample * values.batch
-    tokens, bias = token_rows(token_bias, sample, cfg)
+        only_key = keys.data + sample * keys.batch
+    only_value = values.data + sample * values.batch
+    tokens, only_bias = token_rows(token_bias, sample, cfg)
     pixels *= cfg.PIXEL_ALIGN
 
     dkeys = zero_sums(ROWS, cfg)
     dvalues = zero_sums(ROWS, cfg)
     dtoken_bias = tl.zeros((ROWS,), cfg.ACC)
-    if bags.bag is None:
+    if bags.bag is None or cfg.ACROSS:
         begin = split * per_split
-        end = tl.minimum(pixels, begin + per_split)
-    for start in tl.range(begin, end, TILE):
+        end = tl.minimum(tiles_each if cfg.ACROSS else pixels, begin + per_split)
+    for place in tl.range(begin, end, 1 if cfg.ACROSS else TILE):
+        if cfg.ACROSS:
+            bag, start, stop = piece_of(bags, place)
+            key = 0
+            if cfg.HAS_ROWS:
+                key = keys.data + bag * keys.batch
+            value = values.data + bag * values.batch
+            rows, bias = token_rows(token_bias, bag, cfg)
+        else:
+            start = place
+            stop = end
+            key = only_key
+            value = only_value
+            rows = tokens
+            bias = only_bias
         n = start + indices(TILE, cfg)
-        ok = n < end
+        ok = n < stop
         tile = maps.tile_of(x, plane, 0, n, width, cfg)
         arriving = maps.tile_of(grad, plane, 0, n, width, cfg)
         to = maps.tile_of(dx, plane, 0, n, width, cfg)
         zeros = tl.zeros((TILE, ROWS), cfg.ACC)
         both, kept = first_walk(
-            add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, tokens), cfg
+            add_scores_and_grads, (zeros, zeros), (tile, arriving, ok, key, value, rows), cfg
         )
         logits, grads = both
         if scores is not None:
-            logits += load_scores(scores, plane, tokens, n, ok, pixels, cfg)
+            logits += load_scores(scores, plane, rows, n, ok, pixels, cfg)
         weights = weigh(logits, bias, cfg.SPREADING, cfg)
         inner = weigh_backward(weights, grads, bias, cfg.SPREADING, cfg)
         weights = tl.where(ok[:, None], weights, 0.0)
         inner = tl.where(ok[:, None], inner, 0.0)
         if parts.dtoken_bias is not None:
-            dtoken_bias += tl.sum(inner, 0)
+            if not cfg.BIAS_EACH:
+                dtoken_bias += tl.sum(inner, 0)
+            elif block == 0:
+                store_dtoken_bias(
+                    parts.dtoken_bias, place + tl.zeros((), tl.int64), rows, tl.sum(inner, 0), cfg
+                )
         if dscores is not None:
             if block == 0:
-                to_scores = maps.score_places(
-                    dscores, plane * (cfg.HEADS * cfg.TOKENS), tokens.row, n, pixels
-                )
-                there = ok[:, None] & tokens.exists[None, :]
+                to_scores = maps.score_places(dscores, plane * (cfg.HEADS * cfg.TOKENS), rows.row, n, pixels)
+                there = ok[:, None] & rows.exists[None, :]
                 tl.store(to_scores, inner.to(dscores.dtype.element_ty), mask=there)
-        weights = weights.to(x.data.dtype.element_ty)
-        inner = inner.to(x.data.dtype.element_ty)
-        slot = (part, start > begin)
+        weights = rounded_weights(weights, x.data.dtype.element_ty, cfg)
+        inner = rounded_weights(inner, x.data.dtype.element_ty, cfg)
+        slot = (part, place > begin)
         dvalues = second_walk(
             store_dx_and_add_dvalues, dvalues,
-            (arriving, to, kept, ok, key, tokens, weights, inner, parts, slot), block, cfg,
+            (arriving, to, kept, ok, key, rows, weights, inner, parts, slot), block, cfg,
         )  # fmt: skip
         if parts.dkeys is not None:
             # In a loop of its own, which needs fewer registers.
-            dkeys = second_walk(add_dkeys, dkeys, (tile, kept, ok, tokens, inner, parts, slot), block, cfg)
+            dkeys = second_walk(add_dkeys, dkeys, (tile, kept, ok, rows, inner, parts, slot), block, cfg)
         next_tile(cfg)
 
     if cfg.LOOPS == 1:
@@ -251,7 +277,7 @@ def project_backward(
                 store_dkeys(parts.dkeys, part, tokens, k, dkeys[i], False, True, cfg)
             if parts.dvalues is not None:
                 store_dvalues(parts.dvalues, part, tokens, k, dvalues[i], False, True, cfg)
-    if parts.dtoken_bias is not None:
+    if parts.dtoken_bias is not None and not cfg.BIAS_EACH:
         if block == 0:
             store_dtoken_bias(parts.dtoken_bias, part, tokens, dtoken_bias, cfg)
 
@@ -283,14 +309,14 @@ def store_dx_and_add_dvalues(sums, operands, i, k, cfg: tl.constexpr):
         out = tl.zeros((TILE, CHUNK), cfg.ACC)
         if cfg.HAS_ROWS:
             key = load_keys(keys, tokens, k, cfg.OWN_RAGGED, cfg)
-            out = product(inner, tl.trans(key), out, cfg)
+            out = weighted_product(inner, tl.trans(key), out, cfg)
         if cfg.RESIDUAL == "input":
             out += arrived.to(cfg.ACC)
         maps.store_chunk(to, k, ok, out, cfg.CHANNELS, cfg.OWN_RAGGED)
     if parts.dvalues is None:
         return (sums[i],)
     else:
-        added = product(tl.trans(arrived), weights, sums[i], cfg)
+        added = weighted_product(tl.trans(arrived), weights, sums[i], cfg)
         return leave_dvalues(parts, slot, tokens, k, added, cfg)
 
 
@@ -299,7 +325,7 @@ def add_dkeys(sums, operands, i, k, cfg: tl.constexpr):
     """A second walk's step: dkeys = dS^T x."""
     tile, kept, ok, tokens, inner, parts, slot = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
-    added = product(tl.trans(chunk), inner, sums[i], cfg)
+    added = weighted_product(tl.trans(chunk), inner, sums[i], cfg)
     return leave_dkeys(parts, slot, tokens, k, added, cfg)
 
 
@@ -311,38 +337,51 @@ def backward(call: ProjectBackward) -> ProjectGradients:
     out_channels = call.values.shape[-1]
     widest = max(channels, out_channels)
     heads, offsets = Heads.of(call), bounds_that_matter(call)
+    wide = settings.wide_weights(dtype, call.normalize == "tokens")
     dx = torch.empty_like(call.x) if needs_x else None
     if dx is not None and call.keys is None and not call.residual_is_input:
         dx.zero_()  # x has a shape alone
         needs_x = False
     scores = None if call.scores is None else call.scores.contiguous()
     dscores = torch.empty_like(scores) if scores is not None and call.needs[4] else None
+    clear_without_bags(offsets, dx, dscores)
     arriving = maps.batched(call.grad_map.to(dtype))
     placed = maps.place(pixels, widest, x, arriving, None if dx is None else maps.batched(dx))
     x_map, grad_map, dx_map = placed.maps
     keys, values, token_bias = maps.rows(call.keys), maps.rows(call.values), maps.bias_rows(call.token_bias)
+    wanted = [call.keys if needs_keys else None, call.values if needs_values else None]
+    ranks = {each.dim() for each in wanted if each is not None}
+    # Bags that share these leave no sums of their own. Otherwise one of these has a gradient of each bag, and
+    # what pieces leave of the other one takes memory of that order.
+    across = offsets is not None and offsets.shape[0] > 1 and ranks == {2}
 
     def run(setting: Setting) -> list[Tensor | None]:
         left = numbers_each(call.keys) * needs_keys + numbers_each(call.values) * needs_values
         made = cut(setting, x, max(pixels, 1), widest, batch, 4 * batch * left)
-        pieces = None if offsets is None else cut_bags(offsets, pixels, made.each)
-        splits = made.parts if pieces is None else pieces.count
+        pieces = None if offsets is None else cut_bags(offsets, pixels, setting.tile if across else made.each)
+        if pieces is not None and across:
+            made = cut_across(setting, x, pieces.count, widest, 1, 4 * left)
+        splits = made.parts if pieces is None or across else pieces.count
         operands = [call.keys, call.values, call.token_bias, None]
-        small = SmallGradients(made, x, operands, [*call.needs[1:4], False], pieces)
+        small = SmallGradients(made, x, operands, [*call.needs[1:4], False], pieces, across=across)
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, **heads._asdict(),
             RESIDUAL="input" if call.residual_is_input else "none", NEEDS_X=needs_x,
             SPREADING=call.normalize or "none", PARTIAL=scores is not None, HAS_ROWS=call.keys is not None,
+            WIDE_WEIGHTS=wide, ACROSS=across,
+            BIAS_EACH=across and call.token_bias is not None and call.token_bias.dim() == 2,
         )  # fmt: skip
         launch(
             project_backward, (made.blocks * splits * batch,), grad_map, x_map, keys, values, token_bias,
             scores, dx_map, small.parts, dscores, NO_BAGS if pieces is None else pieces.bags, placed.pixels,
-            placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
+            placed.width, pieces.count if pieces is not None and across else None, splits, made.each, cfg=cfg,
+            num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         return small.summed()
 
-    problem = Problem("project_backward", settings.kind(dtype), placed.layout, widest, heads.padded, pixels)
-    dkeys, dvalues, dtoken_bias, _ = attempt(problem, x, run)
+    kind = settings.kind(dtype, wide)
+    problem = Problem("project_backward", kind, placed.layout, widest, heads.padded, pixels)
+    dkeys, dvalues, dtoken_bias, _ = attempt(problem, call, run)
     if dscores is not None and call.scores is not None:
         dscores = dscores.view(call.scores.shape)
     return ProjectGradients(x=dx, keys=dkeys, values=dvalues, token_bias=dtoken_bias, scores=dscores)

@@ -440,7 +440,7 @@ def backward(call: ProjectTokenizeBackward) -> ProjectTokenizeGradients:
         max(padded, heads.padded),
         pixels,
     )
-    dkeys, dvalues, dtoken_bias, dqueries = attempt(problem, x, run)
+    dkeys, dvalues, dtoken_bias, dqueries = attempt(problem, call, run)
     dbias = None
     if dpixel_bias is not None and call.pixel_bias is not None:
         dbias = dpixel_bias.view(call.pixel_bias.shape)

@@ -325,7 +325,7 @@ def forward(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:
         max(padded, heads.padded),
         pixels,
     )
-    return y, *attempt(problem, x, run)
+    return y, *attempt(problem, call, run)
 
 
 def _one_after_the_other(call: ProjectTokenize) -> tuple[Tensor | None, Tensor, Tensor]:

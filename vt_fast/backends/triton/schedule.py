@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from vt_fast.backends.contract import CannotRunError
+from vt_fast.backends.contract import Call, CannotRunError, switches
 from vt_fast.backends.triton import settings
 from vt_fast.backends.triton.compiling import MiscompiledError
 from vt_fast.backends.triton.maps import Placement
@@ -263,16 +263,18 @@ def observed(observer: Observer) -> AbstractContextManager[None]:
     return _observer.by(observer)
 
 
-# Settings that did not fit on a device although their estimate did, or that cannot be compiled rightly.
-_unfit: set[tuple[Problem, Setting, torch.device]] = set()
+# Settings that did not fit on a device although their estimate did, or that cannot be compiled rightly, and
+# the calls of which that was found.
+_unfit: set[tuple[Problem, Setting, torch.device, tuple[Any, ...]]] = set()
 
 
-def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
-    """Run with the best setting that fits on the device.
+def attempt(problem: Problem, call: Call, run: Callable[[Setting], T]) -> T:
+    """Run a call with the best setting that fits on the device.
 
     Raises:
         CannotRunError: not even the smallest one does.
     """
+    x = call.x
     device = traits(x.device)
     limit = device.shared_bytes
     reasons = []
@@ -281,13 +283,26 @@ def attempt(problem: Problem, x: Tensor, run: Callable[[Setting], T]) -> T:
         if needed > limit:
             reasons.append(f"{setting}: {needed} bytes of shared memory of {limit}")
             continue
-        if _unfit and (problem, setting, x.device) in _unfit:
+        if _unfit and (problem, setting, x.device, _variant(call)) in _unfit:
             continue
         try:
             with torch.cuda.device_of(x):
                 return run(setting)
         except (OutOfResources, MiscompiledError) as error:
-            _unfit.add((problem, setting, x.device))
+            _unfit.add((problem, setting, x.device, _variant(call)))
             reasons.append(f"{setting}: {error}")
             _LOG.warning("a launch setting of %s is unfit for %s: %s", problem, x.device, reasons[-1])
     raise CannotRunError(f"no launch setting of {problem} fits on {x.device}: " + "; ".join(reasons))
+
+
+def _variant(call: Call) -> tuple[Any, ...]:
+    """What a call's kernel and its constants depend on besides the problem: which operands and options."""
+    return (type(call), *switches(call), *map(_operand_variant, call))
+
+
+def _operand_variant(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype, value.dim()
+    if isinstance(value, float):
+        return True  # a number that kernels are given as they run
+    return tuple(value) if isinstance(value, list) else value

@@ -72,9 +72,16 @@ def _tf32() -> bool:
     return bool(setting == "tf32")
 
 
-def kind(dtype: torch.dtype) -> str:
+def kind(dtype: torch.dtype, wide_weights: bool = False) -> str:
     """The precision of products by which settings are classed: "16" bits, "tf32" or "ieee"."""
-    return "16" if dtype.itemsize == 2 else precision(dtype)
+    if dtype.itemsize == 2:
+        return "tf32" if wide_weights else "16"
+    return precision(dtype)
+
+
+def wide_weights(dtype: torch.dtype, softmax: bool) -> bool:
+    """Whether products take weights in float32, as others than a softmax's may be beyond float16's range."""
+    return dtype == torch.float16 and not softmax
 
 
 def limit(dtype: torch.dtype) -> float:

@@ -227,7 +227,10 @@ def store_dtoken_bias(dtoken_bias, part, tokens, sums, cfg: tl.constexpr):
 
 
 class SmallGradients:
-    """The gradients of keys, values, token_bias and queries, in parts of the pixels."""
+    """The gradients of keys, values, token_bias and queries, in parts of the pixels.
+
+    With bags each piece leaves a part. ``across``, a part of what they share is of several pieces instead.
+    """
 
     def __init__(
         self,
@@ -236,11 +239,12 @@ class SmallGradients:
         operands: list[Tensor | None],
         needs: list[bool],
         pieces: Pieces | None = None,
+        *,
+        across: bool = False,
     ) -> None:
         """``operands``: keys, values, token_bias and queries."""
         sums, direct = compute_dtype(x.dtype), made.direct and pieces is None
         self._pieces = pieces
-        parts = made.parts if pieces is None else pieces.count
         self._needed: list[tuple[Tensor, Tensor, bool] | None] = []
         for operand, needed, width in zip(operands, needs, (2, 2, 1, 2), strict=True):
             if operand is None or not needed:
@@ -249,6 +253,7 @@ class SmallGradients:
             shared = operand.dim() == width
             shape = operand.shape if shared else operand.shape[1:]
             dtype = part_dtype(operand, direct and not shared, sums)
+            parts = made.parts if pieces is None or (across and shared) else pieces.count
             part = x.new_empty((x.shape[0], parts, *shape), dtype=dtype)
             if pieces is not None and made.loops > 1:
                 part.zero_()  # a piece without pixels leaves nothing

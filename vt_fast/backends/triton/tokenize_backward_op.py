@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vt_fast.backends.contract import TokenizeBackward, TokenizeGradients
 from vt_fast.backends.triton import maps, settings
-from vt_fast.backends.triton.bags import NO_BAGS, cut_bags, piece_of, summed_by_bag
+from vt_fast.backends.triton.bags import NO_BAGS, clear_without_bags, cut_bags, piece_of, summed_by_bag
 from vt_fast.backends.triton.compiling import checked
 from vt_fast.backends.triton.pixel_softmax import (
     add_extra_grads,
@@ -18,6 +18,7 @@ from vt_fast.backends.triton.pixel_softmax import (
     inverse_deviation,
     load_token_bias,
     make_deltas,
+    normalised,
     of_normalised,
     query_rows,
     softmax_over_pixels_backward,
@@ -31,8 +32,10 @@ from vt_fast.backends.triton.primitives import (
     next_tile,
     own_chunk,
     product,
+    rounded_weights,
     second_walk,
     store_sums,
+    weighted_product,
     zero_sums,
 )
 from vt_fast.backends.triton.schedule import (
@@ -73,6 +76,7 @@ def tokenize_backward(
     grad_sums,
     per_pixel,
     bags,
+    epsilon,
     lse,
     delta,
     dx,
@@ -98,10 +102,10 @@ def tokenize_backward(
     them, of one sample, or ACROSS samples, where these share the queries: then there can be fewer parts than
     samples. grad_tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) in x's dtype; lse and delta
     (B, HEADS * QUERIES), or None and the gradient of the mass, if any; dqueries, if any,
-    (B, parts, HEADS, QUERIES, CHANNELS), dtoken_bias (B, parts, HEADS, QUERIES), ACROSS without B;
-    dpixel_bias, if any, (HEADS, B, pixels); attention, if any, (B, pixels, QUERIES): the weights, where a
-    gradient is wanted to which all samples contribute; dscores, if any, as scores. With bags all of them are
-    one sample of the maps. Parts are pieces, or, ACROSS, tiles are.
+    (B, parts, HEADS, QUERIES, CHANNELS), dtoken_bias (B, parts, HEADS, QUERIES), ACROSS without B, or, with
+    BIAS_EACH, (tiles, HEADS, QUERIES); dpixel_bias, if any, (HEADS, B, pixels); attention, if any,
+    (B, pixels, QUERIES): the weights, where a gradient is wanted to which all samples contribute; dscores, if
+    any, as scores. With bags all of them are one sample of the maps. Parts are pieces, or, ACROSS, tiles are.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -177,11 +181,11 @@ def tokenize_backward(
         small = (query, grad, q, query_ok, exists)
         zeros = tl.zeros((TILE, QUERIES), cfg.ACC)
         reading = (tile, pooled, values.data, ok, small)
-        if cfg.EPS > 0:
+        if cfg.NORM:
             blank = tl.zeros((TILE,), cfg.ACC)
             found, kept = first_walk(add_grads_and_moments, (zeros, zeros, blank, blank), reading, cfg)
             logits, grads, mean, squares = found
-            inverse = inverse_deviation(squares, cfg)
+            inverse = inverse_deviation(squares, epsilon, cfg)
             of_grad_sums = tl.load(grad_sums + at, mask=query_ok, other=0.0)
             grads = of_normalised(grads, mean, inverse, of_grad_sums)
             if cfg.HAS_ROWS:
@@ -213,8 +217,13 @@ def tokenize_backward(
             weights = tl.where(ok[:, None], weights, 0.0)
             inner = tl.where(ok[:, None], inner, 0.0)
         if dtoken_bias is not None:
-            bias_sums += tl.sum(inner, 0)
+            if not cfg.BIAS_EACH:
+                bias_sums += tl.sum(inner, 0)
         if block == 0:
+            if dtoken_bias is not None:
+                if cfg.BIAS_EACH:
+                    of_tile = (tile_index * cfg.HEADS + head).to(tl.int64) * cfg.QUERIES + q
+                    tl.store(dtoken_bias + of_tile, tl.sum(inner, 0), mask=exists)
             if dpixel_bias is not None:
                 tl.store(dpixel_bias + (head * batch + plane) * pixels + n, tl.sum(inner, 1), mask=inside)
             if attention is not None:
@@ -224,20 +233,18 @@ def tokenize_backward(
                 to_scores = maps.score_places(dscores, (plane * cfg.HEADS + head) * cfg.QUERIES, q, n, pixels)
                 there = inside[:, None] & exists[None, :]
                 tl.store(to_scores, inner.to(dscores.dtype.element_ty), mask=there)
-        weights = weights.to(x.data.dtype.element_ty)
+        weights = rounded_weights(weights, x.data.dtype.element_ty, cfg)
+        inner = rounded_weights(inner, x.data.dtype.element_ty, cfg)
         norm = ()
-        if cfg.EPS > 0:
+        if cfg.NORM:
             # What each pixel's gradient has along 1 and along the normalised pixel is no gradient of x.
             ones = tl.sum(weights.to(cfg.ACC) * of_grad_sums[None, :], 1)
             along = tl.sum(weights.to(cfg.ACC) * normalised_grads, 1)
             if cfg.HAS_ROWS:
-                taken = inner.to(x.data.dtype.element_ty).to(cfg.ACC)
+                taken = inner.to(cfg.ACC)
                 ones += tl.sum(taken * of_query_sums[None, :], 1)
                 along += tl.sum(taken * normalised_logits, 1)
-            scaled = (inner * inverse[:, None]).to(x.data.dtype.element_ty)
-            shift = tl.sum(scaled.to(cfg.ACC) * mean[:, None], 0)
-            norm = (mean, inverse, ones / cfg.CHANNELS, along / cfg.CHANNELS, scaled, shift)
-        inner = inner.to(x.data.dtype.element_ty)
+            norm = (mean, inverse, ones / cfg.CHANNELS, along / cfg.CHANNELS)
         sums = second_walk(
             store_maps_and_add_dqueries, sums,
             (tile, to, values.data, dvalues.data, to_pooled, kept, ok, inside, small, (weights, inner),
@@ -253,7 +260,7 @@ def tokenize_backward(
                     dqueries, index, own_chunk(block, i, cfg), q, exists[None, :], sums[i], False,
                     cfg.CHANNELS, cfg.QUERIES, True,
                 )  # fmt: skip
-    if dtoken_bias is not None:
+    if dtoken_bias is not None and not cfg.BIAS_EACH:
         if block == 0:
             to_bias = dtoken_bias + index * cfg.QUERIES + q
             tl.store(to_bias, bias_sums.to(dtoken_bias.dtype.element_ty), mask=exists)
@@ -303,7 +310,7 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         out = tl.zeros((TILE, CHUNK), cfg.ACC)
         if values is None or dvalues is not None:
             of_grad = load_rows(grad, q, WIDTH, k, query_ok, k < cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED)
-            out = product(weights, tl.trans(of_grad), out, cfg)
+            out = weighted_product(weights, tl.trans(of_grad), out, cfg)
         if dvalues is not None:
             if cfg.MASKED:
                 out = tl.where(ok[:, None], out, 0.0)
@@ -312,12 +319,12 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
     if cfg.NEEDS_X:
         if cfg.HAS_ROWS:
             of_query = load_rows(query, q, cfg.CHANNELS, k, query_ok, k < cfg.CHANNELS, cfg.OWN_RAGGED)
-            out = product(inner, tl.trans(of_query), out, cfg)
-        if cfg.EPS > 0:
-            mean, inverse, ones, along, _scaled, _shift = norm
-            pixel = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg).to(cfg.ACC)
-            normalised = (pixel - mean[:, None]) * inverse[:, None]
-            out = (out - ones[:, None] - normalised * along[:, None]) * inverse[:, None]
+            out = weighted_product(inner, tl.trans(of_query), out, cfg)
+        if cfg.NORM:
+            mean, inverse, ones, along = norm
+            pixel = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
+            component = normalised(pixel, mean, inverse) * along[:, None]
+            out = (out - ones[:, None] - component) * inverse[:, None]
         if cfg.MASKED:
             # A pixel that takes no part has a gradient of 0, whatever the others are.
             out = tl.where(ok[:, None], out, 0.0)
@@ -326,11 +333,9 @@ def store_maps_and_add_dqueries(sums, operands, i, k, cfg: tl.constexpr):
         return (sums[i],)
     else:
         chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.CHANNELS, cfg.OWN_RAGGED, cfg)
-        before = sums[i]
-        if cfg.EPS > 0:
-            _mean, _inverse, _ones, _along, inner, shift = norm
-            before -= shift[None, :]
-        added = product(tl.trans(chunk), inner, before, cfg)
+        if cfg.NORM:
+            chunk = normalised(chunk, norm[0], norm[1]).to(inner.dtype)
+        added = weighted_product(tl.trans(chunk), inner, sums[i], cfg)
         return leave_sums(dqueries, slot, k, q, exists[None, :], added, cfg.CHANNELS, cfg.QUERIES, cfg)
 
 
@@ -364,6 +369,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     over_pixels, needs_token_bias = call.normalize == "pixels", call.token_bias is not None and call.needs[6]
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     sums = compute_dtype(dtype)
+    wide = settings.wide_weights(dtype, over_pixels)
     dx = torch.empty_like(call.x) if needs_x else None
     values = None if call.values is None else maps.batched(call.values)
     dvalues = torch.empty_like(call.values) if call.values is not None and call.needs[4] else None
@@ -374,6 +380,7 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
     dscores = torch.empty_like(scores) if scores is not None and call.needs[5] else None
     dpixel_bias = x.new_empty((num_heads, batch, pixels), dtype=sums) if needs_pixel_bias else None
     attention = x.new_empty((batch, pixels, count), dtype=sums) if needs_extra_values else None
+    clear_without_bags(call.offsets, dx, dvalues, dscores, dpixel_bias)
     made_maps = [None if each is None else maps.batched(each) for each in (dx, dvalues)]
     placed = maps.place(pixels, widest * num_heads, x, values, *made_maps)
     x_map, values_map, dx_map, dvalues_map = placed.maps
@@ -388,7 +395,8 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         (call.token_bias, needs_token_bias and not over_pixels, 1, (num_heads, count)),
     ]
     wanted = [each.dim() == dim for each, needed, dim, _ in operands if each is not None and needed]
-    shared = bool(wanted) and all(wanted)
+    # Where the queries are shared and token_bias is not, each tile leaves a sum of its own for the latter.
+    shared, bias_shared = wanted[:1] == [True], wanted[-1:] == [True]
     lse, grad_tokens = call.stats.contiguous(), call.grad_tokens.contiguous()
 
     query_sums, grad_rows = sums_of_rows(call), grad_tokens.to(dtype)
@@ -418,6 +426,9 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
             if operand is None or not needed:
                 parts.append(None)
                 continue
+            if across and operand.dim() != dim:
+                parts.append(x.new_empty((batch, tiles_each, *shape), dtype=sums))
+                continue
             single = made.direct and pieces is None and operand.dim() != dim
             part = x.new_empty((samples, splits, *shape), dtype=part_dtype(operand, single, sums))
             if pieces is not None and made.loops > 1:
@@ -431,16 +442,18 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
         cfg = config(
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, HEADS=num_heads,
             **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16), ACROSS=across,
-            NEEDS_X=needs_x, MASKED=call.mask is not None or call.pixel_bias is not None,
+            BIAS_EACH=across and not bias_shared, NEEDS_X=needs_x,
+            MASKED=call.mask is not None or call.pixel_bias is not None,
             POOLING=call.normalize or "none", PARTIAL=may_be_partial(call),
-            HAS_ROWS=call.queries is not None, EPS=call.layer_norm_eps or 0.0,
+            HAS_ROWS=call.queries is not None, NORM=call.layer_norm_eps is not None,
+            WIDE_WEIGHTS=wide,
         )  # fmt: skip
         launch(
             tokenize_backward, (made.blocks * num_heads * samples * splits,), x_map, values_map, queries,
             query_sums, token_bias, scores, grad_rows, grad_sums, per_pixel,
-            NO_BAGS if pieces is None else pieces.bags, lse if over_pixels else None, delta, dx_map,
-            dvalues_map, *parts, dscores, dpixel_bias, attention, placed.pixels, placed.width, batch,
-            tiles_each, splits, made.each if across else ceil_div(made.each, setting.tile), cfg=cfg,
+            NO_BAGS if pieces is None else pieces.bags, call.layer_norm_eps, lse if over_pixels else None,
+            delta, dx_map, dvalues_map, *parts, dscores, dpixel_bias, attention, placed.pixels, placed.width,
+            batch, tiles_each, splits, made.each if across else ceil_div(made.each, setting.tile), cfg=cfg,
             num_warps=setting.warps, num_stages=setting.stages,
         )  # fmt: skip
         found: list[Tensor | None] = []
@@ -453,11 +466,11 @@ def backward(call: TokenizeBackward) -> TokenizeGradients:
                 found.append(summed(left, operand, shared=operand.dim() == dim))
         return found
 
-    kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
+    kind, padded = settings.kind(dtype, wide), rows.QUERIES_PADDED
     # With values there are as many maps and rows to read as in project's backward.
     kernel = "tokenize_backward" if values is None else "project_backward"
     problem = Problem(kernel, kind, placed.layout, widest, padded, pixels)
-    dqueries, dtoken_bias = attempt(problem, x, run)
+    dqueries, dtoken_bias = attempt(problem, call, run)
     if call.token_bias is not None and needs_token_bias and over_pixels:
         # The tokens do not depend on it, and each row of dS sums to what arrives for its lse.
         arriving = torch.zeros_like(lse) if call.grad_stats is None else call.grad_stats

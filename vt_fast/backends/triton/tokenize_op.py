@@ -17,6 +17,7 @@ from vt_fast.backends.triton.pixel_softmax import (
     load_extra_values,
     load_token_bias,
     no_statistics,
+    normalised,
     of_normalised,
     plain_weights,
     query_rows,
@@ -38,6 +39,7 @@ from vt_fast.backends.triton.primitives import (
     product,
     program_of,
     second_walk,
+    weighted_product,
     zero_sums,
 )
 from vt_fast.backends.triton.schedule import (
@@ -62,6 +64,7 @@ def tokenize_forward(
     scores,
     per_pixel,
     bags,
+    epsilon,
     out,
     pixels,
     width,
@@ -75,8 +78,8 @@ def tokenize_forward(
     another map, ``values``. DIRECT (one split): tokens (B, QUERIES, HEADS * OUT_CHANNELS + EXTRA) and lse or
     mass (B, HEADS * QUERIES). Otherwise the parts' tokens are (B * heads, splits, QUERIES, OUT_CHANNELS +
     EXTRA), their statistics (B * heads, splits, QUERIES), and seen (B * heads, splits). scores, if any,
-    (B, HEADS * QUERIES, pixels). query_sums, with EPS: sums of the queries' numbers. With bags splits are
-    pieces, and all of them are one sample of the maps.
+    (B, HEADS * QUERIES, pixels). With NORM, query_sums are sums of the queries' numbers, and epsilon is added
+    to variances. With bags splits are pieces, and all of them are one sample of the maps.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
     TILE: tl.constexpr = cfg.TILE
@@ -126,13 +129,14 @@ def tokenize_forward(
             pooled = maps.tile_of(values, plane, head * cfg.OUT_CHANNELS, n, width, cfg)
         logits = tl.zeros((TILE, QUERIES), cfg.ACC)
         kept = ()
-        if cfg.EPS > 0:
-            # Pixels are normalised within the products: a scale and a shift of each pixel.
+        norm = ()
+        if cfg.NORM:
             blank = tl.zeros((TILE,), cfg.ACC)
             reading = (tile, ok, query, q, query_ok, held)
             found, kept = first_walk(add_logits_and_moments, (logits, blank, blank), reading, cfg)
             logits, mean, squares = found
-            inverse = inverse_deviation(squares, cfg)
+            inverse = inverse_deviation(squares, epsilon, cfg)
+            norm = (mean, inverse)
             if cfg.HAS_ROWS:
                 at = query_sums.data + sample * query_sums.batch + q
                 row_sums = tl.load(at, mask=query_ok, other=0.0)
@@ -147,24 +151,20 @@ def tokenize_forward(
         if cfg.POOLING == "pixels":
             if token_bias.data is not None:
                 logits = tl.where(query_ok[None, :], logits + row_bias[None, :], -float("inf"))
-            ROUNDED: tl.constexpr = cfg.ACC if cfg.EPS > 0 else x.data.dtype.element_ty
-            weights, scale, statistics = softmax_over_pixels(logits, ok, statistics, ROUNDED, cfg.LIMIT)
+            weights, scale, statistics = softmax_over_pixels(
+                logits, ok, statistics, x.data.dtype.element_ty, cfg.LIMIT
+            )
         else:
             weights, statistics = plain_weights(
                 logits, row_bias, ok, statistics, x.data.dtype.element_ty, cfg
             )
             scale = tl.full((QUERIES,), 1.0, cfg.ACC)
-        of_extra = weights.to(x.data.dtype.element_ty)
-        shift = 0
-        if cfg.EPS > 0:
-            weights = (weights * inverse[:, None]).to(x.data.dtype.element_ty)
-            shift = tl.sum(weights.to(cfg.ACC) * mean[:, None], 0)
-        pooling = (pooled, ok, kept, weights, scale, shift, to, exists, start > begin, statistics)
+        pooling = (pooled, ok, kept, weights, scale, norm, to, exists, start > begin, statistics)
         sums = second_walk(pool_chunk, sums, pooling, block, cfg)
         next_tile(cfg)
         if cfg.EXTRA > 0:
             extra = load_extra_values(per_pixel, n, ok, cfg)
-            extra_sums = product(tl.trans(extra), of_extra, extra_sums * scale[None, :], cfg)
+            extra_sums = weighted_product(tl.trans(extra), weights, extra_sums * scale[None, :], cfg)
 
     if cfg.LOOPS == 1:
         for i in tl.static_range(OWN):
@@ -206,21 +206,18 @@ def add_logits_and_moments(sums, operands, i, k, cfg: tl.constexpr):
 @triton.jit
 def pool_chunk(sums, operands, i, k, cfg: tl.constexpr):
     """The second walk's step."""
-    tile, ok, kept, weights, scale, shift, to, exists, follows, statistics = operands
+    tile, ok, kept, weights, scale, norm, to, exists, follows, statistics = operands
     chunk = maps.chunk_again(kept, i, 0, tile, k, ok, cfg.OUT_CHANNELS, cfg.OUT_OWN_RAGGED, cfg)
+    if cfg.NORM:
+        chunk = normalised(chunk, norm[0], norm[1]).to(weights.dtype)
     if cfg.LOOPS > 1:
-        added = product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
-        if cfg.EPS > 0:
-            added -= shift[None, :]
+        added = weighted_product(tl.trans(chunk), weights, tl.zeros_like(sums[i]), cfg)
         there = (k < cfg.OUT_CHANNELS)[:, None] & exists[None, :]
         added = add_previous(to + k[:, None], there, added, follows, scale[None, :], cfg.ONE_TILE)
         store_pooled(to + k[:, None], added, there, statistics, cfg)
         return ()
     else:
-        before = rescaled(sums[i], scale, cfg)
-        if cfg.EPS > 0:
-            before -= shift[None, :]
-        return (product(tl.trans(chunk), weights, before, cfg),)
+        return (weighted_product(tl.trans(chunk), weights, rescaled(sums[i], scale, cfg), cfg),)
 
 
 def separate_heads(call: Tokenize | TokenizeBackward) -> int:
@@ -311,7 +308,7 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
     rows, pixels = Queries.of(call), pixel_count(x)
     count, channels, out_channels = rows.QUERIES, channel_count(x) // num_heads, pooled_channels(call)
     pooling, partial = call.normalize or "none", may_be_partial(call)
-    eps = call.layer_norm_eps or 0.0
+    wide = settings.wide_weights(dtype, pooling == "pixels")
     extra = 0 if call.extra_values is None else call.extra_values.shape[1]
     values = None if call.values is None else maps.batched(call.values)
     scores = None if call.scores is None else call.scores.contiguous()
@@ -348,15 +345,17 @@ def forward(call: Tokenize) -> tuple[Tensor, Tensor]:
             setting, made, placed, dtype, channels=channels, out_channels=out_channels, together=False,
             HEADS=num_heads, **rows._asdict(), EXTRA=extra, EXTRA_PADDED=power_of_two(extra, 16),
             DIRECT=made.direct and pieces is None, POOLING=pooling, PARTIAL=partial,
-            HAS_ROWS=call.queries is not None, EPS=eps,
+            HAS_ROWS=call.queries is not None, NORM=call.layer_norm_eps is not None,
+            WIDE_WEIGHTS=wide,
         )  # fmt: skip
         launch(
             tokenize_forward, (made.blocks * splits * items,), *placed.maps, queries, query_sums, token_bias,
-            scores, per_pixel, NO_BAGS if pieces is None else pieces.bags, pooled.results, placed.pixels,
-            placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps, num_stages=setting.stages,
+            scores, per_pixel, NO_BAGS if pieces is None else pieces.bags, call.layer_norm_eps,
+            pooled.results, placed.pixels, placed.width, splits, made.each, cfg=cfg, num_warps=setting.warps,
+            num_stages=setting.stages,
         )  # fmt: skip
         return pooled.combined(cfg.LIMIT)
 
-    kind, padded = settings.kind(dtype), rows.QUERIES_PADDED
+    kind, padded = settings.kind(dtype, wide), rows.QUERIES_PADDED
     problem = Problem("tokenize_forward", kind, placed.layout, out_channels, padded, pixels)
-    return attempt(problem, x, run)
+    return attempt(problem, call, run)
