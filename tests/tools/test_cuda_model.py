@@ -39,7 +39,7 @@ def test_a_plan_and_the_work_of_a_tile(tokenize):
     assert plan.clusters == plan.blocks_each * GPU.processors
     assert plan.tiles_per_sample == -(-60800 // tp)
     assert plan.unit == 1
-    assert plan.part_floats == 16 * (256 + 2), "samples are split"
+    assert plan.part_floats == 16 * (256 + 3), "samples are split"
     # Scores of a tile, and what is pooled.
     assert plan.tile.products == plan.warps * 2 * mt * (tp // 16) * nt
     # A tile is copied once and read twice, and there is more than that.

@@ -166,8 +166,7 @@ def test_the_committed_tables(path):
     assert tuple(rows[0]) == resources.COLUMNS
     assert len({resources.label(row) for row in rows}) == len(rows)
     assert resources.faults(rows) == []
-    ops = set(cuda.OPS) if path.stem.endswith("90a") else {"tokenize", "project", "project_tokenize"}
-    assert {row["op"] for row in rows} == ops
+    assert {row["op"] for row in rows} == set(cuda.OPS)
 
 
 @pytest.fixture

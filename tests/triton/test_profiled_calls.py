@@ -13,9 +13,9 @@ from vt_fast.backends.triton.samples import KERNELS, sample
 def test_each_launch_between_start_and_stop_is_named(monkeypatch, tmp_path):
     steps = []
 
-    def on_cpu(op, dtype, layout, sizes, device):
+    def on_cpu(op, dtype, layout, sizes, device, backend):
         assert device == "cuda"
-        call = sample(op, dtype, layout, sizes, "cpu")
+        call = sample(op, dtype, layout, sizes, "cpu", backend)
         return lambda: (steps.append("call"), call())[1]
 
     monkeypatch.setattr(calls, "sample", on_cpu)
