@@ -92,6 +92,14 @@ def test_facts_of_recorded_output():
     assert machine_code.widths(found[small].loads) == {4: 1, 2: 1}
 
 
+def test_a_product_that_is_reached_by_a_jump_back():
+    """Its tile has no way without one: all instructions up to the last product count."""
+    jumps = CODE.replace("@P3 BRA 0xe0 ;  ", "BRA 0x170 ;     ", 1)
+    walk = Kernel("forward", "first", 4, 8, 16)
+    found = machine_code.parse(USAGE, jumps.splitlines())[walk]
+    assert (found.tile, found.products) == (13, 2)
+
+
 def test_names_of_kernels():
     name = "void vt::cuda::(anonymous namespace)::{}(vt::cuda::Call)"
     walk = "start_kernel<vt::cuda::Backward<float, (vt::Layout)2, 2, 4, 16, true, true> >"
