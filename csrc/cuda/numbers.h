@@ -111,15 +111,16 @@ struct Pair<float> {
   }
 
  private:
-  // Both are rounded to nearest; the product ignores the bits of `rest` that are not cleared. What is not
-  // finite is all rest: as the first part it would meet a rest of 0, and infinity times 0 is NaN.
+  // `first` is rounded to nearest. The product cuts off the last bits of `rest`, of which at most one is set:
+  // rounding it would be no more exact. What is not finite is all rest: as the first part it would meet a
+  // rest of 0, and infinity times 0 is NaN.
   VT_DEVICE void set(int index, float value) {
     const uint32_t bits = as_bits(value);
     const uint32_t rounded = (bits + 0x1000u) & 0xffffe000u;
     const bool large = (rounded & 0x7f800000u) == 0x7f800000u;  // infinity, NaN, or rounded to infinity
     const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
     first[index] = !large ? rounded : finite ? bits & 0xffffe000u : 0u;
-    rest[index] = finite                       ? as_bits(value - as_float(first[index])) + 0x1000u
+    rest[index] = finite                       ? as_bits(value - as_float(first[index]))
                   : (bits & 0x007fffffu) != 0u ? 0x7fc00000u
                                                : bits;
   }

@@ -24,7 +24,8 @@ float random_float() {
   return std::ldexp(1.f + emulator::draw(1 << 23) * 0x1p-23f, static_cast<int>(emulator::draw(40)) - 20);
 }
 
-// A number is the sum of two with 11 bits each, rounded to nearest: 2^-11 of 2^-11 of it may be lost.
+// A number of 24 bits is the sum of two with 11 each, the first one rounded to nearest: its last bit may be
+// lost.
 void check_parts() {
   double most = 0.;
   for (int i = 0; i < 10000; ++i) {
@@ -33,7 +34,7 @@ void check_parts() {
     most = std::max(most, std::abs(double{x} - tf32(pair.first[0]) - tf32(pair.rest[0])) / x);
     most = std::max(most, std::abs(double{y} - tf32(pair.first[1]) - tf32(pair.rest[1])) / -y);
   }
-  expect(most <= 0x1p-22, "parts are not rounded to nearest");
+  expect(most <= 0x1p-23, "more than the last bit is lost");
   constexpr float kMost = std::numeric_limits<float>::max();
   const Pair<float> large = Pair<float>::of(kMost, -kMost);
   expect(std::isfinite(tf32(large.first[0])) && std::isfinite(tf32(large.first[1])),

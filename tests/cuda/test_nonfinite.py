@@ -175,3 +175,14 @@ def test_infinite_keys_where_the_last_tile_is_not_full(layout, dtype):
         if name.startswith("result"):
             assert value.isfinite().all(), name
             assert reference[name].isfinite().all(), name
+
+
+@pytest.mark.parametrize("clusters", [1, 5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_lse_of_an_infinite_logit(dtype, clusters):
+    """It is infinite, although the weights are NaN."""
+    x, queries, bias = torch.randn(1, 200, 16), torch.randn(2, 16), torch.randn(1, 200)
+    bias[0, 67] = torch.inf
+    with cuda_emulator.emulated(clusters=clusters):
+        tokens, lse = vt_fast.tokenize(x.to(dtype), queries.to(dtype), pixel_bias=bias, return_stats=True)
+    assert tokens.isnan().all() and torch.equal(lse, torch.full((1, 2), torch.inf))

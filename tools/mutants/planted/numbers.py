@@ -5,10 +5,11 @@ from tools.mutants.planted.fault import BOTH, PROJECT, TOKENIZE, Fault
 NUMBERS = [
     Fault(
         "larger-drops-nan",
-        "A NaN score vanishes from the maximum, and softmax gives numbers where PyTorch gives NaN.",
+        "A NaN score vanishes from the maximum.",
         "return !(a <= b) ? a : b;",
         "return a > b ? a : b;",
         kernels=f"{TOKENIZE}:Bf16",
+        harmless="weights come from the scores themselves, so a NaN reaches their sum past the maximum",
     ),
     Fault(
         "keep-clears-the-other",
@@ -49,13 +50,6 @@ NUMBERS = [
         "Products are what should only correct them.",
         "mma_tf32(sum, a, b.first);",
         "",
-        kernels=f"{TOKENIZE}:Fp32",
-    ),
-    Fault(
-        "tf32-rest-not-rounded",
-        "The second part of a float is cut off: its error is 2^-21, not 2^-22.",
-        "as_bits(value - as_float(first[index])) + 0x1000u",
-        "as_bits(value - as_float(first[index]))",
         kernels=f"{TOKENIZE}:Fp32",
     ),
     Fault(
