@@ -34,6 +34,10 @@ _IN_ONE_DTYPE = ("x", "keys", "values", "queries", "residual", "extra_values")
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _any_requires_grad = torch._C._any_requires_grad
 _AFTER_AUTOGRAD = torch._C._after_autograd_keyset
+# Looked up once: each call of an op asks them.
+_is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._is_tracing
+_transforms_active = torch._C._are_functorch_transforms_active
 
 # Whether the table of :mod:`vt_fast.onnx` has been made, so that an export can use it.
 onnx_table_exists = False
@@ -183,12 +187,7 @@ def plain_eager() -> bool:
 
     Then a call can go past the op's autograd kernel, which costs more than calling autograd directly.
     """
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return not (_is_compiling() or _is_tracing() or _transforms_active() or forward_ad._current_level >= 0)
 
 
 def check_translated(name: str) -> None:
