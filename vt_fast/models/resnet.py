@@ -39,7 +39,8 @@ class ResNet(nn.Module):
         stride_in_1x1: True puts a bottleneck's stride in its first 1x1 convolution, as in the original and in
             detection code; False in the 3x3 convolution, as in torchvision.
         drop_path_rate: probability that training skips a block's residual branch for a sample; rises linearly
-            from 0 at the first block to this value at the last.
+            from 0 at the first block to this value at the last, as in timm. The paper does not state the
+            first value; that of the original stochastic depth is this value over the number of blocks.
         drop_rate: of the dropout before the classifier.
         norm_layer: makes a norm for a number of channels.
         device, dtype: of the parameters.

@@ -125,7 +125,9 @@ def make_stack(
                 tokenizer=here,
                 relation=relation,
                 projector=projector and (last_projector or not last),
-                projector_value=not v1 or wide != token_channels if projector_value is None else projector_value,
+                projector_value=not v1 or wide != token_channels
+                if projector_value is None
+                else projector_value,
                 num_heads=num_heads,
                 num_token_heads=num_token_heads,
                 token_groups=token_groups,

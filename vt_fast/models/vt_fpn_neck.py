@@ -56,8 +56,9 @@ class VTFPN(CompositeModule):
         token_groups: groups of the token transformer's key, query and value; by default 4, in variant "v1" 8.
         token_norm: of the tokens that enter the transformer: "layer" (the default, as in
             :class:`vt_fast.nn.VisualTransformer`), "batch" or None.
-        variant: of the token transformer: "v2", "v1" for the paper's first version, which is 0.04 billion MACs
-            nearer to the printed counts, or "scaled"; see :class:`vt_fast.nn.TokenTransformer`.
+        variant: of the token transformer: "v2", "v1" for the paper's first version, which has 0.04 billion
+            MACs less and so is nearer to the printed counts, or "scaled"; see
+            :class:`vt_fast.nn.TokenTransformer`.
         position: a position code for each level's tokenizer: "conv" or "linear", or your own, of which each
             level gets a copy; see :class:`vt_fast.nn.VisualTransformer`. None for none.
         norm_layer: makes a norm for a number of channels. It follows each lateral, which then has no bias.

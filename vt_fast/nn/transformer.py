@@ -38,9 +38,9 @@ class TokenTransformer(TokenRelation):
             number; the authors' code has 16, and counts do not depend on it.
         scale: multiplies the logits; by default 1 / sqrt(width / num_heads); the paper has none.
         variant: "v2" for eqs. 3 and 4; "v1" for the first version, whose second half is one linear layer, T'
-            + T' F; "scaled" for no second half and a learned scale of the attention's result, T + s softmax(..)
-            T V, as TU Berlin's description of the paper has it. It does not say what s is: here it has a
-            number per channel and starts at 1.
+            + T' F; "scaled" for no second half and a learned scale s of the attention's result, T +
+            softmax(..) T V s, as TU Berlin's description of the paper has it. What shape s has there is not
+            known: here it has a number per channel, and starts at 1.
         bias: whether the projections other than Q have one.
         **options: `token_norm`, `backend`, `device`, `dtype`: see :class:`TokenRelation`.
 
@@ -73,7 +73,9 @@ class TokenTransformer(TokenRelation):
         checks.flag("value", value)
         if variant != "v2" and not (value and hidden is None):
             has = "V and one linear layer" if variant == "v1" else "V and no feed-forward layer"
-            raise ValueError(f'`value` must be True and `hidden` None in variant "{variant}", which has {has}')
+            raise ValueError(
+                f'`value` must be True and `hidden` None in variant "{variant}", which has {has}'
+            )
         width = max(token_channels // 2, 1) if width is None else width
         checks.counts(width=width, num_heads=num_heads)
         checks.divides("num_heads", num_heads, "width", width)
