@@ -69,8 +69,8 @@ CLASSIFICATION: Mapping[str, Recipe] = {
     ),
 }
 SEGMENTATION: Mapping[str, Recipe] = {
-    # Detectron2's semantic FPN 1x: a warm-up of 1,000 steps, 90,000 in all with falls at 60,000 and 80,000. It
-    # has 16 images in a step and half the rate, so its 12 epochs are 45,000 steps here.
+    # Detectron2's semantic FPN 1x: a warm-up of 1,000 steps, 90,000 in all, with falls at 60,000 and 80,000.
+    # It has 16 images in a step and half the rate, so its 12 epochs are 45,000 steps here.
     "coco": Recipe(
         epochs=12,
         batch_size=32,

@@ -27,7 +27,7 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if step < warmup:
         return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * step / warmup
     if recipe.decay == "step":
-        falls = (step - warmup) // (recipe.decay_epochs * steps_per_epoch)
+        falls = int((step - warmup) // (recipe.decay_epochs * steps_per_epoch))
         return recipe.lr * recipe.decay_factor**falls
     if recipe.decay == "1x":
         done = 9 * step / (recipe.epochs * steps_per_epoch)

@@ -40,8 +40,9 @@ _NOT_COUNTED = (
 class Counted:
     """A row with its counts: MACs in the row's unit, parameters in millions, or quotients.
 
-    Parameters are without those of BatchNorm unless the row says otherwise. `written` counts every projection where the paper has it, `executed` what runs after folding. `by_both` is
-    True where fvcore agreed with torch's counter on `written`.
+    Parameters are without those of BatchNorm unless the row says otherwise. `written` counts every projection
+    where the paper has it, `executed` what runs after folding. `by_both` is True where fvcore agreed with
+    torch's counter on `written`.
     """
 
     row: Row
@@ -81,7 +82,7 @@ def counted(row: Row) -> Counted:
 
 
 def _counts(row: Row, build: Callable[..., nn.Module], both: bool) -> tuple[int, int, int]:
-    """MACs as written and as executed, and parameters, of the row's network or of the one it is set against."""
+    """MACs as written and as executed, and parameters, of what `build` makes for the row's inputs."""
     with torch.device("meta"):
         model = build()
     argument = row.argument()

@@ -31,8 +31,8 @@ TABLES = {COCO: "9", LIP: "10"}
 CHANNELS, STRIDES = (256, 512, 1024, 2048), (4, 8, 16, 32)
 
 Shape = tuple[int, ...]
-#: Where a configuration is from: "stated" by the paper, by name; "fit", inferred from printed counts, which it
-#: meets; "ours", another choice that meets them less well; "unexplained": none is known that meets them.
+#: Where a configuration is from: "stated" by the paper, by name; "fit", inferred from printed counts, which
+#: it meets; "ours", another choice that meets them less well; "unexplained": none is known that meets them.
 Source = Literal["stated", "fit", "ours", "unexplained"]
 
 
