@@ -10,18 +10,18 @@ from tools.paper.rows import ROWS, Row
 from tools.paper.tables import as_csv, markdown
 
 _NOTE = """MACs are multiply-accumulates of convolutions and matrix products for one image. Parameters do not
-include those of BatchNorm, unless a note says so. "As written": every projection where the paper has it (backend
-"reference"), counted by {by}. "As executed": with the
-projections on the pixels folded into the tokens, counted by torch. A position code on a dynamic tokenizer costs
-there: its heads then pool all channels in one pass.
+include those of BatchNorm, unless a note says so. "As written": every projection where the paper has it
+(backend "reference"), counted by {by}.
+"As executed": with the projections on the pixels folded into the tokens, counted by torch. A position code on
+a dynamic tokenizer costs there: its heads then pool all channels in one pass.
 
-Tables: those of the ICCV version that print the row; "-" for the text, the first version and its slides. Source of the
-configuration: "stated", the paper names the network; "fit", inferred from the printed counts, which it meets;
-"ours", another choice, which meets them less well or not; "unexplained", we know none that meets them. Counts cannot
-tell heads, norms, biases and scales.
+Tables: those of the ICCV version that print the row; "-" for its text, the first version and its slides.
+Source of the configuration: "stated", the paper names the network; "fit", inferred from the printed counts,
+which it meets; "ours", another choice, which meets them less well; "unexplained", we know none that meets
+them. Counts cannot tell heads, norms, biases and scales.
 
-Table 1 follows from one family: the first version's module, with as many tokens as in the notes. Tables 2 to 7 print
-other counts for VT-R18 and VT-R34, so their networks are not those of table 1.
+Table 1 follows from one family: the first version's module, with as many tokens as the notes say. Tables 2
+to 7 print other counts for VT-R18 and VT-R34, so their networks are not those of table 1.
 """
 
 

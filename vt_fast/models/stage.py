@@ -89,6 +89,7 @@ def make_stack(
     """
     checks.counts(num_blocks=num_blocks)
     checks.flag("projector", projector)
+    checks.flag("projector_value", projector_value, optional=True)
     checks.choice("variant", variant, VARIANTS, optional=True)
     v1 = variant == "v1"
     if tokenizer is None:

@@ -95,7 +95,7 @@ class VisualTransformer(CompositeModule):
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
         checks.counts(channels=channels, num_tokens=num_tokens, out_channels=out_channels)
-        checks.flags(projector=projector, bias=bias)
+        checks.flags(projector=projector, projector_value=projector_value, bias=bias)
         query_groups = 1
         if group_width is not None:
             checks.count("group_width", group_width)
