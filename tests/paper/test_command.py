@@ -35,7 +35,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     (row,) = csv.DictReader((tmp_path / "paper.csv").open())
     assert row["macs_paper"] == "2.0"
     assert float(row["macs_written"]) == pytest.approx(2.10, abs=0.005)
-    assert re.search(r"\| VT-FPN neck, 473 x 473 \| 2\.0 \| 2\.10 \| \+\d\.\d\d % \|", printed)
+    assert re.search(r"\| VT-FPN neck, 473 x 473 \| 10 \| ours \| 2\.0 \| 2\.10 \| \+\d\.\d\d % \|", printed)
 
 
 def test_unknown_row(capsys):
