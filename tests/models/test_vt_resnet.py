@@ -271,7 +271,7 @@ def test_backend_is_that_of_all_members():
             lambda: models.VTResNet(18, backbone=small_backbone()),
             "got depth = 18 and a backbone of type Sequential",
         ),
-        (lambda: models.VTResNet(20), "`depth` must be one of 18, 34, 50, 101, got 20"),
+        (lambda: models.VTResNet(20), "`depth` must be one of 18, 26, 34, 50, 101, 200, got 20"),
         (
             lambda: models.VTResNet(18, backbone_channels=3),
             "`backbone_channels` must be None without `backbone`, got 3",

@@ -9,7 +9,9 @@ from vt_fast.reference._checks import check_shape
 from vt_fast.reference.linear import Projection, linear
 
 
-def double_attention(x: Tensor, phi: Projection, theta: Projection, rho: Projection, out: Projection) -> Tensor:
+def double_attention(
+    x: Tensor, phi: Projection, theta: Projection, rho: Projection, out: Projection
+) -> Tensor:
     """A2-Net (Chen et al., arXiv 1810.11579): X + out(softmax_n(rho(X)) (softmax_N(theta(X))^T phi(X))).
 
     Args:

@@ -15,7 +15,7 @@ from vt_fast.nn.traced import is_traced, leaf
 
 
 class DoubleAttention(BackendModule):
-    """Gather features into a few vectors, then give each pixel a mixture of them (eqs. 5 to 8).
+    """Gather features into a few vectors, then give each pixel a mixture of them (section 3).
 
     Y = X + W_out (phi(X) softmax_N(theta(X))^T softmax_n(rho(X))). The first softmax is over the N pixels,
     the second over the n vectors. Many public versions take both over the pixels.

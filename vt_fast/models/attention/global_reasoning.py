@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks, functional
@@ -19,7 +20,7 @@ class GlobalReasoning(BackendModule):
     """GloRe: project pixels to nodes linearly, mix the nodes by a graph convolution, and project back.
 
     With B = theta(X) (N x n) and V = B^T phi(X) (n x s), Z = W_g relu(V + A V + a) and
-    Y = X + BatchNorm(B W_out Z) (eqs. 1 to 5). No weight is normalised. `normalize` divides V by N, as the
+    Y = X + BatchNorm(B W_out Z) (section 3). No weight is normalised. `normalize` divides V by N, as the
     authors' code does for images of varying size.
 
     phi and W_out act on the n nodes in place of the pixels; phi's bias is added times each node's sum of
@@ -95,8 +96,8 @@ class GlobalReasoning(BackendModule):
         sums, mass = functional.tokenize(
             x, rows, token_bias=bias, normalize=None, return_stats=True, backend=self.backend
         )
-        # The ops' sums are rounded to the dtype of the map, so the mass is too.
-        nodes = self.phi(sums) + (mass.unsqueeze(2).to(sums.dtype) - 1) * self.phi.bias
+        states = F.linear(sums, self.phi.weight)
+        nodes = states + (mass.unsqueeze(2) * self.phi.bias).to(states.dtype)
         nodes = nodes * scale
         nodes = torch.relu(nodes + self.adjacency(nodes.mT).mT)
         return functional.project(

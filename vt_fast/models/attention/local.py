@@ -15,7 +15,7 @@ from vt_fast.nn.traced import is_traced, leaf
 
 
 class StandAloneAttention(WindowAttention):
-    """Self-attention in windows with relative positions (Ramachandran et al., arXiv 1906.05909, eqs. 2 and 3).
+    """Self-attention in windows (Ramachandran et al., arXiv 1906.05909, eqs. 2 and 3).
 
     y_i = sum_j softmax_j(q_i (k_j + r_{j - i})) v_j over the window around i, for each head. Half of the
     channels of r depend on the row offset, the other half on the column offset. Logits are not scaled, as
@@ -173,7 +173,7 @@ class AttentionStem(nn.Module):
 
 
 class LocalRelation(WindowAttention):
-    """The local relation layer (Hu et al., arXiv 1904.11491, eqs. 3 to 7).
+    """The local relation layer (Hu et al., arXiv 1904.11491, section 3).
 
     y_i = sum_j softmax_j(-(q_i - k_j)^2 + g(j - i)) v_j over the window around i. q and k are numbers, which
     `share` channels have in common; g is a network of two layers on the offset. Pixels outside of the map
