@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels
+from vt_fast.layout import as_pixels, pixel_count
 from vt_fast.nn.base import REFERENCE, BackendModule, check_map, like_map
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import Factory
@@ -20,9 +22,10 @@ class DoubleAttention(BackendModule):
     Y = X + W_out (phi(X) softmax_N(theta(X))^T softmax_n(rho(X))). The first softmax is over the N pixels,
     the second over the n vectors. Many public versions take both over the pixels.
 
-    theta has no bias: it would add the same to all pixels, which the softmax cancels. phi and W_out act on
-    the n vectors in place of the pixels, since the weights of each vector, and of each pixel, sum to 1; rho
-    is folded into the second op. So no pixel is projected. At initialisation W_out is zero.
+    theta has no bias: it would add the same to all pixels, which the softmax cancels. The ops take theta and
+    rho, so that no map of logits is written. Where the map has n pixels or more, phi and W_out act on the n
+    vectors in their place: the weights of each vector, and of each pixel, sum to 1. At initialisation W_out
+    is zero.
 
     Args:
         channels: C of the map.
@@ -71,12 +74,18 @@ class DoubleAttention(BackendModule):
 
             layers = (projection_of(layer) for layer in (self.phi, self.theta, self.rho, self.out))
             return like_map(double_attention(as_pixels(x), *layers), x)
-        vectors = functional.tokenize(x, self.theta.weight, backend=self.backend)
-        return functional.project(
-            x,
-            self.rho.weight,
-            self.out(self.phi(vectors)),
-            token_bias=self.rho.bias,
-            residual=x,
-            backend=self.backend,
-        )
+        op: dict[str, Any] = {"backend": self.backend}
+        queries, keys, token_bias = self.theta.weight, self.rho.weight, self.rho.bias
+        if pixel_count(x) < keys.shape[0]:
+            vectors = functional.tokenize(x, queries, values=project_map(x, self.phi), **op)
+            return x + project_map(
+                functional.project(x, keys, vectors, token_bias=token_bias, **op), self.out
+            )
+        values = self.out(self.phi(functional.tokenize(x, queries, **op)))
+        return functional.project(x, keys, values, token_bias=token_bias, residual=x, **op)
+
+
+def project_map(x: Tensor, layer: GroupedLinear) -> Tensor:
+    """The layer on each pixel of a map (B, N, C) or (B, C, H, W)."""
+    found: Tensor = layer(x, channels_first=x.dim() == 4)
+    return found

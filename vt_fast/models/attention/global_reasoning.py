@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels
+from vt_fast.layout import as_pixels, pixel_count
+from vt_fast.models.attention.double_attention import project_map
 from vt_fast.models.contexts import on_device
 from vt_fast.nn.base import REFERENCE, BackendModule, check_map, like_map
 from vt_fast.nn.linear import GroupedLinear, projection_of
@@ -23,8 +26,9 @@ class GlobalReasoning(BackendModule):
     Y = X + BatchNorm(B W_out Z) (section 3). No weight is normalised. `normalize` divides V by N, as the
     authors' code does for images of varying size.
 
-    phi and W_out act on the n nodes in place of the pixels; phi's bias is added times each node's sum of
-    weights. At initialisation BatchNorm's scale is zero.
+    The ops take theta, so that B is never written. Where the map has n pixels or more, phi and W_out act on
+    the n nodes in their place; phi's bias is added times each node's sum of weights. At initialisation
+    BatchNorm's scale is zero.
 
     Args:
         channels: C of the map.
@@ -92,19 +96,17 @@ class GlobalReasoning(BackendModule):
             layers = (self.phi, self.theta, self.adjacency, self.update, self.out)
             pixels = global_reasoning(as_pixels(x), *map(projection_of, layers), scale=scale)
             return like_map(pixels, x)
-        rows, bias = self.theta.weight, self.theta.bias
-        sums, mass = functional.tokenize(
-            x, rows, token_bias=bias, normalize=None, return_stats=True, backend=self.backend
-        )
-        states = F.linear(sums, self.phi.weight)
-        nodes = states + (mass.unsqueeze(2) * self.phi.bias).to(states.dtype)
+        rows, token_bias = self.theta.weight, self.theta.bias
+        op: dict[str, Any] = {"token_bias": token_bias, "normalize": None, "backend": self.backend}
+        few = pixel_count(x) < rows.shape[0]
+        if few:
+            nodes = functional.tokenize(x, rows, values=project_map(x, self.phi), **op)
+        else:
+            sums, mass = functional.tokenize(x, rows, return_stats=True, **op)
+            nodes = F.linear(sums, self.phi.weight)
+            nodes = nodes + (mass.unsqueeze(2) * cast(Tensor, self.phi.bias)).to(nodes.dtype)
         nodes = nodes * scale
-        nodes = torch.relu(nodes + self.adjacency(nodes.mT).mT)
-        return functional.project(
-            x,
-            rows,
-            self.out(self.update(nodes)),
-            token_bias=bias,
-            normalize=None,
-            backend=self.backend,
-        )
+        nodes = self.update(torch.relu(nodes + self.adjacency(nodes.mT).mT))
+        if few:
+            return project_map(functional.project(x, rows, nodes, **op), self.out)
+        return functional.project(x, rows, self.out(nodes), **op)

@@ -221,7 +221,7 @@ class LocalRelation(WindowAttention):
             self.key = nn.Conv2d(channels, groups, 1, bias=False)
             self.value = nn.Conv2d(channels, channels, 1, bias=False)
             self.geometry = nn.Sequential(
-                nn.Linear(2, geometry_channels), nn.ReLU(), nn.Linear(geometry_channels, groups)
+                nn.Linear(2, geometry_channels), nn.ReLU(), nn.Linear(geometry_channels, groups, bias=False)
             )
             steps = torch.linspace(-1, 1, size)
             self.register_buffer("offsets", torch.cartesian_prod(steps, steps), persistent=False)

@@ -41,7 +41,8 @@ def attention_resnet(
 
     - "se", "cbam": a gate at the end of each residual branch, from timm, as timm names it.
     - "a2", "glore": :class:`DoubleAttention` or :class:`GlobalReasoning` after three blocks of the third
-      stage, and "a2" after two of the second. They are named after the block before: "layer3.1_unit".
+      stage; "a2", and "glore" with depth 200, also after two of the second. They are named after the block
+      before: "layer3.1_unit".
     - "aa": :class:`AugmentedConv2d` for the 3x3 convolutions of the last three stages, in a basic block for
       the first one. 8 heads with 20 key channels each; a tenth of the channels are attention's, with
       basic blocks a quarter. The second stage's attention runs on a map that is pooled once more.
@@ -78,11 +79,11 @@ def attention_resnet(
             _gate(net, squeeze_excitation)
         elif kind == "cbam":
             _gate(net, cbam)
-        elif kind == "a2":
-            _insert(net, 2, 2, DoubleAttention)
-            _insert(net, 3, 3, DoubleAttention)
-        elif kind == "glore":
-            _insert(net, 3, 3, GlobalReasoning)
+        elif kind in ("a2", "glore"):
+            unit = DoubleAttention if kind == "a2" else GlobalReasoning
+            _insert(net, 3, 3, unit)
+            if kind == "a2" or depth == 200:
+                _insert(net, 2, 2, unit)
         elif kind == "aa":
             _augment(net, image_size)
         else:
@@ -114,6 +115,7 @@ def _insert(net: ResNet, stage: int, count: int, unit: Callable[[int], nn.Module
 
 
 def _augment(net: ResNet, image_size: int) -> None:
+    # A tenth of the channels of a bottleneck, a quarter of those of a basic block.
     name, share = ("conv2", 10) if net.bottlenecks else ("conv1", 4)
     for stage in range(2, len(net.channels) + 1):
         pool = 2 if stage == 2 else 1
@@ -134,10 +136,11 @@ def _replace(net: ResNet, kind: str, unfold: bool) -> None:
     make: Callable[..., nn.Module] = StandAloneAttention if kind == "sasa" else LocalRelation
     for stage in range(1, len(net.channels) + 1):
         for block in _layer(net, stage):
-            replaced = block.conv2
+            replaced = cast(nn.Conv2d, block.conv2)
             block.conv2 = make(replaced.in_channels, stride=replaced.stride[0], unfold=unfold)
     if kind == "sasa":
-        net.conv1 = AttentionStem(net.conv1.in_channels, 64, unfold=unfold)
+        stem = AttentionStem(net.conv1.in_channels, 64, unfold=unfold)
+        net.add_module("conv1", stem)
         net.maxpool = nn.MaxPool2d(4, ceil_mode=True)
 
 

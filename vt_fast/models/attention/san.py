@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,8 @@ class VectorAttention(WindowAttention, ABC):
 class PairwiseAttention(VectorAttention):
     """w_ij = softmax_j(gamma([phi(x_i) - psi(x_j), P(p_i - p_j)])), with places p in [-1, 1] (eqs. 2, 3).
 
-    gamma is BatchNorm, ReLU and a linear layer, twice. For the arguments see :class:`VectorAttention`.
+    gamma is BatchNorm, ReLU and a linear layer, twice. P and the last layer have no bias, unlike in the
+    authors' code: it would cancel. For the arguments see :class:`VectorAttention`.
 
     Example:
         >>> PairwiseAttention(64)(torch.zeros(2, 64, 8, 8)).shape
@@ -97,14 +99,14 @@ class PairwiseAttention(VectorAttention):
     """
 
     def _make_relation(self, relation: int, groups: int) -> None:
-        self.place = nn.Conv2d(2, 2, 1)
+        self.place = nn.Conv2d(2, 2, 1, bias=False)
         self.relation = nn.Sequential(
             nn.BatchNorm2d(relation + 2),
             nn.ReLU(),
             nn.Conv2d(relation + 2, relation, 1, bias=False),
             nn.BatchNorm2d(relation),
             nn.ReLU(),
-            nn.Conv2d(relation, groups, 1),
+            nn.Conv2d(relation, groups, 1, bias=False),
         )
 
     def _weights(self, queries: Tensor, keys: list[Tensor]) -> Tensor:
@@ -149,7 +151,9 @@ class PatchwiseAttention(VectorAttention):
 class SANBlock(nn.Module):
     """x + conv(relu(bn(attention(relu(bn(x)))))), the bottleneck of a :class:`SAN`."""
 
-    def __init__(self, attention: type[VectorAttention], channels: int, size: int, *, unfold: bool) -> None:
+    def __init__(
+        self, attention: Callable[..., VectorAttention], channels: int, size: int, *, unfold: bool
+    ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.sam = attention(channels, size=size, unfold=unfold)
@@ -196,7 +200,10 @@ class SAN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        kinds = {"pairwise": PairwiseAttention, "patchwise": PatchwiseAttention}
+        kinds: dict[str, Callable[..., VectorAttention]] = {
+            "pairwise": PairwiseAttention,
+            "patchwise": PatchwiseAttention,
+        }
         checks.choice("variant", variant, kinds)
         if depth not in DEPTHS:
             raise ValueError(f"`depth` must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
