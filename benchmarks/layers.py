@@ -33,6 +33,7 @@ from benchmarks.processes import Plan
 from benchmarks.results import OURS
 from benchmarks.shapes import BOTH
 from benchmarks.timing import Budget
+from tools.torchvision import load_torchvision
 from vt_fast.models import FPN, VTFPN
 
 MODE = "layers"
@@ -267,7 +268,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     name, make, layout = LAYERS[spec["layer"]]
     spec = {**spec, "layout": layout}
     try:
-        _load_torchvision()
+        load_torchvision()
         comparison = make(spec["quick"])
     except ImportError as error:
         missing = error
@@ -335,20 +336,3 @@ def _folded(original: Side, plain: Function, ours: Function) -> dict[str, Side]:
         "compile folded": folded._replace(compiled=""),
         VT_FAST: original._replace(function=ours, role=OURS),
     }
-
-
-def _load_torchvision() -> None:
-    """transformers and timm import torchvision, whose operators do not load beside a CPU build of torch.
-
-    No layer calls them, so it is enough to declare those that torchvision describes to torch.
-    """
-    try:
-        import torchvision
-    except ImportError:
-        return
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        import torchvision  # noqa: F401

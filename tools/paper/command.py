@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from tools.paper.comparators import ROWS as COMPARATORS
 from tools.paper.counting import counted
 from tools.paper.rows import ROWS, Row
 from tools.paper.tables import as_csv, markdown
@@ -38,18 +39,19 @@ def main(output: Path, only: str | None = None) -> int:
     Raises:
         ValueError: no row has such a name.
     """
-    wanted = [row for name, row in ROWS.items() if only is None or only.lower() in name.lower()]
+    rows = {**ROWS, **COMPARATORS}
+    wanted = [row for name, row in rows.items() if only is None or only.lower() in name.lower()]
     if not wanted:
         raise ValueError(f"`--only` must be part of a row's name, got {only!r}")
-    rows = [counted(row) for row in _progress(wanted)]
-    by = "torch.utils.flop_counter and by fvcore, which agree" if rows[0].by_both else (
+    counts = [counted(row) for row in _progress(wanted)]
+    by = "torch.utils.flop_counter and by fvcore, which agree" if counts[0].by_both else (
         "torch.utils.flop_counter (fvcore is not installed)"
     )  # fmt: skip
-    text = markdown(rows) + "\n" + _NOTE.format(by=by)
+    text = markdown(counts) + "\n" + _NOTE.format(by=by)
     print(text)
     output.mkdir(parents=True, exist_ok=True)
     (output / "paper.md").write_text(text)
-    (output / "paper.csv").write_text(as_csv(rows))
+    (output / "paper.csv").write_text(as_csv(counts))
     print(f"written to {output / 'paper.md'} and {output / 'paper.csv'}")
     return 0
 

@@ -1,7 +1,7 @@
 """The rows of the paper's tables: what it prints, and the network that each row counts.
 
 The paper does not list its configurations. These were inferred from its counts, and :attr:`Row.source` says
-how far that went. Comparators of table 8 are not here; neither are accuracies.
+how far that went. The networks that table 8 compares with are in :mod:`tools.paper.comparators`.
 """
 
 from __future__ import annotations

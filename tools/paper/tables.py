@@ -56,7 +56,8 @@ def as_csv(counts: Iterable[Counted]) -> str:
 
 def _cells(counted: Counted) -> list[str]:
     row = counted.row
-    digits = 1 if row.unit == 1e6 else 2
+    # As many as are printed, and two at least of what is not in millions.
+    digits = 1 if row.unit == 1e6 else max(2, len(row.printed_macs.partition(".")[2]))
     return [
         row.name,
         row.tables or "-",
