@@ -8,7 +8,8 @@ Each layer has its original configuration and random weights, and several sides:
 - ``folded``: our algebra in plain PyTorch: projections of the pixels move to the few rows on the other side.
 - ``vt_fast``: the same by our ops. Folding is a part of every call, so that all sides start from the
   original's parameters and give them gradients.
-- ``reference``: the paper's equations, for the paper's own layers; ``convolutions``: what these replace.
+- ``reference``: the paper's equations, for the paper's own layers and double attention; ``convolutions``:
+  what the paper's layers replace.
 - ``compile ...``: torch.compile of these.
 """
 
@@ -35,6 +36,7 @@ from benchmarks.shapes import BOTH
 from benchmarks.timing import Budget
 from tools.torchvision import load_torchvision
 from vt_fast.models import FPN, VTFPN
+from vt_fast.models.attention import DoubleAttention
 
 MODE = "layers"
 PASSES = (INFERENCE, BOTH)
@@ -233,6 +235,24 @@ def level(quick: bool) -> Comparison:
     return paper(Side(partial(make, VTFPN), first), Side(partial(make, FPN), first), (shape,))
 
 
+def a2(quick: bool) -> Comparison:
+    """A2-Net's double attention on ResNet-50's second stage at 224 x 224: 128 vectors, three projections."""
+    channels, side, batch = (32, 6, 2) if quick else (512, 28, 8)
+
+    def form(backend: str | None) -> Side:
+        return Side(partial(DoubleAttention, channels, backend=backend))
+
+    written, folded = form("reference"), form("torch")
+    sides = {
+        "reference": written,
+        "compile reference": written._replace(compiled=""),
+        "folded": folded,
+        "compile folded": folded._replace(compiled=""),
+        VT_FAST: form(None)._replace(role=OURS),
+    }
+    return Comparison(sides, ((batch, channels, side, side),))
+
+
 class Layer(NamedTuple):
     """A row of the registry; ``layout`` is the model's own."""
 
@@ -249,6 +269,7 @@ LAYERS = {
     "clip": Layer("CLIP RN50 attention pooling", clip, "nchw"),
     "stage": Layer("VT-ResNet-50 last stage", stage, "channels_last"),
     "level": Layer("VT-FPN level P2", level, "channels_last"),
+    "a2": Layer("A2-Net double attention", a2, "channels_last"),
 }
 
 
