@@ -159,6 +159,10 @@ def test_timm_is_asked_for(monkeypatch):
             lambda: attention.attention_resnet("lr", 18),
             '`depth` must be one with bottlenecks for "lr", got 18',
         ),
+        (
+            lambda: attention.attention_resnet("a2", 50, stages=2),
+            '`stages` must be 3 or 4 for "a2", got 2',
+        ),
         (lambda: attention.SAN("pairwise", 20), "`depth` must be one of 10, 15, 19, got 20"),
         (lambda: attention.SAN("global"), '`variant` must be one of "pairwise", "patchwise"'),
         (lambda: attention.LocalRelation(8, size=4), "`size` must be odd, got 4"),

@@ -162,14 +162,14 @@ class AttentionStem(nn.Module):
         weights = products(queries, keys, self.num_heads, self.size, unfold=self.unfold).softmax(2)
         places = (self.rows[:, None] + self.columns).flatten(0, 1)  # (size^2, D)
         shares = (places @ self.mixtures.T).softmax(1)
-        # One matrix for each offset, applied to the few channels of the image.
+        # One matrix for each offset.
         values = (shares @ self.values.flatten(1)).view(-1, *self.values.shape[1:])
         if self.unfold:
             return combined(weights, (values @ gathered(x, self.size).transpose(1, 2)).transpose(1, 2))
-        shape, y = (self.num_heads, -1), x.new_zeros(())
-        for weight, value, view in zip(weights.unbind(2), values, views(x, self.size), strict=True):
-            y = y + weight.unsqueeze(2) * unflatten(F.conv2d(view, value[:, :, None, None]), 1, shape)
-        return y.flatten(1, 2)
+        # Weigh the image's few channels, and apply all matrices at once.
+        weighted = weights.unsqueeze(2) * torch.stack(views(x, self.size), 2).unsqueeze(1)
+        kernel = values.permute(1, 2, 0).flatten(1)[:, :, None, None]  # (D, C size^2, 1, 1)
+        return F.conv2d(weighted.flatten(1, 3), kernel, groups=self.num_heads)
 
 
 class LocalRelation(WindowAttention):

@@ -41,8 +41,8 @@ def attention_resnet(
 
     - "se", "cbam": a gate at the end of each residual branch, from timm, as timm names it.
     - "a2", "glore": :class:`DoubleAttention` or :class:`GlobalReasoning` after three blocks of the third
-      stage; "a2", and "glore" with depth 200, also after two of the second. They are named after the block
-      before: "layer3.1_unit".
+      stage, or all; "a2", and "glore" with depth 200, also after two of the second. They are named after the
+      block before: "layer3.1_unit".
     - "aa": :class:`AugmentedConv2d` for the 3x3 convolutions of the last three stages, in a basic block for
       the first one. 8 heads with 20 key channels each; a tenth of the channels are attention's, with
       basic blocks a quarter. The second stage's attention runs on a map that is pooled once more.
@@ -60,7 +60,7 @@ def attention_resnet(
         **options: of :class:`ResNet`.
 
     Raises:
-        ValueError: an unknown kind, or a depth that it cannot have.
+        ValueError: an unknown kind, or a depth or a number of stages that it cannot have.
         ModuleNotFoundError: timm, which "se" and "cbam" need, is not installed.
 
     Example:
@@ -73,6 +73,8 @@ def attention_resnet(
         options.setdefault("width_per_group", 100)
     if kind in ("sasa", "lr") and depth in (18, 34):
         raise ValueError(f'`depth` must be one with bottlenecks for "{kind}", got {depth}')
+    if kind in ("a2", "glore") and options.get("stages", 4) < 3:
+        raise ValueError(f'`stages` must be 3 or 4 for "{kind}", got {options["stages"]}')
     net = ResNet(depth, num_classes, device=device, **options)
     with on_device(device):
         if kind == "se":
