@@ -8,7 +8,8 @@ Each layer has its original configuration and random weights, and several sides:
 - ``folded``: our algebra in plain PyTorch: projections of the pixels move to the few rows on the other side.
 - ``vt_fast``: the same by our ops. Folding is a part of every call, so that all sides start from the
   original's parameters and give them gradients.
-- ``reference``: the paper's equations, for the paper's own layers; ``convolutions``: what these replace.
+- ``reference``: the paper's equations, for the paper's own layers and double attention; ``convolutions``:
+  what the paper's layers replace.
 - ``compile ...``: torch.compile of these.
 """
 
@@ -33,7 +34,9 @@ from benchmarks.processes import Plan
 from benchmarks.results import OURS
 from benchmarks.shapes import BOTH
 from benchmarks.timing import Budget
+from tools.torchvision import load_torchvision
 from vt_fast.models import FPN, VTFPN
+from vt_fast.models.attention import DoubleAttention
 
 MODE = "layers"
 PASSES = (INFERENCE, BOTH)
@@ -232,6 +235,27 @@ def level(quick: bool) -> Comparison:
     return paper(Side(partial(make, VTFPN), first), Side(partial(make, FPN), first), (shape,))
 
 
+def a2(quick: bool) -> Comparison:
+    """A2-Net's double attention on ResNet-50's second stage at 224 x 224: 128 vectors, three projections."""
+    channels, side, batch = (32, 6, 2) if quick else (512, 28, 8)
+
+    def folded(host: Any, x: Tensor) -> Any:
+        pixels = x.flatten(2)
+        vectors = (host.theta.weight @ pixels).softmax(2) @ pixels.mT
+        values = host.out(host.phi(vectors))
+        weights = (host.rho.weight @ pixels + host.rho.bias[:, None]).softmax(1)
+        return x + (values.mT @ weights).unflatten(2, x.shape[2:])
+
+    ours = Side(partial(DoubleAttention, channels))
+    written = Side(partial(DoubleAttention, channels, backend="reference"))
+    sides = {
+        "reference": written,
+        "compile reference": written._replace(compiled=""),
+        **_folded(ours, folded, ours.function),
+    }
+    return Comparison(sides, ((batch, channels, side, side),))
+
+
 class Layer(NamedTuple):
     """A row of the registry; ``layout`` is the model's own."""
 
@@ -248,6 +272,7 @@ LAYERS = {
     "clip": Layer("CLIP RN50 attention pooling", clip, "nchw"),
     "stage": Layer("VT-ResNet-50 last stage", stage, "channels_last"),
     "level": Layer("VT-FPN level P2", level, "channels_last"),
+    "a2": Layer("A2-Net double attention", a2, "channels_last"),
 }
 
 
@@ -267,7 +292,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
     name, make, layout = LAYERS[spec["layer"]]
     spec = {**spec, "layout": layout}
     try:
-        _load_torchvision()
+        load_torchvision()
         comparison = make(spec["quick"])
     except ImportError as error:
         missing = error
@@ -335,20 +360,3 @@ def _folded(original: Side, plain: Function, ours: Function) -> dict[str, Side]:
         "compile folded": folded._replace(compiled=""),
         VT_FAST: original._replace(function=ours, role=OURS),
     }
-
-
-def _load_torchvision() -> None:
-    """transformers and timm import torchvision, whose operators do not load beside a CPU build of torch.
-
-    No layer calls them, so it is enough to declare those that torchvision describes to torch.
-    """
-    try:
-        import torchvision
-    except ImportError:
-        return
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(
-                f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        import torchvision  # noqa: F401

@@ -93,13 +93,16 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
 
 
 def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Comparison]:
-    """The name and the sides of a network, or a part of it, on images of a size."""
+    """The name and the sides of a network, or a part of it, on images of a size.
+
+    All depths have the module of VT-ResNet-18 and 34, so that they differ in size alone.
+    """
     with torch.device("meta"):
         channels = ResNet(depth).channels
     classes = _CLASSES.get((image[2], image[3]), 1000)
     if kind == "stage":
         # For a classifier, hence the result is the tokens.
-        ours = Side(lambda: VTResNet(depth).stage, lambda host, x: host(x)[1])
+        ours = Side(lambda: VTResNet(depth, variant="v2").stage, lambda host, x: host(x)[1])
         replaced = Side(lambda: ResNet(depth).get_submodule("layer4"))
         given, small = (_maps(size, channels)[2:3] for size in (image, (2, 3, 112, 112)))
         return f"ResNet-{depth}'s last stage", paper(ours, replaced, given, small)
@@ -109,7 +112,8 @@ def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compar
         given, small = (_maps(size, channels) for size in (image, (2, 3, 96, 64)))
         return f"FPN on ResNet-{depth}", paper(ours, replaced, given, small)
     if kind == "classifier":
-        ours, replaced = Side(lambda: VTResNet(depth, classes)), Side(lambda: ResNet(depth, classes))
+        ours = Side(lambda: VTResNet(depth, classes, variant="v2"))
+        replaced = Side(lambda: ResNet(depth, classes))
         return f"ResNet-{depth}", paper(ours, replaced, [image], [(2, 3, 64, 64)], "stage")
     ours, replaced = Side(lambda: vt_fpn(depth, classes)), Side(lambda: fpn(depth, classes))
     return f"ResNet-{depth} FPN", paper(ours, replaced, [image], [(2, 3, 64, 96)], "neck")

@@ -9,8 +9,8 @@ NAMES = (
 )
 MODEL_NAMES = (
     "FPN FeaturePyramid LoadReport MeanIoU PanopticHead ResNet SegmentationNet VTFPN VTResNet "
-    "VTResNetFeatures VTStage convert fpn load_backbone register_with_timm segmentation_loss vt_fpn "
-    "vt_resnet18 vt_resnet34 vt_resnet50 vt_resnet101"
+    "VTResNetFeatures VTStage attention_resnet convert fpn load_backbone register_with_timm "
+    "segmentation_loss vt_fpn vt_resnet18 vt_resnet34 vt_resnet50 vt_resnet101"
 )
 
 

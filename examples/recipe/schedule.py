@@ -14,8 +14,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The learning rate of an optimizer step, counted from 0.
 
     With e = step / steps_per_epoch and w epochs of warm-up: in the warm-up linear from ``warmup_lr`` at e = 0
-    to ``lr`` at e = w; then lr decay_factor^floor((e - w) / decay_epochs), or with ``decay="poly"``
-    lr (1 - (e - w) / (epochs - w))^decay_power.
+    to ``lr`` at e = w; then lr decay_factor^floor((e - w) / decay_epochs). With ``decay="1x"`` the rate falls
+    at 2/3 and at 8/9 of all epochs, and with "poly" it is lr (1 - (e - w) / (epochs - w))^decay_power.
 
     Example:
         >>> from recipe.recipes import CLASSIFICATION
@@ -27,8 +27,11 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if step < warmup:
         return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * step / warmup
     if recipe.decay == "step":
-        falls = (step - warmup) // (recipe.decay_epochs * steps_per_epoch)
+        falls = int((step - warmup) // (recipe.decay_epochs * steps_per_epoch))
         return recipe.lr * recipe.decay_factor**falls
+    if recipe.decay == "1x":
+        done = 9 * step / (recipe.epochs * steps_per_epoch)
+        return recipe.lr * math.pow(recipe.decay_factor, (done >= 6) + (done >= 8))
     # Schedulers also ask for the rate after the last step, which is 0.
     left = 1 - (step - warmup) / (recipe.epochs * steps_per_epoch - warmup)
     return recipe.lr * math.pow(max(left, 0.0), recipe.decay_power)

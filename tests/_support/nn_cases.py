@@ -56,6 +56,9 @@ TOKENIZERS: dict[str, Callable[[], nn.Tokenizer]] = {
     )
     for num_heads, key, value in GROUPS
 }
+TOKENIZERS["dynamic position"] = lambda: nn.DynamicTokenizer(
+    C, L, CT, num_heads=4, key_groups=4, value_groups=2, position=nn.ConvPositionCode(6, 5)
+)
 
 RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
     "transformer": lambda: nn.TokenTransformer(CT),
@@ -64,6 +67,7 @@ RELATIONS: dict[str, Callable[[], nn.TokenRelation]] = {
     ),
     "transformer batch norm": lambda: nn.TokenTransformer(CT, token_norm="batch"),
     "transformer no value": lambda: nn.TokenTransformer(CT, value=False, bias=False, scale=0.2),
+    "transformer scaled": lambda: nn.TokenTransformer(CT, variant="scaled", num_heads=2, groups=2),
     "transformer v1": lambda: nn.TokenTransformer(CT, variant="v1", num_heads=2),
     "graph": lambda: nn.GraphConv(L, CT, groups=2),
     "graph norm": lambda: nn.GraphConv(L, CT, token_norm="layer", bias=False),
@@ -138,6 +142,12 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
         ]
     ),
     "v1, fused": lambda: stack(C, 2, num_tokens=L, tokenizer="static", num_heads=4, variant="v1"),
+    "v1, codes on both, tokens added": lambda: VisualTransformerStack.from_parts(
+        [
+            build(C, L, tokenizer=each, position="conv", projector_value=False, variant="v1", num_heads=4)
+            for each in ("static", "dynamic")
+        ]
+    ),
     "v1, several heads": lambda: stack(C, 2, num_tokens=L, tokenizer="static", num_heads=4, group_width=6),
     "filters only": lambda: stack(C, 2, num_tokens=L, later_tokenizer="filter", relation="none"),
     "clustering": lambda: stack(C, 2, num_tokens=L, tokenizer="clustering", later_tokenizer="clustering"),
@@ -233,7 +243,7 @@ def incoming(module: torch.nn.Module, *, dtype: torch.dtype = torch.float64, bat
 
 def needs_grid(name: str) -> bool:
     """Whether a case cannot take (B, N, C)."""
-    return any(word in name for word in ("position", "clustering", "pooling", "module: v1"))
+    return any(word in name for word in ("position", "codes", "clustering", "pooling", "module: v1"))
 
 
 def run(module: torch.nn.Module, x: Tensor, tokens: Tensor, **options: Tensor) -> list[Tensor]:

@@ -38,7 +38,7 @@ NECKS: dict[str, Callable[[], VTFPN]] = {
     "num_heads": lambda: neck(num_heads=2, num_token_heads=3, token_groups=2),
     "no query": lambda: neck(query_groups=None),
     "no token norm": lambda: neck(token_norm=None),
-    "variant v1": lambda: neck(variant="v1"),
+    "variant v1": lambda: neck(variant="v1", token_groups=4),
     "position": lambda: neck(position=LinearPositionCode(5, 3)),
     "norm": lambda: neck(norm_layer=group_norm),
 }

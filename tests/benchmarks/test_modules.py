@@ -13,6 +13,7 @@ from benchmarks.modules import INFERENCE, TRAINING, ModuleProblem, Side, paper
 from benchmarks.results import OK, OURS, UNAVAILABLE, WRONG
 from benchmarks.shapes import BOTH
 from tests._support.measuring import measured, plans, reported
+from tools.torchvision import load_torchvision
 from vt_fast.nn import VisualTransformerStack
 
 # A package that the tests do not install.
@@ -82,7 +83,7 @@ def test_a_wrong_layer_gets_no_time(monkeypatch, change, passes):
 
 
 def test_a_layer_whose_package_is_missing_says_so(monkeypatch):
-    layers._load_torchvision()
+    load_torchvision()
     for module in ("transformers", "mmseg"):
         monkeypatch.setitem(sys.modules, module, None)
     spec = {**SPEC, "layer": "siglip", "passes": [INFERENCE]}

@@ -32,6 +32,8 @@ def test_numbers_are_the_papers():
     assert (advanced.ema, advanced.distillation) == (0.99985, 0.8)
     coco, lip = SEGMENTATION["coco"], SEGMENTATION["lip"]
     assert (coco.batch_size, coco.lr, coco.sync_bn) == (32, 0.04, True)
+    assert (coco.decay, coco.weight_decay) == ("1x", 1e-4)
+    assert coco.warmup_epochs * 118_287 / 32 == pytest.approx(1000, rel=0.01)
     assert (lip.batch_size, lip.optimizer, lip.lr, lip.weight_decay, lip.sync_bn) == (
         96,
         "sgd",
@@ -53,12 +55,11 @@ def test_every_number_has_a_flag_that_overrides_it():
         if each.type == "bool":
             given, new = [flag], not old
         elif each.metadata["choices"]:
-            (new,) = set(each.metadata["choices"]) - {old}
+            new = next(choice for choice in each.metadata["choices"] if choice != old)
             given = [flag, new]
         else:
             # Values that pass all checks: 45 for integers, a quarter for floats.
             new = {"int": 45, "float": 0.25, "str": "v0"}[each.type]
-            new = 3 if each.name == "warmup_epochs" else new
             given = [flag, str(new)]
         assert chosen(*given) == dataclasses.replace(Recipe(), **{each.name: new})
 
@@ -87,7 +88,7 @@ def test_flags_without_a_meaning_do_not_exist(capsys):
     [
         (["--epochs", "0"], "`epochs` must be at least 1, got 0"),
         (["--lr", "0"], "`lr` must be above 0, got 0.0"),
-        (["--warmup-epochs", "90"], "`warmup_epochs` must be 0 to epochs - 1 = 89, got 90"),
+        (["--warmup-epochs", "90"], r"`warmup_epochs` must be in \[0, epochs = 90\), got 90"),
         (["--drop-rate", "1"], r"`drop_rate` must be in \[0, 1\), got 1.0"),
         (["--distillation", "1.1"], r"`distillation` must be in \[0, 1\], got 1.1"),
     ],
@@ -124,8 +125,17 @@ def test_advanced_warms_up_for_five_epochs_and_then_falls_each_epoch():
     assert found[20] == max(found) == pytest.approx(0.16)
 
 
+def test_coco_falls_as_detectron2_does():
+    found = rates(SEGMENTATION["coco"], 3000)
+    assert found[0] == pytest.approx(4e-5)
+    assert found[405] == pytest.approx(0.02, rel=0.01)
+    assert set(found[810:]) == {0.04, 0.04 * 0.1, 0.04 * 0.1**2}
+    falls = [step for step in range(811, len(found)) if found[step] != found[step - 1]]
+    assert falls == [24_000, 32_000]
+
+
 def test_poly_ends_at_zero():
-    recipe = dataclasses.replace(SEGMENTATION["coco"], warmup_epochs=2, warmup_lr=0.004)
+    recipe = dataclasses.replace(SEGMENTATION["lip"], epochs=12, lr=0.04, warmup_epochs=2, warmup_lr=0.004)
     found = rates(recipe, 5)
     expected = [0.004 + 0.036 * step / 10 for step in range(10)]
     expected += [0.04 * (1 - step / 50) ** 0.9 for step in range(50)]

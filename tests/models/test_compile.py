@@ -10,8 +10,8 @@ import torch
 from tests._support.model_cases import CASES, assert_same, images, made, outputs, outputs_and_gradients
 
 # Tracing takes seconds; tests/nn compiles every kind of stack.
-COMPILED = [("classifier: default", False), ("classifier: static", True), ("converted", False)]
-EXPORTED = ("classifier: default", "classifier: static", "features: default", "converted")
+COMPILED = [("classifier: default", False), ("classifier: v1", True), ("converted", False)]
+EXPORTED = ("classifier: default", "classifier: v1", "features: default", "converted")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def test_exported(name):
         torch.testing.assert_close(each, other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["classifier: default", "classifier: static", "features: default"])
+@pytest.mark.parametrize("name", ["classifier: default", "classifier: v1", "features: default"])
 def test_saved_by_safetensors(name, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     model, other = made(CASES[name]), CASES[name]().double()

@@ -57,9 +57,7 @@ def test_maps_keep_the_memory_format(name):
             assert each.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    "name", ["classifier: default", "classifier: static", "features: default", "converted"]
-)
+@pytest.mark.parametrize("name", ["classifier: default", "classifier: v1", "features: default", "converted"])
 def test_autocast(name):
     """Under bfloat16 autocast the network is about as accurate as the paper as written is."""
     model = made(CASES[name]).eval()

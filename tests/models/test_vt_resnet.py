@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from tests._support.model_cases import CHANNELS, SMALL, classifier, features, images, small_backbone
+from tests._support.model_cases import (
+    CHANNELS,
+    SMALL,
+    assert_same,
+    classifier,
+    features,
+    images,
+    made,
+    outputs_and_gradients,
+    small_backbone,
+)
 from vt_fast import models
 from vt_fast.models.resnet import DropPath
-from vt_fast.nn import DynamicTokenizer, FilterTokenizer, LinearPositionCode, RecurrentTokenizer
+from vt_fast.nn import (
+    DynamicTokenizer,
+    FilterTokenizer,
+    LinearPositionCode,
+    RecurrentTokenizer,
+    StaticTokenizer,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,8 +36,8 @@ from vt_fast.nn import DynamicTokenizer, FilterTokenizer, LinearPositionCode, Re
     [
         (models.vt_resnet18, 2, 256, 512),
         (models.vt_resnet34, 3, 256, 512),
-        (models.vt_resnet50, 3, 1024, 1024),
-        (models.vt_resnet101, 3, 1024, 1024),
+        (partial(models.vt_resnet50, variant="v2"), 3, 1024, 1024),
+        (partial(models.vt_resnet101, variant="v2"), 3, 1024, 1024),
     ],
 )
 def test_the_papers_arrangement(build, num_blocks, channels, width):
@@ -40,6 +57,71 @@ def test_the_papers_arrangement(build, num_blocks, channels, width):
         assert block.transformer.token_channels == 1024
         assert block.transformer.token_norm is not None
     assert model.fc.in_features == 1024
+
+
+@pytest.mark.parametrize("build", [models.vt_resnet50, models.vt_resnet101])
+def test_the_first_versions_module_is_the_default_of_the_deep_ones(build):
+    with torch.device("meta"):
+        model = build(num_classes=7)
+    assert [type(block.tokenizer) for block in model.stage] == [
+        StaticTokenizer,
+        DynamicTokenizer,
+        DynamicTokenizer,
+    ]
+    codes = [block.tokenizer.position for block in model.stage]
+    assert [(code.grid, code.features, code.width) for code in codes] == [(14, 49, 1)] * 3
+    assert len({id(code) for code in codes}) == 3
+    for block in model.stage:
+        assert (block.tokenizer.num_tokens, block.tokenizer.channels) == (4, 1024)
+        assert (block.transformer.variant, block.transformer.key.groups) == ("v1", 8)
+    for block in (model.stage[0], model.stage[1]):
+        assert block.projector.value is None
+        assert (block.projector.num_heads, block.projector.query.groups) == (16, 16)
+    assert model.stage[2].projector is None
+
+
+def deep_stage(**options):
+    """VT-ResNet-50's stage behind a backbone of one convolution."""
+    backbone = nn.Conv2d(3, 1024, 16, stride=16)
+    return models.VTResNet(backbone=backbone, num_classes=5, variant="v1", num_tokens=4, **options)
+
+
+def test_the_first_versions_module_folded_is_the_paper_as_written():
+    torch.manual_seed(0)
+    model = made(deep_stage)
+    x = torch.randn(2, 3, 80, 112, dtype=torch.float64)
+    folded = outputs_and_gradients(model, x)
+    model.backend = "reference"
+    assert_same(folded, outputs_and_gradients(model, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_first_versions_module_trains_in_every_dtype(dtype):
+    torch.manual_seed(0)
+    model = deep_stage(dtype=dtype)
+    model.backbone.to(dtype)
+    x, labels = torch.randn(8, 3, 64, 64, dtype=dtype), torch.arange(8) % 5
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    found = []
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(model(x).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert found[-1] < found[0], found
+
+
+def test_what_the_variant_sets_can_be_set():
+    model = classifier(variant="v1", position="none", later_position=LinearPositionCode(5, 3))
+    codes = [block.tokenizer.position for block in model.stage]
+    assert codes[0] is None
+    assert [code.features for code in codes[1:]] == [3, 3]
+    assert codes[1] is not codes[2]
+    model = classifier(variant="v1", tokenizer="pooling", relation="graph", projector_value=True)
+    assert all(block.tokenizer.position is None for block in model.stage)
+    assert model.stage[0].projector.value is not None
+    assert all(block.transformer.linear.groups == 1 for block in model.stage)
 
 
 def test_the_head_takes_the_mean_of_the_tokens():
@@ -189,7 +271,7 @@ def test_backend_is_that_of_all_members():
             lambda: models.VTResNet(18, backbone=small_backbone()),
             "got depth = 18 and a backbone of type Sequential",
         ),
-        (lambda: models.VTResNet(20), "`depth` must be one of 18, 34, 50, 101, got 20"),
+        (lambda: models.VTResNet(20), "`depth` must be one of 18, 26, 34, 50, 101, 200, got 20"),
         (
             lambda: models.VTResNet(18, backbone_channels=3),
             "`backbone_channels` must be None without `backbone`, got 3",
@@ -214,7 +296,15 @@ def test_backend_is_that_of_all_members():
             lambda: classifier(projector=False, later_tokenizer="filter"),
             "`later_tokenizer` must be None without projectors",
         ),
-        (lambda: classifier(position="sine"), '`position` must be one of "conv", "linear", got \'sine\''),
+        (
+            lambda: classifier(position="sine"),
+            '`position` must be one of "conv", "linear", "none", got \'sine\'',
+        ),
+        (
+            lambda: classifier(later_position="sine"),
+            '`later_position` must be one of "conv", "linear", "none", got \'sine\'',
+        ),
+        (lambda: classifier(variant="v3"), '`variant` must be one of "v2", "v1", "scaled" or None, got'),
         (lambda: classifier(num_blocks=0), "`num_blocks` must be at least 1, got 0"),
         (lambda: features(projector=False), "`projector` must be True if a map is returned, got False"),
         (lambda: features(out_indices=(0, 2)), r"`out_indices` must be one or more of 0 to 1, got \(0, 2\)"),

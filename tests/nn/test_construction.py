@@ -92,12 +92,13 @@ def test_the_signature_lists_every_keyword_with_its_default(name):
     ("name", "options"),
     [
         ("FilterTokenizer", "scale, position, value_groups, token_linear, bias"),
-        ("DynamicTokenizer", "num_heads, query_groups, key_groups, value_groups, bias"),
+        ("DynamicTokenizer", "num_heads, query_groups, key_groups, value_groups, position, bias"),
         ("GraphConv", "groups, bias, token_norm"),
         (
             "VisualTransformerStack",
             "num_tokens, token_channels, out_channels, tokenizer, later_tokenizer, last_projector, position, "
-            "relation, num_heads, num_token_heads, token_groups, group_width, token_norm, bias, variant",
+            "relation, num_heads, num_token_heads, token_groups, group_width, token_norm, bias, variant, "
+            "projector_value",
         ),
     ],
 )
@@ -118,7 +119,6 @@ def test_unknown_keywords_are_named(name):
     [
         ("ClusteringTokenizer", "position"),
         ("PoolingTokenizer", "position"),
-        ("DynamicTokenizer", "position"),
         ("DynamicTokenizer", "token_linear"),
         ("StaticTokenizer", "token_linear"),
     ],

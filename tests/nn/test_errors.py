@@ -61,7 +61,14 @@ CONSTRUCTION = [
         "`num_heads` must divide token_channels = 20, got 3",
     ),
     (lambda: nn.TokenTransformer(CT, groups=3), "`groups` must divide in_features = 20, got 3"),
-    (lambda: nn.TokenTransformer(CT, variant="v3"), '`variant` must be one of "v2", "v1", got \'v3\''),
+    (
+        lambda: nn.TokenTransformer(CT, variant="v3"),
+        '`variant` must be one of "v2", "v1", "scaled", got \'v3\'',
+    ),
+    (
+        lambda: nn.TokenTransformer(CT, variant="scaled", hidden=8),
+        '`value` must be True and `hidden` None in variant "scaled", which has V and no feed-forward layer',
+    ),
     (
         lambda: nn.TokenTransformer(CT, variant="v1", value=False),
         '`value` must be True and `hidden` None in variant "v1", which has V and one linear layer',

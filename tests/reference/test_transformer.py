@@ -11,6 +11,7 @@ from vt_fast.reference.linear import Projection, linear
 from vt_fast.reference.transformer import (
     graph_convolution,
     no_relation,
+    scaled_attention,
     token_attention,
     transformer,
     transformer_v1,
@@ -67,6 +68,15 @@ def test_equations_3_and_4_against_a_loop(make, close, num_heads, with_value):
     close(
         transformer(tokens, key, query, first, second, value=value, num_heads=num_heads, scale=0.7), expected
     )
+
+
+@pytest.mark.parametrize("num_heads", [1, 2])
+def test_scaled_attention_against_a_loop(make, close, num_heads):
+    tokens, gain = make.tensor(2, 5, 6), make.tensor(6)
+    key, query, value = (make.projection(6, out) for out in (4, 4, 6))
+    change = loop_attention(tokens, key, query, linear(tokens, value), num_heads) - tokens
+    found = scaled_attention(tokens, key, query, value, gain, num_heads=num_heads)
+    close(found, tokens + torch.einsum("blc,c->blc", change, gain))
 
 
 @pytest.mark.parametrize("num_heads", [1, 2])

@@ -10,7 +10,7 @@ import torch
 from vt_fast.reference.linear import linear
 from vt_fast.reference.position import linear_position_code, resize_matrix
 from vt_fast.reference.tokenizers import spatial_attention
-from vt_fast.reference.v1 import dynamic_tokenizer, static_tokenizer
+from vt_fast.reference.v1 import dynamic_attention, dynamic_tokenizer, static_tokenizer
 
 
 def test_static_tokenizer_against_einsum(make, close):
@@ -71,3 +71,22 @@ def test_dynamic_tokenizer_has_sixteen_heads_by_default(make, close):
     close(dynamic_tokenizer(x, tokens, query, key), dynamic_tokenizer(x, tokens, query, key, num_heads=16))
     different = dynamic_tokenizer(x, tokens, query, key, num_heads=8)
     assert (dynamic_tokenizer(x, tokens, query, key) - different).abs().max() > 1e-3
+
+
+def test_dynamic_tokenizer_appends_the_code_of_the_heads_mean_attention(make, close):
+    x, tokens, weight = make.tensor(2, 15, 8), make.tensor(2, 6, 10), make.tensor(4, 6)
+    query, key, token = make.projection(10, 8), make.projection(8, 8), make.projection(14, 10)
+    attention = dynamic_attention(x, tokens, query, key, num_heads=2)
+    one, two = attention[:, 0], attention[:, 1]
+    pooled = torch.cat([part.transpose(1, 2) @ x[..., at : at + 4] for part, at in ((one, 0), (two, 4))], 2)
+    code = linear_position_code((one + two) / 2, (3, 5), 2, weight)
+    found = dynamic_tokenizer(
+        x,
+        tokens,
+        query,
+        key,
+        num_heads=2,
+        position=lambda attention: linear_position_code(attention, (3, 5), 2, weight),
+        token=token,
+    )
+    close(found[:, 3:], linear(torch.cat((pooled, code), 2), token))

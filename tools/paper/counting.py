@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +38,11 @@ _NOT_COUNTED = (
 
 @dataclass(frozen=True)
 class Counted:
-    """A row with its counts: MACs in the row's unit, parameters in millions without those of BatchNorm.
+    """A row with its counts: MACs in the row's unit, parameters in millions, or quotients.
 
-    `written` counts every projection where the paper has it, `executed` what runs after folding. `by_both` is
-    True where fvcore agreed with torch's counter on `written`.
+    Parameters are without those of BatchNorm unless the row says otherwise. `written` counts every projection
+    where the paper has it, `executed` what runs after folding. `by_both` is True where fvcore agreed with
+    torch's counter on `written`.
     """
 
     row: Row
@@ -62,7 +63,7 @@ class Counted:
 
 
 def counted(row: Row) -> Counted:
-    """Count one row.
+    """Count one row; see :attr:`Row.against` for quotients.
 
     Torch's counter runs on tensors without data. fvcore, where it is installed, traces a real call, which
     takes seconds for a large image.
@@ -70,17 +71,27 @@ def counted(row: Row) -> Counted:
     Raises:
         RuntimeError: the two counters disagree.
     """
+    both = importlib.util.find_spec("fvcore") is not None
+    numbers = _counts(row, row.build, both)
+    if row.against is None:
+        written, executed, size = numbers[0] / row.unit, numbers[1] / row.unit, numbers[2] / 1e6
+    else:
+        others = _counts(row, row.against, both)
+        written, executed, size = (other / each for each, other in zip(numbers, others, strict=True))
+    return Counted(row, written, executed, size, both)
+
+
+def _counts(row: Row, build: Callable[..., nn.Module], both: bool) -> tuple[int, int, int]:
+    """MACs as written and as executed, and parameters, of what `build` makes for the row's inputs."""
     with torch.device("meta"):
-        model = row.build()
+        model = build()
     argument = row.argument()
     written = macs(model, argument)
-    both = importlib.util.find_spec("fvcore") is not None
-    if both and (other := fvcore_macs(row.build(), row.argument("cpu"))) != written:
+    if both and (other := fvcore_macs(build(), row.argument("cpu"))) != written:
         raise RuntimeError(f"{row.name}: torch.utils.flop_counter counts {written} MACs and fvcore {other}")
-    size = parameters(model)
+    size = parameters(model, batch_norm=row.batch_norm)
     set_backend(model, "torch")
-    executed = macs(model, argument)
-    return Counted(row, written / row.unit, executed / row.unit, size / 1e6, both)
+    return written, macs(model, argument), size
 
 
 def macs(model: nn.Module, *inputs: Tensor | list[Tensor]) -> int:

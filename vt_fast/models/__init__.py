@@ -4,6 +4,7 @@ If timm was imported before, importing this package registers the VT-ResNets wit
 Otherwise call :func:`register_with_timm`.
 """
 
+from vt_fast.models.attention import attention_resnet
 from vt_fast.models.checkpoint import LoadReport, load_backbone
 from vt_fast.models.convert import convert
 from vt_fast.models.fpn_neck import FPN
@@ -35,6 +36,7 @@ __all__ = [
     "VTResNet",
     "VTResNetFeatures",
     "VTStage",
+    "attention_resnet",
     "convert",
     "fpn",
     "load_backbone",

@@ -54,7 +54,7 @@ def make_backbone(
 
 def default_num_blocks(backbone: nn.Module) -> int:
     """The paper's number of VT blocks: 2 on a ResNet-18, 3 on anything else."""
-    return NUM_BLOCKS[backbone.depth] if isinstance(backbone, ResNet) else max(NUM_BLOCKS.values())
+    return 2 if isinstance(backbone, ResNet) and backbone.depth == 18 else 3
 
 
 def stage_shapes(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -20,26 +20,30 @@ from vt_fast.nn.traced import is_traced, leaf
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     18: ((2, 2, 2, 2), False),
+    26: ((2, 2, 2, 2), True),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
+    200: ((3, 24, 36, 3), True),
 }
 # Makes a norm for a number of channels.
 NormLayer = Callable[[int], nn.Module]
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50 or 101, whole or cut off after a stage.
+    """ResNet-18, 26, 34, 50, 101 or 200, whole or cut off after a stage.
 
     Args:
-        depth: 18, 34, 50 or 101.
+        depth: 18, 26, 34, 50, 101 or 200; 26 has the bottlenecks of 50, and as many as 18 has blocks.
         num_classes: of the classifier; None for none, which returns the last stage's map.
         in_channels: of the images.
         stages: number of stages, 1 to 4.
         stride_in_1x1: True puts a bottleneck's stride in its first 1x1 convolution, as in the original and in
             detection code; False in the 3x3 convolution, as in torchvision.
+        width_per_group: width of the first stage's bottlenecks, which doubles with each stage.
         drop_path_rate: probability that training skips a block's residual branch for a sample; rises linearly
-            from 0 at the first block to this value at the last.
+            from 0 at the first block to this value at the last, as in timm. The paper does not state the
+            first value; that of the original stochastic depth is this value over the number of blocks.
         drop_rate: of the dropout before the classifier.
         norm_layer: makes a norm for a number of channels.
         device, dtype: of the parameters.
@@ -49,7 +53,8 @@ class ResNet(nn.Module):
         strides: of each stage's map, in pixels of the image.
 
     Raises:
-        ValueError: an unknown depth, or a number of stages other than 1 to 4.
+        ValueError: an unknown depth, a number of stages other than 1 to 4, or another `width_per_group`
+            without bottlenecks.
 
     Example:
         >>> ResNet(18, num_classes=10)(torch.zeros(1, 3, 64, 64)).shape
@@ -66,6 +71,7 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         stages: int = 4,
         stride_in_1x1: bool = False,
+        width_per_group: int = 64,
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         norm_layer: NormLayer = nn.BatchNorm2d,
@@ -77,10 +83,12 @@ class ResNet(nn.Module):
             raise ValueError(f"`depth` must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
         if not 1 <= stages <= 4:
             raise ValueError(f"`stages` must be 1 to 4, got {stages}")
-        checks.counts(in_channels=in_channels)
+        checks.counts(in_channels=in_channels, width_per_group=width_per_group)
         checks.flag("stride_in_1x1", stride_in_1x1)
         _check_rate("drop_path_rate", drop_path_rate)
         counts, deep = DEPTHS[depth]
+        if not deep and width_per_group != 64:
+            raise ValueError(f"`width_per_group` must be 64 for depth {depth}, got {width_per_group}")
         expansion = Bottleneck.expansion if deep else 1
         self.depth, self.bottlenecks, self.stride_in_1x1 = depth, deep, stride_in_1x1
         self.channels = tuple((64 << index) * expansion for index in range(stages))
@@ -97,9 +105,9 @@ class ResNet(nn.Module):
                 layer = nn.Sequential()
                 for block in range(counts[index]):
                     stride = 2 if block == 0 and index > 0 else 1
-                    rate, width = next(rates), 64 << index
+                    rate, width = next(rates), width_per_group << index
                     layer.append(
-                        Bottleneck(channels, width, stride, stride_in_1x1, rate, norm_layer)
+                        Bottleneck(channels, width, out_channels, stride, stride_in_1x1, rate, norm_layer)
                         if deep
                         else BasicBlock(channels, width, stride, rate, norm_layer)
                     )
@@ -161,7 +169,11 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, the block of ResNet-18 and 34."""
+    """Two 3x3 convolutions and a shortcut, the block of ResNet-18 and 34.
+
+    Attributes:
+        se: acts on the residual branch, after its last norm, if not None. timm's name.
+    """
 
     def __init__(
         self, channels: int, width: int, stride: int, drop_path_rate: float, norm_layer: NormLayer
@@ -172,6 +184,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = norm_layer(width)
+        self.se: nn.Module | None = None
         self.downsample = _shortcut(channels, width, stride, norm_layer)
         self.drop_path = DropPath(drop_path_rate)
 
@@ -184,13 +197,18 @@ class BasicBlock(nn.Module):
         """(B, C, H, W) -> (B, width, H / stride, W / stride)."""
         kept = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        x = self.drop_path(self.bn2(self.conv2(x)))
+        x = self.bn2(self.conv2(x))
+        x = self.drop_path(x if self.se is None else self.se(x))
         out: Tensor = self.relu(x + kept)
         return out
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut, the block of ResNet-50 and 101."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, the block of deeper ResNets.
+
+    Attributes:
+        se: acts on the residual branch, after its last norm, if not None. timm's name.
+    """
 
     expansion = 4
 
@@ -198,6 +216,7 @@ class Bottleneck(nn.Module):
         self,
         channels: int,
         width: int,
+        out_channels: int,
         stride: int,
         stride_in_1x1: bool,
         drop_path_rate: float,
@@ -205,7 +224,6 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(channels, width, 1, stride=first, bias=False)
         self.bn1 = norm_layer(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride=second, padding=1, bias=False)
@@ -213,6 +231,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.relu = nn.ReLU(inplace=True)
+        self.se: nn.Module | None = None
         self.downsample = _shortcut(channels, out_channels, stride, norm_layer)
         self.drop_path = DropPath(drop_path_rate)
 
@@ -222,11 +241,12 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 4 width, H / stride, W / stride)."""
+        """(B, C, H, W) -> (B, out_channels, H / stride, W / stride)."""
         kept = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        x = self.drop_path(self.bn3(self.conv3(x)))
+        x = self.bn3(self.conv3(x))
+        x = self.drop_path(x if self.se is None else self.se(x))
         out: Tensor = self.relu(x + kept)
         return out
 

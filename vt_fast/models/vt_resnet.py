@@ -57,6 +57,10 @@ class VTResNet(_Checkpointed):
     paper counts is `VTResNet(depth, token_norm=None, bias=False, backend="reference")`. The backend changes
     the amount of work, not the result.
 
+    The counts printed for depth 50 fit the first version's module with 4 tokens. So `variant` is "v1" and
+    `num_tokens` 4 by default for depth 50 and 101, whose own count is met to 0.1 % in MACs but not in
+    parameters. With variant="v2" they have the module of depth 18 and 34, with 16 tokens.
+
     Args:
         depth: 18, 34, 50 or 101; None with `backbone`.
         num_classes: of the classifier; 0 for none, which returns the mean of the tokens (B, CT).
@@ -114,6 +118,7 @@ class VTResNet(_Checkpointed):
     ) -> None:
         super().__init__()
         check_keywords(VTResNet, options)
+        _choose_by_depth(depth, options)
         self.backbone, channels = make_backbone(
             depth, backbone, backbone_channels, in_channels, STAGES, drop_path_rate, device, dtype
         )
@@ -267,6 +272,7 @@ class VTResNetFeatures(_Checkpointed):
     ) -> None:
         super().__init__()
         check_keywords(VTResNetFeatures, options)
+        _choose_by_depth(depth, options)
         count = map_count(backbone) + 1
         wanted = range(count) if out_indices is None else out_indices
         if not wanted or any(not -count <= index < count for index in wanted):
@@ -298,6 +304,15 @@ class VTResNetFeatures(_Checkpointed):
         return [maps[index] for index in self.out_indices]
 
 
+def _choose_by_depth(depth: int | None, options: StageOptions) -> None:
+    """Set the variant and the number of tokens that the paper's counts fit, where they are not given."""
+    deep = depth in (50, 101)
+    if options.get("variant") is None:
+        options["variant"] = "v1" if deep else "v2"
+    if options.get("num_tokens") is None:
+        options["num_tokens"] = 4 if deep and options["variant"] == "v1" else 16
+
+
 class NetOptions(StageOptions, Factory, total=False):
     """The options of :class:`VTResNet` for a known depth."""
 
@@ -325,13 +340,13 @@ def vt_resnet34(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTRes
 
 @spelled_out(VTResNet.__init__, NetOptions)
 def vt_resnet50(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
-    """VT-ResNet-50, with three VT blocks; see :class:`VTResNet` for the options."""
+    """VT-ResNet-50, with three VT blocks of the first version and 4 tokens; see :class:`VTResNet`."""
     check_keywords(vt_resnet50, options)
     return VTResNet(50, num_classes, **options)
 
 
 @spelled_out(VTResNet.__init__, NetOptions)
 def vt_resnet101(num_classes: int = 1000, **options: Unpack[NetOptions]) -> VTResNet:
-    """VT-ResNet-101, with three VT blocks; see :class:`VTResNet` for the options."""
+    """VT-ResNet-101, with three VT blocks of the first version and 4 tokens; see :class:`VTResNet`."""
     check_keywords(vt_resnet101, options)
     return VTResNet(101, num_classes, **options)

@@ -7,7 +7,14 @@ from typing_extensions import Unpack
 from vt_fast import checks
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
-from vt_fast.nn.options import Factory, FeedForwardOptions, ModuleOptions, TokenizerOptions, factory_of
+from vt_fast.nn.options import (
+    Factory,
+    FeedForwardOptions,
+    ModuleOptions,
+    TokenizerOptions,
+    Variant,
+    factory_of,
+)
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 from vt_fast.nn.relations import GraphConv, TokenFeedForward, TokenRelation
@@ -16,7 +23,7 @@ from vt_fast.nn.transformer import VARIANTS, TokenTransformer
 from vt_fast.nn.v1 import DynamicTokenizer, StaticTokenizer
 
 TOKENIZERS = ("filter", "recurrent", "clustering", "pooling", "static", "dynamic")
-# Both with their default sizes, the paper's: a grid of 14 x 14 and 49 numbers per token.
+# Both with their default sizes, the paper's: a grid of 14 x 14, 49 numbers per token, width 1.
 POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
     "conv": ConvPositionCode,
     "linear": LinearPositionCode,
@@ -24,7 +31,7 @@ POSITIONS: dict[str, type[ConvPositionCode] | type[LinearPositionCode]] = {
 RELATIONS = ("transformer", "graph", "none")
 
 # The others have no place for a code.
-_WITH_POSITION = ("filter", "recurrent", "static")
+WITH_POSITION = ("filter", "recurrent", "static", "dynamic")
 _LATER = {"filter": "recurrent", "clustering": "recurrent", "static": "dynamic"}
 
 
@@ -91,7 +98,7 @@ def make_tokenizer(
     checks.choice("tokenizer", name, TOKENIZERS, optional=True)
     if group_width is not None:
         checks.count("group_width", group_width)
-    if position is not None and name not in _WITH_POSITION:
+    if position is not None and name not in WITH_POSITION:
         raise ValueError(f"`position` must be None with tokenizer={name!r}, which has no place for a code")
     if name is None:
         return None
@@ -105,7 +112,8 @@ def make_tokenizer(
         return StaticTokenizer(*sizes, value_groups=groups or 1, position=position, **common)
     if name == "dynamic":
         groups = groups or 1
-        return DynamicTokenizer(*sizes, num_heads=num_heads, key_groups=groups, value_groups=groups, **common)
+        numbers = {"num_heads": num_heads, "key_groups": groups, "value_groups": groups}
+        return DynamicTokenizer(*sizes, **numbers, position=position, **common)
     # In the paper's counts a value 1x1 comes with a token 1x1, and pooling has the token 1x1 alone.
     options: TokenizerOptions = {
         **common,
@@ -126,7 +134,7 @@ def make_transformer(
     num_tokens: int,
     token_channels: int,
     num_heads: int,
-    variant: str,
+    variant: Variant,
     **common: Unpack[FeedForwardOptions],
 ) -> TokenRelation:
     """The relation between tokens called `relation`, see :class:`vt_fast.nn.VisualTransformer`.

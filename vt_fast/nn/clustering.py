@@ -20,15 +20,16 @@ from vt_fast.precision import compute_dtype, without_autocast
 class ClusteringTokenizer(Tokenizer):
     """Eq. 1 with the centroids of a spherical k-means for filters: T = softmax_N(X U^T)^T X.
 
-    The centroids U are of unit length and carry no gradient; the pixels of the softmax and of the product
-    are the raw ones, and carry theirs. The k-means runs in plain PyTorch and reads the map once per
-    iteration, so a stack cannot fuse it.
+    The paper states neither the number of iterations, nor whether gradients pass through the centroids, nor
+    whether the last product has raw or normalised pixels. Here the centroids U are of unit length and carry
+    no gradient; the pixels of the softmax and of the product are the raw ones, and carry theirs. The k-means
+    runs in plain PyTorch and reads the map once per iteration, so a stack cannot fuse it.
 
     Args:
         channels: C of the feature map.
         num_tokens: L.
         token_channels: CT, by default `channels`.
-        iterations: of the k-means; the paper does not say how many.
+        iterations: of the k-means.
         scale: multiplies the logits. 1 as in the paper: the logits are lengths of pixels times cosines.
         **options: `value_groups`, `token_linear`, `bias`, `backend`, `device`, `dtype`: see
             :class:`Tokenizer`.

@@ -9,6 +9,7 @@ from torch import nn
 from torch.types import Device
 
 from vt_fast import checks
+from vt_fast.nn.options import TokenNorm
 
 # Length of a token at initialisation: at CT = 1024 a scale of 0.19.
 _LENGTH = 6.0
@@ -45,7 +46,11 @@ NORMS: dict[str, type[nn.LayerNorm] | type[TokenBatchNorm]] = {"batch": TokenBat
 
 
 def make_token_norm(
-    token_norm: str | None, token_channels: int, *, device: Device = None, dtype: torch.dtype | None = None
+    token_norm: TokenNorm | None,
+    token_channels: int,
+    *,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module | None:
     """A norm of rows (B L, CT), each a token.
 
@@ -56,6 +61,11 @@ def make_token_norm(
     BatchNorm subtracts it, as it does everywhere in a ResNet. LayerNorm needs no batch and keeps no
     statistics: use it for tiny batches, or with an optimizer that adapts its steps to the gradients, as Adam
     does.
+
+    The paper's equations and counts have no norm. The authors' code has a BatchNorm after nearly every
+    convolution instead: logits, pooled tokens, keys, queries, values and the projected map. Those would have
+    to be folded, which their statistics of a batch forbid in training. One norm of the tokens stands for
+    them.
 
     Args:
         token_norm: "batch", "layer" or None.

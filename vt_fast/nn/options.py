@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch.types import Device
 
 Constructor = TypeVar("Constructor", bound=Callable[..., Any])
+# Closed sets of names, defined here once.
+TokenNorm = Literal["batch", "layer"]
+Variant = Literal["v2", "v1", "scaled"]
 
 
 class Factory(TypedDict, total=False):
@@ -41,7 +44,7 @@ class TokenizerOptions(ModuleOptions, total=False):
 class RelationOptions(BackendOptions, total=False):
     """What all relations take; see :class:`vt_fast.nn.TokenRelation`."""
 
-    token_norm: str | None
+    token_norm: TokenNorm | None
 
 
 class FeedForwardOptions(RelationOptions, total=False):
@@ -59,8 +62,9 @@ class BlockOptions(ModuleOptions, total=False):
     num_token_heads: int
     token_groups: int
     group_width: int | None
-    token_norm: str | None
-    variant: str
+    token_norm: TokenNorm | None
+    variant: Variant
+    projector_value: bool
 
 
 def factory_of(options: Factory) -> Factory:

@@ -21,7 +21,8 @@ from vt_fast.nn.tokenizer import Tokenizer
 class PoolingTokenizer(Tokenizer):
     """T = the map resized bilinearly to L pixels, without antialiasing; no softmax, and nothing learned.
 
-    The value convolution acts on the resized map: the weights of a bilinear resize sum to 1.
+    The value convolution acts on the resized map: the weights of a bilinear resize sum to 1. The paper's
+    counts fit pooling in every module of a network, unlike its ICCV text.
 
     Args:
         channels: C of the feature map.

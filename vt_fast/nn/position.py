@@ -125,7 +125,9 @@ class ConvPositionCode(PositionCode):
         grid: S; odd sides are rounded up by each stride.
         features: P.
         convolutions: n, at least 1.
-        width: channels between the convolutions.
+        width: channels between the convolutions. The paper does not state it. Its counts fit 1, as in the
+            authors' code for static tokenizers. For dynamic ones that code gives the heads' attention as that
+            many channels to convolutions as wide; here the code sees the mean of the heads.
         device, dtype: of the parameters.
 
     Attributes:
@@ -145,7 +147,7 @@ class ConvPositionCode(PositionCode):
         features: int = 49,
         *,
         convolutions: int = 1,
-        width: int = 8,
+        width: int = 1,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -33,7 +33,8 @@ class Projector(BackendModule):
     returned unchanged, or through the shortcut.
 
     Folded, each head of each token is a row of C channels: that is less work than projecting the pixels while
-    num_heads * L < C. The first version is ``num_heads=16, query_groups=16``.
+    num_heads * L < C. The first version is ``num_heads=16, query_groups=16``; its number of heads is that of
+    the authors' code, as the paper states none.
 
     Args:
         channels: C of the feature map.
@@ -44,7 +45,8 @@ class Projector(BackendModule):
         num_heads: head h takes channel block h of `width` and writes channel block h of D.
         query_groups: groups of W_Q; None for no W_Q, where the pixels themselves are the queries.
         key: False for no W_K, where the tokens themselves are the keys.
-        value: False for no W_V, as eq. 5 is printed: the tokens themselves are added, at initialisation too.
+        value: False for no W_V, as eq. 5 is printed and as the first version has it where D = CT: the tokens
+            themselves are added, at initialisation too.
         scale: multiplies the logits; by default sqrt(num_heads / width), as in the first version.
         bias: whether the query and value projections have one.
         backend: see :func:`vt_fast.nn.set_backend`.

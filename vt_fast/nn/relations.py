@@ -14,7 +14,7 @@ from vt_fast import checks
 from vt_fast.nn.base import REFERENCE, BackendModule
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.norm import make_token_norm
-from vt_fast.nn.options import FeedForwardOptions, RelationOptions, factory_of, spelled_out
+from vt_fast.nn.options import FeedForwardOptions, RelationOptions, TokenNorm, factory_of, spelled_out
 
 # relu has no gradient at 0: a weight before it that started at 0 would never move, so these start small
 # instead.
@@ -39,7 +39,7 @@ class TokenRelation(BackendModule, ABC):
         self,
         token_channels: int,
         *,
-        token_norm: str | None = None,
+        token_norm: TokenNorm | None = None,
         backend: str | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,

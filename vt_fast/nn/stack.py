@@ -47,7 +47,8 @@ class VisualTransformerStack(CompositeModule):
         last_projector: False where only the tokens are wanted, as for classification.
         position: a position code for the first tokenizer; see :class:`VisualTransformer`.
         **options: of every block: `relation`, `num_heads`, `num_token_heads`, `token_groups`, `group_width`,
-            `token_norm`, `bias`, `variant`, `backend`, `device`, `dtype`: see :class:`VisualTransformer`.
+            `token_norm`, `bias`, `variant`, `projector_value`, `backend`, `device`, `dtype`: see
+            :class:`VisualTransformer`.
             With backend="reference" the blocks run one by one, as the paper writes them.
 
     Raises:

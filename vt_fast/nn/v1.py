@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,7 +72,9 @@ class DynamicTokenizer(Tokenizer):
     own, which pool the whole block; its own channels are picked after the value convolution. A stack can fuse
     this tokenizer if there is one op head. The keys have no bias: the softmax would cancel it.
 
-    There is no position code: in the paper's counts only the first tokenizer has one.
+    The number of heads is that of the authors' code; the paper does not state it, and counts do not depend on
+    it. A position code is that of the mean of the heads' attention, and is appended before the 1x1. With one,
+    all heads share one op head, so that its table is pooled in the same pass.
 
     Args:
         channels: C of the feature map.
@@ -81,6 +84,7 @@ class DynamicTokenizer(Tokenizer):
         query_groups: groups of W_Q.
         key_groups: groups of the key convolution C -> C.
         value_groups: groups of the value convolution C -> C; None for none.
+        position: a position code.
         **options: `bias`, `backend`, `device`, `dtype`: see :class:`Tokenizer`.
 
     Raises:
@@ -103,6 +107,7 @@ class DynamicTokenizer(Tokenizer):
         query_groups: int = 1,
         key_groups: int = 1,
         value_groups: int | None = 1,
+        position: PositionCode | None = None,
         **options: Unpack[ModuleOptions],
     ) -> None:
         super().__init__(
@@ -111,7 +116,7 @@ class DynamicTokenizer(Tokenizer):
             token_channels,
             value_groups=value_groups,
             token_linear=True,
-            position=None,
+            position=position,
             **options,
         )
         factory, bias = factory_of(options), options.get("bias", True)
@@ -123,7 +128,8 @@ class DynamicTokenizer(Tokenizer):
         self.key = GroupedLinear(channels, channels, key_groups, bias=False, **factory)
         self.num_heads = num_heads
         # Without a value convolution every channel is a group of its own.
-        self.op_heads = math.gcd(num_heads, key_groups, channels if value_groups is None else value_groups)
+        heads = math.gcd(num_heads, key_groups, channels if value_groups is None else value_groups)
+        self.op_heads = heads if position is None else 1  # `tokenize` has extra values for one head only
         self.scale = math.sqrt(num_heads / channels)
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
@@ -145,14 +151,20 @@ class DynamicTokenizer(Tokenizer):
         return unflatten(logits, 1, (self.op_heads, -1)).flatten(2, 3)
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """From the result of `tokenize`, (B, R, C), to [T_b | new], (B, L, CT)."""
+        """From the result of `tokenize`, (B, R, C + P), to [T_b | new], (B, L, CT)."""
         tokens = checks.tokens(tokens, self.token_channels, self.num_tokens)
         half, inside = self.num_tokens // 2, self.num_heads // self.op_heads
+        codes = None
+        if self.position is not None:
+            codes = unflatten(pooled[..., self.channels :], 1, (self.num_heads, half)).mean(1)
+            pooled = pooled[..., : self.channels]
         if self.value is not None:
             pooled = self.value(pooled)
         # (B, head of the row, L / 2, op head, head of the channels, channels): equal heads are picked.
         parts = pooled.reshape(-1, inside, half, self.op_heads, inside, self.channels // self.num_heads)
         picked = parts.diagonal(dim1=1, dim2=4).permute(0, 1, 2, 4, 3).flatten(2)
+        if codes is not None:
+            picked = torch.cat((picked, codes), 2)
         return torch.cat((tokens[:, half:], picked if self.token is None else self.token(picked)), 1)
 
     def attention_maps(
@@ -193,6 +205,7 @@ class DynamicTokenizer(Tokenizer):
     def _reference(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         from vt_fast.reference.v1 import dynamic_tokenizer
 
+        position = None if self.position is None else partial(self._code, size=checks.map_size(x))
         return dynamic_tokenizer(
             as_pixels(x),
             checks.tokens(tokens, self.token_channels, self.num_tokens),
@@ -200,8 +213,13 @@ class DynamicTokenizer(Tokenizer):
             projection_of(self.key),
             num_heads=self.num_heads,
             value=projection_of(self.value),
+            position=position,
             token=projection_of(self.token),
         )
+
+    def _code(self, attention: Tensor, size: tuple[int, int]) -> Tensor:
+        code: Tensor = self.position(*size, attention=attention)  # type: ignore[misc]
+        return code
 
     def extra_repr(self) -> str:
         """Widths, attention heads, heads of the op and backend, for printing."""

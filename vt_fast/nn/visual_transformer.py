@@ -13,7 +13,7 @@ from vt_fast import checks
 from vt_fast.nn.base import CompositeModule, PendingMap, autocast_map, set_backend
 from vt_fast.nn.build import group_count, make_tokenizer, make_transformer
 from vt_fast.nn.members import why_not_fused
-from vt_fast.nn.options import FeedForwardOptions, ModuleOptions
+from vt_fast.nn.options import FeedForwardOptions, ModuleOptions, TokenNorm, Variant
 from vt_fast.nn.position import PositionCode
 from vt_fast.nn.projector import Projector
 from vt_fast.nn.tokenizer import Tokenizer
@@ -45,7 +45,9 @@ class VisualTransformer(CompositeModule):
             :mod:`vt_fast.models` do; see :func:`vt_fast.nn.norm.make_token_norm`.
         bias: whether the projections have one, except those whose bias a softmax would cancel. The paper's
             equations and counts have none.
-        variant: of the token transformer, "v2" or "v1".
+        variant: of the token transformer: "v2", "v1" or "scaled"; see :class:`TokenTransformer`.
+        projector_value: False where the projector adds the tokens themselves, as eq. 5 is printed; then
+            `out_channels` must be `token_channels`.
         position: a position code for the tokenizer: "conv" (the first version's) or "linear", both with a
             grid of 14 x 14 and 49 numbers per token; or your own, which keeps its device and dtype; None for
             none.
@@ -80,9 +82,10 @@ class VisualTransformer(CompositeModule):
         num_token_heads: int = 1,
         token_groups: int = 1,
         group_width: int | None = None,
-        token_norm: str | None = "layer",
+        token_norm: TokenNorm | None = "layer",
         bias: bool = True,
-        variant: str = "v2",
+        variant: Variant = "v2",
+        projector_value: bool = True,
         position: str | PositionCode | None = None,
         backend: str | None = None,
         device: Device = None,
@@ -92,7 +95,7 @@ class VisualTransformer(CompositeModule):
         token_channels = channels if token_channels is None else token_channels
         out_channels = channels if out_channels is None else out_channels
         checks.counts(channels=channels, num_tokens=num_tokens, out_channels=out_channels)
-        checks.flags(projector=projector, bias=bias)
+        checks.flags(projector=projector, projector_value=projector_value, bias=bias)
         query_groups = 1
         if group_width is not None:
             checks.count("group_width", group_width)
@@ -108,7 +111,9 @@ class VisualTransformer(CompositeModule):
         to_pixels = None
         if projector:
             widths = (channels, token_channels, out_channels)
-            to_pixels = Projector(*widths, num_heads=num_heads, query_groups=query_groups, **common)
+            to_pixels = Projector(
+                *widths, num_heads=num_heads, query_groups=query_groups, value=projector_value, **common
+            )
         to_tokens = make_tokenizer(tokenizer, channels, *sizes, num_heads, group_width, position, **common)
         of_tokens: FeedForwardOptions = {**common, "groups": token_groups, "token_norm": token_norm}
         relate = make_transformer(relation, *sizes, num_token_heads, variant, **of_tokens)

@@ -1,4 +1,4 @@
-"""The token transformer, equations 3 and 4, its first version, and the other relations of the ablation."""
+"""The token transformer, equations 3 and 4, its other forms, and the other relations of the ablation."""
 
 from __future__ import annotations
 
@@ -54,9 +54,15 @@ def _attend(
     tokens: Tensor, key: Projection, query: Projection, value: Projection | None, num_heads: int, scale: float
 ) -> Tensor:
     """Equation 3: T' = T + softmax_L((T K)(T Q)^T) T, or (T V) for the last T."""
+    return _add(tokens, _mix(tokens, key, query, value, num_heads, scale))
+
+
+def _mix(
+    tokens: Tensor, key: Projection, query: Projection, value: Projection | None, num_heads: int, scale: float
+) -> Tensor:
     weights = token_attention(tokens, key, query, num_heads=num_heads, scale=scale)
     values = tokens if value is None else apply(tokens, value)
-    return _add(tokens, join_heads(weights @ split_heads("the values", values, num_heads)))
+    return join_heads(weights @ split_heads("the values", values, num_heads))
 
 
 def transformer(
@@ -141,6 +147,45 @@ def transformer_v1(
     """
     tokens = _attend(tokens, key, query, value, num_heads, scale)
     return _add(tokens, apply(tokens, linear))
+
+
+def scaled_attention(
+    tokens: Tensor,
+    key: Projection,
+    query: Projection,
+    value: Projection,
+    gain: Tensor,
+    *,
+    num_heads: int = 1,
+    scale: float = 1.0,
+) -> Tensor:
+    """Token transformer of TU Berlin's description: the attention's result times a learned scale, no more.
+
+    T_out = T + softmax_L((T K)(T Q)^T) (T V) s.
+
+    Args:
+        tokens: T (B, L, CT).
+        key: K, CT -> width.
+        query: Q, CT -> width.
+        value: V, CT -> CT.
+        gain: s (CT,).
+        num_heads: a divisor of width and CT.
+        scale: multiplies the logits.
+
+    Returns:
+        tokens (B, L, CT).
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> tokens = torch.tensor([[[1.0], [3.0]]])
+        >>> zero, one = Projection(torch.zeros(1, 1)), Projection(torch.ones(1, 1))
+        >>> scaled_attention(tokens, zero, zero, one, torch.tensor([0.5])).tolist()
+        [[[2.0], [4.0]]]
+    """
+    check_shape("gain", gain, CT=tokens.shape[-1])
+    return _add(tokens, _mix(tokens, key, query, value, num_heads, scale) * gain)
 
 
 def no_relation(tokens: Tensor, weight: Projection) -> Tensor:

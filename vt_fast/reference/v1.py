@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -94,6 +95,7 @@ def dynamic_tokenizer(
     *,
     num_heads: int = 16,
     value: Projection | None = None,
+    position: Callable[[Tensor], Tensor] | None = None,
     token: Projection | None = None,
 ) -> Tensor:
     """Dynamic tokenizer (first version): half of the tokens ask for new ones, the other half stay.
@@ -102,7 +104,8 @@ def dynamic_tokenizer(
     W_V with its weights, see `dynamic_attention`. The blocks side by side, through the token projection, are
     L / 2 new tokens, and T = [T_b | new].
 
-    There is no position code: in the paper's counts only the first tokenizer has one.
+    The paper does not say how a position code, which takes one map for each token, sees several heads. Here
+    it sees their mean.
 
     Args:
         x: (B, N, C) pixels.
@@ -111,7 +114,8 @@ def dynamic_tokenizer(
         key: C -> width on the pixels, grouped in the paper.
         num_heads: a divisor of the widths of keys and values; the paper has 16.
         value: C -> Cv on the pixels; None leaves them as they are.
-        token: Cv -> CT on the new tokens; None leaves them as they are.
+        position: from attention (B, N, L / 2) to codes (B, L / 2, P), which are appended to the new tokens.
+        token: Cv + P -> CT on the new tokens; None leaves them as they are.
 
     Returns:
         tokens (B, L, CT).
@@ -130,6 +134,8 @@ def dynamic_tokenizer(
     attention = dynamic_attention(x, tokens, query, key, num_heads=num_heads)
     values = split_heads("the values", x if value is None else linear(x, value), num_heads)
     new = join_heads(attention.transpose(-2, -1) @ values)
+    if position is not None:
+        new = torch.cat((new, position(attention.mean(1))), dim=2)
     new = new if token is None else linear(new, token)
     half = tokens.shape[1] // 2
     check_shape("the new tokens", new, B=x.shape[0], **{"L / 2": half, "CT": tokens.shape[2]})
