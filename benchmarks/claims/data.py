@@ -28,7 +28,7 @@ _COLUMNS = {TRAINING: (0, 350), VALIDATION: (360, 450), TEST: (460, 640)}
 # Kinds of animals in a scene: bear, bird, elephant, giraffe, sheep.
 _IN_SCENES = (0, 1, 5, 6, 8)
 _SCENE = 48
-_CANVAS, _ANIMAL = 64, 28
+_CANVAS, _ANIMAL = 56, 24
 _CROP = 96
 
 
@@ -48,8 +48,8 @@ class Task(NamedTuple):
 
     Attributes:
         classes: number of classes.
-        channels: of the images.
         segmentation: whether each pixel has a label.
+        stride: of the classifiers' backbone, whose map is 14 x 14 as in the paper.
         batch: images of a training step.
         steps: of training.
         draw: a batch for training, from the training part alone.
@@ -58,8 +58,8 @@ class Task(NamedTuple):
     """
 
     classes: int
-    channels: int
     segmentation: bool
+    stride: int
     batch: int
     steps: int
     draw: Callable[[int, np.random.Generator], Images]
@@ -145,13 +145,20 @@ def _classification(load: Callable[[str], tuple[Tensor, Tensor]], *, flip: bool,
         chosen = random.integers(0, len(ink), count)
         return _grey(_shifted(ink[chosen], random, flip=flip), labels[chosen])
 
-    return Task(10, 1, False, 64, steps, draw, lambda part, seed: _grey(*load(part)))
+    return Task(10, False, 2, 64, steps, draw, lambda part, seed: _grey(*load(part)))
+
+
+@functools.lru_cache(maxsize=None)
+def _small_animals(part: str) -> list[Tensor]:
+    """Of each kind."""
+    ink, kinds = _animals(part)
+    small = F.interpolate(ink[:, None], size=(_ANIMAL, _ANIMAL), mode="bilinear", antialias=True)[:, 0]
+    return [small[kinds == kind] for kind in range(10)]
 
 
 def _pairs(part: str, count: int, random: np.random.Generator) -> Images:
     """Two animals in opposite corners of a canvas: are they of one kind? Half of the pairs are."""
-    ink, kinds = _animals(part)
-    by_kind = [np.flatnonzero(kinds.numpy() == kind) for kind in range(10)]
+    by_kind = _small_animals(part)
     canvas, labels = torch.zeros(count, _CANVAS, _CANVAS), torch.zeros(count, dtype=torch.long)
     far = _CANVAS - _ANIMAL
     for index in range(count):
@@ -160,10 +167,10 @@ def _pairs(part: str, count: int, random: np.random.Generator) -> Images:
         labels[index] = int(same)
         mirrored = bool(random.integers(2))
         for corner, kind in enumerate((one, one if same else other)):
-            animal = ink[random.choice(by_kind[kind])]
+            animal = by_kind[kind][random.integers(len(by_kind[kind]))]
             if random.integers(2):
                 animal = animal.flip(1)
-            down, right = random.integers(0, 4, 2)
+            down, right = random.integers(0, 3, 2)
             top = int(far - down if corner else down)
             left = int(far - right if bool(corner) != mirrored else right)
             canvas[index, top : top + _ANIMAL, left : left + _ANIMAL] = animal
@@ -198,7 +205,9 @@ def _scenes(part: str, count: int, random: np.random.Generator) -> Images:
         top, left = (int(place) for place in random.integers(0, _SCENE - side + 1, 2))
         where = (slice(top, top + side), slice(left, left + side))
         texture = 0.7 + 0.3 * _patch(part, side, random)
-        images[(index, slice(None), *where)] = torch.lerp(images[(index, slice(None), *where)], texture, shape)
+        images[(index, slice(None), *where)] = torch.lerp(
+            images[(index, slice(None), *where)], texture, shape
+        )
         labels[(index, *where)] = torch.where(shape > 0.5, 1 + _IN_SCENES.index(int(kinds[animal])), 0)
     return Images((images - 0.45) / 0.25, labels, (labels > 0).float())
 
@@ -250,9 +259,9 @@ def _fixed(make: Callable[..., Images], count: int) -> Callable[[str, int], Imag
 TASKS = {
     "animals": _classification(_animals, flip=True, steps=1000),
     "digits": _classification(_digits, flip=False, steps=700),
-    "pairs": Task(2, 1, False, 64, 1200, functools.partial(_pairs, TRAINING), _fixed(_pairs, 2000), True),
-    "scenes": Task(6, 3, True, 16, 1500, functools.partial(_scenes, TRAINING), _fixed(_scenes, 500), True),
-    "nuclei": Task(3, 3, True, 8, 300, _nuclei_crops, lambda part, seed: _nuclei(part)),
+    "pairs": Task(2, False, 4, 64, 1200, functools.partial(_pairs, TRAINING), _fixed(_pairs, 2000), True),
+    "scenes": Task(6, True, 2, 16, 1500, functools.partial(_scenes, TRAINING), _fixed(_scenes, 500), True),
+    "nuclei": Task(3, True, 2, 8, 300, _nuclei_crops, lambda part, seed: _nuclei(part)),
 }
 
 

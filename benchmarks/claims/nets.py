@@ -47,18 +47,18 @@ _FPN: dict[str, dict[str, Any]] = {
 }
 
 
-def make(name: str, classes: int, channels: int) -> nn.Module:
+def make(name: str, classes: int, stride: int = 2) -> nn.Module:
     """The network called `name`.
 
     Args:
         name: "backbone", "conv", "conv-equal", "conv-hidden", "fpn", or one of the VT nets.
         classes: of the classifier or of the pixels.
-        channels: of the images: 1 for classification, 3 for segmentation.
+        stride: of a classifier's backbone, 2 or 4.
 
     Example:
-        >>> make("vt", 10, 1)(torch.zeros(2, 1, 28, 28)).shape
+        >>> make("vt", 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
-        >>> make("vt-fpn", 6, 3)(torch.zeros(2, 3, 48, 48)).shape
+        >>> make("vt-fpn", 6)(torch.zeros(2, 3, 48, 48)).shape
         torch.Size([2, 6, 48, 48])
     """
     if name in ("fpn", *_FPN):
@@ -69,7 +69,10 @@ def make(name: str, classes: int, channels: int) -> nn.Module:
         return _initialised(vt_fpn(**common, **{"token_channels": 128, "query_groups": 4} | _FPN[name]))
     if name in VT_NETS:
         net = VTResNet(
-            backbone=_backbone(), backbone_channels=_CHANNELS, num_classes=classes, **_VT | VT_NETS[name]
+            backbone=_backbone(stride),
+            backbone_channels=_CHANNELS,
+            num_classes=classes,
+            **_VT | VT_NETS[name],
         )
         return _initialised(net)
     hidden = [nn.Linear(_WIDTH, _TOKEN_CHANNELS), nn.ReLU()] if name == "conv-hidden" else []
@@ -77,16 +80,16 @@ def make(name: str, classes: int, channels: int) -> nn.Module:
     stage = [] if name == "backbone" else [_block(_CHANNELS, width, 2), _block(width, width)]
     head = nn.Linear(_TOKEN_CHANNELS if hidden else width, classes)
     return _initialised(
-        nn.Sequential(_backbone(), *stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden, head)
+        nn.Sequential(_backbone(stride), *stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden, head)
     )
 
 
-def macs(name: str, classes: int, image: Tensor) -> tuple[int, int]:
+def macs(name: str, classes: int, stride: int, image: Tensor) -> tuple[int, int]:
     """MACs of one image as the paper writes them, and as executed with folded projections."""
     from tools.paper import counting
 
     with torch.device("meta"):
-        net = make(name, classes, image.shape[0])
+        net = make(name, classes, stride)
     probe = torch.empty(1, *image.shape, device="meta")
     found = []
     for backend in ("reference", "torch"):
@@ -132,18 +135,9 @@ class _Levels(nn.Module):
         return found
 
 
-class _Backbone(nn.Sequential):
-    """Images to a map of about 14 x 14, the size of the paper's: larger images get a stride more."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 40:
-            x = nn.functional.avg_pool2d(x, 2)
-        found: Tensor = super().forward(x)
-        return found
-
-
-def _backbone() -> nn.Module:
-    return _Backbone(_convolution(1, 16), _convolution(16, _CHANNELS, 2), _block(_CHANNELS, _CHANNELS))
+def _backbone(stride: int) -> nn.Module:
+    first = _convolution(1, 16, stride // 2)
+    return nn.Sequential(first, _convolution(16, _CHANNELS, 2), _block(_CHANNELS, _CHANNELS))
 
 
 def _block(channels: int, width: int, stride: int = 1) -> nn.Module:

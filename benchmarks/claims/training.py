@@ -79,13 +79,14 @@ def run(job: Job, rows: Iterable[Row] = ()) -> Row:
     judged = data.load(job.task, job.part, job.seed, rows=rows)
     held_out = judged if job.part == VALIDATION else data.load(job.task, VALIDATION)
     torch.manual_seed(job.seed)
-    net = nets.make(job.net, task.classes, task.channels)
+    net = nets.make(job.net, task.classes, task.stride)
     began = time.perf_counter()
     losses, scores = _train(net, task, job, held_out)
     seconds = time.perf_counter() - began
     ok = math.isfinite(losses[-1])
     score, hits = _judge(net, judged, task) if ok else (0.0, "")
-    written, executed = nets.macs(job.net, task.classes, task.draw(1, np.random.default_rng(0)).images[0])
+    image = task.draw(1, np.random.default_rng(0)).images[0]
+    written, executed = nets.macs(job.net, task.classes, task.stride, image)
     return Row(
         **msgspec.structs.asdict(job),
         status="ok" if ok else "diverged",
