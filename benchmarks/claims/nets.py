@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vt_fast.models import VTResNet, fpn, vt_fpn
+from vt_fast.models import VTFPN, SegmentationNet, VTResNet, fpn, vt_fpn
 from vt_fast.models.resnet import BasicBlock
 from vt_fast.nn import set_backend
 
@@ -40,6 +40,7 @@ VT_NETS: dict[str, dict[str, Any]] = {
     "vt-v1": {"tokenizer": "static", "variant": "v1"},
     "vt-position": {"position": "linear"},
 }
+_VT_FPN: dict[str, Any] = {"token_channels": 128, "query_groups": 4}
 _FPN: dict[str, dict[str, Any]] = {
     "vt-fpn": {},
     "vt-fpn-batch": {"token_norm": "batch"},
@@ -62,22 +63,32 @@ def make(name: str, classes: int, stride: int = 2) -> nn.Module:
         torch.Size([2, 6, 48, 48])
     """
     if name in ("fpn", *_FPN):
-        common = {"num_classes": classes, "backbone": _Levels(), "channels": 48, "head_channels": 32}
-        common["head_norm_layer"] = _group_norm
-        if name == "fpn":
-            return _initialised(fpn(**common))
-        return _initialised(vt_fpn(**common, **{"token_channels": 128, "query_groups": 4} | _FPN[name]))
-    if name in VT_NETS:
-        net = VTResNet(
-            backbone=_backbone(stride),
-            backbone_channels=_CHANNELS,
-            num_classes=classes,
-            **_VT | VT_NETS[name],
+        neck: dict[str, Any] = (
+            {} if name == "fpn" else {"token_channels": 128, "query_groups": 4} | _FPN[name]
         )
-        return _initialised(net)
+        return _initialised(
+            (vt_fpn if neck else fpn)(
+                num_classes=classes,
+                backbone=_Levels(),
+                channels=48,
+                head_channels=32,
+                head_norm_layer=lambda width: nn.GroupNorm(8, width),
+                **neck,
+            )
+        )
+    if name in VT_NETS:
+        options = {"backbone": _backbone(stride), "backbone_channels": _CHANNELS, "num_classes": classes}
+        return _initialised(VTResNet(**options | _VT | VT_NETS[name]))
     hidden = [nn.Linear(_WIDTH, _TOKEN_CHANNELS), nn.ReLU()] if name == "conv-hidden" else []
     width = {"conv": _WIDTH, "conv-hidden": _WIDTH, "conv-equal": _EQUAL, "backbone": _CHANNELS}[name]
-    stage = [] if name == "backbone" else [_block(_CHANNELS, width, 2), _block(width, width)]
+    stage = (
+        []
+        if name == "backbone"
+        else [
+            BasicBlock(_CHANNELS, width, 2, 0.0, nn.BatchNorm2d),
+            BasicBlock(width, width, 1, 0.0, nn.BatchNorm2d),
+        ]
+    )
     head = nn.Linear(_TOKEN_CHANNELS if hidden else width, classes)
     return _initialised(
         nn.Sequential(_backbone(stride), *stage, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *hidden, head)
@@ -101,17 +112,15 @@ def macs(name: str, classes: int, stride: int, image: Tensor) -> tuple[int, int]
 def attention_maps(net: nn.Module, images: Tensor) -> Iterator[Tensor]:
     """What the tokens look at, (B, L, H, W) for each block or level; none for nets without tokens."""
     if isinstance(net, VTResNet):
-        blocks = [block for block in net.stage if block.tokenizer is not None]
-        if len(blocks) == len(net.stage):
-            maps = net.stage.attention_maps(net.backbone(images))
-        else:
-            maps = [net.stage[0].attention_maps(net.backbone(images))]
-    elif hasattr(getattr(net, "neck", None), "attention_maps"):
-        maps = net.neck.attention_maps(net.backbone.features(images))  # type: ignore[union-attr,operator]
-    else:
-        return
-    for weights in maps:
-        yield weights.flatten(1, -3)
+        x, tokens = net.backbone(images), None
+        for block in net.stage:
+            if block.tokenizer is not None:  # without projectors only the first block has one
+                yield block.attention_maps(x, tokens).flatten(1, -3)
+            y, tokens = block(x, tokens)
+            x = x if y is None else y
+    elif isinstance(net, SegmentationNet) and isinstance(net.neck, VTFPN):
+        features: Any = net.backbone.features
+        yield from net.neck.attention_maps(features(images))
 
 
 class _Levels(nn.Module):
@@ -121,14 +130,16 @@ class _Levels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first = nn.Sequential(_convolution(3, 16), _convolution(16, 24, 2))
-        others = [
-            nn.Sequential(_convolution(before, after, 2), _convolution(after, after))
-            for before, after in zip(self.channels, self.channels[1:], strict=False)
-        ]
-        self.levels = nn.ModuleList([first, *others])
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(_convolution(3, 16), _convolution(16, 24, 2)),
+                nn.Sequential(_convolution(24, 32, 2), _convolution(32, 32)),
+                nn.Sequential(_convolution(32, 48, 2), _convolution(48, 48)),
+            ]
+        )
 
     def features(self, x: Tensor) -> list[Tensor]:
+        """The three maps."""
         found: list[Tensor] = []
         for level in self.levels:
             found.append(level(found[-1] if found else x))
@@ -147,10 +158,6 @@ def _block(channels: int, width: int, stride: int = 1) -> nn.Module:
 def _convolution(channels: int, width: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-def _group_norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(8, channels)
 
 
 def _initialised(net: nn.Module) -> nn.Module:

@@ -51,10 +51,11 @@ class Row(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
         macs, executed: of one image, as the paper writes them and with folded projections.
         parameters: number of them.
         seconds: of the training on one core; other programs count too.
-        validation: scores during training, at equal distances; ``losses``: mean training losses of the tenths.
+        validation: scores during training, at equal distances.
         entropy: of the tokens' attention, over its largest possible value.
         share: of the attention that lies on the objects; ``area``: their share of the image.
-        hits: which images were classified correctly: bits, deflated, in base 64. Not for segmentation.
+        images: that the score is of.
+        hits: which test images were classified correctly, by :func:`packed`. Not for segmentation.
     """
 
     status: str
@@ -65,7 +66,7 @@ class Row(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parameters: int
     seconds: float
     validation: str
-    losses: str
+    images: int
     entropy: float | None = None
     share: float | None = None
     area: float | None = None
@@ -73,33 +74,32 @@ class Row(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def run(job: Job, rows: Iterable[Row] = ()) -> Row:
-    """Train, and judge the last weights. ``rows`` must hold the choices for a job on test data."""
+    """Train, and judge the last weights. `rows` must hold the choices for a job on test data."""
     task = data.TASKS[job.task]
-    # Before the training: a job that may not see the test part must not run.
+    # First of all: a job that may not see the test part must not run.
     judged = data.load(job.task, job.part, job.seed, rows=rows)
     held_out = judged if job.part == VALIDATION else data.load(job.task, VALIDATION)
     torch.manual_seed(job.seed)
     net = nets.make(job.net, task.classes, task.stride)
     began = time.perf_counter()
-    losses, scores = _train(net, task, job, held_out)
+    loss, scores = _train(net, task, job, held_out)
     seconds = time.perf_counter() - began
-    ok = math.isfinite(losses[-1])
+    ok, tested = math.isfinite(loss), job.part == TEST
     score, hits = _judge(net, judged, task) if ok else (0.0, "")
-    image = task.draw(1, np.random.default_rng(0)).images[0]
-    written, executed = nets.macs(job.net, task.classes, task.stride, image)
+    written, executed = nets.macs(job.net, task.classes, task.stride, judged.images[0])
     return Row(
         **msgspec.structs.asdict(job),
         status="ok" if ok else "diverged",
         score=score,
-        loss=losses[-1],
+        loss=loss,
         macs=written,
         executed=executed,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         seconds=seconds,
         validation=" ".join(f"{each:.2f}" for each in scores),
-        losses=" ".join(f"{each:.4g}" for each in losses),
-        hits=hits if job.part == TEST else "",
-        **(_attention(net, judged) if ok and job.part == TEST else {}),
+        images=len(judged.images),
+        hits=hits if tested else "",
+        **(_attention(net, judged) if ok and tested else {}),
     )
 
 
@@ -111,12 +111,13 @@ def rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _train(net: nn.Module, task: Task, job: Job, held_out: Images) -> tuple[list[float], list[float]]:
-    """Mean losses of the tenths, and validation scores; the last loss is not finite if training diverged."""
+def _train(net: nn.Module, task: Task, job: Job, held_out: Images) -> tuple[float, list[float]]:
+    """The mean loss of the last tenth, not finite if training diverged; and scores on the way."""
     # Norms and biases do not decay.
-    decaying = [parameter for parameter in net.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in net.parameters() if parameter.dim() <= 1]
-    groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": [each for each in net.parameters() if (each.dim() > 1) == decays], "weight_decay": decay}
+        for decays, decay in ((True, WEIGHT_DECAY), (False, 0.0))
+    ]
     optimizer = torch.optim.AdamW(groups, lr=job.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, job.steps))
     random = np.random.default_rng((job.seed, 1))
@@ -128,15 +129,14 @@ def _train(net: nn.Module, task: Task, job: Job, held_out: Images) -> tuple[list
         loss = (segmentation_loss if task.segmentation else F.cross_entropy)(net(batch.images), batch.labels)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
-            break
+            return losses[-1], scores
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) * _POINTS // job.steps > step * _POINTS // job.steps:
             scores.append(_judge(net, held_out, task)[0])
-    tenths = np.array_split(losses, min(10, len(losses)))
-    return [float(np.mean(tenth)) for tenth in tenths], scores
+    return float(np.mean(losses[-max(1, job.steps // 10) :])), scores
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def _judge(net: nn.Module, images: Images, task: Task) -> tuple[float, str]:
 
 
 def packed(hits: Tensor) -> str:
-    """Bits as a short text.
+    """Bits as a text: deflated, in base 64.
 
     Example:
         >>> unpacked(packed(torch.tensor([True, False, True])), 3).tolist()
@@ -162,24 +162,20 @@ def packed(hits: Tensor) -> str:
 
 
 def unpacked(text: str, count: int) -> Any:
-    """The first ``count`` bits of :func:`packed`."""
+    """The first `count` bits of :func:`packed`, as an array."""
     raw = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
     return np.unpackbits(raw, count=count).astype(bool)
 
 
 @torch.no_grad()
-def _attention(net: nn.Module, images: Images) -> dict[str, float]:
+def _attention(net: nn.Module, images: Images) -> dict[str, Any]:
     """Entropy of the attention and its share on the objects: means over images, tokens, blocks and levels."""
-    net.eval()
     found = []
     for index in range(0, min(len(images.images), 500), 50):
-        part = images[index : index + 50]
-        for weights in nets.attention_maps(net, part.images):
-            size = weights.shape[-2:]
-            objects = F.adaptive_avg_pool2d(part.objects[:, None], size)
-            entropy = torch.special.entr(weights).sum((-2, -1)) / math.log(size[0] * size[1])
-            share = (weights * objects).sum((-2, -1))
-            found.append([each.double().mean().item() for each in (entropy, share, objects)])
-    if not found:
-        return {}
-    return dict(zip(("entropy", "share", "area"), np.mean(found, 0).tolist(), strict=True))
+        objects = images.objects[index : index + 50, None]
+        for weights in nets.attention_maps(net, images.images[index : index + 50]):
+            entropy = torch.special.entr(weights).sum((-2, -1)) / math.log(weights.shape[-2:].numel())
+            covered = F.adaptive_avg_pool2d(objects, tuple(weights.shape[-2:]))
+            share = (weights * covered).sum((-2, -1))
+            found.append([each.double().mean().item() for each in (entropy, share, covered)])
+    return dict(zip(("entropy", "share", "area"), np.mean(found, 0).tolist(), strict=True)) if found else {}
