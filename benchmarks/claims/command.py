@@ -36,10 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "trainings side by side, one thread each; default: one for each core"
     parser.add_argument("--processes", type=int, default=len(cpus_of(None)), help=text)
     parser.add_argument("--choose", action="store_true", help="only choose learning rates: no test data")
-    text = (
-        "a smoke test: learning rates after so many steps, to FILE with the ending .quick.csv; no test data"
-    )
-    parser.add_argument("--steps", type=int, help=text)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")
 
 
@@ -50,21 +46,16 @@ def main(options: argparse.Namespace) -> int:
 
         print(*report.write(*load(options.file), options.docs), sep="\n")
         return 0
-    if options.processes < 1 or (options.steps is not None and options.steps < 1):
-        raise UsageError("--processes and --steps must be at least 1")
-    path, jobs = options.file, plan.choosing()
-    if options.steps is not None:
-        path = path.with_suffix(".quick.csv")
-        jobs = [msgspec.structs.replace(job, steps=options.steps) for job in jobs]
-    facts, rows = load(path) if path.exists() else ({}, [])
+    if options.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {options.processes}")
+    path: Path = options.file
+    facts, rows = load(path) if path.exists() else (dict[str, Any](), list[Row]())
     if facts and facts.get("plan") != plan.digest():
-        raise UsageError(f"{path} must have results of this plan, got those of another; give another --file")
-    if not facts:
-        facts = {"machine": machine.describe(), "settings": {"steps": options.steps}, "commit": None}
-        facts |= {"plan": plan.digest(), "complete": False, "problems": []}
+        raise UsageError(f"{path} must have results of this plan, got another's; give another --file")
+    facts = {"machine": machine.describe(), "commit": None, "plan": plan.digest(), "complete": False} | facts
     try:
-        run(path, facts, rows, jobs, options.processes)
-        if not options.choose and options.steps is None:
+        run(path, facts, rows, plan.choosing(), options.processes)
+        if not options.choose:
             check_committed()
             facts["commit"] = facts["commit"] or machine.commit()
             run(path, facts, rows, plan.tests(rows), options.processes)
@@ -99,20 +90,13 @@ def run(path: Path, facts: dict[str, Any], rows: list[Row], jobs: Sequence[Job],
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The facts and the rows of a result file.
-
-    Raises:
-        ValueError: it is no result file of this command; the message names the line.
-    """
+    """The facts and the rows of a result file; raises ValueError for another one."""
     facts, table = results.read(path)
-    rows = []
-    for number, values in enumerate(table, len(facts) + 2):
-        given = {name: value for name, value in values.items() if value != "" or name == "hits"}
-        try:
-            rows.append(msgspec.convert(given, Row, strict=False))
-        except msgspec.ValidationError as error:
-            raise ValueError(f"{path} must be a result file of claims, line {number}: {error}") from None
-    return facts, rows
+    given = [{name: value for name, value in values.items() if value != ""} for values in table]
+    try:
+        return facts, msgspec.convert(given, list[Row], strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{path} must be a result file of claims: {error}") from None
 
 
 def _written(row: Row) -> dict[str, Any]:
@@ -126,7 +110,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
 
 
 def check_committed() -> None:

@@ -77,7 +77,11 @@ def make(name: str, classes: int, stride: int = 2) -> nn.Module:
             )
         )
     if name in VT_NETS:
-        options = {"backbone": _backbone(stride), "backbone_channels": _CHANNELS, "num_classes": classes}
+        options: dict[str, Any] = {
+            "backbone": _backbone(stride),
+            "backbone_channels": _CHANNELS,
+            "num_classes": classes,
+        }
         return _initialised(VTResNet(**options | _VT | VT_NETS[name]))
     hidden = [nn.Linear(_WIDTH, _TOKEN_CHANNELS), nn.ReLU()] if name == "conv-hidden" else []
     width = {"conv": _WIDTH, "conv-hidden": _WIDTH, "conv-equal": _EQUAL, "backbone": _CHANNELS}[name]

@@ -175,7 +175,7 @@ def _attention(net: nn.Module, images: Images) -> dict[str, Any]:
         objects = images.objects[index : index + 50, None]
         for weights in nets.attention_maps(net, images.images[index : index + 50]):
             entropy = torch.special.entr(weights).sum((-2, -1)) / math.log(weights.shape[-2:].numel())
-            covered = F.adaptive_avg_pool2d(objects, tuple(weights.shape[-2:]))
+            covered = F.adaptive_avg_pool2d(objects, (weights.shape[-2], weights.shape[-1]))
             share = (weights * covered).sum((-2, -1))
             found.append([each.double().mean().item() for each in (entropy, share, covered)])
     return dict(zip(("entropy", "share", "area"), np.mean(found, 0).tolist(), strict=True)) if found else {}
