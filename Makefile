@@ -104,7 +104,7 @@ offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 bench: $(VENV)/bench.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks all $(BENCH_FLAGS)
 
-claims: $(VENV)/bench.stamp $(VENV)/demo.stamp $(VENV)/native.stamp build/claims-data.stamp
+claims: $(VENV)/bench.stamp $(VENV)/native.stamp build/claims-data.stamp
 	$(PY) -m benchmarks claims run $(CLAIMS_FLAGS)
 	$(PY) -m benchmarks claims report
 
