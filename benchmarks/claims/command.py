@@ -54,7 +54,8 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"{path} must have results of this plan, got another's; give another --file")
     facts = {"machine": machine.describe(), "commit": None, "plan": plan.digest(), "complete": False} | facts
     try:
-        run(path, facts, rows, plan.choosing(), options.processes)
+        for _ in range(2):  # the second time at the edges
+            run(path, facts, rows, plan.choosing(rows), options.processes)
         if not options.choose:
             check_committed()
             facts["commit"] = facts["commit"] or machine.commit()

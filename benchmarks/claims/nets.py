@@ -22,23 +22,20 @@ _VT: dict[str, Any] = {
     "width": _WIDTH,
     "token_channels": _TOKEN_CHANNELS,
     "group_width": 16,
+    "num_heads": 4,
+    "num_token_heads": 4,
 }
-# What is changed in the VT stage.
+# What is changed in the VT stage. Relations without attention have no heads.
 VT_NETS: dict[str, dict[str, Any]] = {
     "vt": {},
     "vt-filter": {"later_tokenizer": "filter"},
     "vt-pooling": {"tokenizer": "pooling"},
     "vt-clustering": {"tokenizer": "clustering"},
-    "vt-graph": {"relation": "graph"},
-    "vt-none": {"relation": "none"},
+    "vt-graph": {"relation": "graph", "num_token_heads": 1},
+    "vt-none": {"relation": "none", "num_token_heads": 1},
     "vt-32": {"num_tokens": 32},
     "vt-64": {"num_tokens": 64},
     "vt-no-projector": {"projector": False},
-    # Tried on validation data before the plan.
-    "vt-layer": {"token_norm": "layer"},
-    "vt-heads": {"num_heads": 4, "num_token_heads": 4},
-    "vt-v1": {"tokenizer": "static", "variant": "v1"},
-    "vt-position": {"position": "linear"},
 }
 _VT_FPN: dict[str, Any] = {"token_channels": 128, "query_groups": 4}
 _FPN: dict[str, dict[str, Any]] = {

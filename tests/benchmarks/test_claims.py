@@ -48,11 +48,12 @@ def row(score, hits="", **fields):
     return Row(**known, status="ok", score=score, images=4, hits=hits, **values)
 
 
-def choosing(score=lambda job: 50.0):
+def choosing(score=lambda job: 60.0 if job.lr == 3e-3 else 50.0):
     found = []
-    for each in plan.choosing():
-        known = msgspec.structs.asdict(each)
-        found.append(msgspec.convert({**msgspec.to_builtins(row(score(each))), **known}, Row))
+    for _ in range(2):
+        for each in plan.choosing(found):
+            if each.key not in {row.key for row in found}:
+                found.append(row(score(each), **msgspec.structs.asdict(each)))
     return found
 
 
@@ -107,9 +108,9 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
 
 
 def test_the_test_part_waits_for_every_choice():
-    rows = choosing()
+    rows = choosing(lambda job: job.lr)
     assert len(data.load("animals", TEST, rows=rows).labels) == len(data._animals(TEST)[0])
-    for fewer in ((), rows[1:], rows[:-1]):
+    for fewer in ((), rows[1:], rows[:-1]):  # the last is at an edge
         with pytest.raises(UsageError, match="out of reach"):
             data.load("animals", TEST, rows=fewer)
         with pytest.raises(UsageError, match="out of reach"):
@@ -119,15 +120,26 @@ def test_the_test_part_waits_for_every_choice():
 
 
 def test_choices_take_the_best_rate_of_each_network():
-    best = {("animals", "vt"): 1e-2, ("pairs", "vt"): 1e-3}
-    rows = choosing(lambda job: 60.0 if best.get((job.task, job.net)) == job.lr else 50.0)
+    best = {("animals", "vt"): 1e-2, ("pairs", "vt"): 3e-3, ("scenes", "fpn"): 3e-4, ("nuclei", "fpn"): 3e-2}
+
+    def score(job):
+        # rises towards the best rate; without one, all are equal
+        return 90 - 10 * abs(
+            plan.RATES.index(job.lr) - plan.RATES.index(best.get((job.task, job.net), job.lr))
+        )
+
+    rows = choosing(score)
     found = plan.choices(rows)
     assert {key: found[key] for key in best} == best
-    assert found["animals", "conv"] == min(plan.RATES["animals"])  # of equals the least
+    assert found["animals", "conv"] == min(plan.RATES)
+    tried = {key: {row.lr for row in rows if (row.task, row.net) == key} for key in best}
+    assert tried["pairs", "vt"] == set(plan.RATES[1:-1])
+    assert tried["animals", "vt"] == tried["nuclei", "fpn"] == set(plan.RATES[1:])
+    assert tried["scenes", "fpn"] == set(plan.RATES[:-1])
     jobs = plan.tests(rows)
-    assert len({each.key for each in jobs}) + len(rows) == plan.count()
+    assert len({each.key for each in jobs}) == sum(sum(nets.values()) for nets in plan.NETS.values())
     assert all(each.part == TEST and each.lr == found[each.task, each.net] for each in jobs)
-    assert {each.seed for each in jobs}.isdisjoint({plan.CHOOSING})
+    assert plan.CHOOSING not in {each.seed for each in jobs}
 
 
 def test_every_claim_is_about_networks_that_are_trained():
