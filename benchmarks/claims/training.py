@@ -50,7 +50,7 @@ class Row(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
         loss: mean of the last tenth of the steps.
         macs, executed: of one image, as the paper writes them and with folded projections.
         parameters: number of them.
-        seconds: of the training on one core; other programs count too.
+        seconds: of one core, that the training took.
         validation: scores during training, at equal distances.
         entropy: of the tokens' attention, over its largest possible value.
         share: of the attention that lies on the objects; ``area``: their share of the image.
@@ -81,9 +81,9 @@ def run(job: Job, rows: Iterable[Row] = ()) -> Row:
     held_out = judged if job.part == VALIDATION else data.load(job.task, VALIDATION)
     torch.manual_seed(job.seed)
     net = nets.make(job.net, task.classes, task.stride)
-    began = time.perf_counter()
+    began = time.process_time()
     loss, scores = _train(net, task, job, held_out)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     ok, tested = math.isfinite(loss), job.part == TEST
     score, hits = _judge(net, judged, task) if ok else (0.0, "")
     written, executed = nets.macs(job.net, task.classes, task.stride, judged.images[0])
