@@ -229,7 +229,7 @@ def _fixed(make: Callable[..., Images], count: int) -> Callable[[str, int], Imag
 TASKS = {
     "animals": _classification(_animals, flip=True, steps=800),
     "digits": _classification(_digits, flip=False, steps=500),
-    "pairs": Task(2, False, 4, 64, 1000, functools.partial(_pairs, TRAINING), _fixed(_pairs, 2000), True),
+    "pairs": Task(2, False, 4, 64, 1500, functools.partial(_pairs, TRAINING), _fixed(_pairs, 2000), True),
     "scenes": Task(6, True, 2, 16, 1000, functools.partial(_scenes, TRAINING), _fixed(_scenes, 500), True),
     "nuclei": Task(3, True, 2, 8, 300, _nuclei_crops, lambda part, seed: _nuclei(part)),
 }
