@@ -54,7 +54,7 @@ help:
 	@echo '             a few of them, against a list of what may spill)'
 	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
 	@echo '             over an hour, so leave the machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test)'
-	@echo 'make claims  try the claims of the paper on small data, and write docs/claims.md; about two hours on two cores,'
+	@echo 'make claims  try the claims of the paper on small data, and write docs/claims.md; 2 to 3 hours on two cores,'
 	@echo '             and the same command goes on from where it was stopped (CLAIMS_FLAGS=--choose: no test data)'
 	@echo 'make gpu     the tests that need a GPU and the benchmark on it, with the torch that $(PYTHON) has'
 	@echo '             (VT_FAST_GPU_BUDGET=60: minutes; VT_FAST_GPU_QUICK=1: a smoke test; installs nothing)'
