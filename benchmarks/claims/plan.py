@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.claims.data import TASKS, TEST, VALIDATION
 from benchmarks.claims.training import Job, Row
@@ -82,7 +82,13 @@ def choosing(rows: Iterable[Row] = ()) -> list[Job]:
     scores = {row.key: row.score for row in rows if row.part == VALIDATION}
     jobs = []
     for task, net in ((task, net) for task, nets in NETS.items() for net in nets):
-        known = {"task": task, "net": net, "part": VALIDATION, "seed": CHOOSING, "steps": TASKS[task].steps}
+        known: dict[str, Any] = {
+            "task": task,
+            "net": net,
+            "part": VALIDATION,
+            "seed": CHOOSING,
+            "steps": TASKS[task].steps,
+        }
         tried = {lr: Job(**known, lr=lr) for lr in RATES}
         first, *middle, last = RATES
         jobs += [tried[lr] for lr in middle]
