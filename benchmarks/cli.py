@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command in MODES:
             return _measure(options)[0]
         commands = {"all": _all, "list": _list, "show": _show, "report": _report, "compare": _compare}
+        commands["claims"] = _claims
         return commands[options.command](options)
     except (UsageError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,6 +67,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
             measuring.set_defaults(**_DEFAULTS.get(name, {}))
     _add_common(commands.add_parser("all", help="measure all of these on one device, and report them"))
     commands.add_parser("list", help="shapes and the models that have them, peers, and absent packages")
+    claims = commands.add_parser(
+        "claims", help="train small networks to try the paper's claims, and report them"
+    )
+    if command == "claims":
+        importlib.import_module("benchmarks.claims.command").add_arguments(claims)
     show = commands.add_parser("show", help="print a result file")
     show.add_argument("file", type=Path, metavar="FILE")
     report = commands.add_parser("report", help="result files as an HTML page, Markdown and pictures")
@@ -184,6 +190,12 @@ def _all(options: argparse.Namespace) -> int:
             break
     _report(argparse.Namespace(files=files, output=options.results / "report", pictures=None))
     return status
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from benchmarks.claims import command
+
+    return command.main(options)
 
 
 def _list(options: argparse.Namespace) -> int:
