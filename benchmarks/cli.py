@@ -27,6 +27,7 @@ MODES = {
     "overhead": ("overhead", "the cost of a call at tiny shapes, and of the first one of a process"),
     "models": ("networks", "the paper's networks against those that they replace"),
     "layers": ("layers", "layers of other models against the same computation by our ops"),
+    "switches": ("switches", "each switch of the ops at the shapes of other models"),
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ops": {"op": [*shapes.OPS]},
@@ -175,7 +176,14 @@ def _all(options: argparse.Namespace) -> int:
     if options.compare is not None and not options.compare.is_dir():
         raise UsageError(f"--compare must be a folder with results, got {options.compare}")
     status, files = 0, []
-    for mode in ("cpu" if options.device == CPU else "gpu", "scaling", "overhead", "models", "layers"):
+    for mode in (
+        "cpu" if options.device == CPU else "gpu",
+        "scaling",
+        "overhead",
+        "models",
+        "layers",
+        "switches",
+    ):
         words = [mode, "--results", str(options.results), "--device", options.device]
         words += ["--quick"] if options.quick else []
         print(f"\n=== {mode}\n", flush=True)

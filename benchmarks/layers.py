@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 import vt_fast
 from benchmarks import networks
+from benchmarks.attention import TRANSPOSED, by, sdpa
 from benchmarks.devices import Device
 from benchmarks.modules import INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, paper
 from benchmarks.processes import Plan
@@ -335,19 +336,13 @@ def _pooling(
     """The sides of a layer that pools pixels. ``fold`` takes the module, the inputs and what tokenizes."""
 
     def plain(x: Tensor, queries: Tensor) -> Tensor:
-        return (queries @ x.mT).softmax(-1) @ x
-
-    def attention(x: Tensor, queries: Tensor) -> Tensor:
-        queries = queries.expand(x.shape[0], -1, -1)
-        # With 3 dimensions it would not be fused.
-        x, queries = x[:, None], queries[:, None]
-        return F.scaled_dot_product_attention(queries, x, x, scale=1.0)[:, 0]
+        return TRANSPOSED.pool(x.mT, queries)
 
     sides = {
         "original": original,
         **(others or {}),
         "compile original": original._replace(compiled=""),
-        "folded sdpa": original._replace(function=partial(fold, tokenize=attention)),
+        "folded sdpa": original._replace(function=partial(fold, tokenize=by(sdpa(), copies=False).pool)),
         **_folded(original, partial(fold, tokenize=plain), partial(fold, tokenize=vt_fast.tokenize)),
     }
     return Comparison(sides, inputs)

@@ -54,12 +54,14 @@ class Side(NamedTuple):
 class Comparison(NamedTuple):
     """The sides by name, the yardstick first, and the shapes of their inputs.
 
-    ``small``: shapes on which sides are judged, in evaluation mode; None to judge what is timed.
+    ``small``: shapes on which sides are judged, in evaluation mode; None to judge what is timed. ``work``:
+    that of a pass for an item size, where it is known.
     """
 
     sides: Mapping[str, Side]
     inputs: Shapes
     small: Shapes | None = None
+    work: Callable[[str, int], Sequence[Work]] | None = None
 
 
 def paper(
@@ -221,8 +223,9 @@ class ModuleProblem:
         return self._verdicts[contender.name]
 
     def work(self, which: str) -> Sequence[Work]:
-        """None is known, hence no floor."""
-        return ()
+        """Nothing where none is known: there is no floor then."""
+        known = self._comparison.work
+        return () if known is None else known(which, self._dtype.itemsize)
 
     def flops(self, contender: Contender, which: str) -> int | None:
         """Not counted."""

@@ -206,6 +206,11 @@ def _wide(data: DataFrame, text: str, *columns: str) -> DataFrame:
 
 def _ops(data: DataFrame) -> Iterator[Section]:
     yield _summary(data)
+    yield from _cells(data)
+
+
+def _cells(data: DataFrame) -> Iterator[Section]:
+    """A line for each cell, with floors."""
     lines = [
         f"Speedup: the {FASTEST}'s time divided by ours. Columns named after a contender: its time "
         "divided by ours, above 1 it is slower."
@@ -217,7 +222,7 @@ def _ops(data: DataFrame) -> Iterator[Section]:
         wide = _wide(part, "this / ours", *_NAMES, *columns, "extra MB", "its extra MB")
         mine = part[part.role == OURS].contender.unique()
         tables.append(table("", wide.drop(columns=mine).rename(columns={"faster": "speedup"})))
-    yield Section("Ops", [*lines, _NOTE], tables)
+    yield Section(data["mode"].iloc[0].capitalize(), [*lines, _NOTE], tables)
 
 
 def _summary(data: DataFrame) -> Section:
@@ -305,6 +310,7 @@ def _ceilings(data: DataFrame) -> Iterator[Section]:
 
 _MODES: Mapping[str, Callable[[DataFrame], Iterator[Section]]] = {
     "ops": _ops,
+    "switches": _cells,
     "scaling": _scaling,
     "overhead": _overhead,
     "ceilings": _ceilings,

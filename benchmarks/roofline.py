@@ -59,9 +59,18 @@ _PRODUCTS = {"tokenize": (2, 4), "project": (2, 4), "project_tokenize": (4, 8)}
 
 
 def op_work(
-    op: str, which: str, batch: int, pixels: int, channels: int, tokens: int, itemsize: int
+    op: str,
+    which: str,
+    batch: int,
+    pixels: int,
+    channels: int,
+    tokens: float,
+    itemsize: int,
+    more: Sequence[tuple[float, float]] = ((0, 0), (0, 0)),
 ) -> tuple[Work, ...]:
     """Compulsory work of an op on a map of (batch, pixels, channels); ``which`` is the pass.
+
+    ``more``: maps that are read and written beside those of the op, forward and backward.
 
     Example:
         >>> op_work("tokenize", "forward", 1, 100, 8, 4, itemsize=2)
@@ -69,8 +78,12 @@ def op_work(
     """
     size = batch * pixels * channels
     both = tuple(
-        Work(reads * size * itemsize, writes * size * itemsize, 2 * products * size * tokens)
-        for (reads, writes), products in zip(_MAPS[op], _PRODUCTS[op], strict=True)
+        Work(
+            int((reads + extra[0]) * size) * itemsize,
+            int((writes + extra[1]) * size) * itemsize,
+            int(2 * products * size * tokens),
+        )
+        for (reads, writes), products, extra in zip(_MAPS[op], _PRODUCTS[op], more, strict=True)
     )
     return both[:1] if which == "forward" else both
 

@@ -30,7 +30,12 @@ from benchmarks.timing import Budget, Limits, quantiles
 from vt_fast.testing import peak_bytes
 
 # The module of each kind of problem.
-KINDS = {"op": "benchmarks.problems", "network": "benchmarks.networks", "layer": "benchmarks.layers"}
+KINDS = {
+    "op": "benchmarks.problems",
+    "network": "benchmarks.networks",
+    "layer": "benchmarks.layers",
+    "switch": "benchmarks.switches",
+}
 # A peer is left out, and its row says so, where its products alone would take this long, and as many floors.
 _TOO_LONG_SECONDS, _TOO_MANY_FLOORS = 1.0, 8.0
 # On a GPU our kernels are compiled ahead for so many problems: a run that ends early has not compiled all.
