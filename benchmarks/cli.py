@@ -176,14 +176,8 @@ def _all(options: argparse.Namespace) -> int:
     if options.compare is not None and not options.compare.is_dir():
         raise UsageError(f"--compare must be a folder with results, got {options.compare}")
     status, files = 0, []
-    for mode in (
-        "cpu" if options.device == CPU else "gpu",
-        "scaling",
-        "overhead",
-        "models",
-        "layers",
-        "switches",
-    ):
+    others = [mode for mode, (module, _) in MODES.items() if module != "ops"]
+    for mode in ("cpu" if options.device == CPU else "gpu", *others):
         words = [mode, "--results", str(options.results), "--device", options.device]
         words += ["--quick"] if options.quick else []
         print(f"\n=== {mode}\n", flush=True)
