@@ -260,11 +260,9 @@ def _bags(title: str, lengths: Sequence[int], channels: int, *, scored: bool = F
 def switches(quick: bool = False) -> dict[str, Row]:
     """All by name; in a quick run they have fewer pixels."""
 
-    def rows(batch: int, pixels: int, channels: int) -> Size:
-        return (min(batch, 2), min(pixels, 30), channels) if quick else (batch, pixels, channels)
-
-    def nchw(batch: int, height: int, width: int) -> Size:
-        return (min(batch, 2), 512, 5, 6) if quick else (batch, 512, height, width)
+    def few(*shape: int) -> Size:
+        small = (shape[1], 5, 6) if len(shape) == 4 else (30, shape[2])
+        return (min(shape[0], 2), *small) if quick else shape
 
     def normed(x: Any, rows: Any, by: Function) -> Any:
         x = F.layer_norm(x, x.shape[-1:], eps=1e-6)
@@ -287,16 +285,16 @@ def switches(quick: bool = False) -> dict[str, Row]:
     def spread_plain(form: _Form, x: Any, rows: Any, values: Any, bias: Any) -> Any:
         return _map(form.spread(form.logits(_pixels(x), scale * rows, bias).exp(), values), x)
 
-    sam, step, probe, scale = rows(8, 64 * 64, 256), rows(16, 128 * 128, 64), rows(8, 2048, 1024), 512**-0.5
-    conv, gather, images = nchw(32, 28, 28), nchw(1, 128, 256), nchw(24, 30, 40)
+    sam, step, probe, scale = few(8, 64 * 64, 256), few(16, 128 * 128, 64), few(8, 2048, 1024), 512**-0.5
+    conv, gather, images = few(32, 512, 28, 28), few(1, 512, 128, 256), few(24, 512, 30, 40)
     slides, graphs = ([5, 1, 7, 3],) * 2 if quick else (_SLIDES, _GRAPHS)
     tokens: dict[str, Any] = {"normalize": "tokens", "return_stats": True}
     return {
         "values": _sam(sam, pooling=True),
         "sums": _sam(sam, pooling=False),
-        "blocks": _flare(rows(1, 32186, 256)),
-        "slices": _transolver(rows(1, 32186, 256), 32),
-        "slices-512": _transolver(rows(1, 11271, 256), 512),
+        "blocks": _flare(few(1, 32186, 256)),
+        "slices": _transolver(few(1, 32186, 256), 32),
+        "slices-512": _transolver(few(1, 11271, 256), 512),
         "slots": _row(
             'normalize="tokens": slot attention, a step',
             (step, (step[0], 7, 64)),
@@ -323,7 +321,7 @@ def switches(quick: bool = False) -> dict[str, Row]:
         ),
         "linear": _row(
             "normalize=None: GloRe",
-            (nchw(2, 96, 96), (64, 512)),
+            (few(2, 512, 96, 96), (64, 512)),
             [("tokenize", 64), ("project", 64)],
             glore,
             partial(glore, first="pixels", second="tokens"),
