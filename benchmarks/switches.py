@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import networks
 from benchmarks.attention import sdpa
@@ -39,7 +38,7 @@ PEERS = ("plain", "transposed", "sdpa", "original", "original sdpa", "padded", "
 # Maps moved beside those of an op without a switch: reads and writes, forward and backward.
 _VALUES, _RESIDUAL = ((1, 0), (1, 1)), ((1, 0), (0, 0))
 # Bags of 200 to 10 000 patches; and graphs of some 25 nodes.
-_SLIDES, _GRAPHS = [int(200 * 1.3**n) for n in range(16)], [10 + 7 * n % 31 for n in range(2048)]
+_SLIDES, _GRAPHS = [int(200 * 1.3**n) for n in range(16)], [10 + 7 * n % 31 for n in range(512)]
 
 Row: TypeAlias = tuple[str, Comparison]
 Size: TypeAlias = tuple[int, ...]
@@ -226,6 +225,7 @@ def _bags(title: str, lengths: Sequence[int], channels: int, *, scored: bool = F
     total, scale, bags, sizes = sum(lengths), channels**-0.5, len(lengths), torch.tensor(lengths)
     offsets, bag = F.pad(sizes.cumsum(0), (1, 0)), torch.arange(bags).repeat_interleave(sizes)
     beyond = torch.arange(max(lengths)) >= sizes[:, None]
+    places = (~beyond).flatten().nonzero()[:, 0]
 
     def ours(x: Any, given: Any) -> Any:
         named = {"scores": given} if scored else {"queries": given, "scale": scale}
@@ -238,10 +238,13 @@ def _bags(title: str, lengths: Sequence[int], channels: int, *, scored: bool = F
         each = zip(logits(x, given).split(lengths), x[0].split(lengths), strict=True)
         return torch.stack([torch.softmax(some, 0)[None] @ pixels for some, pixels in each])
 
+    def pad(value: Tensor) -> Tensor:  # pad_sequence has a backward that takes minutes
+        found = value.new_zeros(beyond.numel(), *value.shape[1:])
+        return found.index_copy(0, places, value).view(*beyond.shape, *value.shape[1:])
+
     def padded(x: Any, given: Any) -> Any:
-        some = pad_sequence(logits(x, given).split(lengths), batch_first=True)
-        weights = torch.softmax(some.masked_fill(beyond, -math.inf), 1)
-        return weights[:, None] @ pad_sequence(x[0].split(lengths), batch_first=True)
+        weights = torch.softmax(pad(logits(x, given)).masked_fill(beyond, -math.inf), 1)
+        return weights[:, None] @ pad(x[0])
 
     def scatter(x: Any, given: Any) -> Any:
         some, zeros = logits(x, given), x.new_zeros(bags)
