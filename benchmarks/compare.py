@@ -162,7 +162,7 @@ def _changes(pairs: DataFrame) -> DataFrame:
         # Unchanged code scatters more on two threads than on one.
         where=pairs.where_new.replace("", "GPU")
         + np.where(pairs.case_new.str.startswith("first call"), ", first calls", ""),
-        group=pairs.case_new.where(~pairs.mode_new.isin(["models", "layers"]), pairs.mode_new),
+        group=pairs.case_new.where(~pairs.mode_new.isin(["models", "layers", "switches"]), pairs.mode_new),
         raw=np.log(pairs.median_new / pairs.median_old),
         error=np.hypot(_standard_error(pairs, "_old"), _standard_error(pairs, "_new")),
         drift=math.nan,

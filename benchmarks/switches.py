@@ -35,6 +35,7 @@ from vt_fast import project, tokenize
 MODE = "switches"
 _COMPILED, _BASE = "compile plain", "no switch"
 PEERS = ("plain", "transposed", "sdpa", "original", "original sdpa", "padded", "scatter", _BASE)
+_BUDGET = Budget(few=5, patience=5.0)
 # Maps moved beside those of an op without a switch: reads and writes, forward and backward.
 _VALUES, _RESIDUAL = ((1, 0), (1, 1)), ((1, 0), (0, 0))
 # Bags of 200 to 10 000 patches; and graphs of some 25 nodes.
@@ -362,7 +363,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plans(options: argparse.Namespace) -> list[Plan]:
     """One process measures all switches."""
-    return networks.plan(options, "switch", [{"switch": name} for name in options.switch], Budget())
+    return networks.plan(options, "switch", [{"switch": name} for name in options.switch], _BUDGET)
 
 
 def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
