@@ -230,13 +230,13 @@ def _bags(title: str, lengths: Sequence[int], channels: int, *, scored: bool = F
 
     def ours(x: Any, given: Any) -> Any:
         named = {"scores": given} if scored else {"queries": given, "scale": scale}
-        return tokenize(x[0], offsets=offsets, **named)
+        return tokenize(x.squeeze(0), offsets=offsets, **named)
 
     def logits(x: Tensor, given: Tensor) -> Tensor:
-        return given[0] if scored else x[0] @ (scale * given[0])
+        return given[0] if scored else x.squeeze(0) @ (scale * given[0])
 
     def loop(x: Any, given: Any) -> Any:
-        each = zip(logits(x, given).split(lengths), x[0].split(lengths), strict=True)
+        each = zip(logits(x, given).split(lengths), x.squeeze(0).split(lengths), strict=True)
         return torch.stack([torch.softmax(some, 0)[None] @ pixels for some, pixels in each])
 
     def pad(value: Tensor) -> Tensor:  # pad_sequence has a backward that takes minutes
@@ -245,14 +245,14 @@ def _bags(title: str, lengths: Sequence[int], channels: int, *, scored: bool = F
 
     def padded(x: Any, given: Any) -> Any:
         weights = torch.softmax(pad(logits(x, given)).masked_fill(beyond, -math.inf), 1)
-        return weights[:, None] @ pad(x[0])
+        return weights[:, None] @ pad(x.squeeze(0))
 
     def scatter(x: Any, given: Any) -> Any:
         some, zeros = logits(x, given), x.new_zeros(bags)
         largest = zeros.scatter_reduce(0, bag, some.detach(), "amax", include_self=False)
         weights = torch.exp(some - largest[bag])
         weights = weights / zeros.index_add(0, bag, weights)[bag]
-        return x.new_zeros(bags, channels).index_add(0, bag, weights[:, None] * x[0])[:, None]
+        return x.new_zeros(bags, channels).index_add(0, bag, weights[:, None] * x.squeeze(0))[:, None]
 
     inputs, share = ((1, total, channels), (1, total if scored else channels)), 1 / channels
     floor = ("tokenize", 0.5, ((share, 0), (share, share))) if scored else ("tokenize", 1)
