@@ -29,6 +29,7 @@ PASSES = {
     "position and heads": ["tokenize", "project_tokenize", "project"],
     "later position": ["tokenize", "project_tokenize", "project"],
     "v1, fused": ["tokenize", "project_tokenize", "project"],
+    "v1, codes on both, tokens added": ["tokenize", "project_tokenize", "project"],
     "v1, several heads": ["tokenize", "project", "tokenize", "project"],
     "filters only": ["tokenize", "project_tokenize", "project"],
     "clustering": ["tokenize", "project", "tokenize", "project"],

@@ -78,13 +78,15 @@ def test_fvcore_agrees(name):
 @pytest.mark.parametrize(
     "name", [name for name in ROWS if name.startswith("VT-R18") or "VT-FPN neck" in name]
 )
-def test_folding_saves_work_and_no_parameters(name):
+def test_folding_changes_work_and_no_parameters(name):
     """By both counters, which count the package's ops."""
     row = ROWS[name]
     written, folded = row.build(), row.build(backend="torch")
     assert parameters(written) == parameters(folded)
     argument = row.argument("cpu")
-    assert macs(folded, argument) < macs(written, argument)
+    # Rows of full width for 16 heads of 8 new tokens each cost more than a projection in 16 groups.
+    saves = name not in ("VT-R18, whole network", "VT-R18, last stage")
+    assert (macs(folded, argument) < macs(written, argument)) == saves
     pytest.importorskip("fvcore")
     # fvcore reads its count of an einsum from a text with a few digits.
     assert fvcore_macs(folded, argument) == pytest.approx(macs(folded, argument), rel=1e-6)
