@@ -27,11 +27,12 @@ constexpr int64_t most_units = 64;  // approximately; a limit for the chunks of 
 // one. The split depends on the shape alone, so that results do not depend on the number of threads.
 //
 // Bags are split where the call's offsets say, and have a table of their units. Each is cut into chunks by
-// its own size alone, so that its results do not depend on the other bags. Pixels are counted through all
-// bags.
+// its own size alone, so that its results do not depend on the other bags. A worker adds up the chunks of a
+// bag itself, unless the bag is large among all: then several units share it, and its chunks get slots. So
+// the number of slots is bounded. Pixels are counted through all bags.
 struct Split {
-  struct Unit {  // bags [first, end), or a chunk of the first one
-    int64_t first, end, chunk;
+  struct Unit {  // bags [first, end), or chunks [chunk, stop) of the first one where stop > 0
+    int64_t first, end, chunk, stop;
   };
   int64_t batch, pixels;
   int64_t tile;     // pixels of a tile at most
@@ -39,14 +40,15 @@ struct Split {
   int64_t chunks;   // of a sample
   int64_t samples;  // of a unit
   int64_t units;
-  int64_t slots;        // chunks of all samples
+  int64_t slots;        // chunks of the samples that several units share
+  int64_t own_chunks;   // of a bag that a worker adds up itself, at most; 1 where it is not cut
   int64_t workers = 1;  // that share the units; used to guess which unit a worker takes next
   int64_t step;         // chunks are a multiple of it
   const void* offsets;
   int64_t stride;
   bool wide;
   Unit* table = nullptr;          // of bags: their units
-  int64_t* first_slot = nullptr;  // of each bag, and the number of all slots
+  int64_t* first_slot = nullptr;  // of each bag, and the number of all slots; a bag of one worker has none
 
   // most: pixels of a tile at most; tiles are multiples of `step` of nearly equal size. least: pixels that
   // make a unit's overhead negligible.
@@ -60,10 +62,12 @@ struct Split {
     most = rounded_up(smaller(most, most_pixels), 32);
     if (offsets) {
       tile = most, chunk = larger(most, least);
-      chunks = samples = 1, units = slots = 0;
+      chunks = samples = own_chunks = 1, units = slots = 0;
       for_each_bag_unit([&](Unit unit) {
         units++;
-        slots += unit.end - unit.first;
+        slots += unit.stop > 0 ? unit.stop - unit.chunk : 0;
+        for (int64_t bag = unit.first; unit.stop == 0 && bag < unit.end; bag++)
+          own_chunks = larger(own_chunks, chunks_of(bag));
       });
       return;
     }
@@ -75,7 +79,7 @@ struct Split {
     tile = rounded_up(divided_up(chunk, divided_up(chunk, most)), step);
     samples = chunks == 1 ? divided_up(batch, smaller(wanted, batch)) : 1;
     units = chunks == 1 ? divided_up(batch, samples) : batch * chunks;
-    slots = batch * chunks;
+    slots = chunks == 1 ? 0 : batch * chunks, own_chunks = 1;
   }
 
   int64_t bound(int64_t bag) const {
@@ -91,36 +95,39 @@ struct Split {
     const int64_t parts = smaller(most_units, count / chunk);
     return parts > 1 ? rounded_up(divided_up(count, parts), step) : larger<int64_t>(count, 1);
   }
-  int64_t chunk_of(int64_t sample) const { return offsets ? cut(bound(sample + 1) - bound(sample)) : chunk; }
+  int64_t size_of(int64_t bag) const { return bound(bag + 1) - bound(bag); }
+  int64_t chunk_of(int64_t sample) const { return offsets ? cut(size_of(sample)) : chunk; }
   int64_t chunks_of(int64_t sample) const {
-    return offsets ? first_slot[sample + 1] - first_slot[sample] : chunks;
+    return offsets ? larger<int64_t>(divided_up(size_of(sample), chunk_of(sample)), 1) : chunks;
   }
-  // The place of a sample's chunk among those of all samples.
+  // The slots of a sample: one for each chunk, or none where one worker computes all of it.
+  int64_t slots_of(int64_t sample) const {
+    return offsets ? first_slot[sample + 1] - first_slot[sample] : chunks == 1 ? 0 : chunks;
+  }
   int64_t slot(int64_t sample, int64_t chunk) const {
-    return offsets ? first_slot[sample] + chunk : sample * chunks + chunk;
+    return (offsets ? first_slot[sample] : sample * chunks) + chunk;
   }
-  // That of the chunk that a unit is.
-  int64_t slot_of(int64_t unit) const { return offsets ? slot(table[unit].first, table[unit].chunk) : unit; }
 
-  // Large bags are cut into chunks; small ones go together, as each costs about as much as some pixels.
+  // Bags go together, as each costs about as much as some pixels. Those that are large among all are shared
+  // by several units: they are few.
   template <class Body>
   void for_each_bag_unit(Body body) const {
     constexpr int64_t cost = 32;
     const int64_t enough = larger(chunk, (pixels + cost * batch) / most_units);
+    const auto large = [&](int64_t bag) { return size_of(bag) > 2 * enough && chunks_of(bag) > 1; };
     for (int64_t bag = 0; bag < batch;) {
-      const int64_t count = bound(bag + 1) - bound(bag), parts = divided_up(count, cut(count));
-      if (parts > 1) {
-        for (int64_t j = 0; j < parts; j++) body(Unit{bag, bag + 1, j});
+      if (large(bag)) {
+        const int64_t parts = chunks_of(bag), of_unit = larger<int64_t>(enough / chunk_of(bag), 1);
+        for (int64_t j = 0; j < parts; j += of_unit) body(Unit{bag, bag + 1, j, smaller(j + of_unit, parts)});
         bag++;
         continue;
       }
       const int64_t first = bag;
       for (int64_t together = 0; bag < batch; bag++) {
-        const int64_t more = bound(bag + 1) - bound(bag);
-        together += more + cost;
-        if (bag > first && (cut(more) < more || together > enough)) break;
+        together += size_of(bag) + cost;
+        if (bag > first && (together > enough || large(bag))) break;
       }
-      body(Unit{first, bag, 0});
+      body(Unit{first, bag, 0, 0});
     }
   }
   void make_tables(Arena& arena) {
@@ -130,8 +137,8 @@ struct Split {
     int64_t unit = 0, slot = 0;
     for_each_bag_unit([&](Unit each) {
       table[unit++] = each;
-      for (int64_t bag = each.first; bag < each.end; bag++, slot++)
-        if (each.chunk == 0) first_slot[bag] = slot;
+      for (int64_t bag = each.first; each.chunk == 0 && bag < each.end; bag++) first_slot[bag] = slot;
+      slot += each.stop - each.chunk;
     });
     first_slot[batch] = slot;
   }
@@ -162,7 +169,8 @@ void for_each(const Host& host, int64_t count, int64_t threads, const Body& body
 constexpr int64_t least_shared_work = 1 << 18;
 
 // Where the gradient of a small operand is written: directly to the result if one unit computes all of it,
-// otherwise to a slot for each unit; the slots are summed in order.
+// otherwise to a slot for each unit or chunk; the slots are summed in order. A bag's chunks that one worker
+// computes are summed as they come.
 template <class Acc>
 struct Sink {
   Acc* out = nullptr;
@@ -177,13 +185,26 @@ struct Sink {
         split(&split),
         size(size),
         shared(shared),
-        slotted(out && (shared ? split.units > 1 : split.slots > split.batch)) {
+        slotted(out && (shared ? split.units > 1 : split.slots > 0)) {
     if (slotted) slots = arena.take<Acc>((shared ? split.units : split.slots) * size);
   }
-  // The result or the slot of a unit, and of a sample where the operand is not shared.
-  Acc* place(int64_t unit, int64_t sample) const {
-    if (!slotted || (!shared && split->chunks_of(sample) == 1)) return shared ? out : out + sample * size;
-    return slots + (shared ? unit : split->slot_of(unit)) * size;
+  // A worker's memory for a chunk of a bag whose chunks it sums up, if there are such.
+  Acc* take_own(Arena& arena) const {
+    return out && !shared && split->own_chunks > 1 ? arena.take<Acc>(size) : nullptr;
+  }
+  // Calls write(place) for a unit's sums where the operand is shared, otherwise for those of a chunk.
+  template <class Write>
+  void put(int64_t unit, int64_t sample, int64_t chunk, Acc* own, const Write& write) const {
+    if (shared) return write(slotted ? slots + unit * size : out);
+    if (split->slots_of(sample)) return write(slots + split->slot(sample, chunk) * size);
+    Acc* to = out + sample * size;
+    if (split->chunks_of(sample) == 1) return write(to);
+    write(own);
+    for (int64_t c = 0; c < size; c += lanes<Acc>) {
+      const int64_t columns = smaller<int64_t>(lanes<Acc>, size - c);
+      store_part(to + c, (chunk ? load_part(to + c, columns) : Vec<Acc>{}) + load_part(own + c, columns),
+                 columns);
+    }
   }
   void sum_up(const Split& split, const Host& host, int64_t threads) const {
     if (!slotted) return;
@@ -193,8 +214,8 @@ struct Sink {
     for_each(host, groups * slices, threads, [&](int64_t, auto claim) {
       for (int64_t i; (i = claim()) >= 0;) {
         const int64_t group = i / slices, first = i % slices * slice, count = smaller(slice, size - first);
-        const int64_t terms = shared ? split.units : split.chunks_of(group);
-        if (!shared && terms == 1) continue;
+        const int64_t terms = shared ? split.units : split.slots_of(group);
+        if (terms == 0) continue;
         const Acc* from = slots + (shared ? 0 : split.slot(group, 0)) * size + first;
         Acc* to = out + group * size + first;
         for (int64_t c = 0; c < count; c += lanes<Acc>) {

@@ -147,7 +147,7 @@ struct ProjectorBackward {
   const Bank<N, pixels_innermost>&keys, &values;
   Weights<N, pixels_innermost> grads;  // dP, then dS
   Sums<N, pixels_innermost> dkeys, dvalues;
-  Acc* dtoken_bias = nullptr;
+  Acc *dtoken_bias = nullptr, *own_dkeys, *own_dvalues, *own_dtoken_bias;  // own: see Sink
   bool fresh_token_bias = true;
 
   ProjectorBackward(const Call& call, const ProjectBackwardPlan<N>& plan, Arena& arena)
@@ -164,6 +164,8 @@ struct ProjectorBackward {
     if (call.dkeys) dkeys = Sums<N, pixels_innermost>(keys.count, keys.rows, keys.depth, arena);
     if (call.dvalues) dvalues = Sums<N, pixels_innermost>(values.count, values.rows, part, arena);
     if (call.dtoken_bias) dtoken_bias = arena.take<Acc>(rows);
+    own_dkeys = plan.dkeys.take_own(arena), own_dvalues = plan.dvalues.take_own(arena);
+    own_dtoken_bias = plan.dtoken_bias.take_own(arena);
   }
 
   // Computes dS of a tile from its P, its pixels x and the gradient G of its results, and adds to the
@@ -198,21 +200,25 @@ struct ProjectorBackward {
   }
 
   // Writes the sums of one sample's chunk (shared = false), or of a whole unit.
-  void emit(bool shared, int64_t unit, int64_t sample) {
+  void emit(bool shared, int64_t unit, int64_t sample, int64_t chunk) {
     if (call.dkeys && plan.dkeys.shared == shared) {
-      Acc* out = plan.dkeys.place(unit, sample);
-      for (int64_t block = 0; block < keys.count; block++)
-        dkeys.emit(block, out + block * keys.rows * keys.depth, keys.depth, nullptr);
+      plan.dkeys.put(unit, sample, chunk, own_dkeys, [&](Acc* out) {
+        for (int64_t block = 0; block < keys.count; block++)
+          dkeys.emit(block, out + block * keys.rows * keys.depth, keys.depth, nullptr);
+      });
       dkeys.fresh = true;
     }
     if (call.dvalues && plan.dvalues.shared == shared) {
-      for (int64_t block = 0; block < values.count; block++)
-        dvalues.emit(block, plan.dvalues.place(unit, sample) + block * part, call.out_channels, nullptr);
+      plan.dvalues.put(unit, sample, chunk, own_dvalues, [&](Acc* out) {
+        for (int64_t block = 0; block < values.count; block++)
+          dvalues.emit(block, out + block * part, call.out_channels, nullptr);
+      });
       dvalues.fresh = true;
     }
     if (dtoken_bias && plan.dtoken_bias.shared == shared) {
-      Acc* out = plan.dtoken_bias.place(unit, sample);
-      for (int64_t l = 0; l < rows; l++) out[l] = fresh_token_bias ? 0 : dtoken_bias[l];
+      plan.dtoken_bias.put(unit, sample, chunk, own_dtoken_bias, [&](Acc* out) {
+        for (int64_t l = 0; l < rows; l++) out[l] = fresh_token_bias ? 0 : dtoken_bias[l];
+      });
       fresh_token_bias = true;
     }
   }
@@ -246,8 +252,8 @@ struct ProjectBackwardWorker {
                     storing);
     dx.write(range);
   }
-  void end_chunk(int64_t unit, int64_t sample, int64_t) { backward.emit(false, unit, sample); }
-  void end_unit(int64_t unit) { backward.emit(true, unit, 0); }
+  void end_chunk(int64_t unit, int64_t sample, int64_t chunk) { backward.emit(false, unit, sample, chunk); }
+  void end_unit(int64_t unit) { backward.emit(true, unit, 0, 0); }
 };
 
 template <class N, bool pixels_innermost>

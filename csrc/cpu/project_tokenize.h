@@ -134,13 +134,13 @@ struct ProjectTokenizeBackwardWorker {
     }
     if (call.dresidual.data) dresidual.write(range);
   }
-  void end_chunk(int64_t unit, int64_t sample, int64_t) {
-    projecting.emit(false, unit, sample);
-    tokenizing.emit(false, unit, sample);
+  void end_chunk(int64_t unit, int64_t sample, int64_t chunk) {
+    projecting.emit(false, unit, sample, chunk);
+    tokenizing.emit(false, unit, sample, chunk);
   }
   void end_unit(int64_t unit) {
-    projecting.emit(true, unit, 0);
-    tokenizing.emit(true, unit, 0);
+    projecting.emit(true, unit, 0, 0);
+    tokenizing.emit(true, unit, 0, 0);
   }
 
   // The pixels of a tile that the results depend on: those that are tokenized, and those of the map whose

@@ -34,7 +34,11 @@ Split split_of(const Call& call, int64_t width, int64_t least, int64_t fewest = 
 VT_INLINE Place next_chunk(const Split& split, int64_t unit, PixelRange last) {
   const int64_t next = unit + split.workers;
   if (split.offsets) {
-    if (last.sample + 1 < split.table[unit].end) return {last.sample, split.bound(last.sample + 1)};
+    const Split::Unit& here = split.table[unit];
+    const int64_t behind = last.first + last.count, end = split.bound(here.end);
+    const int64_t stop =
+        here.stop > 0 ? smaller(split.bound(here.first) + here.stop * split.chunk_of(here.first), end) : end;
+    if (behind < stop) return {last.sample, behind};
     if (next >= split.units) return {last.sample, last.first};
     const Split::Unit& of = split.table[next];
     return {last.sample, split.bound(of.first) + of.chunk * split.chunk_of(of.first)};
@@ -63,7 +67,10 @@ template <class Body>
 VT_INLINE void for_each_chunk(const Split& split, int64_t unit, Body body) {
   if (split.offsets) {
     const Split::Unit& of = split.table[unit];
-    for (int64_t bag = of.first; bag < of.end; bag++) body(bag, of.chunk);
+    for (int64_t bag = of.first; bag < of.end; bag++)
+      for (int64_t chunk = of.chunk, stop = of.stop > 0 ? of.stop : split.chunks_of(bag); chunk < stop;
+           chunk++)
+        body(bag, chunk);
     return;
   }
   if (split.chunks > 1) return body(unit / split.chunks, unit % split.chunks);

@@ -49,43 +49,28 @@ VT_INLINE void put_statistic(const Call& call, int64_t place, int64_t seen, Acc 
 }
 
 // Tokens of chunks of pixels, and the statistics that their merge needs.
-template <class N, bool pixels_innermost>
-struct TokenizePlan {
-  using Acc = typename N::Acc;
+template <class Acc>
+struct Chunks {
   const Call& call;
-  const Split& split;
-  int64_t num_heads;
   int64_t width, rows;  // of a token; of scores: num_heads * L
   Acc *tokens = nullptr, *highest = nullptr, *sums = nullptr, *pooled = nullptr;
   int64_t* valid = nullptr;
 
-  TokenizePlan(const Call& call, const Split& split, Arena& arena)
+  Chunks(const Call& call, int64_t count, Arena& arena)
       : call(call),
-        split(split),
-        num_heads(call.query_heads),
         width(call.out_channels + call.extra_columns),
-        rows(num_heads * call.queries_per_head) {
-    if (split.slots == split.batch) return;
-    tokens = arena.take<Acc>(split.slots * call.queries_per_head * width);
-    highest = arena.take<Acc>(split.slots * rows), sums = arena.take<Acc>(split.slots * rows);
-    pooled = arena.take<Acc>(split.slots * rows), valid = arena.take<int64_t>(split.slots);
+        rows(call.query_heads * call.queries_per_head) {
+    if (count == 0) return;
+    tokens = arena.take<Acc>(count * call.queries_per_head * width);
+    highest = arena.take<Acc>(count * rows), sums = arena.take<Acc>(count * rows);
+    pooled = arena.take<Acc>(count * rows), valid = arena.take<int64_t>(count);
   }
 
-  // Merges the chunks of each sample, in their order.
-  void finish(const Host& host, int64_t threads) const {
-    if (split.slots == split.batch) return;
-    for_each(host, split.batch * rows, threads, [&](int64_t, auto claim) {
-      for (int64_t item; (item = claim()) >= 0;) merge(item / rows, item % rows);
-    });
-  }
-
-  // One head's part of a token.
-  void merge(int64_t sample, int64_t row) const {
+  // Merges the `chunks` chunks of a sample from place `unit` in their order: one head's part of a token.
+  void merge(int64_t unit, int64_t chunks, int64_t sample, int64_t row) const {
     const bool shifted = call.pooling == Normalize::pixels;
-    const int64_t chunks = split.chunks_of(sample);
-    if (chunks == 1) return;
-    const int64_t L = call.queries_per_head, head = row / L, l = row % L, unit = split.slot(sample, 0);
-    const int64_t part = call.out_channels / num_heads, count = num_heads == 1 ? width : part;
+    const int64_t L = call.queries_per_head, head = row / L, l = row % L;
+    const int64_t part = call.out_channels / call.query_heads, count = call.query_heads == 1 ? width : part;
     Acc top = shifted ? highest[unit * rows + row] : 0;
     int64_t seen = valid[unit];
     for (int64_t j = 1; j < chunks; j++) {
@@ -117,6 +102,27 @@ struct TokenizePlan {
   }
 };
 
+// The chunks of samples that several units share.
+template <class N, bool pixels_innermost>
+struct TokenizePlan {
+  using Acc = typename N::Acc;
+  const Split& split;
+  Chunks<Acc> chunks;
+
+  TokenizePlan(const Call& call, const Split& split, Arena& arena)
+      : split(split), chunks(call, split.slots, arena) {}
+
+  void finish(const Host& host, int64_t threads) const {
+    if (split.slots == 0) return;
+    const int64_t rows = chunks.rows;
+    for_each(host, split.batch * rows, threads, [&](int64_t, auto claim) {
+      for (int64_t item; (item = claim()) >= 0;)
+        if (const int64_t sample = item / rows, count = split.slots_of(sample); count > 0)
+          chunks.merge(split.slot(sample, 0), count, sample, item % rows);
+    });
+  }
+};
+
 // The tokenizing half of a worker: the sums over a chunk's pixels. Where it says `values`, it is x itself
 // unless another map is pooled.
 template <class N, bool pixels_innermost>
@@ -126,6 +132,7 @@ struct Tokenizer {
   const Call& call;
   const Split& split;
   const TokenizePlan<N, pixels_innermost>& plan;
+  Chunks<Acc> own;             // of a bag that this worker computes
   int64_t num_heads, L, part;  // part: channels of a head's block of the values
   Bank<N, pixels_innermost> queries;
   Weights<N, pixels_innermost> weights;
@@ -142,6 +149,7 @@ struct Tokenizer {
       : call(call),
         split(split),
         plan(plan),
+        own(call, split.own_chunks > 1 ? split.own_chunks : 0, arena),
         num_heads(call.query_heads),
         L(call.queries_per_head),
         part(call.out_channels / num_heads),
@@ -208,9 +216,12 @@ struct Tokenizer {
 
   // Writes the tokens and statistics of a chunk.
   void end(int64_t sample, int64_t chunk) {
-    const int64_t rows = num_heads * L, width = plan.width, unit = split.slot(sample, chunk);
-    const bool whole = split.chunks_of(sample) == 1, divided = whole && call.pooling == Normalize::pixels;
-    Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : plan.tokens + unit * L * width;
+    const int64_t chunks = split.chunks_of(sample);
+    const bool whole = chunks == 1, divided = whole && call.pooling == Normalize::pixels,
+               slotted = split.slots_of(sample) > 0;
+    const Chunks<Acc>& to = slotted ? plan.chunks : own;
+    const int64_t rows = to.rows, width = to.width, unit = slotted ? split.slot(sample, chunk) : chunk;
+    Acc* out = whole ? (Acc*)call.tokens_out + sample * L * width : to.tokens + unit * L * width;
     for (int64_t h = 0; h < num_heads; h++) {
       // A sample without a valid pixel has tokens of 0, and so has a row whose given scores are all -inf.
       for (int64_t l = 0; l < L; l++) {
@@ -225,16 +236,18 @@ struct Tokenizer {
         if (bias.removed(h * L + l))
           for (int64_t c = 0; c < part + call.extra_columns; c++) out[l * width + h * part + c] = 0;
     }
-    if (!whole) plan.valid[unit] = seen;
+    if (!whole) to.valid[unit] = seen;
     for (int64_t row = 0; row < rows; row++)
       if (whole) {
         put_statistic(call, sample * rows + row, bias.removed(row) ? 0 : seen, running.highest[row],
                       running.sum[row], bias.data ? bias.data[row] : 0);
       } else {
-        plan.highest[unit * rows + row] = running.highest[row];
-        plan.sums[unit * rows + row] = running.sum[row];
-        plan.pooled[unit * rows + row] = running.pooled[row];
+        to.highest[unit * rows + row] = running.highest[row];
+        to.sums[unit * rows + row] = running.sum[row];
+        to.pooled[unit * rows + row] = running.pooled[row];
       }
+    if (whole || slotted || chunk + 1 < chunks) return;
+    for (int64_t row = 0; row < rows; row++) own.merge(0, chunks, sample, row);
   }
 };
 
@@ -354,6 +367,7 @@ struct TokenizerBackward {
   PixelOptions<N> options;
   TiledMap<N, pixels_innermost> extra;
   Acc *delta, *lse, *scratch, *extra_scores = nullptr, *dquery_bias = nullptr;
+  Acc *own_dqueries, *own_dquery_bias;  // see Sink
   bool fresh_query_bias = true;
   int64_t sample = -1;
 
@@ -381,6 +395,7 @@ struct TokenizerBackward {
     }
     if (call.dqueries) dqueries = Sums<N, pixels_innermost>(num_heads, L, rows.depth, arena);
     if (call.dquery_bias) dquery_bias = arena.take<Acc>(num_heads * L);
+    own_dqueries = plan.dqueries.take_own(arena), own_dquery_bias = plan.dquery_bias.take_own(arena);
     if (call.extra_columns) {
       extra_rows = Bank<N, pixels_innermost>(1, L, call.extra_columns, true, false, arena);
       extra.take_buffer(arena, split.tile);
@@ -524,15 +539,18 @@ struct TokenizerBackward {
   }
 
   // Writes the sums of one sample's chunk (shared = false), or of a whole unit.
-  void emit(bool shared, int64_t unit, int64_t of_sample) {
+  void emit(bool shared, int64_t unit, int64_t of_sample, int64_t chunk) {
     if (call.dqueries && plan.dqueries.shared == shared) {
-      Acc* out = plan.dqueries.place(unit, of_sample);
-      for (int64_t h = 0; h < num_heads; h++) dqueries.emit(h, out + h * L * rows.depth, rows.depth, nullptr);
+      plan.dqueries.put(unit, of_sample, chunk, own_dqueries, [&](Acc* out) {
+        for (int64_t h = 0; h < num_heads; h++)
+          dqueries.emit(h, out + h * L * rows.depth, rows.depth, nullptr);
+      });
       dqueries.fresh = true;
     }
     if (dquery_bias && plan.dquery_bias.shared == shared) {
-      Acc* out = plan.dquery_bias.place(unit, of_sample);
-      for (int64_t row = 0; row < num_heads * L; row++) out[row] = fresh_query_bias ? 0 : dquery_bias[row];
+      plan.dquery_bias.put(unit, of_sample, chunk, own_dquery_bias, [&](Acc* out) {
+        for (int64_t row = 0; row < num_heads * L; row++) out[row] = fresh_query_bias ? 0 : dquery_bias[row];
+      });
       fresh_query_bias = true;
     }
   }
@@ -583,8 +601,8 @@ struct TokenizeBackwardWorker {
     if (valid) dx.clear_invalid(dx.target(range), range.count, valid);
     dx.write(range);
   }
-  void end_chunk(int64_t unit, int64_t sample, int64_t) { tokenizer.emit(false, unit, sample); }
-  void end_unit(int64_t unit) { tokenizer.emit(true, unit, 0); }
+  void end_chunk(int64_t unit, int64_t sample, int64_t chunk) { tokenizer.emit(false, unit, sample, chunk); }
+  void end_unit(int64_t unit) { tokenizer.emit(true, unit, 0, 0); }
 };
 
 template <class N, bool pixels_innermost>

@@ -16,6 +16,7 @@ from torch import Tensor
 import vt_fast
 from tests._support.instruction_sets import each
 from tests._support.problems import LAYOUTS, rounded
+from vt_fast.testing import peak_bytes
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 0.02, torch.bfloat16: 0.12}
 INF = float("inf")
@@ -451,29 +452,81 @@ def test_threads_do_not_matter(op: str, seed: int) -> None:
                 assert same, f"{name} with {threads} threads on {isa}"
 
 
+# Bags that several units share, and bags of several chunks that one worker computes.
+SIZES = [[5000, 0, 3, 700, 90, 2], [*[300, 0, 900, 2] * 20, 700]]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["few", "many"])
+@pytest.mark.parametrize("lead", [True, False], ids=["per bag", "shared"])
 @pytest.mark.parametrize("layout", ["bnc", "bnc, pixels innermost"])
-def test_a_bag_does_not_depend_on_the_others(layout: str) -> None:
-    sizes = [5000, 0, 3, 700, 90, 2]
+def test_a_bag_does_not_depend_on_the_others(layout: str, lead: bool, sizes: list[int]) -> None:
     torch.manual_seed(0)
     x = LAYOUTS[layout](1, 24, 1, sum(sizes))[0].float()
-    queries, values = torch.randn(4, 24), torch.randn(4, 24)
-    offsets = torch.tensor([0, *sizes]).cumsum(0)
-    ops = torch.ops.vt_fast
+    bags = len(sizes)
+    rows = {
+        "queries": torch.randn(bags, 4, 24),
+        "values": torch.randn(bags, 4, 24),
+        "token_bias": torch.randn(bags, 4),
+    }
+    cotangents = torch.randn(bags, 4, 24), torch.randn(bags, 4), torch.randn(sum(sizes), 24)
 
-    def tokenize(x, offsets):
-        return ops.tokenize_cpu(x, queries, None, None, None, 1, True, offsets=offsets)
+    def solve(bag: slice, pixels: slice, sizes: list[int]) -> list[Tensor]:
+        """Results of some bags, then gradients of the operands, those of rows only where they have a bag."""
+        own = {name: value[bag if lead else 0].clone().requires_grad_() for name, value in rows.items()}
+        part = x[pixels].requires_grad_()
+        offsets = torch.tensor([0, *sizes]).cumsum(0)
+        queries, values, bias = own.values()
+        more = {"token_bias": bias, "offsets": offsets, "backend": "cpu"}
+        tokens, lse = vt_fast.tokenize(part, queries, return_stats=True, **more)
+        y = vt_fast.project(part, queries, values, **more)
+        grads = [cotangents[0][bag], cotangents[1][bag], cotangents[2][pixels]]
+        leaves = [part, *own.values()] if lead else [part]
+        gradients = torch.autograd.grad([tokens, lse.clamp(min=-100), y], leaves, grads)
+        return [tokens, lse, y, *gradients]
 
-    def project(x, offsets):
-        return ops.project_cpu(x, queries, values, None, None, False, 1, offsets=offsets)
-
-    tokens, _, stats = tokenize(x, offsets)
-    y = project(x, offsets)
+    first = None
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        together = solve(slice(None), slice(None), sizes)
+        first = first or together
+        for found, expected in zip(together, first, strict=True):
+            assert torch.equal(found, expected), f"{threads} threads"
+    begin = 0
     for bag, size in enumerate(sizes):
-        part = slice(offsets[bag], offsets[bag + 1])
-        alone, _, stat = tokenize(x[part], torch.tensor([0, size], dtype=torch.int32))
-        assert torch.equal(alone[0], tokens[bag])
-        assert torch.equal(stat[0], stats[bag])
-        assert torch.equal(project(x[part], torch.tensor([0, size])), y[part])
+        pixels = slice(begin, begin + size)
+        alone = solve(slice(bag, bag + 1), pixels, [size])
+        of_bag = [slice(bag, bag + 1), slice(bag, bag + 1), pixels, pixels, *[slice(bag, bag + 1)] * 3]
+        for found, whole, part in zip(alone, together, of_bag, strict=False):
+            assert torch.equal(found, whole[part]), f"bag {bag}"
+        begin += size
+
+
+@pytest.mark.parametrize("op", ["tokenize", "project"])
+@pytest.mark.parametrize("lead", [True, False], ids=["per bag", "shared"])
+def test_many_bags_of_several_chunks_need_little_memory(op: str, lead: bool, one_thread: None) -> None:
+    """The workspace does not grow with the number of bags, each of which is cut into 8 chunks."""
+    sizes, channels = 2000, 64
+    peaks = []
+    for bags in (20, 200):
+        x = torch.randn(1, channels).expand(bags * sizes, -1)
+        offsets = torch.arange(bags + 1) * sizes
+        rows = torch.randn(*((bags,) if lead else ()), 8, channels, requires_grad=True)
+        function = vt_fast.tokenize if op == "tokenize" else vt_fast.project
+        arguments = (x, rows) if op == "tokenize" else (x, rows, rows)
+
+        def forward():
+            return function(*arguments, offsets=offsets, backend="cpu")
+
+        result = forward()
+        arriving = torch.ones(1).expand_as(result)
+        results = (1 if op == "tokenize" else 2) * rows.nbytes
+        peaks.append(
+            [
+                peak_bytes(lambda: forward().detach()) - result.nbytes,
+                peak_bytes(lambda: torch.autograd.grad(result, rows, arriving)) - results,
+            ]
+        )
+    assert all(many <= few + 200_000 for few, many in zip(*peaks, strict=True)), peaks
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
