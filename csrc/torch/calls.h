@@ -100,12 +100,18 @@ int64_t row_count(const Optional& rows, const Optional& scores, const Optional& 
   return rows ? row_count(*rows) : scores->size(offsets ? 0 : 1);
 }
 
+// Blocks of a map's channels that rows see: one for each head where they are narrower than the map, else 1.
+// The rule of sees_block in vt_fast/backends/contract.py.
+int64_t blocks_seen(const Optional& rows, int64_t channels, int64_t num_heads) {
+  return rows && column_count(*rows) != channels ? num_heads : 1;
+}
+
 void add_project_sizes(Call& call, const Optional& keys, const Tensor& values, bool residual_is_input,
                        int64_t num_heads, int64_t rows) {
   call.num_heads = num_heads;
   call.key_rows = rows;
   call.keys_per_head = call.key_rows / num_heads;
-  call.key_blocks = keys ? call.channels / column_count(*keys) : 1;
+  call.key_blocks = blocks_seen(keys, call.channels, num_heads);
   call.value_blocks = call.key_rows / row_count(values);
   call.out_channels = column_count(values);
   call.residual_is_input = residual_is_input;

@@ -39,17 +39,6 @@ void refuse(const char* backend, std::initializer_list<std::pair<const char*, bo
     if (is_given) throw UnsupportedError(backend, "it does not take " + std::string(what));
 }
 
-// The number of columns, or -1 where there are none.
-int64_t columns_of(const Optional& value) {
-  return value && value->defined() && value->dim() > 0 ? value->size(value->dim() - 1) : -1;
-}
-int64_t channels_of(const Tensor& x) { return x.defined() && x.dim() == 4 ? x.size(1) : columns_of(x); }
-
-// Whether each of several heads sees all channels, by the width of rows.
-[[maybe_unused]] bool sees_all(const Tensor& x, const Optional& rows, int64_t num_heads) {
-  return num_heads > 1 && columns_of(rows) == channels_of(x);
-}
-
 void check_defined(const Tensor& value, const char* name) { require(value.defined(), name, "be a tensor"); }
 
 // The offsets of bags, whose x is (total, C). The kernels rely on it, so the numbers are checked, too.
@@ -190,7 +179,7 @@ void check_pooling(const Call& call, const Tensor& x, int64_t channels, const Op
   if (values) {
     check_like(values, "values", x);
     const int64_t of_values = values->size(flat ? 2 : 1);
-    require(!queries || column_count(*queries) == channels || of_values % num_heads == 0, "num_heads",
+    require(of_values % blocks_seen(queries, channels, num_heads) == 0, "num_heads",
             "divide the channels of `values`");
   }
   if (mask) {
@@ -238,21 +227,21 @@ void check_spreading(const Call& call, const Tensor& x, const Optional& keys, co
           "be a map like `x`");
 }
 
-// What a backward gets: the gradients of a forward's results, and tokens and lse themselves. `blocks`: blocks
-// of channels that the rows see.
+// What a backward gets: the gradients of a forward's results, and tokens and statistics themselves. `blocks`:
+// blocks of channels that the rows see.
 void check_pooling_grads(const Call& call, const Tensor& x, int64_t rows, int64_t blocks, int64_t channels,
-                         const Optional& extra_values, const Tensor& grad_tokens, const Optional& grad_lse,
-                         const Tensor& tokens, const Tensor& lse) {
+                         const Optional& extra_values, const Tensor& grad_tokens, const Optional& grad_stats,
+                         const Tensor& tokens, const Tensor& stats) {
   const int64_t extra = extra_values ? extra_values->size(1) : 0;
   check_sum_dtype(grad_tokens, "grad_tokens", x);
   check_sum_dtype(tokens, "tokens", x);
-  check_sum_dtype(lse, "lse", x);
-  if (grad_lse) check_sum_dtype(*grad_lse, "grad_lse", x);
-  const Sizes of_tokens = {call.batch, rows / blocks, channels + extra}, of_lse = {call.batch, rows};
+  check_sum_dtype(stats, "stats", x);
+  if (grad_stats) check_sum_dtype(*grad_stats, "grad_stats", x);
+  const Sizes of_tokens = {call.batch, rows / blocks, channels + extra}, of_stats = {call.batch, rows};
   require(sizes_of(grad_tokens) == of_tokens, "grad_tokens", "have the shape of the tokens");
   require(sizes_of(tokens) == of_tokens, "tokens", "have the shape of the forward's");
-  require(!grad_lse || sizes_of(*grad_lse) == of_lse, "grad_lse", "have the shape of lse");
-  require(sizes_of(lse) == of_lse, "lse", "have the shape of the forward's");
+  require(!grad_stats || sizes_of(*grad_stats) == of_stats, "grad_stats", "have the shape of the statistics");
+  require(sizes_of(stats) == of_stats, "stats", "have the shape of the forward's");
 }
 
 void check_needs(const std::vector<bool>& needs, size_t count) {

@@ -96,13 +96,13 @@ void add_tokenize_operands(Call& call, const Optional& queries, const Optional& 
                            const Optional& values = {}, const Optional& scores = {},
                            const Optional& token_bias = {}, const Optional& offsets = {},
                            const Text& normalize = "pixels") {
-  const bool blocks = queries && column_count(*queries) != call.out_channels;
+  const int64_t blocks = blocks_seen(queries, call.out_channels, num_heads);
   call.pools_values = values.has_value();
   if (values) {
     call.pooled_map = operand(*values);
     call.out_channels = values->size(values->dim() == 3 ? 2 : 1);
   }
-  add_tokenize_sizes(call, row_count(queries, scores, offsets), extra_values, blocks ? num_heads : 1);
+  add_tokenize_sizes(call, row_count(queries, scores, offsets), extra_values, blocks);
   call.softmax_rows = call.query_heads * call.queries_per_head / num_heads;
   call.mask = pixels(mask, call.width);
   call.pixel_bias = pixels(pixel_bias, call.width);
@@ -115,18 +115,18 @@ void add_tokenize_operands(Call& call, const Optional& queries, const Optional& 
   call.pooling = normalize_of(normalize);
 }
 
-void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& lse) {
+void add_tokenize_results(Call& call, const Tensor& tokens, const Tensor& stats) {
   call.tokens_out = write(tokens);
-  call.stats_out = write(lse);
+  call.stats_out = write(stats);
 }
 
 // The gradients of tokenize's results, and what its forward saved.
-void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& tokens,
-                        const Tensor& lse) {
+void add_tokenize_saved(Call& call, const Tensor& grad_tokens, const Optional& grad_stats,
+                        const Tensor& tokens, const Tensor& stats) {
   call.grad_tokens = rows(grad_tokens);
-  call.grad_stats = row(grad_lse);
+  call.grad_stats = row(grad_stats);
   call.exact_tokens = read(tokens);
-  call.saved_stats = read(lse);
+  call.saved_stats = read(stats);
 }
 
 void add_project_gradients(Call& call, const Optional& dx, const Optional& dkeys, const Optional& dvalues,
@@ -157,20 +157,20 @@ void run(Kernel Kernels::* kernel, const Call& call) {
 }
 
 void tokenize(const Tensor& x, const Optional& queries, const Optional& mask, const Optional& pixel_bias,
-              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& lse,
+              const Optional& extra_values, int64_t num_heads, const Tensor& tokens, const Tensor& stats,
               const Optional& values, const Optional& scores, const Optional& token_bias,
               const Optional& offsets, const Text& normalize, const Real& layer_norm_eps) {
   Call call = call_on(x, offsets);
   call.layer_norm_eps = layer_norm_eps.value_or(-1);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
                         offsets, normalize);
-  add_tokenize_results(call, tokens, lse);
+  add_tokenize_results(call, tokens, stats);
   run(&Kernels::tokenize, call);
 }
 
-void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, const Tensor& x,
+void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, const Tensor& x,
                        const Optional& queries, const Optional& mask, const Optional& pixel_bias,
-                       const Optional& extra_values, const Tensor& tokens, const Tensor& lse,
+                       const Optional& extra_values, const Tensor& tokens, const Tensor& stats,
                        int64_t num_heads, const Optional& dx, const Optional& dqueries,
                        const Optional& dpixel_bias, const Optional& dextra_values, const Optional& values,
                        const Optional& scores, const Optional& token_bias, const Optional& offsets,
@@ -180,7 +180,7 @@ void tokenize_backward(const Tensor& grad_tokens, const Optional& grad_lse, cons
   call.layer_norm_eps = layer_norm_eps.value_or(-1);
   add_tokenize_operands(call, queries, mask, pixel_bias, extra_values, num_heads, values, scores, token_bias,
                         offsets, normalize);
-  add_tokenize_saved(call, grad_tokens, grad_lse, tokens, lse);
+  add_tokenize_saved(call, grad_tokens, grad_stats, tokens, stats);
   call.dx = result(dx);
   call.dpooled_map = result(dvalues);
   add_scores(call, scores, dscores);

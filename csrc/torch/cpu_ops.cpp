@@ -38,21 +38,21 @@ const char* unavailable() {
 
 // ---- results ----
 
-// Tokens and lse in the compute dtype.
+// Tokens and statistics in the compute dtype.
 struct Pooled {
-  Tensor tokens, lse;
+  Tensor tokens, stats;
 
   Pooled(const Tensor& x, int64_t batch, int64_t count, int64_t rows, int64_t channels,
          const Optional& extra_values)
       : tokens(empty({batch, count, channels + (extra_values ? column_count(*extra_values) : 0)},
                      compute_dtype(dtype_code(x)), {})),
-        lse(empty({batch, rows}, compute_dtype(dtype_code(x)), {})) {}
+        stats(empty({batch, rows}, compute_dtype(dtype_code(x)), {})) {}
 
-  // Tokens in x's dtype, and unrounded where that is another and a backward will want them; lse.
+  // Tokens in x's dtype, and unrounded where that is another and a backward will want them; statistics.
   Three rounded(const Tensor& x, bool keep_exact) const {
     const int32_t dtype = dtype_code(x), exact = dtype_code(tokens);
-    if (dtype == exact) return {tokens, nothing(exact, {}), lse};
-    return {converted(tokens, dtype), keep_exact ? tokens : nothing(exact, {}), lse};
+    if (dtype == exact) return {tokens, nothing(exact, {}), stats};
+    return {converted(tokens, dtype), keep_exact ? tokens : nothing(exact, {}), stats};
   }
 };
 
@@ -88,7 +88,7 @@ struct Pools {
   Pools(const Call& call, const Optional& queries, const Optional& scores, const Optional& values,
         int64_t num_heads)
       : rows(rows_given(call, queries, scores)),
-        blocks(queries && column_count(*queries) != call.channels ? num_heads : 1),
+        blocks(blocks_seen(queries, call.channels, num_heads)),
         channels(values ? values->size(values->dim() == 3 ? 2 : 1) : call.channels) {}
 };
 
@@ -108,7 +108,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                 token_bias, normalize, layer_norm_eps);
   const Pools pools(call, queries, scores, values, num_heads);
   const Pooled pooled(x, call.batch, pools.rows / pools.blocks, pools.rows, pools.channels, extra_values);
-  vt::tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.lse, values,
+  vt::tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, pooled.tokens, pooled.stats, values,
                scores, token_bias, offsets, normalize, layer_norm_eps);
   return pooled.rounded(x, keep_exact);
 }
@@ -197,7 +197,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
   const Optional map = return_map ? Optional(empty_map_like(x, channels)) : Optional();
   const Pooled pooled(x, call.batch, rows, rows, channels, extra_values);
   vt::project_tokenize(x, *keys, values, queries, token_bias, residual, mask, pixel_bias, extra_values,
-                       residual_is_input, num_heads, map, pooled.tokens, pooled.lse);
+                       residual_is_input, num_heads, map, pooled.tokens, pooled.stats);
   return std::tuple_cat(std::make_tuple(map ? *map : nothing(dtype_code(x), {})),
                         pooled.rounded(x, keep_exact));
 }

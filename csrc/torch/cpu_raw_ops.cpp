@@ -10,12 +10,12 @@
 STABLE_TORCH_LIBRARY(vt_fast_cpu, library) {
   library.def(
       "tokenize(Tensor x, Tensor? queries, Tensor? mask, Tensor? pixel_bias, Tensor? extra_values, "
-      "int num_heads, Tensor(a!) tokens, Tensor(b!) lse, Tensor? values=None, Tensor? scores=None, "
+      "int num_heads, Tensor(a!) tokens, Tensor(b!) stats, Tensor? values=None, Tensor? scores=None, "
       "Tensor? token_bias=None, Tensor? offsets=None, str? normalize=\"pixels\", float? layer_norm_eps=None) "
       "-> ()");
   library.def(
-      "tokenize_backward(Tensor grad_tokens, Tensor? grad_lse, Tensor x, Tensor? queries, Tensor? mask, "
-      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor lse, int num_heads, Tensor(a!)? dx, "
+      "tokenize_backward(Tensor grad_tokens, Tensor? grad_stats, Tensor x, Tensor? queries, Tensor? mask, "
+      "Tensor? pixel_bias, Tensor? extra_values, Tensor tokens, Tensor stats, int num_heads, Tensor(a!)? dx, "
       "Tensor(b!)? dqueries, Tensor(c!)? dpixel_bias, Tensor(d!)? dextra_values, Tensor? values=None, "
       "Tensor? scores=None, Tensor? token_bias=None, Tensor? offsets=None, str? normalize=\"pixels\", float? "
       "layer_norm_eps=None, Tensor(e!)? dpooled=None, "

@@ -57,9 +57,9 @@ Optional gradient(const Call& call, const Optional& operand, bool needed) {
 
 void* data_of(const Optional& result) { return result ? result->mutable_data_ptr() : nullptr; }
 
-// Tokens in x's dtype, and unrounded where that is another and a backward will want them; lse.
+// Tokens in x's dtype, and unrounded where that is another and a backward will want them; statistics.
 struct Pooled {
-  Tensor tokens, exact, lse;
+  Tensor tokens, exact, stats;
 
   Pooled(const Tensor& x, const Call& call, int64_t channels, bool keep_exact)
       : tokens(empty({call.batch, call.queries_per_head, channels + call.extra_columns}, dtype_code(x),
@@ -67,13 +67,13 @@ struct Pooled {
         exact(keep_exact && dtype_code(x) != aoti_torch_dtype_float32()
                   ? empty(sizes_of(tokens), aoti_torch_dtype_float32(), device_of(x))
                   : nothing(aoti_torch_dtype_float32(), device_of(x))),
-        lse(empty({call.batch, call.query_heads * call.queries_per_head}, aoti_torch_dtype_float32(),
-                  device_of(x))) {}
+        stats(empty({call.batch, call.query_heads * call.queries_per_head}, aoti_torch_dtype_float32(),
+                    device_of(x))) {}
 
   void add_to(cuda::Call& call) const {
     call.tokens = tokens.mutable_data_ptr();
     call.exact_out = exact.numel() > 0 ? static_cast<float*>(exact.mutable_data_ptr()) : nullptr;
-    call.lse_out = static_cast<float*>(lse.mutable_data_ptr());
+    call.lse_out = static_cast<float*>(stats.mutable_data_ptr());
   }
 };
 
@@ -82,7 +82,7 @@ struct Pooled {
 // Small operands as the kernels take them, held while they run.
 struct Operands {
   Optional keys, values, token_bias, queries, mask, pixel_bias, extra_values;
-  Optional grad_tokens, grad_extra, grad_lse, tokens, lse;
+  Optional grad_tokens, grad_extra, grad_stats, tokens, stats;
 
   void spread(const Tensor& of_keys, const Tensor& of_values, const Optional& of_token_bias) {
     keys = dense(of_keys), values = dense(of_values), token_bias = dense(of_token_bias);
@@ -95,7 +95,7 @@ struct Operands {
   }
 
   // Gradients of tokens, and what the forward saved. `columns` are those without extra values.
-  void saved(const Tensor& x, int64_t columns, const Tensor& of_tokens, const Optional& of_lse,
+  void saved(const Tensor& x, int64_t columns, const Tensor& of_tokens, const Optional& of_stats,
              const Tensor& exact, const Tensor& of_rows) {
     const int32_t floats = aoti_torch_dtype_float32();
     const Tensor grad = in_dtype(of_tokens, dtype_code(x));
@@ -106,8 +106,8 @@ struct Operands {
     } else {
       grad_tokens = dense(grad);
     }
-    if (of_lse) grad_lse = dense_in_dtype(*of_lse, floats);
-    tokens = dense_in_dtype(exact, floats), lse = dense_in_dtype(of_rows, floats);
+    if (of_stats) grad_stats = dense_in_dtype(*of_stats, floats);
+    tokens = dense_in_dtype(exact, floats), stats = dense_in_dtype(of_rows, floats);
   }
 
   void add_to(cuda::Call& call) const {
@@ -119,9 +119,10 @@ struct Operands {
     if (extra_values) call.extra_values = {read(*extra_values), 0};
     if (grad_tokens) call.grad_tokens = read(*grad_tokens);
     if (grad_extra) call.grad_extra = read(*grad_extra);
-    if (grad_lse) call.grad_lse = static_cast<const float*>(read(*grad_lse));
+    if (grad_stats) call.grad_lse = static_cast<const float*>(read(*grad_stats));
     if (tokens)
-      call.exact = static_cast<const float*>(read(*tokens)), call.lse = static_cast<const float*>(read(*lse));
+      call.exact = static_cast<const float*>(read(*tokens)),
+      call.lse = static_cast<const float*>(read(*stats));
   }
 };
 
@@ -152,10 +153,10 @@ void refuse_project(const Tensor& x, const Optional& scores, const Optional& off
 }
 
 // Adds the sizes of pooling, where each of `num_heads` sees a block of channels or all of them.
-void add_pooling_sizes(Call& sizes, const Tensor& x, const Tensor& queries, const Optional& extra_values,
-                       int64_t num_heads, const Text& normalize) {
+void add_pooling_sizes(Call& sizes, const Tensor& queries, const Optional& extra_values, int64_t num_heads,
+                       const Text& normalize) {
   add_tokenize_sizes(sizes, row_count(queries), extra_values,
-                     sees_all(x, queries, num_heads) ? 1 : num_heads);
+                     blocks_seen(queries, sizes.channels, num_heads));
   sizes.pooling = normalize_of(normalize);
   sizes.softmax_rows = row_count(queries) / num_heads;
 }
@@ -172,7 +173,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
                 token_bias, normalize);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values, "token_bias", token_bias);
-  add_pooling_sizes(sizes, x, *queries, extra_values, num_heads, normalize);
+  add_pooling_sizes(sizes, *queries, extra_values, num_heads, normalize);
   check_taken(cuda::Op::tokenize, sizes, x);
   const Pooled pooled(x, sizes, sizes.channels, keep_exact);
   if (sizes.batch > 0) {
@@ -187,7 +188,7 @@ Three tokenize(const Tensor& x, const Optional& queries, const Optional& mask, c
     pooled.add_to(call);
     run(devices, cuda::Op::tokenize, sizes.dtype, call, layout.layout, x);
   }
-  return {pooled.tokens, pooled.exact, pooled.lse};
+  return {pooled.tokens, pooled.exact, pooled.stats};
 }
 
 Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, const Tensor& x,
@@ -200,14 +201,14 @@ Seven tokenize_backward(const Tensor& grad_tokens, const Optional& grad_stats, c
   Call sizes = sizes_on(x);
   check_pooling(sizes, x, sizes.channels, queries, mask, pixel_bias, extra_values, num_heads, {}, {},
                 token_bias, normalize);
-  const int64_t blocks = sees_all(x, queries, num_heads) ? 1 : num_heads;
+  const int64_t blocks = blocks_seen(queries, sizes.channels, num_heads);
   check_pooling_grads(sizes, x, row_count(*queries), blocks, sizes.channels, extra_values, grad_tokens,
                       grad_stats, tokens, stats);
   check_devices(device_of(x), "queries", queries, "mask", mask, "pixel_bias", pixel_bias, "extra_values",
                 extra_values, "grad_tokens", grad_tokens, "grad_stats", grad_stats, "tokens", tokens, "stats",
                 stats, "token_bias", token_bias);
   check_needs(needs, 7);
-  add_pooling_sizes(sizes, x, *queries, extra_values, num_heads, normalize);
+  add_pooling_sizes(sizes, *queries, extra_values, num_heads, normalize);
   check_taken(cuda::Op::tokenize_backward, sizes, x);
   const Optional dx = map_like(x, needs[0]), dqueries = gradient(sizes, queries, needs[1]),
                  dpixel_bias = gradient(sizes, pixel_bias, needs[2]),
@@ -330,7 +331,7 @@ Four project_tokenize(const Tensor& x, const Optional& keys, const Tensor& value
     run(devices, cuda::Op::project_tokenize, sizes.dtype, call, layout.layout, x);
     to.finish();
   }
-  return {y ? *y : nothing(dtype_code(x), device_of(x)), pooled.tokens, pooled.exact, pooled.lse};
+  return {y ? *y : nothing(dtype_code(x), device_of(x)), pooled.tokens, pooled.exact, pooled.stats};
 }
 
 Eight project_tokenize_backward(const Optional& grad_map, const Tensor& grad_tokens, const Optional& grad_lse,
