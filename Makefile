@@ -33,7 +33,8 @@ SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tes
 SANITIZE_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:abort_on_error=1 VT_FAST_SANITIZE=address,undefined
-SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_empty_batches.py \
+SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py tests/ops/test_contracts.py \
+	tests/ops/test_empty_batches.py \
 	-m "not slow" -k "cpu and not gradcheck and not compiled and not exported"
 
 .DEFAULT_GOAL := help

@@ -28,6 +28,45 @@ def problem(op: str, options: tuple[str, ...], layout: str = "bnc", **sizes: Any
     return found
 
 
+def spreading(
+    op: str,
+    keys: str,
+    values: str,
+    normalize: str | None,
+    options: tuple[str, ...],
+    layout: str = "bnc",
+    **sizes: Any,
+) -> Problem:
+    """A project or project_tokenize: keys for channel blocks or not, values summed over heads or not."""
+    found = problem(op, options, layout, **sizes)
+    operands = found.operands
+    if keys == "blocks" and "num_heads" in options:
+        operands["keys"] = operands["keys"][..., : operands["keys"].shape[-1] // 2] * 2**0.5
+    if values == "summed" and "num_heads" in options:
+        operands["values"] = torch.cat([operands["values"], operands["values"].flip(-1)], -2)
+    if normalize != "tokens":
+        found.options["normalize"] = normalize
+    return found
+
+
+def pooling(
+    heads: str, normalize: str | None, options: tuple[str, ...], layout: str = "bnc", **sizes: Any
+) -> Problem:
+    """A tokenize with one head, or two that see channel blocks or all channels, and with other weights."""
+    more = ("num_heads",) if heads == "blocks" else ()
+    found = problem("tokenize", (*options, *more), layout, **sizes)
+    if normalize != "pixels":
+        found.options["normalize"] = normalize
+    if heads == "full":
+        found.options["num_heads"] = 2
+    if "token_bias" in options or "shared bias" in options:
+        lead = (found.operands["x"].shape[0],) if "token_bias" in options else ()
+        bias = torch.randn(*lead, found.operands["queries"].shape[-2], dtype=torch.float64)
+        bias[..., 1] = -torch.inf
+        found.operands["token_bias"] = bias
+    return found
+
+
 class InPlace(Problem):
     """A problem whose operands are passed as they lie in memory, and not copied to aligned memory."""
 

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
-from tests._support import devices, problems
+from tests._support import devices, problems, random_switches
 from tests._support.fuzzing import cases
 from tests._support.instruction_sets import choose
 from tests._support.judging import DTYPES, finite_size, kinds, short
@@ -95,10 +96,8 @@ def check(case):
             assert torch.equal(value.nan_to_num(), found[name].nan_to_num()), f"{name}: not the same bits"
 
 
-@pytest.mark.parametrize("part", range(2))
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("op", OPS)
-def test_random_calls(op, dtype, part):
+def run_examples(strategy, function, part):
+    """Calls function(*drawn) for a number of examples."""
 
     @settings(
         deadline=None,
@@ -106,10 +105,28 @@ def test_random_calls(op, dtype, part):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=cases(op, dtype))
-    def run(case):
-        check(case)
+    @given(drawn=strategy)
+    def run(drawn):
+        function(*drawn)
 
     if not EXAMPLES:
         run = seed(part)(run)
     run()
+
+
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("op", OPS)
+def test_random_calls(op, dtype, part):
+    run_examples(st.tuples(cases(op, dtype)), check, part)
+
+
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("op", ["project", "tokenize"])
+def test_random_switches(op, part):
+    """Any combination of the op family's switches."""
+
+    def check_switches(number, threads):
+        random_switches.check(random_switches.Problem(op, number, large=threads > 1), threads)
+
+    run_examples(st.tuples(st.integers(0, 2**30), st.sampled_from([*[1] * 8, 2, 3])), check_switches, part)

@@ -4,46 +4,13 @@ import pytest
 import torch
 
 from tests._support import cuda_emulator
-from tests._support.emulated_cases import DTYPES, LAYOUTS, check, conditions, problem
+from tests._support.emulated_cases import DTYPES, LAYOUTS, check, conditions, pooling, spreading
 from tests._support.judging import short
 from tests._support.pairs import pairs
 from tests._support.problems import Problem
 from vt_fast import functional
 
-HEADS = 2
-
-
-def spreading(op, keys, values, normalize, options, layout, **sizes):
-    """Keys for channel blocks or not, values that are summed over heads or not."""
-    found = problem(op, ("num_heads", *options), layout, **{"channels": 48, "height": 5, "width": 7, **sizes})
-    operands = found.operands
-    if keys == "blocks":
-        operands["keys"] = operands["keys"][..., : operands["keys"].shape[-1] // HEADS] * HEADS**0.5
-    if values == "summed":
-        operands["values"] = torch.cat([operands["values"], operands["values"].flip(-1)], -2)
-    if normalize != "tokens":
-        found.options["normalize"] = normalize
-    return found
-
-
-def pooling(heads, normalize, options, layout, **sizes):
-    """A tokenize whose weights need no sum over pixels."""
-    more = ("num_heads",) if heads == "blocks" else ()
-    found = problem(
-        "tokenize",
-        (*options, *more),
-        layout,
-        **{"channels": 48, "height": 5, "width": 7, "tokens": 6, **sizes},
-    )
-    queries = found.operands["queries"]
-    found.options["normalize"] = normalize
-    if heads == "full":
-        found.options["num_heads"] = HEADS
-    if "token_bias" in options or "shared bias" in options:
-        lead = (found.operands["x"].shape[0],) if "token_bias" in options else ()
-        found.operands["token_bias"] = torch.randn(*lead, queries.shape[-2], dtype=torch.float64)
-        found.operands["token_bias"][..., 1] = -torch.inf
-    return found
+SIZES = {"channels": 48, "height": 5, "width": 7}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +28,7 @@ def pooling(heads, normalize, options, layout, **sizes):
 )
 def test_heads_of_project_by_shape(op, keys, values, option, shared, layout, dtype, request):
     options = () if option == "no map" and op == "project" else (option,)
-    found = spreading(op, keys, values, "tokens", (*options, *shared), layout)
+    found = spreading(op, keys, values, "tokens", ("num_heads", *options, *shared), layout, **SIZES)
     check(found, dtype, **conditions(len(request.node.name)))
 
 
@@ -71,7 +38,9 @@ def test_heads_of_project_by_shape(op, keys, values, option, shared, layout, dty
     ids=short,
 )
 def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype, request):
-    found = spreading("project", keys, values, normalize, ("token_bias", *shared), layout)
+    found = spreading(
+        "project", keys, values, normalize, ("num_heads", "token_bias", *shared), layout, **SIZES
+    )
     if normalize == "exp" and dtype == torch.float16:
         with cuda_emulator.emulated(), pytest.raises(RuntimeError, match='`normalize="exp"` in float16'):
             found.solve(dtype)
@@ -92,7 +61,7 @@ def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype
     ids=short,
 )
 def test_pooling_without_a_softmax_over_pixels(normalize, heads, option, shared, layout, dtype, request):
-    found = pooling(heads, normalize, (option, *shared), layout)
+    found = pooling(heads, normalize, (option, *shared), layout, **SIZES, tokens=6)
     check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
 
 
@@ -101,20 +70,22 @@ def test_pooling_without_a_softmax_over_pixels(normalize, heads, option, shared,
 def test_many_parts_of_a_sample(kind, dtype):
     sizes = {"channels": 32, "height": 33, "width": 40, "batch": 1}
     if kind == "project":
-        found = spreading("project", "blocks", "summed", "tokens", ("token_bias",), "bnc", **sizes)
+        options = ("num_heads", "token_bias")
+        found = spreading("project", "blocks", "summed", "tokens", options, "bnc", **sizes)
     else:
-        found = pooling("blocks", "tokens", ("token_bias",), "bnc", **sizes)
+        found = pooling("blocks", "tokens", ("token_bias",), "bnc", tokens=6, **sizes)
     check(found, dtype, any_numbers=True, seed=5, clusters=40)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 16, 17, 32, 33, 64])
 def test_numbers_of_rows(rows):
-    check(pooling("one", "tokens", ("token_bias",) if rows > 1 else (), "nchw", tokens=rows), torch.float32)
+    options = ("token_bias",) if rows > 1 else ()
+    check(pooling("one", "tokens", options, "nchw", **SIZES, tokens=rows), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 def test_masked_pixels_may_hold_nan(dtype):
-    clean = pooling("one", "tokens", ("mask", "token_bias"), "bnc")
+    clean = pooling("one", "tokens", ("mask", "token_bias"), "bnc", **SIZES, tokens=6)
     clean.operands["mask"][0] = False
     dirty = Problem("tokenize", dict(clean.operands), clean.options)
     hidden = ~clean.operands["mask"][..., None]

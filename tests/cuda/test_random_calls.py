@@ -1,4 +1,4 @@
-"""Random calls of the CUDA kernels; `make emulate FUZZ=10000` runs more of them."""
+"""Random calls of the CUDA kernels; `VT_FAST_FUZZ=10000 make emulated` runs more of them."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests._support.emulated_cases import DTYPES, LAYOUTS, check, problem
+from tests._support.emulated_cases import DTYPES, LAYOUTS, check, pooling, spreading
 from tests._support.fuzzing import options_of
 from tests._support.judging import short
 from tests._support.problems import LAYOUTS as ANY_LAYOUTS
@@ -19,27 +19,47 @@ EXAMPLES = int(os.environ.get("VT_FAST_FUZZ", "0"))
 
 
 @st.composite
-def calls(draw, op):
+def calls(draw, op, dtype):
     """Any problem of an op that these kernels take, and how it is run."""
     options = options_of(draw, op)
+    normalize = "pixels" if op == "tokenize" else "tokens"
+    if op != "project_tokenize" and draw(st.booleans()):
+        others = ["tokens", None] if op == "tokenize" else [None] if dtype == torch.float16 else ["exp", None]
+        normalize = draw(st.sampled_from(others))
     heads = 2 if "num_heads" in options else 1
+    tokens = draw(st.integers(1, 64 // heads))
     sizes = {
         "batch": draw(st.integers(1, 4)),
         "channels": 8 * heads * draw(st.integers(1, 20)),
         "height": draw(st.integers(1, 12)),
         "width": draw(st.integers(1, 20)),
-        "tokens": draw(st.integers(1, 64 // heads)),
+        "tokens": tokens,
         "queries": draw(st.integers(1, 64)),
     }
+    layout = draw(st.sampled_from([*LAYOUTS, *LAYOUTS, *ANY_LAYOUTS]))
+    seed = draw(st.integers(1, 2**30))
+    torch.manual_seed(seed)
+    if op == "tokenize":
+        form = "one"
+        if heads == 2:
+            form, options = draw(st.sampled_from(["blocks", "full"])), tuple({*options} - {"num_heads"})
+        if form == "full":
+            sizes["tokens"] *= 2
+        if normalize != "pixels":
+            bias = draw(st.sampled_from(["token_bias", "shared bias", ""])) if heads * tokens > 1 else ""
+            options = tuple({*options, bias} - {"extra_values"})
+        found = pooling(form, normalize, options, layout, **sizes)
+    else:
+        keys, values = draw(st.sampled_from(["blocks", "full"])), draw(st.sampled_from(["summed", "blocks"]))
+        found = spreading(op, keys, values, normalize, options, layout, **sizes)
     conditions = {
-        "seed": draw(st.integers(1, 2**30)),
+        "seed": seed,
         "copies": draw(st.integers(0, 2)),
         "clusters": draw(st.integers(1, 9)),
         "max_ranks": draw(st.sampled_from([1, 8, 16])),
         "shared_bytes": 1024 * draw(st.sampled_from([99, 163, 227])),
     }
-    layout = draw(st.sampled_from([*LAYOUTS, *LAYOUTS, *ANY_LAYOUTS]))
-    return options, layout, sizes, conditions
+    return found, conditions
 
 
 @pytest.mark.parametrize("part", range(2))
@@ -54,14 +74,13 @@ def test_random_calls(op, dtype, part):
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=calls(op))
+    @given(case=calls(op, dtype))
     def run(case):
         nonlocal tried, refused
-        options, layout, sizes, conditions = case
-        torch.manual_seed(conditions["seed"])
+        found, conditions = case
         tried += 1
         try:
-            check(problem(op, options, layout, **sizes), dtype, any_numbers=True, **conditions)
+            check(found, dtype, any_numbers=True, **conditions)
         except RuntimeError as error:
             if "this kernel is not built" in str(error):
                 pytest.skip("VT_FAST_EMULATED leaves out its kernels")
