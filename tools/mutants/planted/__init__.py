@@ -11,20 +11,21 @@ from tools.mutants.planted.forward import FORWARD
 from tools.mutants.planted.kernel import KERNEL
 from tools.mutants.planted.numbers import NUMBERS, ROWS
 from tools.mutants.planted.shares import CALL, PARTS, PLAN
+from tools.mutants.planted.switches import IN_BACKWARD, IN_CALLS, IN_FORWARD, IN_KERNEL, IN_OPS, IN_ROWS
 from tools.mutants.planted.tile import TILE
 
 __all__ = ["PLANTED", "Fault"]
 
 PLANTED: dict[str, list[Fault]] = {
     "csrc/cuda/numbers.h": NUMBERS,
-    "csrc/cuda/rows.h": ROWS,
+    "csrc/cuda/rows.h": [*ROWS, *IN_ROWS],
     "csrc/cuda/tile.h": TILE,
-    "csrc/cuda/kernel.h": KERNEL,
-    "csrc/cuda/forward.h": FORWARD,
-    "csrc/cuda/backward.h": BACKWARD,
+    "csrc/cuda/kernel.h": [*KERNEL, *IN_KERNEL],
+    "csrc/cuda/forward.h": [*FORWARD, *IN_FORWARD],
+    "csrc/cuda/backward.h": [*BACKWARD, *IN_BACKWARD],
     "csrc/cuda/call.h": CALL,
     "csrc/cuda/parts.h": PARTS,
     "csrc/cuda/plan.h": PLAN,
-    "csrc/torch/cuda_calls.h": CALLS,
-    "csrc/torch/cuda_ops.h": OPS,
+    "csrc/torch/cuda_calls.h": [*CALLS, *IN_CALLS],
+    "csrc/torch/cuda_ops.h": [*OPS, *IN_OPS],
 }
