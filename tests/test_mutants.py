@@ -147,12 +147,13 @@ def test_mutants_that_were_noticed_are_chosen_again(tmp_path):
         command.chosen("ops", 1, 2, ["0000"])
 
 
-def test_planted_faults_fit_the_sources():
-    found = planted()  # raises where a fault's text is not in its file
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_planted_faults_fit_the_sources(target):
+    found = planted(target)  # raises where a fault's text is not in its file
     assert len({mutant.id for mutant in found}) == len(found)
     for mutant in found:
         source = (ROOT / mutant.file).read_bytes()
         assert mutant.applied(source) != source, mutant.id
         assert source[mutant.start : mutant.end].decode() == mutant.before
-    chosen = command.chosen("cuda", 1, 1, [found[3].id], by_hand=True)
+    chosen = command.chosen(target, 1, 1, [found[3].id], by_hand=True)
     assert [[mutant.id for mutant in part] for part in chosen] == [[found[3].id]]

@@ -48,10 +48,10 @@ def test_threads_do_not_matter(op: str, seed: int) -> None:
 
 
 # Bags that several units share, and bags of several chunks that one worker computes.
-SIZES = [[5000, 0, 3, 700, 90, 2], [*[300, 0, 900, 2] * 20, 700]]
+SIZES = [[5000, 0, 3, 700, 90, 2], [*[5000] * 5, 3], [*[300, 0, 900, 2] * 20, 700]]
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["few", "many"])
+@pytest.mark.parametrize("sizes", SIZES, ids=["few", "large", "many"])
 @pytest.mark.parametrize("lead", [True, False], ids=["per bag", "shared"])
 @pytest.mark.parametrize("layout", ["bnc", "bnc, pixels innermost"])
 def test_a_bag_does_not_depend_on_the_others(layout: str, lead: bool, sizes: list[int]) -> None:

@@ -34,7 +34,7 @@ def chosen(target: str, seed: int, count: int, only: list[str], by_hand: bool = 
         only: ids, or files of results, whose noticed mutants are taken.
         by_hand: those that were written by hand, all of them.
     """
-    found = planted() if by_hand else candidates(target)
+    found = planted(target) if by_hand else candidates(target)
     if by_hand and not only:
         return [[mutant] for mutant in found]
     if not only:
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--seed", type=int, default=SEED)
     one.add_argument("--count", type=int, default=COUNT)
     one.add_argument(
-        "--planted", action="store_true", help="those in tools/mutants/planted, with --target cuda"
+        "--planted", action="store_true", help="those in tools/mutants/planted, with --target cuda or cpu"
     )
     one.add_argument("--only", nargs="+", default=[], metavar="ID", help="or a file: those noticed in it")
     one.add_argument("--tests", metavar="ARGUMENTS", help="pytest's, in place of the target's own")
@@ -142,8 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
     two.add_argument("new", type=Path)
     two.set_defaults(run=compare)
     options = parser.parse_args(arguments)
-    if getattr(options, "planted", False) and options.target != "cuda":
-        parser.error("--planted goes with --target cuda")
+    if getattr(options, "planted", False) and options.target not in ("cpu", "cuda"):
+        parser.error("--planted goes with --target cuda or cpu")
     status: int = options.run(options)
     return status
 

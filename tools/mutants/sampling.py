@@ -110,17 +110,18 @@ def mutants_of(file: str, source: bytes) -> list[Mutant]:
     return found
 
 
-def planted(root: Path = ROOT) -> list[Mutant]:
-    """The faults in CUDA kernels that were written by hand; ids are their names."""
+def planted(target: str, root: Path = ROOT) -> list[Mutant]:
+    """The faults in a target's kernels that were written by hand; ids are their names."""
     found = []
-    for file, faults in PLANTED.items():
+    of_target = {file: faults for file, faults in PLANTED.items() if f"/{target}" in file}
+    for file, faults in of_target.items():
         source = (root / file).read_text()
         for fault in faults:
             span = fault.span(source)
             start, end = (len(source[:at].encode()) for at in span)
             line = source.count("\n", 0, span[0]) + 1
             operator = "harmless" if fault.harmless else "planted"
-            variables = f"VT_FAST_EMULATED={fault.kernels}"
+            variables = f"VT_FAST_EMULATED={fault.kernels}" if target == "cuda" else ""
             before = source[slice(*span)]
             found.append(Mutant(fault.name, file, line, operator, before, fault.after, start, end, variables))
     return found

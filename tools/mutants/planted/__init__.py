@@ -1,9 +1,11 @@
-"""Faults in the CUDA kernels that were written by hand, by file: ``run --target cuda --planted`` tries them.
+"""Faults that were written by hand, by file.
 
-They were written by someone who did not write the tests. Each says what a GPU would do, and which kernels are
-built to try it. Of the ones that are ``harmless`` it says why.
+``run --target cuda --planted`` tries those in the CUDA kernels, ``--target cpu --planted`` those in the CPU
+kernels. Each says what would happen, and which CUDA kernels are built to try it. Of the ones that are
+``harmless`` it says why.
 """
 
+from tools.mutants.planted import cpu
 from tools.mutants.planted.backward import BACKWARD
 from tools.mutants.planted.calls import CALLS, OPS
 from tools.mutants.planted.fault import Fault
@@ -17,6 +19,11 @@ from tools.mutants.planted.tile import TILE
 __all__ = ["PLANTED", "Fault"]
 
 PLANTED: dict[str, list[Fault]] = {
+    "csrc/cpu/memory.h": cpu.MEMORY,
+    "csrc/cpu/tokenize.h": cpu.TOKENIZE,
+    "csrc/cpu/softmax.h": cpu.SOFTMAX,
+    "csrc/cpu/layer_norm.h": cpu.LAYER_NORM,
+    "csrc/torch/cpu_calls.h": cpu.CALLS,
     "csrc/cuda/numbers.h": NUMBERS,
     "csrc/cuda/rows.h": [*ROWS, *IN_ROWS],
     "csrc/cuda/tile.h": TILE,

@@ -17,11 +17,11 @@ class Fault(NamedTuple):
     """
 
     name: str
-    effect: str  # on a GPU
+    effect: str
     before: str
     after: str
     past: str = ""
-    kernels: str = f"{BOTH}:Bf16"  # that are built and tested
+    kernels: str = f"{BOTH}:Bf16"  # of the CUDA kernels: what is built and tested
     harmless: str = ""  # why tests need not notice it, if they need not
 
     def span(self, source: str) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Faults in what the op family's switches need of the CUDA kernels, by file."""
 
-
 from tools.mutants.planted.fault import PROJECT, TOKENIZE, Fault
 
 IN_ROWS = [
@@ -68,7 +67,7 @@ IN_KERNEL = [
         "Without a softmax, removed rows have gradients.",
         "if (used && !removed) dlogit[n]",
         "if (used) dlogit[n]",
-        kernels=f"{PROJECT}:Bf16",
+        kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "bias-of-the-first-head",
