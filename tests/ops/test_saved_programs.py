@@ -151,6 +151,19 @@ def test_a_program_that_was_saved_before_the_family_worked(named):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_exported_program_of_before_the_family_loads():
+    """torch.export.save wrote it on torch 2.13, without traces of calls, with the schemas of then."""
+    path = Path(__file__).parents[1] / "_support" / "before_the_family.pt2"
+    program = torch.export.load(path)
+    given = [len(node.args) for node in program.graph.nodes if "vt_fast" in str(node.target)]
+    assert given == [7, 13, 7]
+    x = example().requires_grad_()
+    results = program.module()(x)
+    results[0].square().sum().backward()
+    for found, expected in zip([*results, x.grad], solution(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @native
 @saving
 def test_a_named_backend_stays_and_never_falls_back(save, tmp_path, without_kernels):
