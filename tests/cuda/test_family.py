@@ -1,5 +1,7 @@
 """The op family's switches that the CUDA kernels take, and the refusal of the others."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -49,10 +51,9 @@ def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype
 
 
 @pytest.mark.parametrize(
-    ("normalize", "heads", "option", "shared", "layout", "dtype"),
+    ("weights", "option", "shared", "layout", "dtype"),
     pairs(
-        ["tokens", None],
-        ["one", "blocks", "full"],
+        list(itertools.product(["tokens", None], ["one", "blocks", "full"])),
         ["mask", "pixel_bias", "token_bias", "shared bias"],
         [(), ("shared",)],
         LAYOUTS,
@@ -60,7 +61,8 @@ def test_other_weights_of_project(normalize, keys, values, shared, layout, dtype
     ),
     ids=short,
 )
-def test_pooling_without_a_softmax_over_pixels(normalize, heads, option, shared, layout, dtype, request):
+def test_pooling_without_a_softmax_over_pixels(weights, option, shared, layout, dtype, request):
+    normalize, heads = weights
     found = pooling(heads, normalize, (option, *shared), layout, **SIZES, tokens=6)
     check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
 
