@@ -249,8 +249,8 @@ def project(
             object, with D = C) costs no second read of the map.
         scores: (B, R, N) or (B, R, H, W), added to the logits, or the logits themselves; differentiable.
         normalize: what the weights W are. "tokens": softmax over the L rows of a head. "exp": the
-            exponential of the logits, not shifted, so that it overflows where ``torch.exp`` does. None: the
-            logits themselves. A softmax over the pixels is "exp" with ``token_bias = -lse``.
+            exponential of the logits, not shifted, so that large ones overflow. None: the logits themselves.
+            A softmax over the pixels is "exp" with ``token_bias = -lse``, and -inf where lse is -inf.
         offsets: (B + 1,) bounds of bags; see the module.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
