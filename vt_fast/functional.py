@@ -133,7 +133,8 @@ def tokenize(
         layer_norm_eps: pool LayerNorm(x) without affine parameters in place of x, ``(x - mean) / sqrt(var +
             eps)`` over the channels, for logits and tokens. The map is read once. A norm's weight goes into
             ``queries * weight``, and ``tokens * weight + bias`` is what it would have pooled; its bias
-            cancels in the logits. With ``normalize="pixels"`` only, without ``values``.
+            cancels in the logits. With ``normalize="pixels"`` only, without ``values``. Autocast rounds x
+            before it is normalised: turn it off where means are large against deviations.
         return_stats: also return a statistic of the weights: lse or mass.
         backend: None to choose (see ``python -m vt_fast info``), or a name, which never falls back.
 
