@@ -1,9 +1,13 @@
 """The ops inside PyTorch: opcheck, compile, export, torch.func, double backward, autocast, tracing."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 from torch.utils.checkpoint import checkpoint
 
 import vt_fast
@@ -14,7 +18,7 @@ from tests._support.pairs import pairs
 from tests._support.problems import CASES, OPS, make, widest
 from vt_fast import backends
 from vt_fast.backends import contract
-from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
+from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE, library
 from vt_fast.reference import ops as reference
 
 RAW = {"tokenize": TOKENIZE, "project": PROJECT, "project_tokenize": PROJECT_TOKENIZE}
@@ -141,6 +145,27 @@ def test_compiled_by_inductor(op):
     compiled = torch.compile(lambda operands: problem.call(operands, plain=False), fullgraph=True)
     for a, b in zip(solve_with(compiled, problem), eager, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance(1e-12))
+
+
+@pytest.mark.slow
+def test_code_compiled_for_other_derivatives_is_not_used(tmp_path):
+    def misses() -> int:
+        torch._dynamo.reset()
+        before = counters["aot_autograd"]["autograd_cache_miss"]
+        torch.compile(lambda x, rows: vt_fast.tokenize(x, rows).sin())(x, rows).sum().backward()
+        return counters["aot_autograd"]["autograd_cache_miss"] - before
+
+    other = tmp_path / "ops"
+    shutil.copytree(Path(library.__file__).parent, other)
+    assert library.cache_tag(other) == library.cache_tag()
+    assert torch.compiler.config.cache_key_tag.endswith(library.cache_tag())
+    (other / "tokenize.py").write_text((other / "tokenize.py").read_text() + "# another derivative\n")
+
+    x, rows = torch.randn(1, 8, 5, 7), torch.randn(3, 8, requires_grad=True)
+    with fresh_cache():
+        assert (misses(), misses()) == (1, 0)
+        with torch.compiler.config.patch(cache_key_tag=library.cache_tag(other)):
+            assert misses() == 1
 
 
 class Model(torch.nn.Module):

@@ -10,9 +10,11 @@ backend does not take a call.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,6 +25,7 @@ from torch.autograd import forward_ad
 from vt_fast import backends
 from vt_fast.layout import bag_bounds, pixel_count
 from vt_fast.precision import autocast, without_autocast
+from vt_fast.version import __version__
 
 # The compiled library defines the public ops, if it is there.
 _LIBRARY = torch.library.Library("vt_fast", "FRAGMENT" if "cpu" in backends.NATIVE else "DEF")
@@ -43,6 +46,19 @@ _transforms_active = torch._C._are_functorch_transforms_active
 onnx_table_exists = False
 
 Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
+
+
+def cache_tag(folder: Path = Path(__file__).parent) -> str:
+    """What names this version of the ops' derivatives and fake kernels, which are all in one folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.read_bytes())
+    return f"vt_fast-{__version__}-{digest.hexdigest()[:16]}"
+
+
+# torch.compile keeps graphs on disk under keys with the names of ops, not with their derivatives. After an
+# update of this package it would run the backward of the version before.
+torch.compiler.config.cache_key_tag += cache_tag()
 
 
 class Pass(NamedTuple):
