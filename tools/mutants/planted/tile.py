@@ -102,6 +102,7 @@ TILE = [
         "Loads are half as wide as they could be.",
         "if (map.row % 8 == 0) {\n        copy_rows<16>",
         "if (map.row % 8 == 9) {\n        copy_rows<16>",
+        harmless="slower, with the same results",
     ),
     Fault(
         "tile-shifted-stores-whole-tiles",
@@ -163,6 +164,7 @@ TILE = [
         "Rows of pixels more than 2^31 elements behind a sample's start are read at wrong addresses.",
         "(channel + first) * map.row + pixel;",
         "(channel + first) * int(map.row) + pixel;",
+        harmless="shown only by samples of more than 2^31 elements, which are too large for the emulator",
     ),
     Fault(
         "tile-not-padded",
