@@ -10,8 +10,9 @@ namespace cuda {
 struct Device {
   int32_t index = 0;
   int32_t processors = 1;
-  int32_t shared_bytes = 0;  // that a block may have
-  int32_t max_ranks = 1;     // blocks of a cluster
+  int32_t shared_bytes = 0;    // that a block may have
+  int32_t max_ranks = 1;       // blocks of a cluster
+  bool always_splits = false;  // samples among clusters, even if that costs time: for tests
 };
 
 // Memory and the stream for a call, provided by the caller.

@@ -238,7 +238,7 @@ int64_t part_size(const Call& call) {
 
 // Fills in what depends on the kernel. `clusters`: how many run at a time.
 template <class K>
-void share_out(Call& call, const Plan& plan, int clusters) {
+void share_out(Call& call, const Plan& plan, int clusters, bool always_splits) {
   call.tiles_per_sample = (call.pixels + K::TP - 1) / K::TP;
   call.stages = plan.stages;
   call.places = plan.places;
@@ -251,7 +251,7 @@ void share_out(Call& call, const Plan& plan, int clusters) {
   const int64_t tile_bytes =
       static_cast<int64_t>(maps_of<K>(call) + (K::PROJECT || K::BACKWARD)) * plan.places.map * plan.ranks;
   const int64_t parts = has_rows_of<K>(call, false) ? 2 + 12 * part_size<K>(call) / tile_bytes : 0;
-  call.unit = 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;
+  call.unit = !always_splits && 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;
   const int64_t units = tiles / call.unit;
   call.clusters = static_cast<int>(clusters < units ? clusters : units);
   call.units_each = units / call.clusters, call.longer = static_cast<int32_t>(units % call.clusters);
@@ -265,7 +265,7 @@ const char* execute(Call call, Layout layout, Launcher& launcher) {
     using K = decltype(kernel);
     int clusters = 0;
     if ((error = launcher.template clusters<K>(plan, clusters)) != nullptr) return;
-    share_out<K>(call, plan, clusters);
+    share_out<K>(call, plan, clusters, launcher.device.always_splits);
 
     const int64_t parts = has_parts_of<K>(call, true) || has_parts_of<K>(call, false)
                               ? 2 * static_cast<int64_t>(call.clusters) * part_size<K>(call)

@@ -46,6 +46,7 @@ class Conditions(ctypes.Structure):
         ("clusters", ctypes.c_int32),
         ("shared_bytes", ctypes.c_int32),
         ("max_ranks", ctypes.c_int32),
+        ("split", ctypes.c_int32),
         ("far", ctypes.c_int32),
         ("dry", ctypes.c_int32),
     ]
@@ -164,6 +165,7 @@ def emulated(
     clusters: int = 3,
     shared_bytes: int = 227 * 1024,
     max_ranks: int = 16,
+    split: bool = False,
     far: bool = False,
     dry: bool = False,
 ) -> Iterator[dict[str, Report]]:
@@ -172,6 +174,7 @@ def emulated(
     Yields what the last call of each op was, by its name; on a GPU nothing.
 
     Args:
+        split: samples among clusters even where that would cost time.
         far: with operands and results at offsets of more than 32 bits.
         dry: kernels are chosen and not run; then calls fail.
     """
@@ -179,7 +182,8 @@ def emulated(
         yield {}
         return
     loaded = library()
-    loaded.set_conditions(ctypes.byref(Conditions(seed, copies, clusters, shared_bytes, max_ranks, far, dry)))
+    found = Conditions(seed, copies, clusters, shared_bytes, max_ranks, split, far, dry)
+    loaded.set_conditions(ctypes.byref(found))
     reports: dict[str, Report] = {}
 
     def implementation(op: Pass) -> Any:

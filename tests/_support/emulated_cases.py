@@ -124,4 +124,9 @@ def check(
 
 def conditions(index: int) -> dict[str, int]:
     """Unkind ones, different for each index: the order of warps, when copies arrive, how work is split."""
-    return {"seed": index + 1, "copies": index % 3, "clusters": (1, 2, 3, 5, 8)[index % 5]}
+    return {
+        "seed": index + 1,
+        "copies": index % 3,
+        "clusters": (1, 2, 3, 5, 8)[index % 5],
+        "split": index % 2 == 1,
+    }

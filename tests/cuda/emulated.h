@@ -13,8 +13,9 @@ struct Conditions {
   int32_t clusters = 3;  // that run at a time
   int32_t shared_bytes = 227 * 1024;
   int32_t max_ranks = 16;
-  int32_t far = 0;  // moves operands and results so that offsets need 64 bits
-  int32_t dry = 0;  // plans alone, for `planned`
+  int32_t split = 0;  // samples among clusters even where that costs time
+  int32_t far = 0;    // moves operands and results so that offsets need 64 bits
+  int32_t dry = 0;    // plans alone, for `planned`
 };
 
 // Of the last call.

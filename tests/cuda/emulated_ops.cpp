@@ -13,7 +13,8 @@ namespace vt {
 namespace cuda {
 
 const char* find_device(int index, Device& device) {
-  device = {index, 4, emulated::conditions.shared_bytes, emulated::conditions.max_ranks};
+  device = {index, 4, emulated::conditions.shared_bytes, emulated::conditions.max_ranks,
+            emulated::conditions.split != 0};
   return nullptr;
 }
 

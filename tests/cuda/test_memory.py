@@ -29,7 +29,13 @@ OPTIONS_OF_EVERY_KIND = [
 
 
 @pytest.mark.parametrize(
-    ("case", "layout", "dtype"), pairs(OPTIONS_OF_EVERY_KIND, LAYOUTS, DTYPES), ids=short
+    ("case", "layout", "dtype"),
+    [
+        *pairs(OPTIONS_OF_EVERY_KIND, LAYOUTS, DTYPES),
+        # Rows of pixels in float32 follow each other, so that heads are never far apart.
+        (("tokenize", ("num_heads",)), "nchw", torch.bfloat16),
+    ],
+    ids=short,
 )
 def test_offsets_of_64_bits(case, layout, dtype):
     """With samples and rows of all operands and results 2^31 elements apart, results are the same."""

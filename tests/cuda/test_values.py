@@ -33,6 +33,14 @@ def test_any_strides(case, layout, dtype):
     check(problem(*case, layout, channels=32, height=6, width=8), dtype, seed=7)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", OPTIONS_OF_EVERY_KIND, ids=short)
+def test_shares_that_end_one_sample_and_begin_another(case, layout, dtype):
+    found = problem(*case, layout, batch=3, channels=32, height=5, width=14)  # three or five tiles a sample
+    check(found, dtype, seed=3, clusters=4, split=True)
+
+
 # One pixel, a part of a tile, whole tiles, one pixel more; 49 and 196 are not multiples of 8.
 SIZES = [(1, 1), (1, 13), (4, 4), (1, 17), (7, 7), (8, 8), (5, 13), (14, 14), (1, 211)]
 ROWS = [1, 7, 8, 9, 16, 17, 31, 32, 33, 64]

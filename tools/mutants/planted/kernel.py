@@ -49,7 +49,6 @@ KERNEL = [
         "In a cluster, scores of values are not added up.",
         "const int matrix = FIRST + i / (kRows * TP),",
         "const int matrix = FIRST * 0 + i / (kRows * TP),",
-        kernels=f"{PROJECT}:Bf16",
     ),
     Fault(
         "scores-of-the-last-rank-left-out",
@@ -111,7 +110,7 @@ KERNEL = [
         "Heads of rows of more than 2^31 elements are read at wrong addresses.",
         "static_cast<int64_t>(at.head) * channels * (LAYOUT == Layout::last ? 1 : map.row)",
         "int(at.head * channels * (LAYOUT == Layout::last ? 1 : map.row))",
-        kernels=f"{TOKENIZE}:Fp32",
+        kernels=f"{TOKENIZE}:Bf16",
     ),
     Fault(
         "place-stays-at-the-first-sample",
