@@ -256,7 +256,7 @@ PLAN = [
     Fault(
         "shares-units-never-whole",
         "Samples are split where whole ones would share the work as well.",
-        "call.unit = 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;",
+        "call.unit = !always_splits && 10 * whole <= 11 * (even + parts) ? call.tiles_per_sample : 1;",
         "call.unit = 1;",
         kernels=f"{BOTH}:Bf16",
         harmless="slower alone",
