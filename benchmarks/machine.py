@@ -24,8 +24,9 @@ _SMI = (
 def describe(device: str = CPU) -> dict[str, Any]:
     """Versions, CPU, caches, memory and settings of the system; ``gpu``, where one is measured."""
     collected = info.collect()
-    if isinstance(collected["kernels"], dict):
-        collected["kernels"].pop("library", None)  # a path
+    for facts in (collected["kernels"], collected["cuda_kernels"]):
+        if isinstance(facts, dict) and Path(facts.get("library", "")).is_absolute():
+            del facts["library"]
     system = get_env_info()._asdict()
     lines = [line.partition(":") for line in (system["cpu_info"] or "").splitlines()]
     kept = ("Thread(s)", "Core(s)", "Socket(s)", "Hypervisor", "L1", "L2", "L3", "NUMA")

@@ -56,6 +56,10 @@ def test_runs_that_are_not_complete():
     assert (run.facts["complete"], run.facts["problems"]) == (False, [])
 
 
+def test_facts_of_the_machine_hold_no_path_of_the_checkout():
+    assert str(machine.ROOT) not in json.dumps(machine.describe())
+
+
 def test_a_run_from_end_to_end(tmp_path, capsys):
     words = "cpu --quick --dtype fp32 --layout nchw --threads 1 --op project stack --results"
     assert cli.main([*words.split(), str(tmp_path)]) == 0
