@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from tools.triton import calls, profiled_calls
+from tools.counters import profiled_calls
+from tools.triton import calls
 from vt_fast.backends.triton.samples import KERNELS, sample
 
 
@@ -25,7 +26,7 @@ def test_each_launch_between_start_and_stop_is_named(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda.profiler, name, lambda name=name: steps.append(name))
     path = tmp_path / "launched"
     words = [word for op in KERNELS for word in (op, "fp32", "channels_last", "2x9x32x4")]
-    profiled_calls.main([str(path), *words])
+    profiled_calls.main(["triton", str(path), *words])
     assert steps == ["call", "start", "call", "stop"] * len(KERNELS)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for op, kernel in KERNELS.items():

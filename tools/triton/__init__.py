@@ -1,1 +1,1 @@
-"""The Triton kernels without a GPU (compiler output, a time model, launch settings) and hardware counters."""
+"""The Triton kernels without a GPU (compiler output, a time model and launch settings)."""

@@ -1,22 +1,19 @@
-"""The command line: ``python -m tools.triton offline``, ``predict`` and ``counters``."""
+"""The command line: ``python -m tools.triton offline`` and ``predict``."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import results
-from tools.triton import counters, offline, predictions, setting_tables
-from tools.triton.calls import DTYPES, SHAPES, UNIT_STRIDES, Call
+from tools.triton import offline, predictions, setting_tables
 from tools.triton.gpus import GPUS
 from vt_fast.backends.triton.samples import KERNELS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 1 if something is wrong with a kernel or with profiling."""
+    """Run a command and return its exit status: 1 if something is wrong with a kernel."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -32,11 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.triton", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    output = argparse.ArgumentParser(add_help=False)
-    output.add_argument("--op", nargs="+", choices=KERNELS, default=list(KERNELS))
-    output.add_argument("--output", type=Path, metavar="FILE")
-
-    command = commands.add_parser("offline", parents=[output], help="compile for GPUs that are not here")
+    command = commands.add_parser("offline", help="compile for GPUs that are not here")
+    command.add_argument("--op", nargs="+", choices=KERNELS, default=list(KERNELS))
+    command.add_argument("--output", type=Path, metavar="FILE")
     command.set_defaults(run=_offline)
     what = command.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="fewer kernels, and no table is written")
@@ -52,15 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_predict)
     command.add_argument("--gpu", default="sm_90", help="default: sm_90")
     command.add_argument("--measured", type=Path, metavar="FILE", help="the benchmark's results on a GPU")
-
-    command = commands.add_parser("counters", parents=[output], help="read hardware counters of the kernels")
-    command.set_defaults(run=_counters)
-    command.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16"])
-    command.add_argument("--layout", nargs="+", choices=UNIT_STRIDES, default=list(UNIT_STRIDES))
-    shapes = ["x".join(map(str, shape)) for shape in SHAPES[:3]]
-    command.add_argument("--shape", nargs="+", metavar="BxNxCxL", default=shapes)
-    command.add_argument("--backend", choices=["triton", "cuda"], default="triton", help="default: triton")
-    command.add_argument("--show", type=Path, metavar="FILE", help="print the counters in a file instead")
     return parser
 
 
@@ -79,14 +65,6 @@ def _offline(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> None:
     print(predictions.render(options.gpu, options.measured))
-
-
-def _counters(options: argparse.Namespace) -> None:
-    if options.show:
-        print(counters.render(results.read(options.show)[1]))
-        return
-    combined = itertools.product(options.op, options.dtype, options.layout, options.shape)
-    counters.run([Call.of(*words) for words in combined], options.backend, options.output)
 
 
 if __name__ == "__main__":

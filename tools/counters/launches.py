@@ -6,6 +6,7 @@ That may be more bytes than the compulsory ones, too few in flight (which warps 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, results
-from tools.triton import nsight
+from tools.counters import nsight
 from tools.triton.calls import Call
 from tools.triton.model import compulsory_bytes
 from vt_fast.backends.triton.samples import KERNELS
@@ -57,7 +58,7 @@ def profiled(calls: Iterable[Call]) -> list[Row]:
     words = [word for call in calls for word in call.words.values()]
     with tempfile.TemporaryDirectory() as folder:
         listed, log = Path(folder) / "launched", Path(folder) / "log"
-        command = [sys.executable, "-m", "tools.triton.profiled_calls", str(listed), *words]
+        command = [sys.executable, "-m", "tools.counters.profiled_calls", "triton", str(listed), *words]
         kernels = [*KERNELS.values(), "deltas", "combine"]
         profiles = nsight.profile(command, kernels, log, _SECONDS * len(words) / 4)
         launched = [json.loads(line) for line in listed.read_text().splitlines()]
@@ -83,7 +84,8 @@ def profiled_cuda(call: Call) -> list[Row]:
         RuntimeError: it was not profiled.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tools.triton.profiled_calls", "cuda", *call.words.values()]
+        words = ["cuda", os.devnull, *call.words.values()]
+        command = [sys.executable, "-m", "tools.counters.profiled_calls", *words]
         profiles = nsight.profile(
             command, ("start_kernel", "start_small_kernel"), Path(folder) / "log", _SECONDS
         )

@@ -1,7 +1,7 @@
-"""Calls for a profiler to look at: ``python -m tools.triton.profiled_calls FILE [OP DTYPE LAYOUT SHAPE]...``.
+"""Calls for a profiler to look at.
 
-Each is made twice, the second time between the start and the stop of CUDA's profiler. FILE gets a line of
-JSON for each Triton kernel that was launched there; where it is "cuda", the calls run the CUDA kernels.
+``python -m tools.counters.profiled_calls BACKEND FILE [OP DTYPE LAYOUT SHAPE]...``: each call is made twice, the second time between the start and the stop of CUDA's profiler. FILE gets a line of
+JSON for each Triton kernel that was launched there; of CUDA kernels, the profiler knows the settings.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from vt_fast.backends.triton.schedule import observed
 
 def main(arguments: Sequence[str]) -> None:
     """Make the calls."""
-    path, *words = arguments
+    backend, path, *words = arguments
     calls = [Call.of(*each) for each in zip(*[iter(words)] * 4, strict=True)]
-    if path == "cuda":
-        for call in calls:
-            profile(call.on("cuda", tuning.Calls()))
-        return
     with Path(path).open("w") as file:
         for call in calls:
+            if backend == "cuda":
+                profile(call.on("cuda", tuning.Calls()))
+                continue
             for launch in profiled(call):
                 line = {"kernel": launch.kernel, "setting": launch.setting, "programs": launch.programs}
                 file.write(json.dumps(call.words | line) + "\n")

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks import results
-from tools.triton import counters, nsight
-from tools.triton.__main__ import main
+from tools.counters import launches, nsight
+from tools.counters.__main__ import main
 from tools.triton.calls import Call
 
 STALLED = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
@@ -47,10 +47,10 @@ NCU = """#!{python}
 import json, os, sys
 words = sys.argv[1:]
 assert words[words.index("--clock-control") + 1] == "none"
-log, start = words[words.index("--log-file") + 1], words.index("tools.triton.profiled_calls")
-path, *jobs = words[start + 1 :]
+log, start = words[words.index("--log-file") + 1], words.index("tools.counters.profiled_calls")
+backend, path, *jobs = words[start + 1 :]
 kernels = []
-with open(os.devnull if path == "cuda" else path, "w") as file:
+with open(path, "w") as file:
     while jobs:
         about, jobs = dict(zip(("op", "dtype", "layout", "shape"), jobs)), jobs[4:]
         for kernel in os.environ["KERNELS"].split():
@@ -70,8 +70,8 @@ def ncu(monkeypatch, tmp_path):
     program.write_text(NCU.format(python=sys.executable))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(counters.machine, "unusable", lambda device: None)
-    monkeypatch.setattr(counters.machine, "describe", lambda device: {"gpu": {"name": "Stand-in 9000"}})
+    monkeypatch.setattr(launches.machine, "unusable", lambda device: None)
+    monkeypatch.setattr(launches.machine, "describe", lambda device: {"gpu": {"name": "Stand-in 9000"}})
 
     def prepare(kernels="tokenize_forward combine", text=None, status=0):
         monkeypatch.setenv("KERNELS", kernels)
@@ -82,11 +82,11 @@ def ncu(monkeypatch, tmp_path):
     return prepare
 
 
-WORDS = ["counters", "--op", "tokenize", "--shape", "256x196x1024x16", "--layout", "nchw"]
+WORDS = ["--op", "tokenize", "--shape", "256x196x1024x16", "--layout", "nchw"]
 
 
 def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(counters, "__file__", str(tmp_path / "counters.py"))
+    monkeypatch.setattr(launches, "__file__", str(tmp_path / "launches.py"))
     assert main(WORDS) == 0
     path = tmp_path / "counters-triton-stand-in-9000.csv"
     facts, (first, second) = results.read(path)
@@ -101,7 +101,7 @@ def test_counters_stand_beside_what_was_launched(ncu, monkeypatch, tmp_path, cap
     row = next(line for line in printed.splitlines() if line.startswith("tokenize_forward"))
     words = ["256x196x1024x16", "bf16", "nchw", "tile=64", "35.5", "1.00", "91", "-", "-", "-", "168"]
     assert row.split()[1:] == [*words, "long_scoreboard", "7.5,", "wait", "1.2"]
-    assert main(["counters", "--show", str(path)]) == 0
+    assert main(["--show", str(path)]) == 0
     assert row in capsys.readouterr().out
 
 
@@ -110,7 +110,7 @@ CUDA += ["void unnamed>::start_small_kernel<CombineRows<Bf16, 0, 1, 0, 4>>(Call)
 
 
 def test_counters_of_the_cuda_kernels(ncu, monkeypatch, tmp_path):
-    monkeypatch.setattr(counters, "__file__", str(tmp_path / "counters.py"))
+    monkeypatch.setattr(launches, "__file__", str(tmp_path / "launches.py"))
     ncu(text=table(*CUDA))
     assert main([*WORDS, "--op", "tokenize_backward", "--backend", "cuda"]) == 0
     _, (first, second) = results.read(tmp_path / "counters-cuda-stand-in-9000.csv")
@@ -120,7 +120,7 @@ def test_counters_of_the_cuda_kernels(ncu, monkeypatch, tmp_path):
     assert (second["kernel"], second["compulsory_bytes"]) == ("CombineRows", "")
     ncu(text=table("combine"))
     with pytest.raises(RuntimeError, match="'combine', which is none of the CUDA kernels"):
-        counters.profiled_cuda(Call.of("tokenize", "bf16", "nchw", "8x196x64x16"))
+        launches.profiled_cuda(Call.of("tokenize", "bf16", "nchw", "8x196x64x16"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_counters_of_the_cuda_kernels(ncu, monkeypatch, tmp_path):
 def test_a_failed_profile_is_an_error(ncu, prepared, problem):
     ncu(**prepared)
     with pytest.raises(RuntimeError, match=problem):
-        counters.profiled([Call.of("tokenize", "bf16", "nchw", "8x196x64x16")])
+        launches.profiled([Call.of("tokenize", "bf16", "nchw", "8x196x64x16")])
 
 
 def test_the_command_reports_a_failed_profile(ncu, tmp_path, capsys):
@@ -154,10 +154,10 @@ def test_unusable_arguments_and_machines_are_refused(ncu, monkeypatch, capsys):
             main(words)
         return capsys.readouterr().err
 
-    assert "`shape` must be BxNxCxL, got '2x3'" in refusal(["counters", "--shape", "2x3"])
+    assert "`shape` must be BxNxCxL, got '2x3'" in refusal(["--shape", "2x3"])
     monkeypatch.setenv("PATH", "/nowhere")
     assert "ncu (Nsight Compute, in NVIDIA's CUDA toolkit) is not on the PATH" in refusal(WORDS)
-    monkeypatch.setattr(counters.machine, "unusable", lambda device: "there is no GPU")
+    monkeypatch.setattr(launches.machine, "unusable", lambda device: "there is no GPU")
     assert "no counters can be read here: there is no GPU" in refusal(WORDS)
 
 

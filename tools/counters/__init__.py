@@ -1,0 +1,1 @@
+"""Hardware counters of the GPU kernels, by Nsight Compute."""
