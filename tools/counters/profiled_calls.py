@@ -1,8 +1,8 @@
 """Calls for a profiler to look at.
 
-``python -m tools.counters.profiled_calls BACKEND FILE [OP DTYPE LAYOUT SHAPE]...``: each call is made twice, the
-second time between the start and the stop of CUDA's profiler. FILE gets a line of JSON for each Triton kernel
-that was launched there; of CUDA kernels, the profiler knows the settings.
+``python -m tools.counters.profiled_calls BACKEND FILE [OP DTYPE LAYOUT SHAPE]...``: each call is made twice,
+the second time between the start and the stop of CUDA's profiler. FILE gets a line of JSON for each Triton
+kernel that was launched there; of CUDA kernels, the profiler knows the settings.
 """
 
 from __future__ import annotations
