@@ -44,7 +44,10 @@ def test_in_an_operand(case, layout):
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if {"mask", "pixel_bias", "token_bias", "shared bias"} & set(case[1])],
+    [
+        *(case for case in CASES if {"mask", "pixel_bias", "token_bias", "shared bias"} & set(case[1])),
+        ("project_tokenize", ("no map", "pixel_bias")),
+    ],
     ids=short,
 )
 def test_hidden_numbers_do_not_matter(case, layout, dtype):
