@@ -217,6 +217,7 @@ KERNEL = [
         "A tile is waited for together with those behind it, so that no copy overlaps with work.",
         "copy_wait<2>();",
         "copy_wait<0>();",
+        harmless="slower alone",
     ),
     Fault(
         "wait-without-sync-warp",
