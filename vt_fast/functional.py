@@ -207,7 +207,7 @@ def tokenize(
         differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
         if family and not differentiable:
             differentiable = _needs_gradient(plain, values, scores, token_bias)
-        keep_exact = differentiable or not isinstance(x, Tensor)
+        keep_exact = normalize == "pixels" and (differentiable or not isinstance(x, Tensor))
         call: tuple[Any, ...] = (x, queries, mask, pixel_bias, extra_values, heads, keep_exact)
         if family:
             call += family

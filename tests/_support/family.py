@@ -12,6 +12,7 @@ from tests._support.pairs import pairs
 from vt_fast import functional
 from vt_fast.backends.contract import Project, Tokenize, sees_block, switches
 from vt_fast.layout import channel_count
+from vt_fast.ops import TOKENIZE
 
 # What each backend takes, by the names of `switches`.
 TAKEN = {
@@ -128,6 +129,34 @@ def cover() -> list[tuple[str, tuple[Any, ...]]]:
         chosen.append(best)
         news = {case: new - news[best] for case, new in news.items()}
     return chosen
+
+
+def assert_sums_are_not_read(normalize: str | None, dtype: torch.dtype) -> None:
+    """The backward op of sums over pixels does not read the tokens and the mass."""
+    torch.manual_seed(0)
+    x, rows, bias = torch.randn(2, 9, 32), torch.randn(4, 32), torch.tensor([0.0, 1, -torch.inf, 2])
+    grads = torch.randn(2, 4, 32), torch.randn(2, 4)
+    x, rows, bias, *grads = (each.to(dtype) for each in (x, rows, bias, *grads))
+    needs = [True, True, False, False, False, False, True]
+    solutions = [
+        TOKENIZE.raw_backward(
+            *grads,
+            x,
+            rows,
+            *(None, None, None),
+            *(torch.full_like(grad, value) for grad in grads),
+            1,
+            needs,
+            token_bias=bias,
+            normalize=normalize,
+        )
+        for value in (0.5, torch.nan, torch.inf, -torch.inf)
+    ]
+    for found in solutions[1:]:
+        for part, expected in zip(found, solutions[0], strict=True):
+            assert (part is None) == (expected is None)
+            assert part is None or torch.equal(part, expected)
+            assert part is None or part.isfinite().all()
 
 
 def _widths() -> tuple[int, int]:

@@ -7,6 +7,7 @@ import torch
 
 from tests._support import cuda_emulator
 from tests._support.emulated_cases import DTYPES, LAYOUTS, check, conditions, pooling, spreading
+from tests._support.family import assert_sums_are_not_read
 from tests._support.judging import short
 from tests._support.pairs import pairs
 from tests._support.problems import Problem
@@ -65,6 +66,13 @@ def test_pooling_without_a_softmax_over_pixels(weights, option, shared, layout, 
     normalize, heads = weights
     found = pooling(heads, normalize, (option, *shared), layout, **SIZES, tokens=6)
     check(found, dtype, any_numbers=True, **conditions(len(request.node.name)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("normalize", ["tokens", None])
+def test_the_backward_of_sums_does_not_read_tokens_and_mass(normalize, dtype):
+    with cuda_emulator.emulated():
+        assert_sums_are_not_read(normalize, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests._support import devices, problems
 from tests._support.comparing import assert_close, assert_solved
-from tests._support.family import CASES, TAKEN, cover, make
+from tests._support.family import CASES, TAKEN, assert_sums_are_not_read, cover, make
 from vt_fast import functional, layout
 from vt_fast.backends import eager
 from vt_fast.backends.contract import Project, Tokenize
@@ -50,6 +50,76 @@ def test_permuting_samples_permutes_results(op, options):
         problem.operands[name] = value if name in shared else value[order]
     for found, wanted in zip(problem.call(problem.leaves(), plain=False), expected, strict=True):
         assert_close(found, wanted[order])
+
+
+# ---- what is saved for the backward ----
+
+
+def changed_in_place(function, *leaves):
+    """Results, changed in place as a layer may change them, and gradients of the leaves."""
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    results = function(*leaves)
+    for result in results:
+        result.mul_(2).add_(1)
+    arriving = [torch.linspace(-1, 1, result.numel(), dtype=result.dtype) for result in results]
+    torch.autograd.backward([result.flatten() for result in results], arriving)
+    return (*results, *(leaf.grad for leaf in leaves))
+
+
+@pytest.mark.parametrize("dtype", ["widest", "narrow"])
+@pytest.mark.parametrize("normalize", ["tokens", None])
+def test_sums_may_be_changed_in_place(normalize, dtype):
+    taken("`normalize=None`" if normalize is None else f'`normalize="{normalize}"`')
+    torch.manual_seed(0)
+    dtype = problems.widest() if dtype == "widest" else torch.bfloat16
+    x, queries = torch.randn(2, 9, 16, dtype=dtype), torch.randn(4, 16, dtype=dtype) / 4
+    tolerance = {} if dtype == problems.widest() else {"rtol": 0.05, "atol": 0.1}
+    for used in (slice(0, 2), slice(0, 1), slice(1, 2)):  # tokens, mass
+        found, expected = (
+            changed_in_place(
+                lambda *given: module.tokenize(*given, normalize=normalize, return_stats=True)[used],  # noqa: B023
+                x,
+                queries,
+            )
+            for module in (functional, reference)
+        )
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "exp", None])
+def test_a_map_may_be_changed_in_place(normalize):
+    torch.manual_seed(0)
+    x, rows = torch.randn(2, 9, 16, dtype=problems.widest()), torch.randn(4, 16, dtype=problems.widest()) / 4
+    solutions = [
+        changed_in_place(lambda *given: [module.project(*given, normalize=normalize)], x, rows, rows)  # noqa: B023
+        for module in (functional, reference)
+    ]
+    assert_close(*solutions)
+    if normalize == "tokens":
+        solutions = [
+            changed_in_place(lambda *given: module.project_tokenize(*given, rows)[:1], x, rows, rows)  # noqa: B023
+            for module in (functional, reference)
+        ]
+        assert_close(*solutions)
+
+
+def test_means_changed_in_place_are_an_error():
+    """The backward of a softmax over pixels starts from its results."""
+    x, queries = torch.randn(2, 9, 16, requires_grad=True), torch.randn(4, 16)
+    for changed in (0, 1):
+        for results in (
+            functional.tokenize(x, queries, return_stats=True),
+            functional.project_tokenize(x, queries, queries, queries, return_stats=True)[1:],
+        ):
+            results[changed].mul_(2)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                results[0].sum().backward()
+
+
+@pytest.mark.parametrize("normalize", ["tokens", None])
+def test_the_backward_of_sums_does_not_read_tokens_and_mass(normalize):
+    taken("`normalize=None`" if normalize is None else f'`normalize="{normalize}"`')
+    assert_sums_are_not_read(normalize, problems.widest())
 
 
 # ---- bags ----

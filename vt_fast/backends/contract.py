@@ -44,7 +44,10 @@ class Tokenize(NamedTuple):
 
 
 class TokenizeBackward(NamedTuple):
-    """Its backward. ``tokens`` are unrounded where those were kept; ``needs``: which gradients to compute."""
+    """Its backward. ``tokens`` are unrounded where those were kept; ``needs``: which gradients to compute.
+
+    Only ``normalize="pixels"`` reads ``tokens`` and ``stats``. Otherwise they may hold anything.
+    """
 
     grad_tokens: Tensor
     grad_stats: Tensor | None

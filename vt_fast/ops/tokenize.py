@@ -128,8 +128,13 @@ def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
     tokens, exact, stats = results
     ctx.mark_non_differentiable(exact)
     ctx.set_materialize_grads(False)
-    exact = exact if args[6] and exact.dtype != tokens.dtype else tokens
     ctx.num_heads = args[5]
+    if len(args) > 11 and args[11] != "pixels":
+        # Nothing is saved that the formula does not need: results may then be changed in place.
+        ctx.save_for_backward(*args[:5], None, None, *args[7:11])
+        ctx.options = args[11:]
+        return
+    exact = exact if args[6] and exact.dtype != tokens.dtype else tokens
     if len(args) == 7:  # defaults at the end may have been left out
         ctx.save_for_backward(*args[:5], exact, stats)
     else:
@@ -140,10 +145,19 @@ def _save(ctx: Any, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
 def _derivative(
     ctx: Any, needed: tuple[bool, ...], grad_tokens: Tensor | None, _: None, grad_stats: Tensor | None
 ) -> tuple[Any, ...]:
+    if grad_tokens is None and grad_stats is None:
+        return ()
     saved = ctx.saved_tensors
-    if grad_tokens is None:
-        if grad_stats is None:
-            return ()
+    if saved[5] is None:
+        # Of tokens and statistics the backward has no use but for their sizes.
+        if grad_tokens is None:
+            call = Tokenize(*saved[:5], ctx.num_heads, False, *saved[7:], *ctx.options)
+            grad_tokens = torch.zeros_like(_forward_fake(call)[0])
+        stats = grad_stats
+        if stats is None:
+            stats = grad_tokens.new_empty((grad_tokens.shape[0], row_count(saved[1], saved[8], saved[10])))
+        saved = (*saved[:5], grad_tokens, stats, *saved[7:])
+    elif grad_tokens is None:
         grad_tokens = torch.zeros_like(saved[5])
     if len(saved) == 7:
         needs = [needed[0], needed[1], needed[3], needed[4], False, False, False]
