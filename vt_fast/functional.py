@@ -419,7 +419,7 @@ def project_tokenize(
     keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
     careful = not plain or any_autocast() or type(num_heads) is not int
     if careful or type(return_map) is not bool or type(return_stats) is not bool:
-        op_checks.bags(x, None)
+        checks.feature_map("x", x)
         checks.flag("return_map", return_map)
         checks.flag("return_stats", return_stats)
         x, keys, values, queries, other, extra_values = autocast(
@@ -496,7 +496,7 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
         return rows
     checks.number(name, scale)
     if isinstance(rows, torch.fx.Proxy) or (isinstance(rows, Tensor) and rows.is_floating_point()):
-        return rows * scale
+        return rows * (float(scale) if type(scale) is int else scale)  # PyTorch's integers have 64 bits
     return rows
 
 

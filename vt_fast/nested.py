@@ -16,11 +16,8 @@ class Bags:
     def __init__(self, x: Tensor, offsets: Any) -> None:
         if offsets is not None:
             raise ValueError("`offsets` must be None where `x` is nested, got a tensor")
-        if x.layout != torch.jagged or x.dim() != 3 or x._ragged_idx != 1:  # type: ignore[attr-defined]
-            raise ValueError(
-                "`x` must have layout=torch.jagged and be (B, *, C) where it is nested, got "
-                f"{checks.shape(x) if x.layout == torch.jagged else x.layout}"
-            )
+        if x.dim() != 3 or x._ragged_idx != 1:  # type: ignore[attr-defined]
+            raise ValueError(f"`x` must be (B, *, C) where it is nested, got {checks.shape(x)}")
         self.size = x.shape[1]
         self.x, self.offsets = self._parts("x", x, 1)
 
@@ -29,10 +26,11 @@ class Bags:
         if not isinstance(value, Tensor) or not value.is_nested:
             return value
         # Sizes of nested dimensions are equal where the offsets are the same tensor.
-        if value.layout != torch.jagged or value.dim() <= dim or value.shape[dim] != self.size:
+        jagged = value.layout == torch.jagged
+        if not jagged or value.dim() <= dim or value.shape[dim] != self.size:
             raise ValueError(
                 f"`{name}` must be nested as `x` is, in dimension {dim} and with the same offsets, got "
-                f"{checks.shape(value)}"
+                f"{checks.shape(value) if jagged else value.layout}"
             )
         return self._parts(name, value, dim)[0]
 

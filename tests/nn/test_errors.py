@@ -25,6 +25,10 @@ CONSTRUCTION = [
     (lambda: nn.ClusteringTokenizer(C, scale=float("nan")), "`scale` must be finite, got nan"),
     (lambda: nn.TokenTransformer(C, scale=float("-inf")), "`scale` must be finite, got -inf"),
     (lambda: nn.Projector(C, scale=float("nan")), "`scale` must be finite, got nan"),
+    (
+        lambda: nn.Projector(C, scale=10**400),
+        "`scale` must be in the range of a float, got an int of 1329 bits",
+    ),
     (lambda: nn.GroupedLinear(8, 8, 0), "`groups` must be at least 1, got 0"),
     (lambda: nn.GroupedLinear(0, 8), "`in_features` must be at least 1, got 0"),
     (

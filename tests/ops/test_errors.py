@@ -490,6 +490,26 @@ def test_a_call_that_raises_leaves_its_arguments_alone(op):
         assert {name: state(value) for name, value in arguments.items()} == before
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("tokenize", "scale"),
+        ("tokenize", "layer_norm_eps"),
+        ("project", "scale"),
+        ("project_tokenize", "scale"),
+        ("project_tokenize", "query_scale"),
+    ],
+)
+def test_ints_out_of_range(op, name, sign):
+    """Of a float; those that do not fit into 64 bits are taken."""
+    with pytest.raises(ValueError, match="range of a float") as caught:
+        call(op, {name: sign * 10**400})
+    assert str(caught.value) == f"`{name}` must be in the range of a float, got an int of 1329 bits"
+    if name != "layer_norm_eps":
+        call(op, {name: sign * 10**30})
+
+
 @by_op
 def test_every_argument_has_a_row(op):
     tested = {argument for _, ops, argument, *_ in RULES if op in ops.split()}

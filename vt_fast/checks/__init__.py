@@ -6,6 +6,7 @@ Those of the three ops are in :mod:`vt_fast.checks.ops`.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -93,11 +94,11 @@ def floating(name: str, value: Any) -> None:
 
 
 def number(name: str, value: Any) -> None:
-    """A finite int or float; symbolic ones pass.
+    """A finite float, or an int in its range; symbolic ones pass.
 
     Raises:
         TypeError: something else, a tensor included.
-        ValueError: NaN or infinite.
+        ValueError: NaN, infinite, or out of range.
     """
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return
@@ -105,6 +106,8 @@ def number(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must be a float, got {type(value).__name__}")
     if not -math.inf < value < math.inf:  # not math.isfinite, which a compiler cannot trace
         raise ValueError(f"`{name}` must be finite, got {value}")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ValueError(f"`{name}` must be in the range of a float, got an int of {value.bit_length()} bits")
 
 
 def flag(name: str, value: Any, optional: bool = False) -> None:

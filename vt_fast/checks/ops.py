@@ -28,6 +28,11 @@ def bags(x: Any, offsets: Any) -> None:
         TypeError: no dense tensor, or another dtype.
         ValueError: another shape or device.
     """
+    if isinstance(x, Tensor) and x.is_nested and x.layout == torch.strided:
+        raise TypeError(
+            "`x` must have layout=torch.jagged where it is nested "
+            "(torch.nested.as_nested_tensor(list(x.unbind()), layout=torch.jagged)), got torch.strided"
+        )
     if offsets is None:
         feature_map("x", x)
         return

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vt_fast.backends.contract import Backend, ProjectTokenize, ProjectTokenizeBackward
+from vt_fast.checks import feature_map
 from vt_fast.checks import ops as op_checks
 from vt_fast.layout import empty_map_like
 from vt_fast.ops.library import DifferentiableOp, Pass, check_needs, fake_gradients, gradients, nothing
@@ -16,7 +17,7 @@ from vt_fast.ops.tokenize import fake_tokens, pooling_products, round_tokens
 
 
 def _check(call: ProjectTokenize) -> None:
-    op_checks.bags(call.x, None)
+    feature_map("x", call.x)
     check_residual(call)
     op_checks.project_tokenize(call)
 
