@@ -89,6 +89,7 @@ struct Chunks {
     }
     if (!shifted) weight = 1;
     if (weight == 0 && call.scores.data) seen = 0;
+    if (shifted) weight += 0 * bias;  // NaN where the bias is not finite
     put_statistic(call, sample * rows + row, seen, top, sum, bias);
     const Acc* from = tokens + (unit * L + l) * width + head * part;
     Acc* to = (Acc*)call.tokens_out + (sample * L + l) * width + head * part;
@@ -227,6 +228,8 @@ struct Tokenizer {
       for (int64_t l = 0; l < L; l++) {
         const Acc sum = running.pooled[h * L + l];
         factors[l] = !divided ? 1 : sum == 0 && call.scores.data ? 0 : 1 / sum;
+        // Tokens do not depend on a row's bias, but one that is not finite makes them NaN.
+        if (divided && bias.data) factors[l] += 0 * bias.data[h * L + l];
       }
       if (whole && !seen) tokens.fresh = pooled_extra.fresh = true;
       tokens.emit(h, out + h * part, width, divided ? factors : nullptr);

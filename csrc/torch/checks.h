@@ -51,15 +51,19 @@ void check_bags(const Tensor& x, const Tensor& offsets) {
       offsets.dim() == 1 && offsets.size(0) > 0 && (wide || dtype_code(offsets) == aoti_torch_dtype_int32()),
       "offsets", "be (B + 1,) of int32 or int64");
   const void* data = read(offsets);
-  int64_t before = 0;
-  for (int64_t i = 0; i < offsets.size(0); ++i) {
-    const int64_t at = i * offsets.stride(0);
-    const int64_t bound =
-        wide ? static_cast<const int64_t*>(data)[at] : static_cast<const int32_t*>(data)[at];
-    require(i == 0 ? bound == 0 : bound >= before, "offsets", "start at 0 and not fall");
-    before = bound;
-  }
-  require(before == x.size(0), "offsets", "end at the number of pixels");
+  const int64_t count = offsets.size(0), stride = offsets.stride(0);
+  const auto bound = [&](int64_t i) -> int64_t {
+    return wide ? static_cast<const int64_t*>(data)[i * stride]
+                : static_cast<const int32_t*>(data)[i * stride];
+  };
+  bool fits = bound(0) == 0 && bound(count - 1) == x.size(0);
+  for (int64_t i = 1; i < count; ++i) fits = fits && bound(i) >= bound(i - 1);
+  if (fits) return;
+  // Python has no better message where it traces the call, or a compiled program makes it.
+  std::string given;
+  for (int64_t i = 0; i < count; ++i) given += (i ? ", " : "") + std::to_string(bound(i));
+  throw std::invalid_argument("`offsets` must start at 0, not fall, and end at the number of pixels " +
+                              std::to_string(x.size(0)) + ", got [" + given + "]");
 }
 
 void check_map(const Tensor& x, const Optional& offsets = {}) {
