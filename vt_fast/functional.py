@@ -495,8 +495,10 @@ def _scaled(name: str, scale: Any, rows: Any) -> Any:
     if type(scale) is float and scale == 1.0:
         return rows
     checks.number(name, scale)
+    if type(scale) is int:
+        scale = float(scale)  # a tensor is not multiplied with more than 64 bits
     if isinstance(rows, torch.fx.Proxy) or (isinstance(rows, Tensor) and rows.is_floating_point()):
-        return rows * (float(scale) if type(scale) is int else scale)  # PyTorch's integers have 64 bits
+        return rows * scale
     return rows
 
 

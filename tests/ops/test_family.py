@@ -1,5 +1,6 @@
 """The switches of the op family, each against the reference."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -122,6 +123,114 @@ def test_the_backward_of_sums_does_not_read_tokens_and_mass(normalize):
     assert_sums_are_not_read(normalize, problems.widest())
 
 
+# ---- biases that are not finite ----
+
+
+@pytest.mark.parametrize("pixels", [9, 3000])
+@pytest.mark.parametrize(
+    ("normalize", "bad"),
+    [
+        ("pixels", torch.nan),
+        ("pixels", torch.inf),
+        ("tokens", torch.nan),
+        (None, torch.nan),
+        (None, torch.inf),
+    ],
+)
+def test_a_token_bias_that_is_not_finite(bad, normalize, pixels):
+    """The results of its row are NaN, also where a finite bias would cancel, or lse and mass infinite."""
+    if normalize == "pixels":
+        taken("`token_bias`")
+    torch.manual_seed(0)
+    x = torch.randn(2, pixels, 16, dtype=problems.widest())
+    queries = torch.randn(4, 16, dtype=x.dtype)
+    bias = torch.tensor([0.5, bad, 0 if normalize == "tokens" else -torch.inf, 1], dtype=x.dtype)
+    mask = torch.ones(2, pixels, dtype=torch.bool)
+    mask[1] = False
+    for other in ({}, {"mask": mask}, {"num_heads": 2}, {"offsets": torch.tensor([0, 0, pixels])}):
+        bags = "offsets" in other
+        if bags and "`offsets`" not in TAKEN[devices.backend()]:
+            continue
+        solutions = [
+            module.tokenize(
+                x[0] if bags else x,
+                queries[:, :8] if "num_heads" in other else queries,
+                token_bias=bias,
+                normalize=normalize,
+                return_stats=True,
+                **other,
+            )
+            for module in (functional, reference)
+        ]
+        for found, expected in zip(*solutions, strict=True):
+            torch.testing.assert_close(found, expected, equal_nan=True)
+        assert solutions[0][0].isnan().any()
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "exp", None])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_token_bias_of_project_that_is_not_finite(bad, normalize):
+    torch.manual_seed(0)
+    x, rows = torch.randn(2, 9, 16, dtype=problems.widest()), torch.randn(4, 16, dtype=problems.widest())
+    bias = torch.tensor([0.5, bad, -torch.inf, 1], dtype=x.dtype)
+    found, expected = (
+        module.project(x, rows, rows, token_bias=bias, normalize=normalize)
+        for module in (functional, reference)
+    )
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert not found.isfinite().all()
+
+
+# ---- a map whose shape alone counts ----
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("how", ["eager", "compiled", "func"])
+def test_a_map_that_is_not_read_has_no_gradient(how, autocast):
+    """As autograd finds it for the reference. A residual, or x as the values, does have one."""
+    taken("`scores`")
+    if autocast and devices.backend() == "triton" and torch.empty(0).device.type == "cpu":
+        pytest.skip("Triton's interpreter does not know bfloat16")
+    torch.manual_seed(0)
+    x, rows, scores = torch.randn(2, 9, 16), torch.randn(4, 16), torch.randn(2, 4, 9)
+    cases = [
+        (lambda ops, x: ops.project(x, None, rows, scores=scores), False),
+        (lambda ops, x: ops.project(x, None, rows, scores=scores, residual=x), True),
+        (lambda ops, x: ops.project(x, None, rows, scores=scores, residual=x * 1), True),
+        (lambda ops, x: ops.tokenize(x, None, scores=scores, values=x.detach() + 1), False),
+        (lambda ops, x: ops.tokenize(x, None, scores=scores, values=x.detach() + 1, normalize=None), False),
+        (lambda ops, x: ops.tokenize(x, None, scores=scores), True),
+        (lambda ops, x: ops.tokenize(x, rows, scores=scores, values=x.detach() + 1), True),
+    ]
+    for function, used in cases:
+        grads = []
+        for ops in (functional, reference):
+            leaf = x.clone().requires_grad_()
+            scores.requires_grad_()
+
+            def call(given, ops=ops, function=function):
+                return function(ops, given)
+
+            if how == "compiled" and ops is functional:
+                torch.compiler.reset()
+                call = torch.compile(call, backend="aot_eager", fullgraph=True)
+            with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast and ops is functional):
+                if how == "func":
+                    (grad,) = torch.func.vjp(call, x)[1](torch.ones_like(call(x)))
+                    grads.append(grad)
+                    continue
+                y = call(leaf)
+            y.float().sum().backward()
+            grads.append(leaf.grad)
+        found, expected = grads
+        if how != "func":  # which has zeros in place of None
+            assert (found is not None) == (expected is not None) == used
+        if used:
+            torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 if autocast else 1e-4)
+        else:
+            assert found is None or not found.any()
+
+
 # ---- bags ----
 
 
@@ -237,16 +346,61 @@ def test_nested_tensors_that_are_no_bags():
         functional.tokenize(nested, queries, mask=other)
     with pytest.raises(ValueError, match="`offsets` must be None where `x` is nested, got a tensor"):
         functional.tokenize(nested, queries, offsets=offsets)
-    with pytest.raises(TypeError, match=r"`x` must be a dense \(torch.strided\) tensor, got a nested tensor"):
-        functional.tokenize(torch.nested.nested_tensor([x[:4], x[4:]]), queries)
+    strided = torch.nested.nested_tensor([x[:4], x[4:]])
+    with pytest.raises(ValueError, match=r"`mask` must be nested as `x` is.*got torch.strided"):
+        functional.tokenize(nested, queries, mask=torch.nested.nested_tensor([x[:4, 0] > 0, x[4:, 0] > 0]))
     square = torch.nested.nested_tensor_from_jagged(x[:, :4], offsets)  # as many channels as pixels in a bag
     for op in (functional.tokenize, lambda x, rows: functional.project(x, rows, rows)):
-        with pytest.raises(ValueError, match=r"`x` must have layout=torch.jagged and be \(B, \*, C\)"):
+        with pytest.raises(
+            TypeError, match=r"`x` must have layout=torch.jagged where.*got torch.str"
+        ) as hint:
+            op(strided, queries)
+        with pytest.raises(ValueError, match=r"`x` must be \(B, \*, C\) where it is nested, got \(2, 4, j"):
             op(square.transpose(1, 2), queries[:, :4])
+    how = re.search(r"\((torch\.nested.*)\), got", str(hint.value)).group(1)
+    jagged = eval(how, {"torch": torch, "x": strided})
+    assert torch.equal(functional.tokenize(jagged, queries), functional.tokenize(nested, queries))
+    with pytest.raises(TypeError, match=r"`x` must be a dense \(torch.strided\) tensor, got a nested tensor"):
+        functional.project_tokenize(strided, queries, queries, queries)
     with pytest.raises(
         ValueError, match=r"`offsets` must start at 0, not fall, and end at the number of pix"
     ):
         functional.tokenize(torch.nested.nested_tensor_from_jagged(x, offsets - 1), queries)
+
+
+@pytest.mark.parametrize("how", ["compiled", "vmap", "grad", "raw"])
+@pytest.mark.parametrize("op", ["tokenize", "project"])
+def test_wrong_offsets_where_the_call_is_traced(op, how):
+    """The message has the numbers, too: the op finds it out when it runs."""
+    taken("`offsets`")
+    if torch.empty(0).device.type != "cpu":
+        pytest.skip("offsets on a GPU are clamped")
+    x, offsets, rows = torch.randn(9, 8), torch.tensor([0, 6, 4, 9]), torch.randn(4, 8)
+
+    def call(rows):
+        given = (rows,) if op == "tokenize" else (rows, rows)
+        return getattr(functional, op)(x, *given, offsets=offsets)
+
+    def raw(rows):
+        if op == "tokenize":
+            return torch.ops.vt_fast.tokenize(
+                x, rows, None, None, None, 1, False, offsets=offsets, backend=devices.backend()
+            )
+        return torch.ops.vt_fast.project(
+            x, rows, rows, None, None, False, 1, offsets=offsets, backend=devices.backend()
+        )
+
+    run = {
+        "compiled": lambda: torch.compile(call, backend="aot_eager")(rows),
+        "vmap": lambda: torch.vmap(call)(rows[None].expand(2, -1, -1)),
+        "grad": lambda: torch.func.grad(lambda rows: call(rows).sum())(rows),
+        "raw": lambda: raw(rows),
+    }[how]
+    torch.compiler.reset()
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"start at 0, not fall, and end at.* 9, got \[0, 6, 4, 9\]"
+    ):
+        run()
 
 
 # ---- layer norm ----
@@ -259,6 +413,37 @@ def test_layer_norm_with_weights_folded():
     normalised = torch.nn.functional.layer_norm(x, (8,), weight, bias, 1e-5)
     found = functional.tokenize(x, queries * weight, layer_norm_eps=1e-5) * weight + bias
     torch.testing.assert_close(found, functional.tokenize(normalised, queries))
+
+
+@pytest.mark.parametrize("dtype", ["widest", "float32"])
+@pytest.mark.parametrize("form", ["bnc", "bnc, pixels innermost", "nchw"])
+@pytest.mark.parametrize("eps", [1e-46, 1e-40, 1e-30, 1e-5, 1e39])
+def test_layer_norm_of_equal_channels(eps, form, dtype):
+    """What `F.layer_norm` makes of this eps: NaN where it is 0 in the dtype of the sums."""
+    taken("`layer_norm_eps`")
+    torch.manual_seed(0)
+    dtype = problems.widest() if dtype == "widest" else torch.float32
+    x = problems.LAYOUTS[form](2, 8, 3, 3).to(dtype)
+    pixels = layout.as_pixels(x)
+    pixels[0] = 1
+    pixels[1, 4] = -2
+    solutions = []
+    for fused in (True, False):
+        leaf = x.clone().requires_grad_()
+        queries = torch.full((2, 8), 0.25, dtype=dtype)
+        if fused:
+            tokens = functional.tokenize(leaf, queries, layer_norm_eps=eps)
+        else:
+            normalised = torch.nn.functional.layer_norm(layout.as_pixels(leaf), (8,), eps=eps)
+            tokens = reference.tokenize(normalised, queries)
+        (grad,) = torch.autograd.grad(tokens.sum(), leaf)
+        solutions.append((tokens, grad))
+    (found, grad), (expected, wanted) = solutions
+    torch.testing.assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-4)
+    assert torch.equal(grad.isnan(), wanted.isnan())
+    if eps == 1e-5:  # smaller ones multiply differences of equal numbers, which are rounded
+        torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
+    assert found.isnan().any() == (eps == 1e-46 and dtype == torch.float32)
 
 
 # ---- what PyTorch does with them ----

@@ -76,11 +76,12 @@ def _save(ctx: Any, args: tuple[Any, ...], results: Tensor) -> None:
 
 
 def _derivative(ctx: Any, needed: tuple[bool, ...], grad_map: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
     needs = [*needed[:4], needed[7]]  # of a call without scores, that of the backend: False
+    needs[0] &= saved[1] is not None or ctx.residual_is_input  # else x is not read
     dresidual = grad_map if needed[4] else None
     if not any(needs):
         return (None, None, None, None, dresidual)
-    saved = ctx.saved_tensors
     call = (grad_map, *saved[:4], ctx.residual_is_input, ctx.num_heads, needs)
     if len(saved) > 4:
         call = (*call, *saved[4:], *ctx.normalize)

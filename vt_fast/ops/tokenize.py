@@ -151,8 +151,8 @@ def _derivative(
     if saved[5] is None:
         # Of tokens and statistics the backward has no use but for their sizes.
         if grad_tokens is None:
-            call = Tokenize(*saved[:5], ctx.num_heads, False, *saved[7:], *ctx.options)
-            grad_tokens = torch.zeros_like(_forward_fake(call)[0])
+            forward = Tokenize._make((*saved[:5], ctx.num_heads, False, *saved[7:], *ctx.options))
+            grad_tokens = torch.zeros_like(_forward_fake(forward)[0])
         stats = grad_stats
         if stats is None:
             stats = grad_tokens.new_empty((grad_tokens.shape[0], row_count(saved[1], saved[8], saved[10])))
@@ -165,6 +165,7 @@ def _derivative(
         found = TOKENIZE.call_backward(call, ctx.backend)
         return (found[0], found[1], None, found[2], found[3], None, None, None, None)
     needs = [needed[0], needed[1], needed[3], needed[4], *needed[7:10]]
+    needs[0] &= saved[1] is not None or saved[7] is None  # else x is not read
     call = (grad_tokens, grad_stats, *saved[:7], ctx.num_heads, needs, *saved[7:], *ctx.options)
     dx, dqueries, dpixel_bias, dextra_values, *others = TOKENIZE.call_backward(call, ctx.backend)
     return (dx, dqueries, None, dpixel_bias, dextra_values, None, None, *others)
