@@ -35,6 +35,13 @@ TAKEN["triton"] = TAKEN["torch"]
 # And `token_bias`, where the weights need no sum over pixels.
 TAKEN["cuda"] = TAKEN["torch"] - {"`values`", "`scores`", "`token_bias`", "`offsets`", "`layer_norm_eps`"}
 
+
+def taken(name: str) -> None:
+    """Skip a test where the backend does not take this switch."""
+    if name not in TAKEN[devices.backend()]:
+        pytest.skip(f"{devices.backend()} does not take {name}")
+
+
 B, HEIGHT, WIDTH, L, HEADS = 3, 3, 5, 3, 2
 N = HEIGHT * WIDTH
 BAGS = [0, 4, 4, 11]  # the second one is empty

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests._support import devices, problems
 from tests._support.comparing import assert_close, assert_solved
-from tests._support.family import CASES, TAKEN, assert_sums_are_not_read, cover, make
+from tests._support.family import CASES, TAKEN, assert_sums_are_not_read, cover, make, taken
 from vt_fast import functional, layout
 from vt_fast.backends import eager
 from vt_fast.backends.contract import Project, Tokenize
@@ -240,12 +240,6 @@ def bags_of(sizes, channels=8, rows=4):
     x = torch.randn(sum(sizes), channels, dtype=dtype)
     offsets = torch.tensor([0, *sizes]).cumsum(0)
     return x, offsets, torch.randn(rows, channels, dtype=dtype)
-
-
-def taken(name):
-    """Skip where the backend does not take this switch."""
-    if name not in TAKEN[devices.backend()]:
-        pytest.skip(f"{devices.backend()} does not take {name}")
 
 
 def test_bags_of_one_size_are_a_batch():
