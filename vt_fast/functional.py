@@ -238,7 +238,8 @@ def project(
     Args:
         x: feature map (B, N, C) or (B, C, H, W); float16, bfloat16, float32 or float64.
         keys: (R, C) or block rows (R, C / num_heads), shared, or with a leading B, in x's dtype; R is
-            num_heads * L. May be None where ``scores`` is given; then x has the shape and the dtype alone.
+            num_heads * L. May be None where ``scores`` is given; then x gives its shape and dtype alone, and
+            gets no gradient, unless it is the residual.
         values: (L, D) or (B, L, D): head h writes channels [h D / num_heads, (h + 1) D / num_heads). With
             several heads also (R, D) or (B, R, D): each row writes all channels, and the heads are summed.
             This folds an output projection.
