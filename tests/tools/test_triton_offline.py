@@ -124,6 +124,19 @@ def test_the_committed_table():
     assert {offline.label(row) for row in rows if row["fault"]} <= set(excused)
 
 
+def test_the_committed_table_of_calls_with_options():
+    """Every switch of the op family is in it, forward and backward."""
+    facts, rows = results.read(offline.optional_table(offline.TABLE))
+    assert facts["triton"]
+    assert not [optional_calls.label(row) for row in rows if row["fault"]]
+    assert all(map(offline.kept, rows))
+    found = {(row["op"], row["options"], row["dtype"]) for row in rows}
+    assert found == {(*call, dtype) for call in optional_calls.COVER for dtype in offline.DTYPES}
+    for op, options in optional_calls.COVER:
+        kernels = {row["kernel"] for row in rows if (row["op"], row["options"]) == (op, options)}
+        assert {KERNELS[op], KERNELS[f"{op}_backward"]} <= kernels or "many_tokens" in options
+
+
 class InThisProcess:
     """A pool without processes, so that a test's replacements are seen."""
 
@@ -160,6 +173,8 @@ def test_a_fault_needs_an_excuse(faulty, monkeypatch, tmp_path, capsys):
     assert f"FAULT: {faulty[0]} [tile=" in capsys.readouterr().out
     assert main(words) == 0
     assert len(results.read(tmp_path / "table.csv")[1]) == 16
+    optional = results.read(tmp_path / "table-optional.csv")[1]
+    assert {row["kernel"] for row in optional} == {KERNELS["tokenize"], KERNELS["tokenize_backward"]}
     offline.EXCUSES.write_text(json.dumps({"a reason": faulty}))
     monkeypatch.setattr(optional_calls, "compiled", lambda *_: Compiled(error="no such thing"))
     assert main([*words, "--check"]) == 1

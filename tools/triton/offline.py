@@ -19,6 +19,7 @@ from tools.triton.calls import SHAPES, UNIT_STRIDES, Call
 from tools.triton.compiled import compiled
 from tools.triton.gpus import GPUS
 from tools.triton.model import predict
+from vt_fast.backends.triton.samples import KERNELS
 from vt_fast.backends.triton.schedule import standing_in
 
 TABLE = Path(__file__).with_name("offline.csv")
@@ -72,8 +73,8 @@ def run(gpus: Sequence[str], ops: Sequence[str], *, check: bool, output: Path) -
     ]
     with processes() as pool:
         rows = list(progress(pool.map(row, *zip(*jobs, strict=True)), len(jobs), "kernel"))
-        found = pool.map(optional_calls.faults, *zip(*optional, strict=True))
-        broken = list(itertools.chain.from_iterable(progress(found, len(optional), "call")))
+        found = pool.map(optional_calls.rows, *zip(*optional, strict=True))
+        with_options = list(itertools.chain.from_iterable(progress(found, len(optional), "call")))
     excused = {name for names in json.loads(EXCUSES.read_text()).values() for name in names}
     faulty = [each for each in rows if each["fault"]]
     unexcused = [each for each in faulty if label(each) not in excused]
@@ -81,13 +82,30 @@ def run(gpus: Sequence[str], ops: Sequence[str], *, check: bool, output: Path) -
         status = "FAULT" if each in unexcused else "excused"
         print(f"{status}: {label(each)} [{each['setting']}]: {each['fault']}")
     print(f"{len(rows)} kernels, {len(faulty)} with a fault, {len(unexcused)} of them without an excuse")
-    for fault in broken:
-        print(f"FAULT: {fault}")
+    broken = [each for each in with_options if each["fault"]]
+    for each in broken:
+        print(f"FAULT: {optional_calls.label(each)}: {each['fault']}")
     print(f"{len(optional)} calls with options, {len(broken)} faults")
     if not check:
-        columns = dict.fromkeys(name for each in rows for name in each)
-        results.write(output, {"triton": triton.__version__}, list(columns), rows)
+        write(output, rows)
+        write(optional_table(output), [each for each in with_options if kept(each)])
     return int(check and bool(unexcused or broken))
+
+
+def optional_table(table: Path) -> Path:
+    """The file beside a table with the kernels of calls with options."""
+    return table.with_stem(f"{table.stem}-optional")
+
+
+def kept(row: dict[str, Any]) -> bool:
+    """Whether a row of a call with options is tabled: of one GPU, and of a kernel that reads the map."""
+    return row["gpu"] == "sm_90" and row["kernel"] in KERNELS.values()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table."""
+    columns = dict.fromkeys(name for each in rows for name in each)
+    results.write(path, {"triton": triton.__version__}, list(columns), rows)
 
 
 def processes() -> ProcessPoolExecutor:

@@ -50,20 +50,35 @@ COVER = (
 )
 
 
-def faults(architecture: str, op: str, options: str, dtype: str) -> list[str]:
-    """Faults of the kernels of a call and its backward; spills are none at such sizes."""
+def rows(architecture: str, op: str, options: str, dtype: str) -> list[dict[str, Any]]:
+    """A row for each kernel of a call and its backward; spills are no faults at such sizes."""
     gpu = GPUS[architecture]
     with standing_in(gpu.traits):
         recorded = launches(forward_and_backward(op, options.split(), DTYPES[dtype]))
     different = {pickle.dumps(launch.request): launch for launch in recorded}
     found = []
     for launch in different.values():
-        fault = compiled(launch, gpu)._replace(spills=0).fault(gpu)
-        if fault is not None:
-            found.append(
-                f"{op} {architecture} {dtype} {options}: {launch.kernel} [{launch.setting}]: {fault}"
-            )
+        kernel = compiled(launch, gpu)
+        found.append(
+            {
+                "gpu": architecture,
+                "op": op,
+                "options": options,
+                "dtype": dtype,
+                "kernel": launch.kernel,
+                "setting": launch.setting,
+                "programs": launch.programs,
+                **kernel._asdict(),
+                "fault": kernel._replace(spills=0).fault(gpu),
+            }
+        )
     return found
+
+
+def label(row: dict[str, Any]) -> str:
+    """What a row is of."""
+    call = " ".join(row[name] for name in ("op", "gpu", "dtype", "options"))
+    return f"{call}: {row['kernel']} [{row['setting']}]"
 
 
 def forward_and_backward(op: str, options: list[str], dtype: torch.dtype) -> Callable[[], Any]:
