@@ -12,10 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import vt_fast
 from tests._support import devices
 from tests._support.comparing import assert_repeated, tolerance
-from tests._support.family import taken
 from tests._support.pairs import pairs
 from tests._support.problems import LAYOUTS, OPS, make, widest
-from vt_fast.layout import as_pixels, empty_map_like
+from vt_fast.layout import empty_map_like
 from vt_fast.reference import ops as reference
 from vt_fast.testing import assert_as_accurate
 
@@ -196,38 +195,6 @@ def test_nothing_that_arrives_at_a_fully_masked_sample_reaches_a_gradient():
     assert (dx[1] == 0).all()
     assert dx.isfinite().all()
     assert dqueries.isfinite().all()
-
-
-@pytest.mark.parametrize("normalize", ["pixels", "tokens", None])
-@pytest.mark.parametrize("layout", ["bnc", "nchw"])
-@pytest.mark.parametrize("name", ["x", "values"])
-def test_nothing_that_arrives_reaches_the_gradient_of_a_masked_pixel(name, layout, normalize):
-    """Of x and of a second map: 0 times NaN is not 0."""
-    if name == "values":
-        taken("`values`")
-    maps = {each: LAYOUTS[layout](2, 16, 5, 7).requires_grad_() for each in ("x", name)}
-    mask = torch.rand(2, 35) < 0.6
-    tokens = vt_fast.tokenize(**maps, queries=torch.randn(4, 16), mask=mask, normalize=normalize)
-    arriving = torch.zeros_like(tokens)
-    arriving[:, 1] = torch.nan
-    (grad,) = torch.autograd.grad(tokens, maps[name], arriving)
-    grad = as_pixels(grad)
-    assert grad[mask].isnan().any()
-    assert not grad[~mask].any()
-
-
-@pytest.mark.parametrize("normalize", ["pixels", None])
-@pytest.mark.parametrize("count", [35, 3000])
-def test_a_removed_row_has_no_statistic_of_nan(count, normalize):
-    """Whatever pixels hold: lse -inf, or the mass 0."""
-    if normalize == "pixels":
-        taken("`token_bias`")
-    x, queries = torch.randn(2, count, 16), torch.randn(4, 16)
-    x[0, 3] = torch.nan
-    bias = torch.tensor([0.0, -torch.inf, 1, 0])
-    tokens, stats = vt_fast.tokenize(x, queries, token_bias=bias, normalize=normalize, return_stats=True)
-    assert (stats[:, 1] == (-torch.inf if normalize == "pixels" else 0)).all()
-    assert tokens[0, 0].isnan().all()
 
 
 @pytest.mark.parametrize("num_heads", [1, 2])

@@ -48,7 +48,7 @@ TARGETS = {
         ("processor",),  # tests see one processor only, the one that they run on
         (
             "pytest tests/ops/test_values.py tests/ops/test_contracts.py tests/ops/test_errors.py"
-            " tests/cpu -k 'cpu and not threads_do_not_matter'",
+            " tests/ops/test_family_contracts.py tests/cpu -k 'cpu and not threads_do_not_matter'",
         ),
         "native",
     ),
