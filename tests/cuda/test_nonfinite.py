@@ -46,7 +46,9 @@ def test_in_an_operand(case, layout):
     "case",
     [
         *(case for case in CASES if {"mask", "pixel_bias", "token_bias", "shared bias"} & set(case[1])),
+        ("project", ("token_bias",)),
         ("project_tokenize", ("no map", "pixel_bias")),
+        ("project_tokenize", ("no map", "token_bias")),
     ],
     ids=short,
 )
@@ -102,17 +104,31 @@ def test_a_sample_without_pixels(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
 @pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
-def test_nan_in_a_sample_does_not_reach_the_next(op, dtype):
-    """One block takes all samples in turn."""
-    dirty = problem(op, ("extra_values",), "bnc", channels=48)
-    dirty.operands["x"][0] = torch.nan
+def test_nan_in_a_sample_does_not_reach_others(op, layout, dtype):
+    """One block takes all samples in turn. In NCHW, tiles reach behind the last row of a sample."""
+    dirty = problem(op, ("extra_values",), layout, batch=3, channels=48, height=5, width=7)
+    dirty.operands["x"][1] = torch.nan
     with cuda_emulator.emulated(clusters=1):
         found = dirty.solve(dtype)
     for name, value in found.items():
         if name.startswith("result"):
-            assert value[0].isnan().any(), name
-            assert value[1:].isfinite().all(), name
+            assert value[1].isnan().any(), name
+            assert value[::2].isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_infinity_in_a_channel_does_not_reach_the_one_before(dtype):
+    """Rows of 35 pixels are copied in words, which may reach into the next row."""
+    dirty = problem("tokenize", (), "nchw", channels=48, height=5, width=7)
+    dirty.operands["x"][1, 9, 0, 0] = -torch.inf
+    dirty.operands["queries"][..., 9] = dirty.operands["queries"][..., 9].abs() + 1
+    with cuda_emulator.emulated(seed=3):
+        tokens = dirty.solve(dtype)["result 0"][1]
+    assert tokens[:, 9].isnan().all()  # 0 times infinity
+    assert tokens[:, :9].isfinite().all()
+    assert tokens[:, 10:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
@@ -129,13 +145,13 @@ def test_extra_values_of_masked_pixels(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("sign", "keys"), [(1, 16), (1, 5), (-1, 16)])  # 16 rows are taken at a time
 @pytest.mark.parametrize(
     "case", [("project", ()), ("project", ("token_bias",)), ("project_tokenize", ())], ids=short
 )
-def test_a_pixel_of_which_all_scores_are_infinite(case, sign, dtype):
+def test_a_pixel_of_which_all_scores_are_infinite(case, sign, keys, dtype):
     """Its weights are NaN, unlike those of keys that a bias removes."""
-    base = problem(*case, "bnc", channels=48, height=5, width=7)
+    base = problem(*case, "bnc", channels=48, height=5, width=7, tokens=keys)
     base.operands["x"][1, 20, 9] = -torch.inf
     base.operands["keys"][1, :, 9] = sign * base.operands["keys"][1, :, 9].abs()
     round_operands(base, dtype)

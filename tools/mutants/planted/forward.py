@@ -14,9 +14,10 @@ FORWARD = [
     ),
     Fault(
         "forward-commit-before-the-residual",
-        "The residual is waited for a tile too late.",
+        "A tile is waited for together with the next one's map.",
         "if (PROJECT && call.residual.data != nullptr) {",
         "copy_commit();\n        if (PROJECT && call.residual.data != nullptr) {",
+        harmless="slower alone",
     ),
     Fault(
         "forward-copies-before-waiting",
