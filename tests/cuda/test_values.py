@@ -41,6 +41,36 @@ def test_shares_that_end_one_sample_and_begin_another(case, layout, dtype):
     check(found, dtype, seed=3, clusters=4, split=True)
 
 
+# Of project_tokenize, the bias is of the keys.
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize(
+    ("op", "shared"),
+    [
+        ("tokenize", "queries"),
+        *[("project", name) for name in ("keys", "values", "token_bias")],
+        *[("project_tokenize", name) for name in ("keys", "values", "token_bias", "queries")],
+    ],
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_operands_that_the_batch_shares(op, shared, alone, dtype):
+    """One operand, or all but one. One block takes all samples in turn."""
+    found = problem(
+        op, () if op == "tokenize" else ("token_bias",), "bnc", batch=3, channels=32, height=3, width=7
+    )
+    for name in {"keys", "values", "token_bias", "queries"} & found.operands.keys():
+        if (name == shared) == alone:
+            found.operands[name] = found.operands[name][1]
+    check(found, dtype, seed=2, clusters=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("op", ["tokenize", "project_tokenize"])
+def test_samples_with_far_smaller_logits_than_the_one_before(op, dtype):
+    found = problem(op, (), "bnc", batch=3, channels=32, height=3, width=7)
+    found.operands["x"] *= torch.tensor([64.0, 1.0, 1.0])[:, None, None]
+    check(found, dtype, seed=2, clusters=1)
+
+
 # One pixel, a part of a tile, whole tiles, one pixel more; 49 and 196 are not multiples of 8.
 SIZES = [(1, 1), (1, 13), (4, 4), (1, 17), (7, 7), (8, 8), (5, 13), (14, 14), (1, 211)]
 ROWS = [1, 7, 8, 9, 16, 17, 31, 32, 33, 64]

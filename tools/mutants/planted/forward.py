@@ -82,6 +82,7 @@ FORWARD = [
         "Rows of a sample are copied over those that other lanes still multiply with.",
         "sync_warp();  // a bank is the warp's own",
         "",
+        kernels=f"{PROJECT}:Fp32",
     ),
     Fault(
         "forward-begin-no-wait",
@@ -102,6 +103,7 @@ FORWARD = [
         "Lanes multiply with rows that others copied.",
         "sync_warp();  // biases are read behind the next barrier",
         "",
+        harmless="wait_stage, which follows, has another",
     ),
     Fault(
         "forward-project-no-first-barrier",
