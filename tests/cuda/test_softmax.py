@@ -78,13 +78,14 @@ def test_lse_is_of_weights_that_are_not_rounded(dtype, clusters):
 
 # Lanes without a pixel in the last tile, lanes without any, and a last tile that a mask removes.
 @pytest.mark.parametrize(("pixels", "shown"), [(35, 35), (5, 5), (64, 32), (64, 16)])
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
-def test_a_token_all_of_whose_scores_are_minus_infinity(dtype, pixels, shown):
+def test_a_token_all_of_whose_scores_are_minus_infinity(dtype, pixels, shown, split):
     """They overflow in float; tokens are NaN, as in PyTorch."""
     x, queries = torch.randn(2, pixels, 16).to(dtype), torch.zeros(3, 16, dtype=dtype)
     x[..., 0], queries[1, 0] = 3e38, -3
     mask = (torch.arange(pixels) < shown).expand(2, -1)
-    with cuda_emulator.emulated(clusters=2):
+    with cuda_emulator.emulated(clusters=3, split=split):
         tokens, lse = vt_fast.tokenize(x, queries, mask=mask, return_stats=True)
     assert tokens[:, 1].isnan().all()
     assert (lse[:, 1] == -torch.inf).all()

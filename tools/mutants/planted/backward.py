@@ -74,6 +74,7 @@ BACKWARD = [
         "Rows of a sample are copied over those that other lanes still multiply with.",
         "sync_warp();  // a bank is the warp's own",
         "",
+        kernels=f"{PROJECT}:Fp32",
     ),
     Fault(
         "backward-begin-no-wait",
@@ -87,6 +88,7 @@ BACKWARD = [
         "Lanes multiply with rows that others copied.",
         "sync_warp();  // statistics are read behind the next barrier",
         "",
+        harmless="wait_stage, which follows, has another",
     ),
     Fault(
         "backward-project-no-first-barrier",

@@ -170,7 +170,8 @@ def softmax_over_pixels(logits, ok, before, ROUNDED: tl.constexpr, LIMIT: tl.con
 @triton.jit
 def plain_weights(logits, row_bias, ok, before, DTYPE: tl.constexpr, cfg: tl.constexpr):
     """Weights of one more tile that are no softmax over pixels, and the statistics with this tile's."""
-    weights = tl.where(ok[:, None], weigh(logits, row_bias, cfg.POOLING, cfg), 0.0)
+    POOLING: tl.constexpr = cfg.POOLING  # Triton 3.6 passes no text of a tuple
+    weights = tl.where(ok[:, None], weigh(logits, row_bias, POOLING, cfg), 0.0)
     total = before.total + tl.sum(weights, 0)
     after = Statistics(before.maximum, total, before.pooled, before.seen)
     return rounded_weights(weights, DTYPE, cfg), after

@@ -54,6 +54,7 @@ def project_forward(x, keys, values, token_bias, scores, residual, y, bags, pixe
     the residual, which it must be. With bags tiles are pieces, and all bags are one sample of the maps.
     """
     TILE: tl.constexpr = cfg.TILE
+    SPREADING: tl.constexpr = cfg.SPREADING  # Triton 3.6 passes no text of a tuple
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     pixels *= cfg.PIXEL_ALIGN
     tiles_each = (pixels + TILE - 1) // TILE
@@ -81,7 +82,7 @@ def project_forward(x, keys, values, token_bias, scores, residual, y, bags, pixe
         logits, kept = first_walk(add_scores, logits, (tile, ok, key, tokens), cfg)
     if scores is not None:
         logits += load_scores(scores, plane, tokens, n, ok, pixels, cfg)
-    weights = weigh(logits, bias, cfg.SPREADING, cfg)
+    weights = weigh(logits, bias, SPREADING, cfg)
     weights = rounded_weights(weights, x.data.dtype.element_ty, cfg)
     base = maps.tile_of(residual, plane, 0, n, width, cfg)
     to = maps.tile_of(y, plane, 0, n, width, cfg)
@@ -196,6 +197,7 @@ def project_backward(
     dtoken_bias is of each piece with BIAS_EACH.
     """
     TILE: tl.constexpr = cfg.TILE
+    SPREADING: tl.constexpr = cfg.SPREADING  # Triton 3.6 passes no text of a tuple
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     OWN: tl.constexpr = cfg.OWN
     block, split, sample, part = program_of(splits, cfg)
@@ -242,8 +244,8 @@ def project_backward(
         logits, grads = both
         if scores is not None:
             logits += load_scores(scores, plane, rows, n, ok, pixels, cfg)
-        weights = weigh(logits, bias, cfg.SPREADING, cfg)
-        inner = weigh_backward(weights, grads, bias, cfg.SPREADING, cfg)
+        weights = weigh(logits, bias, SPREADING, cfg)
+        inner = weigh_backward(weights, grads, bias, SPREADING, cfg)
         weights = tl.where(ok[:, None], weights, 0.0)
         inner = tl.where(ok[:, None], inner, 0.0)
         if parts.dtoken_bias is not None:

@@ -136,6 +136,7 @@ def project_tokenize_backward(
     residual and of the gradient stay on the chip.
     """
     TILE: tl.constexpr = cfg.TILE
+    SPREADING: tl.constexpr = cfg.SPREADING  # Triton 3.6 passes no text of a tuple
     OWN: tl.constexpr = cfg.OWN
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
@@ -182,7 +183,7 @@ def project_tokenize_backward(
         used = ok
         if cfg.MASKED and cfg.HAS_GRAD_MAP:
             used = ok | (arriving > 0)
-        projected = weigh(scores, bias, cfg.SPREADING, cfg)
+        projected = weigh(scores, bias, SPREADING, cfg)
         projected = tl.where(used[:, None], projected, 0.0)
         logits = small_logits(projected, mixed, logits, cfg)
         grads = small_product(projected, mixed_grads, grads, cfg)
@@ -204,7 +205,7 @@ def project_tokenize_backward(
         through = small_product(weights, tl.trans(mixed_grads), tl.zeros((TILE, ROWS), cfg.ACC), cfg)
         through = small_product(inner, tl.trans(mixed), through, cfg)
         dprojected += tl.where(ok[:, None], through, 0.0)
-        dscores = weigh_backward(projected, dprojected, bias, cfg.SPREADING, cfg)
+        dscores = weigh_backward(projected, dprojected, bias, SPREADING, cfg)
         dscores = tl.where(used[:, None], dscores, 0.0)
         if parts.dtoken_bias is not None:
             dtoken_bias += tl.sum(dscores, 0)

@@ -158,6 +158,7 @@ def project_tokenize_forward(
     STORE_MAP: the map is written too. KEEP: the residual's tile stays on the chip until it is pooled.
     """
     TILE: tl.constexpr = cfg.TILE
+    SPREADING: tl.constexpr = cfg.SPREADING  # Triton 3.6 passes no text of a tuple
     OWN: tl.constexpr = cfg.OWN
     ROWS: tl.constexpr = cfg.HEADS_PADDED * cfg.TOKENS_PADDED
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
@@ -191,7 +192,7 @@ def project_tokenize_forward(
         zeros = (tl.zeros((TILE, ROWS), cfg.ACC), tl.zeros((TILE, QUERIES), cfg.ACC))
         both, kept = first_walk(add_scores_and_logits, zeros, (tile, base, wanted, key, tokens, query), cfg)
         scores, logits = both
-        projected = weigh(scores, token_biases, cfg.SPREADING, cfg)
+        projected = weigh(scores, token_biases, SPREADING, cfg)
         logits = small_logits(projected, mixed, logits, cfg)
         if per_pixel.bias is not None:
             logits += bias[:, None]

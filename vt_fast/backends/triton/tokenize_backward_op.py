@@ -108,6 +108,7 @@ def tokenize_backward(
     any, as scores. With bags all of them are one sample of the maps. Parts are pieces, or, ACROSS, tiles are.
     """
     QUERIES: tl.constexpr = cfg.QUERIES_PADDED
+    POOLING: tl.constexpr = cfg.POOLING  # Triton 3.6 passes no text of a tuple
     TILE: tl.constexpr = cfg.TILE
     OWN: tl.constexpr = cfg.OWN
     WIDTH: tl.constexpr = cfg.HEADS * cfg.OUT_CHANNELS + cfg.EXTRA
@@ -212,8 +213,8 @@ def tokenize_backward(
         else:
             if delta is not None:
                 grads += means[None, :]
-            weights = weigh(logits, row_bias, cfg.POOLING, cfg)
-            inner = weigh_backward(weights, grads, row_bias, cfg.POOLING, cfg)
+            weights = weigh(logits, row_bias, POOLING, cfg)
+            inner = weigh_backward(weights, grads, row_bias, POOLING, cfg)
             weights = tl.where(ok[:, None], weights, 0.0)
             inner = tl.where(ok[:, None], inner, 0.0)
         if dtoken_bias is not None:
