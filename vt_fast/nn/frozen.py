@@ -1,0 +1,163 @@
+"""Operands that are folded from parameters alone, kept between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+from vt_fast.precision import autocast_enabled
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def freeze(module: Module) -> Module:
+    """Keep the operands that modules inside `module` fold from their parameters alone, and return `module`.
+
+    They are used in eval mode under `torch.no_grad()` or `torch.inference_mode()`, and only while the
+    parameters are the same: a new parameter, another dtype or device, and every write that autograd counts
+    (`copy_`, an optimizer's step) make the next call fold again. `load_state_dict`, `train()`, and what goes
+    through `_apply` (`to`, `half`, `cuda`) drop them. `torch.compile`, `torch.export`, tracing and
+    `torch.func` ignore them, and copies and pickles do not contain them.
+
+    Writes through `.data`, or through memory shared with NumPy or another process, leave no trace: call
+    :func:`unfreeze` before them.
+
+    Args:
+        module: any module, for example a whole network. It may have been patched by :func:`vt_fast.patch`.
+
+    Raises:
+        ValueError: no module inside can keep operands.
+
+    Example:
+        >>> import torch, vt_fast
+        >>> net = freeze(vt_fast.nn.FilterTokenizer(8, 4).eval())
+        >>> with torch.no_grad():
+        ...     net(torch.randn(2, 8, 6, 6)).shape
+        torch.Size([2, 4, 8])
+    """
+    parts = [part for part in module.modules() if isinstance(part, Freezable)]
+    if not parts:
+        raise ValueError(
+            "`module` must contain a module of `vt_fast.nn` or one that `vt_fast.patch` has replaced, got "
+            f"{type(module).__name__} without any"
+        )
+    for part in parts:
+        part.__dict__.setdefault("_kept", Kept())
+    return module
+
+
+def unfreeze(module: Module) -> Module:
+    """Undo :func:`freeze`: drop all kept operands, and keep no more. Returns `module`."""
+    for part in module.modules():
+        part.__dict__.pop("_kept", None)
+    return module
+
+
+class Entry(NamedTuple):
+    """An operand and what it was made from."""
+
+    key: Hashable
+    sources: tuple[Tensor | None, ...]
+    value: Any
+
+
+class Kept:
+    """The operands of one module. A copy or a pickle is empty."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return Kept()
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
+
+
+class Freezable:
+    """Mixin, before `nn.Module`, of modules that keep operands; see :func:`freeze` and :func:`kept`."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode; other than eval() in eval mode, it drops kept operands."""
+        if mode or self.training:  # type: ignore[has-type]
+            _drop(self)
+        return super().train(mode)  # type: ignore[misc]
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        _drop(self)
+        return super()._apply(*args, **options)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        _drop(self)
+        super()._load_from_state_dict(*args, **options)  # type: ignore[misc]
+
+
+Value = TypeVar("Value", bound=Tensor)
+
+
+def kept(
+    module: nn.Module,
+    name: str,
+    sources: Sequence[Tensor | None],
+    fold: Callable[[], Value],
+    *options: Hashable,
+) -> Value:
+    """What `fold()` returns, kept under `name` where `module` is frozen.
+
+    Args:
+        module: a :class:`Freezable` one.
+        name: of the operand.
+        sources: all tensors that `fold` reads.
+        fold: makes the operand.
+        *options: all else that the operand depends on. Only the last ones are kept.
+    """
+    if torch.compiler.is_compiling():
+        return fold()
+    store = module.__dict__.get("_kept")
+    if store is None or module.training or torch.is_grad_enabled() or _traced():
+        return fold()
+    key = _key(sources, options)
+    if key is None:
+        return fold()
+    entry = store.entries.get(name)  # read once: another thread may replace it
+    if entry is None or entry.key != key:
+        # Aliases of the sources, so that no other tensor can come to lie at their addresses.
+        held = tuple(None if source is None else source.detach() for source in sources)
+        entry = store.entries[name] = Entry(key, held, fold())
+    return cast(Value, entry.value)
+
+
+def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Hashable | None:
+    """Equal for equal operands; None where that cannot be told."""
+    parts: list[Hashable] = [*options]
+    for source in sources:
+        if source is None:
+            parts.append(None)
+            continue
+        # An inference tensor does not count its writes, and a wrapper has no address.
+        if type(source) not in (Tensor, nn.Parameter) or source.is_inference():
+            return None
+        device = source.device.type
+        cast = torch.get_autocast_dtype(device) if autocast_enabled(device) else None
+        address = (source.data_ptr(), source._version, source.shape, source.stride())
+        parts += (*address, source.dtype, source.device, cast)
+    return tuple(parts)
+
+
+def _traced() -> bool:
+    """Whether tensors may stand for others, as in traces, under modes and in transforms."""
+    return (
+        is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
+def _drop(module: Any) -> None:
+    store = module.__dict__.get("_kept")
+    if store is not None:
+        store.entries = {}

@@ -1,0 +1,101 @@
+"""Make a loaded model of a known library faster in place: `vt_fast.patch(model)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from vt_fast.patches import base
+from vt_fast.patches.base import Patched
+from vt_fast.patches.report import Report, Row
+
+__all__ = ["Report", "Row", "patch", "unpatch"]
+
+
+def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run: bool = False) -> Report:
+    """Replace the computation of known attention modules by the ops, in place; see `docs/patches.md`.
+
+    Results and gradients are those of the model up to rounding. State dict, names, parameters, buffers,
+    hooks, train and eval mode, copies, pickles, `torch.compile` and `torch.export` stay as they are. A call
+    that a rewrite does not cover (dropout in training, attention weights wanted, other masks, an adapter put
+    in later) runs the module's own forward. A module that can never be rewritten is left alone, with the
+    reason in the report.
+
+    Patch before `torch.compile`, `fully_shard` and parametrisations. Operands are folded from the weights in
+    each call: see :func:`vt_fast.nn.freeze` for inference. Patching twice changes nothing.
+
+    Args:
+        model: modified in place.
+        only: names of submodules: those and what is inside are considered, and nothing else.
+        dry_run: change nothing, report alone.
+
+    Returns:
+        What was replaced, what was not and why. Printed, it is a table.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: there is no submodule of a name in `only`.
+
+    Example:
+        >>> import timm, vt_fast
+        >>> pool = timm.layers.AttentionPoolLatent(64, num_heads=4)
+        >>> print(vt_fast.patch(pool))
+        module       class                     replaced
+        (the model)  timm AttentionPoolLatent  yes       other masks than one for the pixels run its own forward
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    prefixes = _prefixes(model, only)
+    rows = []
+    for path, module in model.named_modules():
+        if prefixes is not None and not any(f"{path}.".startswith(prefix) for prefix in prefixes):
+            continue
+        rewrite = base.patch_of(type(module))
+        if rewrite is None or not rewrite.concerns(module):
+            continue
+        if rewrite.attribute not in (None, path.rpartition(".")[2]):
+            continue
+        if isinstance(module, Patched):
+            rows.append(Row(path, base.full_name(module._vt_fast_host), True, "was replaced before"))
+            continue
+        name, reason = base.full_name(type(module)), base.why_not(module, rewrite)
+        if reason is None and not dry_run:
+            module.__class__ = base.patched_class(type(module))
+        rows.append(Row(path, name, reason is None, rewrite.note if reason is None else reason))
+    return Report(tuple(rows), dry_run)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Give every module that :func:`patch` replaced its own computation back. The same bits as before.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: a tool, such as `fully_shard`, has changed the class of a replaced module since. Nothing
+            is changed then.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    replaced = [(path, module) for path, module in model.named_modules() if isinstance(module, Patched)]
+    for path, module in replaced:
+        if type(module) is not base.patched_class(module._vt_fast_host):
+            raise ValueError(
+                f"`model` must have the classes that `patch` gave it, got a {type(module).__name__} of "
+                f"{type(module).__module__} at {path!r}"
+            )
+    for _, module in replaced:
+        module.__dict__.pop("_kept", None)
+        module.__class__ = module._vt_fast_host
+    
+
+def _prefixes(model: nn.Module, only: str | Iterable[str] | None) -> list[str] | None:
+    if only is None:
+        return None
+    names = [only] if isinstance(only, str) else list(only)
+    for name in names:
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            known = ", ".join(child for child, _ in model.named_children())
+            raise ValueError(f"`only` must name submodules ({known}, ..), got {name!r}") from None
+    return ["" if name == "" else f"{name}." for name in names]

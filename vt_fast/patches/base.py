@@ -1,0 +1,181 @@
+"""How a rewrite is described, and how it takes the place of a host's computation.
+
+A replaced module gets a subclass of its class, made here, whose `forward` is the rewrite. The object, its
+`__dict__`, hooks, parameters and names stay as they are, `isinstance` still holds, and to undo it is to give the
+old class back. `torch.compile`, `torch.export`, `copy` and `DataParallel` see an ordinary module. Pickles name
+the host's class and make the subclass again.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vt_fast.nn.frozen import Freezable
+
+#: The rewrite of each known class, by the name of its module and its own.
+KNOWN: dict[str, type[Patch]] = {}
+
+
+class Patch:
+    """One rewrite. Subclasses are not instantiated; each describes the rewrite of one class of modules.
+
+    Attributes:
+        hosts: full names of the classes, which have the same code.
+        members: the names of all children, parameters and buffers that the classes have. A host with another
+            one is a version that this rewrite was not written for.
+        note: which calls run the host's own forward, for the report.
+        attribute: only modules that their parent calls so are known.
+    """
+
+    hosts: ClassVar[tuple[str, ...]] = ()
+    members: ClassVar[str] = ""
+    note: ClassVar[str] = ""
+    attribute: ClassVar[str | None] = None
+
+    #: The host's forward, with the same arguments. It calls `own_forward` where it does not apply.
+    forward: ClassVar[Callable[..., Any]]
+
+    def __init_subclass__(cls) -> None:
+        KNOWN.update(dict.fromkeys(cls.hosts, cls))
+
+    @staticmethod
+    def concerns(module: Any) -> bool:
+        """Whether this is the kind of module that is rewritten; others of its class are not reported."""
+        return True
+
+    @staticmethod
+    def why_not(module: Any) -> str | None:
+        """Why a module cannot be rewritten as it is now, or None. Asked when it is patched, and by each call."""
+        return None
+
+
+class Patched(Freezable):
+    """Mixin of all replaced modules."""
+
+    _vt_fast_patch: ClassVar[type[Patch]]
+    _vt_fast_host: ClassVar[type[nn.Module]]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made, args, *state = super().__reduce_ex__(max(2, protocol))
+        if made is not copyreg.__newobj__ or args[0] is not patched_class(self._vt_fast_host):  # type: ignore[attr-defined]
+            return (made, args, *state)
+        return (_restored, (self._vt_fast_host, *args[1:]), *state)
+
+
+def _restored(host: type[nn.Module], *args: Any) -> nn.Module:
+    cls = patched_class(host)
+    module: nn.Module = cls.__new__(cls, *args)
+    return module
+
+
+@functools.cache
+def patched_class(host: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of a host's class that runs the rewrite."""
+    patch = patch_of(host)
+    if patch is None:
+        raise TypeError(f"`host` must be a class that `vt_fast.patch` knows, got {host.__name__}")
+    names = {
+        "forward": patch.forward,
+        "_vt_fast_patch": patch,
+        "_vt_fast_host": host,
+        # Some tools tell classes by their names.
+        "__module__": host.__module__,
+        "__qualname__": host.__qualname__,
+        "__doc__": host.__doc__,
+    }
+    return type(host.__name__, (Patched, host), names)
+
+
+def full_name(cls: type) -> str:
+    """The name of a class with that of its module."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def patch_of(cls: type) -> type[Patch] | None:
+    """The rewrite of a class or of the class that it derives from."""
+    from vt_fast.patches import hosts
+
+    hosts.load()
+    return next((KNOWN[full_name(base)] for base in cls.__mro__ if full_name(base) in KNOWN), None)
+
+
+def why_not(module: nn.Module, patch: type[Patch]) -> str | None:
+    """Why a module must not be replaced; None where it may be."""
+    cls = type(module)
+    for base in cls.__mro__:
+        if full_name(base) in patch.hosts:
+            host = base
+            break
+        if base.__module__.startswith("torch."):
+            return f"torch has made it a {base.__name__}; patch it before that"
+    changed = [base for base in cls.__mro__[: cls.__mro__.index(host)] if _overrides(base, host)]
+    if changed:
+        names = ", ".join(sorted(_overrides(changed[0], host)))
+        return f"is a {changed[0].__name__}, which overrides {names}"
+    forward = host.forward
+    if (forward.__module__, forward.__qualname__) != (host.__module__, f"{host.__qualname__}.forward"):
+        return "its class's forward was replaced"
+    if "forward" in module.__dict__:
+        return "it has a forward of its own, as accelerate's hooks and other patches give it"
+    if _arguments(forward) != _arguments(patch.forward):
+        taken = ", ".join(_arguments(forward))
+        return f"its forward takes ({taken}), unlike the version that this patch was written for"
+    members = {*module._modules, *module._parameters, *module._buffers}
+    unknown = members - set(patch.members.split())
+    if unknown:
+        return f"it has {', '.join(sorted(unknown))}, unlike the version that this patch was written for"
+    try:
+        return patch.why_not(module)
+    except AttributeError as error:
+        return f"unlike in the version that this patch was written for, {error}"
+
+
+def _overrides(cls: type, host: type) -> set[str]:
+    common = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+    own = {name for name in vars(cls) if name not in common}
+    return own & ({name for base in host.__mro__ for name in vars(base)} - {"extra_repr", "__repr__"})
+
+
+def _arguments(forward: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+def own_forward(module: Any, *args: Any, **options: Any) -> Any:
+    """What the host's class computes."""
+    return module._vt_fast_host.forward(module, *args, **options)
+
+
+def why_not_plain(module: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...], *names: str) -> str | None:
+    """Why the parameters of some members must not be used without calling them; None where they may be.
+
+    Adapters (LoRA), quantised layers, parametrisations, pruning, sharding and hooks change what a call does.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    for name in names:
+        member = module._modules.get(name)
+        if type(member) not in kinds:
+            return f"{name} is a {type(member).__name__}"
+        if (
+            member._forward_hooks
+            or member._forward_pre_hooks
+            or member._backward_hooks
+            or member._backward_pre_hooks
+            or "forward" in member.__dict__
+        ):
+            return f"{name} has hooks, which see the calls that the rewrite does not make"
+        for parameter in member._parameters.values():
+            if parameter is not None and not _is_plain(parameter):
+                return f"{name} has a {type(parameter).__name__}"
+    return None
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    kind = type(parameter)
+    return kind is nn.Parameter or kind is Tensor or torch.compiler.is_compiling()

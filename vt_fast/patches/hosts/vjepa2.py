@@ -1,0 +1,52 @@
+"""transformers: the cross-attention layer of V-JEPA 2's attentive pooler, with the LayerNorm before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vt_fast.patches.absorbed import normed, pays, pool, rows_of, with_bias_gradient
+from vt_fast.patches.base import Patch, own_forward, why_not_plain
+
+
+class PoolerCrossAttentionLayer(Patch):
+    """A query looks at all patches of a video. The normalised patches are never written."""
+
+    hosts = ("transformers.models.vjepa2.modeling_vjepa2.VJEPA2PoolerCrossAttentionLayer",)
+    members = "layer_norm1 cross_attn layer_norm2 mlp"
+    note = "masks, and training with attention dropout, run its own forward"
+
+    @staticmethod
+    def why_not(module: Any) -> str | None:
+        attention = module.cross_attn
+        name = f"{type(module).__module__}.VJEPA2PoolerCrossAttention"
+        if f"{type(attention).__module__}.{type(attention).__qualname__}" != name:
+            return f"cross_attn is a {type(attention).__name__}"
+        implementation = attention.config._attn_implementation
+        if implementation != "sdpa" and not str(implementation).startswith("flash_attention"):
+            return f"it returns attention weights: config._attn_implementation is {implementation!r}"
+        reason = why_not_plain(module, type(attention), "cross_attn")
+        reason = reason or why_not_plain(module, nn.LayerNorm, "layer_norm1")
+        return reason or why_not_plain(attention, nn.Linear, "k_proj", "v_proj")
+
+    @staticmethod
+    def forward(
+        self: Any, queries: Tensor, hidden_state: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        attention, norm = self.cross_attn, self.layer_norm1
+        heads, (pixels, channels) = attention.num_heads, hidden_state.shape[1:]
+        if (
+            attention_mask is not None
+            or (self.training and attention.dropout > 0)
+            or not pays(pixels, queries.shape[1], channels, channels, channels, heads)
+            or PoolerCrossAttentionLayer.why_not(self) is not None
+        ):
+            return own_forward(self, queries, hidden_state, attention_mask)  # type: ignore[no-any-return]
+        key, value = attention.k_proj, attention.v_proj
+        rows = rows_of(
+            with_bias_gradient(attention.q_proj(queries), key.bias), normed(key.weight, norm), heads
+        )
+        pooled = pool(hidden_state, rows, value.weight, value.bias, heads, scale=attention.scale, norm=norm)
+        x = queries + pooled
+        return x + self.mlp(self.layer_norm2(x)), None
