@@ -16,6 +16,7 @@ LAYERS = {
     "vt_fast.tune": 8,
     "vt_fast.flops": 8,
     "vt_fast.models": 7,
+    "vt_fast.patches": 7,
     "vt_fast.nn": 6,
     "vt_fast.functional": 5,
     "vt_fast.onnx": 4,

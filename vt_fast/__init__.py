@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import flops, functional, models, nn, onnx, reference, testing
+    from vt_fast import flops, functional, models, nn, onnx, patches, reference, testing
     from vt_fast.functional import merge, project, project_tokenize, tokenize
     from vt_fast.models.convert import convert
+    from vt_fast.patches import patch, unpatch
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("flops", "functional", "models", "nn", "onnx", "reference", "testing")
+_MODULES = ("flops", "functional", "models", "nn", "onnx", "patches", "reference", "testing")
 
 __all__ = [
     "__version__",
@@ -28,11 +29,14 @@ __all__ = [
     "models",
     "nn",
     "onnx",
+    "patch",
+    "patches",
     "project",
     "project_tokenize",
     "reference",
     "testing",
     "tokenize",
+    "unpatch",
 ]
 
 
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module("vt_fast.functional"), name)
     elif name == "convert":
         value = importlib.import_module("vt_fast.models").convert
+    elif name in ("patch", "unpatch"):
+        value = getattr(importlib.import_module("vt_fast.patches"), name)
     elif name in _MODULES:
         value = importlib.import_module(f"vt_fast.{name}")
     else:

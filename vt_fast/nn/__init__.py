@@ -8,6 +8,7 @@ the paper from the pixels to the tokens, so that only the ops of :mod:`vt_fast.f
 from vt_fast.nn.base import set_backend
 from vt_fast.nn.clustering import ClusteringTokenizer
 from vt_fast.nn.filters import FilterTokenizer, RecurrentTokenizer
+from vt_fast.nn.frozen import freeze, unfreeze
 from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.pooling import PoolingTokenizer
 from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
@@ -38,5 +39,7 @@ __all__ = [
     "Tokenizer",
     "VisualTransformer",
     "VisualTransformerStack",
+    "freeze",
     "set_backend",
+    "unfreeze",
 ]

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from vt_fast import checks, functional
 from vt_fast.backends.contract import Project
 from vt_fast.layout import unflatten
+from vt_fast.nn.frozen import Freezable
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
 REFERENCE = "reference"
 
 
-class BackendModule(nn.Module):
+class BackendModule(Freezable, nn.Module):
     """Base class of the modules that compute something: an `nn.Module` with a choice of backend.
 
     Args:

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.layout import as_pixels
+from vt_fast.nn.frozen import kept
 from vt_fast.nn.init import lecun_normal_
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import TokenizerOptions, factory_of, spelled_out
@@ -63,7 +64,7 @@ class FilterTokenizer(Tokenizer):
 
     def queries(self, tokens: Tensor | None = None) -> Tensor:
         """The filters times the scale, (L, C); `tokens` are not used."""
-        return self.filters * self.scale
+        return kept(self, "queries", (self.filters,), lambda: self.filters * self.scale, self.scale)
 
     def _reference_attention(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         from vt_fast.reference.tokenizers import spatial_attention

@@ -16,6 +16,7 @@ from vt_fast.nn.base import (
     maps_like,
     pixel_softmax,
 )
+from vt_fast.nn.frozen import kept
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.members import refuse_opacus, why_not_fused
 from vt_fast.nn.options import Factory
@@ -113,8 +114,12 @@ class Tokenizer(BackendModule):
         if position is None:
             return None
         refuse_opacus(position, "position", "whose hooks see one table for all samples")
-        table: Tensor = position(*checks.map_size(x))
-        return table
+        size = checks.map_size(x)
+        if why_not_fused(position, PositionCode) is not None:
+            table: Tensor = position(*size)
+            return table
+        sources = tuple(position.parameters())
+        return kept(self, "position", sources, lambda: position(*size), size)
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.

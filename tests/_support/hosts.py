@@ -1,0 +1,135 @@
+"""Modules of other libraries that `vt_fast.patch` knows, with random weights, and how to compare them."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests._support import torchvision_stub
+from vt_fast.testing import assert_as_accurate
+
+
+@dataclass(frozen=True)
+class Host:
+    """A module or a whole model.
+
+    Attributes:
+        package: what must be installed.
+        make: the module, in float32.
+        inputs: its inputs, all of them float.
+        replaced: the paths that are replaced.
+        ops: how many ops a call runs where all are.
+        call: runs it and gives its results; by default by calling it.
+    """
+
+    package: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Sequence[Tensor]]
+    replaced: tuple[str, ...]
+    ops: int
+    call: Callable[..., Any] = lambda module, *inputs: module(*inputs)
+
+    def made(self, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Tensor]]:
+        """The module, with parameters that are nowhere constant, and its inputs; both rounded to float32."""
+        need(self.package)
+        torch.manual_seed(0)
+        module = self.make().eval()
+        for parameter in module.parameters():
+            if parameter.dim() < 2 or parameter.std() == 0:
+                nn.init.normal_(parameter, float(parameter.mean()), 0.1)
+        return module.to(dtype), [value.to(dtype) for value in self.inputs()]
+
+    def results(self, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The results of a call that are tensors."""
+        found = self.call(module, *inputs)
+        return [value for value in flat(found) if isinstance(value, Tensor)]
+
+    def solve(self, module: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor | None]:
+        """Results, and gradients of the inputs and all parameters, by name."""
+        inputs = [value.detach().clone().requires_grad_() for value in inputs]
+        module.zero_grad(set_to_none=True)
+        results = self.results(module, inputs)
+        torch.manual_seed(1)
+        loss = sum((value * torch.randn(value.shape).to(value)).sum() for value in results)
+        loss.backward()
+        found: dict[str, Tensor | None] = {f"result {index}": value for index, value in enumerate(results)}
+        found |= {f"input {index}": value.grad for index, value in enumerate(inputs)}
+        return found | {name: value.grad for name, value in module.named_parameters()}
+
+
+def need(package: str) -> None:
+    """Skip where a package does not import, with its error."""
+    if importlib.util.find_spec("torchvision") is not None:
+        torchvision_stub.importable()
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        pytest.skip(f"{package}: {type(error).__name__}: {error}")
+
+
+def flat(value: Any) -> list[Any]:
+    """The leaves of nested results."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [leaf for each in value for leaf in flat(each)]
+    return [value]
+
+
+def close(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-12) -> None:
+    """Raise unless all are equal to `tolerance` of their size, and the same ones are None."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] is None) == (value is None), name
+        if value is not None:
+            size = max(1.0, value.abs().max().item())
+            assert (found[name] - value).abs().max().item() <= tolerance * size, name
+
+
+def as_accurate(found: dict[str, Any], host: dict[str, Any], exact: dict[str, Any]) -> None:
+    """Raise unless all are about as near to float64 as those of the host."""
+    for name, value in exact.items():
+        assert (found[name] is None) == (value is None), name
+        if value is not None:
+            # A gradient that is 0 in theory is rounding noise of the host.
+            terms = 64 if value.abs().max() > 1e-9 else 0
+            if terms:
+                assert_as_accurate(found[name], value, host[name], name, terms=terms)
+
+
+class Ops(TorchDispatchMode):
+    """Counts the calls of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "vt_fast" and "backward" not in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def ops_in(call: Callable[[], Any]) -> int:
+    """How many of our ops a call runs."""
+    with torch.no_grad(), Ops() as ops:
+        call()
+    return ops.count
+
+
+def twins(host: Host, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, list[Tensor]]:
+    """A module, its patched copy, and inputs."""
+    import vt_fast
+
+    module, inputs = host.made(dtype)
+    patched = copy.deepcopy(module)
+    assert vt_fast.patch(patched).replaced == host.replaced
+    return module, patched, inputs

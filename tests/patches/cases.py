@@ -1,0 +1,333 @@
+"""What the tests of all hosts run on: small modules and whole models with random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tests._support.hosts import Host
+
+CASES: dict[str, Host] = {}
+
+
+def timm_layer(name, *args, **options):
+    def make():
+        import timm.layers
+
+        return getattr(timm.layers, name)(*args, **options)
+
+    return make
+
+
+def class_attention(**options):
+    from timm.models.cait import ClassAttn
+
+    return ClassAttn(32, num_heads=4, **options)
+
+
+def cait():
+    import timm
+
+    return timm.create_model("cait_xxs24_224", img_size=32, depth=1, num_classes=5, embed_dim=32, num_heads=4)
+
+
+rows = lambda *shape: lambda: [torch.randn(*shape)]  # noqa: E731
+
+CASES |= {
+    "timm latent": Host("timm", timm_layer("AttentionPoolLatent", 32, num_heads=4), rows(2, 50, 32), ("",), 1),
+    "timm latents, mean": Host(
+        "timm",
+        timm_layer(
+            "AttentionPoolLatent",
+            *(32,),
+            num_heads=4,
+            latent_len=3,
+            pool_type="avg",
+            norm_layer=nn.LayerNorm,
+            pos_embed="abs",
+            feat_size=50,
+        ),
+        rows(2, 50, 32),
+        ("",),
+        1,
+    ),
+    "timm latent, no projections": Host(
+        "timm",
+        timm_layer("AttentionPoolLatent", 32, out_features=0, num_heads=4, q_proj=False, qkv_bias=False),
+        rows(2, 50, 32),
+        ("",),
+        1,
+    ),
+    "timm pool 2d": Host(
+        "timm",
+        timm_layer("AttentionPool2d", 32, feat_size=5, out_features=24, head_dim=8),
+        rows(2, 32, 5, 5),
+        ("",),
+        1,
+    ),
+    "timm pool 2d, separate, resized": Host(
+        "timm",
+        timm_layer("AttentionPool2d", 32, feat_size=5, head_dim=8, qkv_separate=True, class_token=True),
+        rows(2, 32, 6, 7),
+        ("",),
+        1,
+    ),
+    "timm class attention": Host("timm", class_attention, rows(2, 50, 32), ("",), 1),
+    "timm class attention, biases": Host(
+        "timm", lambda: class_attention(qkv_bias=True), rows(2, 50, 32), ("",), 1
+    ),
+    "timm CaiT": Host(
+        "timm",
+        cait,
+        rows(2, 3, 32, 32),
+        ("blocks_token_only.0.attn", "blocks_token_only.1.attn"),
+        2,
+    ),
+}
+
+
+def siglip(version):
+    def make():
+        import transformers
+
+        kind = f"Siglip{version}VisionConfig"
+        options = {"num_patches": 36} if version else {"image_size": 48}
+        config = getattr(transformers, kind)(
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            patch_size=8,
+            **options,
+        )
+        return getattr(transformers, f"Siglip{version}VisionModel")(config)
+
+    return make
+
+
+def siglip2_call(model, pixels):
+    mask = torch.ones(len(pixels), 36, dtype=torch.long)
+    mask[1, 20:] = 0
+    sizes = torch.tensor([[6, 6], [5, 4]])
+    return model(pixels, pixel_attention_mask=mask, spatial_shapes=sizes).pooler_output
+
+
+def vjepa2():
+    from transformers import VJEPA2Config, VJEPA2ForVideoClassification
+
+    config = VJEPA2Config(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        num_pooler_layers=1,
+        crop_size=32,
+        patch_size=8,
+        frames_per_clip=4,
+        mlp_ratio=2,
+        pred_hidden_size=24,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+    )
+    return VJEPA2ForVideoClassification(config)
+
+
+def perceiver_attention():
+    from transformers import PerceiverConfig
+    from transformers.models.perceiver.modeling_perceiver import PerceiverSelfAttention
+
+    config = PerceiverConfig(attention_probs_dropout_prob=0.0)
+    widths = {"qk_channels": 24, "v_channels": 32, "num_heads": 2, "q_dim": 20, "kv_dim": 30}
+    return PerceiverSelfAttention(config, is_cross_attention=True, **widths)
+
+
+def perceiver():
+    from transformers import PerceiverConfig, PerceiverForImageClassificationLearned
+
+    config = PerceiverConfig(
+        image_size=8,
+        num_latents=6,
+        d_latents=16,
+        d_model=24,
+        num_self_attends_per_block=1,
+        num_self_attention_heads=2,
+        num_cross_attention_heads=2,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    return PerceiverForImageClassificationLearned(config)
+
+
+CASES |= {
+    "transformers SigLIP": Host(
+        "transformers",
+        siglip(""),
+        rows(2, 3, 48, 48),
+        ("head",),
+        1,
+        lambda model, pixels: model(pixels).pooler_output,
+    ),
+    "transformers SigLIP2": Host(
+        "transformers", siglip("2"), rows(2, 36, 3 * 8 * 8), ("head",), 1, siglip2_call
+    ),
+    "transformers V-JEPA 2": Host(
+        "transformers",
+        vjepa2,
+        rows(2, 4, 3, 32, 32),
+        ("pooler.cross_attention_layer",),
+        1,
+        lambda model, pixels: model(pixels).logits,
+    ),
+    "transformers Perceiver attention": Host(
+        "transformers",
+        perceiver_attention,
+        lambda: [torch.randn(2, 7, 20), torch.randn(2, 60, 30)],
+        ("",),
+        1,
+        lambda module, latents, inputs: module(latents, inputs=inputs)[0],
+    ),
+    "transformers Perceiver": Host(
+        "transformers",
+        perceiver,
+        rows(2, 3, 8, 8),
+        (
+            "perceiver.encoder.cross_attention.attention.self",
+            "perceiver.decoder.decoder.decoding_cross_attention.attention.self",
+        ),
+        2,
+        lambda model, pixels: model(inputs=pixels).logits,
+    ),
+}
+
+TWO_WAY = ("layers.0", "layers.1", "final_attn_token_to_image")
+
+
+def segment_anything():
+    from segment_anything.modeling import MaskDecoder
+    from segment_anything.modeling.transformer import TwoWayTransformer
+
+    transformer = TwoWayTransformer(depth=2, embedding_dim=64, num_heads=2, mlp_dim=32)
+    return MaskDecoder(transformer_dim=64, transformer=transformer, iou_head_hidden_dim=32)
+
+
+def decode(decoder, image, position, points, dense):
+    return decoder(image, position, points, dense, multimask_output=True)
+
+
+def sam(name, start):
+    def make():
+        import transformers
+
+        module = getattr(transformers.models, name)
+        config = getattr(module, f"{start}MaskDecoderConfig")(
+            hidden_size=64, num_attention_heads=2, mlp_dim=32, iou_head_hidden_dim=32
+        )
+        config._attn_implementation = "sdpa"
+        return getattr(module, f"modeling_{name}").__dict__[f"{start}TwoWayTransformer"](config)
+
+    return make
+
+
+def two_way(model, points, image, position):
+    return model(
+        point_embeddings=points,
+        image_embeddings=image,
+        image_positional_embeddings=position,
+        attention_similarity=None,
+    )
+
+
+def sam_inputs():
+    """Two images of three prompts each."""
+    return [torch.randn(2, 3, 6, 64), torch.randn(6, 64, 8, 8), torch.randn(6, 64, 8, 8)]
+
+
+CASES |= {
+    "segment-anything": Host(
+        "segment_anything",
+        segment_anything,
+        lambda: [
+            torch.randn(1, 64, 8, 8),
+            torch.randn(1, 64, 8, 8),
+            torch.randn(3, 2, 64),
+            torch.randn(3, 64, 8, 8),
+        ],
+        tuple(f"transformer.{name}" for name in TWO_WAY),
+        5,
+        decode,
+    )
+}
+CASES |= {
+    f"transformers {start}": Host("transformers", sam(name, start), sam_inputs, TWO_WAY, 5, two_way)
+    for name, start in {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2"}.items()
+}
+
+
+def lucid_perceiver(**options):
+    def make():
+        from perceiver_pytorch import Perceiver
+
+        return Perceiver(
+            num_freq_bands=2,
+            max_freq=4.0,
+            depth=2,
+            input_channels=3,
+            num_latents=6,
+            latent_dim=16,
+            cross_dim_head=16,
+            latent_heads=2,
+            latent_dim_head=8,
+            num_classes=5,
+            **options,
+        )
+
+    return make
+
+
+def perceiver_io():
+    from perceiver_pytorch import PerceiverIO
+
+    return PerceiverIO(
+        dim=16, depth=1, queries_dim=12, num_latents=6, latent_dim=20, cross_dim_head=16, logits_dim=4
+    )
+
+
+def clip_pool():
+    from open_clip.modified_resnet import AttentionPool2d
+
+    return AttentionPool2d(5, 32, 4, 24)
+
+
+def pooler(context=32):
+    def make():
+        from open_clip.transformer import AttentionalPooler
+
+        return AttentionalPooler(32, context, n_head=4, n_queries=2)
+
+    return make
+
+
+CROSS = ("layers.0.cross_attn", "layers.1.cross_attn")
+CASES |= {
+    "perceiver-pytorch": Host("perceiver_pytorch", lucid_perceiver(), rows(2, 7, 9, 3), CROSS, 2),
+    "perceiver-pytorch, heads": Host(
+        "perceiver_pytorch",
+        lucid_perceiver(cross_heads=2),
+        rows(2, 7, 9, 3),
+        CROSS,
+        2,
+    ),
+    "perceiver-pytorch, inverted": Host(
+        "perceiver_pytorch", lucid_perceiver(inverted_cross_attn=True), rows(2, 7, 9, 3), CROSS, 2
+    ),
+    "perceiver-pytorch IO": Host(
+        "perceiver_pytorch",
+        perceiver_io,
+        lambda: [torch.randn(2, 60, 16), torch.randn(2, 5, 12)],
+        ("cross_attend_blocks.0", "decoder_cross_attn"),
+        2,
+        lambda model, data, queries: model(data, queries=queries),
+    ),
+    "open_clip pool 2d": Host("open_clip", clip_pool, rows(2, 32, 5, 5), ("",), 1),
+    "open_clip pooler": Host("open_clip", pooler(), rows(2, 50, 32), ("",), 1),
+    "open_clip pooler, other width": Host("open_clip", pooler(24), rows(2, 50, 24), ("",), 1),
+}

@@ -1,0 +1,99 @@
+"""Every host, against itself: results and gradients, narrow dtypes, training, compile, export and copies."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+
+import vt_fast
+from tests._support import hosts
+from tests.patches.cases import CASES
+
+pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
+EVERY = pytest.mark.parametrize("host", CASES.values(), ids=CASES)
+
+
+@EVERY
+def test_results_and_gradients_in_float64(host):
+    module, patched, inputs = hosts.twins(host)
+    assert hosts.ops_in(lambda: host.results(module, inputs)) == 0
+    assert hosts.ops_in(lambda: host.results(patched, inputs)) == host.ops
+    hosts.close(host.solve(patched, inputs), host.solve(module, inputs))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_accuracy_of_narrow_dtypes(host, dtype):
+    module, patched, inputs = hosts.twins(host, dtype)
+    exact = host.solve(copy.deepcopy(module).double(), [value.double() for value in inputs])
+    hosts.as_accurate(host.solve(patched, inputs), host.solve(module, inputs), exact)
+
+
+@EVERY
+def test_training(host):
+    module, patched, inputs = hosts.twins(host)
+    for each in (module, patched):
+        optimizer = torch.optim.AdamW(each.parameters(), 1e-2, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(value.square().mean() for value in host.results(each, inputs)).backward()
+            optimizer.step()
+    before = host.made()[0].state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in module.state_dict().items())
+    hosts.close(patched.state_dict(), module.state_dict(), 1e-9)
+
+
+@EVERY
+def test_unpatch_gives_the_same_bits(host):
+    module, patched, inputs = hosts.twins(host)
+    host.results(patched, inputs)
+    vt_fast.unpatch(patched)
+    assert [type(part) for part in patched.modules()] == [type(part) for part in module.modules()]
+    assert [vars(part).keys() for part in patched.modules()] == [vars(part).keys() for part in module.modules()]
+    found, expected = host.solve(patched, inputs), host.solve(module, inputs)
+    for name, value in expected.items():
+        assert value is None or torch.equal(found[name], value), name
+
+
+@EVERY
+def test_the_rest_of_the_module_stays(host):
+    module, patched, inputs = hosts.twins(host)
+    assert repr(patched) == repr(module)
+    assert list(patched.state_dict()) == list(module.state_dict())
+    for part, other in zip(patched.modules(), module.modules(), strict=True):
+        assert isinstance(part, type(other))
+        assert type(part).__name__ == type(other).__name__
+    expected = host.results(patched, inputs)
+    file = io.BytesIO()
+    torch.save(patched, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    shallow = copy.copy(patched)
+    for copied in (copy.deepcopy(patched), pickle.loads(pickle.dumps(patched)), loaded, shallow):
+        assert hosts.ops_in(lambda: host.results(copied, inputs)) == host.ops  # noqa: B023
+        assert all(map(torch.equal, host.results(copied, inputs), expected))
+
+
+@EVERY
+def test_compile_and_export(host):
+    module, patched, inputs = hosts.twins(host)
+    expected = host.results(module, inputs)
+    torch._dynamo.reset()
+    # The hosts' own code may break a graph.
+    compiled = torch.compile(patched, backend="aot_eager")
+    hosts.close(dict(enumerate(host.results(compiled, inputs))), dict(enumerate(expected)))
+
+    class Called(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = patched
+
+        def forward(self, *inputs):
+            return tuple(host.results(self.module, inputs))
+
+    program = torch.export.export(Called(), tuple(inputs))
+    nodes = [node for node in program.graph.nodes if str(node.target).startswith("vt_fast.")]
+    assert len(nodes) == host.ops
+    hosts.close(dict(enumerate(program.module()(*inputs))), dict(enumerate(expected)))
