@@ -34,7 +34,9 @@ def cait():
 rows = lambda *shape: lambda: [torch.randn(*shape)]  # noqa: E731
 
 CASES |= {
-    "timm latent": Host("timm", timm_layer("AttentionPoolLatent", 32, num_heads=4), rows(2, 50, 32), ("",), 1),
+    "timm latent": Host(
+        "timm", timm_layer("AttentionPoolLatent", 32, num_heads=4), rows(2, 50, 32), ("",), 1
+    ),
     "timm latents, mean": Host(
         "timm",
         timm_layer(

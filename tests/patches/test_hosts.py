@@ -51,7 +51,9 @@ def test_unpatch_gives_the_same_bits(host):
     host.results(patched, inputs)
     vt_fast.unpatch(patched)
     assert [type(part) for part in patched.modules()] == [type(part) for part in module.modules()]
-    assert [vars(part).keys() for part in patched.modules()] == [vars(part).keys() for part in module.modules()]
+    assert [vars(part).keys() for part in patched.modules()] == [
+        vars(part).keys() for part in module.modules()
+    ]
     found, expected = host.solve(patched, inputs), host.solve(module, inputs)
     for name, value in expected.items():
         assert value is None or torch.equal(found[name], value), name

@@ -86,7 +86,7 @@ def unpatch(model: nn.Module) -> None:
     for _, module in replaced:
         module.__dict__.pop("_kept", None)
         module.__class__ = module._vt_fast_host
-    
+
 
 def _prefixes(model: nn.Module, only: str | Iterable[str] | None) -> list[str] | None:
     if only is None:

@@ -1,9 +1,9 @@
 """How a rewrite is described, and how it takes the place of a host's computation.
 
 A replaced module gets a subclass of its class, made here, whose `forward` is the rewrite. The object, its
-`__dict__`, hooks, parameters and names stay as they are, `isinstance` still holds, and to undo it is to give the
-old class back. `torch.compile`, `torch.export`, `copy` and `DataParallel` see an ordinary module. Pickles name
-the host's class and make the subclass again.
+`__dict__`, hooks, parameters and names stay as they are, and `isinstance` still holds. To undo it is to give
+the old class back. `torch.compile`, `torch.export`, `copy` and `DataParallel` see an ordinary module. Pickles
+name the host's class and make the subclass again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Patch:
 
     @staticmethod
     def why_not(module: Any) -> str | None:
-        """Why a module cannot be rewritten as it is now, or None. Asked when it is patched, and by each call."""
+        """Why a module cannot be rewritten as it is now, or None; asked by `patch` and by each call."""
         return None
 
 
@@ -138,7 +138,14 @@ def why_not(module: nn.Module, patch: type[Patch]) -> str | None:
 
 
 def _overrides(cls: type, host: type) -> set[str]:
-    common = {"__init__", "__module__", "__doc__", "__annotations__", "__firstlineno__", "__static_attributes__"}
+    common = {
+        "__init__",
+        "__module__",
+        "__doc__",
+        "__annotations__",
+        "__firstlineno__",
+        "__static_attributes__",
+    }
     own = {name for name in vars(cls) if name not in common}
     return own & ({name for base in host.__mro__ for name in vars(base)} - {"extra_repr", "__repr__"})
 
@@ -152,7 +159,9 @@ def own_forward(module: Any, *args: Any, **options: Any) -> Any:
     return module._vt_fast_host.forward(module, *args, **options)
 
 
-def why_not_plain(module: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...], *names: str) -> str | None:
+def why_not_plain(
+    module: Any, kind: type[nn.Module] | tuple[type[nn.Module], ...], *names: str
+) -> str | None:
     """Why the parameters of some members must not be used without calling them; None where they may be.
 
     Adapters (LoRA), quantised layers, parametrisations, pruning, sharding and hooks change what a call does.

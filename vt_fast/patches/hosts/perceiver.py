@@ -1,4 +1,4 @@
-"""transformers: the cross-attention of Perceiver, from latents to inputs, with the LayerNorm of the inputs."""
+"""transformers: Perceiver's cross-attention from latents to inputs, with the LayerNorm of the inputs."""
 
 from __future__ import annotations
 
@@ -68,6 +68,4 @@ class PerceiverCrossAttention(Patch):
 
 def _pays(module: Any, queries: Tensor, inputs: Tensor) -> bool:
     pixels, channels = inputs.shape[1:]
-    return pays(
-        pixels, queries.shape[1], channels, module.qk_channels, module.v_channels, module.num_heads
-    )
+    return pays(pixels, queries.shape[1], channels, module.qk_channels, module.v_channels, module.num_heads)

@@ -1,0 +1,267 @@
+"""`freeze`: kept operands are used, and are never stale."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import vt_fast
+from vt_fast import nn
+from vt_fast.nn import frozen
+
+pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
+
+
+def made():
+    module = nn.FilterTokenizer(
+        8, 3, position=nn.LinearPositionCode(4, 5), token_linear=False, token_channels=13
+    )
+    return nn.freeze(module.double().eval())
+
+
+def image(*size):
+    return torch.randn(2, 8, *(size or (6, 6))).double()
+
+
+def entries(module):
+    return module._kept.entries
+
+
+def folds(module, x):
+    """Whether a call makes its operands anew. Its result is that of an unfrozen copy, to the bit."""
+    before = {name: entry.value for name, entry in entries(module).items()}
+    found = module(x)
+    assert torch.equal(found, nn.unfreeze(copy.deepcopy(module))(x))
+    return any(before.get(name) is not entry.value for name, entry in entries(module).items())
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def test_operands_are_kept():
+    module, x = made(), image()
+    assert folds(module, x)
+    assert set(entries(module)) == {"queries", "position"}
+    assert not folds(module, x)
+    assert not folds(module.eval(), image())
+
+
+def in_place(module):
+    module.filters.add_(1)
+
+
+def of_the_position(module):
+    module.position.weight.mul_(2)
+
+
+def replaced(module):
+    module.filters = torch.nn.Parameter(module.filters + 1)
+
+
+def by_data(module):
+    module.filters.data = module.filters + 1
+
+
+def by_an_optimizer(module):
+    module.filters.grad = torch.ones_like(module.filters)
+    torch.optim.SGD([module.filters], 0.1).step()
+
+
+def foreach(module):
+    torch._foreach_add_([module.filters], 1.0)
+
+
+def through_a_view(module):
+    module.filters[0].fill_(3)
+
+
+def scaled(module):
+    module.scale = 2 * module.scale
+
+
+def loaded(module):
+    module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()})
+
+
+def assigned(module):
+    other = {name: value + 1 for name, value in module.state_dict().items()}
+    module.load_state_dict(other, assign=True)
+
+
+CHANGES = [in_place, of_the_position, replaced, by_data, by_an_optimizer, foreach, through_a_view, scaled]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, loaded, assigned], ids=lambda change: change.__name__)
+def test_changes_are_noticed(change):
+    module, x = made(), image()
+    before = module(x)
+    change(module)
+    assert folds(module, x)
+    assert not torch.equal(module(x), before)
+    assert not folds(module, x)
+
+
+def test_another_tensor_at_the_same_address():
+    module, x = made(), image()
+    for value in range(20):  # a freed tensor's address is taken at once
+        module.filters = torch.nn.Parameter(torch.full((3, 8), float(value)).double())
+        assert folds(module, x)
+
+
+def test_dtype_device_and_size():
+    module = made()
+    module(image())
+    assert folds(module.float(), image().float())
+    assert folds(module, image(5, 7).float())
+    assert folds(module, image().float())
+    module.to("meta")
+    assert module(image().to("meta", torch.float32)).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        pytest.param(lambda module: module.train(), id="train"),
+        pytest.param(lambda module: module.train().eval(), id="train and eval"),
+        pytest.param(lambda module: torch.nn.Sequential(module).train(), id="train of the parent"),
+        pytest.param(lambda module: module.load_state_dict(module.state_dict()), id="load_state_dict"),
+        pytest.param(lambda module: module.double(), id="_apply"),
+        pytest.param(lambda module: torch.nn.Sequential(module).double(), id="_apply of the parent"),
+    ],
+)
+def test_dropped(drop):
+    module = made()
+    module(image())
+    assert entries(module)
+    drop(module)
+    assert not entries(module)
+
+
+def test_writes_that_leave_no_trace():
+    """The documented limit: they need `unfreeze`, or train()."""
+    module, x = made(), image()
+    before = module(x)
+    module.filters.data.add_(1)
+    assert torch.equal(module(x), before)
+    nn.freeze(nn.unfreeze(module))
+    assert not torch.equal(module(x), before)
+    before = module(x)
+    module.train()
+    module.filters.data.add_(1)
+    module.eval()
+    assert not torch.equal(module(x), before)
+
+
+def test_off_in_training_with_gradients_and_in_inference_tensors():
+    module, x = made(), image()
+    module.train()
+    module(x)
+    assert not entries(module)
+    module.eval()
+    with torch.enable_grad():
+        module(x).sum().backward()
+    assert module.filters.grad is not None
+    assert not entries(module)
+    with torch.inference_mode():
+        module(x)
+        assert entries(module)
+        inference = nn.freeze(nn.FilterTokenizer(8, 3).double().eval())
+        inference(x)
+        assert not entries(inference)
+    assert not folds(module, x)
+    with torch.enable_grad():  # what inference mode has made is not saved for a backward
+        x.requires_grad_()
+        module(x).sum().backward()
+
+
+def test_autocast_has_operands_of_its_own():
+    module, x = made().float(), image().float()
+    plain = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert folds(module, x)
+        assert not folds(module, x)
+    assert folds(module, x)
+    assert torch.equal(module(x), plain)
+
+
+def test_functional_calls():
+    module, x = made(), image()
+    before = module(x)
+    other = {name: value + 1 for name, value in module.state_dict().items()}
+    found = torch.func.functional_call(module, other, (x,))
+    assert not torch.equal(found, before)
+    assert torch.equal(module(x), before)
+    kept = dict(entries(module))
+    stacked = {name: torch.stack([value, value + 1]) for name, value in module.state_dict().items()}
+    torch.func.vmap(lambda values: torch.func.functional_call(module, values, (x,)))(stacked)
+    assert entries(module) == kept
+
+
+def test_off_under_compile_export_and_tracing():
+    module, x = made(), image()
+    expected = module(x)
+    for make in (
+        lambda: torch.compile(module, fullgraph=True, backend="eager"),
+        lambda: torch.export.export(module, (x,)).module(),
+        lambda: torch.export.export(module, (x,), strict=True).module(),
+        lambda: torch.jit.trace(module, (x,)),
+    ):
+        entries(module).clear()
+        compiled = make()
+        torch.testing.assert_close(compiled(x), expected)
+        assert not entries(module)
+    torch._dynamo.reset()
+    module(x)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    compiled(x)
+    module.filters.data.add_(1)  # kept operands would not notice
+    torch.testing.assert_close(compiled(x), nn.unfreeze(copy.deepcopy(module))(x))
+
+
+def test_copies_and_pickles_are_empty():
+    module, x = made(), image()
+    expected = module(x)
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert entries(copied) == {}
+        assert entries(module)
+        assert torch.equal(copied(x), expected)
+        assert entries(copied)
+    other = copy.copy(module)  # shares what is kept
+    other.filters = torch.nn.Parameter(module.filters + 1)
+    assert not torch.equal(other(x), expected)
+    assert torch.equal(module(x), expected)
+
+
+def test_a_position_code_with_hooks_is_called():
+    module, x, calls = made(), image(), []
+    module.position.register_forward_hook(lambda *args: calls.append(1))
+    module(x)
+    module(x)
+    assert len(calls) == 2
+
+
+def test_state_is_that_of_the_module():
+    plain, module = nn.FilterTokenizer(8, 3), nn.freeze(nn.FilterTokenizer(8, 3))
+    assert list(module.state_dict()) == list(plain.state_dict())
+    assert repr(module) == repr(plain)
+    nn.unfreeze(module)
+    assert vars(module).keys() == vars(plain).keys()
+
+
+def test_nothing_to_freeze():
+    with pytest.raises(ValueError, match=r"`module` must contain a module of `vt_fast.nn` .* got Linear"):
+        nn.freeze(torch.nn.Linear(2, 2))
+
+
+def test_networks():
+    torch.manual_seed(0)
+    net, x = vt_fast.models.VTResNet(18, num_classes=5).eval(), torch.randn(1, 3, 64, 64)
+    expected = net(x)
+    nn.freeze(net)
+    assert torch.equal(net(x), expected)
+    assert torch.equal(net(x), expected)
+    assert any(entries(part) for part in net.modules() if isinstance(part, frozen.Freezable))
