@@ -26,6 +26,9 @@ INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --max
 # The CUDA kernels on a CPU, on an emulator that is built from the same sources.
 EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -p no:cacheprovider tests/cuda
 
+# Libraries that `vt_fast.patch` knows, besides timm and transformers, and what they import.
+HOSTS := open_clip_torch ftfy wcwidth perceiver-pytorch einops segment-anything
+
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.
 SANITIZE := build/sanitize
@@ -39,7 +42,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cases registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test cases hosts registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -50,6 +53,7 @@ help:
 	@echo 'make cuda    compile the CUDA kernels with nvcc, for VT_FAST_CUDA_ARCH (90a where it is not set), and check'
 	@echo '             their registers, spills and loads against a table; minutes, and needs no GPU'
 	@echo 'make cases   faults reported to other projects, tried on this one (tests/cases)'
+	@echo 'make hosts   vt_fast.patch on the modules of other libraries, which it installs'
 	@echo 'make registries  convert and load_backbone on every network of torchvision and timm; over an hour'
 	@echo 'make offline  compile the Triton kernels without a GPU; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
@@ -79,6 +83,11 @@ test: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)
+
+# Without what they require: that is here already, and another torch must not come with them.
+hosts: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(PIP) install -q --no-deps -c constraints.txt $(HOSTS)
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches $(TEST_FLAGS)
 
 # Over an hour on two cores. The counts are in the captured output of the tests that passed.
 registries: $(VENV)/dev.stamp $(VENV)/native.stamp

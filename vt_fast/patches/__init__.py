@@ -38,11 +38,10 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
         ValueError: there is no submodule of a name in `only`.
 
     Example:
-        >>> import timm, vt_fast
-        >>> pool = timm.layers.AttentionPoolLatent(64, num_heads=4)
-        >>> print(vt_fast.patch(pool))
-        module       class                     replaced
-        (the model)  timm AttentionPoolLatent  yes       other masks than one for the pixels run its own forward
+        >>> import torch, vt_fast
+        >>> report = vt_fast.patch(torch.nn.Linear(8, 8))
+        >>> print(report)
+        No module of the model is known to `vt_fast.patch`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")

@@ -27,7 +27,7 @@ def pays(pixels: int, tokens: int, channels: int, keys: int, values: int, num_he
 
 
 def rows_of(queries: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """The rows (.., num_heads * L, C) whose products with pixels are those of queries (.., L, E) with keys."""
+    """Rows (.., num_heads * L, C) whose products with pixels are those of queries (.., L, E) with keys."""
     queries = unflatten(queries, -1, (num_heads, -1))
     rows = torch.einsum("...lhd,hdc->...hlc", queries, unflatten(key, 0, (num_heads, -1)))
     return rows.flatten(-3, -2)
