@@ -45,7 +45,7 @@ class Host:
         module = self.make().eval()
         for parameter in module.parameters():
             if parameter.dim() < 2 or parameter.std() == 0:
-                nn.init.normal_(parameter, float(parameter.mean()), 0.1)
+                nn.init.normal_(parameter, parameter.mean().item(), 0.1)
         return module.to(dtype), [value.to(dtype) for value in self.inputs()]
 
     def results(self, module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:

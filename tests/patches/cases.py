@@ -325,7 +325,7 @@ CASES |= {
         "perceiver_pytorch",
         perceiver_io,
         lambda: [torch.randn(2, 60, 16), torch.randn(2, 5, 12)],
-        ("cross_attend_blocks.0", "decoder_cross_attn"),
+        ("cross_attend_block.cross_attn", "decoder_cross_attn"),
         2,
         lambda model, data, queries: model(data, queries=queries),
     ),

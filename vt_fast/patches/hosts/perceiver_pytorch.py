@@ -45,7 +45,7 @@ class CrossAttention(Patch):
             context is None
             or not kwargs.keys() <= {"context", "mask", "inverted_attention"}
             or not _pays(attention, x, context)
-            or (self.training and attention.dropout.p > 0)
+            or (self.training and _dropout(attention) > 0)
             or CrossAttention.why_not(self) is not None
         ):
             return own_forward(self, x, **kwargs)  # type: ignore[no-any-return]
@@ -75,6 +75,11 @@ def _inverted(context: Tensor, rows: Tensor, attention: Any, mask: Tensor | None
     )
     means = sums / mass.clamp_min(1e-8).to(sums.dtype)[..., None]
     return unflatten(means, 1, (attention.heads, -1))
+
+
+def _dropout(attention: Any) -> float:
+    dropout = attention._modules.get("dropout")  # that of PerceiverIO has none
+    return 0.0 if dropout is None else float(dropout.p)
 
 
 def _pays(attention: Any, x: Tensor, context: Tensor) -> bool:
