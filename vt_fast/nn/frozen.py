@@ -83,7 +83,7 @@ class Freezable:
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode; other than eval() in eval mode, it drops kept operands."""
-        if mode or self.training:  # type: ignore[has-type]
+        if mode or self.training:  # type: ignore[attr-defined]
             _drop(self)
         return super().train(mode)  # type: ignore[misc]
 

@@ -115,11 +115,12 @@ class Tokenizer(BackendModule):
             return None
         refuse_opacus(position, "position", "whose hooks see one table for all samples")
         size = checks.map_size(x)
-        if why_not_fused(position, PositionCode) is not None:
-            table: Tensor = position(*size)
-            return table
-        sources = tuple(position.parameters())
-        return kept(self, "position", sources, lambda: position(*size), size)
+        table: Tensor
+        if why_not_fused(position, PositionCode) is None:
+            table = kept(self, "position", tuple(position.parameters()), lambda: position(*size), size)
+        else:
+            table = position(*size)
+        return table
 
     def finish(self, pooled: Tensor, tokens: Tensor | None = None) -> Tensor:
         """From the result of `tokenize`, (B, L, C + P), to tokens (B, L, CT): value and token projections.

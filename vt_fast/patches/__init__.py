@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -75,6 +76,7 @@ def unpatch(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    replaced: list[tuple[str, Any]]
     replaced = [(path, module) for path, module in model.named_modules() if isinstance(module, Patched)]
     for path, module in replaced:
         if type(module) is not base.patched_class(module._vt_fast_host):

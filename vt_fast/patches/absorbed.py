@@ -156,11 +156,10 @@ def of_attention(module: nn.MultiheadAttention) -> tuple[Any, Any, Any, Any, Any
 
     All biases are one parameter, so that the keys' needs no :func:`with_bias_gradient`.
     """
-    if module.in_proj_weight is None:
-        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-    else:
+    weights: tuple[Any, ...] = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    if module.in_proj_weight is not None:
         weights = module.in_proj_weight.chunk(3)
     if module.in_proj_bias is None:
-        return (*weights, None, None)
+        return weights[0], weights[1], weights[2], None, None
     query, _, value = module.in_proj_bias.chunk(3)
-    return (*weights, query, value)
+    return weights[0], weights[1], weights[2], query, value

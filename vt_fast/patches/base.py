@@ -9,7 +9,6 @@ name the host's class and make the subclass again.
 from __future__ import annotations
 
 import copyreg
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -63,9 +62,11 @@ class Patched(Freezable):
     _vt_fast_host: ClassVar[type[nn.Module]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made, args, *state = super().__reduce_ex__(max(2, protocol))
-        if made is not copyreg.__newobj__ or args[0] is not patched_class(self._vt_fast_host):  # type: ignore[attr-defined]
-            return (made, args, *state)
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        made, args, *state = reduced
+        known = made is copyreg.__newobj__  # type: ignore[attr-defined]
+        if not known or args[0] is not patched_class(self._vt_fast_host):
+            return reduced
         return (_restored, (self._vt_fast_host, *args[1:]), *state)
 
 
@@ -75,9 +76,18 @@ def _restored(host: type[nn.Module], *args: Any) -> nn.Module:
     return module
 
 
-@functools.cache
 def patched_class(host: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of a host's class that runs the rewrite."""
+    """The subclass of a host's class that runs the rewrite, the same one in each call."""
+    made = _MADE.get(host)
+    if made is None:
+        made = _MADE.setdefault(host, _make(host))
+    return made
+
+
+_MADE: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _make(host: type[nn.Module]) -> type[nn.Module]:
     patch = patch_of(host)
     if patch is None:
         raise TypeError(f"`host` must be a class that `vt_fast.patch` knows, got {host.__name__}")
@@ -108,7 +118,7 @@ def patch_of(cls: type) -> type[Patch] | None:
 
 def why_not(module: nn.Module, patch: type[Patch]) -> str | None:
     """Why a module must not be replaced; None where it may be."""
-    cls = type(module)
+    cls: Any = type(module)
     for base in cls.__mro__:
         if full_name(base) in patch.hosts:
             host = base

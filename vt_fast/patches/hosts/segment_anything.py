@@ -20,7 +20,9 @@ class Attention(Patch):
     attribute = "final_attn_token_to_image"
     note = NOTE
 
-    why_not = staticmethod(why_not)
+    @staticmethod
+    def why_not(module: Any) -> str | None:
+        return why_not(module)
 
     @staticmethod
     def forward(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def _pooled(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
         module, "rows", sources, lambda: rows_of(F.linear(module.probe[0], query, query_bias), key, heads)
     )
     x = attention.out_proj(pool(x, rows, value, bias, heads, scale=width**-0.5, mask=mask))
-    return (x + module.mlp(module.layernorm(x)))[:, 0]
+    return (x + module.mlp(module.layernorm(x)))[:, 0]  # type: ignore[no-any-return]
 
 
 class SiglipHead(Patch):

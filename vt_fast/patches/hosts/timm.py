@@ -26,7 +26,8 @@ class AttentionPoolLatent(Patch):
     def why_not(module: Any) -> str | None:
         if not (type(module.q_norm) is type(module.k_norm) is nn.Identity):
             return "it normalises the keys"
-        if not pays(2**20, module.latent_len, *[module.head_dim * module.num_heads] * 3, module.num_heads):
+        width = module.head_dim * module.num_heads
+        if not pays(2**20, module.latent_len, width, width, width, module.num_heads):
             return _FEW
         reason = why_not_plain(module, nn.Linear, "kv")
         return reason or why_not_plain(module, (nn.Linear, nn.Identity), "q")
