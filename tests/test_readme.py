@@ -41,6 +41,15 @@ def test_the_table_of_switches_is_what_backends_take():
     assert found == TAKEN
 
 
+def test_the_example_of_patches_runs():
+    pytest.importorskip("torch")
+    from tests._support import hosts
+
+    hosts.need("transformers")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "patches.md").read_text(), flags=re.DOTALL)
+    exec(code, {})
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     found = re.findall(r"^make (\w+)|`make (\w+)", README.read_text(), flags=re.MULTILINE)
