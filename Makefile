@@ -26,8 +26,8 @@ INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --max
 # The CUDA kernels on a CPU, on an emulator that is built from the same sources.
 EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -p no:cacheprovider tests/cuda
 
-# Libraries that `vt_fast.patch` knows, besides timm and transformers, and what they import.
-HOSTS := open_clip_torch ftfy wcwidth perceiver-pytorch einops segment-anything
+# Where `make hosts` installs the libraries that `vt_fast.patch` knows.
+HOSTS := build/hosts
 
 FUZZ ?= 1000
 # Preloaded, since Python itself is not built with them.
@@ -78,16 +78,19 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
-		--ignore=tests/cases --ignore=tests/cuda -m "not cases and not registries" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
+		--ignore=tests/cases --ignore=tests/cuda -m "not cases and not registries and not hosts" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
 	$(INTERPRETED_TESTS) $(TEST_FLAGS)
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)
 
-# Without what they require: that is here already, and another torch must not come with them.
-hosts: $(VENV)/dev.stamp $(VENV)/native.stamp
-	$(PIP) install -q --no-deps -c constraints.txt $(HOSTS)
-	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches $(TEST_FLAGS)
+hosts: $(VENV)/dev.stamp $(VENV)/native.stamp $(HOSTS)/hosts.stamp
+	$(TEST_ENV) PYTHONPATH=$(HOSTS) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches $(TEST_FLAGS)
+
+$(HOSTS)/hosts.stamp: tests/patches/requirements.txt constraints.txt $(VENV)/created.stamp
+	rm -rf $(HOSTS)
+	$(PIP) install -q --no-deps -c constraints.txt -r $< --target $(HOSTS)
+	@touch $@
 
 # Over an hour on two cores. The counts are in the captured output of the tests that passed.
 registries: $(VENV)/dev.stamp $(VENV)/native.stamp

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vt_fast
@@ -30,7 +32,8 @@ class Host:
         replaced: the paths that are replaced.
         ops: how many ops a call runs where all are.
         call: runs it and gives its results; by default by calling it.
-        exported: how many ops an exported program has, if another number.
+        traced: how many ops a compiled or exported program has, if another number.
+        whole: whether the host's own code compiles to one graph.
     """
 
     package: str
@@ -39,7 +42,8 @@ class Host:
     replaced: tuple[str, ...]
     ops: int
     call: Callable[..., Any] = lambda module, *inputs: module(*inputs)
-    exported: int | None = None
+    traced: int | None = None
+    whole: bool = True
 
     def made(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, list[Tensor]]:
         """The module, with parameters that are nowhere constant, and its inputs; both rounded to float32."""
@@ -133,6 +137,17 @@ def ops_in(call: Callable[[], Any]) -> int:
     with torch.no_grad(), Ops() as ops:
         call()
     return ops.count
+
+
+def counted_graphs(counts: list[int]) -> Callable[..., Any]:
+    """A backend of torch.compile that adds how many of our ops each graph has, those of backwards left out."""
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        names = [str(node.target) for node in graph.graph.nodes]
+        counts.append(sum(name.startswith("vt_fast.") and "backward" not in name for name in names))
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=compiler)
 
 
 def twins(

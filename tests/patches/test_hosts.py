@@ -9,10 +9,10 @@ import torch
 
 import vt_fast
 from tests._support import hosts
-from tests.patches.cases import CASES
+from tests.patches.cases import every
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
-EVERY = pytest.mark.parametrize("host", CASES.values(), ids=CASES)
+EVERY = every()
 
 
 @EVERY
@@ -87,9 +87,12 @@ def test_compile_and_export(host):
     module, patched, inputs = hosts.twins(host)
     expected = host.results(module, inputs)
     torch._dynamo.reset()
-    # The hosts' own code may break a graph.
-    compiled = torch.compile(patched, backend="aot_eager")
+    counts = []
+    backend = hosts.counted_graphs(counts)
+    compiled = torch.compile(patched, backend=backend, fullgraph=host.whole)
     hosts.close(dict(enumerate(host.results(compiled, inputs))), dict(enumerate(expected)))
+    ops = host.ops if host.traced is None else host.traced
+    assert sum(counts) == ops
 
     class Called(torch.nn.Module):
         def __init__(self):
@@ -101,5 +104,5 @@ def test_compile_and_export(host):
 
     program = torch.export.export(Called(), tuple(inputs))
     nodes = [node for node in program.graph.nodes if str(node.target).startswith("vt_fast.")]
-    assert len(nodes) == (host.ops if host.exported is None else host.exported)
+    assert len(nodes) == ops
     hosts.close(dict(enumerate(program.module()(*inputs))), dict(enumerate(expected)))

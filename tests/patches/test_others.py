@@ -9,7 +9,7 @@ from tests._support import hosts
 from tests.patches.cases import CASES, lucid_perceiver, pooler
 from tests.patches.test_patch import reason, runs_own
 
-pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
+pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu, pytest.mark.hosts]
 
 
 class TestSegmentAnything:

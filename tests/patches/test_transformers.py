@@ -121,7 +121,9 @@ class TestSiglip:
         assert "_kept" not in vars(model.head)
 
 
-@pytest.mark.parametrize("name", ["Sam", "SamHQ", "Sam2"])
+@pytest.mark.parametrize(
+    "name", ["Sam", *(pytest.param(each, marks=pytest.mark.hosts) for each in ("SamHQ", "Sam2"))]
+)
 class TestSam:
     def made(self, name):
         return CASES[f"transformers {name}"].make().eval()
