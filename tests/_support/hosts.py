@@ -140,7 +140,7 @@ def ops_in(call: Callable[[], Any]) -> int:
 
 
 def counted_graphs(counts: list[int]) -> Callable[..., Any]:
-    """A backend of torch.compile that adds how many of our ops each graph has, those of backwards left out."""
+    """A backend of torch.compile that notes how many of our ops each graph has, without those of backwards."""
 
     def compiler(graph: Any, inputs: Any) -> Any:
         names = [str(node.target) for node in graph.graph.nodes]
