@@ -27,6 +27,7 @@ MODES = {
     "overhead": ("overhead", "the cost of a call at tiny shapes, and of the first one of a process"),
     "models": ("networks", "the paper's networks against those that they replace"),
     "layers": ("layers", "layers of other models against the same computation by our ops"),
+    "hosts": ("hosts", "models of other libraries, as they are and after `vt_fast.patch`"),
     "switches": ("switches", "each switch of the ops at the shapes of other models"),
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {

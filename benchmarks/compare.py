@@ -45,6 +45,8 @@ _FEW, _LEAST_SCATTER = 10, 0.05
 _LEAST_ROUNDS = 3
 # Memory may grow by this share, or by this many bytes: what an allocator rounds to.
 _MEMORY_SHARE, _MEMORY_BYTES = 0.02, 1 << 16
+# Modes that have too few cells of each case.
+_TOGETHER = ("models", "layers", "hosts", "switches")
 _NORMAL = NormalDist()
 # Times depend on these facts: what each is called, and where it is.
 _FACTS = {
@@ -162,7 +164,7 @@ def _changes(pairs: DataFrame) -> DataFrame:
         # Unchanged code scatters more on two threads than on one.
         where=pairs.where_new.replace("", "GPU")
         + np.where(pairs.case_new.str.startswith("first call"), ", first calls", ""),
-        group=pairs.case_new.where(~pairs.mode_new.isin(["models", "layers", "switches"]), pairs.mode_new),
+        group=pairs.case_new.where(~pairs.mode_new.isin(_TOGETHER), pairs.mode_new),
         raw=np.log(pairs.median_new / pairs.median_old),
         error=np.hypot(_standard_error(pairs, "_old"), _standard_error(pairs, "_new")),
         drift=math.nan,

@@ -30,7 +30,7 @@ import vt_fast
 from benchmarks import networks
 from benchmarks.attention import TRANSPOSED, by, sdpa
 from benchmarks.devices import Device
-from benchmarks.modules import INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, paper
+from benchmarks.modules import INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Side, missing, paper
 from benchmarks.processes import Plan
 from benchmarks.results import OURS
 from benchmarks.shapes import BOTH
@@ -296,12 +296,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
         load_torchvision()
         comparison = make(spec["quick"])
     except ImportError as error:
-        missing = error
-
-        def fail() -> nn.Module:
-            raise missing
-
-        comparison, spec = Comparison({"original": Side(fail)}, ((0,),)), {**spec, "peers": None}
+        comparison, spec = missing(error), {**spec, "peers": None}
     return ModuleProblem(comparison, MODE, name, "x".join(map(str, comparison.inputs[0])), spec, device)
 
 

@@ -83,6 +83,15 @@ def paper(
     return Comparison(sides, inputs, small)
 
 
+def missing(error: ImportError) -> Comparison:
+    """What stands for the sides of a package that is not installed: one row with the error."""
+
+    def fail() -> nn.Module:
+        raise error
+
+    return Comparison({"original": Side(fail)}, ((0,),))
+
+
 class _Built:
     """A side with its parameters and inputs; gradients arrive rounded to ``dtype``."""
 

@@ -280,7 +280,12 @@ def _contenders(data: DataFrame) -> Iterator[Section]:
         lines.append(f"{which}: {mean} ({ends}, {len(part)} cells).")
     own = ["images/s", "convolutions / this"] if mode == "models" else []
     columns = [*_NAMES, "contender", "ms", "spread", *own, "this / ours", "extra MB"]
-    titles = {"stack": "Stack of modules", "layers": "Real layers", "models": "Networks"}
+    titles = {
+        "stack": "Stack of modules",
+        "layers": "Real layers",
+        "hosts": "Known libraries, patched",
+        "models": "Networks",
+    }
     yield Section(titles.get(mode, mode), [*lines, _NOTE], [table("", data[columns])])
 
 

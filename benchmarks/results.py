@@ -25,8 +25,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """One contender in one pass of one case.
 
     Args:
-        mode: of the command: "ops", "stack", "layers", "models", "switches", "scaling", "overhead"; or
-            "ceilings".
+        mode: of the command: "ops", "stack", "layers", "hosts", "models", "switches", "scaling",
+            "overhead"; or "ceilings".
         case: the op, layer or network; of a ceiling, what is measured.
         shape: "BxNxCxL", or the input's.
         which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".

@@ -34,6 +34,7 @@ KINDS = {
     "op": "benchmarks.problems",
     "network": "benchmarks.networks",
     "layer": "benchmarks.layers",
+    "host": "benchmarks.hosts",
     "switch": "benchmarks.switches",
 }
 # A peer is left out, and its row says so, where its products alone would take this long, and as many floors.

@@ -140,7 +140,7 @@ def ops_in(call: Callable[[], Any]) -> int:
 
 
 def counted_graphs(counts: list[int]) -> Callable[..., Any]:
-    """A backend of torch.compile that notes how many of our ops each graph has, without those of backwards."""
+    """A backend of torch.compile that notes how many of our ops, backwards aside, each graph has."""
 
     def compiler(graph: Any, inputs: Any) -> Any:
         names = [str(node.target) for node in graph.graph.nodes]

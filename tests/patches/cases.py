@@ -41,6 +41,25 @@ def cait():
     return timm.create_model("cait_xxs24_224", img_size=32, depth=1, num_classes=5, embed_dim=32, num_heads=4)
 
 
+def vit(**options):
+    """With one block before the last one, and registers."""
+
+    def make():
+        from timm.models.vision_transformer import VisionTransformer
+
+        sizes = {
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 32,
+            "depth": 2,
+            "num_heads": 4,
+            "num_classes": 5,
+        }
+        return VisionTransformer(**sizes, **options)
+
+    return make
+
+
 rows = lambda *shape: lambda: [torch.randn(*shape)]  # noqa: E731
 
 CASES |= {
@@ -88,6 +107,8 @@ CASES |= {
     "timm class attention, biases": Host(
         "timm", lambda: class_attention(qkv_bias=True), rows(2, 50, 32), ("",), 1
     ),
+    "timm ViT": Host("timm", vit(reg_tokens=2, init_values=0.1), rows(2, 3, 32, 32), ("",), 1),
+    "timm ViT, no biases": Host("timm", vit(qkv_bias=False, final_norm=False), rows(2, 3, 32, 32), ("",), 1),
     "timm CaiT": Host(
         "timm",
         cait,

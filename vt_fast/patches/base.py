@@ -181,18 +181,23 @@ def why_not_plain(
         member = module._modules.get(name)
         if type(member) not in kinds:
             return f"{name} is a {type(member).__name__}"
-        if (
-            member._forward_hooks
-            or member._forward_pre_hooks
-            or member._backward_hooks
-            or member._backward_pre_hooks
-            or "forward" in member.__dict__
-        ):
+        if has_hooks(member):
             return f"{name} has hooks, which see the calls that the rewrite does not make"
         for parameter in member._parameters.values():
             if parameter is not None and not _is_plain(parameter):
                 return f"{name} has a {type(parameter).__name__}"
     return None
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether calls of a module do more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def _is_plain(parameter: Tensor) -> bool:
