@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -246,6 +247,73 @@ def timm_model(quick: bool, name: str, size: int, batch: int) -> Host:
     return Host(make, ((2, 3, 56, 56) if quick else (batch, 3, size, size),))
 
 
+def transolver(quick: bool, slices: int, layers: int) -> Host:
+    """physicsnemo's Transolver on an irregular mesh of 16,384 points; without layers, its attention alone."""
+    points, width = (40, 32) if quick else (16384, 256)
+
+    def make() -> nn.Module:
+        from physicsnemo.models.transolver import Transolver
+        from physicsnemo.nn.module.physics_attention import PhysicsAttentionIrregularMesh
+
+        sizes = {"slice_num": 4 if quick else slices, "use_te": False}
+        if not layers:
+            return PhysicsAttentionIrregularMesh(width, 8, width // 8, **sizes)  # type: ignore[no-any-return]
+        options = {"n_layers": layers, "n_hidden": width, "n_head": 8, "unified_pos": False, **sizes}
+        model: nn.Module = Transolver(functional_dim=3, out_dim=4, embedding_dim=3, **options)
+        return model
+
+    return Host(make, ((1, points, 3), (1, points, 3)) if layers else ((1, points, width),))
+
+
+def flare(quick: bool) -> Host:
+    """physicsnemo's FLARE attention: 8 heads of 32, 128 global queries, 16,384 points."""
+    points, width = (40, 32) if quick else (16384, 256)
+
+    def make() -> nn.Module:
+        from physicsnemo.nn.module.flare_attention import FLARE
+
+        module: nn.Module = FLARE(width, 8, width // 8, n_global_queries=4 if quick else 128)
+        return module
+
+    return Host(make, ((1, points, width),))
+
+
+def slots(quick: bool) -> Host:
+    """slot-attention: 7 slots on 128 x 128 pixels of 64 channels, three iterations."""
+    size, pixels = (16, 30) if quick else (64, 128 * 128)
+
+    def make() -> nn.Module:
+        from slot_attention import SlotAttention
+
+        module: nn.Module = SlotAttention(7, size)
+        return module
+
+    def call(host: Any, x: Tensor) -> Any:
+        noise = torch.randn(len(x), 7, size, generator=torch.Generator().manual_seed(5))
+        # The same in each dtype.
+        with mock.patch.object(torch, "randn", lambda *shape, device, dtype: noise.to(device, dtype)):
+            return host(x)
+
+    return Host(make, ((2 if quick else 4, pixels, size),), call)
+
+
+def aggregation(quick: bool, hidden: int) -> Host:
+    """torch-geometric's attention over 256 graphs of 1 to 511 nodes, with a gate of one or two layers."""
+    channels, bags = (16, 4) if quick else (256, 256)
+    counts = 1 + torch.randint(511, (bags,), generator=torch.Generator().manual_seed(5))
+    ptr = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+    def make() -> nn.Module:
+        from torch_geometric.nn.aggr import AttentionalAggregation
+
+        layers = [nn.Linear(channels, hidden), nn.Tanh(), nn.Linear(hidden, 1)]
+        gate = nn.Sequential(*layers) if hidden else nn.Linear(channels, 1)
+        module: nn.Module = AttentionalAggregation(gate)
+        return module
+
+    return Host(make, ((int(ptr[-1]), channels),), lambda host, x: host(x, ptr=ptr.to(x.device)))
+
+
 LIBRARIES: dict[str, tuple[str, Callable[[bool], Host]]] = {
     "sam-decoder": ("segment-anything, mask decoder", sam_decoder),
     "sam": ("segment-anything, ViT-B, 256 points", sam_model),
@@ -264,6 +332,16 @@ LIBRARIES: dict[str, tuple[str, Callable[[bool], Host]]] = {
     "vjepa": ("transformers, V-JEPA 2 pooler", partial(vjepa, layers=3)),
     "clip-head": ("open_clip, AttentionPool2d", clip_head),
     "clip": ("open_clip, RN50", clip_model),
+    "transolver-attention": (
+        "physicsnemo, PhysicsAttention, 64 slices",
+        partial(transolver, slices=64, layers=0),
+    ),
+    "transolver": ("physicsnemo, Transolver, 64 slices", partial(transolver, slices=64, layers=4)),
+    "transolver-512": ("physicsnemo, Transolver, 512 slices", partial(transolver, slices=512, layers=4)),
+    "flare": ("physicsnemo, FLARE attention", flare),
+    "slots": ("slot-attention, SlotAttention", slots),
+    "graphs": ("torch-geometric, AttentionalAggregation", partial(aggregation, hidden=0)),
+    "graphs-gated": ("torch-geometric, gate of two layers", partial(aggregation, hidden=64)),
 }
 
 

@@ -34,6 +34,7 @@ class Host:
         call: runs it and gives its results; by default by calling it.
         traced: how many ops a compiled or exported program has, if another number.
         whole: whether the host's own code compiles to one graph.
+        seeds: of how many draws the errors are compared.
     """
 
     package: str
@@ -44,6 +45,7 @@ class Host:
     call: Callable[..., Any] = lambda module, *inputs: module(*inputs)
     traced: int | None = None
     whole: bool = True
+    seeds: int = 3
 
     def made(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, list[Tensor]]:
         """The module, with parameters that are nowhere constant, and its inputs; both rounded to float32."""

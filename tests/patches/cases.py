@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -365,4 +367,117 @@ CASES |= {
     "open_clip pool 2d": Host("open_clip", clip_pool, rows(2, 32, 5, 5), ("",), 1),
     "open_clip pooler": Host("open_clip", pooler(), rows(2, 50, 32), ("",), 1),
     "open_clip pooler, other width": Host("open_clip", pooler(24), rows(2, 50, 24), ("",), 1),
+}
+
+
+def physics(mesh="IrregularMesh", *shape):
+    def make():
+        from physicsnemo.nn.module import physics_attention
+
+        kind = getattr(physics_attention, f"PhysicsAttention{mesh}")
+        sizes = {"heads": 4, "dim_head": 8, "slice_num": 6, "use_te": False}
+        return kind(24, *([shape] if shape else []), **sizes)
+
+    return make
+
+
+def transolver(**options):
+    from physicsnemo.models.transolver import Transolver
+
+    sizes = {"n_layers": 2, "n_hidden": 32, "n_head": 4, "slice_num": 6, "use_te": False}
+    return Transolver(functional_dim=3, out_dim=2, embedding_dim=2, unified_pos=False, **sizes, **options)
+
+
+def flare():
+    from physicsnemo.nn.module.flare_attention import FLARE
+
+    return FLARE(24, heads=4, dim_head=8, n_global_queries=6)
+
+
+SLICES = ("blocks.0.Attn", "blocks.1.Attn")
+CASES |= {
+    "physicsnemo mesh": Host("physicsnemo.nn", physics(), rows(2, 50, 24), ("",), 2),
+    "physicsnemo 2d": Host("physicsnemo.nn", physics("StructuredMesh2D", 6, 7), rows(2, 42, 24), ("",), 2),
+    "physicsnemo 3d": Host("physicsnemo.nn", physics("StructuredMesh3D", 3, 4, 5), rows(2, 60, 24), ("",), 2),
+    "physicsnemo Transolver": Host(
+        "physicsnemo.nn",
+        transolver,
+        lambda: [torch.randn(2, 50, 3), torch.randn(2, 50, 2)],
+        SLICES,
+        4,
+    ),
+    "physicsnemo FLARE": Host("physicsnemo.nn", flare, rows(2, 50, 24), ("",), 2),
+}
+
+
+def slots(name="SlotAttention", **options):
+    def make():
+        import slot_attention
+
+        return getattr(slot_attention, name)(num_slots=4, dim=16, hidden_dim=24, **options)
+
+    return make
+
+
+def seeded(module, *inputs):
+    """With the same noise in each call and dtype."""
+    noise = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(5))
+    with mock.patch.object(torch, "randn", lambda *shape, device, dtype: noise.to(dtype)):
+        return module(*inputs)
+
+
+CASES |= {
+    # A rounding that turns a ReLU's input changes all that follows, hence more draws.
+    "slot-attention": Host("slot_attention", slots(), rows(2, 50, 16), ("",), 3, seeded, seeds=12),
+    "slot-attention, heads": Host(
+        "slot_attention",
+        slots("MultiHeadSlotAttention", heads=2, dim_head=12, iters=2),
+        rows(2, 50, 16),
+        ("",),
+        2,
+        seeded,
+        seeds=12,
+    ),
+}
+
+
+def aggregation(gate, values=None):
+    def make():
+        from torch_geometric.nn.aggr import AttentionalAggregation
+
+        return AttentionalAggregation(gate(), None if values is None else values())
+
+    return make
+
+
+def two_layers():
+    return nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def of_bags(module, x):
+    """Bags of different sizes, one of them empty."""
+    return module(x, ptr=torch.tensor([0, 20, 20, 21, 50]))
+
+
+def by_index(module, x):
+    """The same bags."""
+    return module(x, torch.tensor([0, 2, 3]).repeat_interleave(torch.tensor([20, 1, 29])), dim_size=4)
+
+
+CASES |= {
+    "torch-geometric": Host(
+        "torch_geometric.nn", aggregation(lambda: nn.Linear(16, 1)), rows(50, 16), ("",), 1, of_bags
+    ),
+    "torch-geometric, index": Host(
+        "torch_geometric.nn",
+        aggregation(lambda: nn.Linear(16, 1), lambda: nn.Linear(16, 12)),
+        rows(50, 16),
+        ("",),
+        1,
+        by_index,
+        traced=0,  # sorting cannot be seen in a trace
+    ),
+    "torch-geometric, two layers": Host(
+        "torch_geometric.nn", aggregation(two_layers), rows(50, 16), ("",), 1, of_bags
+    ),
 }

@@ -28,7 +28,7 @@ def test_results_and_gradients_in_float64(host):
 def test_accuracy_of_narrow_dtypes(host, dtype):
     """Errors are as large as the host's own: a single one may be larger by chance, so their mean counts."""
     ratios = []
-    for seed in range(3):
+    for seed in range(host.seeds):
         module, patched, inputs = hosts.twins(host, dtype, seed)
         exact = host.solve(copy.deepcopy(module).double(), [value.double() for value in inputs])
         ratios += hosts.error_ratios(host.solve(patched, inputs), host.solve(module, inputs), exact)

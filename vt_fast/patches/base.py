@@ -130,7 +130,8 @@ def why_not(module: nn.Module, patch: type[Patch]) -> str | None:
         names = ", ".join(sorted(_overrides(changed[0], host)))
         return f"is a {changed[0].__name__}, which overrides {names}"
     forward = host.forward
-    if (forward.__module__, forward.__qualname__) != (host.__module__, f"{host.__qualname__}.forward"):
+    owner = next(base for base in host.__mro__ if "forward" in vars(base))
+    if (forward.__module__, forward.__qualname__) != (owner.__module__, f"{owner.__qualname__}.forward"):
         return "its class's forward was replaced"
     if "forward" in module.__dict__:
         return "it has a forward of its own, as accelerate's hooks and other patches give it"
