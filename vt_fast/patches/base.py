@@ -154,6 +154,8 @@ def _overrides(cls: type, host: type) -> set[str]:
         "__module__",
         "__doc__",
         "__annotations__",
+        "__abstractmethods__",
+        "_abc_impl",
         "__firstlineno__",
         "__static_attributes__",
     }
