@@ -85,7 +85,8 @@ cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)
 
 hosts: $(VENV)/dev.stamp $(VENV)/native.stamp $(HOSTS)/hosts.stamp
-	$(TEST_ENV) PYTHONPATH=$(HOSTS) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches $(TEST_FLAGS)
+	$(TEST_ENV) PYTHONPATH=$(HOSTS) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches \
+		tests/examples/test_patching.py $(TEST_FLAGS)
 
 $(HOSTS)/hosts.stamp: tests/patches/requirements.txt constraints.txt $(VENV)/created.stamp
 	rm -rf $(HOSTS)
