@@ -86,7 +86,7 @@ cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 hosts: $(VENV)/dev.stamp $(VENV)/native.stamp $(HOSTS)/hosts.stamp
 	$(TEST_ENV) PYTHONPATH=$(HOSTS) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -rs tests/patches \
-		tests/examples/test_patching.py $(TEST_FLAGS)
+		tests/benchmarks/test_hosts.py tests/examples/test_patching.py $(TEST_FLAGS)
 
 $(HOSTS)/hosts.stamp: tests/patches/requirements.txt constraints.txt $(VENV)/created.stamp
 	rm -rf $(HOSTS)
