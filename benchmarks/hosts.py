@@ -38,12 +38,16 @@ BUDGET = Budget(
 
 
 class Host(NamedTuple):
-    """A module, the shapes of its inputs, and how it is called; ``inference``: it has no backward here."""
+    """A module, the shapes of its inputs, and how it is called.
+
+    ``inference``: it has no backward here. ``small``: shapes on which results are compared, if others.
+    """
 
     make: Callable[[], nn.Module]
     inputs: Shapes
     call: Function = lambda host, *inputs: host(*inputs)
     inference: bool = False
+    small: Shapes | None = None
 
 
 def sam_decoder(quick: bool) -> Host:
@@ -219,7 +223,9 @@ def clip_model(quick: bool) -> Host:
         model: nn.Module = ModifiedResNet(*sizes)
         return model
 
-    return Host(make, ((2, 3, 64, 64) if quick else (8, 3, 224, 224),))
+    # Convolutions take long in float64.
+    size = 64 if quick else 224
+    return Host(make, ((2 if quick else 8, 3, size, size),), small=((1, 3, size, size),))
 
 
 def timm_head(quick: bool) -> Host:
@@ -361,7 +367,7 @@ def comparison(host: Host) -> Comparison:
         "compile original": original._replace(compiled=""),
         VT_FAST: original._replace(make=patched, role=OURS),
     }
-    return Comparison(sides, host.inputs)
+    return Comparison(sides, host.inputs, host.small)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

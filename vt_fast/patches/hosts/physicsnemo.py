@@ -91,5 +91,6 @@ class Flare(Patch):
         return self.out_dropout(self.out_linear(found))  # type: ignore[no-any-return]
 
 
-def _is_map(x: Any, channels: int) -> bool:
-    return type(x) is Tensor and x.dim() == 3 and x.shape[2] == channels
+def _is_map(x: Tensor, channels: int) -> bool:
+    sharded = hasattr(x, "redistribute")  # as the host tells
+    return not sharded and x.dim() == 3 and x.shape[2] == channels
