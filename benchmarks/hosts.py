@@ -182,7 +182,8 @@ def siglip_model(quick: bool) -> Host:
         model: nn.Module = SiglipVisionModel(SiglipVisionConfig(**(small if quick else {})))
         return model
 
-    return Host(make, ((2 if quick else 4, 3, 224, 224),), lambda host, x: host(x).pooler_output)
+    inputs, small = ((2 if quick else 4, 3, 224, 224),), ((1, 3, 224, 224),)
+    return Host(make, inputs, lambda host, x: host(x).pooler_output, small=small)
 
 
 def vjepa(quick: bool, layers: int) -> Host:
@@ -250,7 +251,8 @@ def timm_model(quick: bool, name: str, size: int, batch: int) -> Host:
         model: nn.Module = timm.create_model(name, **(small if quick else {"img_size": size}))
         return model
 
-    return Host(make, ((2, 3, 56, 56) if quick else (batch, 3, size, size),))
+    size = 56 if quick else size
+    return Host(make, ((2 if quick else batch, 3, size, size),), small=((1, 3, size, size),))
 
 
 def transolver(quick: bool, slices: int, layers: int) -> Host:

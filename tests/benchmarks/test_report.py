@@ -81,6 +81,7 @@ RUNS = {
     "b": scaling_run(),
     "models": other_run("models", ("reference", PEER), ("vt_fast", OURS), ("convolutions", "replaced")),
     "layers": other_run("layers", ("compile original", PEER), ("folded sdpa", PEER), ("vt_fast", OURS)),
+    "hosts": other_run("hosts", ("original", PEER), ("compile original", PEER), ("vt_fast", OURS)),
     "overhead": other_run("overhead", ("eager", PEER), ("vt_fast cpu", OURS)),
 }
 RUNS["overhead"].rows.append(row("vt_fast cpu", OURS, 2e-3, mode="overhead", case="first call of tokenize"))
@@ -135,7 +136,7 @@ def test_other_modes_on_the_terminal():
 def test_the_page_and_its_pictures(tmp_path):
     paths = report.write(list(RUNS.items()), tmp_path)
     assert {path.name for path in paths} == {
-        *("report.html", "report.md", "layers-speedup.png", "a-roofline.png"),
+        *("report.html", "report.md", "layers-speedup.png", "hosts-speedup.png", "a-roofline.png"),
         *(f"b-{name}-{what}.png" for name, what in product("NB", ("time", "memory"))),
     }
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths if path.suffix == ".png")
@@ -149,7 +150,7 @@ def test_the_page_and_its_pictures(tmp_path):
     assert len(ids) == len(set(ids))
     assert not re.search(r'(src|href)="(?!#|data:)|@import|url\((?!#)', page)
     drawn = [base64.b64decode(element.get("src").partition(",")[2]) for element in root.iter("img")]
-    assert len([ElementTree.fromstring(each) for each in drawn]) == 6
+    assert len([ElementTree.fromstring(each) for each in drawn]) == 7
     # All that the terminal has is in both.
     for each in ("8x3x7x7", "needs 16.3 GB", "dx is off by", "-10% +20%", "70.0"):
         assert each in page
@@ -179,6 +180,13 @@ def test_layers_are_drawn_against_what_is_shipped_and_the_algebra_by_hand():
     # Light to the speed over the shipped form, dark to that over the algebra by hand, both from 1 on.
     widths = [bar.get_width() for bar in drawing.figure.axes[0].patches]
     assert widths == 4 * [pytest.approx(2.0), pytest.approx(0.5)]
+
+
+def test_hosts_are_drawn_against_themselves():
+    (drawing,) = plots.draw(frame(RUNS["hosts"].rows))
+    texts = [text.get_text() for text in drawing.figure.axes[0].texts]
+    assert texts == 4 * ["1.5×"]  # noqa: RUF001
+    assert drawing.title.startswith("Known libraries, patched, ")
 
 
 def test_a_gpu_is_drawn_by_its_graphs():
