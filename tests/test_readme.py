@@ -28,9 +28,8 @@ def test_the_table_of_switches_is_what_backends_take():
     pytest.importorskip("torch")
     from tests._support.family import TAKEN
 
-    head, *rows = re.findall(
-        r"^\| (.*) \|$", FAMILY.read_text().partition("## What each")[2], flags=re.MULTILINE
-    )
+    (section,) = re.findall(r"## What each(.*?)\n## ", FAMILY.read_text(), flags=re.DOTALL)
+    head, *rows = re.findall(r"^\| (.*) \|$", section, flags=re.MULTILINE)
     names = head.replace("`", "").split(" | ")[1:]
     found = {name: set() for name in names}
     for switch, *cells in (row.split(" | ") for row in rows):
