@@ -26,6 +26,12 @@ INTERPRETED_TESTS = $(TEST_ENV) TRITON_INTERPRET=1 $(PY) -m pytest -n auto --max
 # The CUDA kernels on a CPU, on an emulator that is built from the same sources.
 EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal -p no:cacheprovider tests/cuda
 
+# Exporters, compilers, other processes and builds: what takes long for each test.
+INTEGRATION := $(addprefix tests/,test_onnx.py ops/test_saved_programs.py nn/test_compile.py models/test_compile.py \
+	nn/test_sharded.py models/test_two_processes.py examples/test_distributed.py examples/test_resume.py \
+	examples/test_workers.py test_import.py test_native_build.py test_native.py test_ahead.py \
+	tools/test_cuda_resources.py)
+
 # Where `make hosts` installs the libraries that `vt_fast.patch` knows.
 HOSTS := build/hosts
 
@@ -42,13 +48,14 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test cases hosts registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test integration cases hosts registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
-	@echo 'make test    the whole test suite'
-	@echo 'make interpreted  the part of the suite that runs the Triton kernels, in Triton'"'"'s interpreter'
+	@echo 'make test    the test suite, but for what the next ones run'
+	@echo 'make integration  the tests of exporters, compilers, other processes and builds'
+	@echo 'make interpreted  the tests that run the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make emulated  the tests that run the CUDA kernels, on an emulator'
 	@echo 'make cuda    compile the CUDA kernels with nvcc, for VT_FAST_CUDA_ARCH (90a where it is not set), and check'
 	@echo '             their registers, spills and loads against a table; minutes, and needs no GPU'
@@ -78,8 +85,11 @@ demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
-		--ignore=tests/cases --ignore=tests/cuda -m "not cases and not registries and not hosts" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
-	$(INTERPRETED_TESTS) $(TEST_FLAGS)
+		--ignore=tests/cases --ignore=tests/cuda $(addprefix --ignore=,$(INTEGRATION)) \
+		-m "not cases and not registries and not hosts" tests vt_fast benchmarks examples tools $(TEST_FLAGS)
+
+integration: $(VENV)/dev.stamp $(VENV)/native.stamp
+	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal $(INTEGRATION) $(TEST_FLAGS)
 
 cases: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 tests/test_cases.py $(TEST_FLAGS)

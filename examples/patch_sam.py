@@ -5,6 +5,7 @@ The masks of a grid of points, in batches of 64, as SamAutomaticMaskGenerator co
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import torch
@@ -17,10 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     """Compare, and return the difference."""
     from segment_anything import SamPredictor, sam_model_registry
 
-    parser = patching.parser(__doc__)
-    parser.add_argument("--model", choices=("vit_b", "vit_l", "vit_h"), default="vit_b")
-    parser.add_argument("--points", type=int, default=16, help="in a row of the grid; the generator has 32")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     torch.manual_seed(0)
     model = tiny() if options.tiny else sam_model_registry[options.model]()
     predictor = SamPredictor(patching.load(model, options.weights))
@@ -36,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> float:
         return torch.cat([predictor.predict_torch(*part, return_logits=True)[2] for part in parts])
 
     return patching.compare(model, everything, options.repeats)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = patching.parser(__doc__)
+    parser.add_argument("--model", choices=("vit_b", "vit_l", "vit_h"), default="vit_b")
+    parser.add_argument("--points", type=int, default=16, help="in a row of the grid; the generator has 32")
+    return parser
 
 
 def tiny() -> nn.Module:
