@@ -5,8 +5,12 @@ import pickle
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.nn.utils import prune
 
 import vt_fast
+from tests._support.two_processes import two_processes
 from vt_fast import nn
 from vt_fast.nn import frozen
 
@@ -243,6 +247,77 @@ def test_a_position_code_with_hooks_is_called():
     module(x)
     module(x)
     assert len(calls) == 2
+
+
+class Scaled(nn.LinearPositionCode):
+    """With a buffer and an attribute that its table depends on."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("gain", torch.ones(()))
+        self.times = 1
+
+    def _cells(self):
+        return super()._cells() * self.gain * self.times
+
+
+def test_a_position_code_of_another_class_is_called():
+    module, x = made(), image()
+    module.position = Scaled(4, 5).double()
+    before = module(x)
+    module.position.gain.fill_(3)
+    first = module(x)
+    module.position.times = 2
+    assert not torch.equal(first, before)
+    assert not torch.equal(module(x), first)
+
+
+def test_a_pruned_position_code():
+    module, x = made(), image()
+    prune.random_unstructured(module.position, "weight", 0.5)
+    before = module(x)
+    module.position.weight_mask.zero_()
+    assert folds(module, x)
+    assert not torch.equal(module(x), before)
+
+
+def test_off_in_captures_of_cuda_graphs(monkeypatch):
+    module, x = made(), image()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    module(x)
+    assert not entries(module)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    module(x)
+    assert entries(module)
+
+
+def _sharded_parameters_change(rank):
+    """In eval mode throughout, so that nothing but the parameters themselves tells of the steps."""
+    x = image().float()
+    mesh = init_device_mesh("cpu", (2,))
+    flat = {"use_orig_params": True, "device_id": torch.device("cpu")}
+    for wrap in (
+        lambda net: FullyShardedDataParallel(net, sharding_strategy=ShardingStrategy.NO_SHARD, **flat),
+        lambda net: FullyShardedDataParallel(net, **flat),
+        lambda net: fully_shard(net, mesh=mesh),
+    ):
+        torch.manual_seed(0)
+        net = wrap(torch.nn.Sequential(nn.FilterTokenizer(8, 3, token_linear=False, token_channels=8).eval()))
+        nn.freeze(net)
+        optimizer = torch.optim.SGD(net.parameters(), 1.0)
+        for _ in range(3):
+            with torch.no_grad():
+                found = net(x)
+            expected = net(x)  # with gradients nothing is kept
+            assert torch.equal(found, expected)
+            expected.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_sharded_parameters():
+    two_processes(_sharded_parameters_change)
 
 
 def test_state_is_that_of_the_module():

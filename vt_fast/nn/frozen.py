@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast.precision import autocast_enabled
@@ -20,8 +21,9 @@ def freeze(module: Module) -> Module:
     They are used in eval mode under `torch.no_grad()` or `torch.inference_mode()`, and only while the
     parameters are the same: a new parameter, another dtype or device, and every write that autograd counts
     (`copy_`, an optimizer's step) make the next call fold again. `load_state_dict`, `train()`, and what goes
-    through `_apply` (`to`, `half`, `cuda`) drop them. `torch.compile`, `torch.export`, tracing and
-    `torch.func` ignore them, and copies and pickles do not contain them.
+    through `_apply` (`to`, `half`, `cuda`) drop them. `torch.compile`, `torch.export`, tracing,
+    `torch.func` and CUDA graphs ignore them, and so do processes of a `torch.distributed` group, where
+    sharding rewrites parameters uncounted. Copies and pickles do not contain them.
 
     Writes through `.data`, or through memory shared with NumPy or another process, leave no trace: call
     :func:`unfreeze` before them.
@@ -118,7 +120,7 @@ def kept(
     if torch.compiler.is_compiling():
         return fold()
     store = module.__dict__.get("_kept")
-    if store is None or module.training or torch.is_grad_enabled() or _traced():
+    if store is None or module.training or torch.is_grad_enabled() or _uncertain():
         return fold()
     key = _key(sources, options)
     if key is None:
@@ -148,12 +150,16 @@ def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Has
     return tuple(parts)
 
 
-def _traced() -> bool:
-    """Whether tensors may stand for others, as in traces, under modes and in transforms."""
+def _uncertain() -> bool:
+    """Whether tensors may stand for others, as in traces and transforms, or be written uncounted."""
     return (
         is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
+        # A replay neither folds again what was kept, nor has it folded yet what it is to keep.
+        or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+        # FSDP gathers parameters into the same memory, and preserves their versions.
+        or (dist.is_available() and dist.is_initialized())
     )
 
 

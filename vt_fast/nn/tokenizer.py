@@ -20,7 +20,7 @@ from vt_fast.nn.frozen import kept
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.members import refuse_opacus, why_not_fused
 from vt_fast.nn.options import Factory
-from vt_fast.nn.position import PositionCode
+from vt_fast.nn.position import ConvPositionCode, LinearPositionCode, PositionCode
 
 
 class Tokenizer(BackendModule):
@@ -116,8 +116,11 @@ class Tokenizer(BackendModule):
         refuse_opacus(position, "position", "whose hooks see one table for all samples")
         size = checks.map_size(x)
         table: Tensor
-        if why_not_fused(position, PositionCode) is None:
-            table = kept(self, "position", tuple(position.parameters()), lambda: position(*size), size)
+        # A subclass's table may depend on more than parameters and buffers.
+        known = type(position) in (ConvPositionCode, LinearPositionCode)
+        if known and why_not_fused(position, PositionCode) is None:
+            sources = (*position.parameters(), *position.buffers())
+            table = kept(self, "position", sources, lambda: position(*size), size)
         else:
             table = position(*size)
         return table
