@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vt_fast.nn.frozen import Freezable
 
@@ -129,14 +130,12 @@ def why_not(module: nn.Module, patch: type[Patch]) -> str | None:
     if changed:
         names = ", ".join(sorted(_overrides(changed[0], host)))
         return f"is a {changed[0].__name__}, which overrides {names}"
-    forward = host.forward
-    owner = next(base for base in host.__mro__ if "forward" in vars(base))
-    if (forward.__module__, forward.__qualname__) != (owner.__module__, f"{owner.__qualname__}.forward"):
+    if _has_other_forward(host):
         return "its class's forward was replaced"
     if "forward" in module.__dict__:
         return "it has a forward of its own, as accelerate's hooks and other patches give it"
-    if _arguments(forward) != _arguments(patch.forward):
-        taken = ", ".join(_arguments(forward))
+    if _arguments(host.forward) != _arguments(patch.forward):
+        taken = ", ".join(_arguments(host.forward))
         return f"its forward takes ({taken}), unlike the version that this patch was written for"
     members = {*module._modules, *module._parameters, *module._buffers}
     unknown = members - set(patch.members.split())
@@ -156,11 +155,20 @@ def _overrides(cls: type, host: type) -> set[str]:
         "__annotations__",
         "__abstractmethods__",
         "_abc_impl",
+        "__annotate_func__",
+        "__annotations_cache__",
         "__firstlineno__",
         "__static_attributes__",
     }
     own = {name for name in vars(cls) if name not in common}
     return own & ({name for base in host.__mro__ for name in vars(base)} - {"extra_repr", "__repr__"})
+
+
+def _has_other_forward(cls: Any) -> bool:
+    """Whether the forward of a class was replaced in the class, as some libraries do."""
+    owner = next(base for base in cls.__mro__ if "forward" in vars(base))
+    own = (owner.__module__, f"{owner.__qualname__}.forward")
+    return (cls.forward.__module__, cls.forward.__qualname__) != own
 
 
 def _arguments(forward: Callable[..., Any]) -> list[str]:
@@ -185,7 +193,7 @@ def why_not_plain(
         if type(member) not in kinds:
             return f"{name} is a {type(member).__name__}"
         if has_hooks(member):
-            return f"{name} has hooks, which see the calls that the rewrite does not make"
+            return f"{name} has hooks or another forward, and the rewrite does not call it"
         for parameter in member._parameters.values():
             if parameter is not None and not _is_plain(parameter):
                 return f"{name} has a {type(parameter).__name__}"
@@ -193,16 +201,19 @@ def why_not_plain(
 
 
 def has_hooks(module: Any) -> bool:
-    """Whether calls of a module do more than its class says."""
+    """Whether calls of a module do anything but its library's forward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        # A compiler cannot trace this question.
+        or (not torch.compiler.is_compiling() and _has_other_forward(type(module)))
     )
 
 
 def _is_plain(parameter: Tensor) -> bool:
+    # torch.export and FakeTensorMode put fake tensors in place of parameters.
     kind = type(parameter)
-    return kind is nn.Parameter or kind is Tensor or torch.compiler.is_compiling()
+    return kind is nn.Parameter or kind is Tensor or kind is FakeTensor

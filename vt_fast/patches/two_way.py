@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from vt_fast.patches.absorbed import pays, pool, rows_of, spread, with_bias_gradient
-from vt_fast.patches.base import why_not_plain
+from vt_fast.patches.base import full_name, why_not_plain
 
 MEMBERS = "q_proj k_proj v_proj out_proj o_proj"
 BLOCK = "self_attn cross_attn_token_to_image cross_attn_image_to_token mlp"
-NOTE = "so many tokens that folding does not pay run its own forward"
+NOTE = "calls with too many tokens for folding to pay run its own forward"
 
 
-def why_not(
-    attention: Any, tokens: Tensor | None = None, image: Tensor | None = None, inside: Any = None
+def why_not_block(
+    block: Any, known: tuple[str, ...], tokens: Tensor | None = None, image: Tensor | None = None
 ) -> str | None:
-    """Why an attention cannot be rewritten, for these tokens (.., L, C) and pixels (.., N, C) if given.
+    """Why a block cannot be rewritten, for these tokens and pixels if given.
 
-    `inside`: the block that uses its members without calling it.
+    Args:
+        block: with its two attentions, which the rewrite does not call.
+        known: full names of their classes.
+        tokens, image: see :func:`why_not`.
     """
-    out = _out(attention)
-    if inside is not None:
-        names = ("cross_attn_token_to_image", "cross_attn_image_to_token")
-        # The others of the block have the same class, so that one replaced for another is noticed.
-        if reason := why_not_plain(inside, type(inside.self_attn), *names):
+    for name in ("cross_attn_token_to_image", "cross_attn_image_to_token"):
+        attention = block._modules[name]
+        if full_name(type(attention)) not in known:
+            return f"{name} is a {type(attention).__name__}"
+        reason = why_not_plain(block, type(attention), name) or why_not(attention, tokens, image)
+        if reason is not None:
             return reason
-    if reason := why_not_plain(attention, nn.Linear, "q_proj", "k_proj", "v_proj", out):
+    return None
+
+
+def why_not(attention: Any, tokens: Tensor | None = None, image: Tensor | None = None) -> str | None:
+    """Why an attention cannot be rewritten, for these tokens (.., L, C) and pixels (.., N, C) if given."""
+    if reason := why_not_plain(attention, nn.Linear, "q_proj", "k_proj", "v_proj", _out(attention)):
         return reason
     if tokens is None or image is None:
         return None
+    if math.prod(tokens.shape[:-2]) != math.prod(image.shape[:-2]):
+        return "one image is broadcast to several prompts"
     width = attention.internal_dim
     if not pays(image.shape[-2], tokens.shape[-2], image.shape[-1], width, width, _heads(attention)):
         return "so many tokens that folding does not pay"

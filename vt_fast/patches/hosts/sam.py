@@ -1,4 +1,4 @@
-"""transformers: the two-way decoders of SAM, SAM-HQ, SAM 2 and what was built on them."""
+"""transformers: the two-way decoders of SAM, SAM-HQ, SAM 2 and the models that copied them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ from typing import Any
 from torch import Tensor
 
 from vt_fast.patches.base import Patch, own_forward
-from vt_fast.patches.two_way import BLOCK, MEMBERS, NOTE, image_to_tokens, tokens_to_image, why_not
+from vt_fast.patches.two_way import (
+    BLOCK,
+    MEMBERS,
+    NOTE,
+    image_to_tokens,
+    tokens_to_image,
+    why_not,
+    why_not_block,
+)
 
-_MODELS = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2"}
+# The last five have the code of SAM 2.
+_MODELS = {
+    "sam": "Sam",
+    "sam_hq": "SamHQ",
+    "sam2": "Sam2",
+    "sam2_video": "Sam2Video",
+    "edgetam": "EdgeTam",
+    "edgetam_video": "EdgeTamVideo",
+    "sam3_tracker": "Sam3Tracker",
+    "sam3_tracker_video": "Sam3TrackerVideo",
+}
 
 
 def _named(end: str) -> tuple[str, ...]:
@@ -57,9 +75,7 @@ class TwoWayAttentionBlock(Patch):
 
     @staticmethod
     def why_not(module: Any) -> str | None:
-        return why_not(module.cross_attn_token_to_image, inside=module) or why_not(
-            module.cross_attn_image_to_token, inside=module
-        )
+        return why_not_block(module, Attention.hosts)
 
     @staticmethod
     def forward(
@@ -71,12 +87,7 @@ class TwoWayAttentionBlock(Patch):
         attention_similarity: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        if (
-            attention_similarity is not None
-            or why_not(to_image, queries, keys, self)
-            or why_not(to_tokens, queries, keys, self)
-        ):
+        if attention_similarity is not None or why_not_block(self, Attention.hosts, queries, keys):
             return own_forward(  # type: ignore[no-any-return]
                 self,
                 queries,
@@ -86,6 +97,7 @@ class TwoWayAttentionBlock(Patch):
                 attention_similarity,
                 **kwargs,
             )
+        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         if self.skip_first_layer_pe:
             queries, _ = self.self_attn(query=queries, key=queries, value=queries)
         else:

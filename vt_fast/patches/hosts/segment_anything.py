@@ -7,7 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from vt_fast.patches.base import Patch, own_forward
-from vt_fast.patches.two_way import BLOCK, MEMBERS, NOTE, image_to_tokens, tokens_to_image, why_not
+from vt_fast.patches.two_way import (
+    BLOCK,
+    MEMBERS,
+    NOTE,
+    image_to_tokens,
+    tokens_to_image,
+    why_not,
+    why_not_block,
+)
 
 _MODULE = "segment_anything.modeling.transformer"
 
@@ -40,17 +48,15 @@ class TwoWayAttentionBlock(Patch):
 
     @staticmethod
     def why_not(module: Any) -> str | None:
-        return why_not(module.cross_attn_token_to_image, inside=module) or why_not(
-            module.cross_attn_image_to_token, inside=module
-        )
+        return why_not_block(module, Attention.hosts)
 
     @staticmethod
     def forward(
         self: Any, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor
     ) -> tuple[Tensor, Tensor]:
-        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        if why_not(to_image, queries, keys, self) or why_not(to_tokens, queries, keys, self):
+        if why_not_block(self, Attention.hosts, queries, keys) is not None:
             return own_forward(self, queries, keys, query_pe, key_pe)  # type: ignore[no-any-return]
+        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         if self.skip_first_layer_pe:
             queries = self.self_attn(q=queries, k=queries, v=queries)
         else:
