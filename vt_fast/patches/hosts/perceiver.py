@@ -43,7 +43,7 @@ class PerceiverCrossAttention(Patch):
             inputs is None
             or masks is None
             or output_attentions
-            or (self.training and self.dropout.p > 0)
+            or (self.dropout.training and self.dropout.p > 0)
             or not _pays(self, hidden_states, inputs)
             or PerceiverCrossAttention.why_not(self) is not None
         ):

@@ -119,7 +119,8 @@ class ClassAttn(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        dropout = self.training and self.attn_drop.p > 0
+        # The fused attention asks the module itself, the other one its dropout.
+        dropout = self.attn_drop.p > 0 and (self.training or self.attn_drop.training)
         if dropout or ClassAttn.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         query = with_bias_gradient(self.q(x[:, :1]), self.k.bias)

@@ -41,6 +41,8 @@ class VisionTransformer(Patch):
             return f"it reads all tokens: global_pool is {module.global_pool!r}"
         if found := _OVERRIDES & module.__dict__.keys():
             return f"it has a {', '.join(sorted(found))} of its own"
+        if reason := why_not_plain(module, nn.Sequential, "blocks"):
+            return reason
         last = module.blocks[-1]
         if full_name(type(last)) != _BLOCK:
             return f"its last block is a {type(last).__name__}"
@@ -58,10 +60,8 @@ class VisionTransformer(Patch):
             return "its attention has norms"
         if attention.gate is not None:
             return "its attention has a gate"
-        if module.blocks._forward_hooks or module.blocks._forward_pre_hooks:
-            return "blocks has hooks, which see the calls that the rewrite does not make"
         if any(has_hooks(part) for part in (*last.modules(), module.norm)):
-            return "its last block or norm has hooks, which would see one token"
+            return "its last block or norm has hooks or another forward, which would see one token"
         return why_not_plain(attention, nn.Linear, "qkv") or why_not_plain(last, type(last.norm1), "norm1")
 
     @staticmethod
@@ -70,7 +70,7 @@ class VisionTransformer(Patch):
             attn_mask is not None
             or is_causal
             or self.grad_checkpointing
-            or (self.training and _drops(self.blocks[-1]))
+            or _drops(self.blocks[-1])
             or VisionTransformer.why_not(self) is not None
         ):
             return own_forward(self, x, attn_mask, is_causal)  # type: ignore[no-any-return]
@@ -82,7 +82,10 @@ class VisionTransformer(Patch):
 
 
 def _drops(block: Any) -> bool:
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in block.modules())
+    """Whether any dropout is on; the last blocks may be trained alone, in a model in eval mode."""
+    if block.attn.training and block.attn.attn_drop.p > 0:  # as its fused attention asks
+        return True
+    return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in block.modules())
 
 
 def _first(block: Any, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class PoolerCrossAttentionLayer(Patch):
         heads, (pixels, channels) = attention.num_heads, hidden_state.shape[1:]
         if (
             attention_mask is not None
-            or (self.training and attention.dropout > 0)
+            or (attention.training and attention.dropout > 0)
             or not pays(pixels, queries.shape[1], channels, channels, channels, heads)
             or PoolerCrossAttentionLayer.why_not(self) is not None
         ):
