@@ -48,14 +48,16 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     prefixes = _prefixes(model, only)
     rows = []
-    for path, module in model.named_modules():
+    seen = set()
+    for path, module in model.named_modules(remove_duplicate=False):
         if prefixes is not None and not any(f"{path}.".startswith(prefix) for prefix in prefixes):
             continue
         rewrite = base.patch_of(type(module))
         if rewrite is None or not rewrite.concerns(module):
             continue
-        if rewrite.attribute not in (None, path.rpartition(".")[2]):
+        if rewrite.attribute not in (None, path.rpartition(".")[2]) or module in seen:
             continue
+        seen.add(module)  # a module may have several names, of which `only` may be any
         if isinstance(module, Patched):
             rows.append(Row(path, base.full_name(module._vt_fast_host), True, "was replaced before"))
             continue
