@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
+from vt_fast.patches.base import why_not_plain
+from vt_fast.precision import autocast
 
 
 def pays(pixels: int, tokens: int, channels: int, keys: int, values: int, num_heads: int) -> bool:
@@ -24,6 +27,11 @@ def pays(pixels: int, tokens: int, channels: int, keys: int, values: int, num_he
     unfolded = pixels * (channels + tokens) * (keys + values)
     folded = 2 * pixels * num_heads * tokens * channels + tokens * channels * (keys + values)
     return folded < unfolded
+
+
+def sums_may_overflow(x: Tensor) -> bool:
+    """Whether sums over all pixels, which hosts never form, are in float16, here or by autocast."""
+    return autocast(x)[0].dtype == torch.float16
 
 
 def rows_of(queries: Tensor, key: Tensor, num_heads: int) -> Tensor:
@@ -81,7 +89,12 @@ def pool(
     )
     pooled = unflatten(pooled, 1, (num_heads, -1))
     blocks = torch.einsum("bhlc,hdc->blhd", pooled, unflatten(value, 0, (num_heads, -1))).flatten(2)
-    return blocks if bias is None else blocks + bias
+    if bias is None:
+        return blocks
+    if mask is not None or pixel_bias is not None:  # a sample without pixels has no values, thus no bias
+        some = mask if mask is not None else pixel_bias > -torch.inf  # type: ignore[operator]
+        bias = bias * some.any(1)[:, None, None]
+    return blocks + bias
 
 
 def normed(weight: Tensor, norm: Any) -> Tensor:
@@ -163,3 +176,12 @@ def of_attention(module: nn.MultiheadAttention) -> tuple[Any, Any, Any, Any, Any
         return weights[0], weights[1], weights[2], None, None
     query, _, value = module.in_proj_bias.chunk(3)
     return weights[0], weights[1], weights[2], query, value
+
+
+def why_not_attention(module: nn.MultiheadAttention) -> str | None:
+    """Why PyTorch's attention, which the rewrite does not call, is not the one that hosts make."""
+    if module.bias_k is not None or module.add_zero_attn or not module.batch_first:
+        return "its attention has options that the host does not use"
+    if module.dropout:
+        return "its attention has dropout"
+    return why_not_plain(module, NonDynamicallyQuantizableLinear, "out_proj")

@@ -14,6 +14,7 @@ from vt_fast.patches.absorbed import (
     pays,
     pool,
     rows_of,
+    why_not_attention,
     with_bias_gradient,
 )
 from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain
@@ -59,10 +60,8 @@ class AttentionalPooler(Patch):
             return f"ln_k is a {type(module.ln_k).__name__}"
         if reason := why_not_plain(module, type(module.ln_k), "ln_k"):
             return reason
-        if attention.bias_k is not None or attention.add_zero_attn or not attention.batch_first:
-            return "its attention has options that the host does not use"
-        if attention.dropout:
-            return "its attention has dropout"
+        if reason := why_not_attention(attention):
+            return reason
         tokens, width = module.query.shape
         if not pays(2**20, tokens, attention.kdim, width, width, attention.num_heads):
             return f"it has {tokens} queries: folding does not pay"

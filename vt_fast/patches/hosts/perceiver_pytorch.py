@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
-from vt_fast.patches.absorbed import normed, pays, pool, rows_of
+from vt_fast.patches.absorbed import normed, pays, pool, rows_of, sums_may_overflow
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MODULES = ("perceiver_pytorch.perceiver_pytorch", "perceiver_pytorch.perceiver_io")
@@ -20,8 +20,8 @@ class CrossAttention(Patch):
     hosts = tuple(f"{module}.PreNorm" for module in _MODULES)
     members = "fn norm norm_context"
     note = (
-        "training with attention dropout, and latents for which folding does not pay, run its own forward; "
-        "where all of the context is masked, it pools to zero"
+        "training with attention dropout, latents for which folding does not pay, and inverted attention in "
+        "float16 run its own forward; where all of the context is masked, it pools to zero"
     )
 
     @staticmethod
@@ -45,7 +45,8 @@ class CrossAttention(Patch):
             context is None
             or not kwargs.keys() <= {"context", "mask", "inverted_attention"}
             or not _pays(attention, x, context)
-            or (self.training and _dropout(attention) > 0)
+            or (kwargs.get("inverted_attention") and sums_may_overflow(context))
+            or _drops(attention)
             or CrossAttention.why_not(self) is not None
         ):
             return own_forward(self, x, **kwargs)  # type: ignore[no-any-return]
@@ -77,9 +78,9 @@ def _inverted(context: Tensor, rows: Tensor, attention: Any, mask: Tensor | None
     return unflatten(means, 1, (attention.heads, -1))
 
 
-def _dropout(attention: Any) -> float:
+def _drops(attention: Any) -> bool:
     dropout = attention._modules.get("dropout")  # that of PerceiverIO has none
-    return 0.0 if dropout is None else float(dropout.p)
+    return dropout is not None and dropout.training and dropout.p > 0
 
 
 def _pays(attention: Any, x: Tensor, context: Tensor) -> bool:

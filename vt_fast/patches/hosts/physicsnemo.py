@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
+from vt_fast.patches.absorbed import sums_may_overflow
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MODULE = "physicsnemo.nn.module"
@@ -27,7 +28,7 @@ class PhysicsAttention(Patch):
         "softmax dropout temperature in_project_slice in_project_x in_project_fx qkv_project out_linear "
         "out_dropout proj_temperature attn_fn"
     )
-    note = "sharded meshes run its own forward"
+    note = "sharded meshes and float16 run its own forward"
 
     @staticmethod
     def why_not(module: Any) -> str | None:
@@ -39,7 +40,8 @@ class PhysicsAttention(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not _is_map(x, self.dim) or PhysicsAttention.why_not(self) is not None:
+        unfit = not _is_map(x, self.dim) or sums_may_overflow(x)
+        if unfit or PhysicsAttention.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         heads, part = self.heads, self.in_project_slice
         logits, features = (each.flatten(2) for each in self.project_input_onto_slices(x))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vt_fast.nn.frozen import kept
-from vt_fast.patches.absorbed import of_attention, pool, rows_of
+from vt_fast.patches.absorbed import of_attention, pool, rows_of, why_not_attention
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MEMBERS = "probe attention layernorm mlp"
@@ -18,9 +18,9 @@ def _why_not(module: Any) -> str | None:
     attention = module.attention
     if reason := why_not_plain(module, nn.MultiheadAttention, "attention"):
         return reason
-    if attention.bias_k is not None or attention.add_zero_attn or not attention.batch_first:
-        return "its attention has options that the host does not use"
-    return "its attention has dropout" if attention.dropout else None
+    if attention.in_proj_weight is None:
+        return "its keys and values have other widths than its probe"
+    return why_not_attention(attention)
 
 
 def _pooled(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:

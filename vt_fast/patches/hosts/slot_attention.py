@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
-from vt_fast.patches.absorbed import rows_of
+from vt_fast.patches.absorbed import rows_of, sums_may_overflow
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MEMBERS = (
@@ -23,7 +23,7 @@ class SlotAttention(Patch):
 
     hosts = ("slot_attention.slot_attention.SlotAttention",)
     members = _MEMBERS
-    note = "so many slots that folding does not pay run its own forward"
+    note = "float16 runs its own forward"
 
     @staticmethod
     def why_not(module: Any) -> str | None:
@@ -31,7 +31,7 @@ class SlotAttention(Patch):
 
     @staticmethod
     def forward(self: Any, inputs: Tensor, num_slots: int | None = None) -> Tensor:
-        if SlotAttention.why_not(self) is not None:
+        if sums_may_overflow(inputs) or SlotAttention.why_not(self) is not None:
             return own_forward(self, inputs, num_slots)  # type: ignore[no-any-return]
         return _slots(self, inputs, num_slots, 1)
 
@@ -41,7 +41,7 @@ class MultiHeadSlotAttention(Patch):
 
     hosts = ("slot_attention.multi_head_slot_attention.MultiHeadSlotAttention",)
     members = _MEMBERS
-    note = SlotAttention.note
+    note = "float16, and more slots than pay for folding, run its own forward"
 
     why_not = staticmethod(SlotAttention.why_not)
 
@@ -52,7 +52,7 @@ class MultiHeadSlotAttention(Patch):
         slots = self.num_slots if num_slots is None else num_slots
         # Products a pixel, without and with folding.
         pays = 2 * inner * (channels + self.iters * slots) > 2 * self.iters * heads * slots * channels
-        if not pays or SlotAttention.why_not(self) is not None:
+        if not pays or sums_may_overflow(inputs) or SlotAttention.why_not(self) is not None:
             return own_forward(self, inputs, num_slots)  # type: ignore[no-any-return]
         return _slots(self, inputs, num_slots, heads)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import functional
 from vt_fast.patches.absorbed import with_bias_gradient
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
+from vt_fast.precision import without_autocast
 
 
 class AttentionalAggregation(Patch):
@@ -51,11 +54,16 @@ class AttentionalAggregation(Patch):
             softmax = sys.modules[self._vt_fast_host.__module__].softmax  # type: ignore[attr-defined]
             weights = softmax(scores, index, ptr, dim_size, dim)
             return self.reduce(weights * values, index, ptr, dim_size, dim)  # type: ignore[no-any-return]
+        # Autocast does not round nodes that go through no layer: the host multiplies them as they are.
+        given = values is x
         if rows is None:
-            x, scores = values, scores.t()  # type: ignore[union-attr]
-        found = functional.tokenize(
-            x, rows, values=None if values is x else values, scores=scores, offsets=offsets
-        )
+            x, scores = values, scores.t().to(values.dtype)  # type: ignore[union-attr]
+        elif given:
+            rows = rows.to(x.dtype)
+        with without_autocast(x.device.type) if given else nullcontext():
+            found = functional.tokenize(
+                x, rows, values=None if values is x else values, scores=scores, offsets=offsets
+            )
         return found[:, 0]
 
 
@@ -69,7 +77,9 @@ def _offsets(
         return ptr if ptr.dim() == 1 else None
     if index is None or dim_size is None or index.dim() != 1 or index.device.type != "cpu":
         return None
-    if torch.compiler.is_compiling() or not bool((index[1:] >= index[:-1]).all()):
+    if torch.compiler.is_compiling() or is_tracing() or type(index) is not Tensor:
+        return None  # the numbers are not there to be looked at
+    if not bool((index[1:] >= index[:-1]).all()):
         return None
     counts = torch.bincount(index, minlength=dim_size)
     if len(counts) != dim_size or len(index) != len(x):
