@@ -32,6 +32,22 @@ class TestSegmentAnything:
         assert hosts.ops_in(lambda: transformer(*inputs)) == 5
         assert hosts.ops_in(lambda: transformer(*inputs[:2], torch.randn(3, 40, 64))) == 0
 
+    def test_prompts_that_share_an_image(self):
+        transformer, (image, position, tokens) = self.made()
+        expected = transformer(image[:1], position[:1], tokens)
+        vt_fast.patch(transformer)
+        for found, value in zip(transformer(image[:1], position[:1], tokens), expected, strict=True):
+            torch.testing.assert_close(found, value)
+
+    def test_attention_of_another_class(self):
+        transformer, _ = self.made()
+        block = transformer.layers[0]
+        kind = type(block.self_attn)
+        mine = type("Mine", (kind,), {"forward": lambda self, q, k, v: q})
+        for part in (block.self_attn, block.cross_attn_token_to_image, block.cross_attn_image_to_token):
+            part.__class__ = mine
+        assert reason(block) == "cross_attn_token_to_image is a Mine"
+
     def test_members_with_hooks(self):
         transformer, inputs = self.made()
         vt_fast.patch(transformer)
@@ -69,6 +85,25 @@ class TestPerceiver:
         vt_fast.patch(module)
         assert hosts.ops_in(lambda: module(x, context=context)) == 1
         assert runs_own(module.train(), x, context=context)
+        module.eval().fn.dropout.train()
+        assert runs_own(module, x, context=context)
+
+    @pytest.mark.parametrize("inverted_attention", [False, True])
+    def test_masks_of_all_of_the_context(self, inverted_attention):
+        module, x, context = self.made()
+        nn.init.normal_(module.norm_context.bias)
+        vt_fast.patch(module)
+        mask = torch.zeros(2, 63, dtype=torch.bool)
+        found = module(x, context=context, mask=mask, inverted_attention=inverted_attention)
+        torch.testing.assert_close(found, module.fn.to_out.bias.expand_as(found))
+
+    def test_inverted_attention_in_float16(self):
+        """Its sums over a large context would be infinite."""
+        module, x, context = self.made()
+        module = module.half()
+        vt_fast.patch(module)
+        assert runs_own(module, x.half(), context=context.half(), inverted_attention=True)
+        assert hosts.ops_in(lambda: module(x.half(), context=context.half())) == 1
 
     def test_small_context(self):
         module, x, context = self.made()

@@ -105,6 +105,28 @@ def test_dropout_in_training(name):
     assert hosts.ops_in(lambda: model.eval()(images())) == 1
 
 
+@pytest.mark.parametrize("part", ["attn", "attn.attn_drop", "mlp.drop1"])
+def test_dropout_of_a_last_block_that_is_trained_alone(part):
+    model = vit(attn_drop_rate=0.5, proj_drop_rate=0.5)().eval()
+    vt_fast.patch(model)
+    model.blocks[-1].get_submodule(part).training = True
+    assert runs_own(model, images())
+
+
+def test_containers_of_blocks():
+    model, seen = vit()().eval(), []
+    vt_fast.patch(model)
+    model.blocks.register_forward_pre_hook(lambda *args: seen.append(1))
+    assert runs_own(model, images())
+    assert seen
+    model = vit()()
+    model.blocks.forward = model.blocks.forward  # as accelerate does
+    assert "blocks has hooks or another forward" in reason(model)
+    model = vit()()
+    model.blocks = type("Blocks", (nn.Sequential,), {})(*model.blocks)
+    assert reason(model) == "blocks is a Blocks"
+
+
 def test_drop_path_draws_the_same():
     model = vit(drop_path_rate=0.9, init_values=1.0)().double().train()
     x, expected = images().double(), []

@@ -6,7 +6,8 @@ from torch import nn
 
 import vt_fast
 from tests._support import hosts
-from tests.patches.cases import CASES, perceiver_attention, sam_inputs, two_way
+from tests._support.hosts import Host
+from tests.patches.cases import CASES, TWO_WAY, perceiver_attention, sam, sam_inputs, two_way
 from tests.patches.test_patch import reason, runs_own
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
@@ -32,6 +33,8 @@ class TestPerceiver:
         module, latents, inputs = self.made()
         module.dropout.p = 0.5
         assert hosts.ops_in(lambda: module(latents, inputs=inputs)) == 1
+        module.dropout.train()
+        assert runs_own(module, latents, inputs=inputs)
         assert runs_own(module.train(), latents, inputs=inputs)
 
     def test_masks(self):
@@ -79,6 +82,8 @@ class TestVJEPA2:
         assert runs_own(layer, query, x, torch.zeros(2, 1, 1, 40))
         layer.cross_attn.dropout = 0.5
         assert hosts.ops_in(lambda: layer(query, x)) == 1
+        layer.cross_attn.train()
+        assert runs_own(layer, query, x)
         assert runs_own(layer.train(), query, x)
 
     def test_hooks_of_what_is_folded(self):
@@ -101,6 +106,23 @@ class TestSiglip:
         assert hosts.ops_in(lambda: head(torch.randn(2, 30, 32))) == 1
         head.attention.add_zero_attn = True
         assert runs_own(head, torch.randn(2, 30, 32))
+
+    def test_other_attention(self):
+        head = CASES["transformers SigLIP"].make().head.eval()
+        head.attention = nn.MultiheadAttention(32, 4, kdim=24, vdim=24, batch_first=True)
+        assert "other widths than its probe" in reason(head)
+        head = CASES["transformers SigLIP"].make().head.eval()
+        head.attention.out_proj = nn.Sequential(head.attention.out_proj)
+        assert reason(head) == "out_proj is a Sequential"
+
+    def test_masks_of_all_patches(self):
+        head, x = CASES["transformers SigLIP2"].make().head.eval(), torch.randn(2, 36, 32)
+        nn.init.normal_(head.attention.in_proj_bias)
+        vt_fast.patch(head)
+        mask = torch.ones(2, 36)
+        mask[0] = 0
+        pooled = head.attention.out_proj.bias
+        torch.testing.assert_close(head(x, mask)[0], pooled + head.mlp(head.layernorm(pooled)))
 
     def test_frozen_rows(self):
         model, x = CASES["transformers SigLIP"].make().eval(), torch.randn(2, 3, 48, 48)
@@ -143,6 +165,17 @@ class TestSam:
         _, image, position = sam_inputs()
         assert hosts.ops_in(lambda: two_way(model, torch.randn(2, 3, 40, 64), image, position)) == 0
 
+    def test_attention_of_another_class(self, name, monkeypatch):
+        block = self.made(name).layers[0]
+        kind = type(block.self_attn)
+        monkeypatch.setattr(kind, "forward", lambda self, **options: options)
+        assert "cross_attn_token_to_image has hooks or another forward" in reason(block)
+        monkeypatch.undo()
+        mine = type("Mine", (kind,), {"forward": lambda self, **options: options})
+        for part in (block.self_attn, block.cross_attn_token_to_image, block.cross_attn_image_to_token):
+            part.__class__ = mine
+        assert reason(block) == "cross_attn_token_to_image is a Mine"
+
     def test_attention_weights(self, name):
         model = self.made(name)
         last = model.final_attn_token_to_image
@@ -160,6 +193,24 @@ class TestSam:
             each.layers[0].register_forward_hook(lambda module, args, result: seen.append(result[2]))
             host.results(each, inputs)
         torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.hosts
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("sam2_video", "Sam2Video"),
+        ("edgetam", "EdgeTam"),
+        ("edgetam_video", "EdgeTamVideo"),
+        ("sam3_tracker", "Sam3Tracker"),
+        ("sam3_tracker_video", "Sam3TrackerVideo"),
+    ],
+)
+def test_copies_of_sam2(name, start):
+    host = Host("transformers", sam(name, start), sam_inputs, TWO_WAY, 5, two_way)
+    module, patched, inputs = hosts.twins(host)
+    assert hosts.ops_in(lambda: host.results(patched, inputs)) == host.ops
+    hosts.close(host.solve(patched, inputs), host.solve(module, inputs))
 
 
 def test_replaced_attention_of_a_block():
