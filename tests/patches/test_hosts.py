@@ -9,10 +9,27 @@ import torch
 
 import vt_fast
 from tests._support import hosts
-from tests.patches.cases import every
+from tests._support.hosts import flat
+from tests.patches.cases import CASES, FEW, every
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 EVERY = every()
+# Those whose inputs all have the batch first.
+BATCHED = [
+    pytest.param(name, marks=() if name in FEW else pytest.mark.hosts)
+    for name in (
+        "timm latent",
+        "timm pool 2d",
+        "timm pool 2d, separate, resized",
+        "timm CaiT",
+        "timm ViT",
+        "perceiver-pytorch",
+        "open_clip pool 2d",
+        "open_clip pooler",
+        "physicsnemo Transolver",
+        "physicsnemo FLARE",
+    )
+]
 
 
 @EVERY
@@ -106,3 +123,14 @@ def test_compile_and_export(host):
     nodes = [node for node in program.graph.nodes if str(node.target).startswith("vt_fast.")]
     assert len(nodes) == ops
     hosts.close(dict(enumerate(program.module()(*inputs))), dict(enumerate(expected)))
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_export_of_any_batch(name):
+    host = CASES[name]
+    module, patched, inputs = hosts.twins(host)
+    sizes = {0: torch.export.Dim("batch", min=2, max=64)}
+    program = torch.export.export(patched, tuple(inputs), dynamic_shapes=[sizes] * len(inputs))
+    larger = [torch.cat([value, value[:1]]) for value in inputs]
+    found = flat(program.module()(*larger))
+    hosts.close(dict(enumerate(found)), dict(enumerate(host.results(module, larger))))

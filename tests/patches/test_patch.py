@@ -280,6 +280,20 @@ def test_wrapped_after_patching():
     assert hosts.ops_in(lambda: module(x)) == 0
 
 
+def test_a_forward_of_its_own_after_patching():
+    """It may call the one that it found."""
+    module, x = latent().eval(), torch.randn(2, 50, 32)
+    vt_fast.patch(module)
+    forward = module.forward
+    module.forward = lambda x: forward(x)
+    with pytest.raises(ValueError, match=r"must have the forwards that `patch` gave it, got <function"):
+        vt_fast.unpatch(module)
+    assert hosts.ops_in(lambda: module(x)) == 1
+    del module.forward
+    vt_fast.unpatch(module)
+    assert hosts.ops_in(lambda: module(x)) == 0
+
+
 @every()
 def test_autocast(host):
     module, patched, inputs = hosts.twins(host, torch.float32)

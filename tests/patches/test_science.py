@@ -133,6 +133,23 @@ class TestGraphs:
         assert runs_own(module, x, index, dim_size=4)
         assert hosts.ops_in(lambda: module(x, index.sort().values)) == 1
 
+    @pytest.mark.parametrize("layers", [(), (two_layers,)], ids=["linear", "two layers"])
+    def test_export_of_any_number_of_nodes(self, layers):
+        module, x = self.made(*layers)
+
+        class Pooled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.module = module
+
+            def forward(self, x, ptr):
+                return self.module(x, ptr=ptr)
+
+        sizes = {0: torch.export.Dim("nodes", min=2, max=4096)}
+        program = torch.export.export(Pooled(), (x, torch.tensor([0, 20, 50])), dynamic_shapes=(sizes, None))
+        x, ptr = torch.randn(70, 16), torch.tensor([0, 69, 70])
+        torch.testing.assert_close(program.module()(x, ptr), module(x, ptr=ptr))
+
     def test_nodes_that_cannot_be_looked_at(self):
         """A trace would take other nodes for sorted, too."""
         module, x = self.made()

@@ -73,8 +73,8 @@ def unpatch(model: nn.Module) -> None:
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: a tool, such as `fully_shard`, has changed the class of a replaced module since. Nothing
-            is changed then.
+        ValueError: a tool, such as `fully_shard` or accelerate, has changed the class or the forward of a
+            replaced module since. Nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
@@ -85,6 +85,10 @@ def unpatch(model: nn.Module) -> None:
             raise ValueError(
                 f"`model` must have the classes that `patch` gave it, got a {type(module).__name__} of "
                 f"{type(module).__module__} at {path!r}"
+            )
+        if "forward" in module.__dict__:
+            raise ValueError(
+                f"`model` must have the forwards that `patch` gave it, got {module.forward!r} at {path!r}"
             )
     for _, module in replaced:
         module.__dict__.pop("_kept", None)

@@ -77,7 +77,7 @@ class AttentionPool2d(Patch):
         first = pixels.mean(1, keepdim=True) if self.cls_token is None else self.cls_token
         resample = sys.modules[self._vt_fast_host.__module__].resample_abs_pos_embed  # type: ignore[attr-defined]
         position = resample(self.pos_embed.unsqueeze(0), size, old_size=self.feat_size, num_prefix_tokens=1)
-        pixels = torch.cat([first.expand(len(x), -1, -1), pixels], 1) + position
+        pixels = torch.cat([first.expand(x.shape[0], -1, -1), pixels], 1) + position
         if self.qkv is None:
             key, value, bias = self.k.weight, self.v.weight, self.v.bias
             query = with_bias_gradient(self.q(pixels[:, :1]), self.k.bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from vt_fast import functional
 from vt_fast.patches.absorbed import with_bias_gradient
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
-from vt_fast.precision import without_autocast
+from vt_fast.precision import autocast_enabled, without_autocast
 
 
 class AttentionalAggregation(Patch):
@@ -50,17 +50,18 @@ class AttentionalAggregation(Patch):
             values = self.mlp(x, batch=index, batch_size=dim_size)
         elif self.nn is not None:
             values = self.nn(x)
-        if scores is not None and scores.shape != (len(x), 1):  # what the host does, from here on
+        if scores is not None and scores.shape != (x.shape[0], 1):  # what the host does, from here on
             softmax = sys.modules[self._vt_fast_host.__module__].softmax  # type: ignore[attr-defined]
             weights = softmax(scores, index, ptr, dim_size, dim)
             return self.reduce(weights * values, index, ptr, dim_size, dim)  # type: ignore[no-any-return]
-        # Autocast does not round nodes that go through no layer: the host multiplies them as they are.
-        given = values is x
+        context: AbstractContextManager[Any] = nullcontext()
+        if values is x and autocast_enabled(x.device.type):
+            # The host multiplies nodes that go through no layer as they are, so that they are not rounded.
+            context = without_autocast(x.device.type)
+            rows, scores = (None if each is None else each.to(x.dtype) for each in (rows, scores))
         if rows is None:
-            x, scores = values, scores.t().to(values.dtype)  # type: ignore[union-attr]
-        elif given:
-            rows = rows.to(x.dtype)
-        with without_autocast(x.device.type) if given else nullcontext():
+            x, scores = values, scores.t()
+        with context:
             found = functional.tokenize(
                 x, rows, values=None if values is x else values, scores=scores, offsets=offsets
             )
