@@ -31,7 +31,7 @@ def pays(pixels: int, tokens: int, channels: int, keys: int, values: int, num_he
 
 def sums_may_overflow(x: Tensor) -> bool:
     """Whether sums over all pixels, which hosts never form, are in float16, here or by autocast."""
-    return autocast(x)[0].dtype == torch.float16
+    return bool(autocast(x)[0].dtype == torch.float16)
 
 
 def rows_of(queries: Tensor, key: Tensor, num_heads: int) -> Tensor:
@@ -91,8 +91,8 @@ def pool(
     blocks = torch.einsum("bhlc,hdc->blhd", pooled, unflatten(value, 0, (num_heads, -1))).flatten(2)
     if bias is None:
         return blocks
-    if mask is not None or pixel_bias is not None:  # a sample without pixels has no values, thus no bias
-        some = mask if mask is not None else pixel_bias > -torch.inf  # type: ignore[operator]
+    some = mask if pixel_bias is None else pixel_bias > -torch.inf
+    if some is not None:  # a sample without pixels has no values, thus no bias
         bias = bias * some.any(1)[:, None, None]
     return blocks + bias
 

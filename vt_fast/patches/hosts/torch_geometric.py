@@ -60,7 +60,7 @@ class AttentionalAggregation(Patch):
             context = without_autocast(x.device.type)
             rows, scores = (None if each is None else each.to(x.dtype) for each in (rows, scores))
         if rows is None:
-            x, scores = values, scores.t()
+            x, scores = values, scores.t()  # type: ignore[union-attr]
         with context:
             found = functional.tokenize(
                 x, rows, values=None if values is x else values, scores=scores, offsets=offsets
