@@ -32,6 +32,8 @@ INTEGRATION := $(addprefix tests/,test_onnx.py ops/test_saved_programs.py nn/tes
 	examples/test_workers.py test_import.py test_native_build.py test_native.py test_ahead.py \
 	tools/test_cuda_resources.py)
 
+OLDEST_TRITON := build/triton==3.6.0
+
 # Where `make hosts` installs the libraries that `vt_fast.patch` knows.
 HOSTS := build/hosts
 
@@ -48,7 +50,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integration cases hosts registries interpreted emulated cuda offline bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo test integration cases hosts registries interpreted emulated cuda offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -64,6 +66,7 @@ help:
 	@echo 'make registries  convert and load_backbone on every network of torchvision and timm; over an hour'
 	@echo 'make offline  compile the Triton kernels without a GPU; refreshes a table (OFFLINE_FLAGS=--check:'
 	@echo '             a few of them, against a list of what may spill)'
+	@echo 'make oldest-triton  that check under Triton 3.6'
 	@echo 'make bench   times and memory against the floor, against other code and against each size, and a report;'
 	@echo '             over an hour, so leave the machine alone meanwhile (BENCH_FLAGS=--quick: a smoke test)'
 	@echo 'make claims  try the claims of the paper on small data, and write docs/claims.md; 2 to 3 hours on two cores,'
@@ -114,6 +117,11 @@ interpreted: $(VENV)/dev.stamp $(VENV)/native.stamp
 
 emulated: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(EMULATED_TESTS) $(TEST_FLAGS)
+
+# Under the Triton of the oldest PyTorch that is supported.
+oldest-triton: $(VENV)/dev.stamp
+	test -d $(OLDEST_TRITON) || $(PIP) install -q --no-deps --target $(OLDEST_TRITON) $(notdir $(OLDEST_TRITON))
+	PYTHONPATH=$(OLDEST_TRITON) $(PY) -m tools.triton offline --check --gpu sm_90
 
 cuda: $(VENV)/dev.stamp
 	VT_FAST_CUDA_ARCH=$${VT_FAST_CUDA_ARCH:-90a} $(BUILD_ENV) $(PY) setup.py -q build_ext --inplace

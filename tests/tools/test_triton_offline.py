@@ -19,6 +19,7 @@ from tools.triton.gpus import GPUS
 from tools.triton.model import WALKS, compulsory_bytes, predict
 from vt_fast.backends.triton import maps, settings
 from vt_fast.backends.triton.ahead import Request
+from vt_fast.backends.triton.compiling import MiscompiledError
 from vt_fast.backends.triton.samples import KERNELS
 from vt_fast.backends.triton.schedule import standing_in
 from vt_fast.backends.triton.settings import KEEP, STREAM, WHOLE, Setting
@@ -47,6 +48,24 @@ def test_a_compilers_error_is_a_fault(monkeypatch):
     row = offline.row("sm_90", CALL)
     assert row["fault"] == row["error"] == "LookupError: no such thing"
     assert "total_us" not in row
+
+
+def test_a_setting_that_is_miscompiled_is_passed_over(monkeypatch):
+    with standing_in(GPUS["sm_90"].traits):
+        first = CALL.main_launch()
+    compiled = Request.compiled
+
+    def fails_once(self):
+        if self.constants == first.request.constants and self.name == first.kernel:
+            raise MiscompiledError("wrong addresses")
+        return compiled(self)
+
+    monkeypatch.setattr(Request, "compiled", fails_once)
+    row = offline.row("sm_90", CALL)
+    assert row["error"] is None
+    assert row["setting"] != first.setting
+    monkeypatch.undo()
+    assert offline.row("sm_90", CALL)["setting"] == first.setting
 
 
 @pytest.mark.parametrize("op", KERNELS)

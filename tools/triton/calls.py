@@ -69,15 +69,15 @@ class Call(NamedTuple):
         """The call on a device, with random operands; on "meta", operands have no data."""
         return sample(self.op, self.torch_dtype, UNIT_STRIDES[self.layout], self.shape, device, backend)
 
-    def launches(self) -> list[Launch]:
-        """What the call launches."""
+    def launches(self, check: Callable[[Launch], None] | None = None) -> list[Launch]:
+        """What the call launches; see :func:`launches`."""
         with observed(lambda *_: None):  # to make operands of a backward, its forward is called
             call = self.on("meta")
-        return launches(call)
+        return launches(call, check)
 
-    def main_launch(self) -> Launch:
+    def main_launch(self, check: Callable[[Launch], None] | None = None) -> Launch:
         """The launch of the kernel that goes through the map."""
-        return next(launch for launch in self.launches() if launch.kernel == KERNELS[self.op])
+        return [launch for launch in self.launches(check) if launch.kernel == KERNELS[self.op]][-1]
 
 
 _OPTIONS = ("num_warps", "num_stages")
@@ -127,9 +127,19 @@ class Launch(NamedTuple):
         return " ".join(words)
 
 
-def launches(call: Callable[[], Any]) -> list[Launch]:
-    """What a call would launch; nothing is launched."""
+def launches(call: Callable[[], Any], check: Callable[[Launch], None] | None = None) -> list[Launch]:
+    """What a call would launch; nothing is launched.
+
+    Where ``check`` raises MiscompiledError, the call goes on with its next launch setting, as on a GPU.
+    """
     found: list[Launch] = []
-    with observed(lambda *given: found.append(Launch.of(*given))):
+
+    def record(*given: Any) -> None:
+        launch = Launch.of(*given)
+        if check is not None:
+            check(launch)
+        found.append(launch)
+
+    with observed(record):
         call()
     return found

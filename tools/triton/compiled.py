@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import triton
 from tools.triton.calls import Launch
 from tools.triton.gpus import Gpu
 from vt_fast.backends.triton.ahead import compiling_for
+from vt_fast.backends.triton.compiling import MiscompiledError
 
 
 class Compiled(NamedTuple):
@@ -45,6 +47,21 @@ class Compiled(NamedTuple):
         if self.shared is not None and self.shared > gpu.program_shared_bytes:
             return f"{self.shared} bytes of shared memory, {gpu.program_shared_bytes} at most"
         return None
+
+
+def unless_miscompiled(gpu: Gpu) -> Callable[[Launch], None]:
+    """A check for :func:`tools.triton.calls.launches`: whether the GPU's compiler gets a kernel wrong."""
+
+    def check(launch: Launch) -> None:
+        try:
+            with compiling_for(gpu.target):
+                launch.request.compiled()
+        except MiscompiledError:
+            raise
+        except Exception:  # `compiled` has it
+            pass
+
+    return check
 
 
 def compiled(launch: Launch, gpu: Gpu) -> Compiled:

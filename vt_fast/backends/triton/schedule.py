@@ -58,6 +58,7 @@ def traits(device: torch.device) -> Traits:
 
 def standing_in(for_device: Traits) -> AbstractContextManager[None]:
     """Within, meta tensors count as tensors on such a device."""
+    _unfit.difference_update([each for each in _unfit if each[2].type == "meta"])  # of another device
     return _meta.by(for_device)
 
 
