@@ -105,6 +105,12 @@ class TestPerceiver:
         assert runs_own(module, x.half(), context=context.half(), inverted_attention=True)
         assert hosts.ops_in(lambda: module(x.half(), context=context.half())) == 1
 
+    def test_broadcast_batches(self):
+        module, x, context = self.made()
+        vt_fast.patch(module)
+        assert runs_own(module, x[:1], context=context)
+        assert runs_own(module, x, context=context[:1])
+
     def test_small_context(self):
         module, x, context = self.made()
         vt_fast.patch(module)

@@ -48,6 +48,11 @@ class TestPerceiver:
         torch.testing.assert_close(module(latents, inputs=inputs, inputs_mask=mask), own)
         assert runs_own(module, latents, inputs=inputs, inputs_mask=mask.expand(2, 2, 7, 60))
 
+    def test_broadcast_batches(self):
+        module, latents, inputs = self.made()
+        assert runs_own(module, latents[:1], inputs=inputs)
+        assert runs_own(module, latents, inputs=inputs[:1])
+
     def test_few_inputs(self):
         module, latents, inputs = self.made()
         assert runs_own(module, latents, inputs=inputs[:, :3])

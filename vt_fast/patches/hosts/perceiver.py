@@ -44,7 +44,7 @@ class PerceiverCrossAttention(Patch):
             or masks is None
             or output_attentions
             or (self.dropout.training and self.dropout.p > 0)
-            or not _pays(self, hidden_states, inputs)
+            or not _fit(self, hidden_states, inputs)
             or PerceiverCrossAttention.why_not(self) is not None
         ):
             return own_forward(  # type: ignore[no-any-return]
@@ -66,6 +66,9 @@ class PerceiverCrossAttention(Patch):
         return (pooled,)
 
 
-def _pays(module: Any, queries: Tensor, inputs: Tensor) -> bool:
-    pixels, channels = inputs.shape[1:]
-    return pays(pixels, queries.shape[1], channels, module.qk_channels, module.v_channels, module.num_heads)
+def _fit(module: Any, queries: Tensor, inputs: Tensor) -> bool:
+    """Whether folding pays, and the host has no batch to broadcast."""
+    batch, pixels, channels = inputs.shape
+    return queries.shape[0] == batch and pays(
+        pixels, queries.shape[1], channels, module.qk_channels, module.v_channels, module.num_heads
+    )

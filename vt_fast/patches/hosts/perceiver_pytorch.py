@@ -44,7 +44,7 @@ class CrossAttention(Patch):
         if (
             context is None
             or not kwargs.keys() <= {"context", "mask", "inverted_attention"}
-            or not _pays(attention, x, context)
+            or not _fit(attention, x, context)
             or (kwargs.get("inverted_attention") and sums_may_overflow(context))
             or _drops(attention)
             or CrossAttention.why_not(self) is not None
@@ -83,6 +83,9 @@ def _drops(attention: Any) -> bool:
     return dropout is not None and dropout.training and dropout.p > 0
 
 
-def _pays(attention: Any, x: Tensor, context: Tensor) -> bool:
+def _fit(attention: Any, x: Tensor, context: Tensor) -> bool:
+    """Whether folding pays, and the host has no batch to broadcast."""
     width = attention.to_q.out_features
-    return pays(context.shape[1], x.shape[1], context.shape[2], width, width, attention.heads)
+    return x.shape[0] == context.shape[0] and pays(
+        context.shape[1], x.shape[1], context.shape[2], width, width, attention.heads
+    )
