@@ -23,24 +23,25 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
     pruning and spectral norm. Other hooks and classes are not known to allow other arguments and results.
     """
     key = (type(member), type(member).forward, kind)  # a forward may be replaced in the class
-    if key in _KNOWN_KINDS and not (
-        member._forward_pre_hooks
-        or member._forward_hooks
-        or member._backward_pre_hooks
-        or member._backward_hooks
-        or "forward" in member.__dict__
-        or _global_forward_pre_hooks
-        or _global_forward_hooks
-        or _global_backward_pre_hooks
-        or _global_backward_hooks
+    compiling = torch.compiler.is_compiling()  # then it would guard on what the set has
+    if (
+        not compiling
+        and key in _KNOWN_KINDS
+        and not (
+            member._forward_pre_hooks
+            or member._forward_hooks
+            or member._backward_pre_hooks
+            or member._backward_hooks
+            or "forward" in member.__dict__
+            or _global_forward_pre_hooks
+            or _global_forward_hooks
+            or _global_backward_pre_hooks
+            or _global_backward_hooks
+        )
     ):
         return None
     reason = _why_not_fused(member, kind)
-    if (
-        reason is None
-        and type(member).__module__.startswith("vt_fast.nn.")
-        and not torch.compiler.is_compiling()
-    ):
+    if reason is None and not compiling and type(member).__module__.startswith("vt_fast.nn."):
         _KNOWN_KINDS.add(key)
     return reason
 
