@@ -82,7 +82,7 @@ FORWARD = [
         "Rows of a sample are copied over those that other lanes still multiply with.",
         "sync_warp();  // a bank is the warp's own",
         "",
-        kernels=f"{PROJECT}:Fp32",
+        harmless="the warp has met since it last read a bank",
     ),
     Fault(
         "forward-begin-no-wait",
