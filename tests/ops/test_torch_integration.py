@@ -155,11 +155,15 @@ def test_code_compiled_for_other_derivatives_is_not_used(tmp_path):
         torch.compile(lambda x, rows: vt_fast.tokenize(x, rows).sin())(x, rows).sum().backward()
         return counters["aot_autograd"]["autograd_cache_miss"] - before
 
-    other = tmp_path / "ops"
-    shutil.copytree(Path(library.__file__).parent, other)
+    other = tmp_path / "vt_fast"
+    shutil.copytree(Path(vt_fast.__file__).parent, other, ignore=shutil.ignore_patterns("_native"))
     assert library.cache_tag(other) == library.cache_tag()
     assert torch.compiler.config.cache_key_tag.endswith(library.cache_tag())
-    (other / "tokenize.py").write_text((other / "tokenize.py").read_text() + "# another derivative\n")
+    tags = {library.cache_tag()}
+    for name in ("layout.py", "ops/tokenize.py"):
+        (other / name).write_text((other / name).read_text() + "# another version\n")
+        tags.add(library.cache_tag(other))
+    assert len(tags) == 3
 
     x, rows = torch.randn(1, 8, 5, 7), torch.randn(3, 8, requires_grad=True)
     with fresh_cache():

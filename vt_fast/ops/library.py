@@ -48,10 +48,10 @@ onnx_table_exists = False
 Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
 
 
-def cache_tag(folder: Path = Path(__file__).parent) -> str:
-    """What names this version of the ops' derivatives and fake kernels, which are all in one folder."""
+def cache_tag(package: Path = Path(__file__).parents[1]) -> str:
+    """What names this version of the ops' derivatives, and of the strides that their fake kernels give."""
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.py")):
+    for file in [*sorted(package.glob("ops/*.py")), *package.glob("layout.py")]:
         digest.update(file.read_bytes())
     return f"vt_fast-{__version__}-{digest.hexdigest()[:16]}"
 

@@ -200,6 +200,14 @@ def why_not_plain(
     return None
 
 
+def why_weights_are_returned(config: Any) -> str | None:
+    """Of transformers: why an attention must write its weights; None where it returns None in their place."""
+    implementation = str(config._attn_implementation)
+    if implementation == "sdpa" or implementation.startswith("flash_attention"):
+        return None
+    return f"it returns attention weights: config._attn_implementation is {implementation!r}"
+
+
 def has_hooks(module: Any) -> bool:
     """Whether calls of a module do anything but its library's forward."""
     return bool(

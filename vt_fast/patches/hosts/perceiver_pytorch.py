@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vt_fast import functional
 from vt_fast.layout import unflatten
 from vt_fast.patches.absorbed import normed, pays, pool, rows_of, sums_may_overflow
-from vt_fast.patches.base import Patch, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain
 
 _MODULES = ("perceiver_pytorch.perceiver_pytorch", "perceiver_pytorch.perceiver_io")
 
@@ -31,7 +31,7 @@ class CrossAttention(Patch):
     @staticmethod
     def why_not(module: Any) -> str | None:
         kind = type(module.fn)
-        if f"{kind.__module__}.{kind.__qualname__}" != f"{type(module).__module__}.Attention":
+        if full_name(kind) != f"{type(module).__module__}.Attention":
             return f"fn is a {kind.__name__}"
         if getattr(module.fn, "queries_contribute_kv", False):
             return "the latents are among the keys too"

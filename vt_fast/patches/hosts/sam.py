@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vt_fast.patches.base import Patch, own_forward
+from vt_fast.patches.base import Patch, own_forward, why_weights_are_returned
 from vt_fast.patches.two_way import (
     BLOCK,
     MEMBERS,
@@ -46,10 +46,7 @@ class Attention(Patch):
 
     @staticmethod
     def why_not(module: Any) -> str | None:
-        implementation = module.config._attn_implementation
-        if implementation != "sdpa" and not str(implementation).startswith("flash_attention"):
-            return f"it returns attention weights: config._attn_implementation is {implementation!r}"
-        return why_not(module)
+        return why_weights_are_returned(module.config) or why_not(module)
 
     @staticmethod
     def forward(

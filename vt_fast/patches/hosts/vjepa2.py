@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vt_fast.patches.absorbed import normed, pays, pool, rows_of, with_bias_gradient
-from vt_fast.patches.base import Patch, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain, why_weights_are_returned
 
 
 class PoolerCrossAttentionLayer(Patch):
@@ -20,13 +20,10 @@ class PoolerCrossAttentionLayer(Patch):
     @staticmethod
     def why_not(module: Any) -> str | None:
         attention = module.cross_attn
-        name = f"{type(module).__module__}.VJEPA2PoolerCrossAttention"
-        if f"{type(attention).__module__}.{type(attention).__qualname__}" != name:
+        if full_name(type(attention)) != f"{type(module).__module__}.VJEPA2PoolerCrossAttention":
             return f"cross_attn is a {type(attention).__name__}"
-        implementation = attention.config._attn_implementation
-        if implementation != "sdpa" and not str(implementation).startswith("flash_attention"):
-            return f"it returns attention weights: config._attn_implementation is {implementation!r}"
-        reason = why_not_plain(module, type(attention), "cross_attn")
+        reason = why_weights_are_returned(attention.config)
+        reason = reason or why_not_plain(module, type(attention), "cross_attn")
         reason = reason or why_not_plain(module, nn.LayerNorm, "layer_norm1")
         return reason or why_not_plain(attention, nn.Linear, "k_proj", "v_proj")
 
