@@ -4,8 +4,8 @@ import vt_fast
 from vt_fast import functional
 
 NAMES = (
-    "__version__ convert flops functional merge models nn onnx patch patches project project_tokenize "
-    "reference testing tokenize unpatch"
+    "__version__ convert distributed flops functional merge models nn onnx patch patches project "
+    "project_tokenize reference testing tokenize unpatch"
 )
 MODEL_NAMES = (
     "FPN FeaturePyramid LoadReport MeanIoU PanopticHead ResNet SegmentationNet VTFPN VTResNet "

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import flops, functional, models, nn, onnx, patches, reference, testing
+    from vt_fast import distributed, flops, functional, models, nn, onnx, patches, reference, testing
     from vt_fast.functional import merge, project, project_tokenize, tokenize
     from vt_fast.models.convert import convert
     from vt_fast.patches import patch, unpatch
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("flops", "functional", "models", "nn", "onnx", "patches", "reference", "testing")
+_MODULES = ("distributed", "flops", "functional", "models", "nn", "onnx", "patches", "reference", "testing")
 
 __all__ = [
     "__version__",
     "convert",
+    "distributed",
     "flops",
     "functional",
     "merge",

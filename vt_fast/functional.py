@@ -34,11 +34,12 @@ from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from vt_fast import checks
-from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize, row_count
+from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
-from vt_fast.layout import channel_count, unflatten
+from vt_fast.merging import merged
 from vt_fast.nested import Bags
 from vt_fast.onnx import algebra
+from vt_fast.operands import autocast_unread, effective_heads, scaled
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import plain_eager
 from vt_fast.precision import any_autocast, autocast
@@ -171,7 +172,7 @@ def tokenize(
         torch.Size([3, 1, 64])
     """
     plain = plain_eager()
-    queries = _scaled("scale", scale, queries)
+    queries = scaled("scale", scale, queries)
     if type(x) is not Tensor and isinstance(x, Tensor) and x.is_nested:
         bags = Bags(x, offsets)
         x, offsets, values = bags.x, bags.offsets, bags.map("values", values)
@@ -197,13 +198,13 @@ def tokenize(
         checked = Tokenize(x, queries, mask, pixel_bias, extra_values, num_heads, False, *family)
         TOKENIZE.check(checked, backend)
         if algebra.exporting():
-            heads = _heads(x, queries, extra_values, num_heads, normalize, scores, offsets)
+            heads = effective_heads(x, queries, extra_values, num_heads, normalize, scores, offsets)
             tokens, stats = algebra.tokenize(checked._replace(num_heads=heads))
             return (tokens, stats) if return_stats else tokens
     try:
         heads = num_heads
         if heads > 1 and isinstance(x, Tensor):
-            heads = _heads(x, queries, extra_values, heads, normalize, scores, offsets)
+            heads = effective_heads(x, queries, extra_values, heads, normalize, scores, offsets)
         differentiable = _needs_gradient(plain, x, queries, pixel_bias, extra_values)
         if family and not differentiable:
             differentiable = _needs_gradient(plain, values, scores, token_bias)
@@ -281,7 +282,7 @@ def project(
     # By identity, before anything makes a new tensor of either: compilers hand an op two tensors for one.
     residual_is_input = residual is x
     other = None if residual_is_input else residual
-    keys = _scaled("scale", scale, keys)
+    keys = scaled("scale", scale, keys)
     bags = None
     if type(x) is not Tensor and isinstance(x, Tensor) and x.is_nested:
         bags = Bags(x, offsets)
@@ -294,7 +295,7 @@ def project(
     if careful:
         op_checks.bags(x, offsets)
         if keys is None and not residual_is_input:
-            x, values, other = _autocast_unread(x, values, other)
+            x, values, other = autocast_unread(x, values, other)
         else:
             x, keys, values, other = autocast(x, keys, values, other)
     call: tuple[Any, ...] = (x, keys, values, token_bias, other, residual_is_input, num_heads)
@@ -417,7 +418,7 @@ def project_tokenize(
     plain = plain_eager()
     residual_is_input = residual is x
     other = None if residual_is_input else residual
-    keys, queries = _scaled("scale", scale, keys), _scaled("query_scale", query_scale, queries)
+    keys, queries = scaled("scale", scale, keys), scaled("query_scale", query_scale, queries)
     careful = not plain or any_autocast() or type(num_heads) is not int
     if careful or type(return_map) is not bool or type(return_stats) is not bool:
         checks.feature_map("x", x)
@@ -475,60 +476,7 @@ def merge(tokens: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
         True
     """
     checks.merge(tokens, lse)
-    num_heads = lse.shape[2] // tokens.shape[2]
-    highest = lse.detach().amax(0)
-    highest = torch.where(highest == -torch.inf, 0, highest)
-    weights = torch.exp(lse - highest)
-    total = weights.sum(0)
-    # log and division see 1 in place of 0, so that an empty result has gradients of 0, not NaN.
-    positive = torch.where(total == 0, 1, total)
-    merged_lse = torch.where(total == 0, -torch.inf, torch.log(positive) + highest)
-    merged_lse = torch.where(highest == torch.inf, highest, merged_lse)  # not inf - inf
-    shares = unflatten(weights / positive, -1, (num_heads, -1)).transpose(-1, -2)[..., None]
-    empty = unflatten(lse == -torch.inf, -1, (num_heads, -1)).transpose(-1, -2)[..., None]
-    blocks = unflatten(tokens.to(lse.dtype), -1, (num_heads, -1))
-    blocks = torch.where(empty, 0, blocks)  # whatever an empty set's tokens are
-    return (shares * blocks).sum(0).flatten(-2).to(tokens.dtype), merged_lse
-
-
-def _scaled(name: str, scale: Any, rows: Any) -> Any:
-    """Rows times the scale of their logits; other arguments are left for the checks to refuse."""
-    if type(scale) is float and scale == 1.0:
-        return rows
-    checks.number(name, scale)
-    if type(scale) is int:
-        scale = float(scale)  # a tensor is not multiplied with more than 64 bits
-    if isinstance(rows, torch.fx.Proxy) or (isinstance(rows, Tensor) and rows.is_floating_point()):
-        return rows * scale
-    return rows
-
-
-def _autocast_unread(x: Tensor, *operands: Tensor | None) -> tuple[Any, ...]:
-    """:func:`autocast` where x has the shape, the strides and the dtype alone: it is not read, nor copied."""
-    like, *others = autocast(x.new_empty(0), *operands)
-    if like.dtype != x.dtype:
-        x = torch.empty_strided(x.shape, x.stride(), dtype=like.dtype, device=x.device)
-    return x, *others
-
-
-def _heads(
-    x: Tensor,
-    queries: Tensor | None,
-    extra_values: Tensor | None,
-    num_heads: int,
-    normalize: str | None,
-    scores: Tensor | None,
-    offsets: Tensor | None,
-) -> int:
-    """1 where rows that see all channels have no softmax in common, so that heads do not matter.
-
-    Otherwise ``num_heads``, also where the op refuses it.
-    """
-    if queries is not None and queries.shape[-1] != channel_count(x):
-        return num_heads
-    if normalize == "tokens" or extra_values is not None or row_count(queries, scores, offsets) % num_heads:
-        return num_heads
-    return 1
+    return merged(tokens, lse)
 
 
 def _needs_gradient(plain: bool, *operands: Tensor | None) -> bool:

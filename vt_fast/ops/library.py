@@ -118,6 +118,7 @@ class DifferentiableOp:
     ) -> None:
         self.name = forward.name
         self.passes = (forward, backward)
+        self.save, self.derivative = save, derivative
         for each in self.passes:
             _define(each)
         self.raw, self.raw_backward = forward.op(), backward.op()
