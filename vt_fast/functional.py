@@ -20,6 +20,12 @@ offsets are checked. Elsewhere that would wait for the device, and wrong ones ar
 (``layout=torch.jagged``) (B, *, C) for x stands for both; other operands may be nested alike, and a map
 that is returned is.
 
+x may be a DTensor that is sharded over its samples or its pixels, or over both. Then processes exchange
+tokens, and in the backward pass gradients of rows; no map is gathered (see :mod:`vt_fast.distributed`).
+Operands with a number for each pixel are DTensors that are placed as x is, or plain tensors without
+gradients. All others are DTensors, or plain tensors that every process holds alike. Tokens and statistics are
+plain where the queries are and x is not sharded over its samples.
+
 x, rows, values, ``extra_values`` and ``residual`` share one dtype; under autocast they are cast to its
 dtype. ``token_bias``, ``pixel_bias`` and ``scores`` may have x's dtype or float32 (float64 for float64). They
 are never rounded to x's dtype, also not under autocast, and get their gradients in their own dtype.
@@ -36,6 +42,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from vt_fast import checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
+from vt_fast.layout import is_dtensor
 from vt_fast.merging import merged
 from vt_fast.nested import Bags
 from vt_fast.onnx import algebra
@@ -172,6 +179,26 @@ def tokenize(
         torch.Size([3, 1, 64])
     """
     plain = plain_eager()
+    if type(x) is not Tensor and is_dtensor(x):
+        from vt_fast.distributed import dtensors
+
+        return dtensors.tokenize(  # type: ignore[no-any-return]
+            x,
+            queries,
+            num_heads=num_heads,
+            scale=scale,
+            mask=mask,
+            pixel_bias=pixel_bias,
+            extra_values=extra_values,
+            values=values,
+            scores=scores,
+            token_bias=token_bias,
+            normalize=normalize,
+            offsets=offsets,
+            layer_norm_eps=layer_norm_eps,
+            return_stats=return_stats,
+            backend=backend,
+        )
     queries = scaled("scale", scale, queries)
     if type(x) is not Tensor and isinstance(x, Tensor) and x.is_nested:
         bags = Bags(x, offsets)
@@ -279,6 +306,22 @@ def project(
         torch.Size([2, 64, 14, 14])
     """
     plain = plain_eager()
+    if type(x) is not Tensor and is_dtensor(x):
+        from vt_fast.distributed import dtensors
+
+        return dtensors.project(
+            x,
+            keys,
+            values,
+            num_heads=num_heads,
+            scale=scale,
+            token_bias=token_bias,
+            residual=residual,
+            scores=scores,
+            normalize=normalize,
+            offsets=offsets,
+            backend=backend,
+        )
     # By identity, before anything makes a new tensor of either: compilers hand an op two tensors for one.
     residual_is_input = residual is x
     other = None if residual_is_input else residual
@@ -416,6 +459,26 @@ def project_tokenize(
         (torch.Size([2, 64, 14, 14]), torch.Size([2, 8, 64]))
     """
     plain = plain_eager()
+    if type(x) is not Tensor and is_dtensor(x):
+        from vt_fast.distributed import dtensors
+
+        return dtensors.project_tokenize(  # type: ignore[return-value]
+            x,
+            keys,
+            values,
+            queries,
+            num_heads=num_heads,
+            scale=scale,
+            token_bias=token_bias,
+            residual=residual,
+            query_scale=query_scale,
+            mask=mask,
+            pixel_bias=pixel_bias,
+            extra_values=extra_values,
+            return_map=return_map,
+            return_stats=return_stats,
+            backend=backend,
+        )
     residual_is_input = residual is x
     other = None if residual_is_input else residual
     keys, queries = scaled("scale", scale, keys), scaled("query_scale", query_scale, queries)

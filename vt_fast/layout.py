@@ -7,10 +7,17 @@ different sizes are (total, C), one after the other, with ``offsets`` (B + 1,); 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether a value is a DTensor of PyTorch, whose module is not imported for the question."""
+    kind = type(x)
+    return kind.__name__ == "DTensor" and kind.__module__.startswith("torch.distributed.")
 
 
 def channel_count(x: Tensor) -> int:
