@@ -20,6 +20,14 @@ def is_dtensor(x: Any) -> bool:
     return kind.__name__ == "DTensor" and kind.__module__.startswith("torch.distributed.")
 
 
+def shards_pixels(x: Any) -> bool:
+    """Whether x is a DTensor map, (B, N, C) or (B, C, H, W), whose pixels are sharded."""
+    pixels = (2, 3) if is_dtensor(x) and x.dim() == 4 else (1,)
+    return is_dtensor(x) and any(
+        placement.is_shard() and placement.dim in pixels for placement in x.placements
+    )
+
+
 def channel_count(x: Tensor) -> int:
     """C of a map in any form."""
     return x.shape[1] if x.dim() == 4 else x.shape[-1]

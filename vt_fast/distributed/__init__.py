@@ -19,8 +19,12 @@ the processes: no wrapper such as DDP may sum it again over this group.
 (``init_process_group(timeout=...)``), the others raise a RuntimeError from their next exchange; so they do
 where processes have made different calls.
 
-The public functions of :mod:`vt_fast.functional` take DTensors of maps that are sharded over their pixels,
-and do the same.
+The public functions of :mod:`vt_fast.functional` and the modules of :mod:`vt_fast.nn` take DTensors of maps
+that are sharded over their pixels, and do the same. For maps (B, C, H, W) these are Shard(2) or Shard(3), for
+(B, N, C) Shard(1). Parameters are plain, or of FSDP2 along another dimension of the mesh, and get their whole
+gradients on every process of the dimension that shards pixels. Other ops of PyTorch's redistribute a DTensor
+whose dimension is smaller than the number of processes that share it out. The raw ops ``torch.ops.vt_fast``
+take maps whose samples are sharded, after ``import vt_fast.distributed.dtensors``, and refuse others.
 """
 
 from __future__ import annotations

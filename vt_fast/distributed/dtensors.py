@@ -5,7 +5,7 @@ Importing this module tells PyTorch how the raw ops shard, by the experimental `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
 from vt_fast.checks import shape
 from vt_fast.distributed import functions
-from vt_fast.distributed.exchange import Exchange
+from vt_fast.distributed.exchange import Exchange, shared
 from vt_fast.layout import empty_map_like, map_shape
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import Pass
@@ -144,7 +144,7 @@ class PlacedMap:
         if plain and not self.shards_samples:
             return local
         size = torch.Size((self.x.shape[0], *local.shape[1:]))
-        return self._whole(local, self.placements({0: 0}), size, torch.empty(size, device="meta").stride())
+        return self.whole(local, self.placements({0: 0}), size, torch.empty(size, device="meta").stride())
 
     def map(self, local: Tensor) -> DTensor:
         """A map of any number of channels, placed as this one."""
@@ -152,12 +152,60 @@ class PlacedMap:
         like = torch.empty_strided(self.x.shape, self.x.stride(), dtype=self.x.dtype, device="meta")
         strides = empty_map_like(like, channels).stride()
         size = torch.Size(map_shape(self.x, channels))
-        return self._whole(local, self.x.placements, size, strides)
+        return self.whole(local, self.x.placements, size, strides)
 
-    def _whole(
+    def whole(
         self, local: Tensor, placements: Sequence[Placement], size: torch.Size, strides: tuple[int, ...]
     ) -> DTensor:
+        """The tensor of this size that the processes have parts of."""
         return DTensor.from_local(local, self.mesh, placements, run_check=False, shape=size, stride=strides)
+
+
+def pixelwise(
+    function: Callable[..., Tensor], x: Any, out_channels: int, *parameters: Tensor | None
+) -> DTensor:
+    """A map whose pixels are functions of x's pixels, each of one alone, and of parameters.
+
+    Every process holds the parameters alike, and gets their gradients summed over the processes.
+
+    Args:
+        function: takes this process's part of x and the parameters.
+        x: the map, a DTensor.
+        out_channels: of the result.
+        parameters: those of the function.
+    """
+    placed = PlacedMap(x)
+    own = shared(placed.exchange, *(placed.small("weight", each, 0) for each in parameters))
+    if placed.local.numel():
+        return placed.map(function(placed.local, *own))
+    # Convolutions refuse maps without pixels. The graph must reach the parameters all the same, since other
+    # processes wait for their sums.
+    y = placed.local.new_empty(map_shape(placed.local, out_channels))
+    for parameter in own:
+        y = y if parameter is None else y + parameter.sum()
+    return placed.map(y)
+
+
+def position_table(cells: Tensor, rows: Tensor, columns: Tensor, x: Any) -> DTensor:
+    """A position code's table (N, P) for a map that is sharded over its rows; each process has its own part.
+
+    Args:
+        cells: (S, S, P), of the code; the same on every process.
+        rows: (S, H), without gradient.
+        columns: (S, W), without gradient.
+        x: the map (B, C, H, W), a DTensor.
+    """
+    placed = PlacedMap(x)
+    if 3 in placed.dims:
+        raise ValueError(
+            "`x` must be sharded over its rows (dimension 2) where a position code is used, got "
+            f"{x.placements}"
+        )
+    (own,) = shared(placed.exchange, placed.small("cells", cells, 0))
+    stretched = torch.einsum("sh,stp->htp", placed.slice(rows, {2: 1}), cast(Tensor, own))
+    table = torch.einsum("tw,htp->hwp", columns, stretched)
+    size = torch.Size((x.shape[2] * x.shape[3], cells.shape[2]))
+    return placed.whole(table.flatten(0, 1), placed.placements({2: 0}), size, (size[1], 1))
 
 
 def _check_map(x: DTensor) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from vt_fast import checks
+from vt_fast.layout import shards_pixels
 from vt_fast.models.contexts import on_device
 from vt_fast.models.fpn_neck import check_levels, check_maps, check_mask, convolution
 from vt_fast.models.resnet import NormLayer
@@ -157,7 +158,7 @@ class VTFPN(CompositeModule):
     def laterals(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Each map after its 1x1 convolution: the input of tokenizers and projectors."""
         check_maps(maps, self.in_channels)
-        return [block(x) for block, x in zip(self.inner_blocks, maps, strict=True)]
+        return [_lateral(block, x) for block, x in zip(self.inner_blocks, maps, strict=True)]
 
     def tokenize(self, laterals: Sequence[Tensor], mask: Tensor | None = None) -> list[Tensor]:
         """Each level's tokens (B, L, CT), before they interact."""
@@ -173,6 +174,21 @@ class VTFPN(CompositeModule):
             tokenizer.attention_maps(x, mask=each)  # type: ignore[operator]
             for tokenizer, x, each in zip(self.tokenizers, laterals, _resized(mask, laterals), strict=True)
         ]
+
+
+def _lateral(block: nn.Module, x: Tensor) -> Tensor:
+    """A level's 1x1 convolution and norm."""
+    if type(x) is Tensor or not shards_pixels(x):
+        return block(x)  # type: ignore[no-any-return]
+    from vt_fast.distributed import dtensors
+
+    layers = list(cast(nn.Sequential, block))
+    if len(layers) > 1:
+        raise ValueError("`norm_layer` must be None where maps are sharded over their pixels")
+    conv = cast(nn.Conv2d, layers[0])
+    if conv._forward_hooks or conv._forward_pre_hooks or not isinstance(conv, nn.Conv2d):
+        raise ValueError("laterals must be convolutions without hooks where maps are sharded over pixels")
+    return dtensors.pixelwise(F.conv2d, x, conv.out_channels, conv.weight, conv.bias)
 
 
 def _resized(mask: Tensor | None, maps: Sequence[Tensor]) -> list[Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vt_fast import checks, functional
 from vt_fast.backends.contract import Project
-from vt_fast.layout import unflatten
+from vt_fast.layout import shards_pixels, unflatten
 from vt_fast.nn.frozen import Freezable
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
@@ -157,6 +157,12 @@ def check_map(x: Tensor, module: nn.Module, channels: int) -> None:
     if type(x) is Tensor and x.dtype == dtype and x.dim() == 4 and x.shape[1] == channels:
         return
     checks.module_map(x, channels, dtype)
+
+
+def refuse_pixel_shards(x: Tensor, where: str) -> None:
+    """Raise ValueError for a DTensor whose pixels are sharded, all of which would have to be gathered."""
+    if type(x) is not Tensor and shards_pixels(x):
+        raise ValueError(f"`x` must not be sharded over its pixels {where}, got {x.placements}")  # type: ignore[attr-defined]
 
 
 def _first_dtype(module: nn.Module) -> torch.dtype | None:

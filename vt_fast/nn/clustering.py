@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.layout import as_pixels
+from vt_fast.nn.base import refuse_pixel_shards
 from vt_fast.nn.options import TokenizerOptions, spelled_out
 from vt_fast.nn.tokenizer import Tokenizer
 from vt_fast.onnx import algebra
@@ -62,6 +63,7 @@ class ClusteringTokenizer(Tokenizer):
     def centroids(self, x: Tensor) -> Tensor:
         """The unit-length centroids (B, L, C) of the map (B, C, H, W), without gradient."""
         checks.map_size(x)
+        refuse_pixel_shards(x, "where they are clustered")
         x = x.detach()
         return kmeans(as_pixels(x), initial_centroids(x, self.num_tokens), self.iterations)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks
-from vt_fast.layout import unflatten
+from vt_fast.layout import shards_pixels, unflatten
 from vt_fast.nn.init import lecun_normal_
 from vt_fast.nn.members import why_not_fused
 
@@ -106,20 +107,29 @@ class GroupedLinear(nn.Module):
             raise TypeError("`x` must be a torch.Tensor, got NoneType")
         if fold is not None:
             return self._folded(x, *fold)
+        if type(x) is not Tensor and shards_pixels(x):
+            from vt_fast.distributed import dtensors
+
+            apply = functools.partial(self._apply_to, channels_first=channels_first)
+            return dtensors.pixelwise(apply, x, self.out_features, self.weight, self.bias)
+        return self._apply_to(x, self.weight, self.bias, channels_first=channels_first)
+
+    def _apply_to(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, channels_first: bool) -> Tensor:
+        """The linear map of x, with these parameters."""
         if channels_first:
-            return F.conv2d(x, self.weight[:, :, None, None], self.bias, groups=self.groups)
+            return F.conv2d(x, weight[:, :, None, None], bias, groups=self.groups)
         if self.groups == 1:
             try:
-                return F.linear(x, self.weight, self.bias)
+                return F.linear(x, weight, bias)
             except (TypeError, RuntimeError):
                 checks.features("x", x, self.in_features)
                 raise
         checks.features("x", x, self.in_features)
         # One small product for each group: no block-diagonal matrix is formed, nor counted by FLOP counters.
-        rows = x.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
-        blocks = torch.unflatten(self.weight, 0, (self.groups, -1)).transpose(1, 2)
+        rows = x.reshape(-1, self.groups, weight.shape[1]).transpose(0, 1)
+        blocks = torch.unflatten(weight, 0, (self.groups, -1)).transpose(1, 2)
         y = torch.bmm(rows, blocks).transpose(0, 1).reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
     def fold(self, rows: Tensor, num_heads: int = 1, blocks: int = 1) -> Tensor:
         """Apply the transpose of the weight to query or key rows, so that it need not be applied to pixels.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from vt_fast import checks
-from vt_fast.nn.base import REFERENCE
+from vt_fast.nn.base import REFERENCE, refuse_pixel_shards
 from vt_fast.nn.linear import projection_of
 from vt_fast.nn.options import TokenizerOptions, spelled_out
 from vt_fast.nn.position import resize_matrix
@@ -75,6 +75,7 @@ class PoolingTokenizer(Tokenizer):
             raise ValueError("`mask` must be None with a PoolingTokenizer, whose weights are fixed")
         if self.backend == REFERENCE:
             return self._reference(x, tokens)
+        refuse_pixel_shards(x, "where the map is resized")
         resized = F.interpolate(x, size=self.grid, mode="bilinear", align_corners=False)
         return self.finish(resized.flatten(2).transpose(1, 2))
 

@@ -52,19 +52,45 @@ class PositionCode(nn.Module, ABC):
         checks.counts(grid=grid, features=features)
         self.grid, self.features = grid, features
 
-    def forward(self, height: int, width: int, *, attention: Tensor | None = None) -> Tensor:
-        """:meth:`table`, or the code (B, L, P) of an attention (B, N, L), as the paper writes it."""
-        return self.table(height, width) if attention is None else self._reference(attention, (height, width))
+    def forward(
+        self, height: int, width: int, *, attention: Tensor | None = None, sharded: Tensor | None = None
+    ) -> Tensor:
+        """:meth:`table`, or the code (B, L, P) of an attention (B, N, L), as the paper writes it.
+
+        Args:
+            height: H of the map.
+            width: W of the map.
+            attention: see above.
+            sharded: the map, a DTensor that is sharded over its rows; then the table is one, with the rows'
+                pixels.
+        """
+        if attention is not None:
+            return self._reference(attention, (height, width))
+        if sharded is None:
+            return self.table(height, width)
+        if type(self).table is not PositionCode.table:
+            raise ValueError(
+                f"`x` must not be sharded over its pixels where {type(self).__name__} has a table of its own"
+            )
+        from vt_fast.distributed import dtensors
+
+        cells = self._cells()
+        return dtensors.position_table(cells, *self._resizes(height, width, cells), sharded)
 
     def table(self, height: int, width: int) -> Tensor:
         """E for a map of H x W: (N, P), row-major. Differentiable; takes H W P numbers, never N x N."""
         cells = self._cells()
-        rows, columns = (
-            resize_matrix(side, self.grid, cells.dtype, cells.device) for side in (height, width)
-        )
+        rows, columns = self._resizes(height, width, cells)
         # One side at a time: a single einsum of all three would form S S H W numbers in between.
         stretched = torch.einsum("sh,stp->htp", rows, cells)
         return torch.einsum("tw,htp->hwp", columns, stretched).flatten(0, 1)
+
+    def _resizes(self, height: int, width: int, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The resizes of the rows and the columns to the grid: (S, H) and (S, W)."""
+        rows, columns = (
+            resize_matrix(side, self.grid, cells.dtype, cells.device) for side in (height, width)
+        )
+        return rows, columns
 
     @abstractmethod
     def _reference(self, attention: Tensor, size: tuple[int, int]) -> Tensor:

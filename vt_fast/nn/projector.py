@@ -18,6 +18,7 @@ from vt_fast.nn.base import (
     check_map,
     like_map,
     maps_like,
+    refuse_pixel_shards,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.members import why_not_fused
@@ -170,6 +171,7 @@ class Projector(BackendModule):
         """
         self._check(x, tokens)
         if self.backend == REFERENCE:
+            refuse_pixel_shards(x, 'with backend="reference"')
             return like_map(self._reference(x, tokens), x)
         if self._why_query_not_folded() is not None:
             return self._unfolded(x, tokens)
@@ -188,6 +190,7 @@ class Projector(BackendModule):
 
     def _unfolded(self, x: Tensor, tokens: Tensor) -> Tensor:
         """With the query projection on the pixels, as any module would call it."""
+        refuse_pixel_shards(x, f"where the query projection {self._why_query_not_folded()}")
         rows, values = self._rows(tokens)
         pixels, keys = self._queries_and_keys(x, rows)
         y = functional.project(
@@ -250,6 +253,7 @@ class Projector(BackendModule):
             each pixel sum to 1.
         """
         self._check(x, tokens)
+        refuse_pixel_shards(x, "where attention maps are wanted")
         if self.backend == REFERENCE:
             from vt_fast.reference.projector import pixel_attention
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.types import Device
 
 from vt_fast import checks, functional
-from vt_fast.layout import as_pixels, unflatten
+from vt_fast.layout import as_pixels, shards_pixels, unflatten
 from vt_fast.nn.base import (
     REFERENCE,
     BackendModule,
@@ -15,6 +15,7 @@ from vt_fast.nn.base import (
     check_map,
     maps_like,
     pixel_softmax,
+    refuse_pixel_shards,
 )
 from vt_fast.nn.frozen import kept
 from vt_fast.nn.linear import GroupedLinear, projection_of
@@ -116,6 +117,9 @@ class Tokenizer(BackendModule):
         refuse_opacus(position, "position", "whose hooks see one table for all samples")
         size = checks.map_size(x)
         table: Tensor
+        if type(x) is not Tensor and shards_pixels(x):
+            table = position(*size, sharded=x)
+            return table
         # A subclass's table may depend on more than parameters and buffers.
         known = type(position) in (ConvPositionCode, LinearPositionCode)
         if known and why_not_fused(position, PositionCode) is None:
@@ -168,6 +172,7 @@ class Tokenizer(BackendModule):
         self._check(x, tokens)
         if self.backend == REFERENCE:
             self._refuse_mask(mask)
+            refuse_pixel_shards(x, 'with backend="reference"')
             return self._reference(x, tokens)
         if self._why_key_not_folded() is not None:
             return self.finish(self._unfolded(x, tokens, mask), tokens)
@@ -203,6 +208,7 @@ class Tokenizer(BackendModule):
 
     def _unfolded(self, x: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         """What `vt_fast.functional.tokenize` would pool, with the key projection on the pixels."""
+        refuse_pixel_shards(x, f"where the key projection {self._why_key_not_folded()}")
         pixels = as_pixels(x)
         if mask is not None:
             pixels = torch.where(mask.reshape(*pixels.shape[:2], 1), pixels, 0)
@@ -230,6 +236,7 @@ class Tokenizer(BackendModule):
             (B, L, H, W), or (B, L, N) for a map (B, N, C): non-negative, each token's pixels sum to 1.
         """
         self._check(x, tokens)
+        refuse_pixel_shards(x, "where attention maps are wanted")
         if self.backend == REFERENCE:
             self._refuse_mask(mask)
             return maps_like(self._reference_attention(x, tokens).transpose(1, 2), x)

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from vt_fast import checks
 from vt_fast.layout import as_pixels, unflatten
-from vt_fast.nn.base import REFERENCE, maps_like, pixel_softmax
+from vt_fast.nn.base import REFERENCE, maps_like, pixel_softmax, refuse_pixel_shards
 from vt_fast.nn.filters import FilterTokenizer
 from vt_fast.nn.linear import GroupedLinear, projection_of
 from vt_fast.nn.options import ModuleOptions, factory_of, spelled_out
@@ -176,6 +176,7 @@ class DynamicTokenizer(Tokenizer):
             (B, num_heads, L / 2, H, W), or (B, num_heads, L / 2, N) for a map (B, N, C).
         """
         self._check(x, tokens)
+        refuse_pixel_shards(x, "where attention maps are wanted")
         if self.backend == REFERENCE:
             self._refuse_mask(mask)
             weights = self._reference_attention(x, tokens).transpose(2, 3)
