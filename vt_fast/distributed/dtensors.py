@@ -178,9 +178,9 @@ def pixelwise(
     own = shared(placed.exchange, *(placed.small("weight", each, 0) for each in parameters))
     if placed.local.numel():
         return placed.map(function(placed.local, *own))
-    # Convolutions refuse maps without pixels. The graph must reach the parameters all the same, since other
-    # processes wait for their sums.
-    y = placed.local.new_empty(map_shape(placed.local, out_channels))
+    # Convolutions refuse maps without pixels. The graph must reach x and the parameters all the same, since
+    # other processes wait for their sums.
+    y = placed.local.new_empty(map_shape(placed.local, out_channels)) + placed.local.sum()
     for parameter in own:
         y = y if parameter is None else y + parameter.sum()
     return placed.map(y)
