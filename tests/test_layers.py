@@ -18,6 +18,7 @@ LAYERS = {
     "vt_fast.models": 7,
     "vt_fast.patches": 7,
     "vt_fast.nn": 6,
+    "vt_fast.streaming": 6,
     "vt_fast.functional": 5,
     "vt_fast.onnx": 4,
     "vt_fast.distributed": 4,

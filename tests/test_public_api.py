@@ -5,7 +5,7 @@ from vt_fast import functional
 
 NAMES = (
     "__version__ convert distributed flops functional merge models nn onnx patch patches project "
-    "project_tokenize reference testing tokenize unpatch"
+    "project_tokenize reference streaming testing tokenize unpatch"
 )
 MODEL_NAMES = (
     "FPN FeaturePyramid LoadReport MeanIoU PanopticHead ResNet SegmentationNet VTFPN VTResNet "

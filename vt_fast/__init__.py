@@ -12,13 +12,35 @@ from typing import TYPE_CHECKING, Any
 from vt_fast.version import __version__
 
 if TYPE_CHECKING:
-    from vt_fast import distributed, flops, functional, models, nn, onnx, patches, reference, testing
+    from vt_fast import (
+        distributed,
+        flops,
+        functional,
+        models,
+        nn,
+        onnx,
+        patches,
+        reference,
+        streaming,
+        testing,
+    )
     from vt_fast.functional import merge, project, project_tokenize, tokenize
     from vt_fast.models.convert import convert
     from vt_fast.patches import patch, unpatch
 
 _FUNCTIONS = ("tokenize", "project", "project_tokenize", "merge")
-_MODULES = ("distributed", "flops", "functional", "models", "nn", "onnx", "patches", "reference", "testing")
+_MODULES = (
+    "distributed",
+    "flops",
+    "functional",
+    "models",
+    "nn",
+    "onnx",
+    "patches",
+    "reference",
+    "streaming",
+    "testing",
+)
 
 __all__ = [
     "__version__",
@@ -35,6 +57,7 @@ __all__ = [
     "project",
     "project_tokenize",
     "reference",
+    "streaming",
     "testing",
     "tokenize",
     "unpatch",
