@@ -250,18 +250,18 @@ def anonymous_kib():
 def test_memory_does_not_grow_with_the_data(tmp_path):
     """Anonymous memory: what is not a file's cache."""
     # Chunks of 34 MB: smaller blocks go through the heap of malloc, which may keep some of what is freed.
-    array = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=(16 * 132_000, 64))
+    array = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=(24 * 132_000, 64))
     queries = torch.randn(L, 64, requires_grad=True)
     seen = []
 
     def note(*_):
         seen.append(anonymous_kib())
 
+    before = anonymous_kib()
     streaming.tokenize(Chunks(array, 132_000), queries, on_chunk=note, on_gradient=note).sum().backward()
-    assert len(seen) == 32
-    # How many chunks are ready varies by one or two.
-    assert max(seen[12:16]) < max(seen[:8]) + 20 * 1024
-    assert max(seen[24:]) < max(seen[16:24]) + 20 * 1024
+    assert len(seen) == 48
+    # Up to 5 chunks are ready or in use, and a gradient; with room for what the op needs.
+    assert max(seen) < before + 9 * 34_000
 
 
 def test_progress(capsys):
