@@ -29,7 +29,7 @@ EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist wor
 # Exporters, compilers, other processes and builds: what takes long for each test.
 INTEGRATION := $(addprefix tests/,test_onnx.py ops/test_saved_programs.py nn/test_compile.py models/test_compile.py \
 	nn/test_sharded.py models/test_two_processes.py distributed examples/test_distributed.py examples/test_resume.py \
-	examples/test_workers.py test_import.py test_native_build.py test_native.py test_ahead.py \
+	examples/test_workers.py examples/test_scaling.py test_import.py test_native_build.py test_native.py test_ahead.py \
 	tools/test_cuda_resources.py)
 
 OLDEST_TRITON := build/triton==3.6.0

@@ -29,6 +29,6 @@ take maps whose samples are sharded, after ``import vt_fast.distributed.dtensors
 
 from __future__ import annotations
 
-from vt_fast.distributed.functions import project, project_tokenize, tokenize
+from vt_fast.distributed.functions import project, project_tokenize, shared, tokenize
 
-__all__ = ["project", "project_tokenize", "tokenize"]
+__all__ = ["project", "project_tokenize", "shared", "tokenize"]

@@ -17,7 +17,7 @@ from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
 from vt_fast.checks import shape
 from vt_fast.distributed import functions
-from vt_fast.distributed.exchange import Exchange, shared
+from vt_fast.distributed.exchange import Exchange, share
 from vt_fast.layout import empty_map_like, map_shape
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import Pass
@@ -175,7 +175,7 @@ def pixelwise(
         parameters: those of the function.
     """
     placed = PlacedMap(x)
-    own = shared(placed.exchange, *(placed.small("weight", each, 0) for each in parameters))
+    own = share(placed.exchange, *(placed.small("weight", each, 0) for each in parameters))
     if placed.local.numel():
         return placed.map(function(placed.local, *own))
     # Convolutions refuse maps without pixels. The graph must reach x and the parameters all the same, since
@@ -201,7 +201,7 @@ def position_table(cells: Tensor, rows: Tensor, columns: Tensor, x: Any) -> DTen
             "`x` must be sharded over its rows (dimension 2) where a position code is used, got "
             f"{x.placements}"
         )
-    (own,) = shared(placed.exchange, placed.small("cells", cells, 0))
+    (own,) = share(placed.exchange, placed.small("cells", cells, 0))
     stretched = torch.einsum("sh,stp->htp", placed.slice(rows, {2: 1}), cast(Tensor, own))
     table = torch.einsum("tw,htp->hwp", columns, stretched)
     size = torch.Size((x.shape[2] * x.shape[3], cells.shape[2]))

@@ -133,7 +133,7 @@ class _Shared(torch.autograd.Function):
         return (None, *(next(sums) if needed else None for needed in needs))
 
 
-def shared(exchange: Exchange, *operands: Tensor | None) -> tuple[Tensor | None, ...]:
+def share(exchange: Exchange, *operands: Any) -> tuple[Any, ...]:
     """Operands that all processes hold alike, for use with pixels that they do not.
 
     What a process computes from them with its own pixels gives it a part of their gradients. Each process

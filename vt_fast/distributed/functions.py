@@ -11,7 +11,7 @@ from torch import Tensor
 from vt_fast import checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
-from vt_fast.distributed.exchange import Exchange, first_derivative_only
+from vt_fast.distributed.exchange import Exchange, first_derivative_only, share
 from vt_fast.operands import autocast_unread, effective_heads, scaled
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import DifferentiableOp, plain_eager
@@ -175,6 +175,35 @@ def _check(sharded: _ShardedOp, call: Any, backend: str | None) -> None:
         return
     sharded.check(call)
     checks.backend(backend)
+
+
+def shared(*operands: Tensor, group: Any = None) -> tuple[Tensor, ...]:
+    """Tensors that every process holds alike, for use with pixels that it does not share.
+
+    The functions of this module do so with their own rows. Other layers that run on the pixels, such as
+    linear ones, take their parameters through this, so that every process gets the whole gradient.
+
+    Args:
+        operands: for example parameters.
+        group: see :func:`tokenize`.
+
+    Returns:
+        The tensors. Backward, their gradients are summed over the processes, all of them by one collective.
+
+    Raises:
+        RuntimeError: in the backward pass as in :func:`tokenize`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = "file://" + tempfile.mkstemp()[1]
+        >>> torch.distributed.init_process_group("gloo", init_method=path, rank=0, world_size=1)
+        >>> layer, x = torch.nn.Linear(8, 6), torch.randn(2, 100, 8)
+        >>> torch.nn.functional.linear(x, *shared(layer.weight, layer.bias)).shape
+        torch.Size([2, 100, 6])
+        >>> torch.distributed.destroy_process_group()
+    """
+    found: tuple[Tensor, ...] = share(_exchange(group), *operands)
+    return found
 
 
 def _exchange(group: Any) -> Exchange:
