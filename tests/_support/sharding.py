@@ -1,4 +1,4 @@
-"""Problems whose pixels are shared out among processes, and what the processes send."""
+"""Problems whose pixels are shared out among processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests._support.problems import Problem
 
@@ -136,27 +135,3 @@ def assert_same_bits(values: list[Tensor]) -> None:
     dist.all_gather(everyone, flat)
     for other in everyone:
         assert torch.equal(flat.view(torch.int64), other.view(torch.int64))
-
-
-class Traffic(TorchDispatchMode):
-    """Notes each collective and how many bytes a process puts into it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: list[tuple[str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the op."""
-        if func.namespace in ("c10d", "_c10d_functional", "c10d_functional"):
-            # The op's output comes first, its input last.
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            lists = [value for value in args if isinstance(value, list)]
-            found = tensors or [each for value in lists for each in value if isinstance(each, Tensor)]
-            size = found[-1].numel() * found[-1].element_size() if found else 0
-            self.sent.append((str(func).split(".")[1], size))
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def total(self) -> int:
-        """Bytes that this process has put into collectives."""
-        return sum(size for _, size in self.sent)

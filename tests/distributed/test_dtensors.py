@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from tests._support import family, problems, sharding
 from tests._support.comparing import assert_close
 from tests._support.two_processes import processes
+from tools.sharding import Traffic
 from vt_fast import functional
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
@@ -49,7 +50,7 @@ def solve(problem, mesh, placements, plain_rows):
             value = placed(value, mesh, placements, places(problem, name, value))
         operands[name] = value.detach().requires_grad_(value.is_floating_point())
     function = getattr(functional, problem.op)
-    with sharding.Traffic() as forward:
+    with Traffic() as forward:
         found = function(**problem.arguments(operands))
     results = [each for each in (found if isinstance(found, tuple) else (found,)) if each is not None]
     loss = torch.zeros((), dtype=torch.float64)
@@ -60,7 +61,7 @@ def solve(problem, mesh, placements, plain_rows):
         else:
             loss = loss + (result.double() * cotangent).sum()
     names = [name for name, value in operands.items() if value.requires_grad]
-    with sharding.Traffic() as backward:
+    with Traffic() as backward:
         grads = torch.autograd.grad(
             loss, [operands[name] for name in names], allow_unused=True, materialize_grads=True
         )
@@ -215,7 +216,7 @@ def check_raw_ops(rank):
             distribute_tensor(value, mesh, [placement], src_data_rank=None).detach().requires_grad_()
             for value, placement in ((x, Shard(0)), (rows, batched))
         ]
-        with sharding.Traffic() as seen:
+        with Traffic() as seen:
             found, _, found_lse = op(*own, None, None, None, 1, True)
         assert seen.sent == []
         assert found.placements == found_lse.placements == (Shard(0),)
@@ -240,7 +241,7 @@ def check_raw_ops(rank):
     )
     for wrong in (Shard(1), Shard(2)):
         gathered = distribute_tensor(x, mesh, [wrong], src_data_rank=None)
-        with sharding.Traffic() as seen, pytest.raises(RuntimeError, match="gathers no map"):
+        with Traffic() as seen, pytest.raises(RuntimeError, match="gathers no map"):
             op(gathered, keys, None, None, None, 1, False)
         with pytest.raises(RuntimeError, match="gathers no map"):
             torch.ops.vt_fast.project.default(gathered, keys, keys, None, None, True, 1)

@@ -13,6 +13,7 @@ from torch import distributed as dist
 from tests._support import family, problems, sharding
 from tests._support.comparing import assert_close
 from tests._support.two_processes import processes
+from tools.sharding import Traffic
 from vt_fast import distributed, functional
 from vt_fast.testing import assert_as_accurate
 
@@ -185,9 +186,9 @@ def check_traffic(rank):
     batch, pixels, channels, count, heads = 2, 4000, 16, 3, 2
     x = own(randn(batch, pixels, channels)).requires_grad_()
     queries = randn(heads * count, channels // heads, seed=1).requires_grad_()
-    with sharding.Traffic() as forward:
+    with Traffic() as forward:
         tokens, lse = distributed.tokenize(x, queries, num_heads=heads, return_stats=True)
-    with sharding.Traffic() as backward:
+    with Traffic() as backward:
         (tokens.sum() + lse.sum()).backward()
     pooled = 1 + batch * count * channels + batch * heads * count
     assert forward.sent == [("_allgather_base_", 8 * pooled)]
@@ -195,21 +196,21 @@ def check_traffic(rank):
 
     keys, values = (randn(batch, count, channels, seed=seed).requires_grad_() for seed in (1, 2))
     bias = randn(count, seed=3).requires_grad_()
-    with sharding.Traffic() as forward:
+    with Traffic() as forward:
         y = distributed.project(x, keys, values, token_bias=bias, residual=x)
-    with sharding.Traffic() as backward:
+    with Traffic() as backward:
         y.sum().backward()
     assert forward.sent == []
     assert backward.sent == [("_allgather_base_", 8 * (1 + keys.numel() + values.numel() + bias.numel()))]
 
-    with sharding.Traffic() as forward:
+    with Traffic() as forward:
         y, tokens = distributed.project_tokenize(x, keys, values, values.detach(), residual=x)
-    with sharding.Traffic() as backward:
+    with Traffic() as backward:
         (y.sum() + tokens.sum()).backward()
     assert forward.sent == [("_allgather_base_", 8 * (1 + batch * count * (channels + 1)))]
     assert backward.sent == [("_allgather_base_", 8 * (1 + keys.numel() + values.numel()))]
 
-    with sharding.Traffic() as seen:  # nothing is sent for operands without gradients
+    with Traffic() as seen:  # nothing is sent for operands without gradients
         distributed.tokenize(x, keys.detach()).sum().backward()
     assert len(seen.sent) == 1
 

@@ -14,6 +14,7 @@ from tests._support import nn_cases, sharding
 from tests._support.comparing import assert_close
 from tests._support.nn_cases import CT, C, D, L, every_kind, feature_map, made
 from tests._support.two_processes import processes
+from tools.sharding import Traffic
 from vt_fast.models import VTFPN
 from vt_fast.nn import ClusteringTokenizer, PoolingTokenizer, PositionCode, VisualTransformer
 
@@ -51,10 +52,10 @@ def compare(plain, run, inputs, mesh, dim):
     expected = flat(run(plain, wanted_inputs))
     loss(expected).backward()
     sharded = [shard(x, mesh, dim) for x in inputs]
-    with sharding.Traffic() as forward:
+    with Traffic() as forward:
         found = flat(run(module, sharded))
     total = loss(found)
-    with sharding.Traffic() as backward:
+    with Traffic() as backward:
         total.backward()
     for mine, result in zip(found, expected, strict=True):
         assert isinstance(mine, DTensor) == (result.dim() == 4 or result.shape[1] > L)
