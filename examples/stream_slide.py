@@ -10,6 +10,7 @@ gradient of their queries. Printed with each step is RssAnon, the memory that is
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,10 @@ def make(path: Path, gigabytes: float, channels: int) -> None:
 
 
 def measure(chunks: streaming.Chunks, queries: torch.Tensor, channels: int) -> dict[str, float]:
-    """Seconds of reading alone, of computing alone with one chunk over and over, and of both at a time."""
+    """Seconds of reading alone, of computing alone with one chunk over and over, and of both at a time.
+
+    Medians of three rounds, with the file in the system's cache.
+    """
 
     class OneChunk:
         """As many chunks, all of which are the first one."""
@@ -98,12 +102,16 @@ def measure(chunks: streaming.Chunks, queries: torch.Tensor, channels: int) -> d
         "computing": lambda: streaming.tokenize(OneChunk(), queries, scale=scale),
         "both": lambda: streaming.tokenize(chunks, queries, scale=scale),
     }
-    seconds: dict[str, float] = {}
-    for name, call in calls.items():
-        start = time.perf_counter()
-        call()
-        seconds[name] = time.perf_counter() - start
-        print(f"{name}: {seconds[name]:.2f} s")
+    read()  # so that the file is in the system's cache, as far as it fits
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(3):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    seconds = {name: statistics.median(each) for name, each in times.items()}
+    for name, median in seconds.items():
+        print(f"{name}: {median:.2f} s")
     larger = max(seconds["reading"], seconds["computing"])
     print(f"both / the larger one: {seconds['both'] / larger:.2f}")
     return seconds

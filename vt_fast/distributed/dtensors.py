@@ -39,7 +39,7 @@ class PlacedMap:
     def _dim(self, placement: Placement) -> int | None:
         if placement.is_replicate():
             return None
-        dim = placement.dim if isinstance(placement, Shard) else -1
+        dim = placement.dim if type(placement) is Shard else -1
         if dim in (0, *self.pixels):
             return dim
         raise ValueError(
