@@ -224,6 +224,7 @@ def check_raw_ops(rank):
         assert_close(found.full_tensor(), tokens)
         for leaf, mine in zip(leaves, own, strict=True):
             assert_close(mine.grad.full_tensor(), leaf.grad)
+    check_rows(mesh)
     sharded = distribute_tensor(x, mesh, [Shard(0)], src_data_rank=None)
     replicated, keys = (
         distribute_tensor(value, mesh, [Replicate()], src_data_rank=None) for value in (x, queries)
@@ -249,6 +250,50 @@ def check_raw_ops(rank):
     uneven = distribute_tensor(randn(3, 9, 8), mesh, [Shard(0)], src_data_rank=None)
     with pytest.raises(RuntimeError, match="sharded evenly"):
         op(uneven, keys, None, None, None, 1, False)
+
+
+def check_rows(mesh):
+    """Heads that see all channels are rows, and each process may have some of them."""
+    x, bias = randn(2, 9, 8), randn(4, seed=3)
+    for dtype in (torch.float64, torch.bfloat16):
+        for queries in (randn(4, 8, seed=1), randn(2, 4, 8, seed=1)):
+            for normalize in ("pixels", None):
+                given = [each.to(dtype) for each in (x, queries, bias)]
+                leaves = [each.clone().requires_grad_() for each in given]
+                dims = (None, queries.dim() - 2, 0)
+                own = [
+                    distribute_tensor(
+                        each, mesh, [Replicate() if dim is None else Shard(dim)], src_data_rank=None
+                    )
+                    .detach()
+                    .requires_grad_()
+                    for each, dim in zip(given, dims, strict=True)
+                ]
+                solutions = []
+                for values, seen in ((leaves, Traffic()), (own, Traffic())):
+                    with seen:
+                        tokens, _, stats = torch.ops.vt_fast.tokenize.default(
+                            *values[:2],
+                            *(None, None, None, 1, True),
+                            token_bias=values[2],
+                            normalize=normalize,
+                        )
+                    assert seen.sent == []
+                    solutions.append((tokens, stats))
+                    loss = tokens.double().sin().sum() + stats.double().sin().sum()
+                    (loss.full_tensor() if isinstance(loss, DTensor) else loss).backward()
+                for found, expected in zip(solutions[1], solutions[0], strict=True):
+                    assert found.placements == (Shard(1),)
+                    assert torch.equal(found.full_tensor(), expected)
+                for mine, leaf in zip(own, leaves, strict=True):
+                    tolerance = 1e-10 if dtype == torch.float64 else 2**-6 * leaf.grad.abs().max().item()
+                    torch.testing.assert_close(mine.grad.full_tensor(), leaf.grad, rtol=0, atol=tolerance)
+    # Where a softmax joins the rows, they are gathered: PyTorch must not take the rule of a call before.
+    whole = distribute_tensor(x, mesh, [Replicate()], src_data_rank=None)
+    rows = distribute_tensor(randn(4, 8, seed=1), mesh, [Shard(0)], src_data_rank=None)
+    found = torch.ops.vt_fast.tokenize.default(whole, rows, None, None, None, 1, True, normalize="tokens")
+    expected = functional.tokenize(x, randn(4, 8, seed=1), normalize="tokens")
+    assert_close(found[0].full_tensor(), expected)
 
 
 def test_two_processes():

@@ -358,7 +358,7 @@ def _has_samples(op: Pass, name: str, spec: Any) -> bool:
 
 
 def _rules(op: Pass) -> Any:
-    """The function that `register_sharding` wants: samples may be sharded, and rows where they are alone."""
+    """The function that `register_sharding` wants: samples may be sharded, and rows without joint softmax."""
     arguments = op.op()._schema.arguments
     results = [result.name for result in op.op()._schema.returns]
 
@@ -387,9 +387,38 @@ def _rules(op: Pass) -> Any:
             whole = "needs" in given and each and by_sample[name[1:]] == Replicate()
             of_results.append(None if not each else Partial() if whole else Shard(0))
         found.append((of_results, list(by_sample.values())))
+        if op.name.startswith("tokenize") and given["num_heads"] == 1 and given.get("normalize") != "tokens":
+            found.append(
+                _by_row(specs, [name if each else None for name, each in zip(results, wanted, strict=True)])
+            )
         return found
 
     return rules
+
+
+def _by_row(specs: dict[str, Any], results: list[str | None]) -> tuple[list[Any], list[Any]]:
+    """The rule where each process has some of the rows, such as heads, and all pixels."""
+    places = dict.fromkeys(("scores", "grad_tokens", "grad_stats", "tokens", "stats"), 1)
+    for name, from_end in (("queries", 2), ("token_bias", 1)):
+        if specs.get(name) is not None:
+            places[name] = specs[name].ndim - from_end
+    if "tokens" in results and specs["x"].tensor_meta.dtype.itemsize == 2:
+        places["exact"] = 1  # of other dtypes it has no elements
+
+    def of_result(name: str | None) -> Placement | None:
+        if name is None:
+            return None
+        gradient = "tokens" not in results
+        place = places.get(name[1:] if gradient else name)
+        if place is not None:
+            return Shard(place)
+        return Partial() if gradient else Replicate()
+
+    operands = [
+        None if spec is None else Shard(places[name]) if name in places else Replicate()
+        for name, spec in specs.items()
+    ]
+    return [of_result(name) for name in results], operands
 
 
 def _refuse_pixel_shards(op: Pass, specs: dict[str, Any]) -> None:
