@@ -15,6 +15,7 @@ from tests._support.comparing import assert_close
 from tests._support.two_processes import processes
 from tools.sharding import Traffic
 from vt_fast import distributed, functional
+from vt_fast.distributed import exchange
 from vt_fast.testing import assert_as_accurate
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
@@ -233,6 +234,16 @@ def check_different_calls(rank):
         y.sum().backward()
 
 
+def check_different_calls_on_other_devices(rank):
+    """Where a check of data would wait for the device, what is found is NaN."""
+    synchronous, exchange._SYNCHRONOUS = exchange._SYNCHRONOUS, []
+    x, queries = randn(1, 9, 8), randn(2, 8)
+    assert_close(distributed.tokenize(own(x), queries), functional.tokenize(x, queries))
+    found = distributed.tokenize(x, queries, normalize="pixels" if rank else "tokens")
+    assert found.isnan().all()
+    exchange._SYNCHRONOUS = synchronous
+
+
 def check_arguments(rank):
     x, queries = randn(2, 9, 8), randn(3, 8)
     with pytest.raises(ValueError, match=re.escape("`mask` must be (B, N) with B = 2, N = 9, got (2, 8)")):
@@ -263,6 +274,7 @@ def test_two_processes():
         check_a_process_that_does_not_use_its_map,
         check_traffic,
         check_different_calls,
+        check_different_calls_on_other_devices,
         check_arguments,
     )
 

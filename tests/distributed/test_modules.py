@@ -107,13 +107,17 @@ class Pyramid(nn.Module):
         return self.neck(maps)
 
 
-def check_pyramid(rank):
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+def pyramid_maps():
     generator = torch.Generator().manual_seed(3)
-    maps = [
+    return [
         torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
         for channels, size in ((6, (9, 5)), (8, (4, 3)))
     ]
+
+
+def check_pyramid(rank):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    maps = pyramid_maps()
     for dim in (2, 3):
         compare(made(Pyramid), lambda module, x: module(x), maps, mesh, dim)
     normed = VTFPN((6, 8), 12, norm_layer=nn.BatchNorm2d, query_groups=3).double()
@@ -200,6 +204,34 @@ def check_fsdp2(rank):
         assert_close(whole(parameter.grad), plain.get_parameter(name).grad, name)
 
 
+def check_fsdp2_on_a_pyramid(rank):
+    """As a whole, and on its members."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "pixels"))
+    maps = pyramid_maps()
+    plain = made(Pyramid)
+    wanted = [x.clone().requires_grad_() for x in maps]
+    expected = plain(wanted)
+    loss(expected).backward()
+    for on_members in (False, True):
+        module = copy.deepcopy(plain)
+        module.zero_grad()
+        neck = module.neck
+        if on_members:
+            for part in (*neck.tokenizers, neck.transformer, *neck.projectors):
+                fully_shard(part, mesh=mesh["data"])
+        fully_shard(module, mesh=mesh["data"])
+        sample = rank // 2
+        own = [shard(x[sample : sample + 1], mesh["pixels"], 2) for x in maps]
+        found = module(own)
+        (2 * loss(found)).backward()
+        for mine, result in zip(found, expected, strict=True):
+            assert_close(whole(mine)[0], result[sample])
+        for mine, x in zip(own, wanted, strict=True):
+            assert_close(whole(mine.grad)[0], 2 * x.grad[sample])
+        for name, parameter in module.named_parameters():
+            assert_close(whole(parameter.grad), plain.get_parameter(name).grad, name)
+
+
 def test_two_processes():
     processes(
         2, check_blocks, check_stack, check_pyramid, check_parameters_as_dtensors, check_what_is_refused
@@ -211,4 +243,4 @@ def test_three_processes_one_without_pixels_of_a_level():
 
 
 def test_fsdp2_on_a_mesh_of_four():
-    processes(4, check_fsdp2)
+    processes(4, check_fsdp2, check_fsdp2_on_a_pyramid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,12 @@ from torch import distributed as dist
 
 from vt_fast.merging import merged
 from vt_fast.precision import compute_dtype
+
+#: Where a map is shared out: a group, groups along which it is, or None for all processes.
+Group: TypeAlias = "dist.ProcessGroup | Sequence[dist.ProcessGroup] | None"
+
+# Devices whose data can be asked for without waiting for them.
+_SYNCHRONOUS = ["cpu"]
 
 # The name before torch 2.13 is the second one.
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -68,7 +74,7 @@ class Exchange:
         gathered = message.new_empty((dist.get_world_size(group), message.numel()))
         _all_gather(gathered.view(-1), message, group=group)
         alike = (gathered[:, 0] == label).all()
-        if message.device.type != "cpu":
+        if message.device.type not in _SYNCHRONOUS:
             gathered = gathered.masked_fill(~alike, torch.nan)
         elif not alike:
             raise RuntimeError(

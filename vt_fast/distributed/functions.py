@@ -11,7 +11,7 @@ from torch import Tensor
 from vt_fast import checks
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
 from vt_fast.checks import ops as op_checks
-from vt_fast.distributed.exchange import Exchange, first_derivative_only, share
+from vt_fast.distributed.exchange import Exchange, Group, first_derivative_only, share
 from vt_fast.operands import autocast_unread, effective_heads, scaled
 from vt_fast.ops import PROJECT, PROJECT_TOKENIZE, TOKENIZE
 from vt_fast.ops.library import DifferentiableOp, plain_eager
@@ -177,7 +177,7 @@ def _check(sharded: _ShardedOp, call: Any, backend: str | None) -> None:
     checks.backend(backend)
 
 
-def shared(*operands: Tensor, group: Any = None) -> tuple[Tensor, ...]:
+def shared(*operands: Tensor, group: Group = None) -> tuple[Tensor, ...]:
     """Tensors that every process holds alike, for use with pixels that it does not share.
 
     The functions of this module do so with their own rows. Other layers that run on the pixels, such as
@@ -206,7 +206,7 @@ def shared(*operands: Tensor, group: Any = None) -> tuple[Tensor, ...]:
     return found
 
 
-def _exchange(group: Any) -> Exchange:
+def _exchange(group: Group) -> Exchange:
     groups = list(group) if isinstance(group, Sequence) else [group]
     return Exchange(groups)
 
@@ -216,7 +216,7 @@ def tokenize(
     x: Tensor,
     queries: Tensor | None = ...,
     *,
-    group: Any = ...,
+    group: Group = ...,
     num_heads: int = ...,
     scale: float = ...,
     mask: Tensor | None = ...,
@@ -238,7 +238,7 @@ def tokenize(
     x: Tensor,
     queries: Tensor | None = ...,
     *,
-    group: Any = ...,
+    group: Group = ...,
     num_heads: int = ...,
     scale: float = ...,
     mask: Tensor | None = ...,
@@ -259,7 +259,7 @@ def tokenize(
     x: Tensor,
     queries: Tensor | None = None,
     *,
-    group: Any = None,
+    group: Group = None,
     num_heads: int = 1,
     scale: float = 1.0,
     mask: Tensor | None = None,
@@ -351,7 +351,7 @@ def project(
     keys: Tensor | None,
     values: Tensor,
     *,
-    group: Any = None,
+    group: Group = None,
     num_heads: int = 1,
     scale: float = 1.0,
     token_bias: Tensor | None = None,
@@ -414,7 +414,7 @@ def project_tokenize(
     values: Tensor,
     queries: Tensor,
     *,
-    group: Any = None,
+    group: Group = None,
     num_heads: int = 1,
     scale: float = 1.0,
     token_bias: Tensor | None = None,
