@@ -13,6 +13,7 @@ from tests._support.comparing import assert_close
 from tests._support.two_processes import processes
 from tools.sharding import Traffic
 from vt_fast import functional
+from vt_fast.testing import assert_as_accurate
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -169,6 +170,38 @@ def check_plain_operands(rank):
         functional.tokenize(whole, queries, pixel_bias=flat)
 
 
+def check_rows_that_are_elsewhere(rank):
+    """Rows may be sharded in any way. They are small, and are gathered."""
+    mesh = init_device_mesh("cpu", (2,))
+    x, queries = randn(2, 9, 8), randn(4, 8, seed=1).requires_grad_()
+    expected = functional.tokenize(x, queries)
+    expected.sin().sum().backward()
+    whole = distribute_tensor(x, mesh, [Shard(1)], src_data_rank=None)
+    for dim in (0, 1):
+        rows = distribute_tensor(queries.detach(), mesh, [Shard(dim)], src_data_rank=None).requires_grad_()
+        tokens = functional.tokenize(whole, rows)
+        assert_close(tokens.full_tensor(), expected)
+        tokens.sin().sum().full_tensor().backward()
+        assert rows.grad.placements == (Shard(dim),)
+        assert_close(rows.grad.full_tensor(), queries.grad)
+    with torch.no_grad():
+        assert_close(functional.tokenize(whole, rows).full_tensor(), expected)
+
+
+def check_autocast(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    x, queries = randn(2, 9, 8).float(), randn(4, 8, seed=1).float()
+    whole = distribute_tensor(x, mesh, [Shard(1)], src_data_rank=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = functional.tokenize(whole, queries)
+        y = functional.project(whole, queries, tokens, residual=whole)
+        _, pooled = functional.project_tokenize(whole, queries, tokens, queries)
+        plain = functional.tokenize(x, queries)
+    assert tokens.dtype == y.dtype == pooled.dtype == torch.bfloat16
+    exact = functional.tokenize(x.bfloat16().double(), queries.bfloat16().double())
+    assert_as_accurate(tokens, exact, plain, "tokens", terms=9)
+
+
 def check_errors(rank):
     mesh = init_device_mesh("cpu", (2,))
     x, queries = randn(2, 9, 8), randn(3, 8)
@@ -193,6 +226,8 @@ def check_errors(rank):
         functional.tokenize(placed(x[0], Shard(0)), queries, offsets=torch.tensor([0, 9]))
     other = init_device_mesh("cpu", (2, 1))
     rows = distribute_tensor(queries, other, [Replicate(), Replicate()], src_data_rank=None)
+    with pytest.raises(TypeError, match="`return_stats` must be a bool, got int"):
+        functional.tokenize(pixels, queries, return_stats=1)
     with pytest.raises(ValueError, match="`queries` must be on the mesh of `x`"):
         functional.tokenize(pixels, rows)
 
@@ -297,7 +332,15 @@ def check_rows(mesh):
 
 
 def test_two_processes():
-    processes(2, check_pixels, check_plain_operands, check_errors, check_raw_ops)
+    processes(
+        2,
+        check_pixels,
+        check_plain_operands,
+        check_rows_that_are_elsewhere,
+        check_autocast,
+        check_errors,
+        check_raw_ops,
+    )
 
 
 def test_a_mesh_of_four_processes():

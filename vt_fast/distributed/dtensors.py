@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.experimental import register_sharding
 
 from vt_fast.backends.contract import Project, ProjectTokenize, Tokenize
+from vt_fast.checks import flag, shape
 from vt_fast.checks import ops as op_checks
-from vt_fast.checks import shape
 from vt_fast.distributed import functions
 from vt_fast.distributed.exchange import Exchange, share
 from vt_fast.layout import empty_map_like, map_shape
@@ -222,6 +222,7 @@ def tokenize(x: Any, queries: Any, **options: Any) -> Any:
     """:func:`vt_fast.functional.tokenize` of a DTensor."""
     given = dict(options)
     backend, return_stats, scale = (given.pop(name) for name in ("backend", "return_stats", "scale"))
+    flag("return_stats", return_stats)
     _check_map(x)
     x, queries, *cast_operands = autocast(x, queries, given["extra_values"], given["values"])
     given["extra_values"], given["values"] = cast_operands
