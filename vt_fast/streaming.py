@@ -8,6 +8,7 @@ slices of safetensors, tensors. While a chunk is computed, a thread reads the ne
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -122,23 +123,27 @@ class _Stream(NamedTuple):
     prefetch: int
     progress: bool
 
-    def read(self, skip: int = 0) -> Iterator[dict[str, Tensor]]:
+    @contextlib.contextmanager
+    def reading(self, skip: int = 0) -> Iterator[Iterator[dict[str, Tensor]]]:
         """The chunks after the first ``skip``, as the op takes them, and on the device."""
         total = len(self.chunks) if hasattr(self.chunks, "__len__") else None
         shown = _bar(total, skip) if self.progress else None
         ahead = _Ahead(self._chunks(skip), self.prefetch)
         try:
-            for chunk in ahead:
-                yield {
-                    name: value if self.device is None else value.to(self.device, non_blocking=True)
-                    for name, value in chunk.items()
-                }
-                if shown is not None:
-                    shown.update()
+            yield self._on_device(ahead, shown)
         finally:
             ahead.close()
             if shown is not None:
                 shown.close()
+
+    def _on_device(self, ahead: _Ahead, shown: Any) -> Iterator[dict[str, Tensor]]:
+        for chunk in ahead:
+            yield {
+                name: value if self.device is None else value.to(self.device, non_blocking=True)
+                for name, value in chunk.items()
+            }
+            if shown is not None:
+                shown.update()
 
     def _chunks(self, skip: int) -> Iterator[dict[str, Tensor]]:
         if isinstance(self.chunks, Chunks):
@@ -260,14 +265,15 @@ class _Streamed(torch.autograd.Function):
         ctx: Any, settings: _Settings, queries: Tensor | None, token_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         state, dtype = settings.resume, None
-        for chunk in settings.stream.read(0 if state is None else state.chunks):
-            call = settings.call(chunk, queries, token_bias)
-            dtype = call.x.dtype
-            tokens, exact, stats = TOKENIZE(call, settings.backend, plain=True, differentiable=False)
-            found = State(exact if exact.dtype != tokens.dtype else tokens, stats, 1, call.x.shape[1])
-            state = found if state is None else _joined(state, found, settings.normalize)
-            if settings.on_chunk is not None:
-                settings.on_chunk(state)
+        with settings.stream.reading(0 if state is None else state.chunks) as chunks:
+            for chunk in chunks:
+                call = settings.call(chunk, queries, token_bias)
+                dtype = call.x.dtype
+                tokens, exact, stats = TOKENIZE(call, settings.backend, plain=True, differentiable=False)
+                found = State(exact if exact.dtype != tokens.dtype else tokens, stats, 1, call.x.shape[1])
+                state = found if state is None else _joined(state, found, settings.normalize)
+                if settings.on_chunk is not None:
+                    settings.on_chunk(state)
         if state is None:
             raise ValueError("`chunks` must hold at least one chunk, got none")
         ctx.settings, ctx.pixels = settings, state.pixels
@@ -288,42 +294,46 @@ class _Streamed(torch.autograd.Function):
         _, of_queries, of_bias = ctx.needs_input_grad
         total: dict[int, Tensor] = {}
         pixels = 0
-        for chunk in settings.stream.read():
-            call = settings.call(chunk, queries, token_bias)
-            to_sink = settings.on_gradient is not None
-            needs = [
-                to_sink and (queries is not None or call.values is None),
-                of_queries,
-                *(to_sink and each is not None for each in (call.pixel_bias, call.extra_values, call.values)),
-                to_sink and call.scores is not None,
-                of_bias and settings.normalize != "pixels",
-            ]
-            grads = TOKENIZE.call_backward(
-                (
-                    grad_tokens.to(call.x.dtype),
-                    grad_stats,
-                    *call[:5],
-                    tokens,
-                    stats,
-                    call.num_heads,
-                    needs,
-                    *call[7:],
-                ),
-                settings.backend,
-            )
-            for place in (1, 6):
-                if needs[place]:
-                    part = grads[place].to(stats.dtype)
-                    total[place] = part if place not in total else total[place].add_(part)
-            if to_sink:
-                names = ("x", "queries", "pixel_bias", "extra_values", "values", "scores")
-                found = {
-                    name: grad
-                    for name, grad, needed in zip(names, grads, needs, strict=False)
-                    if needed and name != "queries"
-                }
-                settings.on_gradient(pixels, found)
-            pixels += call.x.shape[1]
+        with settings.stream.reading() as chunks:
+            for chunk in chunks:
+                call = settings.call(chunk, queries, token_bias)
+                to_sink = settings.on_gradient is not None
+                needs = [
+                    to_sink and (queries is not None or call.values is None),
+                    of_queries,
+                    *(
+                        to_sink and each is not None
+                        for each in (call.pixel_bias, call.extra_values, call.values)
+                    ),
+                    to_sink and call.scores is not None,
+                    of_bias and settings.normalize != "pixels",
+                ]
+                grads = TOKENIZE.call_backward(
+                    (
+                        grad_tokens.to(call.x.dtype),
+                        grad_stats,
+                        *call[:5],
+                        tokens,
+                        stats,
+                        call.num_heads,
+                        needs,
+                        *call[7:],
+                    ),
+                    settings.backend,
+                )
+                for place in (1, 6):
+                    if needs[place]:
+                        part = grads[place].to(stats.dtype)
+                        total[place] = part if place not in total else total[place].add_(part)
+                if to_sink:
+                    names = ("x", "queries", "pixel_bias", "extra_values", "values", "scores")
+                    found = {
+                        name: grad
+                        for name, grad, needed in zip(names, grads, needs, strict=False)
+                        if needed and name != "queries"
+                    }
+                    settings.on_gradient(pixels, found)
+                pixels += call.x.shape[1]
         if pixels != ctx.pixels:
             raise RuntimeError(
                 f"`chunks` must hold the same pixels in the backward pass, got {pixels} after {ctx.pixels}"
@@ -494,8 +504,8 @@ def project(
     stream = _stream(chunks, keys, prefetch, progress)
     start = min(skip * chunks.pixels, chunks.total) if isinstance(chunks, Chunks) else 0
     done, pending = skip, None
-    with torch.no_grad(), ThreadPoolExecutor(1) as writer:
-        for chunk in stream.read(skip):
+    with torch.no_grad(), ThreadPoolExecutor(1) as writer, stream.reading(skip) as read:
+        for chunk in read:
             x, residual = chunk["x"], chunk.get("residual")
             if add_input and residual is not None:
                 raise ValueError("`add_input` must be False where a chunk holds a residual, got True")

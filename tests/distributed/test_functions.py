@@ -154,6 +154,23 @@ def check_a_process_that_does_not_use_its_map(rank):
     assert_close(values.grad, alone.grad)
 
 
+def check_shared(rank):
+    """Parameters of other layers on the pixels: whole gradients, by one collective for all of them."""
+    layer, x = torch.nn.Linear(6, 4).double(), randn(2, 31, 6)
+    layer(x).sin().sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    with Traffic() as seen:
+        y = torch.nn.functional.linear(own(x), *distributed.shared(layer.weight, layer.bias))
+        y.sin().sum().backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        assert_close(parameter.grad, grad)
+    assert seen.sent == [("_allgather_base_", 8 * (1 + 6 * 4 + 4))]
+    frozen, bias = distributed.shared(layer.weight.detach(), layer.bias)
+    assert not frozen.requires_grad
+    assert bias.requires_grad
+
+
 def check_groups(rank):
     """Groups of groups, and two halves that share out a map each."""
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
@@ -272,6 +289,7 @@ def test_two_processes():
         check_autocast,
         check_convention,
         check_a_process_that_does_not_use_its_map,
+        check_shared,
         check_traffic,
         check_different_calls,
         check_different_calls_on_other_devices,

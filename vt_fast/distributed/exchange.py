@@ -133,10 +133,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        needs = ctx.needs_input_grad[1:]
-        wanted = [grad for grad, needed in zip(grads, needs, strict=True) if needed]
-        sums = iter(ctx.exchange.total(wanted))
-        return (None, *(next(sums) if needed else None for needed in needs))
+        return (None, *ctx.exchange.total(grads))
 
 
 def share(exchange: Exchange, *operands: Any) -> tuple[Any, ...]:
@@ -145,7 +142,8 @@ def share(exchange: Exchange, *operands: Any) -> tuple[Any, ...]:
     What a process computes from them with its own pixels gives it a part of their gradients. Each process
     gets the sum.
     """
-    given = [operand for operand in operands if operand is not None]
+    wanted = [operand is not None and operand.requires_grad for operand in operands]
+    given = [operand for operand, each in zip(operands, wanted, strict=True) if each]
     apply: Callable[..., Any] = _Shared.apply
     found = iter(apply(exchange, *given) if given else ())
-    return tuple(None if operand is None else next(found) for operand in operands)
+    return tuple(next(found) if each else operand for operand, each in zip(operands, wanted, strict=True))
