@@ -30,6 +30,16 @@ class Run(NamedTuple):
     seconds: dict[str, float]
 
 
+class Delayed(streaming.Chunks):
+    """Chunks that take longer to read, as from a slower disk."""
+
+    delay = 0.0
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        time.sleep(self.delay)
+        return super().__getitem__(index)
+
+
 def main(arguments: Sequence[str] | None = None) -> Run:
     """Train, and measure."""
     options = _parser().parse_args(arguments)
@@ -37,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> Run:
     if options.make:
         make(options.features, options.make, options.channels)
     features = np.memmap(options.features, np.float16, "r").reshape(-1, options.channels)
-    chunks = streaming.Chunks(features, options.pixels)
+    chunks = Delayed(features, options.pixels)
+    chunks.delay = options.delay
     print(f"{len(features):,} features of {options.channels} channels, {features.nbytes / 1e9:.2f} GB")
     queries = torch.nn.Parameter(torch.randn(options.queries, options.channels))
     head = torch.nn.Linear(options.channels, 1)
@@ -137,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pixels", type=int, default=16384, help="of a chunk")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that each chunk waits for a disk")
     parser.add_argument("--progress", action="store_true")
     return parser
 
