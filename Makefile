@@ -204,7 +204,7 @@ $(VENV)/created.stamp:
 
 # No build isolation: the build uses the torch that the package will run with, and nothing is fetched twice.
 $(VENV)/build.stamp: constraints.txt $(VENV)/created.stamp
-	$(PIP) install -c constraints.txt setuptools torch ninja pybind11
+	$(PIP) install -c constraints.txt setuptools torch ninja
 	@touch $@
 
 $(VENV)/native.stamp: $(NATIVE_SOURCES) $(VENV)/build.stamp

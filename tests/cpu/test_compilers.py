@@ -43,8 +43,6 @@ def test_kernels_compile_with_clang_without_a_warning(machine, tmp_path, monkeyp
         torch_version="",  # kernels include neither torch nor Python
         torch_include=Path("none"),
         torch_lib=Path("none"),
-        python_include=Path("none"),
-        pybind11_include=Path("none"),
     )
     (tmp_path / "build.ninja").write_text(rules.ninja_file(tools, None, tmp_path))
     objects = [f"isa_{name}.o" for name in instruction_sets] + ["instruction_sets.o"]
