@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class BuildNative(build_ext):
     """
 
     built = built_cuda = False
+    machine = ""
 
     def run(self) -> None:
         """Put the libraries and the record, or only the record, into the package."""
@@ -56,6 +58,7 @@ class BuildNative(build_ext):
             print(f"warning: the package is built without its kernels: {error}", file=sys.stderr)
             record = {"reason": str(error)}
         self.built = "reason" not in record
+        self.machine = record.get("machine", "")
         self.built_cuda = "reason" not in record.get("cuda", record)
         (target / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -94,8 +97,10 @@ class NativeWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         """The parts of the wheel's name that say what it fits."""
-        python, abi, platform = super().get_tag()
-        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+        python, abi, system = super().get_tag()
+        if self.root_is_pure:
+            return python, abi, system
+        return "py3", "none", f"linux_{self.get_finalized_command('build_ext').machine}"
 
 
 def remove(target: Path) -> None:
@@ -138,6 +143,7 @@ def build(target: Path, *, required: bool = False) -> dict[str, Any]:
         shutil.copy2(ROOT / OBJECTS / name, target / name)
     return {
         "compiler": tools.compiler_name,
+        "machine": tools.machine if tools.is_cross else platform.machine(),
         "torch": tools.torch_version,
         "oldest_torch": _oldest_torch(),
         "cuda": cuda_record,

@@ -78,13 +78,22 @@ def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Pa
     ]
     for item in library:
         lines += _compile(tools, directory, item)
+    # At run time torch's library is found by its name: it is loaded already.
+    torch_library, needs = tools.torch_lib / "libtorch_cpu.so", "csrc/exports.map"
+    if tools.is_cross:
+        # That of another machine is not here. To link, its name is enough.
+        torch_library = directory / "libtorch_cpu.so"
+        needs += f" {_path(torch_library)}"
+        lines += [
+            f"build {_path(torch_library)}: link",
+            "  flags = -x c++ /dev/null -Wl,-soname,libtorch_cpu.so",
+        ]
     lines += _link(
         directory,
         LIBRARY,
         library,
-        # At run time torch's library is found by its name: it is loaded already.
-        [str(tools.torch_lib / "libtorch_cpu.so"), "-Wl,--version-script=csrc/exports.map"],
-        needs="csrc/exports.map",
+        [str(torch_library), "-Wl,--version-script=csrc/exports.map"],
+        needs=needs,
     )
     if cuda_tools is not None:
         lines += _cuda_library(tools, cuda_tools, directory, torch)

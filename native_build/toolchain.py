@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -38,6 +39,11 @@ class Toolchain:
     torch_version: str
     torch_include: Path
     torch_lib: Path
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether the compiler compiles for another machine than this one."""
+        return self.machine not in ("other", platform.machine())
 
 
 def find() -> Toolchain:

@@ -141,6 +141,20 @@ def test_other_processors_get_the_baseline_kernels(toolchain, rules):
     assert "avx" not in text
 
 
+def test_the_library_of_another_machine_links_without_its_torch(toolchain, rules, monkeypatch):
+    monkeypatch.setattr(toolchain.platform, "machine", lambda: "x86_64")
+    texts = {
+        machine: rules.ninja_file(tools(toolchain, machine=machine), None, Path("out"))
+        for machine in ("x86_64", "aarch64", "other")
+    }
+    assert {machine: "build out/libtorch_cpu.so: link" in text for machine, text in texts.items()} == {
+        "x86_64": False,
+        "aarch64": True,
+        "other": False,
+    }
+    assert "/lib/libtorch_cpu.so" not in texts["aarch64"]
+
+
 def test_odd_folders_survive_ninja_and_the_shell(toolchain, rules):
     assert "'-isystem/a folder/$$include'" in rules.ninja_file(tools(toolchain), None, Path("out"))
 
