@@ -65,7 +65,8 @@ def test_work_comes_after_what_the_stream_has_to_do(op):
 
 def test_a_stream_keeps_no_operands_of_another():
     """`freeze`: the kernels that fold them may not have run yet."""
-    module = nn.freeze(nn.FilterTokenizer(16, 4, token_linear=False, token_channels=24).cuda().eval())
+    options = {"position": nn.LinearPositionCode(4, 5), "token_linear": False, "token_channels": 21}
+    module = nn.freeze(nn.FilterTokenizer(16, 4, **options).cuda().eval())
     x, kept = torch.randn(2, 16, 5, 7, device="cuda"), []
     with torch.no_grad():
         for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
