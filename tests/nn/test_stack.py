@@ -37,8 +37,8 @@ PASSES = {
     "clustering": ["tokenize", "project", "tokenize", "project"],
     "pooling": ["project", "project"],
     "other numbers of tokens": ["tokenize", "project_tokenize", "project_tokenize", "project"],
-    "map as factors": ["tokenize", "project_tokenize", "project_tokenize"],
-    "map as factors, other numbers of tokens": ["tokenize", "project_tokenize", "project_tokenize"],
+    "map as factors, position": ["tokenize", "project_tokenize", "project_tokenize"],
+    "map as factors, later position": ["tokenize", "project_tokenize", "project_tokenize"],
     "a module without projector": ["tokenize", "tokenize", "project", "project_tokenize"],
 }
 
@@ -161,7 +161,7 @@ class TestFactors:
     """Where a stack ends in tokens, its wide map may be kept as factors."""
 
     def test_the_wide_map_is_never_made(self):
-        module, x = made(STACKS["map as factors"]), feature_map("contiguous")
+        module, x = made(STACKS["map as factors, position"]), feature_map("contiguous")
         assert module._room(x.device) == 2 * L
         assert "on a CPU, 24 channels and 8 weights of tokens in place of 48 channels" in repr(module)
         pixels = x.shape[2] * x.shape[3]
@@ -188,7 +188,7 @@ class TestFactors:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_errors_are_no_larger(self, dtype, monkeypatch):
-        module = made(STACKS["map as factors"])
+        module = made(STACKS["map as factors, position"])
         x = feature_map("contiguous").detach()
         exact = module(x)[1]
         module, x = module.to(dtype), x.to(dtype)
@@ -240,7 +240,7 @@ class TestFactors:
         assert "in place of" not in repr(module)
 
     def test_other_devices_and_looked_at_shortcuts(self):
-        module = made(STACKS["map as factors"])
+        module = made(STACKS["map as factors, position"])
         assert module._room(torch.device("cuda")) == 0
         expected = module(feature_map("contiguous"))[1]
         seen = []
