@@ -224,6 +224,22 @@ def test_a_library_that_does_not_load_is_explained_by_what_it_was_built_for(tmp_
     assert "pip install --no-build-isolation" in reason
 
 
+@built
+def test_a_library_of_other_sources_is_explained(tmp_path, monkeypatch):
+    compiler = shutil.which("g++") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a compiler")
+    (tmp_path / "other.cpp").write_text("")
+    command = [compiler, "-shared", "-o", tmp_path / library._LIBRARY, tmp_path / "other.cpp"]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_functions", library._functions.__wrapped__)
+    with pytest.raises(
+        ImportError, match=r"is of another version \(.*undefined symbol.*\); run `pip install"
+    ):
+        library.chosen()
+
+
 def test_info_reports_on_the_library(monkeypatch, tmp_path):
     if not_built is None:
         shown = library.facts()

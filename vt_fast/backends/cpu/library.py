@@ -109,12 +109,21 @@ def choose(name: str | None) -> bool:
 
 @functools.cache
 def _functions() -> ctypes.CDLL:
-    """The library's functions in C."""
+    """The library's functions in C.
+
+    Raises:
+        ImportError: the library was built from other sources.
+    """
     library = ctypes.CDLL(str(FOLDER / _LIBRARY))
-    library.vt_fast_cpu_instruction_sets.restype = ctypes.c_char_p
-    library.vt_fast_cpu_chosen.restype = ctypes.c_char_p
-    library.vt_fast_cpu_choose.argtypes = [ctypes.c_char_p]
-    library.vt_fast_cpu_choose.restype = ctypes.c_bool
+    try:
+        library.vt_fast_cpu_instruction_sets.restype = ctypes.c_char_p
+        library.vt_fast_cpu_chosen.restype = ctypes.c_char_p
+        library.vt_fast_cpu_choose.argtypes = [ctypes.c_char_p]
+        library.vt_fast_cpu_choose.restype = ctypes.c_bool
+    except AttributeError as error:
+        raise ImportError(
+            f"the compiled library is of another version ({error}); {_AGAIN}, or `make native`"
+        ) from None
     return library
 
 
