@@ -1,8 +1,8 @@
 """Hooks of MkDocs: pages from other folders, links between files of the repository, pictures in the page.
 
 Pages are written so that they also read well as files: links are relative paths between files of the
-repository. Here such a link becomes one to the page of that file, or to a page that shows the file. A link to a
-file that does not exist is left alone, and MkDocs refuses it.
+repository. Here such a link becomes one to the page of that file, or to a page that shows the file. A link
+to a file that does not exist is left alone, and MkDocs refuses it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _without(entries: list[Any], missing: set[str]) -> Iterator[Any]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of other folders, and a page for each file that a page links to and that is none itself."""
+    """Add the pages of other folders, and one for each other file that a page links to."""
     for uri, path in ELSEWHERE.items():
         files.append(File.generated(config, uri, content=(ROOT / path).read_text()))
     linked: set[str] = set()
@@ -78,7 +78,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Include sections of other pages, put pictures into the page, and turn links to files into links to pages."""
+    """Include sections of other pages and pictures, and turn links to files into links to pages."""
     uri = page.file.src_uri
     if uri.startswith("source/"):
         return markdown
@@ -138,11 +138,16 @@ def _included(markdown: str, origin: str) -> str:
                 body = text[heading.end() :]
                 following = re.search(rf"^#{{1,{len(heading[1])}}} ", body, re.MULTILINE)
                 body = body[: following.start()] if following else body
-                back = posixpath.relpath(posixpath.dirname(path) or ".", posixpath.dirname(origin) or ".")
-                return _LINK.sub(lambda link: posixpath.join(back, link[1]) + (link[2] or ""), body.strip())
+                return _moved(body.strip(), path, origin)
         raise ValueError(f"{origin}: {path} has no section #{match[2]}")
 
     return _INCLUDE.sub(section, markdown)
+
+
+def _moved(markdown: str, path: str, origin: str) -> str:
+    """Text of one file in another one: its links lead to the same files."""
+    back = posixpath.relpath(posixpath.dirname(path) or ".", posixpath.dirname(origin) or ".")
+    return _LINK.sub(lambda link: posixpath.join(back, link[1]) + (link[2] or ""), markdown)
 
 
 def _drawn(origin: str, path: str) -> str:

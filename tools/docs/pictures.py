@@ -1,7 +1,7 @@
 """Draw the pictures of the documentation: ``python -m tools.docs.pictures`` writes ``docs/pictures``.
 
-What they show is computed here: weights and results by the ops, multiply-accumulates by formulas, and moves of
-the map by counting the tensors that each operation of PyTorch reads and writes. A test draws them again.
+What they show is computed here: weights and results by the ops, multiply-accumulates by formulas, and moves
+of the map by counting the tensors that each operation of PyTorch reads and writes. A test draws them again.
 
 Colours are variables of CSS, so that a picture in a page follows its scheme, and one on its own the system's.
 """
@@ -70,8 +70,8 @@ class Drawing:
             dark = sum(int(fill[at : at + 2], 16) for at in (1, 3, 5)) < 500
             colour = "var(--vt-ink)" if soft else "#fff" if dark else "#24292f"
             self.add(
-                f'<text x="{x + width / 2:g}" y="{y + height / 2 + 4.5:g}" text-anchor="middle" font-size="13" '
-                f'fill="{colour}">{html.escape(words)}</text>'
+                f'<text x="{x + width / 2:g}" y="{y + height / 2 + 4.5:g}" text-anchor="middle" '
+                f'font-size="13" fill="{colour}">{html.escape(words)}</text>'
             )
 
     def arrow(self, x: float, y: float, to_x: float, to_y: float) -> None:
@@ -182,7 +182,7 @@ def projecting() -> Drawing:
         picture.arrow(190, at + 36, 255, at + 36)
         picture.map(264, at, weight, 7)
         picture.box(396, at + 12, 72, 46, _hex(value.tolist()), f"token {index + 1}")
-        picture.text(366, at + 40, "×", anchor="middle")
+        picture.text(366, at + 40, "\u00d7", anchor="middle")
         if index < 2:
             picture.text(366, at + 82, "+", anchor="middle")
     picture.arrow(480, 120, 512, 120)
@@ -200,7 +200,7 @@ class Sizes(NamedTuple):
     tokens: int = 16
 
 
-def macs(sizes: Sizes = Sizes()) -> dict[str, int]:
+def macs(sizes: Sizes) -> dict[str, int]:
     """Multiply-accumulates of attention pooling: key and value projections, and the two products."""
     n, c, count = sizes
     return {
@@ -212,7 +212,8 @@ def macs(sizes: Sizes = Sizes()) -> dict[str, int]:
 
 def folding() -> Drawing:
     """What folding saves."""
-    sizes, counts = Sizes(), macs()
+    sizes = Sizes()
+    counts = macs(sizes)
     attention = counts["attention"]
     plain, folded = counts["projections of pixels"], counts["projections of tokens"]
     picture = Drawing(700, 318, "Folding moves the projections from the pixels to the tokens")
@@ -239,11 +240,12 @@ def folding() -> Drawing:
             if index < len(steps) - 1:
                 picture.arrow(at + 3, y + 41, at + 27, y + 41)
                 at += 30
-        at, total = 20.0, 0
+        at = 20.0
         for colour, count in bars:
-            width = 420 * count / (plain + attention)
-            picture.add(f'<rect x="{at:.4g}" y="{y + 74}" width="{width:.4g}" height="20" fill="{colour}"/>')
-            at, total = at + width, total + count
+            share = 420 * count / (plain + attention)
+            picture.add(f'<rect x="{at:.4g}" y="{y + 74}" width="{share:.4g}" height="20" fill="{colour}"/>')
+            at += share
+        total = sum(count for _, count in bars)
         picture.text(at + 10, y + 89, f"{total / 1e6:.0f} million multiply-accumulates")
     picture.text(
         20, 300, f"one image, N = {sizes.pixels}, C = {sizes.channels}, L = {sizes.tokens}", soft=True
@@ -259,7 +261,7 @@ class Moves(TorchDispatchMode):
     """Counts how often a map is read or written: operands and results of at least ``size`` elements."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size, self.steps = size, list[tuple[str, int]]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
