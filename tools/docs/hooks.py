@@ -39,6 +39,9 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 _INCLUDE = re.compile(r"^<!-- include: (\S+)#(\S+) -->$", re.MULTILINE)
 _PICTURE = re.compile(r"^!\[[^\]]*\]\((\S+\.svg)\)$", re.MULTILINE)
 
+# The last cell of a row: names of tests.
+_TESTS = re.compile(r"\| ((?:`tests/[^`]+`(?:, )?)+) \|$", re.MULTILINE)
+
 _LANGUAGES = {".py": "python", ".cpp": "cpp", ".cu": "cuda", ".h": "cpp", ".csv": "text", ".txt": "text"}
 
 
@@ -88,6 +91,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if not is_code:
             # In the page itself, a picture has the colours of the scheme that the reader has chosen.
             part = _PICTURE.sub(lambda match: _drawn(origin, match[1]), part)
+            part = _TESTS.sub(lambda match: f"| {_details(match[1].split(', '))} |", part)
             part = _LINK.sub(lambda match: _relinked(uri, origin, match[1]) + (match[2] or ""), part)
         made.append(part)
     return "".join(made)
@@ -153,6 +157,12 @@ def _moved(markdown: str, path: str, origin: str) -> str:
 def _drawn(origin: str, path: str) -> str:
     svg = (ROOT / _target(origin, path)).read_text().strip()
     return f'<figure class="drawing" markdown="0">{svg}</figure>'
+
+
+def _details(tests: list[str]) -> str:
+    """Long names that few readers want to see."""
+    count = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
+    return f"<details><summary>{count}</summary>{'<br>'.join(tests)}</details>"
 
 
 def _listing(path: str) -> str:
