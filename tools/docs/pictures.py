@@ -346,9 +346,11 @@ def stacking() -> Drawing:
         raise RuntimeError(f"the stack has {stack.passes} passes, and {len(names)} are drawn")
     for index, words in enumerate(names):
         width = 150 if "_" in words else 88
-        picture.box(at, 150, width, 34, GREEN if index else BLUE, words)
         if "_" in words:
-            picture.add(f'<rect x="{at + 75}" y="150" width="75" height="34" fill="{BLUE}" opacity=".45"/>')
+            picture.box(at, 150, 75, 34, GREEN, "project_")
+            picture.box(at + 75, 150, 75, 34, BLUE, "tokenize")
+        else:
+            picture.box(at, 150, width, 34, GREEN if index else BLUE, words)
         picture.arrow(at + width + 2, 167, at + width + 24, 167)
         if index < 3:
             picture.box(at + width - 34, 214, 92, 28, ORANGE, "transformer")
