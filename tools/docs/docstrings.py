@@ -1,7 +1,8 @@
 """An extension of Griffe: the package's docstrings as MkDocs reads them.
 
 References such as ``:func:`merge``` become links; one to something that the site does not document fails the
-build. The section "Example:" becomes Griffe's "Examples:".
+build. The section "Example:" becomes Griffe's "Examples:". ``**options: Unpack[...]`` is spelled out in
+signatures, and left as it is in the text, which says where the options are described.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([\w.]+)`")
 _EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
-class Docstrings(griffe.Extension):
-    """Rewrites docstrings once they are loaded."""
+class Docstrings(griffe.UnpackTypedDictExtension):
+    """Rewrites docstrings and signatures once they are loaded."""
+
+    def on_function(self, *, func: griffe.Function, **options: Any) -> None:
+        """Spell out the keyword arguments of one function."""
+        before = func.docstring
+        super().on_function(func=func, **options)
+        if before is not None:
+            before.__dict__.pop("parsed", None)  # so that it is parsed again, without what was added
+        func.docstring = before
 
     def on_object(self, *, obj: griffe.Object, **options: Any) -> None:
         """Rewrite the docstring of one object."""
