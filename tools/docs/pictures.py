@@ -2,14 +2,11 @@
 
 What they show is computed here: weights and results by the ops, multiply-accumulates by formulas, and moves
 of the map by counting the tensors that each operation of PyTorch reads and writes. A test draws them again.
-
-Colours are variables of CSS, so that a picture in a page follows its scheme, and one on its own the system's.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,105 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import vt_fast
+from tools.docs import kernel_pictures
+from tools.docs.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, hex_colour
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
-
-BLUE, ORANGE, GREEN, GREY = "#1f83c9", "#e0900b", "#2a9d6f", "#8a8f98"
-_STYLE = (
-    ":root{--vt-ink:#24292f;--vt-soft:#5c6570;--vt-line:#d0d7de}"
-    "@media(prefers-color-scheme:dark){:root{--vt-ink:#e6edf3;--vt-soft:#9aa4af;--vt-line:#3d444d}}"
-)
-
-
-class Drawing:
-    """An SVG picture, to which shapes are added. Coordinates are pixels from the upper left corner."""
-
-    def __init__(self, width: int, height: int, title: str) -> None:
-        self.size, self.title = (width, height), title
-        self.shapes: list[str] = []
-
-    def add(self, shape: str) -> None:
-        """Add one element of SVG."""
-        self.shapes.append(shape)
-
-    def text(
-        self, x: float, y: float, words: str, *, anchor: str = "start", soft: bool = False, size: int = 13
-    ) -> None:
-        """A line of text, whose baseline is at y."""
-        colour = "soft" if soft else "ink"
-        self.add(
-            f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}" '
-            f'fill="var(--vt-{colour})">{html.escape(words)}</text>'
-        )
-
-    def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        fill: str,
-        words: str = "",
-        *,
-        soft: bool = False,
-    ) -> None:
-        """A filled rectangle with a word in its middle."""
-        opacity = ' fill-opacity=".25"' if soft else ""
-        self.add(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}"{opacity}/>'
-        )
-        if words:
-            dark = sum(int(fill[at : at + 2], 16) for at in (1, 3, 5)) < 500
-            colour = "var(--vt-ink)" if soft else "#fff" if dark else "#24292f"
-            self.add(
-                f'<text x="{x + width / 2:g}" y="{y + height / 2 + 4.5:g}" text-anchor="middle" '
-                f'font-size="13" fill="{colour}">{html.escape(words)}</text>'
-            )
-
-    def arrow(self, x: float, y: float, to_x: float, to_y: float) -> None:
-        """A horizontal or vertical arrow."""
-        self.add(f'<path d="M{x:g} {y:g}L{to_x:g} {to_y:g}" stroke="var(--vt-soft)" stroke-width="1.5"/>')
-        if to_y == y:
-            back = -7 if to_x > x else 7
-            points = f"{to_x:g} {to_y:g},{to_x + back:g} {to_y - 4:g},{to_x + back:g} {to_y + 4:g}"
-        else:
-            back = -7 if to_y > y else 7
-            points = f"{to_x:g} {to_y:g},{to_x - 4:g} {to_y + back:g},{to_x + 4:g} {to_y + back:g}"
-        self.add(f'<polygon points="{points}" fill="var(--vt-soft)"/>')
-
-    def map(self, x: float, y: float, pixels: Tensor, cell: int) -> None:
-        """A map (H, W, 3) in its colours, or (H, W) as the opacity of one colour."""
-        made = []
-        for row, line in enumerate(pixels.tolist()):
-            for column, value in enumerate(line):
-                place = f'd="M{column} {row}h1v1h-1z"'
-                if isinstance(value, list):
-                    made.append(f'<path fill="{_hex(value)}" {place}/>')
-                else:
-                    made.append(f'<path opacity="{value:.2f}" {place}/>')
-        height, width = pixels.shape[:2]
-        self.add(
-            f'<g transform="translate({x:g} {y:g}) scale({cell})" fill="var(--vt-ink)" '
-            f'shape-rendering="crispEdges">{"".join(made)}</g>'
-            f'<rect x="{x:g}" y="{y:g}" width="{width * cell}" height="{height * cell}" fill="none" '
-            'stroke="var(--vt-line)"/>'
-        )
-
-    def svg(self) -> str:
-        """The picture as a file."""
-        width, height = self.size
-        title = html.escape(self.title)
-        inside = "\n".join(self.shapes)
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'role="img" aria-label="{title}" font-family="system-ui, sans-serif">'
-            f"<style>{_STYLE}</style>\n{inside}\n</svg>\n"
-        )
-
-
-def _hex(colour: Sequence[float]) -> str:
-    return "#" + "".join(f"{round(255 * min(max(each, 0.0), 1.0)):02x}" for each in colour)
-
 
 # A scene of sky, meadow and sun: a map of 3 channels, so that pixels and tokens can be seen.
 SIDE = 10
@@ -161,7 +63,7 @@ def tokenizing() -> Drawing:
         picture.text(345, y + 48, "pixels: 1", soft=True)
         picture.arrow(440, y + 36, 560, y + 36)
         picture.text(498, y + 27, "weighted mean", anchor="middle", soft=True)
-        picture.box(574, y + 12, 72, 46, _hex(token.tolist()), f"token {index + 1}")
+        picture.box(574, y + 12, 72, 46, hex_colour(token.tolist()), f"token {index + 1}")
     return picture
 
 
@@ -181,7 +83,7 @@ def projecting() -> Drawing:
         at = 40 + 84 * index
         picture.arrow(190, at + 36, 255, at + 36)
         picture.map(264, at, weight, 7)
-        picture.box(396, at + 12, 72, 46, _hex(value.tolist()), f"token {index + 1}")
+        picture.box(396, at + 12, 72, 46, hex_colour(value.tolist()), f"token {index + 1}")
         picture.text(366, at + 40, "\u00d7", anchor="middle")
         if index < 2:
             picture.text(366, at + 82, "+", anchor="middle")
@@ -362,46 +264,13 @@ def stacking() -> Drawing:
     return picture
 
 
-def walking() -> Drawing:
-    """How one pass over a map pools it."""
-    picture = Drawing(700, 250, "One pass: tiles of the map update sums that stay on chip")
-    picture.text(20, 22, "map x, in tiles of pixels")
-    for index in range(8):
-        colour = BLUE if index == 3 else GREY
-        picture.box(20 + 52 * index, 36, 48, 60, colour, "tile" if index == 3 else "", soft=index > 3)
-    picture.text(20, 118, "read", soft=True)
-    picture.text(176 + 24, 118, "in cache or", anchor="middle", soft=True)
-    picture.text(176 + 24, 134, "shared memory", anchor="middle", soft=True)
-    picture.text(280, 118, "not read yet", soft=True)
-    picture.text(470, 22, "what is kept, for each token")
-    for index, (words, meaning) in enumerate(
-        [
-            ("m", "largest logit so far"),
-            ("s", "sum of exp(logit - m)"),
-            ("t", "sum of exp(logit - m) · pixel"),
-        ]
-    ):
-        picture.box(470, 36 + 32 * index, 34, 26, ORANGE, words)
-        picture.text(514, 54 + 32 * index, meaning, soft=True)
-    picture.text(20, 176, "for each tile:")
-    steps: Iterable[str] = (
-        "1. logits = tile · queries",
-        "2. if a logit exceeds m: raise m, scale s and t down",
-        "3. add exp(logits - m) to s, and exp(logits - m) · tile to t",
-    )
-    for index, words in enumerate(steps):
-        picture.text(130, 176 + 20 * index, words)
-    picture.text(130, 240, "at the end: token = t / s, lse = m + log s", soft=True)
-    return picture
-
-
 PICTURES: dict[str, Callable[[], Drawing]] = {
     "tokenize": tokenizing,
     "project": projecting,
     "folding": folding,
     "passes": passes,
     "stack": stacking,
-    "walk": walking,
+    **kernel_pictures.PICTURES,
 }
 
 
