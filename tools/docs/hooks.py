@@ -34,6 +34,9 @@ ELSEWHERE = {
 #: Pages that a command or a later change writes; the navigation has them once they exist.
 OPTIONAL = ("claims.md", "scaling.md")
 
+#: Pages that the search puts before others, which have the same words less to the point.
+FIRST = ("troubleshooting.md", "numerics.md", "compatibility.md")
+
 _FENCED = re.compile(r"^( *)(`{3,}).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 _INCLUDE = re.compile(r"^<!-- include: (\S+)#(\S+) -->$", re.MULTILINE)
@@ -84,7 +87,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Include sections of other pages and pictures, and turn links to files into links to pages."""
     uri = page.file.src_uri
     if uri.startswith("source/"):
+        page.meta["search"] = {"exclude": True}
         return markdown
+    if uri in FIRST:
+        page.meta["search"] = {"boost": 3}
     origin = _origin(uri)
     made = []
     for part, is_code in _parts(_included(markdown, origin)):
