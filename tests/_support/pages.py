@@ -10,7 +10,12 @@ from tests._support import hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))] if README.exists() else []  # they are in a source tree only
+FOLDERS = ("benchmarks", "csrc", "docs", "examples", "tools")
+# In a source tree only.
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *(page for each in FOLDERS for page in sorted((ROOT / each).rglob("*.md"))),
+]
 # A block of Python, and what it prints.
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
