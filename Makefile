@@ -30,9 +30,12 @@ EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist wor
 INTEGRATION := $(addprefix tests/,test_onnx.py ops/test_saved_programs.py nn/test_compile.py models/test_compile.py \
 	nn/test_sharded.py models/test_two_processes.py examples/test_distributed.py examples/test_resume.py \
 	examples/test_workers.py test_import.py test_native_build.py test_native.py test_ahead.py \
-	tools/test_cuda_resources.py)
+	tools/test_cuda_resources.py test_docs_export.py)
 
 OLDEST_TRITON := build/triton==3.6.0
+
+# What builds the documentation, in an environment of its own: the package need not be installed for it.
+DOCS_ENV := build/docs_env
 
 # Where `make hosts` installs the libraries that `vt_fast.patch` knows.
 HOSTS := build/hosts
@@ -51,12 +54,13 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integration cases hosts registries interpreted emulated cuda wheel check-wheel offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo docs test integration cases hosts registries interpreted emulated cuda wheel check-wheel offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the test suite, but for what the next ones run'
+	@echo 'make docs    the documentation as a site in build/site; a broken link is an error'
 	@echo 'make integration  the tests of exporters, compilers, other processes and builds'
 	@echo 'make interpreted  the tests that run the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make emulated  the tests that run the CUDA kernels, on an emulator'
@@ -88,6 +92,16 @@ help:
 
 demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
+
+docs: $(DOCS_ENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --clean
+	@echo 'open build/site/index.html, or run: python3 -m http.server --directory build/site'
+
+$(DOCS_ENV)/docs.stamp: tools/docs/requirements.txt constraints.txt
+	rm -rf $(DOCS_ENV)
+	$(PYTHON) -m venv $(DOCS_ENV)
+	$(DOCS_ENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -r $<
+	@touch $@
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \

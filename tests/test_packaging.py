@@ -195,6 +195,11 @@ def test_version_agrees(metadata):
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", vt_fast.__version__)
 
 
+def test_the_citation_is_of_this_version():
+    (version,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
+    assert version == vt_fast.__version__
+
+
 def test_metadata_has_lower_bounds_only(metadata):
     requirements = metadata.get_all("Requires-Dist")
     assert any(requirement.startswith("torch") for requirement in requirements)

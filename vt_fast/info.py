@@ -126,8 +126,9 @@ def collect() -> dict[str, Any]:
     ``cuda_kernels`` (name -> text, about the compiled libraries) and ``backends``: a list of ``{"name",
     "available", "reason"}``. The last three are a text with the error if they could not be determined.
 
-    >>> sorted(collect())
-    ['backends', 'cuda_kernels', 'devices', 'kernels', 'versions']
+    Example:
+        >>> sorted(collect())
+        ['backends', 'cuda_kernels', 'devices', 'kernels', 'versions']
     """
     versions: dict[str, Any] = {
         "vt_fast": _guarded(_own_version),
