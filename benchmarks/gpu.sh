@@ -52,7 +52,6 @@ fi
 [[ $check != 1 ]] || command -v compute-sanitizer >/dev/null ||
     fail "VT_FAST_GPU_CHECK=1 needs compute-sanitizer, which is in NVIDIA's CUDA toolkit"
 mkdir -p "$out"
-"$python" -m vt_fast info
 
 # Folders and files with tests that need a GPU. Others import packages that may be missing.
 tests=(tests/gpu tests/ops tests/cuda)
@@ -85,6 +84,7 @@ step() {
     }
 }
 
+step "check (python -m vt_fast check)" "$python" -m vt_fast check --seconds 300
 step "tests (${tests[*]})" "${pytest[@]}" "${parallel[@]}" --junitxml="$out/gpu-tests.xml" --ignore="$large" "${tests[@]}"
 step "tests ($large)" "${pytest[@]}" --junitxml="$out/gpu-tests-large.xml" "$large"
 

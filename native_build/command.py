@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ _MODES = ("", "require", "skip")
 
 
 class BuildNative(build_ext):
-    """Builds the libraries and build_facts with ninja, and writes a record of the build next to them.
+    """Builds the libraries with ninja, and writes a record of the build next to them.
 
     The environment variable VT_FAST_BUILD decides what happens if they cannot be built. Unset: the package
     works without them, and the record has the reason; "require": an error; "skip": they are not built.
@@ -35,6 +36,7 @@ class BuildNative(build_ext):
     """
 
     built = built_cuda = False
+    machine = ""
 
     def run(self) -> None:
         """Put the libraries and the record, or only the record, into the package."""
@@ -56,6 +58,7 @@ class BuildNative(build_ext):
             print(f"warning: the package is built without its kernels: {error}", file=sys.stderr)
             record = {"reason": str(error)}
         self.built = "reason" not in record
+        self.machine = record.get("machine", "")
         self.built_cuda = "reason" not in record.get("cuda", record)
         (target / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -77,11 +80,11 @@ class BuildNative(build_ext):
         if not self.built:
             return [RECORD]
         cuda_library = [rules.CUDA_LIBRARY] if self.built_cuda else []
-        return [rules.LIBRARY, rules.FACTS, *cuda_library, RECORD]
+        return [rules.LIBRARY, *cuda_library, RECORD]
 
 
 class NativeWheel(bdist_wheel):
-    """A wheel for this platform and Python if it has kernels, otherwise one for any."""
+    """A wheel for any Python, and for this platform if it has kernels."""
 
     def run(self) -> None:
         """Build the kernels first, as the wheel's name depends on them."""
@@ -91,6 +94,13 @@ class NativeWheel(bdist_wheel):
                 self.distribution.ext_modules = []
                 self.root_is_pure = True
         super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """The parts of the wheel's name that say what it fits."""
+        python, abi, system = super().get_tag()
+        if self.root_is_pure:
+            return python, abi, system
+        return "py3", "none", f"linux_{self.get_finalized_command('build_ext').machine}"
 
 
 def remove(target: Path) -> None:
@@ -117,7 +127,7 @@ def build(target: Path, *, required: bool = False) -> dict[str, Any]:
         cuda_record = {"reason": str(error)}
     (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
     (ROOT / OBJECTS / "build.ninja").write_text(rules.ninja_file(tools, cuda_tools, OBJECTS))
-    names = [rules.LIBRARY, rules.FACTS]
+    names = [rules.LIBRARY]
     _compile(tools.ninja, names, f"the kernels did not compile with {tools.compiler_name}")
     if cuda_tools is not None:
         compilers = f"{cuda_record['compiler']} and {tools.compiler_name}"
@@ -133,6 +143,7 @@ def build(target: Path, *, required: bool = False) -> dict[str, Any]:
         shutil.copy2(ROOT / OBJECTS / name, target / name)
     return {
         "compiler": tools.compiler_name,
+        "machine": tools.machine if tools.is_cross else platform.machine(),
         "torch": tools.torch_version,
         "oldest_torch": _oldest_torch(),
         "cuda": cuda_record,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from native_build.toolchain import Toolchain
 
 LIBRARY = "libvt_fast_cpu.so"
 CUDA_LIBRARY = "libvt_fast_cuda.so"
-FACTS = "build_facts" + str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 # No flag that depends on the machine of the build, and none that relaxes floating-point arithmetic.
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
@@ -54,8 +52,8 @@ def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Pa
 
     Commands name sources relative to that root, so that the libraries contain no path of this machine.
     """
-    torch = [f"-isystem{tools.torch_include}"]
-    python = [f"-isystem{tools.pybind11_include}", f"-isystem{tools.python_include}"]
+    # Messages of torch's headers name their files.
+    torch = [f"-isystem{tools.torch_include}", f"-ffile-prefix-map={tools.torch_include}=include"]
     kernels = [
         _Object(f"isa_{name}.o", "csrc/cpu/kernels.cpp", [*flags, *_quiet(tools)])
         for name, flags in _INSTRUCTION_SETS.get(tools.machine, _PLAIN).items()
@@ -66,7 +64,6 @@ def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Pa
         _Object("cpu_ops.o", "csrc/torch/cpu_ops.cpp", torch),
         _Object("cpu_raw_ops.o", "csrc/torch/cpu_raw_ops.cpp", torch),
     ]
-    facts = [_Object("build_facts.o", "csrc/python/build_facts.cpp", python)]
     lines = [
         "ninja_required_version = 1.5",
         f"builddir = {_path(directory)}",
@@ -79,21 +76,24 @@ def ninja_file(tools: Toolchain, cuda_tools: CudaToolchain | None, directory: Pa
         f"  command = {_command(tools.compiler)} -shared -o $out $in $flags",
         "  description = link $out",
     ]
-    for item in [*library, *facts]:
+    for item in library:
         lines += _compile(tools, directory, item)
+    # At run time torch's library is found by its name: it is loaded already.
+    torch_library, needs = tools.torch_lib / "libtorch_cpu.so", "csrc/exports.map"
+    if tools.is_cross:
+        # That of another machine is not here. To link, its name is enough.
+        torch_library = directory / "libtorch_cpu.so"
+        needs += f" {_path(torch_library)}"
+        lines += [
+            f"build {_path(torch_library)}: link",
+            "  flags = -x c++ /dev/null -Wl,-soname,libtorch_cpu.so",
+        ]
     lines += _link(
         directory,
         LIBRARY,
         library,
-        # At run time torch's library is found by its name: it is loaded already.
-        [str(tools.torch_lib / "libtorch_cpu.so"), "-Wl,--version-script=csrc/exports.map"],
-        needs="csrc/exports.map",
-    )
-    # The loader expands $ORIGIN to the folder of build_facts.
-    origin = ["-Wl,-rpath,$ORIGIN", str(directory / LIBRARY)]
-    # The library's undefined symbols are those of torch, which are resolved at run time.
-    lines += _link(
-        directory, FACTS, facts, [*origin, "-Wl,--allow-shlib-undefined"], needs=_path(directory / LIBRARY)
+        [str(torch_library), "-Wl,--version-script=csrc/exports.map"],
+        needs=needs,
     )
     if cuda_tools is not None:
         lines += _cuda_library(tools, cuda_tools, directory, torch)

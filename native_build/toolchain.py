@@ -1,16 +1,16 @@
-"""Finds the toolchain: a C++ compiler, ninja, pybind11, torch's headers and Python's headers."""
+"""Finds the toolchain: a C++ compiler, ninja and torch's headers."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,11 @@ class Toolchain:
     torch_version: str
     torch_include: Path
     torch_lib: Path
-    python_include: Path
-    pybind11_include: Path
+
+    @property
+    def is_cross(self) -> bool:
+        """Whether the compiler compiles for another machine than this one."""
+        return self.machine not in ("other", platform.machine())
 
 
 def find() -> Toolchain:
@@ -65,8 +68,6 @@ def find() -> Toolchain:
         torch_version=torch_version,
         torch_include=torch / "include",
         torch_lib=torch / "lib",
-        python_include=_python_include(),
-        pybind11_include=_pybind11_include(),
     )
 
 
@@ -76,7 +77,7 @@ def _torch() -> Path:
     if spec is None or spec.origin is None:
         raise CannotBuildError(
             "torch was not found when the package was built (pip isolates builds by default); "
-            f"install torch, ninja, pybind11 and setuptools, then {RETRY}"
+            f"install torch, ninja and setuptools, then {RETRY}"
         )
     return Path(spec.origin).parent
 
@@ -155,19 +156,3 @@ def _ninja() -> str:
     if found is None:
         raise CannotBuildError(f"ninja was not found; run `pip install ninja`, then {RETRY}")
     return found
-
-
-def _pybind11_include() -> Path:
-    if importlib.util.find_spec("pybind11") is None:
-        raise CannotBuildError(f"pybind11 was not found; run `pip install pybind11`, then {RETRY}")
-    return Path(importlib.import_module("pybind11").get_include())
-
-
-def _python_include() -> Path:
-    include = Path(sysconfig.get_path("include"))
-    if not (include / "Python.h").exists():
-        raise CannotBuildError(
-            f"Python's own headers are not in {include}; install them (on Debian and Ubuntu: the package "
-            f"python3-dev), then {RETRY}"
-        )
-    return include

@@ -21,17 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTS = ROOT / "build" / "native"
 
 not_built = library.load(library.FOLDER)
+SUPPORTED = [] if not_built else library.instruction_sets(supported=True)
+
 built = pytest.mark.skipif(not_built is not None, reason=str(not_built))
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm (binutils)")
-
-
-@pytest.fixture
-def facts():
-    """vt_fast._native.build_facts; its choice is reset afterwards."""
-    from vt_fast._native import build_facts
-
-    yield build_facts
-    build_facts.choose(None)
 
 
 def run(code, **environment):
@@ -55,16 +48,22 @@ def test_the_library_needs_only_stable_symbols_of_torch():
 
 @built
 @needs_nm
-def test_the_library_exports_only_what_build_facts_uses():
+def test_the_library_exports_only_what_python_asks():
     exported = symbols(library.FOLDER / library._LIBRARY, "-D", "--defined-only", "-C")
     assert set(exported) == {
-        "vt::instruction_sets",
-        "vt::instruction_set_count",
-        "vt::chosen_instruction_set",
-        "vt::choose_instruction_set",
-        "vt::torch_of_headers",
-        "vt::oldest_torch",
+        "vt_fast_cpu_instruction_sets",
+        "vt_fast_cpu_chosen",
+        "vt_fast_cpu_choose",
     }
+
+
+@built
+@needs_nm
+def test_the_library_knows_no_python_and_no_place_of_its_build():
+    path = library.FOLDER / library._LIBRARY
+    assert not [name for name in symbols(path, "-D", "--undefined-only") if name.startswith(("Py", "_Py"))]
+    for folder in (ROOT, Path.home(), Path(torch.__file__).parent, Path(sys.prefix)):
+        assert str(folder).encode() not in path.read_bytes()
 
 
 @needs_nm
@@ -80,10 +79,7 @@ def test_instruction_sets_share_no_symbol(name):
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
 def test_code_outside_the_kernels_runs_on_any_processor():
-    paths = [
-        OBJECTS / f"{name}.o"
-        for name in ("isa_baseline", "instruction_sets", "cpu_ops", "cpu_raw_ops", "build_facts")
-    ]
+    paths = [OBJECTS / f"{name}.o" for name in ("isa_baseline", "instruction_sets", "cpu_ops", "cpu_raw_ops")]
     if not all(path.exists() for path in paths):
         pytest.skip("not built in this source tree")
     code = subprocess.run(["objdump", "-d", *map(str, paths)], capture_output=True, text=True, check=True)
@@ -91,31 +87,33 @@ def test_code_outside_the_kernels_runs_on_any_processor():
 
 
 @built
-def test_build_facts(facts):
-    assert facts.compiled()[0] == "baseline"
-    assert set(facts.supported()) <= set(facts.compiled())
-    assert facts.supported()[0] == "baseline"
-    assert re.search(r"(GCC|Clang) \d+", facts.compiler())
-    assert facts.threads() == "torch's pool"
-    assert re.fullmatch(r"2\.\d+\.\d+", facts.torch_of_headers())
-    assert facts.oldest_torch() == "2.11"
+def test_facts():
+    facts = library.facts()
+    compiled = library.instruction_sets()
+    assert compiled[0] == SUPPORTED[0] == "baseline"
+    assert set(SUPPORTED) <= set(compiled)
+    assert facts["compiled for"] == ", ".join(compiled)
+    assert re.search(r"(GCC|Clang) \d+", facts["compiler"])
+    assert re.fullmatch(r"torch 2\.\d+\.\d+, for 2\.11 and later", facts["built with"])
 
 
 @built
-def test_any_supported_instruction_set_can_be_chosen_and_computes_the_same(facts):
+def test_any_supported_instruction_set_can_be_chosen_and_computes_the_same():
     x, queries = torch.randn(2, 12, 5, 7, dtype=torch.float64), torch.randn(3, 12, dtype=torch.float64)
     expected = reference.tokenize(x, queries)
-    first = facts.chosen()
-    for name in facts.supported():
-        assert facts.choose(name)
-        assert facts.chosen() == name
-        torch.testing.assert_close(
-            vt_fast.tokenize(x, queries, backend="cpu"), expected, rtol=1e-10, atol=1e-10
-        )
-    assert not facts.choose("pdp11")
-    assert facts.chosen() == facts.supported()[-1]
-    assert facts.choose(None)
-    assert facts.chosen() == first
+    first = library.chosen()
+    try:
+        for name in SUPPORTED:
+            assert library.choose(name)
+            assert library.chosen() == name
+            torch.testing.assert_close(
+                vt_fast.tokenize(x, queries, backend="cpu"), expected, rtol=1e-10, atol=1e-10
+            )
+        assert not library.choose("pdp11")
+        assert library.chosen() == SUPPORTED[-1]
+    finally:
+        assert library.choose(None)
+    assert library.chosen() == first
 
 
 @built
@@ -133,23 +131,23 @@ def test_calls_from_many_threads_are_independent():
 
 CHOSEN = """
 from vt_fast import backends
-from vt_fast._native import build_facts
+from vt_fast.backends.cpu import library
 assert dict(backends.report())["cpu"] is None
-print(build_facts.chosen())
+print(library.chosen())
 """
 
 
 @built
-def test_the_environment_names_the_instruction_set(facts):
-    for name in facts.supported():
+def test_the_environment_names_the_instruction_set():
+    for name in SUPPORTED:
         done = run(CHOSEN, VT_FAST_CPU_ISA=name)
         assert done.stdout.strip() == name, done.stderr
 
 
 @built
-def test_without_a_name_the_best_runs(facts):
+def test_without_a_name_the_best_runs():
     done = run(CHOSEN, VT_FAST_CPU_ISA="")
-    assert done.stdout.strip() == facts.supported()[-1], done.stderr
+    assert done.stdout.strip() == SUPPORTED[-1], done.stderr
 
 
 USE_WRONG_NAME = """
@@ -168,11 +166,11 @@ for use in (lambda: vt_fast.tokenize(x, x, backend="cpu"),
 
 
 @built
-def test_an_unknown_instruction_set_in_the_environment_is_an_error(facts):
+def test_an_unknown_instruction_set_in_the_environment_is_an_error():
     done = run(USE_WRONG_NAME, VT_FAST_CPU_ISA="pdp11")
     assert done.returncode == 0, done.stderr
     reason = "VT_FAST_CPU_ISA=pdp11 names no instruction set that the kernels are compiled for (" + ", ".join(
-        facts.compiled()
+        library.instruction_sets()
     )
     (report, *raised) = done.stdout.split("RAISED ")
     assert f"cpu no: {reason}" in " ".join(report.split())
@@ -224,6 +222,22 @@ def test_a_library_that_does_not_load_is_explained_by_what_it_was_built_for(tmp_
     assert f"this is torch {torch.__version__}" in reason
     assert f"{library._LIBRARY}: file too short" in reason
     assert "pip install --no-build-isolation" in reason
+
+
+@built
+def test_a_library_of_other_sources_is_explained(tmp_path, monkeypatch):
+    compiler = shutil.which("g++") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a compiler")
+    (tmp_path / "other.cpp").write_text("")
+    command = [compiler, "-shared", "-o", tmp_path / library._LIBRARY, tmp_path / "other.cpp"]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.setattr(library, "_functions", library._functions.__wrapped__)
+    with pytest.raises(
+        ImportError, match=r"is of another version \(.*undefined symbol.*\); run `pip install"
+    ):
+        library.chosen()
 
 
 def test_info_reports_on_the_library(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: ``python -m vt_fast info``, ``demo``, ``paper`` and ``tune``."""
+"""The command line: ``python -m vt_fast check``, ``demo``, ``info``, ``paper`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from vt_fast.version import __version__
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vt-fast", description="Visual Transformers for PyTorch.")
     parser.add_argument("--version", action="version", version=f"vt_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,paper,tune}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,check,demo,paper,tune}")
 
     info = commands.add_parser("info", help="versions, devices, and whether each backend can run here")
     info.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    check = commands.add_parser("check", help="whether the kernels are right on this machine")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument(
+        "--seconds", type=_seconds, default=50.0, help="begin no call after this time; default: %(default)s"
+    )
 
     demo = commands.add_parser(
         "demo", help="train, draw and measure on real pictures (from a source checkout)"
@@ -82,6 +88,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return number
+
+
 def _shape(text: str) -> tuple[int, ...]:
     sizes = tuple(int(word) for word in text.split("x"))
     if len(sizes) != 4 or min(sizes) < 1:
@@ -118,6 +131,10 @@ def _run(options: argparse.Namespace) -> int:
         from vt_fast import info
 
         return info.main(as_json=options.json)
+    if options.command == "check":
+        from vt_fast import self_test
+
+        return self_test.main(as_json=options.json, seconds=options.seconds)
     if options.command == "tune":
         return _tune(options)
     if options.command == "paper":

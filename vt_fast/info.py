@@ -20,7 +20,7 @@ from typing import Any
 _PACKAGES = ("torch", "triton", "numpy", "fvcore")
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The error in one line."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
@@ -30,7 +30,7 @@ def _guarded(probe: Callable[[], Any]) -> Any:
     try:
         return probe()
     except Exception as error:  # any error belongs in the report
-        return f"not known ({_cause(error)})"
+        return f"not known ({cause(error)})"
 
 
 def _package_version(name: str) -> str:
@@ -42,7 +42,7 @@ def _package_version(name: str) -> str:
     try:
         importlib.import_module(name)
     except Exception as error:
-        return f"{version}, but it does not import ({_cause(error)})"
+        return f"{version}, but it does not import ({cause(error)})"
     return version
 
 
@@ -126,8 +126,9 @@ def collect() -> dict[str, Any]:
     ``cuda_kernels`` (name -> text, about the compiled libraries) and ``backends``: a list of ``{"name",
     "available", "reason"}``. The last three are a text with the error if they could not be determined.
 
-    >>> sorted(collect())
-    ['backends', 'cuda_kernels', 'devices', 'kernels', 'versions']
+    Example:
+        >>> sorted(collect())
+        ['backends', 'cuda_kernels', 'devices', 'kernels', 'versions']
     """
     versions: dict[str, Any] = {
         "vt_fast": _guarded(_own_version),

@@ -6,7 +6,7 @@ Tolerances follow from the data: an error is compared with the one that plain Py
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vt_fast.precision import compute_dtype
 
-__all__ = ["allowed_error", "assert_as_accurate", "peak_bytes"]
+__all__ = ["allowed_error", "assert_as_accurate", "least_accurate", "peak_bytes"]
 
 
 def assert_as_accurate(
@@ -109,6 +109,24 @@ def allowed_error(
     statistic = compute_dtype(dtype)
     roundings = torch.finfo(dtype).eps + (lse + terms**0.5) * torch.finfo(statistic).eps
     return float(multiple * plain + roundings / 2 * largest)
+
+
+def least_accurate(exact: Tensor, ways: Sequence[Tensor]) -> Tensor:
+    """The one of several results with the largest finite error: any of them may be exact by chance.
+
+    Args:
+        exact: the result in float64.
+        ways: the same of other computations, at least one.
+
+    Example:
+        >>> import torch
+        >>> exact = torch.tensor([1.0], dtype=torch.float64)
+        >>> least_accurate(exact, [exact, exact + 0.5, exact - 0.25])
+        tensor([1.5000], dtype=torch.float64)
+    """
+    errors = [(way.detach().to(exact) - exact.detach()).abs().nan_to_num(posinf=0.0) for way in ways]
+    sizes = [error.max().item() if error.numel() else 0.0 for error in errors]
+    return ways[sizes.index(max(sizes))]
 
 
 def peak_bytes(function: Callable[[], Any], device: str | torch.device = "cpu") -> int:

@@ -67,11 +67,11 @@ const InstructionSet* find(const char* name) {
   return nullptr;
 }
 
-std::string names(bool supported_only) {
+std::string names(bool supported_only, const char* separator = ", ") {
   std::string text;
   for (const InstructionSet& set : instruction_sets) {
     if (supported_only && !set.supported()) continue;
-    text += (text.empty() ? "" : ", ") + std::string(set.name);
+    text += (text.empty() ? "" : separator) + std::string(set.name);
   }
   return text;
 }
@@ -127,3 +127,24 @@ bool choose_instruction_set(const char* name) {
 }
 
 }  // namespace vt
+
+// What Python asks. Texts live as long as the process.
+extern "C" {
+
+#define VT_EXPORT __attribute__((visibility("default")))
+
+// Names between spaces, the plainest first: all that the kernels are compiled for, or those that run here.
+VT_EXPORT const char* vt_fast_cpu_instruction_sets(int supported_only) {
+  static const std::string compiled = vt::names(false, " "), supported = vt::names(true, " ");
+  return (supported_only ? supported : compiled).c_str();
+}
+
+// The one that runs, or nullptr and a message, as above.
+VT_EXPORT const char* vt_fast_cpu_chosen(const char** error) {
+  const vt::InstructionSet* set = vt::chosen_instruction_set(error);
+  return set == nullptr ? nullptr : set->name;
+}
+
+// Runs another one from now on, as above.
+VT_EXPORT bool vt_fast_cpu_choose(const char* name) { return vt::choose_instruction_set(name); }
+}

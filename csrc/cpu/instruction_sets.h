@@ -3,9 +3,6 @@
 
 #include "call.h"
 
-// Marks what build_facts links against; all other symbols are local to the library (see ../exports.map).
-#define VT_EXPORT __attribute__((visibility("default")))
-
 namespace vt {
 
 struct InstructionSet {
@@ -15,16 +12,16 @@ struct InstructionSet {
 };
 
 // From the plainest to the best; the plainest runs on any processor.
-VT_EXPORT extern const InstructionSet instruction_sets[];
-VT_EXPORT extern const int instruction_set_count;
+extern const InstructionSet instruction_sets[];
+extern const int instruction_set_count;
 
 // The one that runs: the best supported one, or the one that the environment variable VT_FAST_CPU_ISA named
 // at the first call. If that is unknown or not supported, the result is nullptr and `error` a message that
 // lives as long as the process.
-VT_EXPORT const InstructionSet* chosen_instruction_set(const char** error);
+const InstructionSet* chosen_instruction_set(const char** error);
 
 // For tests: runs another one from now on; nullptr restores the default. Returns false, and changes nothing,
 // if `name` is unknown or not supported.
-VT_EXPORT bool choose_instruction_set(const char* name);
+bool choose_instruction_set(const char* name);
 
 }  // namespace vt

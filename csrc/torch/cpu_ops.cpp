@@ -19,12 +19,8 @@
 #include "host.h"
 #include "results.h"
 #include "schemas.h"
-#include "torch_facts.h"
 
 namespace vt {
-
-const char* const torch_of_headers = TORCH_VERSION;
-const char* const oldest_torch = "2.11";
 
 namespace cpu_ops {
 namespace {

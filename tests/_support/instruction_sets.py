@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from vt_fast.backends import cpu
+from vt_fast.backends.cpu import library
 
 
 def supported() -> list[str]:
     """Their names, the baseline first; none if the kernels are not built."""
     if cpu.unavailable() is not None:
         return []
-    try:
-        return list(_facts().supported())
-    except ImportError:
-        return []
+    return library.instruction_sets(supported=True)
 
 
 def choose(name: str | None) -> None:
     """Run the kernels on this one from now on; None: on the best."""
-    assert _facts().choose(name), name
+    assert library.choose(name), name
 
 
 def each() -> Iterator[str]:
@@ -47,7 +44,3 @@ def on_each(function: Callable[..., None]) -> Callable[..., None]:
                 raise AssertionError(f"on {name}: {error}") from error
 
     return checks
-
-
-def _facts() -> Any:
-    return importlib.import_module("vt_fast._native.build_facts")

@@ -155,6 +155,23 @@ STACKS: dict[str, Callable[[], VisualTransformerStack]] = {
     "other numbers of tokens": lambda: VisualTransformerStack.from_parts(
         [build(C, num_tokens=3), build(C, num_tokens=5), build(C, num_tokens=2)]
     ),
+    "map as factors, position": lambda: stack(
+        C,
+        3,
+        num_tokens=L,
+        token_channels=CT,
+        out_channels=2 * C,
+        group_width=12,
+        position=nn.LinearPositionCode(5, 6),
+        last_projector=False,
+    ),
+    "map as factors, later position": lambda: VisualTransformerStack.from_parts(
+        [
+            build(C, num_tokens=3, token_channels=CT, out_channels=2 * C),
+            build(2 * C, num_tokens=5, token_channels=CT, position=nn.ConvPositionCode(6, 5)),
+            build(2 * C, num_tokens=2, token_channels=CT, projector=False),
+        ]
+    ),
     "a module without projector": lambda: VisualTransformerStack.from_parts(
         [
             build(C, num_tokens=L, projector=False),

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 PRETENDER = """#!/usr/bin/env bash
 case "$*" in
 "-c import $ABSENT") exit 1 ;;
+"-m vt_fast check"*) exit "${WRONG:-0}" ;;
 "-m pytest"*) echo "$*" >>"$CALLS"; exit "$TESTS" ;;
 "-m benchmarks"*) echo "$*" >>"$CALLS"; echo >"$OUT/gpu-partial.csv"; exit "$BENCHMARK" ;;
 *round*) exec "$REAL" "$@" ;;
@@ -62,6 +63,13 @@ def test_the_script_runs_both_and_fails_if_one_does(script, tested, measured, st
     assert third == f"-m benchmarks gpu --results {script.out} --budget 2.5 --quick"
     assert found.done.stdout.endswith(f"{script.out}/gpu-partial.csv\n")
     assert f"failed with status {tested}" in found.done.stderr or not tested
+
+
+def test_wrong_kernels_are_told_and_tested_all_the_same(script):
+    found = script.run(WRONG=1)
+    assert found.done.returncode == 1
+    assert "error: check (python -m vt_fast check): failed with status 1" in found.done.stderr
+    assert len(found.calls) == 3
 
 
 def test_tests_have_no_timeout_without_its_package(script):

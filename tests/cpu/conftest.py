@@ -5,6 +5,7 @@ import torch
 
 from tests._support import devices
 from vt_fast.backends import cpu
+from vt_fast.backends.cpu import library
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +14,8 @@ def backend():
     reason = cpu.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    build_facts = pytest.importorskip("vt_fast._native.build_facts", exc_type=ImportError)
     threads = torch.get_num_threads()
     with devices.preferring("cpu"):
         yield "cpu"
     torch.set_num_threads(threads)
-    build_facts.choose(None)
+    library.choose(None)

@@ -5,6 +5,7 @@ import torch
 
 import vt_fast
 from vt_fast import backends
+from vt_fast.backends.cpu import library
 
 NOT_BUILT = dict(backends.report())["cpu"]
 pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
@@ -12,12 +13,10 @@ pytestmark = pytest.mark.skipif(NOT_BUILT is not None, reason=str(NOT_BUILT))
 
 @pytest.fixture(params=["baseline", "avx2", "avx512", "avx512_bf16"])
 def instruction_set(request):
-    facts = pytest.importorskip("vt_fast._native.build_facts")
-    if request.param not in facts.supported():
+    if not library.choose(request.param):
         pytest.skip("not supported by this processor")
-    facts.choose(request.param)
     yield request.param
-    facts.choose(None)
+    library.choose(None)
 
 
 def every_float16():

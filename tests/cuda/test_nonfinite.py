@@ -178,9 +178,10 @@ def test_what_lies_behind_the_rows_of_a_view(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("layout", ["bnc", "nchw"])
-def test_infinite_keys_where_the_last_tile_is_not_full(layout, dtype):
+@pytest.mark.parametrize("op", ["project", "project_tokenize"])
+def test_infinite_keys_where_the_last_tile_is_not_full(op, layout, dtype):
     """Its pixels behind the end are 0, and 0 times infinity is NaN."""
-    base = problem("project_tokenize", (), layout, channels=48, height=5, width=7)
+    base = problem(op, (), layout, channels=48, height=5, width=7)
     operands = dict(base.operands)
     operands["x"] = operands["x"].abs() + 0.1
     keys = operands["keys"].clone()
@@ -191,9 +192,54 @@ def test_infinite_keys_where_the_last_tile_is_not_full(layout, dtype):
     with cuda_emulator.emulated(seed=5):
         found = dirty.solve(dtype)
     for name, value in found.items():
-        if name.startswith("result"):
+        if name.startswith("result") or (op == "project" and name != "dx"):
             assert value.isfinite().all(), name
             assert reference[name].isfinite().all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_masked_pixels_get_no_gradient_of_infinite_queries(layout, dtype):
+    """A weight of 0 times infinity would be NaN."""
+    dirty = problem("tokenize", ("mask",), layout, channels=48, height=5, width=7)
+    dirty.operands["queries"][..., 9] = torch.inf
+    with cuda_emulator.emulated(seed=7):
+        dx = dirty.solve(dtype)["dx"]
+    if layout == "nchw":
+        dx = dx.flatten(2).mT
+    assert dx[dirty.operands["mask"]].isnan().any()
+    assert not dx[~dirty.operands["mask"]].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_nan_in_a_masked_pixel_whose_map_has_a_gradient(layout, dtype):
+    """The mask hides it from tokens, and not from gradients of keys, which the new map has too."""
+    dirty = problem("project_tokenize", ("mask",), layout, channels=48, height=5, width=7)
+    dirty.operands["mask"][1, 3] = False
+    x = dirty.operands["x"]
+    (x if layout == "bnc" else x.flatten(2).mT)[1, 3] = torch.nan
+    with cuda_emulator.emulated(seed=7):
+        found = dirty.solve(dtype)
+    assert found["result 1"].isfinite().all()
+    for name in ("dkeys", "dvalues"):
+        assert found[name][0].isfinite().all(), name
+        assert found[name][1].isnan().all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_nan_in_a_gradient_of_a_channel_does_not_reach_the_one_before(dtype):
+    """Rows of 35 pixels are copied in words, which may reach into the next row."""
+    operands = problem("project", (), "nchw", channels=48, height=5, width=7).leaves(dtype)
+    gradient = torch.randn(2, 48, 5, 7, dtype=dtype)
+    gradient[1, 9, 0, 0] = torch.nan
+    with cuda_emulator.emulated(seed=3):
+        dvalues = torch.autograd.grad(
+            vt_fast.project(**operands, residual=None), operands["values"], gradient
+        )[0][1]
+    assert dvalues[:, 9].isnan().all()
+    assert dvalues[:, :9].isfinite().all()
+    assert dvalues[:, 10:].isfinite().all()
 
 
 @pytest.mark.parametrize("clusters", [1, 5])

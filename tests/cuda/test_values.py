@@ -34,6 +34,15 @@ def test_any_strides(case, layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("layout", ["bnc", "nchw"])
+def test_values_of_zero(layout, dtype):
+    """No gradient reaches the weights; those of values count masked pixels all the same."""
+    found = problem("project_tokenize", ("mask",), layout, channels=48, height=5, width=7)
+    found.operands["values"].zero_()
+    check(found, dtype, seed=7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", OPTIONS_OF_EVERY_KIND, ids=short)
 def test_shares_that_end_one_sample_and_begin_another(case, layout, dtype):

@@ -5,6 +5,7 @@ import torch
 
 from tests._support.gpu_cases import same_bits, standard
 from tests._support.problems import OPS
+from vt_fast import nn
 
 pytestmark = pytest.mark.usefixtures("cuda")
 # About a second; what is timed against it takes milliseconds once it is compiled.
@@ -60,3 +61,23 @@ def test_work_comes_after_what_the_stream_has_to_do(op):
         right = same_bits(call(), expected)
     torch.cuda.synchronize()
     assert right
+
+
+def test_a_stream_keeps_no_operands_of_another():
+    """`freeze`: the kernels that fold them may not have run yet."""
+    options = {"position": nn.LinearPositionCode(4, 5), "token_linear": False, "token_channels": 21}
+    module = nn.freeze(nn.FilterTokenizer(16, 4, **options).cuda().eval())
+    x, kept = torch.randn(2, 16, 5, 7, device="cuda"), []
+    with torch.no_grad():
+        for stream in (torch.cuda.default_stream(), torch.cuda.Stream()):
+            stream.wait_stream(torch.cuda.default_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    module(x)
+                    kept.append([entry.value for entry in module._kept.entries.values()])
+    first, again, other, last = kept
+    assert first
+    for mine, mine_again, others, others_again in zip(first, again, other, last, strict=True):
+        assert mine is mine_again
+        assert others is others_again
+        assert mine is not others

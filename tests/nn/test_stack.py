@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests._support.nn_cases import (
+    CT,
     STACKS,
     C,
+    D,
     L,
     assert_same,
     build,
@@ -35,6 +37,8 @@ PASSES = {
     "clustering": ["tokenize", "project", "tokenize", "project"],
     "pooling": ["project", "project"],
     "other numbers of tokens": ["tokenize", "project_tokenize", "project_tokenize", "project"],
+    "map as factors, position": ["tokenize", "project_tokenize", "project_tokenize"],
+    "map as factors, later position": ["tokenize", "project_tokenize", "project_tokenize"],
     "a module without projector": ["tokenize", "tokenize", "project", "project_tokenize"],
 }
 
@@ -151,6 +155,99 @@ def test_equals_its_modules_one_by_one(name):
     weights = torch.randn_like(tokens)
     fused = torch.autograd.grad((fused_tokens * weights).sum(), x)[0]
     torch.testing.assert_close(fused, torch.autograd.grad((tokens * weights).sum(), x)[0], rtol=0, atol=1e-10)
+
+
+class TestFactors:
+    """Where a stack ends in tokens, its wide map may be kept as factors."""
+
+    def test_the_wide_map_is_never_made(self):
+        module, x = made(STACKS["map as factors, position"]), feature_map("contiguous")
+        assert module._room(x.device) == 2 * L
+        assert "on a CPU, 24 channels and 8 weights of tokens in place of 48 channels" in repr(module)
+        pixels = x.shape[2] * x.shape[3]
+        with torch.no_grad(), Recorder() as recorder:
+            module(x)
+        assert recorder.maps_written == [0, x.shape[0] * (C + 2 * L) * pixels, 0]
+        assert max(size for _, size in recorder.created) == x.shape[0] * (C + 2 * L) * pixels
+
+    @pytest.mark.parametrize("form", ["contiguous", "channels_last", "rows"])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_results_and_all_gradients(self, form, masked, monkeypatch):
+        module = made(
+            lambda: stack(C, 3, num_tokens=L, out_channels=2 * C, token_channels=CT, last_projector=False)
+        )
+        x = feature_map(form)
+        options = {"mask": torch.rand(x.shape[0], 63) < 0.7} if masked else {}
+        found = outputs_and_gradients(module, x, incoming(module), **options)
+        assert module._room(x.device) == 2 * L
+        monkeypatch.setattr(VisualTransformerStack, "_room", lambda self, device: 0)
+        for name, value in outputs_and_gradients(module, x, incoming(module), **options).items():
+            torch.testing.assert_close(
+                found[name], value, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_errors_are_no_larger(self, dtype, monkeypatch):
+        module = made(STACKS["map as factors, position"])
+        x = feature_map("contiguous").detach()
+        exact = module(x)[1]
+        module, x = module.to(dtype), x.to(dtype)
+        found = module(x)[1]
+        monkeypatch.setattr(VisualTransformerStack, "_room", lambda self, device: 0)
+        plain = module(x)[1]
+        assert (found - exact).abs().max() <= 1.5 * (plain - exact).abs().max()
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_relation_that_makes_more_tokens(self, index):
+        """Than its tokenizer, so that there is no room for their weights."""
+
+        class Thrice(torch.nn.Module):
+            def forward(self, tokens):
+                return torch.cat((tokens, tokens.sin(), tokens.cos()), 1)
+
+        def blocks():
+            for channels, projector in ((C, True), (2 * C, True), (2 * C, False)):
+                yield build(
+                    channels, num_tokens=L, token_channels=CT, out_channels=2 * C, projector=projector
+                )
+
+        parts = list(made(lambda: VisualTransformerStack.from_parts(blocks())))
+        parts[index].transformer = Thrice()
+        module = VisualTransformerStack.from_parts(parts)
+        x = feature_map("channels_last")
+        assert module._room(x.device) == 2 * L
+        tokens, y = module(x)[1], x
+        for block in parts:
+            y, expected = block(y)
+        torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"last_projector": True},
+            {"out_channels": C},
+            {"out_channels": D},  # hardly wider
+            {"num_heads": 2},
+            {"later_tokenizer": "pooling"},
+            {"backend": "reference"},
+        ],
+        ids=str,
+    )
+    def test_other_stacks_keep_their_map(self, options):
+        wide = {"num_tokens": L, "out_channels": 2 * C, "last_projector": False}
+        module = made(lambda: stack(C, 3, **wide | options))
+        assert module._room(torch.device("cpu")) == 0
+        assert "in place of" not in repr(module)
+
+    def test_other_devices_and_looked_at_shortcuts(self):
+        module = made(STACKS["map as factors, position"])
+        assert module._room(torch.device("cuda")) == 0
+        expected = module(feature_map("contiguous"))[1]
+        seen = []
+        module[0].projector.shortcut.register_forward_hook(lambda layer, inputs, y: seen.append(y.shape))
+        assert module._room(torch.device("cpu")) == 0
+        torch.testing.assert_close(module(feature_map("contiguous"))[1], expected, rtol=0, atol=1e-10)
+        assert seen
 
 
 def test_a_first_module_may_take_tokens():

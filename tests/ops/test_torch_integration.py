@@ -164,6 +164,9 @@ def test_code_compiled_for_other_derivatives_is_not_used(tmp_path):
         (other / name).write_text((other / name).read_text() + "# another version\n")
         tags.add(library.cache_tag(other))
     assert len(tags) == 3
+    (other / "layout.py").unlink()  # as in a program that has compiled code alone
+    assert library.cache_tag(other) == f"vt_fast-{vt_fast.__version__}"
+    (other / "layout.py").touch()
 
     x, rows = torch.randn(1, 8, 5, 7), torch.randn(3, 8, requires_grad=True)
     with fresh_cache():

@@ -7,10 +7,11 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vt_fast import checks, functional
 from vt_fast.backends.contract import Project
-from vt_fast.layout import shards_pixels, unflatten
+from vt_fast.layout import as_pixels, channel_count, shards_pixels, unflatten
 from vt_fast.nn.frozen import Freezable
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
@@ -102,25 +103,66 @@ def _leaves(module: nn.Module) -> Iterator[BackendModule]:
     )
 
 
+class FactoredMap(NamedTuple):
+    """A map as factors: the one that came in, and each pixel's weights of the tokens that were added to it.
+
+    A projector adds to each pixel a sum of L rows. So the map after k of them is ``X_0 S + P_1 V_1 + ... +
+    P_k V_k``, where S is the first one's shortcut. With ``M = [S; V_1; ...; V_k]`` it is ``[X_0, P_1, ...,
+    P_k] M``, and the narrow map in brackets does in its place: its products with rows r are those with
+    ``r M^T``, and what is pooled from it times M is what is pooled from the map.
+    """
+
+    whole: Tensor  # [X_0, P_1, ..., P_k, 0], with channels for the weights of later projectors
+    shortcut: Tensor  # S^T, (D, C)
+    values: Tensor  # [V_1; ...; V_k], (B, rows, D)
+
+    @property
+    def used(self) -> int:
+        """The channels of the narrow map that are not 0."""
+        return self.shortcut.shape[1] + self.values.shape[1]
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Rows (L, D) or (B, L, D) for the map as rows (B, L, ...) for the narrow one."""
+        given = rows.expand(self.values.shape[0], -1, -1)
+        parts = torch.cat((given @ self.shortcut, given @ self.values.transpose(1, 2)), -1)
+        return F.pad(parts, (0, channel_count(self.whole) - self.used))
+
+    def pooled(self, pooled: Tensor) -> Tensor:
+        """What is pooled from the narrow map, and extra values behind it, as what is pooled from the map."""
+        channels, width = self.shortcut.shape[1], channel_count(self.whole)
+        of_map = pooled[..., :channels] @ self.shortcut.transpose(0, 1)
+        of_map = of_map + pooled[..., channels : self.used] @ self.values
+        return of_map if pooled.shape[-1] == width else torch.cat((of_map, pooled[..., width:]), -1)
+
+    def dense(self) -> Tensor:
+        """The map."""
+        shortcut = self.shortcut.transpose(0, 1).expand(self.values.shape[0], -1, -1)
+        pixels = as_pixels(self.whole)[..., : self.used]
+        return like_map(pixels @ torch.cat((shortcut, self.values), 1), self.whole)
+
+
 class PendingMap(NamedTuple):
     """The map of a projector that has not run yet.
 
     The next tokenizer may compute the map and its tokens in one pass. The call says whether the residual is
-    its ``x``, since wrappers may make new tensors of all of them.
+    its ``x``, since wrappers may make new tensors of all of them. With ``factors``, the call is about the
+    narrow map, and they are those of the result.
     """
 
     call: Project
     backend: str | None
+    factors: FactoredMap | None = None
 
     @property
     def channels(self) -> int:
         """D of the map."""
-        return self.call.values.shape[-1]
+        values = self.call.values if self.factors is None else self.factors.values
+        return values.shape[-1]
 
     def run(self) -> Tensor:
         """The map."""
         call = self.call
-        return functional.project(
+        y = functional.project(
             call.x,
             call.keys,
             call.values,
@@ -129,17 +171,18 @@ class PendingMap(NamedTuple):
             residual=call.x if call.residual_is_input else call.residual,
             backend=self.backend,
         )
+        return y if self.factors is None else self.factors._replace(whole=y).dense()
 
     def tokenize(
         self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | FactoredMap | None, Tensor]:
         """The map, or None, and what `vt_fast.functional.tokenize` pools from it, in one pass."""
-        call = self.call
-        return functional.project_tokenize(
+        call, factors = self.call, self.factors
+        y, pooled = functional.project_tokenize(
             call.x,
             cast(Tensor, call.keys),
             call.values,
-            queries,
+            queries if factors is None else factors.rows(queries),
             num_heads=call.num_heads,
             token_bias=call.token_bias,
             residual=call.x if call.residual_is_input else call.residual,
@@ -148,6 +191,9 @@ class PendingMap(NamedTuple):
             return_map=return_map,
             backend=self.backend,
         )
+        if factors is None:
+            return y, pooled
+        return (None if y is None else factors._replace(whole=y)), factors.pooled(pooled)
 
 
 def check_map(x: Tensor, module: nn.Module, channels: int) -> None:

@@ -146,7 +146,9 @@ def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Has
         device = source.device.type
         cast = torch.get_autocast_dtype(device) if autocast_enabled(device) else None
         address = (source.data_ptr(), source._version, source.shape, source.stride())
-        parts += (*address, source.dtype, source.device, cast)
+        # Another stream does not wait for the one that folds.
+        stream = torch.cuda.current_stream(source.device).cuda_stream if source.is_cuda else None
+        parts += (*address, source.dtype, source.device, cast, stream)
     return tuple(parts)
 
 

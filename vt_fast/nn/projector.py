@@ -6,14 +6,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.types import Device
 
 from vt_fast import checks, functional
 from vt_fast.backends.contract import Project
-from vt_fast.layout import as_pixels, unflatten
+from vt_fast.layout import as_pixels, channel_count, unflatten
 from vt_fast.nn.base import (
     REFERENCE,
     BackendModule,
+    FactoredMap,
     PendingMap,
     check_map,
     like_map,
@@ -156,20 +158,35 @@ class Projector(BackendModule):
             return added
         return like_map(shortcut(as_pixels(x)), x)
 
-    def forward(self, x: Tensor, tokens: Tensor, *, defer: bool = False) -> Tensor | PendingMap:
+    def forward(
+        self, x: Tensor | FactoredMap, tokens: Tensor, *, defer: bool = False, room: int = 0
+    ) -> Tensor | PendingMap:
         """The map (B, N, D) or (B, D, H, W), in the form of `x`.
 
         Args:
-            x: (B, N, C), or (B, C, H, W) in any memory format.
+            x: (B, N, C), or (B, C, H, W) in any memory format; or the narrow map of a projector with `room`.
             tokens: (B, L, CT).
             defer: return what a tokenizer needs to compute the map and its tokens in one pass, where that is
                 possible; not with backend="reference", nor where hooks look at the query projection.
+            room: with `defer`, keep the map as factors, with this many channels for the weights of the tokens
+                of this projector and of later ones. This one must have a shortcut and one head.
 
         Raises:
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
             ValueError: `x` or `tokens` has a wrong shape.
         """
+        if isinstance(x, FactoredMap) and x.used + tokens.shape[1] > channel_count(x.whole):
+            x = x.dense()  # a relation of an unknown class has made more tokens than there is room for
+        if isinstance(x, FactoredMap):
+            keys, values, token_bias = self._operands(tokens)
+            return self._weights(x, x.rows(keys), values, token_bias)
         self._check(x, tokens)
+        if tokens.shape[1] <= room:
+            weight, _ = self.shortcut(None, parameters=True)  # type: ignore[misc]
+            keys, values, token_bias = self._operands(tokens)
+            whole = F.pad(x, (0, 0, 0, 0, 0, room) if x.dim() == 4 else (0, room))
+            none = tokens.new_empty(tokens.shape[0], 0, self.out_channels)
+            return self._weights(FactoredMap(whole, weight, none), F.pad(keys, (0, room)), values, token_bias)
         if self.backend == REFERENCE:
             refuse_pixel_shards(x, 'with backend="reference"')
             return like_map(self._reference(x, tokens), x)
@@ -182,6 +199,14 @@ class Projector(BackendModule):
         call = Project(x, keys, values, token_bias, other, is_input, self.num_heads)
         pending = PendingMap(call, self.backend)
         return pending if defer else pending.run()
+
+    def _weights(self, x: FactoredMap, keys: Tensor, values: Tensor, token_bias: Tensor | None) -> PendingMap:
+        """The map as factors: the pixels' weights of tokens go into the next channels of the narrow map."""
+        count = values.shape[1]
+        place = torch.eye(count, dtype=values.dtype, device=values.device)
+        place = F.pad(place, (x.used, channel_count(x.whole) - x.used - count))
+        call = Project(x.whole, keys, place, token_bias, None, True, 1)
+        return PendingMap(call, self.backend, x._replace(values=torch.cat((x.values, values), 1)))
 
     def _why_query_not_folded(self) -> str | None:
         """Why the query projection runs on the pixels; None where it is folded or there is none."""

@@ -11,6 +11,7 @@ from vt_fast.layout import as_pixels, shards_pixels, unflatten
 from vt_fast.nn.base import (
     REFERENCE,
     BackendModule,
+    FactoredMap,
     PendingMap,
     check_map,
     maps_like,
@@ -151,7 +152,7 @@ class Tokenizer(BackendModule):
         *,
         mask: Tensor | None = None,
         return_map: bool = True,
-    ) -> Tensor | tuple[Tensor | None, Tensor]:
+    ) -> Tensor | tuple[Tensor | FactoredMap | None, Tensor]:
         """Tokens (B, L, CT) of a feature map.
 
         Args:
@@ -188,7 +189,7 @@ class Tokenizer(BackendModule):
 
     def _tokenize_pending(
         self, pending: PendingMap, tokens: Tensor | None, mask: Tensor | None, return_map: bool
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | FactoredMap | None, Tensor]:
         if pending.channels != self.channels:
             raise ValueError(
                 f"`tokenizer` must have channels = {pending.channels}, the projector's out_channels, "

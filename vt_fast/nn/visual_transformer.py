@@ -188,6 +188,7 @@ class VisualTransformer(CompositeModule):
         mask: Tensor | None = None,
         defer: bool = False,
         keep_map: bool = False,
+        room: int = 0,
     ) -> tuple[Tensor | PendingMap | None, Tensor]:
         """The map, in the form of `x` (None without projector), and the tokens (B, L, CT).
 
@@ -200,6 +201,7 @@ class VisualTransformer(CompositeModule):
             defer: leave the map to the module after this one, which may compute it and its own tokens in one
                 pass; see :meth:`Projector.forward`.
             keep_map: without a projector return the incoming map, not None.
+            room: see :meth:`Projector.forward`.
 
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
@@ -213,7 +215,8 @@ class VisualTransformer(CompositeModule):
         if projector is None:
             return (y if keep_map else None), tokens
         if defer and why_not_fused(projector, Projector) is None:
-            return projector(y, tokens, defer=True), tokens
+            more = {"room": room} if room else {}
+            return projector(y, tokens, defer=True, **more), tokens
         return projector(y, tokens), tokens
 
     def tokenize(self, x: Tensor, tokens: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +22,7 @@ from torch.autograd import forward_ad
 
 from vt_fast import backends
 from vt_fast.layout import bag_bounds, pixel_count
+from vt_fast.ops.counting import register_formula
 from vt_fast.precision import autocast, without_autocast
 from vt_fast.version import __version__
 
@@ -49,10 +48,17 @@ Overload: TypeAlias = "torch._ops.OpOverload[..., Any]"
 
 
 def cache_tag(package: Path = Path(__file__).parents[1]) -> str:
-    """What names this version of the ops' derivatives, and of the strides that their fake kernels give."""
+    """What names this version of the ops' derivatives, and of the strides that their fake kernels give.
+
+    In a program without sources, such as one in a single file, that is the version alone.
+    """
     digest = hashlib.sha256()
-    for file in [*sorted(package.glob("ops/*.py")), *package.glob("layout.py")]:
-        digest.update(file.read_bytes())
+    try:
+        modules = (file for file in (package / "ops").iterdir() if file.suffix == ".py")
+        for file in [*sorted(modules), package / "layout.py"]:
+            digest.update(file.read_bytes())
+    except OSError:
+        return f"vt_fast-{__version__}"
     return f"vt_fast-{__version__}-{digest.hexdigest()[:16]}"
 
 
@@ -281,8 +287,7 @@ def _define(op: Pass) -> None:
                 f"the compiled library is of another version: {error}; run `make native`"
             ) from None
         torch.library.register_fake(name, fake, lib=_LIBRARY)
-        # The counter passes the output too, which no formula needs.
-        _flop_counter().register_flop_formula(op.op(backend).overloadpacket, get_raw=True)(flops)
+        register_formula(op.op(backend).overloadpacket, flops)
         if backend is not None:
             _LIBRARY.impl(
                 f"{op.name}_{backend}", _undifferentiable(op, backend), "Autograd", with_keyset=True
@@ -351,18 +356,6 @@ def _run(op: Pass, backend: str, *args: Any) -> Any:
     device = next(value for value in call if isinstance(value, Tensor)).device.type
     with without_autocast(device):
         return op.run(call, backends.load(backend))
-
-
-def _flop_counter() -> Any:
-    """torch.utils.flop_counter, without its warning that Triton is missing."""
-    name = "torch.utils.flop_counter"
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return importlib.import_module(name)
-    finally:
-        logger.setLevel(level)
 
 
 def _differentiate(

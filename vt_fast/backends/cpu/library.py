@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ import torch
 FOLDER = Path(__file__).resolve().parents[2] / "_native"
 _LIBRARY = "libvt_fast_cpu.so"
 _RECORD = "build.json"
+
+# What a library was built with, where it has no record.
+_UNKNOWN = {"torch": "?", "oldest_torch": "?", "compiler": "an unknown compiler"}
 
 _AGAIN = "run `pip install --no-build-isolation .` in vt_fast's source tree"
 
@@ -30,9 +33,7 @@ def unavailable() -> str | None:
     if reason is not None:
         return reason
     try:
-        _build_facts().chosen()
-    except ImportError:
-        return None  # build_facts was built for another Python; the kernels do not depend on Python
+        chosen()
     except RuntimeError as error:
         return str(error)
     return None
@@ -52,7 +53,7 @@ def load(folder: Path) -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         cause = error.__cause__ or error  # newer versions of torch have the loader's message there
-        built = {"torch": "?", "oldest_torch": "?", "compiler": "an unknown compiler"} | record
+        built = _UNKNOWN | record
         return (
             f"the kernels do not load: they were built with torch {built['torch']} and {built['compiler']}, "
             f"for torch {built['oldest_torch']} or later, and this is torch {torch.__version__} ({cause}); "
@@ -62,28 +63,68 @@ def load(folder: Path) -> str | None:
 
 
 def facts() -> dict[str, str]:
-    """Facts about the library, by name; if it is not loaded, only the reason.
-
-    Raises:
-        ImportError: it is loaded, but its module build_facts was built for another Python.
-    """
+    """Facts about the library, by name; if it is not loaded, only the reason."""
     reason = load(FOLDER)
     if reason is not None:
         return {"library": f"none: {reason}"}
-    report = _build_facts()
     try:
-        runs = report.chosen()
+        runs = chosen()
     except RuntimeError as error:
         runs = f"none: {error}"
+    built = _UNKNOWN | build_record(FOLDER)
     return {
         "library": str(FOLDER / _LIBRARY),
-        "compiled for": ", ".join(report.compiled()),
-        "supported": ", ".join(report.supported()),
+        "compiled for": ", ".join(instruction_sets()),
+        "supported": ", ".join(instruction_sets(supported=True)),
         "runs": runs,
-        "compiler": report.compiler(),
-        "built with": f"torch {report.torch_of_headers()}, for {report.oldest_torch()} and later",
-        "threads": report.threads(),
+        "compiler": built["compiler"],
+        "built with": f"torch {built['torch']}, for {built['oldest_torch']} and later",
+        "threads": "torch's pool",
     }
+
+
+def instruction_sets(*, supported: bool = False) -> list[str]:
+    """Those that the kernels are compiled for, the plainest first; or those of them that can run here."""
+    names: str = _functions().vt_fast_cpu_instruction_sets(int(supported)).decode()
+    return names.split()
+
+
+def chosen() -> str:
+    """The instruction set that runs.
+
+    Raises:
+        RuntimeError: VT_FAST_CPU_ISA names one that cannot.
+    """
+    error = ctypes.c_char_p()
+    name: bytes | None = _functions().vt_fast_cpu_chosen(ctypes.byref(error))
+    if name is None:
+        raise RuntimeError((error.value or b"").decode())
+    return name.decode()
+
+
+def choose(name: str | None) -> bool:
+    """Run another one from now on, None restores the default. False if it cannot run here."""
+    return bool(_functions().vt_fast_cpu_choose(None if name is None else name.encode()))
+
+
+@functools.cache
+def _functions() -> ctypes.CDLL:
+    """The library's functions in C.
+
+    Raises:
+        ImportError: the library was built from other sources.
+    """
+    library = ctypes.CDLL(str(FOLDER / _LIBRARY))
+    try:
+        library.vt_fast_cpu_instruction_sets.restype = ctypes.c_char_p
+        library.vt_fast_cpu_chosen.restype = ctypes.c_char_p
+        library.vt_fast_cpu_choose.argtypes = [ctypes.c_char_p]
+        library.vt_fast_cpu_choose.restype = ctypes.c_bool
+    except AttributeError as error:
+        raise ImportError(
+            f"the compiled library is of another version ({error}); {_AGAIN}, or `make native`"
+        ) from None
+    return library
 
 
 def build_record(folder: Path) -> dict[str, Any]:
@@ -93,7 +134,3 @@ def build_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _build_facts() -> Any:
-    return importlib.import_module("vt_fast._native.build_facts")

@@ -1,0 +1,109 @@
+"""`python -m vt_fast check` says which kernels are right, and notices those that are not."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from vt_fast import functional, self_test
+from vt_fast.__main__ import main
+
+COUNT = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _one_dtype(monkeypatch):
+    monkeypatch.setattr(self_test, "_DTYPES", (torch.float32,))
+
+
+@pytest.fixture
+def spoilt(monkeypatch):
+    """What the backend "torch" returns for maps goes through a function."""
+
+    def spoil(function):
+        project = functional.project
+
+        def wrong(*args, backend=None, **options):
+            found = project(*args, backend=backend, **options)
+            return function(found) if backend == "torch" else found
+
+        monkeypatch.setattr(functional, "project", wrong)
+
+    return spoil
+
+
+def test_every_backend_is_right_here(capsys):
+    assert main(["check"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.partition("\ncheck\n")[2].splitlines() if line.startswith("  ")]
+    assert [line[3] for line in lines] == ["right"] * len(lines)
+    assert ["torch", "cpu", "float32", "right"] in [line[:4] for line in lines]
+    assert "torch" in out.partition("Right on this machine: ")[2]
+    assert "versions" in out
+
+
+def test_all_dtypes_are_right(monkeypatch):
+    monkeypatch.undo()
+    found = [outcome for outcome in self_test.check(seconds=500) if outcome.backend == "torch"]
+    assert {outcome.dtype for outcome in found} == {"float32", "bfloat16", "float16", "float64"}
+    assert {outcome.verdict for outcome in found} == {"right"}
+    assert {outcome.calls for outcome in found} == {14}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda found: found * 1.001, "result 0: largest error"),
+        (lambda found: found.new_full((), torch.nan) + found, "result 0: NaN in"),
+        (lambda found: found + 1e-3 * (found - found.detach()), "gradient of x: largest error"),
+        (lambda found: found * (1 + 2**-23 * (next(COUNT) % 2)), "result 0: other bits when asked for again"),
+    ],
+    ids=["value", "nan", "gradient", "bits"],
+)
+def test_wrong_results_are_noticed(spoilt, capsys, function, message):
+    spoilt(function)
+    assert main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert "float32   WRONG" in out
+    assert f"      project, channels last, residual: {message}" in out
+    assert "WRONG on this machine: torch. Please report it" in out
+
+
+def test_a_kernel_that_does_not_run_is_wrong_and_a_refusal_is_not(monkeypatch, capsys):
+    def raising(error):
+        def function(*args, **options):
+            raise error
+
+        return function
+
+    monkeypatch.setattr(functional, "project", raising(RuntimeError("ptxas died\nof something")))
+    refusal = ValueError('`backend="torch"` cannot do this call: too many')
+    monkeypatch.setattr(functional, "tokenize", raising(refusal))
+    assert main(["check", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["check"]
+    row = next(row for row in rows if row["backend"] == "torch")
+    assert row["verdict"] == "WRONG"
+    assert row["refused"] == ["too many"]
+    assert row["calls"] == 4
+    assert row["wrong"][0] == "project, channels last, residual: RuntimeError: ptxas died"
+
+
+def test_an_error_in_the_arguments_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(self_test, "_CALLS", [("tokenize", ("heads", "extra_values"))])
+    with pytest.raises(ValueError, match="`num_heads` must be 1 where `extra_values` is given"):
+        self_test.check()
+
+
+def test_what_there_is_no_time_for_is_said(capsys):
+    assert main(["check", "--seconds", "1e-9"]) == 0
+    out = capsys.readouterr().out
+    assert "not tried" in out
+    assert "no time for 14 calls: --seconds 600 gives more" in out
+    assert "Right on this machine" not in out
+
+
+def test_time_must_be_positive(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "--seconds", "0"])
+    assert "must be positive, got 0" in capsys.readouterr().err
