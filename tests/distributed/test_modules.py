@@ -16,7 +16,13 @@ from tests._support.nn_cases import CT, C, D, L, every_kind, feature_map, made
 from tests._support.two_processes import processes
 from tools.sharding import Traffic
 from vt_fast.models import VTFPN
-from vt_fast.nn import ClusteringTokenizer, PoolingTokenizer, PositionCode, VisualTransformer
+from vt_fast.nn import (
+    ClusteringTokenizer,
+    PoolingTokenizer,
+    PositionCode,
+    VisualTransformer,
+    VisualTransformerStack,
+)
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -96,6 +102,19 @@ def check_stack(rank):
 
         forward, _ = compare(made(every_kind), run, [feature_map("contiguous")], mesh, 2)
         assert len(forward.sent) == len(module)  # one for the tokens of each block
+
+
+def check_stack_that_ends_in_tokens(rank):
+    """Of plain maps it keeps factors of the wide one; of sharded maps it does not."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def make():
+        return VisualTransformerStack(
+            C, 3, num_tokens=L, token_channels=CT, out_channels=96, last_projector=False
+        )
+
+    assert "weights of tokens" in repr(make())
+    compare(made(make), lambda module, x: module(*x), [feature_map("contiguous")], mesh, 2)
 
 
 class Pyramid(nn.Module):
@@ -234,7 +253,13 @@ def check_fsdp2_on_a_pyramid(rank):
 
 def test_two_processes():
     processes(
-        2, check_blocks, check_stack, check_pyramid, check_parameters_as_dtensors, check_what_is_refused
+        2,
+        check_blocks,
+        check_stack,
+        check_stack_that_ends_in_tokens,
+        check_pyramid,
+        check_parameters_as_dtensors,
+        check_what_is_refused,
     )
 
 

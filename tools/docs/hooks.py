@@ -32,7 +32,7 @@ ELSEWHERE = {
     "kernels/counters.md": "tools/counters/README.md",
 }
 #: Pages that a command or a later change writes; the navigation has them once they exist.
-OPTIONAL = ("claims.md", "scaling.md")
+OPTIONAL = ("claims.md",)
 
 #: Pages that the search puts before others, which have the same words less to the point.
 FIRST = ("troubleshooting.md", "numerics.md", "compatibility.md")
