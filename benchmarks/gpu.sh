@@ -84,7 +84,11 @@ step() {
     }
 }
 
-step "check (python -m vt_fast check)" "$python" -m vt_fast check --seconds 300
+bounded=()
+if command -v timeout >/dev/null; then
+    bounded=(timeout --foreground --kill-after=60 900)  # a kernel may hang
+fi
+step "check (python -m vt_fast check)" "${bounded[@]}" "$python" -m vt_fast check --seconds 300 --require triton
 step "tests (${tests[*]})" "${pytest[@]}" "${parallel[@]}" --junitxml="$out/gpu-tests.xml" --ignore="$large" "${tests[@]}"
 step "tests ($large)" "${pytest[@]}" --junitxml="$out/gpu-tests-large.xml" "$large"
 

@@ -100,7 +100,12 @@ class NativeWheel(bdist_wheel):
         python, abi, system = super().get_tag()
         if self.root_is_pure:
             return python, abi, system
-        return "py3", "none", f"linux_{self.get_finalized_command('build_ext').machine}"
+        machine = self.get_finalized_command(
+            "build_ext"
+        ).machine  # "" before the build, as for editable wheels
+        if machine not in ("", platform.machine()) and not self.plat_name_supplied:
+            system = f"linux_{machine}"
+        return "py3", "none", system
 
 
 def remove(target: Path) -> None:
@@ -121,6 +126,8 @@ def build(target: Path, *, required: bool = False) -> dict[str, Any]:
     tools = toolchain.find()
     cuda_tools, cuda_record = None, {}
     try:
+        if tools.is_cross:
+            raise CannotBuildError(f"the library is for another machine, {tools.machine}")
         cuda_tools = cuda.find()
         cuda_record = cuda_tools.record
     except CannotBuildError as error:

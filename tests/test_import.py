@@ -106,13 +106,51 @@ def test_ops_do_not_load_the_optional_packages():
 def test_flops_are_counted_whichever_is_imported_first(order):
     done = check(f"""
         {order}
-        import inspect, torch
+        import importlib, inspect, torch
         with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
             vt_fast.tokenize(torch.randn(2, 9, 8), torch.randn(4, 8))
         print(counter.get_total_flops())
         assert "class FlopCounterMode" in inspect.getsource(torch.utils.flop_counter)
+        importlib.reload(torch.utils.flop_counter)
+        with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+            vt_fast.tokenize(torch.randn(2, 9, 8), torch.randn(4, 8))
+        print(counter.get_total_flops())
     """)
-    assert int(done.stdout) == 2 * 2 * 2 * 9 * 4 * 8
+    assert done.stdout.split() == [str(2 * 2 * 2 * 9 * 4 * 8)] * 2
+
+
+def test_the_counter_may_be_imported_by_another_thread():
+    done = check("""
+        import importlib.util, sys, threading, torch
+        counter = "torch.utils.flop_counter"
+        # So slow that this thread sees the module in sys.modules, and none of its names.
+        class Slow:
+            def find_spec(self, name, path=None, target=None):
+                if name == "triton":
+                    began.set()
+                    waiting.wait(10)
+        began, waiting = threading.Event(), threading.Event()
+        sys.meta_path.insert(0, Slow())
+        other = threading.Thread(target=lambda: __import__(counter))
+        other.start()
+        began.wait(60)
+        assert counter in sys.modules and not hasattr(sys.modules[counter], "flop_registry")
+        threading.Timer(0.5, waiting.set).start()
+        import vt_fast
+        other.join()
+        print(sum(op._qualified_op_name.startswith("vt_fast") for op in sys.modules[counter].flop_registry
+                  if hasattr(op, "_qualified_op_name")))
+    """)
+    assert int(done.stdout) == 30
+
+
+def test_the_counters_spec_can_be_asked_for_its_source():
+    check("""
+        import importlib.util, vt_fast
+        spec = importlib.util.find_spec("torch.utils.flop_counter")
+        assert "class FlopCounterMode" in spec.loader.get_source(spec.name)
+        assert spec.loader.get_filename(spec.name) == spec.origin
+    """)
 
 
 def test_unknown_name_is_an_attribute_error():

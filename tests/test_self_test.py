@@ -103,6 +103,18 @@ def test_what_there_is_no_time_for_is_said(capsys):
     assert "Right on this machine" not in out
 
 
+@pytest.mark.parametrize(("name", "status"), [("torch", 0), ("cuda", 1), ("tritonn", 1)])
+def test_a_required_backend_must_have_run(capsys, name, status):
+    if name == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["check", "--require", name]) == status
+    assert (f'error: no call of the backend "{name}" has run' in capsys.readouterr().err) == bool(status)
+
+
+def test_what_has_no_time_has_not_run():
+    assert main(["check", "--seconds", "1e-9", "--require", "torch"]) == 1
+
+
 def test_time_must_be_positive(capsys):
     with pytest.raises(SystemExit):
         main(["check", "--seconds", "0"])

@@ -28,6 +28,14 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=_seconds, default=50.0, help="begin no call after this time; default: %(default)s"
     )
 
+    check.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="BACKEND",
+        help="fail unless this backend has run here; may be given several times",
+    )
+
     demo = commands.add_parser(
         "demo", help="train, draw and measure on real pictures (from a source checkout)"
     )
@@ -134,7 +142,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "check":
         from vt_fast import self_test
 
-        return self_test.main(as_json=options.json, seconds=options.seconds)
+        return self_test.main(as_json=options.json, seconds=options.seconds, required=options.require)
     if options.command == "tune":
         return _tune(options)
     if options.command == "paper":

@@ -1,15 +1,17 @@
 """Whether the kernels are right on this machine: ``python -m vt_fast check``.
 
-Each backend that can run here is asked for results and gradients of some calls: every op, both layouts, odd
-sizes, and its options. They are judged by the reference in float64, and have to be the same bits when asked
-for again. The whole suite tries thousands of calls; this is for a machine without a checkout.
+Each backend that can run here is asked for results and gradients of 14 calls in each dtype: every op, both
+layouts, and some of the options, on a small map of odd size. They are judged by the reference in float64, and
+must be the same when asked for again. The test suite tries thousands of calls; this is for a machine without
+a checkout.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,7 +59,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """In one word."""
+        """In a word or two."""
         if self.wrong:
             return "WRONG"
         if self.calls:
@@ -238,8 +240,12 @@ def _judge(outcome: Outcome, problem: _Problem) -> None:
             outcome.wrong.append(f"{problem}: {error}")
 
 
-def main(*, as_json: bool = False, seconds: float = 50.0) -> int:
-    """Print what :func:`check` finds below what ``info`` says; 1 if anything is wrong, else 0."""
+def main(*, as_json: bool = False, seconds: float = 50.0, required: Sequence[str] = ()) -> int:
+    """Print what :func:`check` finds below what ``info`` says.
+
+    Returns:
+        1 if anything is wrong, or no call of a required backend has run; else 0.
+    """
     about = info.collect()
     if as_json:
         outcomes = check(seconds=seconds)
@@ -250,7 +256,10 @@ def main(*, as_json: bool = False, seconds: float = 50.0) -> int:
         outcomes = check(seconds=seconds, report=lambda outcome: print(_line(outcome), flush=True))
         print()
         print(*_summary(outcomes), sep="\n")
-    return 1 if any(outcome.wrong for outcome in outcomes) else 0
+    missing = set(required) - {outcome.backend for outcome in outcomes if outcome.calls}
+    for name in sorted(missing):
+        print(f'error: no call of the backend "{name}" has run', file=sys.stderr)
+    return 1 if missing or any(outcome.wrong for outcome in outcomes) else 0
 
 
 def _line(outcome: Outcome) -> str:

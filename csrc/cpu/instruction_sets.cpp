@@ -43,8 +43,7 @@ bool has_avx512() { return processor().avx512; }
 bool has_avx512_bf16() { return processor().avx512_bf16; }
 #endif
 
-}  // namespace
-
+// From the plainest to the best; the plainest runs on any processor.
 const InstructionSet instruction_sets[] = {
     {"baseline", &baseline::kernels, always},
 #if defined(__x86_64__)
@@ -53,10 +52,6 @@ const InstructionSet instruction_sets[] = {
     {"avx512_bf16", &avx512_bf16::kernels, has_avx512_bf16},
 #endif
 };
-
-const int instruction_set_count = sizeof(instruction_sets) / sizeof(instruction_sets[0]);
-
-namespace {
 
 constexpr char variable[] = "VT_FAST_CPU_ISA";
 
@@ -119,13 +114,6 @@ const InstructionSet* chosen_instruction_set(const char** error) {
   return set;
 }
 
-bool choose_instruction_set(const char* name) {
-  const InstructionSet* set = name == nullptr ? nullptr : find(name);
-  if (name != nullptr && (set == nullptr || !set->supported())) return false;
-  overruling.store(set, std::memory_order_release);
-  return true;
-}
-
 }  // namespace vt
 
 // What Python asks. Texts live as long as the process.
@@ -139,12 +127,18 @@ VT_EXPORT const char* vt_fast_cpu_instruction_sets(int supported_only) {
   return (supported_only ? supported : compiled).c_str();
 }
 
-// The one that runs, or nullptr and a message, as above.
+// The one that runs, or nullptr and a message, as chosen_instruction_set.
 VT_EXPORT const char* vt_fast_cpu_chosen(const char** error) {
   const vt::InstructionSet* set = vt::chosen_instruction_set(error);
   return set == nullptr ? nullptr : set->name;
 }
 
-// Runs another one from now on, as above.
-VT_EXPORT bool vt_fast_cpu_choose(const char* name) { return vt::choose_instruction_set(name); }
+// For tests: runs another one from now on; nullptr restores the default. Returns false, and changes nothing,
+// if `name` is unknown or not supported.
+VT_EXPORT bool vt_fast_cpu_choose(const char* name) {
+  const vt::InstructionSet* set = name == nullptr ? nullptr : vt::find(name);
+  if (name != nullptr && (set == nullptr || !set->supported())) return false;
+  vt::overruling.store(set, std::memory_order_release);
+  return true;
+}
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +23,8 @@ from tests._support.nn_cases import (
     stack,
 )
 from vt_fast import nn
-from vt_fast.nn import VisualTransformerStack
+from vt_fast.nn import GroupedLinear, Projector, VisualTransformerStack
+from vt_fast.testing import assert_as_accurate
 
 PASSES = {
     "default": ["tokenize", "project_tokenize", "project_tokenize", "project"],
@@ -162,7 +165,7 @@ class TestFactors:
 
     def test_the_wide_map_is_never_made(self):
         module, x = made(STACKS["map as factors, position"]), feature_map("contiguous")
-        assert module._room(x.device) == 2 * L
+        assert module._weight_channels(x.device) == 2 * L
         assert "on a CPU, 24 channels and 8 weights of tokens in place of 48 channels" in repr(module)
         pixels = x.shape[2] * x.shape[3]
         with torch.no_grad(), Recorder() as recorder:
@@ -179,23 +182,22 @@ class TestFactors:
         x = feature_map(form)
         options = {"mask": torch.rand(x.shape[0], 63) < 0.7} if masked else {}
         found = outputs_and_gradients(module, x, incoming(module), **options)
-        assert module._room(x.device) == 2 * L
-        monkeypatch.setattr(VisualTransformerStack, "_room", lambda self, device: 0)
+        assert module._weight_channels(x.device) == 2 * L
+        monkeypatch.setattr(VisualTransformerStack, "_weight_channels", lambda self, device: 0)
         for name, value in outputs_and_gradients(module, x, incoming(module), **options).items():
             torch.testing.assert_close(
                 found[name], value, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
             )
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_errors_are_no_larger(self, dtype, monkeypatch):
-        module = made(STACKS["map as factors, position"])
-        x = feature_map("contiguous").detach()
-        exact = module(x)[1]
-        module, x = module.to(dtype), x.to(dtype)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_errors_are_at_most_twice_those_of_the_wide_map(self, dtype, monkeypatch):
+        module = made(STACKS["map as factors, position"]).to(dtype)
+        x = feature_map("contiguous").detach().to(dtype)
         found = module(x)[1]
-        monkeypatch.setattr(VisualTransformerStack, "_room", lambda self, device: 0)
-        plain = module(x)[1]
-        assert (found - exact).abs().max() <= 1.5 * (plain - exact).abs().max()
+        monkeypatch.setattr(VisualTransformerStack, "_weight_channels", lambda self, device: 0)
+        plain, exact = module(x)[1], module.double()(x.double())[1]
+        assert not torch.equal(found, plain)
+        assert_as_accurate(found, exact, plain, terms=63 + 2 * C)
 
     @pytest.mark.parametrize("index", [0, 1])
     def test_a_relation_that_makes_more_tokens(self, index):
@@ -215,7 +217,7 @@ class TestFactors:
         parts[index].transformer = Thrice()
         module = VisualTransformerStack.from_parts(parts)
         x = feature_map("channels_last")
-        assert module._room(x.device) == 2 * L
+        assert module._weight_channels(x.device) == 2 * L
         tokens, y = module(x)[1], x
         for block in parts:
             y, expected = block(y)
@@ -236,16 +238,56 @@ class TestFactors:
     def test_other_stacks_keep_their_map(self, options):
         wide = {"num_tokens": L, "out_channels": 2 * C, "last_projector": False}
         module = made(lambda: stack(C, 3, **wide | options))
-        assert module._room(torch.device("cpu")) == 0
+        assert module._weight_channels(torch.device("cpu")) == 0
         assert "in place of" not in repr(module)
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda projector: setattr(projector, "shortcut", GroupedLinear(C, 2 * C)), "groups or a bias"),
+            (
+                lambda projector: setattr(projector, "shortcut", GroupedLinear(C, 2 * C, 4, bias=False)),
+                "groups or a bias",
+            ),
+            (
+                lambda projector: setattr(
+                    projector, "residual", lambda x: Projector.residual(projector, x) / 2
+                ),
+                "a residual of its own",
+            ),
+        ],
+        ids=["bias", "groups", "residual"],
+    )
+    def test_what_else_a_shortcut_may_be(self, change, reason):
+        module = made(lambda: stack(C, 3, num_tokens=L, out_channels=2 * C, last_projector=False))
+        change(module[0].projector.double())
+        module.double()
+        assert reason in module[0].projector.why_no_factors()
+        x, tokens = feature_map("contiguous"), None
+        found, y = module(x)[1], x
+        for block in module:
+            y, tokens = block(y, *(() if tokens is None else (tokens,)))
+        torch.testing.assert_close(found, tokens, rtol=0, atol=1e-10)
+
+    def test_factors_must_be_possible_where_they_are_asked_for(self):
+        x, tokens = torch.randn(2, C, 5, 5), torch.randn(2, L, C)
+        for projector, defer, reason in (
+            (Projector(C), True, "has no shortcut"),
+            (Projector(C, out_channels=2 * C, num_heads=2), True, "has several heads"),
+            (Projector(C, out_channels=2 * C, backend="reference"), True, 'has backend="reference"'),
+            (Projector(C, out_channels=2 * C), False, "does not defer"),
+        ):
+            message = f"`weight_channels` must be 0 where the projector {reason}, got 8"
+            with pytest.raises(ValueError, match=re.escape(message)):
+                projector(x, tokens, defer=defer, weight_channels=8)
 
     def test_other_devices_and_looked_at_shortcuts(self):
         module = made(STACKS["map as factors, position"])
-        assert module._room(torch.device("cuda")) == 0
+        assert module._weight_channels(torch.device("cuda")) == 0
         expected = module(feature_map("contiguous"))[1]
         seen = []
         module[0].projector.shortcut.register_forward_hook(lambda layer, inputs, y: seen.append(y.shape))
-        assert module._room(torch.device("cpu")) == 0
+        assert module._weight_channels(torch.device("cpu")) == 0
         torch.testing.assert_close(module(feature_map("contiguous"))[1], expected, rtol=0, atol=1e-10)
         assert seen
 

@@ -112,7 +112,7 @@ class FactoredMap(NamedTuple):
     ``r M^T``, and what is pooled from it times M is what is pooled from the map.
     """
 
-    whole: Tensor  # [X_0, P_1, ..., P_k, 0], with channels for the weights of later projectors
+    narrow: Tensor  # [X_0, P_1, ..., P_k, 0], with channels for the weights of later projectors
     shortcut: Tensor  # S^T, (D, C)
     values: Tensor  # [V_1; ...; V_k], (B, rows, D)
 
@@ -125,20 +125,20 @@ class FactoredMap(NamedTuple):
         """Rows (L, D) or (B, L, D) for the map as rows (B, L, ...) for the narrow one."""
         given = rows.expand(self.values.shape[0], -1, -1)
         parts = torch.cat((given @ self.shortcut, given @ self.values.transpose(1, 2)), -1)
-        return F.pad(parts, (0, channel_count(self.whole) - self.used))
+        return F.pad(parts, (0, channel_count(self.narrow) - self.used))
 
     def pooled(self, pooled: Tensor) -> Tensor:
         """What is pooled from the narrow map, and extra values behind it, as what is pooled from the map."""
-        channels, width = self.shortcut.shape[1], channel_count(self.whole)
+        channels, width = self.shortcut.shape[1], channel_count(self.narrow)
         of_map = pooled[..., :channels] @ self.shortcut.transpose(0, 1)
         of_map = of_map + pooled[..., channels : self.used] @ self.values
         return of_map if pooled.shape[-1] == width else torch.cat((of_map, pooled[..., width:]), -1)
 
-    def dense(self) -> Tensor:
-        """The map."""
+    def wide(self) -> Tensor:
+        """The map itself."""
         shortcut = self.shortcut.transpose(0, 1).expand(self.values.shape[0], -1, -1)
-        pixels = as_pixels(self.whole)[..., : self.used]
-        return like_map(pixels @ torch.cat((shortcut, self.values), 1), self.whole)
+        pixels = as_pixels(self.narrow)[..., : self.used]
+        return like_map(pixels @ torch.cat((shortcut, self.values), 1), self.narrow)
 
 
 class PendingMap(NamedTuple):
@@ -171,7 +171,7 @@ class PendingMap(NamedTuple):
             residual=call.x if call.residual_is_input else call.residual,
             backend=self.backend,
         )
-        return y if self.factors is None else self.factors._replace(whole=y).dense()
+        return y if self.factors is None else self.factors._replace(narrow=y).wide()
 
     def tokenize(
         self, queries: Tensor, *, mask: Tensor | None, extra_values: Tensor | None, return_map: bool
@@ -193,7 +193,7 @@ class PendingMap(NamedTuple):
         )
         if factors is None:
             return y, pooled
-        return (None if y is None else factors._replace(whole=y)), factors.pooled(pooled)
+        return (None if y is None else factors._replace(narrow=y)), factors.pooled(pooled)
 
 
 def check_map(x: Tensor, module: nn.Module, channels: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.types import Device
 
@@ -23,7 +24,7 @@ from vt_fast.nn.base import (
     refuse_pixel_shards,
 )
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
-from vt_fast.nn.members import why_not_fused
+from vt_fast.nn.members import unwrapped, why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.tokenizer import Tokenizer
 
@@ -159,34 +160,45 @@ class Projector(BackendModule):
         return like_map(shortcut(as_pixels(x)), x)
 
     def forward(
-        self, x: Tensor | FactoredMap, tokens: Tensor, *, defer: bool = False, room: int = 0
+        self, x: Tensor | FactoredMap, tokens: Tensor, *, defer: bool = False, weight_channels: int = 0
     ) -> Tensor | PendingMap:
         """The map (B, N, D) or (B, D, H, W), in the form of `x`.
 
         Args:
-            x: (B, N, C), or (B, C, H, W) in any memory format; or the narrow map of a projector with `room`.
+            x: (B, N, C), or (B, C, H, W) in any memory format; or the factors of the map that a
+                projector with `weight_channels` has returned.
             tokens: (B, L, CT).
             defer: return what a tokenizer needs to compute the map and its tokens in one pass, where that is
                 possible; not with backend="reference", nor where hooks look at the query projection.
-            room: with `defer`, keep the map as factors, with this many channels for the weights of the tokens
-                of this projector and of later ones. This one must have a shortcut and one head.
+            weight_channels: with `defer`, keep the map as factors, with this many channels for the weights of
+                the tokens of this projector and of later ones; see :meth:`why_no_factors`.
 
         Raises:
             TypeError: `x` or `tokens` is no tensor or has another dtype than the parameters.
-            ValueError: `x` or `tokens` has a wrong shape.
+            ValueError: `x` or `tokens` has a wrong shape, or there can be no factors, and `weight_channels`
+                asks for them.
         """
-        if isinstance(x, FactoredMap) and x.used + tokens.shape[1] > channel_count(x.whole):
-            x = x.dense()  # a relation of an unknown class has made more tokens than there is room for
+        if isinstance(x, FactoredMap) and x.used + tokens.shape[1] > channel_count(x.narrow):
+            x = x.wide()  # a relation of an unknown class has made more tokens than there are channels for
         if isinstance(x, FactoredMap):
             keys, values, token_bias = self._operands(tokens)
-            return self._weights(x, x.rows(keys), values, token_bias)
+            pending = self._pending_factors(x, x.rows(keys), values, token_bias)
+            return pending if defer else pending.run()
         self._check(x, tokens)
-        if tokens.shape[1] <= room:
-            weight, _ = self.shortcut(None, parameters=True)  # type: ignore[misc]
+        if weight_channels:
+            reason = self.why_no_factors()
+            if reason is not None or not defer:
+                raise ValueError(
+                    f"`weight_channels` must be 0 where the projector {reason or 'does not defer'}, got "
+                    f"{weight_channels}"
+                )
+        if 0 < tokens.shape[1] <= weight_channels:
+            shortcut, _ = cast(nn.Module, self.shortcut)(None, parameters=True)
             keys, values, token_bias = self._operands(tokens)
-            whole = F.pad(x, (0, 0, 0, 0, 0, room) if x.dim() == 4 else (0, room))
+            more = (0, 0, 0, 0, 0, weight_channels) if x.dim() == 4 else (0, weight_channels)
             none = tokens.new_empty(tokens.shape[0], 0, self.out_channels)
-            return self._weights(FactoredMap(whole, weight, none), F.pad(keys, (0, room)), values, token_bias)
+            factors = FactoredMap(F.pad(x, more), shortcut, none)
+            return self._pending_factors(factors, F.pad(keys, (0, weight_channels)), values, token_bias)
         if self.backend == REFERENCE:
             refuse_pixel_shards(x, 'with backend="reference"')
             return like_map(self._reference(x, tokens), x)
@@ -200,13 +212,42 @@ class Projector(BackendModule):
         pending = PendingMap(call, self.backend)
         return pending if defer else pending.run()
 
-    def _weights(self, x: FactoredMap, keys: Tensor, values: Tensor, token_bias: Tensor | None) -> PendingMap:
+    def _pending_factors(
+        self, x: FactoredMap, keys: Tensor, values: Tensor, token_bias: Tensor | None
+    ) -> PendingMap:
         """The map as factors: the pixels' weights of tokens go into the next channels of the narrow map."""
         count = values.shape[1]
         place = torch.eye(count, dtype=values.dtype, device=values.device)
-        place = F.pad(place, (x.used, channel_count(x.whole) - x.used - count))
-        call = Project(x.whole, keys, place, token_bias, None, True, 1)
+        place = F.pad(place, (x.used, channel_count(x.narrow) - x.used - count))
+        call = Project(x.narrow, keys, place, token_bias, None, True, 1)
         return PendingMap(call, self.backend, x._replace(values=torch.cat((x.values, values), 1)))
+
+    def why_no_factors(self) -> str | None:
+        """Why it cannot return its map as factors (`weight_channels`); None where it can.
+
+        There must be a shortcut, which is a matrix, and one head.
+        """
+        shortcut = self._modules.get("shortcut")
+        if shortcut is None:
+            return "has no shortcut"
+        reason = why_not_fused(shortcut, GroupedLinear)
+        if reason is not None:
+            return f"has a shortcut that {reason}"
+        layer = cast(GroupedLinear, unwrapped(shortcut))
+        if layer.groups > 1 or layer.bias is not None:
+            return "has a shortcut with groups or a bias"
+        return self.why_not_added()
+
+    def why_not_added(self) -> str | None:
+        """Why it cannot add to factors of a map, but for a shortcut; None where it can."""
+        if type(self).residual is not Projector.residual or "residual" in self.__dict__:
+            return "has a residual of its own"
+        if self.num_heads > 1:
+            return "has several heads"
+        if self.backend == REFERENCE:
+            return 'has backend="reference"'
+        reason = self._why_query_not_folded()
+        return None if reason is None else f"has a query projection that {reason}"
 
     def _why_query_not_folded(self) -> str | None:
         """Why the query projection runs on the pixels; None where it is folded or there is none."""

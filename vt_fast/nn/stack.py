@@ -19,7 +19,6 @@ from vt_fast.nn.base import (
     set_backend,
 )
 from vt_fast.nn.build import TOKENIZERS, default_later_tokenizer
-from vt_fast.nn.linear import GroupedLinear
 from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.options import BlockOptions, spelled_out
 from vt_fast.nn.position import PositionCode
@@ -35,6 +34,10 @@ class VisualTransformerStack(CompositeModule):
     n - 1 `project_tokenize` and one `project`: n + 1 passes. Without the last projector there are n passes,
     the last of which does not write the map. Tokenizers that cannot be fused (clustering, pooling, and the
     dynamic one where it pools several heads) run on their own, and printing the stack says so.
+
+    Where there is no last projector, and the first one has a shortcut to a much wider map, that map is never
+    made on a CPU: the incoming one takes its place, with each pixel's weights of the tokens in more channels.
+    Results differ by rounding alone, and fewer FLOPs are counted than on other devices.
 
     :meth:`from_parts` takes ready-made blocks.
 
@@ -160,14 +163,15 @@ class VisualTransformerStack(CompositeModule):
         current: Tensor | PendingMap = autocast_map(x, self)
         y: Any = None
         last = len(self.blocks) - 1
-        room = self._room(x.device) if isinstance(x, Tensor) and not is_dtensor(x) else 0
+        plain = isinstance(x, Tensor) and not is_dtensor(x)
+        weight_channels = self._weight_channels(x.device) if plain else 0
         for index, block in enumerate(self.blocks):
             options: dict[str, Any] = {} if mask is None else {"mask": mask}
             if why_not_fused(block, VisualTransformer) is None:
                 # The next block computes the map with its tokens where the two can share a pass.
                 options["defer"] = index < last
-                if room and index == 0:
-                    options["room"] = room
+                if weight_channels and index == 0:
+                    options["weight_channels"] = weight_channels
                 if block.projector is None:
                     options["keep_map"] = self._reads_map_after(index)
             elif isinstance(current, PendingMap):
@@ -225,31 +229,29 @@ class VisualTransformerStack(CompositeModule):
             return 'backend="reference"'
         return None if len(backends) == 1 else "its backend differs from the projector's"
 
-    def _room(self, device: torch.device) -> int:
-        """Channels for the weights of tokens, where the map is kept as factors; 0 where it is not.
+    def _weight_channels(self, device: torch.device) -> int:
+        """How many channels hold weights of tokens, where the map is kept as factors; 0 where it is not.
 
-        Where a stack ends in tokens and its first shortcut makes the map wider, nobody needs the wide map,
+        Where a stack ends in tokens and its first shortcut makes the map wider, the wide map is not needed,
         and the shortcut's product with all pixels is the largest one of the stack. The narrow map must be
-        clearly narrower, and the device one where that was measured to be faster.
+        clearly narrower, and on a CPU, where that is faster (`python -m benchmarks models`).
         """
         *before, last = self
-        if device.type != "cpu" or getattr(last, "projector", None) is not None:
+        if not before or device.type != "cpu" or getattr(last, "projector", None) is not None:
             return 0
-        room = 0
+        count = 0
         for index, block in enumerate(before):
             projector = getattr(block, "projector", None)
-            shortcut = None if projector is None else projector._modules.get("shortcut")
-            if projector is None or block.tokenizer is None or projector.num_heads > 1:
+            if projector is None or block.tokenizer is None:
                 return 0
-            if (shortcut is None) == (index == 0) or self._why_not_fused(index + 1) is not None:
+            if index > 0 and projector._modules.get("shortcut") is not None:
                 return 0
-            if shortcut is not None and why_not_fused(shortcut, GroupedLinear) is not None:
+            reason = projector.why_no_factors() if index == 0 else projector.why_not_added()
+            if reason is not None or self._why_not_fused(index + 1) is not None:
                 return 0
-            room += block.tokenizer.num_tokens
-        if not before:
-            return 0
-        projector = cast(Projector, before[0].projector)
-        return room if projector.channels + room <= 3 * projector.out_channels // 4 else 0
+            count += block.tokenizer.num_tokens
+        first = cast(Projector, before[0].projector)
+        return count if first.channels + count <= 3 * first.out_channels // 4 else 0
 
     def _reads_map_after(self, index: int) -> bool:
         """Whether a block after this one reads a map."""
@@ -272,12 +274,11 @@ class VisualTransformerStack(CompositeModule):
         if self.backend == REFERENCE:
             return "as the paper writes it: nothing is fused"
         lines = [f"{self.passes} passes over the map"]
-        room = self._room(torch.device("cpu"))
-        if room:
-            narrow, wide = self[0].projector.channels, self[0].projector.out_channels  # type: ignore[union-attr]
-            lines.append(
-                f"on a CPU, {narrow} channels and {room} weights of tokens in place of {wide} channels"
-            )
+        count = self._weight_channels(torch.device("cpu"))
+        if count:
+            first = cast(Projector, self[0].projector)
+            narrow = f"{first.channels} channels and {count} weights of tokens"
+            lines.append(f"on a CPU, {narrow} in place of {first.out_channels} channels")
         for index in range(1, len(self)):
             reason = self._why_not_fused(index)
             if reason is not None and self[index - 1].projector is not None:

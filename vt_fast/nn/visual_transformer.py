@@ -188,7 +188,7 @@ class VisualTransformer(CompositeModule):
         mask: Tensor | None = None,
         defer: bool = False,
         keep_map: bool = False,
-        room: int = 0,
+        weight_channels: int = 0,
     ) -> tuple[Tensor | PendingMap | None, Tensor]:
         """The map, in the form of `x` (None without projector), and the tokens (B, L, CT).
 
@@ -201,7 +201,7 @@ class VisualTransformer(CompositeModule):
             defer: leave the map to the module after this one, which may compute it and its own tokens in one
                 pass; see :meth:`Projector.forward`.
             keep_map: without a projector return the incoming map, not None.
-            room: see :meth:`Projector.forward`.
+            weight_channels: see :meth:`Projector.forward`.
 
         Raises:
             ValueError: `x` or `tokens` has a wrong shape or is missing.
@@ -215,7 +215,7 @@ class VisualTransformer(CompositeModule):
         if projector is None:
             return (y if keep_map else None), tokens
         if defer and why_not_fused(projector, Projector) is None:
-            more = {"room": room} if room else {}
+            more = {"weight_channels": weight_channels} if weight_channels else {}
             return projector(y, tokens, defer=True, **more), tokens
         return projector(y, tokens), tokens
 

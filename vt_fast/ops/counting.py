@@ -1,10 +1,11 @@
-"""FLOP formulas of the ops. They are registered when ``torch.utils.flop_counter`` is imported, by anyone.
+"""FLOP formulas of the ops, which are registered when a program imports ``torch.utils.flop_counter``.
 
-It imports Triton, which takes ten times as long as this package, and most programs count nothing.
+That module imports Triton, which takes ten times as long as this package, and most programs count nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -15,20 +16,25 @@ from typing import Any
 
 _COUNTER = "torch.utils.flop_counter"
 
-_waiting: dict[Any, Callable[..., int]] = {}
+_formulas: dict[Any, Callable[..., int]] = {}
 
 
 def register_formula(op: Any, formula: Callable[..., int]) -> None:
     """Make torch's counter know an op, whose arguments the formula takes, and its results as ``out_val``."""
-    counter = sys.modules.get(_COUNTER)
-    if counter is None:
-        _waiting[op] = formula
-    else:
-        counter.register_flop_formula(op, get_raw=True)(formula)
+    _formulas[op] = formula
+    if _COUNTER in sys.modules:
+        # Waits where another thread is importing it.
+        _register(importlib.import_module(_COUNTER))
+
+
+def _register(counter: ModuleType) -> None:
+    for op, formula in list(_formulas.items()):
+        if op not in counter.flop_registry:
+            counter.register_flop_formula(op, get_raw=True)(formula)
 
 
 class _Finder(MetaPathFinder):
-    """Finds the counter as the other finders do, and registers what waits for it."""
+    """Finds the counter as the other finders do, and registers the formulas once it is loaded."""
 
     searching = False
 
@@ -48,20 +54,24 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
+    """A loader, after whose module the formulas are registered."""
+
     def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
+        """The loader's."""
+        return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module with its own loader, which is asked for its source later."""
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader  # which the module's sources are asked of
-        self.loader.exec_module(module)
-        while _waiting:
-            op, formula = _waiting.popitem()
-            module.register_flop_formula(op, get_raw=True)(formula)
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register(module)
 
 
-if _COUNTER not in sys.modules:
-    sys.meta_path.insert(0, _Finder())
+sys.meta_path.insert(0, _Finder())

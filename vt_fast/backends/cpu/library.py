@@ -34,7 +34,7 @@ def unavailable() -> str | None:
         return reason
     try:
         chosen()
-    except RuntimeError as error:
+    except (RuntimeError, ImportError) as error:
         return str(error)
     return None
 
@@ -71,6 +71,8 @@ def facts() -> dict[str, str]:
         runs = chosen()
     except RuntimeError as error:
         runs = f"none: {error}"
+    except ImportError as error:
+        return {"library": f"none: {error}"}
     built = _UNKNOWN | build_record(FOLDER)
     return {
         "library": str(FOLDER / _LIBRARY),
@@ -79,7 +81,6 @@ def facts() -> dict[str, str]:
         "runs": runs,
         "compiler": built["compiler"],
         "built with": f"torch {built['torch']}, for {built['oldest_torch']} and later",
-        "threads": "torch's pool",
     }
 
 
