@@ -49,7 +49,8 @@ class BuildNative(build_ext):
         try:
             if mode == "skip":
                 raise CannotBuildError(
-                    f"the package was built with VT_FAST_BUILD=skip; unset it, then {RETRY}"
+                    "the package was built with VT_FAST_BUILD=skip, as is the wheel for any system: install "
+                    f"one for this system; or unset it, then {RETRY}"
                 )
             record = build(target, required=mode == "require")
         except CannotBuildError as error:

@@ -225,6 +225,18 @@ def test_a_library_that_does_not_load_is_explained_by_what_it_was_built_for(tmp_
 
 
 @built
+@pytest.mark.parametrize("kept", [10, 1_000_000, -1])
+def test_a_library_that_is_cut_off_is_explained(tmp_path, kept):
+    """Loading it would end the process."""
+    (tmp_path / library._LIBRARY).write_bytes((library.FOLDER / library._LIBRARY).read_bytes()[:kept])
+    assert "is damaged: its end is missing; install the package again" in library.load(tmp_path)
+
+
+def test_a_package_in_an_archive_is_explained(tmp_path):
+    assert "do not load from an archive" in library.load(tmp_path / "vt_fast.whl" / "vt_fast" / "_native")
+
+
+@built
 def test_a_library_of_other_sources_is_explained(tmp_path, monkeypatch):
     compiler = shutil.which("g++") or shutil.which("cc")
     if compiler is None:

@@ -91,8 +91,24 @@ def test_a_kernel_that_does_not_run_is_wrong_and_a_refusal_is_not(monkeypatch, c
 
 def test_an_error_in_the_arguments_is_not_hidden(monkeypatch):
     monkeypatch.setattr(self_test, "_CALLS", [("tokenize", ("heads", "extra_values"))])
-    with pytest.raises(ValueError, match="`num_heads` must be 1 where `extra_values` is given"):
-        self_test.check()
+    for outcome in self_test.check():
+        assert outcome.verdict == "WRONG"
+        assert "`num_heads` must be 1 where `extra_values` is given" in outcome.wrong[0]
+
+
+def test_nan_is_no_sign_of_other_bits(spoilt, capsys):
+    spoilt(lambda found: found * torch.nan)
+    assert main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert "result 0: NaN in" in out
+    assert "other bits" not in out
+
+
+def test_what_was_not_tried_is_not_called_right(monkeypatch, capsys):
+    ticks = itertools.count()
+    monkeypatch.setattr(self_test.time, "monotonic", lambda: next(ticks))
+    assert main(["check", "--seconds", "4"]) == 0
+    assert "Right on this machine, as far as there was time: " in capsys.readouterr().out
 
 
 def test_what_there_is_no_time_for_is_said(capsys):
@@ -118,4 +134,4 @@ def test_what_has_no_time_has_not_run():
 def test_time_must_be_positive(capsys):
     with pytest.raises(SystemExit):
         main(["check", "--seconds", "0"])
-    assert "must be positive, got 0" in capsys.readouterr().err
+    assert "must be a positive number, got 0" in capsys.readouterr().err

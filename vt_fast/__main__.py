@@ -97,16 +97,22 @@ def _positive(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not number > 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
     return number
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(word) for word in text.split("x"))
+    try:
+        sizes = tuple(int(word) for word in text.split("x"))
+    except ValueError:
+        sizes = ()
     if len(sizes) != 4 or min(sizes) < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be four sizes, such as 8x784x256x16, got {text}")
     return sizes
 
 
@@ -122,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(_parser().parse_args(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None where the caller has closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -140,8 +147,14 @@ def _run(options: argparse.Namespace) -> int:
 
         return info.main(as_json=options.json)
     if options.command == "check":
-        from vt_fast import self_test
+        try:
+            from vt_fast import self_test
+        except (ImportError, OSError) as error:
+            from vt_fast import info
 
+            info.main(as_json=options.json)
+            print(f"error: nothing can be checked: {info.cause(error)}", file=sys.stderr)
+            return 1
         return self_test.main(as_json=options.json, seconds=options.seconds, required=options.require)
     if options.command == "tune":
         return _tune(options)

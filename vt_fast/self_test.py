@@ -188,14 +188,12 @@ def _try(outcome: Outcome, dtype: torch.dtype, end: float) -> None:
             continue
         try:
             _judge(outcome, problem)
-        except ValueError as error:
-            if "cannot do this call" not in str(error):
-                raise
-            reason = str(error).partition("cannot do this call: ")[2]
-            if reason not in outcome.refused:
-                outcome.refused.append(reason)
         except Exception as error:  # of a kernel that does not compile, for example: it belongs in the report
-            outcome.wrong.append(f"{problem}: {info.cause(error)}")
+            reason = str(error).partition("cannot do this call: ")[2]
+            if not isinstance(error, ValueError) or not reason:
+                outcome.wrong.append(f"{problem}: {info.cause(error)}")
+            elif reason not in outcome.refused:
+                outcome.refused.append(reason)
     outcome.seconds = round(time.monotonic() - begin, 1)
 
 
@@ -224,7 +222,7 @@ def _judge(outcome: Outcome, problem: _Problem) -> None:
     cut = outcome.device == "cuda" and dtype == torch.float32
     for name, value in found.items():
         outcome.results += 1
-        if not torch.equal(value, repeated[name]):
+        if not torch.equal(_bits(value), _bits(repeated[name])):
             outcome.wrong.append(f"{problem}: {name}: other bits when asked for again")
         try:
             assert_as_accurate(
@@ -238,6 +236,10 @@ def _judge(outcome: Outcome, problem: _Problem) -> None:
             )
         except AssertionError as error:
             outcome.wrong.append(f"{problem}: {error}")
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.contiguous().view(torch.uint8)
 
 
 def main(*, as_json: bool = False, seconds: float = 50.0, required: Sequence[str] = ()) -> int:
@@ -281,7 +283,9 @@ def _summary(outcomes: list[Outcome]) -> list[str]:
         lines.append(f"WRONG on this machine: {', '.join(wrong)}. Please report it with all of the above.")
     right = [name for name in tried if name not in wrong]
     if right:
-        lines.append(f"Right on this machine: {', '.join(right)}.")
+        untried = any(outcome.untried for outcome in outcomes if outcome.backend in right)
+        as_far = ", as far as there was time" if untried else ""
+        lines.append(f"Right on this machine{as_far}: {', '.join(right)}.")
     if not any(outcome.device == "cuda" and outcome.calls for outcome in outcomes):
         lines.append("No kernel has run on a GPU.")
     return lines

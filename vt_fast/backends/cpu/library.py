@@ -46,9 +46,13 @@ def load(folder: Path) -> str | None:
         return f"the kernels are not built: {record['reason']}"
     path = folder / _LIBRARY
     if not path.exists():
+        if not folder.is_dir():
+            return f"the kernels do not load from an archive: install the package, which is in {folder}"
         if record:
             return f"the kernels were built, but {path} is missing; {_AGAIN}"
         return "the kernels are not built; run `make native` in vt_fast's source tree"
+    if _is_cut_off(path):
+        return f"{path} is damaged: its end is missing; install the package again, or {_AGAIN}"
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -60,6 +64,19 @@ def load(folder: Path) -> str | None:
             f"with a torch that fits, {_AGAIN}"
         )
     return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an ELF library ends before its last part, the table of sections: the loader would crash."""
+    with path.open("rb") as file:
+        header = file.read(64)
+        size = file.seek(0, 2)
+    if header[:5] != b"\x7fELF\x02":
+        return False  # the loader says what it is
+    begin, entry, count = (
+        int.from_bytes(header[at : at + length], "little") for at, length in ((40, 8), (58, 2), (60, 2))
+    )
+    return len(header) < 64 or begin + entry * count > size
 
 
 def facts() -> dict[str, str]:
