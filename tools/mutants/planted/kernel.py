@@ -385,7 +385,6 @@ KERNEL = [
         "for (int row = thread(); row < kRows; row += threads()) {\n      float bias",
         "for (int row = thread(); row < call.keys_count; row += threads()) {\n      float bias",
         kernels=f"{PROJECT}:Bf16",
-        harmless="no head has these rows",
     ),
     Fault(
         "biases-of-one-sample",
