@@ -208,20 +208,25 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(normalize, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(found, whole, strict=True))
         assert torch.equal(torch.autograd.grad(found[0].sum(), queries)[0], grad)
     assert read[:4] == [3, 4, 5, 6]  # the backward pass reads all of them
-    done = streaming.State(*state[:2], 7, N)
+    done = state._replace(chunks=7, pixels=N)
     assert torch.equal(streaming.tokenize(Chunks(x, 150), queries, resume=done, **options)[1], state.stats)
 
 
-def test_few_chunks_live_at_a_time():
+def test_few_chunks_live_at_a_time(monkeypatch):
     alive, most = weakref.WeakSet(), []
+    prepared = streaming._Stream._prepared
+
+    def watched(stream, chunk):
+        found = prepared(stream, chunk)
+        alive.add(found["x"])
+        return found
 
     def chunks():
         for _ in range(40):
-            chunk = torch.randn(50, C)
-            alive.add(chunk)
-            yield chunk
+            yield torch.randn(50, C)
             most.append(len(alive))
 
+    monkeypatch.setattr(streaming._Stream, "_prepared", watched)
     streaming.tokenize(chunks(), torch.randn(L, C), prefetch=3)
     # Three are ready, one waits to be put there, one is computed, one is handed over.
     assert 3 <= max(most) <= 6
@@ -377,3 +382,70 @@ def test_errors():
         streaming.project([x], queries, queries, torch.empty(999, C))
     with pytest.raises(ValueError, match="a chunk must hold x, residual or scores here, got `mask`"):
         streaming.project(Chunks(x, 100, mask=x[:, 0] > 0), queries, queries, torch.empty_like(x))
+
+
+def test_a_source_may_reuse_its_memory():
+    x, mask, queries = randn(300, C), torch.rand(300) < 0.5, randn(L, C)
+
+    def source():
+        buffer, used = torch.empty(100, C, dtype=torch.float64), torch.empty(100, dtype=torch.bool)
+        for begin in range(0, 300, 100):
+            buffer.copy_(x[begin : begin + 100])
+            used.copy_(mask[begin : begin + 100])
+            yield {"x": buffer, "mask": used}
+
+    tokens = streaming.tokenize(source(), queries)
+    assert_close(tokens, functional.tokenize(x[None], queries, mask=mask[None]))
+
+
+def test_a_state_of_another_run_is_refused():
+    x, queries, states = randn(100, C), randn(L, C), []
+    streaming.tokenize(Chunks(x, 20), queries, on_chunk=states.append)
+    for state, chunks, rows, options, message in (
+        (states[1]._asdict(), Chunks(x, 20), queries, {}, "must be a State, got dict"),
+        (states[1], Chunks(x, 10), queries, {}, "the first 2 of which have 20 pixels, got one of 40 pixels"),
+        (states[1], Chunks(x, 20), queries, {"normalize": "tokens"}, "normalize = 'tokens', got 'pixels'"),
+        (states[-1], Chunks(x, 20), queries[:1], {}, "a state of 1 rows, those of `queries`, got 4"),
+        (states[-1], Chunks(x[:40], 20), queries, {}, "the first 5 of which have 40 pixels, got one of 100"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            streaming.tokenize(chunks, rows, resume=state, **options)
+
+
+@pytest.mark.parametrize("normalize", ["pixels", "tokens", None])
+def test_chunks_must_be_alike(normalize):
+    chunks = [randn(1, 20, C), randn(2, 20, C)]
+    with pytest.raises(
+        ValueError, match=r"a chunk must have B, C and rows as those before it, whose tokens are"
+    ):
+        streaming.tokenize(chunks, randn(L, C), normalize=normalize)
+
+
+def test_what_a_chunk_may_not_be():
+    queries = randn(L, C)
+    for chunk, message in (
+        (randn(1, C, 4, 5), r"must be \(n, C\) or \(B, n, C\), and n not 0, got \(1, 8, 4, 5\)"),
+        (randn(0, C), r"and n not 0, got \(0, 8\)"),
+        (randn(9, C).requires_grad_(), "must not require a gradient; `on_gradient` gets"),
+        ({"x": randn(9, C), "residual": randn(9, C)}, "must hold no `residual` where it is pooled"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            streaming.tokenize([chunk], queries)
+    with pytest.raises(ValueError, match="`on_gradient` must be None where neither"):
+        streaming.tokenize([randn(9, C)], queries, on_gradient=print)
+    for skip in (-1, 4):
+        with pytest.raises(ValueError, match="`skip` must be at most the number of chunks"):
+            streaming.project(Chunks(randn(90, C), 30), queries, queries, torch.empty(90, C), skip=skip)
+
+
+def test_a_source_has_the_callers_grad_mode():
+    layer, x = torch.nn.Linear(C, C).double(), randn(60, C)
+    with torch.no_grad():
+        tokens = streaming.tokenize((layer(x[at : at + 20]) for at in (0, 20, 40)), randn(L, C))
+    assert tokens.shape == (1, L, C)
+
+
+def test_maps_in_bfloat16_go_into_arrays_of_numpy():
+    x, keys, sink = randn(60, C).bfloat16(), randn(L, C).bfloat16(), np.zeros((60, C), np.float32)
+    streaming.project(Chunks(x, 20), keys, keys, sink)
+    assert_close(torch.from_numpy(sink).bfloat16(), functional.project(x[None], keys, keys)[0])

@@ -3,7 +3,8 @@
 A chunk is a tensor of pixels (n, C) or (B, n, C), or a dictionary of "x" and other operands of those pixels,
 by their names in :mod:`vt_fast.functional`; without a B, they stand for one sample. Chunks come from any
 iterable, such as a DataLoader. :class:`Chunks` cuts arrays: NumPy memory maps, HDF5 datasets, Zarr arrays,
-slices of safetensors, tensors. While a chunk is computed, a thread reads the next ones.
+slices of safetensors, tensors. While a chunk is computed, a thread reads the next ones, in the caller's grad
+mode and without autocast.
 """
 
 from __future__ import annotations
@@ -106,12 +107,14 @@ class State(NamedTuple):
         stats: their lse or mass.
         chunks: how many there were.
         pixels: in these chunks.
+        normalize: as :func:`tokenize` was told.
     """
 
     tokens: Tensor
     stats: Tensor
     chunks: int
     pixels: int
+    normalize: str | None
 
 
 class _Stream(NamedTuple):
@@ -161,11 +164,25 @@ class _Stream(NamedTuple):
                 raise TypeError(f"`{name}` of a chunk must be a torch.Tensor, got {type(value).__name__}")
         if "x" not in found:
             raise ValueError(f"a chunk must hold x, got {', '.join(found) or 'nothing'}")
-        if found["x"].dim() == 2:
+        x = found["x"]
+        if x.dim() not in (2, 3) or 0 in x.shape:
+            raise ValueError(f"`x` of a chunk must be (n, C) or (B, n, C), and n not 0, got {tuple(x.shape)}")
+        given = {name: value.untyped_storage().data_ptr() for name, value in found.items()}
+        for name, value in found.items():
+            if value.requires_grad:
+                raise ValueError(
+                    f"`{name}` of a chunk must not require a gradient; `on_gradient` gets those of chunks"
+                )
+        if x.dim() == 2:
             found = {name: value if name == "extra_values" else value[None] for name, value in found.items()}
         for name in ("x", "values", "residual", "extra_values"):
             if name in found and self.dtype is not None:
                 found[name] = found[name].to(self.dtype)
+        if not isinstance(self.chunks, (Chunks, list, tuple)):
+            # What makes chunks may write the next one over this one.
+            for name, value in found.items():
+                if value.untyped_storage().data_ptr() == given[name]:
+                    found[name] = value.clone()
         if self.device is not None and self.device.type == "cuda":
             found = {name: value.pin_memory() for name, value in found.items()}
         return found
@@ -177,14 +194,16 @@ class _Ahead:
     def __init__(self, source: Iterator[Any], count: int) -> None:
         self.ready: queue.Queue[Any] = queue.Queue(max(count, 1))
         self.source, self.closed = source, threading.Event()
+        self.differentiates = torch.is_grad_enabled()  # threads have a mode of their own
         self.thread = threading.Thread(target=self._run, name="vt_fast.streaming", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            for item in self.source:
-                if not self._put((item, None)):
-                    return
+            with torch.set_grad_enabled(self.differentiates):
+                for item in self.source:
+                    if not self._put((item, None)):
+                        return
             self._put((None, StopIteration()))
         except BaseException as error:
             self._put((None, error))
@@ -208,9 +227,9 @@ class _Ahead:
             yield item
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, but do not wait for a source that gives nothing."""
         self.closed.set()
-        self.thread.join()
+        self.thread.join(timeout=1.0)
 
 
 def _bar(total: int | None, done: int) -> Any:
@@ -238,6 +257,8 @@ class _Settings(NamedTuple):
     def call(self, chunk: dict[str, Tensor], queries: Tensor | None, token_bias: Tensor | None) -> Tokenize:
         """The op's arguments for a chunk, checked."""
         x = chunk["x"]
+        if "residual" in chunk:
+            raise ValueError("a chunk must hold no `residual` where it is pooled")
         operands = {name: chunk.get(name) for name in _PIXELS if name not in ("x", "residual")}
         call = Tokenize(
             x,
@@ -265,12 +286,15 @@ class _Streamed(torch.autograd.Function):
         ctx: Any, settings: _Settings, queries: Tensor | None, token_bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         state, dtype = settings.resume, None
+        if state is not None:
+            _check_state(state, settings, queries)
         with settings.stream.reading(0 if state is None else state.chunks) as chunks:
             for chunk in chunks:
                 call = settings.call(chunk, queries, token_bias)
                 dtype = call.x.dtype
                 tokens, exact, stats = TOKENIZE(call, settings.backend, plain=True, differentiable=False)
-                found = State(exact if exact.dtype != tokens.dtype else tokens, stats, 1, call.x.shape[1])
+                exact = exact if exact.dtype != tokens.dtype else tokens
+                found = State(exact, stats, 1, call.x.shape[1], settings.normalize)
                 state = found if state is None else _joined(state, found, settings.normalize)
                 if settings.on_chunk is not None:
                     settings.on_chunk(state)
@@ -347,14 +371,42 @@ class _Streamed(torch.autograd.Function):
         return None, dqueries, total[6].to(token_bias.dtype) if of_bias else None
 
 
+def _check_state(state: Any, settings: _Settings, queries: Tensor | None) -> None:
+    """Raise unless a run can go on from a state."""
+    if not isinstance(state, State):
+        raise TypeError(f"`resume` must be a State, got {type(state).__name__}")
+    if state.normalize != settings.normalize:
+        raise ValueError(
+            f"`resume` must be a state with normalize = {settings.normalize!r}, got {state.normalize!r}"
+        )
+    if queries is not None and state.stats.shape[-1] != queries.shape[-2]:
+        raise ValueError(
+            f"`resume` must be a state of {queries.shape[-2]} rows, those of `queries`, got "
+            f"{state.stats.shape[-1]}"
+        )
+    chunks = settings.stream.chunks
+    if isinstance(chunks, Chunks):
+        pixels = min(state.chunks * chunks.pixels, chunks.total)
+        if state.pixels != pixels or state.chunks > len(chunks):
+            raise ValueError(
+                f"`resume` must be a state of these chunks, the first {state.chunks} of which have {pixels} "
+                f"pixels, got one of {state.pixels} pixels"
+            )
+
+
 def _joined(state: State, found: State, normalize: str | None) -> State:
     """Of the chunks so far and another one."""
+    if state.tokens.shape != found.tokens.shape:
+        raise ValueError(
+            f"a chunk must have B, C and rows as those before it, whose tokens are "
+            f"{tuple(state.tokens.shape)}, got tokens {tuple(found.tokens.shape)}"
+        )
     if normalize == "pixels":
         pairs = zip(state[:2], found[:2], strict=True)
         tokens, stats = merged(*(torch.stack(pair) for pair in pairs))
     else:
         tokens, stats = state.tokens + found.tokens, state.stats + found.stats
-    return State(tokens, stats, state.chunks + found.chunks, state.pixels + found.pixels)
+    return State(tokens, stats, state.chunks + found.chunks, state.pixels + found.pixels, normalize)
 
 
 def tokenize(
@@ -421,6 +473,8 @@ def tokenize(
     wanted = torch.is_grad_enabled() and any(
         operand is not None and operand.requires_grad for operand in (queries, token_bias)
     )
+    if on_gradient is not None and not wanted:
+        raise ValueError("`on_gradient` must be None where neither queries nor token_bias need a gradient")
     if wanted and isinstance(chunks, Iterator):
         raise ValueError(
             "`chunks` must be iterable a second time where a gradient is wanted, got an iterator "
@@ -501,6 +555,8 @@ def project(
     checks.count("prefetch", prefetch)
     if skip and not isinstance(chunks, Chunks):
         raise ValueError("`skip` must be 0 unless `chunks` are Chunks, which know where a chunk begins")
+    if not 0 <= skip <= (len(chunks) if isinstance(chunks, Chunks) else 0):
+        raise ValueError(f"`skip` must be at most the number of chunks, and not negative, got {skip}")
     stream = _stream(chunks, keys, prefetch, progress)
     start = min(skip * chunks.pixels, chunks.total) if isinstance(chunks, Chunks) else 0
     done, pending = skip, None
@@ -558,4 +614,7 @@ def _write(sink: Any, start: int, y: Tensor) -> None:
             f"`sink` must have D = {y.shape[-1]} channels and at least N = {stop} pixels, got {size}"
         )
     where = (*lead, slice(start, stop))
-    sink[where] = y if isinstance(sink, Tensor) else y.numpy()
+    if isinstance(sink, Tensor):
+        sink[where] = y
+    else:
+        sink[where] = (y.float() if y.dtype == torch.bfloat16 else y).numpy()  # NumPy has no bfloat16

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from tests._support import family, problems, sharding
 from tests._support.comparing import assert_close
@@ -244,6 +245,18 @@ def check_different_calls(rank):
     batch, count = (2, 3) if wide else (3, 2)
     with pytest.raises(RuntimeError, match="have not made the same call"):
         distributed.tokenize(randn(batch, 9, 8), randn(count, 8))
+    for options in (
+        {"scale": 0.5 if wide else 1.0},
+        {"layer_norm_eps": 1e-5 if wide else None},
+        {"num_heads": 2 if wide else 1, "scores": randn(1, 2, 9)},
+    ):
+        with pytest.raises(RuntimeError, match="have not made the same call"):
+            distributed.tokenize(x, None if "scores" in options else randn(2, 8), **options)
+    with (
+        torch.autocast("cpu", enabled=wide),
+        pytest.raises(RuntimeError, match="have not made the same call"),
+    ):
+        distributed.tokenize(x.float(), randn(2, 8).float())
     # Gradients of keys (1, 2, 8) meet those of keys (2, 8).
     keys = (randn(1, 2, 8) if wide else randn(2, 8)).requires_grad_()
     y = distributed.project(x, keys, randn(1, 2, 8))
@@ -276,9 +289,26 @@ def check_arguments(rank):
     with pytest.raises(RuntimeError, match="run in eager mode only"):
         torch.func.vmap(lambda x: distributed.tokenize(x, queries))(x[None])
     rows = queries.clone().requires_grad_()
-    (first,) = torch.autograd.grad(distributed.tokenize(x, rows).sum(), rows, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiated only once"):
-        first.sum().backward()
+    for wanted in (distributed.tokenize(x, rows), *distributed.shared(rows)):
+        with pytest.raises(RuntimeError, match="differentiated only once: use no create_graph=True"):
+            torch.autograd.grad(wanted.sum(), rows, create_graph=True)
+    for groups, message in (([], "at least one group"), ([dist.group.WORLD] * 2, "each group once")):
+        with pytest.raises(ValueError, match=message):
+            distributed.tokenize(x, queries, group=groups)
+
+
+def check_checkpoints(rank):
+    """They compute the forward pass again, its exchange included, also where a process has no pixels."""
+    x, queries, keys = randn(2, 9, 8), randn(3, 8, seed=1).requires_grad_(), randn(2, 3, 8, seed=2)
+    for part in (own(x), x if rank == 0 else x[:, :0]):
+        part = part.clone().requires_grad_()
+
+        def solve(part, queries):
+            return distributed.project_tokenize(part, keys, keys, queries, residual=part)[1].sin()
+
+        tokens = checkpoint(solve, part, queries, use_reentrant=False)
+        found = torch.autograd.grad(tokens.sum(), (part, queries))
+        assert_close(found, torch.autograd.grad(solve(part, queries).sum(), (part, queries)))
 
 
 def test_two_processes():
@@ -294,6 +324,7 @@ def test_two_processes():
         check_different_calls,
         check_different_calls_on_other_devices,
         check_arguments,
+        check_checkpoints,
     )
 
 

@@ -33,9 +33,15 @@ class Exchange:
     they raise on a CPU; elsewhere, where that would wait for the device, the results are NaN.
     """
 
-    def __init__(self, groups: Sequence[Any]) -> None:
-        self.groups = []
+    def __init__(self, groups: Sequence[Any], label: str = "") -> None:
+        """``label``: what all processes must have asked for."""
+        self.groups: list[Any] = []
+        self.label = label
+        if not groups:
+            raise ValueError("`group` must hold at least one group where it is a sequence, got none")
         for group in groups:
+            if any(group is other for other in self.groups):
+                raise ValueError("`group` must hold each group once")
             size = dist.get_world_size(group)
             if size < 1:
                 raise ValueError("`group` must contain this process, got a group of others")
@@ -63,11 +69,10 @@ class Exchange:
             sums = [_in_order(part) for part in self._gather(group, f"total {dtypes}", *sums)]
         return [found.to(dtype) for found, dtype in zip(sums, dtypes, strict=True)]
 
-    @staticmethod
-    def _gather(group: Any, call: str, *parts: Tensor) -> list[Tensor]:
+    def _gather(self, group: Any, call: str, *parts: Tensor) -> list[Tensor]:
         """Each part of each process, (processes, ...), by one collective."""
         shapes = [part.shape for part in parts]
-        what = f"{call} {[tuple(shape) for shape in shapes]}"
+        what = " ".join(filter(None, (self.label, call, str([tuple(shape) for shape in shapes]))))
         # float32 holds integers of 24 bits.
         label = parts[0].new_full((1,), zlib.crc32(what.encode()) % 2**24)
         message = torch.cat([label, *(part.reshape(-1) for part in parts)])
@@ -95,31 +100,20 @@ def _in_order(parts: Tensor) -> Tensor:
 
 
 def first_derivative_only(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """For the backward of an autograd.Function: a second derivative of what it returns is an error."""
+    """For the backward of an autograd.Function: create_graph=True is an error.
+
+    A second derivative would have to reach the operands by way of other processes. What raises only when it
+    is asked for may never be: autograd leaves out whatever leads to none of the tensors asked about.
+    """
 
     def wrapped(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        with torch.no_grad():
-            found = backward(ctx, *grads)
-        if not torch.is_grad_enabled():
-            return found
-        apply: Callable[..., Any] = _Refusal.apply
-        # torch.autograd.function.once_differentiable would let it be 0 where no gradient depends on the grads
-        return tuple(None if each is None else apply(each.detach().requires_grad_()) for each in found)
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "functions of vt_fast.distributed can be differentiated only once: use no create_graph=True"
+            )
+        return backward(ctx, *grads)
 
     return wrapped
-
-
-class _Refusal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(
-            "functions of vt_fast.distributed can be differentiated only once: their backward has no "
-            "derivative"
-        )
 
 
 class _Shared(torch.autograd.Function):

@@ -95,6 +95,7 @@ class _Sharded(torch.autograd.Function):
     def forward(ctx: Any, sharded: _ShardedOp, exchange: Exchange, backend: str | None, *args: Any) -> Any:
         op = sharded.op
         call = op.passes[0].record(*args)
+        exchange.label += f" {call.x.dtype}"
         ctx.is_empty = _is_empty(call)
         if ctx.is_empty:
             results = op.passes[0].fake(call)
@@ -118,6 +119,9 @@ class _Sharded(torch.autograd.Function):
         if not ctx.is_empty:
             of_op = sharded.op.derivative(ctx, needs, *grads)
             found[: len(of_op)] = of_op
+        else:
+            # Checkpoints compute the forward pass again when this is asked for, as the other processes do.
+            _ = ctx.saved_tensors
         summed = [place for place in sharded.replicated if place < len(needs) and needs[place]]
         if ctx.emptied is not None and 9 in summed:
             summed.remove(9)
@@ -202,13 +206,13 @@ def shared(*operands: Tensor, group: Group = None) -> tuple[Tensor, ...]:
         torch.Size([2, 100, 6])
         >>> torch.distributed.destroy_process_group()
     """
-    found: tuple[Tensor, ...] = share(_exchange(group), *operands)
+    found: tuple[Tensor, ...] = share(_exchange(group, "shared"), *operands)
     return found
 
 
-def _exchange(group: Group) -> Exchange:
+def _exchange(group: Group, call: str, **settings: Any) -> Exchange:
     groups = list(group) if isinstance(group, Sequence) else [group]
-    return Exchange(groups)
+    return Exchange(groups, f"{call} {settings}")
 
 
 @overload
@@ -320,7 +324,7 @@ def tokenize(
         torch.Size([2, 4, 8])
         >>> torch.distributed.destroy_process_group()
     """
-    exchange = _exchange(group)
+    exchange = _exchange(group, "tokenize", scale=scale, num_heads=num_heads, layer_norm_eps=layer_norm_eps)
     checks.flag("return_stats", return_stats)
     queries = scaled("scale", scale, queries)
     _check_x(x, offsets)
@@ -391,7 +395,7 @@ def project(
             call.
         RuntimeError: in the backward pass as in :func:`tokenize`; or the backend asked for cannot run here.
     """
-    exchange = _exchange(group)
+    exchange = _exchange(group, "project", scale=scale, num_heads=num_heads)
     residual_is_input = residual is x
     other = None if residual_is_input else residual
     keys = scaled("scale", scale, keys)
@@ -461,7 +465,7 @@ def project_tokenize(
             call.
         RuntimeError: as in :func:`tokenize`.
     """
-    exchange = _exchange(group)
+    exchange = _exchange(group, "project_tokenize", scale=scale, query_scale=query_scale, num_heads=num_heads)
     checks.flag("return_map", return_map)
     checks.flag("return_stats", return_stats)
     residual_is_input = residual is x
