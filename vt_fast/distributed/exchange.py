@@ -37,8 +37,6 @@ class Exchange:
         """``label``: what all processes must have asked for."""
         self.groups: list[Any] = []
         self.label = label
-        if not groups:
-            raise ValueError("`group` must hold at least one group where it is a sequence, got none")
         for group in groups:
             if any(group is other for other in self.groups):
                 raise ValueError("`group` must hold each group once")
