@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,3 +138,24 @@ def test_time_must_be_positive(capsys):
     with pytest.raises(SystemExit):
         main(["check", "--seconds", "0"])
     assert "must be a positive number, got 0" in capsys.readouterr().err
+
+
+def run(command, **environment):
+    return subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_without_torch_it_says_what_info_says(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: no such file')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ".")])
+    done = run(f"{sys.executable} -m vt_fast check", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert "versions" in done.stdout
+    assert done.stderr == "error: nothing can be checked: OSError: libtorch.so: no such file\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_output_may_be_closed():
+    done = run(f"{sys.executable} -m vt_fast info >&-")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -234,7 +234,7 @@ class VisualTransformerStack(CompositeModule):
 
         Where a stack ends in tokens and its first shortcut makes the map wider, the wide map is not needed,
         and the shortcut's product with all pixels is the largest one of the stack. The narrow map must be
-        clearly narrower, and on a CPU, where that is faster (`python -m benchmarks models`).
+        clearly narrower, and on a CPU: on GPUs it has not been measured.
         """
         *before, last = self
         if not before or device.type != "cpu" or getattr(last, "projector", None) is not None:
