@@ -13,6 +13,7 @@ from vt_fast import checks, functional
 from vt_fast.backends.contract import Project
 from vt_fast.layout import as_pixels, channel_count, shards_pixels, unflatten
 from vt_fast.nn.frozen import Freezable
+from vt_fast.nn.products import linear, matmul
 from vt_fast.precision import any_autocast, autocast, autocast_enabled
 
 REFERENCE = "reference"
@@ -124,13 +125,13 @@ class FactoredMap(NamedTuple):
     def rows(self, rows: Tensor) -> Tensor:
         """Rows (L, D) or (B, L, D) for the map as rows (B, L, ...) for the narrow one."""
         given = rows.expand(self.values.shape[0], -1, -1)
-        parts = torch.cat((given @ self.shortcut, given @ self.values.transpose(1, 2)), -1)
+        parts = torch.cat((matmul(given, self.shortcut), given @ self.values.transpose(1, 2)), -1)
         return F.pad(parts, (0, channel_count(self.narrow) - self.used))
 
     def pooled(self, pooled: Tensor) -> Tensor:
         """What is pooled from the narrow map, and extra values behind it, as what is pooled from the map."""
         channels, width = self.shortcut.shape[1], channel_count(self.narrow)
-        of_map = pooled[..., :channels] @ self.shortcut.transpose(0, 1)
+        of_map = linear(pooled[..., :channels], self.shortcut)
         of_map = of_map + pooled[..., channels : self.used] @ self.values
         return of_map if pooled.shape[-1] == width else torch.cat((of_map, pooled[..., width:]), -1)
 

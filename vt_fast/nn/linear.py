@@ -15,6 +15,7 @@ from vt_fast import checks
 from vt_fast.layout import shards_pixels, unflatten
 from vt_fast.nn.init import lecun_normal_
 from vt_fast.nn.members import why_not_fused
+from vt_fast.nn.products import linear, matmul
 
 if TYPE_CHECKING:
     from vt_fast.reference.linear import Projection
@@ -120,7 +121,7 @@ class GroupedLinear(nn.Module):
             return F.conv2d(x, weight[:, :, None, None], bias, groups=self.groups)
         if self.groups == 1:
             try:
-                return F.linear(x, weight, bias)
+                return linear(x, weight, bias)
             except (TypeError, RuntimeError):
                 checks.features("x", x, self.in_features)
                 raise
@@ -166,7 +167,7 @@ class GroupedLinear(nn.Module):
         if num_heads == blocks == self.groups == 1:
             bias = self.bias
             # Not a product with a vector: FLOP counters do not agree on those.
-            return rows @ self.weight, None if bias is None else (rows * bias).sum(-1)
+            return matmul(rows, self.weight), None if bias is None else (rows * bias).sum(-1)
         checks.counts(num_heads=num_heads, blocks=blocks)
         checks.divides("num_heads", num_heads, "out_features", self.out_features)
         checks.divides("blocks", blocks, "num_heads", num_heads)

@@ -1,0 +1,178 @@
+"""Products by oneDNN against float64 and PyTorch's own, and where they are left to PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from vt_fast.nn import GroupedLinear, products
+
+pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="PyTorch has no oneDNN here")
+
+ROWS, IN, OUT = 131, 257, 263  # over the least number of multiplications
+
+
+def calls(function):
+    """What a function returns, and how many products it gives to oneDNN."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        result = function()
+    return result, sum(event.name == "mkldnn::_linear_pointwise" for event in found.events())
+
+
+def error(y, x, weight, bias=None):
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return (y - exact).square().mean().sqrt().item()
+
+
+INPUTS = {
+    "rows": lambda: torch.randn(ROWS, IN),
+    "batch": lambda: torch.randn(ROWS, 2, IN),
+    "gaps": lambda: torch.randn(ROWS, 2 * IN)[:, 3 : IN + 3],
+    "every other": lambda: torch.randn(ROWS, 2 * IN)[:, ::2],
+    "columns": lambda: torch.randn(IN, ROWS).t(),
+    "samples of columns": lambda: torch.randn(2, IN, ROWS).transpose(1, 2),
+    "shared": lambda: torch.randn(1, IN).expand(ROWS, IN),
+    "one for all": lambda: torch.randn(ROWS, 1).expand(ROWS, IN),
+    "unaligned": lambda: torch.randn(ROWS * IN + 1)[1:].view(ROWS, IN),
+}
+WEIGHTS = {
+    "rows": lambda: torch.randn(OUT, IN),
+    "columns": lambda: torch.randn(IN, OUT).t(),
+    "unaligned": lambda: torch.randn(OUT * IN + 3)[3:].view(OUT, IN),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("x", INPUTS)
+def test_linear(x, weight, bias):
+    x, weight, bias = INPUTS[x](), WEIGHTS[weight](), torch.randn(OUT) if bias else None
+    y, count = calls(lambda: products.linear(x, weight, bias))
+    assert count == 1
+    assert y.shape == (*x.shape[:-1], OUT)
+    assert y.is_contiguous()
+    # MKL adds up in blocks, oneDNN in order.
+    assert error(y, x, weight, bias) <= 3 * error(F.linear(x, weight, bias), x, weight, bias)
+    assert torch.equal(y, products.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("matrix", [torch.randn(IN, OUT), torch.randn(OUT, IN).t()])
+def test_matmul(matrix):
+    x = torch.randn(2, ROWS, IN)
+    y, count = calls(lambda: products.matmul(x, matrix))
+    assert count == 1
+    assert error(y, x, matrix.t()) <= 3 * error(x @ matrix, x, matrix.t())
+
+
+@pytest.mark.parametrize("needed", ["x", "weight", "bias", "x weight", "weight bias", "x weight bias"])
+def test_gradients(needed):
+    given = {"x": torch.randn(ROWS, 2, IN), "weight": torch.randn(OUT, IN), "bias": torch.randn(OUT)}
+    wanted = [given[name].requires_grad_() for name in needed.split()]
+
+    def gradients(function, *given):
+        first = torch.autograd.grad(function(*given).square().sum(), wanted_of(given), create_graph=True)
+        return *first, *torch.autograd.grad(sum(g.square().sum() for g in first), wanted_of(given))
+
+    def wanted_of(given):
+        return [value for value in given if value.requires_grad]
+
+    found = gradients(products.linear, *given.values())
+    exact = gradients(
+        F.linear, *(value.detach().double().requires_grad_(value.requires_grad) for value in given.values())
+    )
+    assert len(found) == 2 * len(wanted)
+    for mine, want in zip(found, exact, strict=True):
+        assert (mine - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_what_backward_keeps():
+    """A frozen weight keeps no input, as with PyTorch's own."""
+    kept = WeakIdKeyDictionary()
+
+    def pack(value):
+        kept[value] = None
+        return value
+
+    weight = torch.randn(OUT, IN)
+    x = torch.randn(ROWS, IN, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        y = products.linear(x, weight)
+    assert y.requires_grad
+    assert [value is weight for value in kept] == [True]
+
+
+class Symbolic(torch.nn.Module):
+    """A module whose product torch.fx looks at."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        return products.linear(x, self.weight, self.bias)
+
+
+def autocast(x, layer):
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(x)
+
+
+def without_onednn(x, layer):
+    with torch.backends.mkldnn.flags(enabled=False):
+        return layer(x)
+
+
+def counted(x, layer):
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+    assert counter.get_total_flops() == 2 * x.numel() * layer.out_features
+    return y
+
+
+def with_gaps(x, layer):
+    weight = torch.randn(layer.out_features, 2 * layer.in_features)
+    weight[:, : layer.in_features] = layer.weight
+    return products.linear(x, weight[:, : layer.in_features], layer.bias)
+
+
+def strided_bias(x, layer):
+    bias = layer.bias.repeat_interleave(2)[::2]
+    return products.linear(x, layer.weight, bias)
+
+
+OTHERS = {
+    "autocast": autocast,
+    "oneDNN switched off": without_onednn,
+    "FLOPs counted": counted,
+    "weight with gaps": with_gaps,
+    "strided bias": strided_bias,
+    "compiled": lambda x, layer: torch.compile(layer, backend="eager", fullgraph=True)(x),
+    "traced": lambda x, layer: torch.jit.trace(layer, (x,), check_trace=False)(x),
+    "symbolic": lambda x, layer: torch.fx.symbolic_trace(Symbolic(layer))(x),
+    "vmap": lambda x, layer: torch.func.vmap(layer)(x[:, None])[:, 0],
+    "derivative along x": lambda x, layer: torch.func.jvp(layer, (x,), (x,))[0],
+    "few rows": lambda x, layer: torch.cat([layer(part) for part in x.split(16)]),
+    "float64": lambda x, layer: layer.double()(x.double()).float(),
+}
+
+
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", OTHERS)
+@torch.no_grad()
+def test_pytorchs_own_product_elsewhere(way):
+    layer, x = GroupedLinear(IN, OUT), torch.randn(ROWS, IN)
+    torch.nn.init.normal_(layer.bias)
+    y, count = calls(lambda: OTHERS[way](x, layer))
+    assert count == 0
+    tolerance = 1e-1 if way == "autocast" else 1e-5
+    torch.testing.assert_close(
+        y.float(), F.linear(x, layer.float().weight, layer.bias), rtol=0, atol=tolerance
+    )
+
+
+def test_wrong_width():
+    with pytest.raises(ValueError, match=f"C = {IN}|{IN}"):
+        GroupedLinear(IN, OUT)(torch.randn(ROWS, IN + 1))
