@@ -44,6 +44,28 @@ def plans(op: str, dtype: torch.dtype, layout: str) -> dict[Call, tuple[int, int
     return found
 
 
+def some_kernel(rows):
+    """Sizes of a call of the first op and type that are built."""
+    op, kind = (names[0] for names in cuda_emulator.selected())
+    sizes = Sizes(PASSES.index(op), TYPES.index(kind), 0, 264, 264)
+    sizes.keys, sizes.queries = rows * ("project" in op), rows * ("tokenize" in op)
+    return sizes
+
+
+@pytest.mark.parametrize(("rows", "room"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64)])
+def test_a_kernel_with_room_for_no_more_rows_than_needed(rows, room):
+    assert 8 * cuda_emulator.planned(some_kernel(rows), 227 << 10, 16).nt == room
+
+
+def test_no_more_shared_memory_than_there_is():
+    sizes = [
+        (size, cuda_emulator.planned(some_kernel(16), size, 8)) for size in range(16 << 10, 228 << 10, 512)
+    ]
+    planned = [(size, plan) for size, plan in sizes if plan is not None]
+    assert len({plan.stages for _, plan in planned}) > 1
+    assert all(plan.shared_bytes <= size for size, plan in planned)
+
+
 @pytest.mark.parametrize(
     ("layout", "dtype"),
     [(layout, dtype) for layout in LAYOUTS for dtype in DTYPES if layout != "first" or dtype.itemsize == 2],

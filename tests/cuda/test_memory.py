@@ -73,15 +73,18 @@ GAPS = [0, 1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("layout", ["bnc", "nchw", "channels_last"])
+@pytest.mark.parametrize(
+    ("layout", "height", "width"), [("bnc", 4, 6), ("nchw", 4, 6), ("nchw", 3, 7), ("channels_last", 4, 6)]
+)
 @pytest.mark.parametrize("op", OPS)
-def test_views_of_larger_maps(op, layout, dtype):
+def test_views_of_larger_maps(op, layout, height, width, dtype):
     """Results are those of a dense map, whether the kernels read a view in place or not."""
     options = ("residual",) if op != "tokenize" else ()
-    dense = in_place(problem(op, options, layout, channels=32, height=4, width=6), dtype)
+    dense = in_place(problem(op, options, layout, channels=32, height=height, width=width), dtype)
     with cuda_emulator.emulated():
         expected = dense.solve(dtype)
-    for index, gaps in enumerate(pairs(GAPS, GAPS, GAPS, GAPS)):
+    between_pixels_or_channels = [(0, gap, 0, 0) for gap in GAPS]
+    for index, gaps in enumerate([*pairs(GAPS, GAPS, GAPS, GAPS), *between_pixels_or_channels]):
         maps = {
             name: with_gaps(dense.operands[name], *gaps) for name in {"x", "residual"} & dense.operands.keys()
         }
