@@ -135,16 +135,11 @@ def perceiver_hf(quick: bool) -> Host:
     def make() -> nn.Module:
         from transformers import PerceiverConfig, PerceiverForImageClassificationFourier
 
-        sizes: Any = {
-            "num_latents": 8,
-            "d_latents": 64,
-            "num_self_attends_per_block": 1,
-            "num_blocks": 1,
-            "num_cross_attention_heads": 1,
-        }
+        small: Any = {"num_latents": 8, "d_latents": 64, "num_self_attends_per_block": 1, "num_blocks": 1}
+        large: Any = {"num_latents": 512, "d_latents": 1024}
         # As trained, but for the dropout of attention.
         config = PerceiverConfig(
-            **(sizes if quick else {"num_latents": 512}), attention_probs_dropout_prob=0.0
+            **(small if quick else large), num_cross_attention_heads=1, attention_probs_dropout_prob=0.0
         )
         model: nn.Module = PerceiverForImageClassificationFourier(config)
         return model

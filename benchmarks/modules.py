@@ -17,10 +17,10 @@ from benchmarks.peers import Contender
 from benchmarks.results import BACKEND, OURS, PEER, REPLACED
 from benchmarks.roofline import Work
 from benchmarks.shapes import BOTH, FORWARD
-from vt_fast.nn import set_backend
+from vt_fast.nn import freeze, set_backend
 
 INFERENCE, TRAINING = "inference", "training step"
-VT_FAST = "vt_fast"
+VT_FAST, FROZEN = "vt_fast", "vt_fast frozen"
 # Passes without gradients, which leave modules in evaluation mode.
 _FORWARDS = (FORWARD, INFERENCE)
 
@@ -65,9 +65,18 @@ class Comparison(NamedTuple):
 
 
 def paper(
-    ours: Side, replaced: Side, inputs: Shapes, small: Shapes | None = None, compiled: str = ""
+    ours: Side,
+    replaced: Side,
+    inputs: Shapes,
+    small: Shapes | None = None,
+    compiled: str = "",
+    *,
+    frozen: bool = False,
 ) -> Comparison:
-    """A module of the paper: its equations, eager and compiled, our ops, and the convolutions it replaces."""
+    """A module of the paper: its equations, eager and compiled, our ops, and the convolutions it replaces.
+
+    ``frozen``: ours with operands that are kept, too, which makes a difference in inference alone.
+    """
 
     def make() -> nn.Module:
         module = ours.make()
@@ -80,6 +89,8 @@ def paper(
         "convolutions": replaced._replace(role=REPLACED),
         VT_FAST: ours._replace(role=OURS),
     }
+    if frozen:
+        sides[FROZEN] = ours._replace(make=lambda: freeze(ours.make()), role=BACKEND)
     return Comparison(sides, inputs, small)
 
 
@@ -117,7 +128,8 @@ class _Built:
 
     def values(self, which: str) -> tuple[Tensor, ...]:
         """What a pass computes."""
-        found = self.results() if which in _FORWARDS else self.both()
+        with torch.set_grad_enabled(which not in _FORWARDS):
+            found = self.results() if which in _FORWARDS else self.both()
         return tuple(value.detach() for value in found)
 
 
@@ -191,7 +203,7 @@ class ModuleProblem:
         self.contenders = [each for each in contenders if each.timed or each.name == self._yardstick]
         self.map_bytes = sum(torch.Size(each).numel() for each in comparison.inputs) * self._dtype.itemsize
         self._truths: dict[str, _Truth] = {}
-        self._verdicts: dict[str, Judgement] = {}
+        self._verdicts: dict[tuple[str, str], Judgement] = {}
 
     def call(self, contender: Contender, which: str) -> Call:
         """A forward without gradients, forward and backward, or a step of training with SGD."""
@@ -224,12 +236,14 @@ class ModuleProblem:
         if self._comparison.small is None:
             training = which not in _FORWARDS
             return self._truth(self._given, which, training=training).judge(values)
-        if contender.name not in self._verdicts:
+        # Modules may compute in other ways where no gradients are wanted.
+        judged = INFERENCE if which == INFERENCE else BOTH
+        if (contender.name, judged) not in self._verdicts:
             given = self._draw(self._comparison.small)
-            found = self._leaves_built(contender.name, given, self._dtype, training=False).values(BOTH)
-            truth = self._truth(given, BOTH, training=False)
-            self._verdicts[contender.name] = truth.judge(found)
-        return self._verdicts[contender.name]
+            found = self._leaves_built(contender.name, given, self._dtype, training=False).values(judged)
+            truth = self._truth(given, judged, training=False)
+            self._verdicts[contender.name, judged] = truth.judge(found)
+        return self._verdicts[contender.name, judged]
 
     def work(self, which: str) -> Sequence[Work]:
         """Nothing where none is known: there is no floor then."""

@@ -2,7 +2,7 @@
 
 ResNets and FPN, and the parts of them that the paper replaces. Sides: ``convolutions``, which are replaced;
 ``reference``, the paper's equations; ``compile reference``, where torch.compile compiles the paper's part of
-the network; and ``vt_fast``.
+the network; ``vt_fast``; and ``vt_fast frozen``, which keeps operands (:func:`vt_fast.nn.freeze`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from benchmarks.devices import Device
 from benchmarks.modules import INFERENCE, TRAINING, Comparison, ModuleProblem, Side, paper
 from benchmarks.processes import Plan, cpus_of
+from benchmarks.results import REPLACED
 from benchmarks.shapes import GPU_DTYPES, LAYOUTS
 from benchmarks.timing import QUICK, Budget
 from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
@@ -24,7 +25,8 @@ from vt_fast.models import FPN, VTFPN, ResNet, VTResNet, fpn, vt_fpn
 MODE = "models"
 KINDS = ("stage", "neck", "classifier", "segmentation")
 PASSES = (INFERENCE, TRAINING)
-PEERS = ("reference", "compile reference", "convolutions")
+LATERALS = "laterals alone"
+PEERS = ("reference", "compile reference", "convolutions", LATERALS)
 # Nothing leaves the rotation, however far behind.
 BUDGET = Budget(3.0, least=7, most=50, few=5, patience=30.0, behind=math.inf, far_behind=math.inf)
 # Images of COCO and LIP, and the classes that are told apart in them.
@@ -105,18 +107,21 @@ def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compar
         ours = Side(lambda: VTResNet(depth, variant="v2").stage, lambda host, x: host(x)[1])
         replaced = Side(lambda: ResNet(depth).get_submodule("layer4"))
         given, small = (_maps(size, channels)[2:3] for size in (image, (2, 3, 112, 112)))
-        return f"ResNet-{depth}'s last stage", paper(ours, replaced, given, small)
+        return f"ResNet-{depth}'s last stage", paper(ours, replaced, given, small, frozen=True)
     if kind == "neck":
         ours = Side(lambda: VTFPN(channels), lambda host, *maps: host(maps))
         replaced = ours._replace(make=lambda: FPN(channels))
         given, small = (_maps(size, channels) for size in (image, (2, 3, 96, 64)))
-        return f"FPN on ResNet-{depth}", paper(ours, replaced, given, small)
+        found = paper(ours, replaced, given, small, frozen=True)
+        # What is left of the neck where tokens cost nothing.
+        laterals = ours._replace(function=lambda host, *maps: host.laterals(maps), role=REPLACED)
+        return f"FPN on ResNet-{depth}", found._replace(sides={**found.sides, LATERALS: laterals})
     if kind == "classifier":
         ours = Side(lambda: VTResNet(depth, classes, variant="v2"))
         replaced = Side(lambda: ResNet(depth, classes))
-        return f"ResNet-{depth}", paper(ours, replaced, [image], [(2, 3, 64, 64)], "stage")
+        return f"ResNet-{depth}", paper(ours, replaced, [image], [(2, 3, 64, 64)], "stage", frozen=True)
     ours, replaced = Side(lambda: vt_fpn(depth, classes)), Side(lambda: fpn(depth, classes))
-    return f"ResNet-{depth} FPN", paper(ours, replaced, [image], [(2, 3, 64, 96)], "neck")
+    return f"ResNet-{depth} FPN", paper(ours, replaced, [image], [(2, 3, 64, 96)], "neck", frozen=True)
 
 
 def _maps(image: Sequence[int], channels: Sequence[int]) -> list[Sequence[int]]:

@@ -161,7 +161,8 @@ def _sections(data: DataFrame) -> list[Section]:
 def _written(data: DataFrame) -> DataFrame:
     """The frame with the columns of tables, whose numbers are texts."""
     rows = list(data.itertuples())
-    replaced = data[data.role == REPLACED].set_index("cell")["median"]
+    # The first one of a cell: convolutions, not a part of them.
+    replaced = data[data.role == REPLACED].groupby("cell")["median"].first()
     images = data["shape"].str.partition("x")[0].where(data["mode"] == "models").astype(float)
     short = data.status.map(SHORT)
     return data.assign(

@@ -38,7 +38,7 @@ def tiny(passes=(INFERENCE, TRAINING), judged_apart=True, make=None, replaced=No
     ours = Side(make or stack, lambda host, x: host(x)[1])
     convolution = Side(replaced or (lambda: nn.Conv2d(16, 32, 3, padding=1)))
     small = [(2, 16, 4, 4)] if judged_apart else None
-    sides = paper(ours, convolution, [(2, 16, 5, 6)], small)
+    sides = paper(ours, convolution, [(2, 16, 5, 6)], small, frozen=True)
     return ModuleProblem(sides, "models", "tiny", "", {**SPEC, "passes": passes}, Device())
 
 
@@ -46,7 +46,7 @@ def tiny(passes=(INFERENCE, TRAINING), judged_apart=True, make=None, replaced=No
 def test_all_sides_of_a_layer_compute_the_same(name):
     problem = layer(name, "fp64")
     names = [contender.name for contender in problem.contenders]
-    assert {"vt_fast"} < set(names) <= {"vt_fast", *layers.PEERS}
+    assert {"vt_fast"} < set(names) <= {"vt_fast", "vt_fast frozen", *layers.PEERS}
     for which in problem.passes:
         exact = [value.detach() for value in problem.call(problem.contenders[0], which)()]
         largest = max(float(each.norm()) for each in exact)
@@ -98,7 +98,7 @@ def test_a_layer_whose_package_is_missing_says_so(monkeypatch):
 def test_all_passes_of_a_network_are_measured():
     problem = tiny()
     found = measured(problem)
-    assert [name for name, _ in found] == 2 * ["vt_fast", "reference", "convolutions"]
+    assert [name for name, _ in found] == 2 * ["vt_fast", "vt_fast frozen", "reference", "convolutions"]
     assert {row.status for row in found.values()} == {OK}
     assert found["vt_fast", INFERENCE].role == OURS
     assert all(row.extra_bytes > 0 for row in found.values())
@@ -159,7 +159,7 @@ def test_networks_are_those_of_the_paper(quick):
 @pytest.mark.parametrize(
     ("words", "count"),
     [
-        ("models --kind neck --pass inference --quick --threads 1", 3),
+        ("models --kind neck --pass inference --quick --threads 1", 5),
         ("layers --layer level --pass inference --quick --threads 1 --peers", 1),
     ],
 )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vt_fast.nn import GroupedLinear, products
+from vt_fast.nn import GroupedLinear, freeze, products
 
 pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="PyTorch has no oneDNN here")
 
@@ -171,6 +171,38 @@ def test_pytorchs_own_product_elsewhere(way):
     torch.testing.assert_close(
         y.float(), F.linear(x, layer.float().weight, layer.bias), rtol=0, atol=tolerance
     )
+
+
+def packings(function):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        result = function()
+    return result, sum(event.name == "mkldnn::_reorder_linear_weight" for event in found.events())
+
+
+def test_frozen_layers_keep_their_weights_packed():
+    layer, x = GroupedLinear(IN, OUT).eval(), torch.randn(ROWS, IN)
+    with torch.no_grad():
+        expected = layer(x)
+        freeze(layer)
+        for count in (1, 0):
+            y, packed = packings(lambda: layer(x))
+            assert packed == count
+            torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+        layer.weight.mul_(2)
+        y, packed = packings(lambda: layer(x))
+        assert packed == 1
+        torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-5)
+    y, packed = packings(lambda: layer(x))
+    assert packed == 0
+    y.sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_computed_weights_are_not_packed():
+    layer, x = GroupedLinear(IN, OUT), torch.randn(ROWS, IN)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        assert packings(lambda: freeze(layer.eval())(x))[1] == 0
 
 
 def test_wrong_width():

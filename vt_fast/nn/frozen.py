@@ -18,6 +18,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def freeze(module: Module) -> Module:
     """Keep the operands that modules inside `module` fold from their parameters alone, and return `module`.
 
+    On CPUs, large weights of the token side are kept in the order in which oneDNN reads them, which takes
+    their memory once more.
+
     They are used in eval mode under `torch.no_grad()` or `torch.inference_mode()`, and only while the
     parameters are the same: a new parameter, another dtype or device, and every write that autograd counts
     (`copy_`, an optimizer's step) make the next call fold again. `load_state_dict`, `train()`, and what goes
@@ -107,6 +110,7 @@ def kept(
     sources: Sequence[Tensor | None],
     fold: Callable[[], Value],
     *options: Hashable,
+    otherwise: Callable[[], Value] | None = None,
 ) -> Value:
     """What `fold()` returns, kept under `name` where `module` is frozen.
 
@@ -116,15 +120,17 @@ def kept(
         sources: all tensors that `fold` reads.
         fold: makes the operand.
         *options: all else that the operand depends on. Only the last ones are kept.
+        otherwise: makes what is used where nothing is kept; by default `fold`.
     """
+    otherwise = otherwise or fold
     if torch.compiler.is_compiling():
-        return fold()
+        return otherwise()
     store = module.__dict__.get("_kept")
     if store is None or module.training or torch.is_grad_enabled() or _uncertain():
-        return fold()
+        return otherwise()
     key = _key(sources, options)
     if key is None:
-        return fold()
+        return otherwise()
     entry = store.entries.get(name)  # read once: another thread may replace it
     if entry is None or entry.key != key:
         # Aliases of the sources, so that no other tensor can come to lie at their addresses.

@@ -13,6 +13,7 @@ from torch.types import Device
 
 from vt_fast import checks
 from vt_fast.layout import shards_pixels, unflatten
+from vt_fast.nn.frozen import Freezable
 from vt_fast.nn.init import lecun_normal_
 from vt_fast.nn.members import why_not_fused
 from vt_fast.nn.products import linear, matmul
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vt_fast.reference.linear import Projection
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(Freezable, nn.Module):
     """A 1x1 convolution over the last dimension, in groups: (..., in) -> (..., out).
 
     Args:
@@ -121,7 +122,7 @@ class GroupedLinear(nn.Module):
             return F.conv2d(x, weight[:, :, None, None], bias, groups=self.groups)
         if self.groups == 1:
             try:
-                return linear(x, weight, bias)
+                return linear(x, weight, bias, keeper=self)
             except (TypeError, RuntimeError):
                 checks.features("x", x, self.in_features)
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,15 +18,25 @@ from torch.autograd import forward_ad
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
 
+from vt_fast.nn.frozen import kept
 from vt_fast.precision import any_autocast
 
 #: Products of fewer multiplications gain less than a call of oneDNN costs (10 us).
 LEAST = 1 << 23
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`: x (..., in) times the transpose of the weight (out, in), plus the bias (out,)."""
-    return _product(x, weight, bias) if _suits_onednn(x, weight, bias) else F.linear(x, weight, bias)
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, keeper: nn.Module | None = None
+) -> Tensor:
+    """`F.linear`: x (..., in) times the transpose of the weight (out, in), plus the bias (out,).
+
+    Where the module `keeper` is frozen (:func:`vt_fast.nn.freeze`), it keeps the weight in oneDNN's order.
+    """
+    if not _suits_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    if keeper is not None and isinstance(weight, nn.Parameter):
+        weight = kept(keeper, "packed", (weight,), partial(_packed, weight), otherwise=lambda: weight)
+    return _product(x, weight, bias)
 
 
 def matmul(x: Tensor, matrix: Tensor) -> Tensor:
@@ -69,6 +80,10 @@ def _has_onednn() -> bool:
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
