@@ -34,6 +34,29 @@ def run(code, **environment):
     )
 
 
+def large_pages_wanted(tensor):
+    """Whether the kernel was asked for large pages in the middle of a tensor's memory."""
+    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(each, 16) for each in match.groups())
+            inside = begin <= middle < end
+        elif inside and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    raise AssertionError("the tensor is in no mapping")
+
+
+@built
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs a Linux with large pages"
+)
+def test_large_results_ask_for_large_pages():
+    x, rows = torch.randn(1, 1 << 17, 64), torch.randn(1, 2, 64)
+    mapped = vt_fast.project(x, rows, rows, backend="cpu")
+    assert large_pages_wanted(mapped)
+    torch.testing.assert_close(mapped, vt_fast.project(x, rows, rows, backend="torch"))
+
+
 def test_it_is_built_where_that_is_required():
     # `make test` requires it, so that no test below is skipped there.
     if os.environ.get("VT_FAST_BUILD") == "require":

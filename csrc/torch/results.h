@@ -16,6 +16,10 @@
 #include <vector>
 
 #include <dlfcn.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 namespace vt {
 namespace {
@@ -58,6 +62,22 @@ std::string torch_error() {
   return what == nullptr ? "see the error above" : what();
 }
 
+// Asks for large pages, as NumPy does from this size on. New memory is otherwise given out 4 KB at a time
+// when it is first written, and a large map is written in less time than that takes.
+constexpr int64_t kLargeBytes = 4 << 20;
+
+void expect_writes([[maybe_unused]] const Tensor& result) {
+#ifdef __linux__
+  int64_t bytes = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(result.get(), &bytes));
+  if (bytes < kLargeBytes) return;
+  static const uintptr_t page = sysconf(_SC_PAGESIZE);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(result.mutable_data_ptr());
+  const uintptr_t first = (begin + page - 1) / page * page, end = (begin + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint, which may be declined
+#endif
+}
+
 Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, DeviceId device) {
   AtenTensorHandle handle = nullptr;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
@@ -66,6 +86,7 @@ Tensor empty_strided(const Sizes& sizes, const Sizes& strides, int32_t dtype, De
     throw std::runtime_error("a tensor cannot be allocated: " + torch_error());
   }
   Tensor result(handle);
+  if (device.type == aoti_torch_device_type_cpu()) expect_writes(result);
   return poison ? torch::stable::fill_(result, std::numeric_limits<double>::quiet_NaN()) : result;
 }
 

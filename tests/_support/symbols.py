@@ -22,6 +22,7 @@ TORCH_SYMBOLS = {
     "aoti_torch_get_numel",
     "aoti_torch_get_size",
     "aoti_torch_get_sizes",
+    "aoti_torch_get_storage_size",
     "aoti_torch_get_stride",
     "aoti_torch_get_strides",
     "aoti_torch_is_contiguous",
