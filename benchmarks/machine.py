@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ _SMI = (
     "driver_version,power.limit,power.default_limit,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
     "temperature.gpu,ecc.mode.current,utilization.gpu"
 )
+
+
+_OF_LIBRARIES = re.compile("(G?OMP|KMP|MKL|ONEDNN|DNNL|MALLOC|THP)_")
 
 
 def describe(device: str = CPU) -> dict[str, Any]:
@@ -38,6 +42,8 @@ def describe(device: str = CPU) -> dict[str, Any]:
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": list(os.getloadavg()),
+        # What decides about threads and memory.
+        "environment": {name: value for name, value in os.environ.items() if _OF_LIBRARIES.match(name)},
         "system": {key: system[key] for key in ("os", "libc_version", "gcc_version", "clang_version")},
     }
     return found if device == CPU else found | {"gpu": _gpu(torch.device(device).index or 0)}
