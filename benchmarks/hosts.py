@@ -136,7 +136,7 @@ def perceiver_hf(quick: bool) -> Host:
         from transformers import PerceiverConfig, PerceiverForImageClassificationFourier
 
         small: Any = {"num_latents": 8, "d_latents": 64, "num_self_attends_per_block": 1, "num_blocks": 1}
-        large: Any = {"num_latents": 512, "d_latents": 1024}
+        large: Any = {"num_latents": 512, "d_latents": 1024, "num_blocks": 8, "num_self_attends_per_block": 6}
         # As trained, but for the dropout of attention.
         config = PerceiverConfig(
             **(small if quick else large), num_cross_attention_heads=1, attention_probs_dropout_prob=0.0

@@ -237,7 +237,7 @@ class ModuleProblem:
             training = which not in _FORWARDS
             return self._truth(self._given, which, training=training).judge(values)
         # Modules may compute in other ways where no gradients are wanted.
-        judged = INFERENCE if which == INFERENCE else BOTH
+        judged = which if which in _FORWARDS else BOTH
         if (contender.name, judged) not in self._verdicts:
             given = self._draw(self._comparison.small)
             found = self._leaves_built(contender.name, given, self._dtype, training=False).values(judged)

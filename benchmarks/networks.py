@@ -2,7 +2,8 @@
 
 ResNets and FPN, and the parts of them that the paper replaces. Sides: ``convolutions``, which are replaced;
 ``reference``, the paper's equations; ``compile reference``, where torch.compile compiles the paper's part of
-the network; ``vt_fast``; and ``vt_fast frozen``, which keeps operands (:func:`vt_fast.nn.freeze`).
+the network; ``vt_fast``; ``vt_fast frozen``, which keeps operands (:func:`vt_fast.nn.freeze`); and of a neck
+its laterals alone, which both necks have.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compar
         given, small = (_maps(size, channels) for size in (image, (2, 3, 96, 64)))
         found = paper(ours, replaced, given, small, frozen=True)
         # What is left of the neck where tokens cost nothing.
-        laterals = ours._replace(function=lambda host, *maps: host.laterals(maps), role=REPLACED)
+        laterals = Side(lambda: VTFPN(channels).inner_blocks, _each, role=REPLACED)
         return f"FPN on ResNet-{depth}", found._replace(sides={**found.sides, LATERALS: laterals})
     if kind == "classifier":
         ours = Side(lambda: VTResNet(depth, classes, variant="v2"))
@@ -122,6 +123,10 @@ def comparison(kind: str, depth: int, image: Sequence[int]) -> tuple[str, Compar
         return f"ResNet-{depth}", paper(ours, replaced, [image], [(2, 3, 64, 64)], "stage", frozen=True)
     ours, replaced = Side(lambda: vt_fpn(depth, classes)), Side(lambda: fpn(depth, classes))
     return f"ResNet-{depth} FPN", paper(ours, replaced, [image], [(2, 3, 64, 96)], "neck", frozen=True)
+
+
+def _each(blocks: Any, *maps: torch.Tensor) -> list[torch.Tensor]:
+    return [block(x) for block, x in zip(blocks, maps, strict=True)]
 
 
 def _maps(image: Sequence[int], channels: Sequence[int]) -> list[Sequence[int]]:

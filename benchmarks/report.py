@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import plots
 from benchmarks.plots import FASTEST, digits
-from benchmarks.results import OK, OURS, PEER, REPLACED, SHORT, SKIPPED, Run, frame, place
+from benchmarks.results import OK, OURS, PEER, SHORT, SKIPPED, Run, frame, place
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -161,8 +161,7 @@ def _sections(data: DataFrame) -> list[Section]:
 def _written(data: DataFrame) -> DataFrame:
     """The frame with the columns of tables, whose numbers are texts."""
     rows = list(data.itertuples())
-    # The first one of a cell: convolutions, not a part of them.
-    replaced = data[data.role == REPLACED].groupby("cell")["median"].first()
+    replaced = data[data.contender == "convolutions"].set_index("cell")["median"]
     images = data["shape"].str.partition("x")[0].where(data["mode"] == "models").astype(float)
     short = data.status.map(SHORT)
     return data.assign(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vt_fast.nn import GroupedLinear, freeze, products
+from vt_fast.nn import GroupedLinear, VisualTransformerStack, freeze, products
 
 pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="PyTorch has no oneDNN here")
 
@@ -59,9 +62,9 @@ def test_linear(x, weight, bias):
     assert torch.equal(y, products.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("matrix", [torch.randn(IN, OUT), torch.randn(OUT, IN).t()])
-def test_matmul(matrix):
-    x = torch.randn(2, ROWS, IN)
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_matmul(weight):
+    x, matrix = torch.randn(2, ROWS, IN), WEIGHTS[weight]().t()
     y, count = calls(lambda: products.matmul(x, matrix))
     assert count == 1
     assert error(y, x, matrix.t()) <= 3 * error(x @ matrix, x, matrix.t())
@@ -143,12 +146,58 @@ def strided_bias(x, layer):
     return products.linear(x, layer.weight, bias)
 
 
+def bias_of_all_rows(x, layer):
+    return products.linear(x, layer.weight, layer.bias.expand(ROWS, OUT).contiguous())
+
+
+def one_bias(x, layer):
+    layer.bias.fill_(100)
+    return products.linear(x, layer.weight, layer.bias[0])
+
+
+class Noted(TorchFunctionMode):
+    """A mode that must see what is called."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names = [*getattr(self, "names", []), getattr(function, "__name__", "")]
+        return function(*args, **(kwargs or {}))
+
+
+def seen_by_a_mode(x, layer):
+    with Noted() as mode:
+        y = layer(x)
+    assert "linear" in mode.names
+    return y
+
+
+def along_x(x, layer):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))).primal
+
+
+def one_row(x, layer):
+    wide = GroupedLinear(1 << 15, OUT)
+    assert wide(torch.randn(1 << 15)).shape == (OUT,)
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def sparse_weight(x, layer):
+    return products.matmul(x, layer.weight.t().to_sparse_csr()) + layer.bias
+
+
 OTHERS = {
     "autocast": autocast,
     "oneDNN switched off": without_onednn,
     "FLOPs counted": counted,
     "weight with gaps": with_gaps,
     "strided bias": strided_bias,
+    "bias of all rows": bias_of_all_rows,
+    "one bias": one_bias,
+    "a mode": seen_by_a_mode,
+    "dual numbers": along_x,
+    "one row": one_row,
+    "sparse x": lambda x, layer: layer(x.to_sparse()),
+    "sparse weight": sparse_weight,
     "compiled": lambda x, layer: torch.compile(layer, backend="eager", fullgraph=True)(x),
     "traced": lambda x, layer: torch.jit.trace(layer, (x,), check_trace=False)(x),
     "symbolic": lambda x, layer: torch.fx.symbolic_trace(Symbolic(layer))(x),
@@ -171,6 +220,57 @@ def test_pytorchs_own_product_elsewhere(way):
     torch.testing.assert_close(
         y.float(), F.linear(x, layer.float().weight, layer.bias), rtol=0, atol=tolerance
     )
+
+
+def test_a_default_device_changes_nothing():
+    x, weight = torch.randn(ROWS, IN), torch.randn(OUT, IN)
+    with torch.device("cpu"):
+        assert calls(lambda: products.linear(x, weight))[1] == 1
+
+
+def test_batched_gradients():
+    x, weight = torch.randn(ROWS, 2, IN, requires_grad=True), torch.randn(OUT, IN, requires_grad=True)
+    cotangents = torch.randn(3, ROWS, 2, OUT)
+    found, expected = (
+        torch.autograd.grad(each(x, weight), (x, weight), cotangents, is_grads_batched=True)
+        for each in (products.linear, F.linear)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_checkpoint():
+    layer, x = GroupedLinear(IN, OUT), torch.randn(ROWS, 2, IN, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("last_projector", [True, False])
+def test_a_stack(last_projector):
+    """Folds and factors of a map, with the gradients of all parameters."""
+    made = VisualTransformerStack(
+        256, 2, token_channels=1024, out_channels=512, last_projector=last_projector
+    )
+    for parameter in made.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    x = torch.randn(4, 256, 6, 7, requires_grad=True)
+
+    def gradients():
+        tokens = made(x)[1]
+        return tokens, *torch.autograd.grad(
+            tokens.square().mean(), [x, *made.parameters()], allow_unused=True
+        )
+
+    found, count = calls(gradients)
+    assert count > 20
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected, count = calls(gradients)
+    assert count == 0
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 def packings(function):
@@ -198,6 +298,21 @@ def test_frozen_layers_keep_their_weights_packed():
     assert layer.weight.grad is not None
 
 
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("x", INPUTS)
+@torch.no_grad()
+def test_packed_weights(x, weight):
+    layer, x = GroupedLinear(IN, OUT).eval(), INPUTS[x]()
+    layer.weight.data = WEIGHTS[weight]()
+    expected = layer(x)
+    y, packed = packings(lambda: freeze(layer)(x))
+    assert packed == 1
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
+    for rows in (1, 40, 700):
+        x = torch.randn(rows, IN)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-4)
+
+
 def test_computed_weights_are_not_packed():
     layer, x = GroupedLinear(IN, OUT), torch.randn(ROWS, IN)
     torch.nn.utils.parametrizations.weight_norm(layer)
@@ -206,5 +321,5 @@ def test_computed_weights_are_not_packed():
 
 
 def test_wrong_width():
-    with pytest.raises(ValueError, match=f"C = {IN}|{IN}"):
+    with pytest.raises(ValueError, match=f"{IN}, got .*{IN + 1}"):
         GroupedLinear(IN, OUT)(torch.randn(ROWS, IN + 1))

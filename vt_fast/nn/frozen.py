@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 
+from vt_fast.nn.traced import interposed
 from vt_fast.precision import autocast_enabled
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -18,15 +18,15 @@ Module = TypeVar("Module", bound=nn.Module)
 def freeze(module: Module) -> Module:
     """Keep the operands that modules inside `module` fold from their parameters alone, and return `module`.
 
-    On CPUs, large weights of the token side are kept in the order in which oneDNN reads them, which takes
-    their memory once more.
-
     They are used in eval mode under `torch.no_grad()` or `torch.inference_mode()`, and only while the
     parameters are the same: a new parameter, another dtype or device, and every write that autograd counts
     (`copy_`, an optimizer's step) make the next call fold again. `load_state_dict`, `train()`, and what goes
     through `_apply` (`to`, `half`, `cuda`) drop them. `torch.compile`, `torch.export`, tracing,
     `torch.func` and CUDA graphs ignore them, and so do processes of a `torch.distributed` group, where
     sharding rewrites parameters uncounted. Copies and pickles do not contain them.
+
+    On x86 processors, weights in float32 that oneDNN multiplies tokens with (large products without groups)
+    are kept in its order too, which takes their memory once more.
 
     Writes through `.data`, or through memory shared with NumPy or another process, leave no trace: call
     :func:`unfreeze` before them.
@@ -161,9 +161,7 @@ def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Has
 def _uncertain() -> bool:
     """Whether tensors may stand for others, as in traces and transforms, or be written uncounted."""
     return (
-        is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
+        interposed()
         # A replay neither folds again what was kept, nor has it folded yet what it is to keep.
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
         # FSDP gathers parameters into the same memory, and preserves their versions.

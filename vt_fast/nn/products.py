@@ -1,28 +1,30 @@
 """Products of tokens with weights, by oneDNN where that is faster than the library PyTorch takes.
 
-On a CPU, PyTorch hands products in float32 to MKL. On processors of AMD, oneDNN, which PyTorch contains too,
-reaches more of the machine's rate with the few rows that tokens are: see "Tokens" in the guide on benchmarks.
-Results differ by rounding alone.
+On a CPU, PyTorch hands products in float32 to MKL. With the few rows that tokens are, oneDNN, which PyTorch
+contains too, reaches more of the rate of AMD's Zen 4, above all with two threads. Other processors have not
+been measured. Results differ by rounding alone.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack  # type: ignore[attr-defined]
+from torch.utils._device import DeviceContext
 
 from vt_fast.nn.frozen import kept
+from vt_fast.nn.traced import interposed
 from vt_fast.precision import any_autocast
 
-#: Products of fewer multiplications gain less than a call of oneDNN costs (10 us).
-LEAST = 1 << 23
+# Products of fewer multiplications gain less than a call of oneDNN costs (10 us).
+_LEAST = 1 << 23
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def linear(
@@ -34,47 +36,46 @@ def linear(
     """
     if not _suits_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
-    if keeper is not None and isinstance(weight, nn.Parameter):
-        weight = kept(keeper, "packed", (weight,), partial(_packed, weight), otherwise=lambda: weight)
-    return _product(x, weight, bias)
+    # A weight that is computed is another one in each call.
+    if keeper is None or not isinstance(weight, nn.Parameter):
+        return _product(x, weight, bias)
+    packed = kept(keeper, "packed", (weight,), lambda: _packed(weight), otherwise=lambda: weight)
+    return _product(x, packed, bias)
 
 
 def matmul(x: Tensor, matrix: Tensor) -> Tensor:
     """`x @ matrix`: x (..., in) times a matrix (in, out)."""
-    transpose = matrix.t()
-    return _product(x, transpose, None) if _suits_onednn(x, transpose, None) else x @ matrix
+    if not _suits_onednn(x, matrix.t(), None):
+        return x @ matrix
+    return _product(x, matrix.t(), None)
 
 
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a product is large enough for oneDNN, and nothing looks at it but autograd."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    if torch.compiler.is_compiling() or is_tracing() or any(type(value) not in _PLAIN for value in given):
+    if torch.compiler.is_compiling() or any(type(value) not in _PLAIN for value in given) or interposed():
         return False
     return (
-        x.numel() * weight.shape[0] >= LEAST
-        and all(value.dtype == torch.float32 and value.is_cpu for value in given)
+        all(value.dtype == torch.float32 and value.is_cpu for value in given)
+        and all(value.layout == torch.strided for value in given)
+        and x.numel() * weight.shape[0] >= _LEAST
         and x.dim() > 1
         and x.shape[-1] == weight.shape[1]
-        # oneDNN takes seconds for weights with gaps between rows, and reads a bias as if it had none.
+        # oneDNN takes seconds where rows of weights have gaps, and reads any bias as dense and of this size.
         and (weight.is_contiguous() or weight.t().is_contiguous())
-        and (bias is None or bias.is_contiguous())
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
         and not any_autocast()
-        # Modes, such as one that counts FLOPs, know PyTorch's own ops.
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
+        # Other modes may have something of their own to do where F.linear is called.
+        and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
         and forward_ad._current_level < 0
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
         and _has_onednn()
     )
 
 
-_PLAIN = (Tensor, nn.Parameter)
-
-
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether PyTorch has oneDNN's product, on a processor for which it has been measured."""
+    """Whether PyTorch has oneDNN's product here."""
     return (
         platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()
@@ -83,22 +84,26 @@ def _has_onednn() -> bool:
 
 
 def _packed(weight: Tensor) -> Tensor:
+    """The weight in oneDNN's order, which nothing but oneDNN can read. It is kept where no gradients are."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product, with gradients where they are wanted."""
     given = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return _run(x, weight, bias)
+    if not (torch.is_grad_enabled() and any(value.requires_grad for value in given)):
+        return _run(x, weight, bias)
+    y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    return y.view(*x.shape[:-1], weight.shape[0])  # type: ignore[no-any-return]
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product, of which autograd knows nothing."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):
-    """oneDNN's product with gradients, which can be differentiated in turn."""
+    """oneDNN's product of a matrix x with gradients, which can be differentiated in turn."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -110,9 +115,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         _, _, of_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
         return (
             None if weight is None else matmul(grad, weight),
-            None if x is None else rows.t() @ x.flatten(0, -2),  # MKL is as fast here
-            rows.sum(0) if of_bias else None,
+            None if x is None else grad.t() @ x,  # MKL is as fast here
+            grad.sum(0) if of_bias else None,
         )

@@ -1,11 +1,22 @@
-"""Calls of modules as single nodes of the graphs that torch.fx traces."""
+"""Who looks at calls: torch.fx, for which those of modules are single nodes, other tracers, and modes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Proxy
+from torch.jit import is_tracing  # type: ignore[attr-defined]
+
+
+def interposed() -> bool:
+    """Whether a tracer, a dispatch mode or a function transform stands between calls and their kernels."""
+    return (
+        is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def is_traced(x: Any) -> bool:
