@@ -79,7 +79,13 @@ def other_run(mode, *contenders):
 RUNS = {
     "a": ops_run(),
     "b": scaling_run(),
-    "models": other_run("models", ("reference", PEER), ("vt_fast", OURS), ("convolutions", "replaced")),
+    "models": other_run(
+        "models",
+        ("reference", PEER),
+        ("vt_fast", OURS),
+        ("convolutions", "replaced"),
+        ("laterals alone", "replaced"),
+    ),
     "layers": other_run("layers", ("compile original", PEER), ("folded sdpa", PEER), ("vt_fast", OURS)),
     "hosts": other_run("hosts", ("original", PEER), ("compile original", PEER), ("vt_fast", OURS)),
     "overhead": other_run("overhead", ("eager", PEER), ("vt_fast cpu", OURS)),
