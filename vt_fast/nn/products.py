@@ -24,7 +24,6 @@ from vt_fast.precision import any_autocast
 
 # Products of fewer multiplications gain less than a call of oneDNN costs (10 us).
 _LEAST = 1 << 23
-_PLAIN = (Tensor, nn.Parameter)
 
 
 def linear(
@@ -52,13 +51,16 @@ def matmul(x: Tensor, matrix: Tensor) -> Tensor:
 
 def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a product is large enough for oneDNN, and nothing looks at it but autograd."""
-    given = (x, weight) if bias is None else (x, weight, bias)
-    if torch.compiler.is_compiling() or any(type(value) not in _PLAIN for value in given) or interposed():
+    # Small products are the ones that should not wait for all the questions.
+    if torch.compiler.is_compiling() or interposed() or type(x) is not Tensor:
         return False
+    if x.numel() * weight.shape[0] < _LEAST:
+        return False
+    given = (x, weight) if bias is None else (x, weight, bias)
     return (
-        all(value.dtype == torch.float32 and value.is_cpu for value in given)
+        all(type(value) in (Tensor, nn.Parameter) for value in given)
+        and all(value.dtype == torch.float32 and value.is_cpu for value in given)
         and all(value.layout == torch.strided for value in given)
-        and x.numel() * weight.shape[0] >= _LEAST
         and x.dim() > 1
         and x.shape[-1] == weight.shape[1]
         # oneDNN takes seconds where rows of weights have gaps, and reads any bias as dense and of this size.
