@@ -328,6 +328,29 @@ def test_state_is_that_of_the_module():
     assert vars(module).keys() == vars(plain).keys()
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_fused_optimizers(kind):
+    """They write parameters without a word to autograd."""
+    module, x = nn.freeze(nn.FilterTokenizer(8, 3).eval()), torch.randn(2, 8, 6, 6)
+    with torch.no_grad():
+        before = module(x)
+    optimizer = kind(module.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad():
+        module(x).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        found = module(x)
+        assert torch.equal(found, nn.unfreeze(copy.deepcopy(module))(x))
+    assert not torch.equal(found, before)
+
+
+@pytest.mark.parametrize("function", [nn.freeze, nn.unfreeze])
+@pytest.mark.parametrize("given", [None, nn.FilterTokenizer])
+def test_what_is_no_module(function, given):
+    with pytest.raises(TypeError, match=r"`module` must be a torch\.nn\.Module, got (NoneType|type)"):
+        function(given)
+
+
 def test_nothing_to_freeze():
     with pytest.raises(ValueError, match=r"`module` must contain a module of `vt_fast.nn` .* got Linear"):
         nn.freeze(torch.nn.Linear(2, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -16,6 +18,11 @@ from vt_fast.nn import GroupedLinear, VisualTransformerStack, freeze, products
 pytestmark = pytest.mark.skipif(not products._has_onednn(), reason="PyTorch has no oneDNN here")
 
 ROWS, IN, OUT = 131, 257, 263  # over the least number of multiplications
+
+
+@pytest.fixture(autouse=True)
+def _room_for_any_size(monkeypatch):
+    monkeypatch.setattr(products, "_sizes", products._Sizes())
 
 
 def calls(function):
@@ -34,11 +41,7 @@ INPUTS = {
     "rows": lambda: torch.randn(ROWS, IN),
     "batch": lambda: torch.randn(ROWS, 2, IN),
     "gaps": lambda: torch.randn(ROWS, 2 * IN)[:, 3 : IN + 3],
-    "every other": lambda: torch.randn(ROWS, 2 * IN)[:, ::2],
-    "columns": lambda: torch.randn(IN, ROWS).t(),
-    "samples of columns": lambda: torch.randn(2, IN, ROWS).transpose(1, 2),
     "shared": lambda: torch.randn(1, IN).expand(ROWS, IN),
-    "one for all": lambda: torch.randn(ROWS, 1).expand(ROWS, IN),
     "unaligned": lambda: torch.randn(ROWS * IN + 1)[1:].view(ROWS, IN),
 }
 WEIGHTS = {
@@ -204,6 +207,7 @@ OTHERS = {
     "vmap": lambda x, layer: torch.func.vmap(layer)(x[:, None])[:, 0],
     "derivative along x": lambda x, layer: torch.func.jvp(layer, (x,), (x,))[0],
     "few rows": lambda x, layer: torch.cat([layer(part) for part in x.split(16)]),
+    "pixels last": lambda x, layer: products.linear(x.t().contiguous().t(), layer.weight, layer.bias),
     "float64": lambda x, layer: layer.double()(x.double()).float(),
 }
 
@@ -237,6 +241,27 @@ def test_batched_gradients():
     )
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_results_may_be_written():
+    layer, x = GroupedLinear(IN, OUT), torch.randn(ROWS, 2, IN, requires_grad=True)
+    found, expected = layer(x).relu_(), layer(x).relu()
+    assert torch.equal(found, expected)
+    found.sum().backward()
+    mine, x.grad = x.grad, None
+    expected.sum().backward()
+    assert torch.equal(mine, x.grad)
+
+
+def test_few_sizes_are_held(monkeypatch):
+    """oneDNN would keep a buffer for each of any number of sizes."""
+    monkeypatch.setattr(products, "_sizes", products._Sizes())
+    monkeypatch.setattr(products, "_MOST_BYTES", 5 * 4 * OUT * IN)
+    weight = torch.randn(OUT, IN)
+    counts = [
+        calls(partial(products.linear, torch.randn(ROWS + n, IN), weight))[1] for n in (*range(8), 0, 7)
+    ]
+    assert counts == [1] * 5 + [0] * 3 + [1, 0]
 
 
 def test_checkpoint():
@@ -308,7 +333,7 @@ def test_packed_weights(x, weight):
     y, packed = packings(lambda: freeze(layer)(x))
     assert packed == 1
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-4)
-    for rows in (1, 40, 700):
+    for rows in (1, 130, 700):
         x = torch.randn(rows, IN)
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-4)
 

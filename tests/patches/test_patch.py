@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def runs_own(module, *inputs, **options):
     for value, other in zip(hosts.flat(found), hosts.flat(expected), strict=True):
         assert (value is None and other is None) or torch.equal(value, other)
     return True
+
+
+@contextmanager
+def hooks_of_all(hook):
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class TestReport:
@@ -90,6 +100,11 @@ class TestReport:
         assert vt_fast.patch(model, only=["a.0", "b"]).replaced == ("a.0", "b")
         with pytest.raises(ValueError, match=r"`only` must name submodules \(a, ab, b, ..\), got 'c'"):
             vt_fast.patch(model, only="c")
+
+    @pytest.mark.parametrize("only", [3, [3], nn.Linear(1, 1)])
+    def test_only_of_other_types(self, only):
+        with pytest.raises(TypeError, match="`only` must be None, or one or several names of"):
+            vt_fast.patch(latent(), only=only)
 
     def test_one_module_of_two_names(self):
         model = nn.ModuleDict({"a": latent()})
@@ -181,6 +196,12 @@ class TestOwnForward:
         assert hosts.ops_in(lambda: module(x)) == 1
         module.kv = nn.Sequential(module.kv)
         assert runs_own(module, x)
+
+    def test_hooks_of_all_modules(self):
+        module, x = latent().eval(), torch.randn(2, 10, 32)
+        vt_fast.patch(module)
+        with hooks_of_all(lambda member, args, y: 2 * y if type(member) is nn.Linear else None):
+            assert runs_own(module, x)
 
     def test_masks(self):
         module, x = latent().eval(), torch.randn(2, 50, 32)

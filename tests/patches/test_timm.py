@@ -52,6 +52,37 @@ def test_other_blocks_and_members():
     assert "a forward_head of its own" in reason(model)
 
 
+class Mixing(nn.Module):
+    """An adapter through which tokens see each other."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) + x.mean(1, keepdim=True)
+
+
+def test_members_of_unknown_classes():
+    model = vit()()
+    model.blocks[-1].attn.proj = Mixing(model.blocks[-1].attn.proj)
+    assert "its last block has a Mixing, which may mix tokens" in reason(model)
+    model, x = vit()(), images()
+    vt_fast.patch(model)
+    model.blocks[-1].ls1 = Mixing(model.blocks[-1].ls1)
+    assert runs_own(model, x)
+
+
+def test_a_scale_of_its_own():
+    model, x = vit()().double().eval(), images().double()
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    model.blocks[-1].attn.scale = 0.05
+    expected = model(x)
+    assert vt_fast.patch(model).replaced
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_without_a_class_token():
     assert not vt_fast.patch(vit(class_token=False, global_pool="avg")()).rows
 

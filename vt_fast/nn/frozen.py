@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from vt_fast.nn.traced import interposed
 from vt_fast.precision import autocast_enabled
@@ -28,13 +29,14 @@ def freeze(module: Module) -> Module:
     On x86 processors, weights in float32 that oneDNN multiplies tokens with (large products without groups)
     are kept in its order too, which takes their memory once more.
 
-    Writes through `.data`, or through memory shared with NumPy or another process, leave no trace: call
+    Writes through `.data`, a storage, or memory shared with NumPy or another process leave no trace: call
     :func:`unfreeze` before them.
 
     Args:
         module: any module, for example a whole network. It may have been patched by :func:`vt_fast.patch`.
 
     Raises:
+        TypeError: `module` is no module.
         ValueError: no module inside can keep operands.
 
     Example:
@@ -44,12 +46,14 @@ def freeze(module: Module) -> Module:
         ...     net(torch.randn(2, 8, 6, 6)).shape
         torch.Size([2, 4, 8])
     """
+    _check(module)
     parts = [part for part in module.modules() if isinstance(part, Freezable)]
     if not parts:
         raise ValueError(
             "`module` must contain a module of `vt_fast.nn` or one that `vt_fast.patch` has replaced, got "
             f"{type(module).__name__} without any"
         )
+    _Steps.watch()
     for part in parts:
         part.__dict__.setdefault("_kept", Kept())
     return module
@@ -57,9 +61,15 @@ def freeze(module: Module) -> Module:
 
 def unfreeze(module: Module) -> Module:
     """Undo :func:`freeze`: drop all kept operands, and keep no more. Returns `module`."""
+    _check(module)
     for part in module.modules():
         part.__dict__.pop("_kept", None)
     return module
+
+
+def _check(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}")
 
 
 class Entry(NamedTuple):
@@ -139,9 +149,27 @@ def kept(
     return cast(Value, entry.value)
 
 
+class _Steps:
+    """Counts steps of optimizers: with `fused=True` they write parameters on CPUs uncounted by autograd."""
+
+    count = 0
+    hook: Any = None
+
+    @classmethod
+    def watch(cls) -> None:
+        """Count from now on."""
+        if cls.hook is None:
+            cls.hook = register_optimizer_step_post_hook(cls.add)
+
+    @classmethod
+    def add(cls, *_: Any) -> None:
+        """A step was made."""
+        cls.count += 1
+
+
 def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Hashable | None:
     """Equal for equal operands; None where that cannot be told."""
-    parts: list[Hashable] = [*options]
+    parts: list[Hashable] = [*options, _Steps.count]
     for source in sources:
         if source is None:
             parts.append(None)

@@ -96,13 +96,21 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def _why_hooked(member: nn.Module) -> str | None:
-    for owner, prefix in ((member, ""), (hooks_of_all, "_global")):
-        for kind in _HOOKS:
-            for hook in getattr(owner, prefix + kind).values():
-                while isinstance(hook, functools.partial):
-                    hook = hook.func
-                if not _made_by(hook, _KNOWN_HOOKS):
-                    return f"has the hook {getattr(hook, '__qualname__', type(hook).__qualname__)}"
+    return _unknown_hook(member, "") or why_all_hooked()
+
+
+def why_all_hooked() -> str | None:
+    """The hook that a user has registered for all modules, in words; None where there is none."""
+    return _unknown_hook(hooks_of_all, "_global")
+
+
+def _unknown_hook(owner: Any, prefix: str) -> str | None:
+    for kind in _HOOKS:
+        for hook in getattr(owner, prefix + kind).values():
+            while isinstance(hook, functools.partial):
+                hook = hook.func
+            if not _made_by(hook, _KNOWN_HOOKS):
+                return f"has the hook {getattr(hook, '__qualname__', type(hook).__qualname__)}"
     return None
 
 

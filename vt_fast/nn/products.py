@@ -22,8 +22,11 @@ from vt_fast.nn.frozen import kept
 from vt_fast.nn.traced import interposed
 from vt_fast.precision import any_autocast
 
-# Products of fewer multiplications gain less than a call of oneDNN costs (10 us).
-_LEAST = 1 << 23
+# Products of fewer multiplications gain less than a call of oneDNN costs (10 us); MKL is as fast with few
+# rows or columns.
+_LEAST, _LEAST_ROWS = 1 << 23, 8
+# oneDNN keeps code and a buffer for each size of a product. Sizes that come later are left to PyTorch.
+_MOST_BYTES = 128 << 20
 
 
 def linear(
@@ -63,6 +66,8 @@ def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(value.layout == torch.strided for value in given)
         and x.dim() > 1
         and x.shape[-1] == weight.shape[1]
+        and x.stride(-1) == 1
+        and min(x.numel() // x.shape[-1], weight.shape[0]) >= _LEAST_ROWS
         # oneDNN takes seconds where rows of weights have gaps, and reads any bias as dense and of this size.
         and (weight.is_contiguous() or weight.t().is_contiguous())
         and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
@@ -72,7 +77,29 @@ def _suits_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and forward_ad._current_level < 0
         and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
         and _has_onednn()
+        and _sizes.has_room(x.numel() // x.shape[-1], weight)
     )
+
+
+class _Sizes:
+    """The sizes of products that oneDNN has been given, and about what it keeps for them."""
+
+    def __init__(self) -> None:
+        self.known: set[tuple[int | bool, ...]] = set()
+        self.bytes = 0
+
+    def has_room(self, rows: int, weight: Tensor) -> bool:
+        """Whether oneDNN may multiply so many rows with such a weight."""
+        key = (rows, *weight.shape, weight.is_contiguous())
+        if key not in self.known:
+            if self.bytes + weight.nbytes > _MOST_BYTES:
+                return False
+            self.known.add(key)
+            self.bytes += weight.nbytes
+        return True
+
+
+_sizes = _Sizes()
 
 
 @functools.cache

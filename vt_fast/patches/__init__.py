@@ -35,7 +35,7 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
         What was replaced, what was not and why. Printed, it is a table.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or `only` holds no names.
         ValueError: there is no submodule of a name in `only`.
 
     Example:
@@ -98,7 +98,9 @@ def unpatch(model: nn.Module) -> None:
 def _prefixes(model: nn.Module, only: str | Iterable[str] | None) -> list[str] | None:
     if only is None:
         return None
-    names = [only] if isinstance(only, str) else list(only)
+    names = [only] if isinstance(only, str) else list(only) if isinstance(only, Iterable) else [only]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`only` must be None, or one or several names of submodules, got {only!r:.80}")
     for name in names:
         try:
             model.get_submodule(name)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vt_fast.nn.frozen import Freezable
+from vt_fast.nn.members import why_all_hooked
 
 #: The rewrite of each known class, by the name of its module and its own.
 KNOWN: dict[str, type[Patch]] = {}
@@ -216,8 +217,11 @@ def has_hooks(module: Any) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        # A compiler cannot trace this question.
-        or (not torch.compiler.is_compiling() and _has_other_forward(type(module)))
+        # A compiler cannot trace these questions.
+        or (
+            not torch.compiler.is_compiling()
+            and (_has_other_forward(type(module)) or why_all_hooked() is not None)
+        )
     )
 
 

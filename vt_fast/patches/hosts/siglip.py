@@ -29,7 +29,11 @@ def _pooled(module: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     query, key, value, query_bias, bias = of_attention(attention)
     sources = (module.probe, attention.in_proj_weight, attention.in_proj_bias)
     rows = kept(
-        module, "rows", sources, lambda: rows_of(F.linear(module.probe[0], query, query_bias), key, heads)
+        module,
+        "rows",
+        sources,
+        lambda: rows_of(F.linear(module.probe[0], query, query_bias), key, heads),
+        heads,
     )
     x = attention.out_proj(pool(x, rows, value, bias, heads, scale=width**-0.5, mask=mask))
     return (x + module.mlp(module.layernorm(x)))[:, 0]  # type: ignore[no-any-return]

@@ -42,7 +42,7 @@ class AttentionPoolLatent(Patch):
         heads, bias = self.num_heads, self.kv.bias
         key, value = self.kv.weight.chunk(2)
         sources = (self.latent, self.kv.weight, *self.q.parameters())
-        rows = kept(self, "rows", sources, lambda: rows_of(self.q(self.latent[0]), key, heads))
+        rows = kept(self, "rows", sources, lambda: rows_of(self.q(self.latent[0]), key, heads), heads)
         scale = self.head_dim**-0.5 if self.fused_attn else self.scale
         bias = None if bias is None else bias.chunk(2)[1]
         x = pool(x, rows, value, bias, heads, scale=scale, mask=masks[0], pixel_bias=masks[1])

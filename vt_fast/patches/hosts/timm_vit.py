@@ -60,6 +60,9 @@ class VisionTransformer(Patch):
             return "its attention has norms"
         if attention.gate is not None:
             return "its attention has a gate"
+        for part in last.modules():
+            if not full_name(type(part)).startswith(("torch.nn.modules.", "timm.")):
+                return f"its last block has a {type(part).__name__}, which may mix tokens"
         if any(has_hooks(part) for part in (*last.modules(), module.norm)):
             return "its last block or norm has hooks or another forward, which would see one token"
         return why_not_plain(attention, nn.Linear, "qkv") or why_not_plain(last, type(last.norm1), "norm1")
@@ -95,6 +98,7 @@ def _first(block: Any, x: Tensor) -> Tensor:
     query, key, value = qkv.weight.chunk(3)
     query_bias, _, bias = (None, None, None) if qkv.bias is None else qkv.bias.chunk(3)
     rows = rows_of(F.linear(norm(first), query, query_bias), normed(key, norm), heads)
-    pooled = pool(x, rows, value, bias, heads, scale=attention.head_dim**-0.5, norm=norm)
+    scale = attention.head_dim**-0.5 if attention.fused_attn else attention.scale
+    pooled = pool(x, rows, value, bias, heads, scale=scale, norm=norm)
     first = first + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(pooled))))
     return first + block.drop_path2(block.ls2(block.mlp(block.norm2(first))))  # type: ignore[no-any-return]
