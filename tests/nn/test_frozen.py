@@ -344,6 +344,18 @@ def test_fused_optimizers(kind):
     assert not torch.equal(found, before)
 
 
+def test_steps_of_others_drop_nothing():
+    module, student = made(), torch.nn.Linear(2, 2)
+    module(image())
+    before = {name: entry.value for name, entry in entries(module).items()}
+    with torch.enable_grad():
+        student(torch.ones(2)).sum().backward()
+    torch.optim.SGD(student.parameters(), lr=0.1, fused=False).step()
+    module(image())
+    assert before
+    assert all(before[name] is entry.value for name, entry in entries(module).items())
+
+
 @pytest.mark.parametrize("function", [nn.freeze, nn.unfreeze])
 @pytest.mark.parametrize("given", [None, nn.FilterTokenizer])
 def test_what_is_no_module(function, given):

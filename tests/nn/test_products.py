@@ -60,8 +60,8 @@ def test_linear(x, weight, bias):
     assert count == 1
     assert y.shape == (*x.shape[:-1], OUT)
     assert y.is_contiguous()
-    # MKL adds up in blocks, oneDNN in order.
-    assert error(y, x, weight, bias) <= 3 * error(F.linear(x, weight, bias), x, weight, bias)
+    # MKL adds up in blocks, oneDNN in order; all ops may have twice the error of PyTorch's own.
+    assert error(y, x, weight, bias) <= 2 * error(F.linear(x, weight, bias), x, weight, bias)
     assert torch.equal(y, products.linear(x, weight, bias))
 
 
@@ -70,7 +70,7 @@ def test_matmul(weight):
     x, matrix = torch.randn(2, ROWS, IN), WEIGHTS[weight]().t()
     y, count = calls(lambda: products.matmul(x, matrix))
     assert count == 1
-    assert error(y, x, matrix.t()) <= 3 * error(x @ matrix, x, matrix.t())
+    assert error(y, x, matrix.t()) <= 2 * error(x @ matrix, x, matrix.t())
 
 
 @pytest.mark.parametrize("needed", ["x", "weight", "bias", "x weight", "weight bias", "x weight bias"])

@@ -150,7 +150,7 @@ def kept(
 
 
 class _Steps:
-    """Counts steps of optimizers: with `fused=True` they write parameters on CPUs uncounted by autograd."""
+    """Counts steps of optimizers with `fused=True`, which write parameters on CPUs uncounted by autograd."""
 
     count = 0
     hook: Any = None
@@ -162,9 +162,9 @@ class _Steps:
             cls.hook = register_optimizer_step_post_hook(cls.add)
 
     @classmethod
-    def add(cls, *_: Any) -> None:
-        """A step was made."""
-        cls.count += 1
+    def add(cls, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """A step was made. Those of others drop nothing, such as a student's of its frozen teacher."""
+        cls.count += any(group.get("fused") for group in optimizer.param_groups)
 
 
 def _key(sources: Sequence[Tensor | None], options: tuple[Hashable, ...]) -> Hashable | None:
