@@ -41,6 +41,8 @@ _RC: dict[Any, Any] = {
 }
 _SERIES = {"N": "pixels N", "L": "tokens L", "C": "channels C", "B": "samples B"}
 _SPOKEN = {"inference": "forward", "forward+backward": "training"}
+# How many names a chart of bars has in a column.
+_BARS = 12
 
 
 class Drawing(NamedTuple):
@@ -248,11 +250,17 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
     found = data[data.role == OURS].dropna(subset="speedup")
     found = found.assign(shipped=(found.cell.map(shipped) / found.ours).fillna(found.speedup))
     for index, (dtype, part) in enumerate(found.groupby("dtype", sort=False)):
-        names, passes = list(part.case.unique()), list(part.which.unique())
-        figure, [panel] = _grid(1, 1, 8.0, 0.3 * len(names) * len(passes) + 0.2)
+        passes = list(part.which.unique())
+        # The largest gains first, in columns that fit on a page.
+        names = list(part.groupby("case", sort=False).shipped.max().sort_values(ascending=False).index)
+        columns = -(-len(names) // _BARS)
+        rows = -(-len(names) // columns)
+        figure, panels = _grid(columns, columns, 8.0 / columns**0.5, 0.3 * rows * len(passes) + 0.2)
         for row in part.itertuples():
             tone = _tone(passes.index(row.which))
-            at = names.index(row.case) + (passes.index(row.which) - (len(passes) - 1) / 2) * 0.38
+            column, line = divmod(names.index(row.case), rows)
+            panel = panels[column]
+            at = line + (passes.index(row.which) - (len(passes) - 1) / 2) * 0.38
             panel.barh(at, row.shipped - 1.0, 0.34, left=1.0, color=tone, alpha=0.4)
             panel.barh(at, row.speedup - 1.0, 0.34, left=1.0, color=tone)
             text = f"{row.shipped:.1f}\N{MULTIPLICATION SIGN}"
@@ -260,11 +268,14 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
             if row.speedup < row.shipped:
                 text = f"{row.speedup:.1f}\N{MULTIPLICATION SIGN} by hand"
                 _beside(panel, 1, 0.5, text, xycoords=label, color=_GREY)
-        _categories(panel, [textwrap.fill(name, 24) for name in names])
-        panel.set_xscale("log")
-        panel.axvline(1.0, color=_INK, linewidth=1.2)
-        panel.set_xlim(panel.get_xlim()[0], 2.2 * panel.get_xlim()[1])
-        _plain(panel.xaxis)
+        right = 2.2 * part.shipped.max()
+        for column, panel in enumerate(panels):
+            some = names[column * rows : (column + 1) * rows]
+            _categories(panel, [textwrap.fill(name, 24) for name in some], rows)
+            panel.set_xscale("log")
+            panel.axvline(1.0, color=_INK, linewidth=1.2)
+            panel.set_xlim(min(panel.get_xlim()[0] for panel in panels), right)
+            _plain(panel.xaxis)
         figure.supxlabel("times as fast", fontsize=9)
         _legend(figure, {_SPOKEN.get(each, each): (_tone(i), "s", 1.0) for i, each in enumerate(passes)})
         where = place(row.threads, dtype)
@@ -314,10 +325,10 @@ def _legend(figure: Figure, entries: dict[str, tuple[str, str, float]]) -> None:
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def _categories(panel: Axes, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top."""
+def _categories(panel: Axes, names: Sequence[str], rows: int) -> None:
+    """Names down the left side, the first on top, with room for so many rows."""
     panel.set_yticks(range(len(names)), names)
-    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.set_ylim(rows - 0.5, -0.5)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="x", alpha=0.6)
 
