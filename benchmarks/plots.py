@@ -285,7 +285,8 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
             "PyTorch, where that is faster."
         )
         if patched:
-            caption = f"How many times as fast ({where}) as the library's own module, eager or compiled."
+            forms = " or ".join(data[data.role == PEER].contender.unique())
+            caption = f"How many times as fast ({where}) as the library's own module: {forms}."
         yield Drawing(f"speedup-{dtype}" if index else "speedup", f"{title}, {where}", caption, figure)
 
 
