@@ -268,15 +268,16 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
             if row.speedup < row.shipped:
                 text = f"{row.speedup:.1f}\N{MULTIPLICATION SIGN} by hand"
                 _beside(panel, 1, 0.5, text, xycoords=label, color=_GREY)
-        right = 2.2 * part.shipped.max()
+        least = part.speedup.min()
+        ends = least / 1.1 if least < 1 else 1.0, 2.2 * part.shipped.max()
         for column, panel in enumerate(panels):
             some = names[column * rows : (column + 1) * rows]
             _categories(panel, [textwrap.fill(name, 24) for name in some], rows)
             panel.set_xscale("log")
             panel.axvline(1.0, color=_INK, linewidth=1.2)
-            panel.set_xlim(min(panel.get_xlim()[0] for panel in panels), right)
+            panel.set_xlim(*ends)
             _plain(panel.xaxis)
-        figure.supxlabel("times as fast", fontsize=9)
+        figure.supxlabel("times as fast (logarithmic)", fontsize=9)
         _legend(figure, {_SPOKEN.get(each, each): (_tone(i), "s", 1.0) for i, each in enumerate(passes)})
         where = place(row.threads, dtype)
         caption = (

@@ -195,6 +195,22 @@ def test_hosts_are_drawn_against_themselves():
     assert drawing.title.startswith("Known libraries, patched, ")
 
 
+def test_many_bars_stand_in_columns_with_the_largest_gains_first():
+    rows = []
+    for number in range(13):
+        fields = {"mode": "hosts", "case": f"host {number}", "which": "inference"}
+        rows += [row("original", PEER, 1e-3 * (number + 1), **fields), row("vt_fast", OURS, 2e-3, **fields)]
+    (drawing,) = plots.draw(frame(rows))
+    panels = drawing.figure.axes
+    names = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+    ordered = [f"host {number}" for number in reversed(range(13))]
+    assert names == [ordered[:7], ordered[7:]]
+    assert panels[0].get_xlim() == panels[1].get_xlim()
+    assert panels[0].get_xlim()[0] < 0.5  # host 0 takes twice the time of the original
+    # As the rows come.
+    assert [text.get_text() for text in panels[1].texts] == [f"{n / 2:.1f}×" for n in range(1, 7)]  # noqa: RUF001
+
+
 def test_a_gpu_is_drawn_by_its_graphs():
     rows = [*cell(clock="graph", threads=None, floor=3e-3), *cell(1e-5, clock="calls", threads=None)]
     (drawing,) = plots.draw(frame([*rows, *ceilings(clock="graph", threads=None)]))
