@@ -344,7 +344,7 @@ def test_fused_optimizers(kind):
     assert not torch.equal(found, before)
 
 
-def test_steps_of_others_drop_nothing():
+def test_steps_that_are_not_fused_drop_nothing_of_other_modules():
     module, student = made(), torch.nn.Linear(2, 2)
     module(image())
     before = {name: entry.value for name, entry in entries(module).items()}

@@ -163,7 +163,7 @@ class _Steps:
 
     @classmethod
     def add(cls, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """A step was made. Those of others drop nothing, such as a student's of its frozen teacher."""
+        """A step was made. Only fused ones count: autograd counts what the others write."""
         cls.count += any(group.get("fused") for group in optimizer.param_groups)
 
 
