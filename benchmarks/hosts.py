@@ -31,6 +31,8 @@ from tools.torchvision import load_torchvision
 MODE = "hosts"
 PASSES = (INFERENCE, BOTH)
 PEERS = ("original", "compile original")
+# Series of the rows.
+WHOLE, MODULE = "whole model", "module"
 # No side leaves the rotation, however far behind.
 BUDGET = Budget(
     2.0, least=7, most=100, few=5, patience=20.0, behind=math.inf, far_behind=math.inf, hopeless=math.inf
@@ -40,12 +42,14 @@ BUDGET = Budget(
 class Host(NamedTuple):
     """A module, the shapes of its inputs, and how it is called.
 
-    ``inference``: it has no backward here. ``small``: shapes on which results are compared, if others.
+    ``whole``: it is a model, not a part of one. ``inference``: it has no backward here. ``small``: shapes on
+    which results are compared, if others.
     """
 
     make: Callable[[], nn.Module]
     inputs: Shapes
     call: Function = lambda host, *inputs: host(*inputs)
+    whole: bool = False
     inference: bool = False
     small: Shapes | None = None
 
@@ -92,20 +96,20 @@ class Everything(nn.Module):
         return torch.cat(masks)
 
 
-def sam_model(quick: bool) -> Host:
-    """SAM ViT-B on an image, with the masks of a grid of 16 x 16 points."""
+def sam_model(quick: bool, per_side: int) -> Host:
+    """SAM ViT-B on an image, with the masks of a grid of points."""
 
     def make() -> nn.Module:
         from segment_anything import sam_model_registry
         from segment_anything.modeling import ImageEncoderViT, PromptEncoder, Sam
 
         if not quick:
-            return Everything(sam_model_registry["vit_b"](), 16)
+            return Everything(sam_model_registry["vit_b"](), per_side)
         encoder = ImageEncoderViT(img_size=128, depth=1, embed_dim=32, num_heads=2, out_chans=32)
         prompts = PromptEncoder(32, (8, 8), (128, 128), 16)
         return Everything(Sam(encoder, prompts, _decoder(32)), 2)
 
-    return Host(make, ((1, 3, 128, 128) if quick else (1, 3, 1024, 1024),), inference=True)
+    return Host(make, ((1, 3, 128, 128) if quick else (1, 3, 1024, 1024),), whole=True, inference=True)
 
 
 def perceiver(quick: bool) -> Host:
@@ -126,7 +130,7 @@ def perceiver(quick: bool) -> Host:
         )
         return model
 
-    return Host(make, ((1, 16, 16, 3) if quick else (1, 224, 224, 3),))
+    return Host(make, ((1, 16, 16, 3) if quick else (1, 224, 224, 3),), whole=True)
 
 
 def perceiver_hf(quick: bool) -> Host:
@@ -144,7 +148,8 @@ def perceiver_hf(quick: bool) -> Host:
         model: nn.Module = PerceiverForImageClassificationFourier(config)
         return model
 
-    return Host(make, ((1, 3, 224, 224),), lambda host, x: host(inputs=x).logits, inference=True)
+    inputs = ((1, 3, 224, 224),)
+    return Host(make, inputs, lambda host, x: host(inputs=x).logits, whole=True, inference=True)
 
 
 def siglip_head(quick: bool) -> Host:
@@ -178,7 +183,7 @@ def siglip_model(quick: bool) -> Host:
         return model
 
     inputs, small = ((2 if quick else 4, 3, 224, 224),), ((1, 3, 224, 224),)
-    return Host(make, inputs, lambda host, x: host(x).pooler_output, small=small)
+    return Host(make, inputs, lambda host, x: host(x).pooler_output, whole=True, small=small)
 
 
 def vjepa(quick: bool, layers: int) -> Host:
@@ -221,7 +226,7 @@ def clip_model(quick: bool) -> Host:
 
     # Convolutions take long in float64.
     size = 64 if quick else 224
-    return Host(make, ((2 if quick else 8, 3, size, size),), small=((1, 3, size, size),))
+    return Host(make, ((2 if quick else 8, 3, size, size),), whole=True, small=((1, 3, size, size),))
 
 
 def timm_head(quick: bool) -> Host:
@@ -247,7 +252,7 @@ def timm_model(quick: bool, name: str, size: int, batch: int) -> Host:
         return model
 
     size = 56 if quick else size
-    return Host(make, ((2 if quick else batch, 3, size, size),), small=((1, 3, size, size),))
+    return Host(make, ((2 if quick else batch, 3, size, size),), whole=True, small=((1, 3, size, size),))
 
 
 def transolver(quick: bool, slices: int, layers: int) -> Host:
@@ -265,7 +270,8 @@ def transolver(quick: bool, slices: int, layers: int) -> Host:
         model: nn.Module = Transolver(functional_dim=3, out_dim=4, embedding_dim=3, **options)
         return model
 
-    return Host(make, ((1, points, 3), (1, points, 3)) if layers else ((1, points, width),))
+    inputs = ((1, points, 3), (1, points, 3)) if layers else ((1, points, width),)
+    return Host(make, inputs, whole=layers > 0)
 
 
 def flare(quick: bool) -> Host:
@@ -319,7 +325,8 @@ def aggregation(quick: bool, hidden: int) -> Host:
 
 LIBRARIES: dict[str, tuple[str, Callable[[bool], Host]]] = {
     "sam-decoder": ("segment-anything, mask decoder", sam_decoder),
-    "sam": ("segment-anything, ViT-B, 256 points", sam_model),
+    "sam-point": ("segment-anything, ViT-B, one point", partial(sam_model, per_side=1)),
+    "sam": ("segment-anything, ViT-B, 256 points", partial(sam_model, per_side=16)),
     "vit-b": ("timm, ViT-B/16", partial(timm_model, name="vit_base_patch16_224", size=224, batch=8)),
     "dinov2-s": (
         "timm, DINOv2 ViT-S/14",
@@ -390,6 +397,7 @@ def problem(spec: dict[str, Any], device: Device) -> ModuleProblem:
         sides, spec = missing(error), {**spec, "peers": None}
     shape = "x".join(map(str, host.inputs[0]))
     host_problem = ModuleProblem(sides, MODE, name, shape, {**spec, "layout": ""}, device)
+    host_problem.fields["series"] = WHOLE if host.whole else MODULE
     if host.inference:
         host_problem.passes = [which for which in host_problem.passes if which == INFERENCE]
     return host_problem
