@@ -36,6 +36,15 @@ def reason(module):
     return row.note
 
 
+def fails_alike(module, *inputs, **options):
+    """Whether a call of a patched module raises the host's own error."""
+    with pytest.raises(Exception) as expected:  # noqa: PT011
+        module._vt_fast_host.forward(module, *inputs, **options)
+    with pytest.raises(expected.type) as found:
+        module(*inputs, **options)
+    return str(found.value) == str(expected.value)
+
+
 def runs_own(module, *inputs, **options):
     """Whether a call of a patched module runs the host's own forward, to the bit."""
     torch.manual_seed(0)
@@ -100,6 +109,14 @@ class TestReport:
         assert vt_fast.patch(model, only=["a.0", "b"]).replaced == ("a.0", "b")
         with pytest.raises(ValueError, match=r"`only` must name submodules \(a, ab, b, ..\), got 'c'"):
             vt_fast.patch(model, only="c")
+
+    def test_only_of_a_part_of_a_known_module(self):
+        model = nn.ModuleDict({"a": latent(), "b": latent()})
+        report = vt_fast.patch(model, only=["a.mlp", "b"])
+        assert report.replaced == ("b",)
+        assert report.refused == ("a",)
+        assert report.rows[0].note == "it is replaced as a whole, and `only` names a part of it, a.mlp"
+        assert vt_fast.patch(model, only=["a.mlp", "a"]).replaced == ("a",)
 
     @pytest.mark.parametrize("only", [3, [3], nn.Linear(1, 1)])
     def test_only_of_other_types(self, only):

@@ -7,7 +7,7 @@ from torch import nn
 import vt_fast
 from tests._support import hosts
 from tests.patches.cases import vit
-from tests.patches.test_patch import reason, runs_own
+from tests.patches.test_patch import fails_alike, latent, reason, runs_own
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -167,3 +167,17 @@ def test_drop_path_draws_the_same():
         torch.manual_seed(3)
         expected.append(model(x))
     torch.testing.assert_close(expected[1], expected[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float64])
+def test_masks_of_dtypes_that_attention_does_not_take(dtype):
+    module = latent().eval()
+    vt_fast.patch(module)
+    assert fails_alike(module, torch.randn(2, 50, 32), torch.ones(2, 1, 1, 50, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(50, 32), (2, 50, 24)])
+def test_latent_pooling_of_other_shapes(shape):
+    module = latent().eval()
+    vt_fast.patch(module)
+    assert fails_alike(module, torch.randn(shape))

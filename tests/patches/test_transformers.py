@@ -8,7 +8,7 @@ import vt_fast
 from tests._support import hosts
 from tests._support.hosts import Host
 from tests.patches.cases import CASES, TWO_WAY, perceiver_attention, sam, sam_inputs, two_way
-from tests.patches.test_patch import reason, runs_own
+from tests.patches.test_patch import fails_alike, reason, runs_own
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -119,6 +119,13 @@ class TestSiglip:
         head = CASES["transformers SigLIP"].make().head.eval()
         head.attention.out_proj = nn.Sequential(head.attention.out_proj)
         assert reason(head) == "out_proj is a Sequential"
+
+    @pytest.mark.parametrize("name", ["transformers SigLIP", "transformers SigLIP2"])
+    @pytest.mark.parametrize("shape", [(36, 32), (2, 36, 24), (2, 3, 36, 32)])
+    def test_other_shapes(self, name, shape):
+        head = CASES[name].make().head.eval()
+        vt_fast.patch(head)
+        assert fails_alike(head, torch.randn(shape))
 
     def test_masks_of_all_patches(self):
         head, x = CASES["transformers SigLIP2"].make().head.eval(), torch.randn(2, 36, 32)

@@ -50,12 +50,17 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
     rows = []
     seen = set()
     for path, module in model.named_modules(remove_duplicate=False):
-        if prefixes is not None and not any(f"{path}.".startswith(prefix) for prefix in prefixes):
-            continue
-        rewrite = base.patch_of(type(module))
+        here = "" if path == "" else f"{path}."
+        chosen = prefixes is None or any(here.startswith(prefix) for prefix in prefixes)
+        part = None if chosen else next((each for each in prefixes or () if each.startswith(here)), None)
+        rewrite = base.patch_of(type(module)) if chosen or part else None
         if rewrite is None or not rewrite.concerns(module):
             continue
         if rewrite.attribute not in (None, path.rpartition(".")[2]) or module in seen:
+            continue
+        if part:
+            reason = f"it is replaced as a whole, and `only` names a part of it, {part[:-1]}"
+            rows.append(Row(path, base.full_name(type(module)), False, reason))
             continue
         seen.add(module)  # a module may have several names, of which `only` may be any
         if isinstance(module, Patched):

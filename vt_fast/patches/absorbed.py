@@ -29,6 +29,11 @@ def pays(pixels: int, tokens: int, channels: int, keys: int, values: int, num_he
     return folded < unfolded
 
 
+def fits(x: Tensor, channels: int) -> bool:
+    """Whether x is a (B, N, C) map; a host's own forward has the better error for others."""
+    return x.dim() == 3 and x.shape[2] == channels
+
+
 def sums_may_overflow(x: Tensor) -> bool:
     """Whether sums over all pixels, which hosts never form, are in float16, here or by autocast."""
     return bool(autocast(x)[0].dtype == torch.float16)
@@ -150,6 +155,8 @@ def spread(
 def split_mask(mask: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
     """A mask of attention as the op's `mask` and `pixel_bias`; None where it does not concern pixels alone.
 
+    Also None for dtypes that PyTorch's attention does not take.
+
     Args:
         mask: bool, True where a pixel takes part, or a bias; (B or 1, 1, 1, N).
         x: (B, N, C).
@@ -161,7 +168,7 @@ def split_mask(mask: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | 
     flat = mask[:, 0, 0].expand(x.shape[0], -1)
     if mask.dtype == torch.bool:
         return flat, None
-    return None, flat if flat.dtype in (x.dtype, torch.float32) else flat.to(x.dtype)
+    return (None, flat) if flat.dtype in (x.dtype, torch.float32) else None
 
 
 def of_attention(module: nn.MultiheadAttention) -> tuple[Any, Any, Any, Any, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vt_fast.nn.frozen import kept
-from vt_fast.patches.absorbed import of_attention, pool, rows_of, why_not_attention
+from vt_fast.patches.absorbed import fits, of_attention, pool, rows_of, why_not_attention
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MEMBERS = "probe attention layernorm mlp"
@@ -49,7 +49,7 @@ class SiglipHead(Patch):
 
     @staticmethod
     def forward(self: Any, hidden_state: Tensor) -> Tensor:
-        if _why_not(self) is not None:
+        if not fits(hidden_state, self.attention.embed_dim) or _why_not(self) is not None:
             return own_forward(self, hidden_state)  # type: ignore[no-any-return]
         return _pooled(self, hidden_state)
 
@@ -65,7 +65,7 @@ class Siglip2Head(Patch):
 
     @staticmethod
     def forward(self: Any, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        fits = attention_mask is None or attention_mask.shape == hidden_state.shape[:2]
-        if not fits or _why_not(self) is not None:
+        masked = attention_mask is None or attention_mask.shape == hidden_state.shape[:2]
+        if not (masked and fits(hidden_state, self.attention.embed_dim)) or _why_not(self) is not None:
             return own_forward(self, hidden_state, attention_mask)  # type: ignore[no-any-return]
         return _pooled(self, hidden_state, None if attention_mask is None else attention_mask.bool())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vt_fast.nn.frozen import kept
-from vt_fast.patches.absorbed import pays, pool, rows_of, split_mask, with_bias_gradient
+from vt_fast.patches.absorbed import fits, pays, pool, rows_of, split_mask, with_bias_gradient
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _FEW = "as many queries as one head has channels: folding does not pay"
@@ -34,7 +34,7 @@ class AttentionPoolLatent(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        masks = split_mask(attn_mask, x)
+        masks = split_mask(attn_mask, x) if fits(x, self.kv.in_features) else None
         if masks is None or AttentionPoolLatent.why_not(self) is not None:
             return own_forward(self, x, attn_mask)  # type: ignore[no-any-return]
         if self.pos_embed is not None:
@@ -121,7 +121,7 @@ class ClassAttn(Patch):
     def forward(self: Any, x: Tensor) -> Tensor:
         # The fused attention asks the module itself, the other one its dropout.
         dropout = self.attn_drop.p > 0 and (self.training or self.attn_drop.training)
-        if dropout or ClassAttn.why_not(self) is not None:
+        if dropout or not fits(x, self.k.in_features) or ClassAttn.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         query = with_bias_gradient(self.q(x[:, :1]), self.k.bias)
         rows = rows_of(query, self.k.weight, self.num_heads)
