@@ -252,13 +252,19 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
     for index, (dtype, part) in enumerate(found.groupby("dtype", sort=False)):
         passes = list(part.which.unique())
         # The largest gains first, in columns that fit on a page.
-        names = list(part.groupby("case", sort=False).shipped.max().sort_values(ascending=False).index)
-        columns = -(-len(names) // _BARS)
-        rows = -(-len(names) // columns)
-        figure, panels = _grid(columns, columns, 8.0 / columns**0.5, 0.3 * rows * len(passes) + 0.2)
+        columns: list[tuple[str, list[str]]] = []
+        for series, some in sorted(part.groupby("series"), reverse=True):
+            names = list(some.groupby("case", sort=False).shipped.max().sort_values(ascending=False).index)
+            count = -(-len(names) // _BARS)
+            length = -(-len(names) // count)
+            columns += [(series, names[at : at + length]) for at in range(0, len(names), length)]
+        places = {name: (at, line) for at, (_, some) in enumerate(columns) for line, name in enumerate(some)}
+        rows = max(len(some) for _, some in columns)
+        width, height = 8.0 / len(columns) ** 0.5, 0.3 * rows * len(passes) + 0.2
+        figure, panels = _grid(len(columns), len(columns), width, height)
         for row in part.itertuples():
             tone = _tone(passes.index(row.which))
-            column, line = divmod(names.index(row.case), rows)
+            column, line = places[row.case]
             panel = panels[column]
             at = line + (passes.index(row.which) - (len(passes) - 1) / 2) * 0.38
             panel.barh(at, row.shipped - 1.0, 0.34, left=1.0, color=tone, alpha=0.4)
@@ -270,9 +276,9 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
                 _beside(panel, 1, 0.5, text, xycoords=label, color=_GREY)
         least = part.speedup.min()
         ends = least / 1.1 if least < 1 else 1.0, 2.2 * part.shipped.max()
-        for column, panel in enumerate(panels):
-            some = names[column * rows : (column + 1) * rows]
-            _categories(panel, [textwrap.fill(name, 24) for name in some], rows)
+        for panel, (series, names) in zip(panels, columns, strict=True):
+            _categories(panel, [textwrap.fill(name, 24) for name in names], rows)
+            panel.set_title(f"{series}s".capitalize() * bool(series))
             panel.set_xscale("log")
             panel.axvline(1.0, color=_INK, linewidth=1.2)
             panel.set_xlim(*ends)

@@ -31,8 +31,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         shape: "BxNxCxL", or the input's.
         which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".
         threads: of a CPU; None on a GPU.
-        series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks; of
-            ``hosts``: "whole model" or "module".
+        series: of ``scaling``: what varies, and its value here: "N=196", several of them divided by blanks;
+            of ``hosts``: "whole model" or "module".
         contender: what is measured.
         role: "ours" is the first usable backend, "backend" any other of vt_fast's; "replaced" computes
             something else, whose place ours takes, and is no alternative to it.

@@ -211,6 +211,23 @@ def test_many_bars_stand_in_columns_with_the_largest_gains_first():
     assert [text.get_text() for text in panels[1].texts] == [f"{n / 2:.1f}×" for n in range(1, 7)]  # noqa: RUF001
 
 
+def test_whole_models_and_modules_have_panels_of_their_own():
+    rows = []
+    for number in range(4):
+        series = "whole model" if number % 2 else "module"
+        fields = {"mode": "hosts", "case": f"host {number}", "which": "inference", "series": series}
+        rows += [row("original", PEER, 1e-3 * (number + 1), **fields), row("vt_fast", OURS, 2e-3, **fields)]
+    (drawing,) = plots.draw(frame(rows))
+    panels = drawing.figure.axes
+    assert [panel.get_title() for panel in panels] == ["Whole models", "Modules"]
+    names = [[label.get_text() for label in panel.get_yticklabels()] for panel in panels]
+    assert names == [["host 3", "host 1"], ["host 2", "host 0"]]
+    assert [[text.get_text()[:3] for text in panel.texts] for panel in panels] == [
+        ["1.0", "2.0"],
+        ["0.5", "1.5"],
+    ]
+
+
 def test_a_gpu_is_drawn_by_its_graphs():
     rows = [*cell(clock="graph", threads=None, floor=3e-3), *cell(1e-5, clock="calls", threads=None)]
     (drawing,) = plots.draw(frame([*rows, *ceilings(clock="graph", threads=None)]))
