@@ -1,8 +1,8 @@
 """``python -m benchmarks hosts``: models of other libraries, as they are and after `vt_fast.patch`.
 
-Modules and whole models have the sizes that are in use, and random weights. Sides: ``original``, ``compile
-original`` (torch.compile of it), and ``vt_fast``, the same object after `vt_fast.patch`. ``make hosts``
-installs the libraries; those that are missing have a row that says so.
+Modules and whole models have the sizes that are in use, and random weights. Sides: ``original``; ``vt_fast``,
+the same after `vt_fast.patch`; ``compile original`` and ``compile vt_fast``, both under torch.compile. ``make
+hosts`` installs the libraries; those that are missing have a row that says so.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from benchmarks import networks
 from benchmarks.devices import Device
 from benchmarks.modules import INFERENCE, VT_FAST, Comparison, Function, ModuleProblem, Shapes, Side, missing
 from benchmarks.processes import Plan
-from benchmarks.results import OURS
+from benchmarks.results import BACKEND, OURS
 from benchmarks.shapes import BOTH
 from benchmarks.timing import Budget
 from tools.torchvision import load_torchvision
 
 MODE = "hosts"
 PASSES = (INFERENCE, BOTH)
-PEERS = ("original", "compile original")
+PEERS = ("original", "compile original", "compile vt_fast")
 # Series of the rows.
 WHOLE, MODULE = "whole model", "module"
 # No side leaves the rotation, however far behind.
@@ -366,10 +366,12 @@ def comparison(host: Host) -> Comparison:
         return module
 
     original = Side(host.make, host.call)
+    ours = original._replace(make=patched, role=OURS)
     sides = {
         "original": original,
         "compile original": original._replace(compiled=""),
-        VT_FAST: original._replace(make=patched, role=OURS),
+        VT_FAST: ours,
+        f"compile {VT_FAST}": ours._replace(compiled="", role=BACKEND),
     }
     return Comparison(sides, host.inputs, host.small)
 

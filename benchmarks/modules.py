@@ -167,8 +167,8 @@ class _Truth:
 class ModuleProblem:
     """A comparison as a :class:`benchmarks.runner.Problem`.
 
-    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours, or None for all; with
-    "quick" for all that are not compiled.
+    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours and of ours compiled, or
+    None for all; with "quick" for all that are not compiled.
     """
 
     def __init__(
@@ -196,7 +196,10 @@ class ModuleProblem:
             ]
         contenders = (
             Contender(
-                name, side.role, side.compiled is not None, side.role in (OURS, BACKEND) or name in peers
+                name,
+                side.role,
+                side.compiled is not None,
+                name in peers or (side.role in (OURS, BACKEND) and side.compiled is None),
             )
             for name, side in comparison.sides.items()
         )
