@@ -113,8 +113,12 @@ class _Probe:
         self.seconds += seconds
 
     def cost(self, amount: float) -> Quantiles:
-        """Seconds of so many bytes or FLOPs."""
-        return Quantiles(*(value * amount / self.amount for value in quantiles(self.seconds[self.since :])))
+        """Seconds of so many bytes or FLOPs by the case's own probes, or by all of them where those are faster.
+
+        The clock rate changes from case to case. What disturbs the probes of a case must not raise its floor.
+        """
+        seconds = min(quantiles(self.seconds[since:]) for since in (self.since, 0))
+        return Quantiles(*(value * amount / self.amount for value in seconds))
 
 
 class Ceilings:
@@ -146,7 +150,7 @@ class Ceilings:
     def measure(self, work: Sequence[Work], *, anew: bool = False) -> None:
         """Probe what bounds this work, now: before a case, after it, and in between where that is possible.
 
-        ``anew`` forgets the probes of earlier cases.
+        ``anew``: the case begins.
         """
         nothing = (torch.empty(0), torch.empty(0))
         for probe in [*self._others, *self._products]:
@@ -172,7 +176,7 @@ class Ceilings:
         ]
 
     def floor(self, work: Sequence[Work]) -> Floor:
-        """By all probes since ``anew``. FLOPs alone need no more than one :meth:`measure` of anything.
+        """By the probes: see ``_Probe.cost``. FLOPs alone need no more than one :meth:`measure` of anything.
 
         Raises:
             KeyError: :meth:`measure` was not called with this work.

@@ -108,16 +108,19 @@ def test_the_floor_is_the_larger_term_by_the_fastest_variants():
     assert best == {("product1", 1.0, 2), ("product2", 0.5, 2), ("stream2", 4.0, 1), ("stream1+", 2.0, 1)}
 
 
-def test_probes_are_pooled_until_a_case_begins_anew():
+def test_a_case_has_its_own_probes_unless_they_were_disturbed():
     seconds = {"product1": 1.0, "product2": 9.0, "stream1": 1.0, "stream2": 1.0}
     ceilings, work = ceilings_of(seconds), [Work(0, 0, 10)]
     ceilings.measure(work, anew=True)
     seconds["product1"] = 3.0
     ceilings.measure(work)
     assert ceilings.floor(work) == (2.0, "flops")
-    seconds["product1"] = 5.0
+    seconds["product1"] = 0.5
     ceilings.measure(work, anew=True)
-    assert ceilings.floor(work).seconds == 5.0
+    assert ceilings.floor(work).seconds == 0.5
+    seconds["product1"] = 9.0
+    ceilings.measure(work, anew=True)
+    assert ceilings.floor(work).seconds == 2.0  # the median of all
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
