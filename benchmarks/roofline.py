@@ -113,7 +113,7 @@ class _Probe:
         self.seconds += seconds
 
     def cost(self, amount: float) -> Quantiles:
-        """Seconds of so many bytes or FLOPs by the case's own probes, or by all of them where those are faster.
+        """Seconds of so many bytes or FLOPs, by the probes of the case or by all where those are faster.
 
         The clock rate changes from case to case. What disturbs the probes of a case must not raise its floor.
         """
