@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
+from torch.nn import functional as F
 
 from demo.clusters import Clusters
 from demo.features import CAPTION
@@ -157,7 +158,7 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
     large = segments.repeat(zoom, 0).repeat(zoom, 1)
     axes = figure.add_subplot(grid[:2, :2])
     _show(axes, _segments(large, clusters.colours.numpy()), aspect=aspect)
-    _number(axes, large)
+    _number(axes, large, {token: token + 1 for token in range(tokens)})
     axes.set_title("pixels by nearest token", fontsize=11, color=_INK, loc="left")
     axes = figure.add_subplot(grid[:2, 2:])
     _show(axes, pixels, aspect=aspect)
@@ -180,6 +181,70 @@ def cluster_sheet(path: Path, picture: Picture, clusters: Clusters) -> None:
     bar = _scale_bar(figure, PowerNorm(0.5, 0, 1), "attention, share of the token's own top", box, "vertical")
     bar.set_ticks([0, 0.1, 0.25, 0.5, 1], labels=["0", "0.1", "0.25", "0.5", "top"])
     _save(figure, path, 100)
+
+
+def scene_sheet(
+    path: Path,
+    images: Tensor,
+    classes: tuple[Tensor, Tensor],
+    levels: Sequence[tuple[str, Tensor]],
+    caption: str,
+) -> None:
+    """Draw scenes, their true and predicted classes, and what the tokens of a VT-FPN's levels look at.
+
+    Args:
+        path: the PNG to write.
+        images: (n, 3, H, W) in [0, 1].
+        classes: true and predicted ones, (n, H, W) each; 0 is background, and 1 + i the digit i.
+        levels: a name and the attention (n, L, h, w) of each level, the finest first; every map sums to 1.
+        caption: a few lines.
+    """
+    count, tokens, rows = len(images), levels[0][1].shape[1], len(levels)
+    width, height = 0.8 + 0.85 * (3 * rows + tokens), 1.5 + count * (0.85 * rows + 0.15)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    outer = figure.add_gridspec(
+        *(count, 4),
+        width_ratios=[rows, rows, rows, tokens],
+        left=0.2 / width,
+        right=1 - 0.2 / width,
+        top=1 - 1.35 / height,
+        bottom=0.15 / height,
+        wspace=0.14,
+        hspace=0.06,
+    )
+    for row in range(count):
+        picture = images[row].permute(1, 2, 0).numpy()
+        pale = 1 - 0.45 * (1 - np.repeat(picture.mean(2, keepdims=True), 3, 2))
+        for column, title in enumerate(("held-out scene", "its digits", "predicted")):
+            axes = figure.add_subplot(outer[row, column])
+            _show(axes, picture if column == 0 else pale)
+            if column > 0:
+                _label(axes, classes[column - 1][row].numpy())
+            if row == 0:
+                axes.set_title(title, fontsize=11, color=_INK, loc="left")
+        inner = outer[row, 3].subgridspec(rows, tokens, wspace=0.06, hspace=0.06)
+        for level, (name, maps) in enumerate(levels):
+            shown = F.interpolate(maps[row : row + 1], images.shape[2:], mode="nearest")[0]
+            for token, attention in enumerate(shown):
+                axes = figure.add_subplot(inner[level, token])
+                heat = attention.numpy() / (float(attention.max()) or 1.0)
+                strength = 0.85 * heat[..., None]
+                _show(axes, pale * (1 - strength) + strength * _heat(heat))
+                if token == 0:
+                    axes.set_ylabel(name, fontsize=8, color=_GREY, labelpad=2)
+                if row == level == 0:
+                    axes.set_title(f"token {token + 1}", fontsize=9, color=_GREY, pad=4)
+    _title(figure, "What the tokens of a feature pyramid look at", 0.2)
+    figure.text(0.2 / width, 1 - 0.6 / height, caption, fontsize=10.5, color=_INK, va="top")
+    _save(figure, path, 110)
+
+
+def _label(axes: Any, classes: Any) -> None:
+    """Colour the pixels of each digit, and write the digit where there is most room for it."""
+    colours = colormaps["tab10"]((classes - 1).clip(0))
+    colours[..., 3] = 0.75 * (classes > 0)
+    _show(axes, colours)
+    _number(axes, classes, {1 + digit: digit for digit in range(10)})
 
 
 def elided(name: str, longest: int) -> str:
@@ -209,16 +274,15 @@ def _segments(segments: Any, colours: Any) -> Any:
     return np.clip(image, 0, 1)
 
 
-def _number(axes: Any, segments: Any) -> None:
-    """Write each token's number where its segment is widest."""
-    for token in np.unique(segments):
-        inside = np.pad(segments == token, 1)
+def _number(axes: Any, segments: Any, numbers: Mapping[int, int]) -> None:
+    """Write each segment's number, if it has one, where the segment is widest."""
+    for segment in numbers.keys() & set(np.unique(segments).tolist()):
+        inside = np.pad(segments == segment, 1)
         depth = distance_transform_edt(inside)[1:-1, 1:-1]
         row, column = np.unravel_index(depth.argmax(), depth.shape)
         edge = [Stroke(linewidth=2, foreground="white"), Normal()]
-        axes.text(
-            column, row, f"{token + 1}", ha="center", va="center", fontsize=11, color=_INK, path_effects=edge
-        )
+        text = f"{numbers[segment]}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=11, color=_INK, path_effects=edge)
 
 
 def _show(axes: Any, image: Any, **options: Any) -> None:
