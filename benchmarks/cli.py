@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import results, shapes
 from benchmarks.processes import CPU, UsageError, conduct
-from benchmarks.results import OK, OURS, SKIPPED, Run
+from benchmarks.results import BACKEND, OK, OURS, SKIPPED, WRONG, Run
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -169,7 +169,8 @@ def verdict(run: Run) -> int:
     What does not fit into the memory is not wrong.
     """
     ours = [row.status in (OK, SKIPPED) for row in run.rows if row.role == OURS]
-    return 0 if ours and all(ours) and not run.facts["problems"] else 1
+    wrong = any(row.status == WRONG for row in run.rows if row.role == BACKEND)
+    return 0 if ours and all(ours) and not wrong and not run.facts["problems"] else 1
 
 
 def _all(options: argparse.Namespace) -> int:

@@ -234,6 +234,16 @@ def make(name: str, cpus: Sequence[int], repeat: int | None = None) -> Device:
     return Device(cpus, repeat, name) if name == "cpu" or repeat is not None else Gpu(name)
 
 
+def reset_compiler() -> None:
+    """Forget what torch.compile has compiled: its limit of variants counts those of earlier cases.
+
+    Beyond the limit Dynamo would run eager code in silence; here it is an error.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
 def cause(error: BaseException) -> str:
     """An error in a line, with what it came from.
 

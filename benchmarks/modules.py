@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.check import Gate, Judgement, largest_error
-from benchmarks.devices import Call, Device
+from benchmarks.devices import Call, Device, reset_compiler
 from benchmarks.inputs import DTYPES
 from benchmarks.peers import Contender
 from benchmarks.results import BACKEND, OURS, PEER, REPLACED
@@ -167,14 +167,14 @@ class _Truth:
 class ModuleProblem:
     """A comparison as a :class:`benchmarks.runner.Problem`.
 
-    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides beside ours and of ours compiled, or
+    ``spec``: "dtype", "layout" and "passes"; "peers", names of the sides to time beside ours uncompiled, or
     None for all; with "quick" for all that are not compiled.
     """
 
     def __init__(
         self, comparison: Comparison, mode: str, case: str, shape: str, spec: dict[str, Any], device: Device
     ) -> None:
-        torch._dynamo.reset()  # its limit of compiled variants counts those of earlier problems
+        reset_compiler()
         self._comparison, self._device = comparison, device.torch_device
         self._dtype = DTYPES[spec["dtype"]]
         self._format = torch.channels_last if spec["layout"] == "channels_last" else torch.contiguous_format

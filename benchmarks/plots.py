@@ -279,8 +279,8 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
                 _beside(panel, 1, 0.5, text, xycoords=label, color=_GREY)
         for panel, (series, names) in zip(panels, columns, strict=True):
             shown = part[part.series == series]  # one axis for all columns of a series
-            least, room = shown.speedup.min(), shown.shipped.max() ** 0.25
-            ends = least / 1.05 if least < 1 else 1.0, 1.2 * room * shown.shipped.max()
+            least, most = shown.speedup.min(), max(1.0, shown.shipped.max())
+            ends = least / 1.05 if least < 1 else 1.0, 1.2 * most**1.25
             _categories(panel, [textwrap.fill(name, 24) for name in names], rows)
             panel.set_title(f"{series}s".capitalize() * bool(series))
             panel.set_xscale("log")
@@ -296,11 +296,17 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
             "PyTorch, where that is faster."
         )
         if patched:
-            forms = data[data["median"].notna()].contender.unique()
-            compiled = any(form.startswith("compile ") for form in forms)
-            faster = ", each in the faster of its forms, eager or compiled" * compiled
-            caption = f"How many times as fast ({where}) as the library's own module{faster}."
+            caption = f"How many times as fast ({where}) as the library's own module; {_forms(data)}."
         yield Drawing(f"speedup-{dtype}" if index else "speedup", f"{title}, {where}", caption, figure)
+
+
+def _forms(data: DataFrame) -> str:
+    """Which sides of hosts were compiled, too, and count where that is faster."""
+    compiled = data[data["median"].notna() & data.contender.str.startswith("compile ")]
+    theirs, ours = compiled.role.eq(PEER).any(), compiled.role.eq(BACKEND).any()
+    if theirs and ours:
+        return "each in the faster of its forms, eager or compiled"
+    return "which may be compiled where that is faster, ours is not" if theirs else "neither is compiled"
 
 
 def _gain(times: float) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks import check, memory, peers, roofline
 from benchmarks.check import Gate, Judgement, Truth
-from benchmarks.devices import Device
+from benchmarks.devices import Device, reset_compiler
 from benchmarks.inputs import DTYPES, Size, draw, lay_out, sizes
 from benchmarks.modules import Comparison, ModuleProblem, Side
 from benchmarks.peers import Entrant
@@ -111,7 +111,7 @@ class OpProblem:
         wanted: Sequence[str] | None = None,
         passes: Sequence[str] = PASSES,
     ) -> None:
-        torch._dynamo.reset()  # its limit of compiled variants counts those of earlier cases
+        reset_compiler()
         self.case, self.passes, self.label = case, passes, case.label
         self.fields = {"mode": "ops", **case.fields}
         self.contenders: Sequence[Entrant] = peers.entrants(case, wanted, device)

@@ -115,7 +115,8 @@ class _Probe:
     def cost(self, amount: float) -> Quantiles:
         """Seconds of so many bytes or FLOPs, by the probes of the case or by all where those are faster.
 
-        The clock rate changes from case to case. What disturbs the probes of a case must not raise its floor.
+        The clock rate changes from case to case. Disturbed probes must not raise the floor, which those of
+        earlier cases prevent.
         """
         seconds = min(quantiles(self.seconds[since:]) for since in (self.since, 0))
         return Quantiles(*(value * amount / self.amount for value in seconds))
@@ -150,7 +151,7 @@ class Ceilings:
     def measure(self, work: Sequence[Work], *, anew: bool = False) -> None:
         """Probe what bounds this work, now: before a case, after it, and in between where that is possible.
 
-        ``anew``: the case begins.
+        ``anew``: a new case begins.
         """
         nothing = (torch.empty(0), torch.empty(0))
         for probe in [*self._others, *self._products]:

@@ -56,6 +56,27 @@ def test_what_is_not_replaced_is_an_error():
         hosts.comparison(host).sides["vt_fast"].make()
 
 
+def test_ours_is_compiled_where_that_is_wanted():
+    for peers, names in {
+        ("original",): ["original", "vt_fast"],
+        hosts.PEERS: ["original", "compile original", "vt_fast", "compile vt_fast"],
+        None: ["original", "vt_fast"],  # a quick run
+    }.items():
+        assert [each.name for each in made("siglip-head", peers=peers).contenders] == names
+    found = measured(made("siglip-head", passes=[INFERENCE], peers=hosts.PEERS))
+    assert {name: (row.role, row.status) for (name, _), row in found.items()} == {
+        "original": ("peer", OK),
+        "compile original": ("peer", OK),
+        "vt_fast": ("ours", OK),
+        "compile vt_fast": ("backend", OK),
+    }
+
+
+@pytest.mark.parametrize(("name", "series"), [("siglip-head", "module"), ("vit-b", "whole model")])
+def test_rows_say_what_is_a_whole_model(name, series):
+    assert made(name).fields["series"] == series
+
+
 @pytest.mark.hosts  # takes seconds to start
 def test_in_a_child_process():
     (plan,) = plans("hosts --host siglip-head --pass inference --quick --threads 1 --peers original")

@@ -113,6 +113,10 @@ def test_exit_status_of_a_run():
     assert cli.verdict(a_run(a_row(median=1.0))) == 0
     assert cli.verdict(a_run(a_row(status=SKIPPED, reason="too large"))) == 0
     assert cli.verdict(a_run(a_row(status="wrong", reason="map is off"))) == 1
+    wrong = Row(
+        mode="hosts", case="a", contender="compile vt_fast", role="backend", status="wrong", reason="is off"
+    )
+    assert cli.verdict(a_run(a_row(median=1.0), wrong)) == 1
     assert cli.verdict(a_run()) == 1
 
 

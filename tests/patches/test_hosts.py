@@ -40,6 +40,32 @@ def test_results_and_gradients_in_float64(host):
     hosts.close(host.solve(patched, inputs), host.solve(module, inputs))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FEW else pytest.mark.hosts)
+        for name in (
+            "timm latent",
+            "timm pool 2d",
+            "timm class attention",
+            "open_clip pool 2d",
+            "open_clip pooler",
+            "physicsnemo FLARE",
+        )
+    ],
+)
+def test_inputs_without_or_with_too_many_batches_meet_the_host_s_own_error(name):
+    module, patched, (x,) = hosts.twins(CASES[name])
+    for other in (x[0], x[None]):
+        outcomes = []
+        for each in (module, patched):
+            try:
+                outcomes.append(tuple(each(other).shape))
+            except Exception as error:
+                outcomes.append((type(error), str(error)))
+        assert outcomes[0] == outcomes[1]
+
+
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_accuracy_of_narrow_dtypes(host, dtype):

@@ -13,7 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import vt_fast
 from tests._support import hosts
-from tests.patches.cases import class_attention, every, timm_layer
+from tests.patches.cases import class_attention, every, timm_layer, vit
 
 pytestmark = [pytest.mark.one_backend, pytest.mark.on_cpu]
 
@@ -115,8 +115,22 @@ class TestReport:
         report = vt_fast.patch(model, only=["a.mlp", "b"])
         assert report.replaced == ("b",)
         assert report.refused == ("a",)
-        assert report.rows[0].note == "it is replaced as a whole, and `only` names a part of it, a.mlp"
+        assert report.rows[0].note == (
+            "it can only be replaced as a whole, and `only` names just a part of it: a.mlp"
+        )
         assert vt_fast.patch(model, only=["a.mlp", "a"]).replaced == ("a",)
+        (row,) = vt_fast.patch(model, only="a.mlp").rows
+        assert (row.path, row.replaced, row.note) == ("a", True, "was replaced before")
+
+    def test_only_of_a_part_that_is_known_itself_or_of_a_module_with_two_names(self):
+        model = nn.ModuleDict({"a": latent(qk_norm=True), "b": latent()})
+        (row,) = vt_fast.patch(model, only="a.mlp").rows
+        assert "normalises the keys" in row.note
+        model["c"] = model["b"]
+        (row,) = vt_fast.patch(model, only=["b.mlp", "c"], dry_run=True).rows
+        assert (row.path, row.replaced) == ("c", True)
+        model = vit(global_pool="map")()
+        assert [row.path for row in vt_fast.patch(model, only="attn_pool").rows] == ["attn_pool"]
 
     @pytest.mark.parametrize("only", [3, [3], nn.Linear(1, 1)])
     def test_only_of_other_types(self, only):

@@ -53,6 +53,11 @@ class TestPerceiver:
         assert runs_own(module, latents[:1], inputs=inputs)
         assert runs_own(module, latents, inputs=inputs[:1])
 
+    def test_other_shapes(self):
+        module, latents, inputs = self.made()
+        assert fails_alike(module, latents, inputs=inputs[..., :20])
+        assert fails_alike(module, latents, inputs=inputs[None])
+
     def test_few_inputs(self):
         module, latents, inputs = self.made()
         assert runs_own(module, latents, inputs=inputs[:, :3])

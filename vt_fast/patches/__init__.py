@@ -28,7 +28,8 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
 
     Args:
         model: modified in place.
-        only: names of submodules: those and what is inside are considered, and nothing else.
+        only: names of submodules: those and what is inside are considered, and nothing else. Where nothing
+            in them is known, the report has the known modules around them.
         dry_run: change nothing, report alone.
 
     Returns:
@@ -47,29 +48,37 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     prefixes = _prefixes(model, only)
-    rows = []
+    found: list[tuple[Row, nn.Module, str]] = []  # and what `only` names inside, where it names a part
     seen = set()
     for path, module in model.named_modules(remove_duplicate=False):
-        here = "" if path == "" else f"{path}."
+        here = _prefix(path)
         chosen = prefixes is None or any(here.startswith(prefix) for prefix in prefixes)
-        part = None if chosen else next((each for each in prefixes or () if each.startswith(here)), None)
+        part = "" if chosen else next((each for each in prefixes or () if each.startswith(here)), "")
         rewrite = base.patch_of(type(module)) if chosen or part else None
         if rewrite is None or not rewrite.concerns(module):
             continue
         if rewrite.attribute not in (None, path.rpartition(".")[2]) or module in seen:
             continue
-        if part:
-            reason = f"it is replaced as a whole, and `only` names a part of it, {part[:-1]}"
-            rows.append(Row(path, base.full_name(type(module)), False, reason))
-            continue
-        seen.add(module)  # a module may have several names, of which `only` may be any
+        if not part:
+            seen.add(module)  # a module may have several names, of which `only` may be any
         if isinstance(module, Patched):
-            rows.append(Row(path, base.full_name(module._vt_fast_host), True, "was replaced before"))
+            row = Row(path, base.full_name(module._vt_fast_host), True, "was replaced before")
+            found.append((row, module, part))
             continue
         name, reason = base.full_name(type(module)), base.why_not(module, rewrite)
+        if part and reason is None:
+            reason = f"it can only be replaced as a whole, and `only` names just a part of it: {part[:-1]}"
         if reason is None and not dry_run:
             module.__class__ = base.patched_class(type(module))
-        rows.append(Row(path, name, reason is None, rewrite.note if reason is None else reason))
+        row = Row(path, name, reason is None, rewrite.note if reason is None else reason)
+        found.append((row, module, part))
+    # What has a named part is of interest where nothing else was recognised.
+    inside = [_prefix(row.path) for row, _, part in found if not part]
+    rows = [
+        row
+        for row, module, part in found
+        if not part or (module not in seen and not any(each.startswith(part) for each in inside))
+    ]
     return Report(tuple(rows), dry_run)
 
 
@@ -112,4 +121,9 @@ def _prefixes(model: nn.Module, only: str | Iterable[str] | None) -> list[str] |
         except AttributeError:
             known = ", ".join(child for child, _ in model.named_children())
             raise ValueError(f"`only` must name submodules ({known}, ..), got {name!r}") from None
-    return ["" if name == "" else f"{name}." for name in names]
+    return [_prefix(name) for name in names]
+
+
+def _prefix(path: str) -> str:
+    """What the names of a module's own members begin with."""
+    return path and f"{path}."

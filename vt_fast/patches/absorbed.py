@@ -155,7 +155,7 @@ def spread(
 def split_mask(mask: Tensor | None, x: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
     """A mask of attention as the op's `mask` and `pixel_bias`; None where it does not concern pixels alone.
 
-    Also None for dtypes that PyTorch's attention does not take.
+    Also None for dtypes that PyTorch's fused attention does not take.
 
     Args:
         mask: bool, True where a pixel takes part, or a bias; (B or 1, 1, 1, N).

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vt_fast.patches.absorbed import (
+    fits,
     normed,
     of_attention,
     pays,
@@ -32,7 +33,7 @@ class AttentionPool2d(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        if AttentionPool2d.why_not(self) is not None:
+        if x.dim() != 4 or AttentionPool2d.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         pixels = x.flatten(2).transpose(1, 2)
         pixels = torch.cat([pixels.mean(1, keepdim=True), pixels], 1)
@@ -69,7 +70,7 @@ class AttentionalPooler(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        if AttentionalPooler.why_not(self) is not None:
+        if not fits(x, self.attn.kdim) or AttentionalPooler.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         attention, norm = self.attn, self.ln_k
         heads = attention.num_heads

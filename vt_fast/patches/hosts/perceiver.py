@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vt_fast.patches.absorbed import normed, pays, pool, rows_of, split_mask, with_bias_gradient
+from vt_fast.patches.absorbed import fits, normed, pays, pool, rows_of, split_mask, with_bias_gradient
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 
@@ -68,7 +68,12 @@ class PerceiverCrossAttention(Patch):
 
 def _fit(module: Any, queries: Tensor, inputs: Tensor) -> bool:
     """Whether folding pays, and the host has no batch to broadcast."""
-    batch, pixels, channels = inputs.shape
-    return queries.shape[0] == batch and pays(
-        pixels, queries.shape[1], channels, module.qk_channels, module.v_channels, module.num_heads
+    channels = module.key.in_features
+    return (
+        fits(inputs, channels)
+        and queries.shape[0] == inputs.shape[0]
+        and pays(
+            *(inputs.shape[1], queries.shape[1], channels),
+            *(module.qk_channels, module.v_channels, module.num_heads),
+        )
     )

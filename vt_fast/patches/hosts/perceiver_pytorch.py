@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
-from vt_fast.patches.absorbed import normed, pays, pool, rows_of, sums_may_overflow
+from vt_fast.patches.absorbed import fits, normed, pays, pool, rows_of, sums_may_overflow
 from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain
 
 _MODULES = ("perceiver_pytorch.perceiver_pytorch", "perceiver_pytorch.perceiver_io")
@@ -86,6 +86,9 @@ def _drops(attention: Any) -> bool:
 def _fit(attention: Any, x: Tensor, context: Tensor) -> bool:
     """Whether folding pays, and the host has no batch to broadcast."""
     width = attention.to_q.out_features
-    return x.shape[0] == context.shape[0] and pays(
-        context.shape[1], x.shape[1], context.shape[2], width, width, attention.heads
+    channels = attention.to_kv.in_features
+    return (
+        fits(context, channels)
+        and x.shape[0] == context.shape[0]
+        and pays(context.shape[1], x.shape[1], channels, width, width, attention.heads)
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vt_fast import functional
 from vt_fast.layout import unflatten
-from vt_fast.patches.absorbed import sums_may_overflow
+from vt_fast.patches.absorbed import fits, sums_may_overflow
 from vt_fast.patches.base import Patch, own_forward, why_not_plain
 
 _MODULE = "physicsnemo.nn.module"
@@ -95,4 +95,4 @@ class Flare(Patch):
 
 def _is_map(x: Tensor, channels: int) -> bool:
     sharded = hasattr(x, "redistribute")  # as the host tells
-    return not sharded and x.dim() == 3 and x.shape[2] == channels
+    return not sharded and fits(x, channels)

@@ -65,7 +65,7 @@ class Siglip2Head(Patch):
 
     @staticmethod
     def forward(self: Any, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        masked = attention_mask is None or attention_mask.shape == hidden_state.shape[:2]
-        if not (masked and fits(hidden_state, self.attention.embed_dim)) or _why_not(self) is not None:
+        mask_fits = attention_mask is None or attention_mask.shape == hidden_state.shape[:2]
+        if not (mask_fits and fits(hidden_state, self.attention.embed_dim)) or _why_not(self) is not None:
             return own_forward(self, hidden_state, attention_mask)  # type: ignore[no-any-return]
         return _pooled(self, hidden_state, None if attention_mask is None else attention_mask.bool())

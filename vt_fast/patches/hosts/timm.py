@@ -70,7 +70,7 @@ class AttentionPool2d(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if AttentionPool2d.why_not(self) is not None:
+        if x.dim() != 4 or AttentionPool2d.why_not(self) is not None:
             return own_forward(self, x, pre_logits)  # type: ignore[no-any-return]
         size = x.shape[2:]
         pixels = x.flatten(2).transpose(1, 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vt_fast.patches.absorbed import normed, pays, pool, rows_of, with_bias_gradient
+from vt_fast.patches.absorbed import fits, normed, pays, pool, rows_of, with_bias_gradient
 from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain, why_weights_are_returned
 
 
@@ -32,11 +32,12 @@ class PoolerCrossAttentionLayer(Patch):
         self: Any, queries: Tensor, hidden_state: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         attention, norm = self.cross_attn, self.layer_norm1
-        heads, (pixels, channels) = attention.num_heads, hidden_state.shape[1:]
+        heads, channels = attention.num_heads, attention.k_proj.in_features
         if (
             attention_mask is not None
             or (attention.training and attention.dropout > 0)
-            or not pays(pixels, queries.shape[1], channels, channels, channels, heads)
+            or not fits(hidden_state, channels)
+            or not pays(hidden_state.shape[1], queries.shape[1], channels, channels, channels, heads)
             or PoolerCrossAttentionLayer.why_not(self) is not None
         ):
             return own_forward(self, queries, hidden_state, attention_mask)  # type: ignore[no-any-return]
