@@ -48,7 +48,9 @@ def patch(model: nn.Module, *, only: str | Iterable[str] | None = None, dry_run:
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     prefixes = _prefixes(model, only)
-    found: list[tuple[Row, nn.Module, str]] = []  # and what `only` names inside, where it names a part
+    found: list[
+        tuple[Row, Any, str]
+    ] = []  # and the module, and what `only` names inside, where it names a part
     seen = set()
     for path, module in model.named_modules(remove_duplicate=False):
         here = _prefix(path)
