@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import vt_fast
 from tests._support import hosts
@@ -38,6 +39,34 @@ def test_results_and_gradients_in_float64(host):
     assert hosts.ops_in(lambda: host.results(module, inputs)) == 0
     assert hosts.ops_in(lambda: host.results(patched, inputs)) == host.ops
     hosts.close(host.solve(patched, inputs), host.solve(module, inputs))
+
+
+@EVERY
+def test_members_that_are_wrapped_later(host):
+    """As adapters and quantisation do: a patched module must not expect anything of them any more."""
+    module, patched, inputs = hosts.twins(host)
+    for start in host.replaced:
+        names = [
+            name for name, each in module.get_submodule(start).named_modules() if type(each) is nn.Linear
+        ]
+        for name in filter(None, names):
+            path = ".".join(filter(None, (start, name)))
+            outcomes = []
+            for each in (module, patched):
+                linear = each.get_submodule(path)
+                each.set_submodule(path, nn.Sequential(linear))
+                try:
+                    outcomes.append(host.results(each, inputs))
+                except Exception as error:
+                    outcomes.append((type(error), str(error)))
+                each.set_submodule(path, linear)
+            expected, found = outcomes
+            if isinstance(expected, list):
+                assert isinstance(found, list), (path, found)
+                for value, other in zip(found, expected, strict=True):
+                    torch.testing.assert_close(value, other, atol=1e-10, rtol=1e-10)
+            else:
+                assert found == expected, path
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class AttentionalPooler(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not fits(x, self.attn.kdim) or AttentionalPooler.why_not(self) is not None:
+        if AttentionalPooler.why_not(self) is not None or not fits(x, self.attn.kdim):
             return own_forward(self, x)  # type: ignore[no-any-return]
         attention, norm = self.attn, self.ln_k
         heads = attention.num_heads

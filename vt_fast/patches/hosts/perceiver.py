@@ -44,8 +44,8 @@ class PerceiverCrossAttention(Patch):
             or masks is None
             or output_attentions
             or (self.dropout.training and self.dropout.p > 0)
-            or not _fit(self, hidden_states, inputs)
             or PerceiverCrossAttention.why_not(self) is not None
+            or not _fit(self, hidden_states, inputs)
         ):
             return own_forward(  # type: ignore[no-any-return]
                 self, hidden_states, attention_mask, inputs, inputs_mask, output_attentions

@@ -44,10 +44,10 @@ class CrossAttention(Patch):
         if (
             context is None
             or not kwargs.keys() <= {"context", "mask", "inverted_attention"}
-            or not _fit(attention, x, context)
             or (kwargs.get("inverted_attention") and sums_may_overflow(context))
             or _drops(attention)
             or CrossAttention.why_not(self) is not None
+            or not _fit(attention, x, context)
         ):
             return own_forward(self, x, **kwargs)  # type: ignore[no-any-return]
         mask, heads, norm = kwargs.get("mask"), attention.heads, self.norm_context
@@ -85,8 +85,7 @@ def _drops(attention: Any) -> bool:
 
 def _fit(attention: Any, x: Tensor, context: Tensor) -> bool:
     """Whether folding pays, and the host has no batch to broadcast."""
-    width = attention.to_q.out_features
-    channels = attention.to_kv.in_features
+    channels, width = attention.to_kv.in_features, attention.to_kv.out_features // 2
     return (
         fits(context, channels)
         and x.shape[0] == context.shape[0]

@@ -79,7 +79,7 @@ class Flare(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
-        if not _is_map(x, self.in_project_x.in_features) or Flare.why_not(self) is not None:
+        if not _is_map(x) or Flare.why_not(self) is not None:
             return own_forward(self, x)  # type: ignore[no-any-return]
         heads, key = self.heads, self.self_k
         points = self.in_project_x(x)
@@ -93,6 +93,6 @@ class Flare(Patch):
         return self.out_dropout(self.out_linear(found))  # type: ignore[no-any-return]
 
 
-def _is_map(x: Tensor, channels: int) -> bool:
+def _is_map(x: Tensor, channels: int | None = None) -> bool:
     sharded = hasattr(x, "redistribute")  # as the host tells
     return not sharded and fits(x, channels)

@@ -49,7 +49,7 @@ class SiglipHead(Patch):
 
     @staticmethod
     def forward(self: Any, hidden_state: Tensor) -> Tensor:
-        if not fits(hidden_state, self.attention.embed_dim) or _why_not(self) is not None:
+        if _why_not(self) is not None or not fits(hidden_state, self.attention.embed_dim):
             return own_forward(self, hidden_state)  # type: ignore[no-any-return]
         return _pooled(self, hidden_state)
 
@@ -66,6 +66,6 @@ class Siglip2Head(Patch):
     @staticmethod
     def forward(self: Any, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         mask_fits = attention_mask is None or attention_mask.shape == hidden_state.shape[:2]
-        if not (mask_fits and fits(hidden_state, self.attention.embed_dim)) or _why_not(self) is not None:
+        if _why_not(self) is not None or not (mask_fits and fits(hidden_state, self.attention.embed_dim)):
             return own_forward(self, hidden_state, attention_mask)  # type: ignore[no-any-return]
         return _pooled(self, hidden_state, None if attention_mask is None else attention_mask.bool())

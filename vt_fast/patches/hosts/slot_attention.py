@@ -47,12 +47,13 @@ class MultiHeadSlotAttention(Patch):
 
     @staticmethod
     def forward(self: Any, inputs: Tensor, num_slots: int | None = None) -> Tensor:
+        if sums_may_overflow(inputs) or SlotAttention.why_not(self) is not None:
+            return own_forward(self, inputs, num_slots)  # type: ignore[no-any-return]
         inner, channels = self.to_k.weight.shape
         heads = inner // round(self.scale**-2)
         slots = self.num_slots if num_slots is None else num_slots
         # Products a pixel, without and with folding.
-        pays = 2 * inner * (channels + self.iters * slots) > 2 * self.iters * heads * slots * channels
-        if not pays or sums_may_overflow(inputs) or SlotAttention.why_not(self) is not None:
+        if 2 * inner * (channels + self.iters * slots) <= 2 * self.iters * heads * slots * channels:
             return own_forward(self, inputs, num_slots)  # type: ignore[no-any-return]
         return _slots(self, inputs, num_slots, heads)
 

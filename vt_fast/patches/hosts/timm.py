@@ -34,8 +34,9 @@ class AttentionPoolLatent(Patch):
 
     @staticmethod
     def forward(self: Any, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        masks = split_mask(attn_mask, x) if fits(x, self.kv.in_features) else None
-        if masks is None or AttentionPoolLatent.why_not(self) is not None:
+        known = AttentionPoolLatent.why_not(self) is None and fits(x, self.kv.in_features)
+        masks = split_mask(attn_mask, x) if known else None
+        if masks is None:
             return own_forward(self, x, attn_mask)  # type: ignore[no-any-return]
         if self.pos_embed is not None:
             x = x + self.pos_embed.to(x.dtype)
@@ -121,7 +122,7 @@ class ClassAttn(Patch):
     def forward(self: Any, x: Tensor) -> Tensor:
         # The fused attention asks the module itself, the other one its dropout.
         dropout = self.attn_drop.p > 0 and (self.training or self.attn_drop.training)
-        if dropout or not fits(x, self.k.in_features) or ClassAttn.why_not(self) is not None:
+        if dropout or ClassAttn.why_not(self) is not None or not fits(x, self.k.in_features):
             return own_forward(self, x)  # type: ignore[no-any-return]
         query = with_bias_gradient(self.q(x[:, :1]), self.k.bias)
         rows = rows_of(query, self.k.weight, self.num_heads)

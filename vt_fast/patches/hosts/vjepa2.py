@@ -32,13 +32,12 @@ class PoolerCrossAttentionLayer(Patch):
         self: Any, queries: Tensor, hidden_state: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         attention, norm = self.cross_attn, self.layer_norm1
-        heads, channels = attention.num_heads, attention.k_proj.in_features
+        heads = attention.num_heads
         if (
             attention_mask is not None
             or (attention.training and attention.dropout > 0)
-            or not fits(hidden_state, channels)
-            or not pays(hidden_state.shape[1], queries.shape[1], channels, channels, channels, heads)
             or PoolerCrossAttentionLayer.why_not(self) is not None
+            or not _fit(attention, queries, hidden_state)
         ):
             return own_forward(self, queries, hidden_state, attention_mask)  # type: ignore[no-any-return]
         key, value = attention.k_proj, attention.v_proj
@@ -48,3 +47,11 @@ class PoolerCrossAttentionLayer(Patch):
         pooled = pool(hidden_state, rows, value.weight, value.bias, heads, scale=attention.scale, norm=norm)
         x = queries + pooled
         return x + self.mlp(self.layer_norm2(x)), None
+
+
+def _fit(attention: Any, queries: Tensor, x: Tensor) -> bool:
+    """Whether x is a map for whose size folding pays."""
+    channels = attention.k_proj.in_features
+    return fits(x, channels) and pays(
+        x.shape[1], queries.shape[1], channels, channels, channels, attention.num_heads
+    )
