@@ -104,10 +104,10 @@ def _draw_digits(path: Path, net: TokenNet, data: digits.Digits, captions: Seque
 
 
 def _look_at_scenes(path: Path, *, quick: bool) -> tuple[str, dict[str, Any]]:
-    """Train a VT-FPN on digits over photographs and draw its tokens' attention: a caption, and numbers."""
+    """Train a VT-FPN on zeros and ones over photographs, draw its attention; a caption, and numbers."""
     torch.manual_seed(0)
-    held_out = DigitScenes(4 if quick else 60, held_out=True)
-    scenes = DigitScenes(16 if quick else 600)
+    held_out = DigitScenes(4 if quick else 60, classes=(0, 1), held_out=True)
+    scenes = DigitScenes(16 if quick else 400, classes=(0, 1))
     net, steps = scene_net(scenes.num_classes), 4 if quick else 600
     with tqdm(total=steps, desc="training VT-FPN", unit="step", dynamic_ncols=True, mininterval=0.5) as bar:
         segmenting.train(net, scenes, steps=steps, learning_rate=3e-3, report=lambda step, loss: bar.update())
@@ -120,7 +120,7 @@ def _look_at_scenes(path: Path, *, quick: bool) -> tuple[str, dict[str, Any]]:
         maps = cast(VTFPN, net.neck).attention_maps(features)
     levels = [(f"{each.shape[2]} \N{MULTIPLICATION SIGN} {each.shape[3]}", each) for each in maps]
     caption = (
-        f"VT-FPN after {steps} steps on digits over photographs: mean IoU {100 * found:.0f} % on "
+        f"VT-FPN after {steps} steps on zeros and ones over photographs: mean IoU {100 * found:.0f} % on "
         f"{len(held_out)} held-out scenes;\nby a pixel's colour alone {100 * by_colour:.0f} %. "
         f"{maps[0].shape[1]} tokens of each level; each map has its own scale."
     )
