@@ -247,11 +247,12 @@ def _layers(data: DataFrame, _: DataFrame) -> Iterator[Drawing]:
     theirs = data[(data.role == PEER) & ~data.contender.str.contains("folded")]
     shipped = theirs.groupby("cell")["median"].min()
     found = data[data.role == OURS].dropna(subset="speedup")
-    found = found.assign(shipped=(found.cell.map(shipped) / found.ours).fillna(found.speedup))
     if patched:  # compiled or not, on both sides
         best = data[data.role.isin([OURS, BACKEND])].groupby("cell")["median"].min()
         gain = found.cell.map(shipped) / found.cell.map(best)
         found = found.assign(shipped=gain, speedup=gain)
+    else:
+        found = found.assign(shipped=(found.cell.map(shipped) / found.ours).fillna(found.speedup))
     for index, (dtype, part) in enumerate(found.groupby("dtype", sort=False)):
         passes = list(part.which.unique())
         # The largest gains first, in columns that fit on a page.
