@@ -42,24 +42,24 @@ def test_results_and_gradients_in_float64(host):
 
 
 @EVERY
-def test_members_that_are_wrapped_later(host):
+@pytest.mark.parametrize("training", [False, True])
+def test_members_that_are_wrapped_later(host, training):
     """As adapters and quantisation do: a patched module must not expect anything of them any more."""
     module, patched, inputs = hosts.twins(host)
+    for each in (module, patched):
+        each.train(training)
     for start in host.replaced:
-        names = [
-            name for name, each in module.get_submodule(start).named_modules() if type(each) is nn.Linear
-        ]
-        for name in filter(None, names):
+        for name in [name for name, _ in module.get_submodule(start).named_modules() if name]:
             path = ".".join(filter(None, (start, name)))
             outcomes = []
             for each in (module, patched):
-                linear = each.get_submodule(path)
-                each.set_submodule(path, nn.Sequential(linear))
+                member = each.get_submodule(path)
+                each.set_submodule(path, nn.Sequential(member).train(training))
                 try:
                     outcomes.append(host.results(each, inputs))
                 except Exception as error:
                     outcomes.append((type(error), str(error)))
-                each.set_submodule(path, linear)
+                each.set_submodule(path, member)
             expected, found = outcomes
             if isinstance(expected, list):
                 assert isinstance(found, list), (path, found)

@@ -225,6 +225,16 @@ def has_hooks(module: Any) -> bool:
     )
 
 
+def acts(dropout: Any, *, training: bool = False) -> bool:
+    """Whether a dropout, which the rewrite does not call, changes what it is given.
+
+    Anything else in its place may. ``training``: of the host, where that is what decides.
+    """
+    if type(dropout) is nn.Dropout and not has_hooks(dropout):
+        return bool(dropout.p > 0 and (training or dropout.training))
+    return type(dropout) is not nn.Identity
+
+
 def _is_plain(parameter: Tensor) -> bool:
     # torch.export and FakeTensorMode put fake tensors in place of parameters.
     kind = type(parameter)

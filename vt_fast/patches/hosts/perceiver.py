@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vt_fast.patches.absorbed import fits, normed, pays, pool, rows_of, split_mask, with_bias_gradient
-from vt_fast.patches.base import Patch, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, acts, own_forward, why_not_plain
 
 
 class PerceiverCrossAttention(Patch):
@@ -43,7 +43,7 @@ class PerceiverCrossAttention(Patch):
             inputs is None
             or masks is None
             or output_attentions
-            or (self.dropout.training and self.dropout.p > 0)
+            or acts(self.dropout)
             or PerceiverCrossAttention.why_not(self) is not None
             or not _fit(self, hidden_states, inputs)
         ):

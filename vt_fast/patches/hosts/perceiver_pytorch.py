@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from vt_fast import functional
 from vt_fast.layout import unflatten
 from vt_fast.patches.absorbed import fits, normed, pays, pool, rows_of, sums_may_overflow
-from vt_fast.patches.base import Patch, full_name, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, acts, full_name, own_forward, why_not_plain
 
+_NO_DROPOUT = nn.Identity()  # as in the attention of PerceiverIO
 _MODULES = ("perceiver_pytorch.perceiver_pytorch", "perceiver_pytorch.perceiver_io")
 
 
@@ -45,7 +46,7 @@ class CrossAttention(Patch):
             context is None
             or not kwargs.keys() <= {"context", "mask", "inverted_attention"}
             or (kwargs.get("inverted_attention") and sums_may_overflow(context))
-            or _drops(attention)
+            or acts(attention._modules.get("dropout", _NO_DROPOUT))
             or CrossAttention.why_not(self) is not None
             or not _fit(attention, x, context)
         ):
@@ -76,11 +77,6 @@ def _inverted(context: Tensor, rows: Tensor, attention: Any, mask: Tensor | None
     )
     means = sums / mass.clamp_min(1e-8).to(sums.dtype)[..., None]
     return unflatten(means, 1, (attention.heads, -1))
-
-
-def _drops(attention: Any) -> bool:
-    dropout = attention._modules.get("dropout")  # that of PerceiverIO has none
-    return dropout is not None and dropout.training and dropout.p > 0
 
 
 def _fit(attention: Any, x: Tensor, context: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vt_fast.nn.frozen import kept
 from vt_fast.patches.absorbed import fits, pays, pool, rows_of, split_mask, with_bias_gradient
-from vt_fast.patches.base import Patch, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, acts, own_forward, why_not_plain
 
 _FEW = "as many queries as one head has channels: folding does not pay"
 
@@ -121,7 +121,7 @@ class ClassAttn(Patch):
     @staticmethod
     def forward(self: Any, x: Tensor) -> Tensor:
         # The fused attention asks the module itself, the other one its dropout.
-        dropout = self.attn_drop.p > 0 and (self.training or self.attn_drop.training)
+        dropout = acts(self.attn_drop, training=self.training)
         if dropout or ClassAttn.why_not(self) is not None or not fits(x, self.k.in_features):
             return own_forward(self, x)  # type: ignore[no-any-return]
         query = with_bias_gradient(self.q(x[:, :1]), self.k.bias)

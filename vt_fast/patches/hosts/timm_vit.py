@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vt_fast.patches.absorbed import normed, pool, rows_of
-from vt_fast.patches.base import Patch, full_name, has_hooks, own_forward, why_not_plain
+from vt_fast.patches.base import Patch, acts, full_name, has_hooks, own_forward, why_not_plain
 
 _BLOCK = "timm.models.vision_transformer.Block"
 _ATTENTION = "timm.layers.attention.Attention"
@@ -73,8 +73,8 @@ class VisionTransformer(Patch):
             attn_mask is not None
             or is_causal
             or self.grad_checkpointing
-            or _drops(self.blocks[-1])
             or VisionTransformer.why_not(self) is not None
+            or _drops(self.blocks[-1])
         ):
             return own_forward(self, x, attn_mask, is_causal)  # type: ignore[no-any-return]
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
@@ -86,7 +86,7 @@ class VisionTransformer(Patch):
 
 def _drops(block: Any) -> bool:
     """Whether any dropout is on; the last blocks may be trained alone, in a model in eval mode."""
-    if block.attn.training and block.attn.attn_drop.p > 0:  # as its fused attention asks
+    if acts(block.attn.attn_drop, training=block.attn.training):  # as its fused attention asks
         return True
     return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in block.modules())
 

@@ -32,15 +32,14 @@ class PoolerCrossAttentionLayer(Patch):
         self: Any, queries: Tensor, hidden_state: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
         attention, norm = self.cross_attn, self.layer_norm1
-        heads = attention.num_heads
         if (
             attention_mask is not None
-            or (attention.training and attention.dropout > 0)
             or PoolerCrossAttentionLayer.why_not(self) is not None
+            or (attention.training and attention.dropout > 0)
             or not _fit(attention, queries, hidden_state)
         ):
             return own_forward(self, queries, hidden_state, attention_mask)  # type: ignore[no-any-return]
-        key, value = attention.k_proj, attention.v_proj
+        heads, key, value = attention.num_heads, attention.k_proj, attention.v_proj
         rows = rows_of(
             with_bias_gradient(attention.q_proj(queries), key.bias), normed(key.weight, norm), heads
         )
