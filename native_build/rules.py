@@ -18,7 +18,15 @@ CUDA_LIBRARY = "libvt_fast_cuda.so"
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-_AVX512 = [*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+_AVX512 = [
+    *_AVX2,
+    "-mprfchw",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mprefer-vector-width=512",
+]
 
 # The kernels are compiled once for each. Only they get these flags: all other code runs on any processor.
 _INSTRUCTION_SETS: dict[str, dict[str, list[str]]] = {

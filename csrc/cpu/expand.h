@@ -14,19 +14,47 @@ struct Expand {  // operands of a block, see expand_product
   int64_t ld_base;
   typename N::Elem* out;
   int64_t ldo;
-  bool streaming;
-  int64_t ahead;
+  int64_t ahead;   // in the base, to the tile that is prefetched; 0: none
+  bool scattered;  // rows of `a` and of the base lie far apart, where processors do not prefetch on their own
+  bool streaming = false;
+  int64_t claimed = 0;  // in the result, to the lines that are prefetched for writing; 0: none
 };
 
+// Not inlined, and with few pointers: GCC would keep one for each row of the base and of the result, and move
+// all of them through memory in every block, which takes as long as the sums of 16 tokens.
 template <class N, int rows, int vectors, bool part>
-void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
+__attribute__((noinline)) void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
   using Acc = typename N::Acc;
+  using Elem = typename N::Elem;
   using Packed = typename N::Packed;
-  constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane);
+  constexpr int64_t step = VT_BYTES / sizeof(typename N::Lane), line = 64 / sizeof(Elem);
+  constexpr int threes = (rows + 2) / 3;  // addressing modes express 0, 1 and 2 times a row
   Vec<Acc> sums[rows][vectors] = {};
-  if (e.ahead) {
+  const Elem* base[threes];
+  if (e.base) {
+    base[0] = e.base + r * e.ld_base + c;
     VT_UNROLL
-    for (int m = 0; m < rows; m += 3 - lines<N>) prefetch(e.base + (r + m) * e.ld_base + c + e.ahead);
+    for (int i = 1; i < threes; i++) base[i] = base[i - 1] + 3 * e.ld_base;
+    if (e.ahead) {
+      VT_UNROLL
+      for (int m = 0; m < rows; m += 3 - lines<N>) prefetch(base[m / 3] + m % 3 * e.ld_base + e.ahead);
+    }
+    if (e.scattered) {
+      VT_UNROLL
+      for (int m = 0; m < rows; m++) VT_UNROLL
+      for (int i = 0; i < lines<N>; i++)
+        prefetch(base[m / 3] + m % 3 * e.ld_base + block_rows * e.ld_base + i * line);
+    }
+  }
+  Elem* out[threes];
+  out[0] = e.out + r * e.ldo + c;
+  VT_UNROLL
+  for (int i = 1; i < threes; i++) out[i] = out[i - 1] + 3 * e.ldo;
+  if (e.claimed) {
+    VT_UNROLL
+    for (int m = 0; m < rows; m++) VT_UNROLL
+    for (int i = 0; i < lines<N>; i++)
+      prefetch_for_writing(out[m / 3] + m % 3 * e.ldo + e.claimed + i * line);
   }
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
@@ -41,21 +69,23 @@ void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
     }
   }
   // The base is added last: a sum that starts from a large base would lose small terms.
-  VT_UNROLL
-  for (int m = 0; m < rows; m++) {
-    if (e.base) {
-      Vec<Acc> base[vectors];
-      N::template base<vectors, part>(e.base + (r + m) * e.ld_base + c, columns, base);
+  if (e.base) {
+    VT_UNROLL
+    for (int m = 0; m < rows; m++) {
+      Vec<Acc> row[vectors];
+      N::template base<vectors, part>(base[m / 3] + m % 3 * e.ld_base, columns, row);
       VT_UNROLL
-      for (int v = 0; v < vectors; v++) sums[m][v] += base[v];
+      for (int v = 0; v < vectors; v++) sums[m][v] += row[v];
     }
-    N::template put<vectors, part>(e.out + (r + m) * e.ldo + c, columns, sums[m], e.streaming);
   }
+  VT_UNROLL
+  for (int m = 0; m < rows; m++)
+    N::template put<vectors, part>(out[m / 3] + m % 3 * e.ldo, columns, sums[m], e.streaming);
 }
 
 template <class N, int vectors, bool part>
 VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns) {
-  constexpr int most = VT_BYTES == 64 ? 8 : 4;
+  constexpr int most = block_rows;
   const int64_t end = r + rows;
   for (; r + most <= end; r += most) expand_block<N, most, vectors, part>(e, r, c, columns);
   if (most > 4 && r + 4 <= end) expand_block<N, 4, vectors, part>(e, r, c, columns), r += 4;
@@ -86,14 +116,27 @@ enum class Storing { cached, streamed, assembled };
 template <class N>
 void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing) {
   using Elem = typename N::Elem;
-  constexpr int64_t step = block_columns<N>, height = VT_BYTES == 64 ? 8 : 4;
+  using Lane = typename N::Lane;
+  constexpr int64_t step = block_columns<N>;
+  // Copying pays where it saves more loads than it takes, and the copy stays in the first-level cache.
+  constexpr int64_t fewest_copied = 16, most_copied = 128;
   const int64_t whole = columns / step * step;
-  Elem assembled[height * most_pixels];
+  Elem assembled[block_rows * most_pixels];
+  Lane copied[block_rows * most_copied];
+  const Lane* const a = e.a;
+  const int64_t a_depth = e.a_depth, ldo = e.ldo;
   Elem* const out = e.out;
-  const int64_t ldo = e.ldo;
+  const bool copies = e.scattered && e.groups >= fewest_copied && e.groups <= most_copied;
   e.streaming = storing == Storing::streamed;
-  for (int64_t r = 0; r < rows; r += height) {
-    const int64_t count = smaller(height, rows - r);
+  // The rows of the next blocks.
+  e.claimed = storing == Storing::cached ? block_rows * ldo : 0;
+  for (int64_t r = 0; r < rows; r += block_rows) {
+    const int64_t count = smaller(block_rows, rows - r);
+    if (copies) {
+      for (int64_t k = 0; k < e.groups; k++)
+        __builtin_memcpy(copied + k * block_rows, a + k * a_depth + r, block_rows * sizeof(Lane));
+      e.a = copied - r, e.a_depth = block_rows;
+    }
     if (storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
     for (int64_t c = 0; c < whole; c += step) expand_rows<N, 2, false>(e, r, count, c, step);
     if (columns - whole > step / 2)

@@ -234,7 +234,8 @@ struct Sums {
     const Onto onto = fresh ? Onto::nothing : scale ? Onto::scaled : Onto::sum;
     Acc* out = data + matrix * size;
     if (pixels_innermost)
-      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
+      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale,
+                           scores_fetch_all(pixels_innermost, rows) ? 0 : ahead);
     else
       accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels,
                                                  out, ld, rows * ld, onto, scale, ahead);
@@ -282,7 +283,8 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
   if (pixels_innermost) {
     accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
-                             (const typename N::Acc*)nullptr, ahead);
+                             (const typename N::Acc*)nullptr, ahead,
+                             scores_fetch_all(pixels_innermost, bank.rows));
   } else {
     const int64_t ld = padded<N>(bank.part_rows);
     // A part's transposition may write up to 15 rows too many, which the next part overwrites.
@@ -300,18 +302,20 @@ void expand(const Weights<N, pixels_innermost>& weights, const Bank<N, pixels_in
             int64_t pixels, View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing,
             int64_t ahead) {
   const int64_t groups = divided_up(bank.rows, N::group);
-  // Scores are an accumulate product where pixels lie innermost, else a broadcast product.
+  // Scores are an accumulate product where pixels lie innermost, else a broadcast product, which leaves the
+  // second lines.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
+  if (scores_fetch_all(pixels_innermost, bank.rows)) ahead = 0;
   for (int64_t matrix = 0; matrix < bank.count; matrix++) {
     const auto b = base.template from_channel<pixels_innermost>(matrix * bank.depth);
     const auto o = out.template from_channel<pixels_innermost>(matrix * bank.depth);
     const typename N::Lane *w = weights.for_expand(matrix, matrix * bank.rows, bank.rows, pixels),
                            *rows = bank.by_rows(matrix);
     if (pixels_innermost)
-      expand_product<N>({rows, w, bank.ld, score_ld, groups, b.data, b.ld, o.data, o.ld, false, ahead},
+      expand_product<N>({rows, w, bank.ld, score_ld, groups, b.data, b.ld, o.data, o.ld, ahead, true},
                         bank.depth, pixels, storing);
     else
-      expand_product<N>({w, rows, score_ld, bank.ld, groups, b.data, b.ld, o.data, o.ld, false, ahead},
+      expand_product<N>({w, rows, score_ld, bank.ld, groups, b.data, b.ld, o.data, o.ld, ahead, false},
                         pixels, bank.depth, storing);
   }
 }

@@ -33,9 +33,15 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // prefetches that come faster than memory answers, so they are spread over the two products of each tile. Of
 // each pair of cache lines (neighbours in a row, or in two rows where a block's row is one line), broadcast
 // prefetches the first and accumulate the second; expand, where it is the second product, prefetches the line
-// that the first left out.
+// that the first left out. Where accumulate is the first product and has a second block of rows, that block
+// prefetches the first lines and the second product nothing, which is faster than sharing them.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
+constexpr int64_t block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
+// Whether the first product of a tile prefetches all lines of the next one. `rows`: of the small operand.
+VT_INLINE bool scores_fetch_all(bool pixels_innermost, int64_t rows) {
+  return pixels_innermost && rows > block_rows;
+}
 template <class N>
 VT_INLINE int64_t second_line(int64_t ld) {
   return lines<N> == 2 ? 64 / sizeof(typename N::Elem) : ld;
@@ -299,7 +305,7 @@ template <class N, int a_row, int vectors, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                      int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
                      Onto onto, const typename N::Acc* scale, Fetch<typename N::Elem> fetch) {
-  constexpr int most = VT_BYTES == 64 ? 8 : 4;
+  constexpr int most = block_rows;
   int64_t m = 0;
   const auto block = [&](auto count) {
     accumulate_block<N, count(), a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
@@ -315,21 +321,23 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of the small operand times rows of a tile (ldx) with `columns`
 // columns. `a` holds lanes, `a_row` and `a_depth` apart; `out` holds blocks of block_columns columns,
 // out_block apart, all with room for whole blocks. The depth is sliced, so that the tile's rows in one slice
-// stay in the first-level cache and TLB.
+// stay in the first-level cache and TLB. `all`: prefetches both lines of a pair.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
                         int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr,
-                        int64_t ahead = 0) {
+                        int64_t ahead = 0, bool all = false) {
   constexpr int64_t step = block_columns<N>;
   // With many rows of the small operand, a block of columns is copied out of rows that may share cache sets.
   constexpr int64_t many = 32, most_packed = 128;
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
-  // The second lines of the pairs; broadcast prefetches the first ones.
+  // The second lines of the pairs; broadcast prefetches the first ones. With many rows both, as there is
+  // time.
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
     if (!ahead) return {};
-    return {x + k * ldx + c + ahead + second_line<N>(ldx), nullptr, ldx};
+    const typename N::Elem* line = x + k * ldx + c + ahead;
+    return {line + second_line<N>(ldx), all || rows >= many ? line : nullptr, ldx};
   };
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
@@ -342,10 +350,8 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
           const typename N::Elem* from = x + (k + i) * ldx + c;
           __builtin_memcpy(packed + i * step, from, step * sizeof(*from));
         }
-        Fetch<typename N::Elem> lines = fetch(k, c);  // both, as there is time
-        if (ahead) lines.second = x + k * ldx + c + ahead;
         accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, packed, step, count, step,
-                                            out + c / step * out_block, ldo, so_far, scale, lines);
+                                            out + c / step * out_block, ldo, so_far, scale, fetch(k, c));
       }
     for (; c + step <= columns; c += step)
       accumulate_rows<N, a_row, 2, false>(ak, a_depth, rows, x + k * ldx + c, ldx, count, step,

@@ -122,6 +122,11 @@ template <class T>
 VT_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 2);
 }
+// Where the compiler's flags allow it, the line also becomes this core's own.
+template <class T>
+VT_INLINE void prefetch_for_writing(const T* p) {
+  __builtin_prefetch(p, 1, 2);
+}
 
 // Loads as many numbers as a vector has doubles.
 VT_INLINE Vec<double> doubles(const double* p) { return load<double>(p); }
