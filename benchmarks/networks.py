@@ -39,14 +39,18 @@ def cases(quick: bool = False) -> Iterator[dict[str, Any]]:
 
     Example:
         >>> len(list(cases())), next(cases())
-        (12, {'network': 'stage', 'depth': 18, 'image': [8, 3, 224, 224]})
+        (16, {'network': 'stage', 'depth': 18, 'image': [8, 3, 224, 224]})
     """
-    depths, small = ([18], [1, 3, 64, 64]) if quick else ([18, 34, 50, 101], [8, 3, 224, 224])
-    images = [[1, 3, 64, 96]] if quick else [[1, 3, 800, 1216], [1, 3, 473, 473]]
+    if quick:
+        depths, squares, scenes = [18], [[1, 3, 64, 64]], [[1, 3, 64, 96]]
+    else:
+        # The stage's map is 14 x 14 or 16 x 16. Whole classifiers have the first size alone.
+        depths, squares = [18, 34, 50, 101], [[8, 3, 224, 224], [4, 3, 256, 256]]
+        scenes = [[1, 3, 800, 1216], [1, 3, 473, 473]]
+    images = {"stage": squares, "neck": scenes, "classifier": squares[:1], "segmentation": scenes}
     for kind in KINDS:
-        classifies = kind in ("stage", "classifier")
-        for depth in depths if classifies else [50]:
-            for image in [small] if classifies else images:
+        for depth in [50] if images[kind] is scenes else depths:
+            for image in images[kind]:
                 yield {"network": kind, "depth": depth, "image": image}
 
 
