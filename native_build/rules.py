@@ -18,6 +18,7 @@ CUDA_LIBRARY = "libvt_fast_cuda.so"
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# All processors with AVX-512 have PREFETCHW.
 _AVX512 = [
     *_AVX2,
     "-mprfchw",
