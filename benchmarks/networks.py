@@ -9,6 +9,7 @@ its laterals alone, which both necks have.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,11 +48,15 @@ def cases(quick: bool = False) -> Iterator[dict[str, Any]]:
         # The stage's map is 14 x 14 or 16 x 16. Whole classifiers have the first size alone.
         depths, squares = [18, 34, 50, 101], [[8, 3, 224, 224], [4, 3, 256, 256]]
         scenes = [[1, 3, 800, 1216], [1, 3, 473, 473]]
-    images = {"stage": squares, "neck": scenes, "classifier": squares[:1], "segmentation": scenes}
+    of = {
+        "stage": (depths, squares),
+        "neck": ([50], scenes),
+        "classifier": (depths, squares[:1]),
+        "segmentation": ([50], scenes),
+    }
     for kind in KINDS:
-        for depth in [50] if images[kind] is scenes else depths:
-            for image in images[kind]:
-                yield {"network": kind, "depth": depth, "image": image}
+        for depth, image in itertools.product(*of[kind]):
+            yield {"network": kind, "depth": depth, "image": image}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,10 @@
 namespace vt::VT_NAMESPACE {
 namespace {
 
+// How a result is stored: through the caches, or past them. Only aligned vectors can be streamed directly;
+// other rows are assembled in a buffer first, contiguous rows in one piece.
+enum class Storing { cached, streamed, assembled };
+
 template <class N>
 struct Expand {  // operands of a block, see expand_product
   const typename N::Lane *a, *b;
@@ -14,16 +18,19 @@ struct Expand {  // operands of a block, see expand_product
   int64_t ld_base;
   typename N::Elem* out;
   int64_t ldo;
-  int64_t ahead;   // in the base, to the tile that is prefetched; 0: none
-  bool scattered;  // rows of `a` and of the base lie far apart, where processors do not prefetch on their own
-  bool streaming = false;
-  int64_t claimed = 0;  // in the result, to the lines that are prefetched for writing; 0: none
+  int64_t ahead;  // in the base, to the tile that is prefetched; 0: none
+  // Rows of `a`, of the base and of the result are channels: they lie far apart, where processors do not
+  // prefetch on their own.
+  bool pixels_innermost;
+  Storing storing;
 };
 
 // Not inlined, and with few pointers: GCC would keep one for each row of the base and of the result, and move
-// all of them through memory in every block.
+// all of them through memory in every block. `next`: whether a whole block of rows follows in the tile, whose
+// lines of the result are prefetched for writing. Lines behind the tile may be another thread's.
 template <class N, int rows, int vectors, bool part>
-__attribute__((noinline)) void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns) {
+__attribute__((noinline)) void expand_block(const Expand<N>& e, int64_t r, int64_t c, int64_t columns,
+                                            bool next) {
   using Acc = typename N::Acc;
   using Elem = typename N::Elem;
   using Packed = typename N::Packed;
@@ -39,22 +46,24 @@ __attribute__((noinline)) void expand_block(const Expand<N>& e, int64_t r, int64
       VT_UNROLL
       for (int m = 0; m < rows; m += 3 - lines<N>) prefetch(base[m / 3] + m % 3 * e.ld_base + e.ahead);
     }
-    if (e.scattered) {
+    if (next && e.pixels_innermost) {
       VT_UNROLL
       for (int m = 0; m < rows; m++) VT_UNROLL
       for (int i = 0; i < lines<N>; i++)
-        prefetch(base[m / 3] + m % 3 * e.ld_base + block_rows * e.ld_base + i * line);
+        if (!part || i * line < columns)
+          prefetch(base[m / 3] + m % 3 * e.ld_base + block_rows * e.ld_base + i * line);
     }
   }
   Elem* out[threes];
   out[0] = e.out + r * e.ldo + c;
   VT_UNROLL
   for (int i = 1; i < threes; i++) out[i] = out[i - 1] + 3 * e.ldo;
-  if (e.claimed) {
+  if (next && e.storing == Storing::cached) {
     VT_UNROLL
     for (int m = 0; m < rows; m++) VT_UNROLL
     for (int i = 0; i < lines<N>; i++)
-      prefetch_for_writing(out[m / 3] + m % 3 * e.ldo + e.claimed + i * line);
+      if (!part || i * line < columns)
+        prefetch_for_writing(out[m / 3] + m % 3 * e.ldo + block_rows * e.ldo + i * line);
   }
   const typename N::Lane *a = e.a + r, *b = e.b + c;
   for (int64_t k = 0; k < e.groups; k++, a += e.a_depth, b += e.b_depth) {
@@ -80,16 +89,17 @@ __attribute__((noinline)) void expand_block(const Expand<N>& e, int64_t r, int64
   }
   VT_UNROLL
   for (int m = 0; m < rows; m++)
-    N::template put<vectors, part>(out[m / 3] + m % 3 * e.ldo, columns, sums[m], e.streaming);
+    N::template put<vectors, part>(out[m / 3] + m % 3 * e.ldo, columns, sums[m],
+                                   e.storing == Storing::streamed);
 }
 
 template <class N, int vectors, bool part>
-VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns) {
-  constexpr int most = block_rows;
+VT_INLINE void expand_rows(const Expand<N>& e, int64_t r, int64_t rows, int64_t c, int64_t columns,
+                           bool next) {
+  if (rows == block_rows) return expand_block<N, block_rows, vectors, part>(e, r, c, columns, next);
   const int64_t end = r + rows;
-  for (; r + most <= end; r += most) expand_block<N, most, vectors, part>(e, r, c, columns);
-  if (most > 4 && r + 4 <= end) expand_block<N, 4, vectors, part>(e, r, c, columns), r += 4;
-  for (; r < end; r++) expand_block<N, 1, vectors, part>(e, r, c, columns);
+  if (r + 4 <= end) expand_block<N, 4, vectors, part>(e, r, c, columns, false), r += 4;
+  for (; r < end; r++) expand_block<N, 1, vectors, part>(e, r, c, columns, false);
 }
 
 // Copies to any address past the caches: in whole cache lines except for the first and the last.
@@ -106,15 +116,11 @@ void stream_run(const Elem* from, Elem* to, int64_t count) {
   __builtin_memcpy(q + i, p + i, bytes - i);
 }
 
-// How a result is stored: through the caches, or past them. Only aligned vectors can be streamed directly;
-// other rows are assembled in a buffer first, contiguous rows in one piece.
-enum class Storing { cached, streamed, assembled };
-
 // out[r][c] = base[r][c] + sum_k a[k][r] b[k][c] for `rows` rows and `columns` columns of a tile; a missing
 // base is 0. a and b hold lanes [groups of k][..], b with room for columns rounded up to block_columns. The
 // loop over columns is the inner one, so that memory is read and written in order.
 template <class N>
-void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing) {
+void expand_product(Expand<N> e, int64_t rows, int64_t columns) {
   using Elem = typename N::Elem;
   using Lane = typename N::Lane;
   constexpr int64_t step = block_columns<N>;
@@ -127,24 +133,22 @@ void expand_product(Expand<N> e, int64_t rows, int64_t columns, Storing storing)
   const Lane* const a = e.a;
   const int64_t a_depth = e.a_depth, ldo = e.ldo;
   Elem* const out = e.out;
-  const bool copies = e.scattered && e.groups >= fewest_copied && e.groups <= most_copied;
-  e.streaming = storing == Storing::streamed;
-  // The rows of the next blocks.
-  e.claimed = storing == Storing::cached ? block_rows * ldo : 0;
+  const bool copies = e.pixels_innermost && e.groups >= fewest_copied && e.groups <= most_copied;
   for (int64_t r = 0; r < rows; r += block_rows) {
-    const int64_t count = smaller(block_rows, rows - r);
+    const int64_t count = smaller<int64_t>(block_rows, rows - r);
+    const bool next = r + 2 * block_rows <= rows;
     if (copies) {
       for (int64_t k = 0; k < e.groups; k++)
         __builtin_memcpy(copied + k * block_rows, a + k * a_depth + r, block_rows * sizeof(Lane));
       e.a = copied - r, e.a_depth = block_rows;
     }
-    if (storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
-    for (int64_t c = 0; c < whole; c += step) expand_rows<N, 2, false>(e, r, count, c, step);
+    if (e.storing == Storing::assembled) e.out = assembled - r * columns, e.ldo = columns;
+    for (int64_t c = 0; c < whole; c += step) expand_rows<N, 2, false>(e, r, count, c, step, next);
     if (columns - whole > step / 2)
-      expand_rows<N, 2, true>(e, r, count, whole, columns - whole);
+      expand_rows<N, 2, true>(e, r, count, whole, columns - whole, next);
     else if (whole < columns)
-      expand_rows<N, 1, true>(e, r, count, whole, columns - whole);
-    if (storing != Storing::assembled) continue;
+      expand_rows<N, 1, true>(e, r, count, whole, columns - whole, next);
+    if (e.storing != Storing::assembled) continue;
     if (ldo == columns)
       stream_run(assembled, out + r * ldo, count * columns);
     else

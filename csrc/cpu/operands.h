@@ -76,6 +76,11 @@ struct Bank {
     return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16);
   }
 
+  // Whether scores of a tile prefetch all lines of the next one, and what they leave to the second product
+  // that reads the tile: `ahead`, or 0 for nothing.
+  bool fetches_all() const { return pixels_innermost && rows > block_rows; }
+  int64_t leaves(int64_t ahead) const { return fetches_all() ? 0 : ahead; }
+
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
   // Reads a row, or sets it to zeros if it must not be read.
@@ -234,8 +239,7 @@ struct Sums {
     const Onto onto = fresh ? Onto::nothing : scale ? Onto::scaled : Onto::sum;
     Acc* out = data + matrix * size;
     if (pixels_innermost)
-      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale,
-                           scores_fetch_all(pixels_innermost, rows) ? 0 : ahead);
+      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
     else
       accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels,
                                                  out, ld, rows * ld, onto, scale, ahead);
@@ -283,8 +287,7 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
   if (pixels_innermost) {
     accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
-                             (const typename N::Acc*)nullptr, ahead,
-                             scores_fetch_all(pixels_innermost, bank.rows));
+                             (const typename N::Acc*)nullptr, ahead, bank.fetches_all());
   } else {
     const int64_t ld = padded<N>(bank.part_rows);
     // A part's transposition may write up to 15 rows too many, which the next part overwrites.
@@ -305,18 +308,19 @@ void expand(const Weights<N, pixels_innermost>& weights, const Bank<N, pixels_in
   // Scores are an accumulate product where pixels lie innermost, else a broadcast product, which leaves the
   // second lines.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
-  if (scores_fetch_all(pixels_innermost, bank.rows)) ahead = 0;
   for (int64_t matrix = 0; matrix < bank.count; matrix++) {
     const auto b = base.template from_channel<pixels_innermost>(matrix * bank.depth);
     const auto o = out.template from_channel<pixels_innermost>(matrix * bank.depth);
     const typename N::Lane *w = weights.for_expand(matrix, matrix * bank.rows, bank.rows, pixels),
                            *rows = bank.by_rows(matrix);
     if (pixels_innermost)
-      expand_product<N>({rows, w, bank.ld, score_ld, groups, b.data, b.ld, o.data, o.ld, ahead, true},
-                        bank.depth, pixels, storing);
+      expand_product<N>(
+          {rows, w, bank.ld, score_ld, groups, b.data, b.ld, o.data, o.ld, ahead, true, storing}, bank.depth,
+          pixels);
     else
-      expand_product<N>({w, rows, score_ld, bank.ld, groups, b.data, b.ld, o.data, o.ld, ahead, false},
-                        pixels, bank.depth, storing);
+      expand_product<N>(
+          {w, rows, score_ld, bank.ld, groups, b.data, b.ld, o.data, o.ld, ahead, false, storing}, pixels,
+          bank.depth);
   }
 }
 

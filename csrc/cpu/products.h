@@ -4,10 +4,9 @@
 // have unit stride: pixels of C channels where channels lie innermost, channels of n pixels where pixels do.
 // One case mirrors the other, so that a product takes its tile either way, and no tile is transposed.
 //
-//   broadcast    out[r][l] = sum_k x[r][k] w[k][l]   an element of the tile times a vector of the small
-//   operand accumulate   out[m][c] = sum_k a[m][k] x[k][c]   an element of the small operand times a vector
-//   of the tile expand       out[r][c] = base[r][c] + sum_k a[k][r] b[k][c]   the result is a tile; see
-//   expand.h
+// broadcast: out[r][l] = sum_k x[r][k] w[k][l], an element of the tile times a vector of the small operand.
+// accumulate: out[m][c] = sum_k a[m][k] x[k][c], an element of the small operand times a vector of the tile.
+// expand, in expand.h: out[r][c] = base[r][c] + sum_k a[k][r] b[k][c], the result is a tile.
 #pragma once
 
 #include <type_traits>
@@ -34,14 +33,11 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // each pair of cache lines (neighbours in a row, or in two rows where a block's row is one line), broadcast
 // prefetches the first and accumulate the second; expand, where it is the second product, prefetches the line
 // that the first left out. Where accumulate is the first product and has a second block of rows, that block
-// prefetches the first lines and the second product nothing, which is faster than sharing them.
+// prefetches the first lines and the second product nothing, which is faster than sharing them: see
+// Bank::leaves.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
-constexpr int64_t block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
-// Whether the first product of a tile prefetches all lines of the next one. `rows`: of the small operand.
-VT_INLINE bool scores_fetch_all(bool pixels_innermost, int64_t rows) {
-  return pixels_innermost && rows > block_rows;
-}
+constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
 template <class N>
 VT_INLINE int64_t second_line(int64_t ld) {
   return lines<N> == 2 ? 64 / sizeof(typename N::Elem) : ld;
@@ -305,7 +301,6 @@ template <class N, int a_row, int vectors, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                      int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
                      Onto onto, const typename N::Acc* scale, Fetch<typename N::Elem> fetch) {
-  constexpr int most = block_rows;
   int64_t m = 0;
   const auto block = [&](auto count) {
     accumulate_block<N, count(), a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
@@ -313,8 +308,8 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
                                                        fetch.first, fetch.ld);
     m += count(), fetch.first = fetch.second, fetch.second = nullptr;
   };
-  while (m + most <= rows) block(std::integral_constant<int, most>());
-  if (most > 4 && m + 4 <= rows) block(std::integral_constant<int, 4>());
+  while (m + block_rows <= rows) block(std::integral_constant<int, block_rows>());
+  if (block_rows > 4 && m + 4 <= rows) block(std::integral_constant<int, 4>());
   while (m < rows) block(std::integral_constant<int, 1>());
 }
 
@@ -333,11 +328,12 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
   // The second lines of the pairs; broadcast prefetches the first ones. With many rows both, as there is
-  // time.
+  // time. Rows of one line, taken one by one, have no pairs: then all are prefetched at once.
+  const bool both = (all || rows >= many) && (lines<N> == 2 || N::group == 2);
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
     if (!ahead) return {};
     const typename N::Elem* line = x + k * ldx + c + ahead;
-    return {line + second_line<N>(ldx), all || rows >= many ? line : nullptr, ldx};
+    return {line + second_line<N>(ldx), both ? line : nullptr, ldx};
   };
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);

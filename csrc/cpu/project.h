@@ -59,7 +59,7 @@ struct Projector {
     weigh(call.spreading, call.scores.data, weights, 0, num_heads * L, n, bias, 0);
   }
 
-  // out = base + P values.
+  // out = base + P values. `ahead`: in the base, as scores left it.
   void project(PixelRange range, View<const Elem> base, View<Elem> out, Storing storing,
                int64_t ahead) const {
     expand(weights, values, range.count, base, out, storing, ahead);
@@ -102,7 +102,7 @@ struct ProjectWorker {
     projector.attend(range, tile, x.ahead(range, next));
     const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
     projector.project(range, base, map.target(range), storing,
-                      call.residual_is_input ? x.ahead(range, next) : 0);
+                      call.residual_is_input ? projector.keys.leaves(x.ahead(range, next)) : 0);
     map.write(range);
   }
   void end_chunk(int64_t, int64_t, int64_t) {}
@@ -183,13 +183,13 @@ struct ProjectorBackward {
                               (Acc*)nullptr);
       if (call.dvalues)
         dvalues.add(block, part_of_grad, n, projector.weights.for_pool(first, values.rows, n), nullptr,
-                    grad_ahead);
+                    values.leaves(grad_ahead));
     }
     grads.round(0, rows, n);
     if (call.dscores.data) put_score_grads(call, range, 0, rows, grads.row(0));
     for (int64_t block = 0; call.dkeys && block < keys.count; block++)
       dkeys.add(block, x.template from_channel<pixels_innermost>(block * keys.depth), n,
-                grads.for_pool(block * keys.rows, keys.rows, n), nullptr, ahead);
+                grads.for_pool(block * keys.rows, keys.rows, n), nullptr, keys.leaves(ahead));
     if (dtoken_bias) sum_rows(grads.row(0), rows, n, dtoken_bias, fresh_token_bias);
     dkeys.fresh = dvalues.fresh = fresh_token_bias = false;
   }

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+import torch
 
 from tests._support.instruction_sets import on_each, supported
 from tests._support.judging import DTYPES, check, short
@@ -67,6 +68,15 @@ def size_cases(op):
 def test_sizes(op, index):
     options, layout, sizes, dtype = size_cases(op)[index]
     check(make(op, options, layout, **sizes), dtype)
+
+
+# Channels are one block of 4 or 8 rows of `expand`, several, or several and a rest. Up to 128 of its lanes
+# are copied, of one token or two.
+@pytest.mark.parametrize("tokens", [128, 129, 256, 257])
+@pytest.mark.parametrize("channels", [8, 16, 22])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_over_innermost_pixels(dtype, channels, tokens):
+    check(make("project", ("residual",), "nchw", width=13, channels=channels, tokens=tokens), dtype)
 
 
 # Every other case has the other layout.
