@@ -76,6 +76,10 @@ VT_INLINE bool folds(int64_t columns) {
   return can_fold<N> && columns <= lanes<typename N::Acc> / 2;
 }
 
+// Whether half a vector takes half the time, as on processors that compute 64 bytes in two steps. On others
+// it takes as long as a whole one.
+constexpr bool halves_vectors = VT_BYTES == 64;
+
 // The padded length of a row of `columns` sums.
 template <class N>
 VT_INLINE int64_t padded(int64_t columns) {
@@ -87,6 +91,21 @@ VT_INLINE int64_t padded(int64_t columns) {
 template <class T>
 VT_INLINE const T* from_offset(const T* scale, int64_t offset) {
   return scale ? scale + offset : nullptr;
+}
+
+// Adds to `sum`, a vector or a half, what is there, and stores it.
+template <class Acc, class V>
+VT_INLINE void put_onto(V sum, Acc* out, Onto onto, const Acc* scale) {
+  V held, factor;
+  if (onto != Onto::nothing) {
+    __builtin_memcpy(&held, out, sizeof held);
+    if (onto == Onto::scaled) {
+      __builtin_memcpy(&factor, scale, sizeof factor);
+      held *= factor;
+    }
+    sum += held;
+  }
+  __builtin_memcpy(out, &sum, sizeof sum);
 }
 
 // Stores the sums of a broadcast block.
@@ -103,35 +122,21 @@ VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typena
       const Vec<Acc> both =
           __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
           __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
-      typedef Acc Half __attribute__((vector_size(VT_BYTES / 2)));
-      Half sum = __builtin_shufflevector(both, both, 0, 1, 2, 3, 4, 5, 6, 7), held, factor;
-      Acc* o = out + r * ldo;
-      if (onto != Onto::nothing) {
-        __builtin_memcpy(&held, o, sizeof held);
-        if (onto == Onto::scaled) {
-          __builtin_memcpy(&factor, scale, sizeof factor);
-          held *= factor;
-        }
-        sum += held;
-      }
-      __builtin_memcpy(o, &sum, sizeof sum);
+      put_onto(lower_half<Acc>(both), out + r * ldo, onto, scale);
     }
   } else {
     VT_UNROLL
     for (int r = 0; r < rows; r++) VT_UNROLL
-    for (int v = 0; v < vectors; v++) {
-      Acc* o = out + r * ldo + v * W;
-      if (onto == Onto::sum) sums[r][v] += load<Acc>(o);
-      if (onto == Onto::scaled) sums[r][v] += load<Acc>(o) * load<Acc>(scale + v * W);
-      store<Acc>(o, sums[r][v]);
-    }
+    for (int v = 0; v < vectors; v++)
+      put_onto(sums[r][v], out + r * ldo + v * W, onto, from_offset(scale, v * W));
   }
 }
 
 constexpr int64_t sum_depth = 64;  // lanes that are summed in a register at a time
 
-// Not inlined: with its callers' variables alive, GCC would run out of registers for addresses.
-template <class N, class Lane, int rows, int vectors>
+// `half`: of the last vector, only the lower half is computed; see halves_vectors. Not inlined: with its
+// callers' variables alive, GCC would run out of registers for addresses.
+template <class N, class Lane, int rows, int vectors, bool half>
 __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
                                                const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
                                                Onto onto, const typename N::Acc* scale, int64_t ahead) {
@@ -150,7 +155,20 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
   VT_UNROLL
   for (int i = 0; i < (rows + 2) / 3; i++) at[i] = x + 3 * i * ldx;
   const int64_t groups = depth / group;
-  Vec<Acc> sums[rows][vectors] = {};
+  constexpr int whole = vectors - half;
+  using Unit = typename N::Lane;
+  Vec<Acc> sums[rows][whole] = {};
+  Half<Acc> halves[rows] = {};
+  const auto multiply = [&](int r, Packed a, const Packed(&b)[whole], Half<Unit> last) {
+    VT_UNROLL
+    for (int v = 0; v < whole; v++) N::madd(sums[r][v], a, b[v]);
+    if constexpr (half) N::madd(halves[r], lower_half<Unit>(a), last);
+  };
+  const auto load_row = [&](const Lane* from, Packed(&b)[whole], Half<Unit>& last) {
+    VT_UNROLL
+    for (int v = 0; v < whole; v++) b[v] = load<Unit>(from + v * step);
+    if constexpr (half) last = load_half<Unit>(from + whole * step);
+  };
   const Elem* next = x;
   for (int64_t k = 0; k < groups; k++) {
     const int64_t phase = k % stretch;
@@ -160,29 +178,30 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
       for (int i = 0; i < at_once; i++) prefetch(next + i * row_step * ldx);
       next += at_once * row_step * ldx;
     }
-    Packed b[vectors];
+    Packed b[whole];
+    Half<Unit> last;
+    load_row(w + k * ldw, b, last);
     VT_UNROLL
-    for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * step);
-    VT_UNROLL
-    for (int r = 0; r < rows; r++) {
-      const Packed a = splat_lane<Lane, Packed>(at[r / 3] + r % 3 * ldx + k * group);
-      VT_UNROLL
-      for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
-    }
+    for (int r = 0; r < rows; r++)
+      multiply(r, splat_lane<Lane, Packed>(at[r / 3] + r % 3 * ldx + k * group), b, last);
   }
   if (group > 1 && groups * group < depth) {
+    Packed b[whole];
+    Half<Unit> last;
+    load_row(w + groups * ldw, b, last);
     VT_UNROLL
-    for (int r = 0; r < rows; r++) {
-      const Packed a = splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group);
-      VT_UNROLL
-      for (int v = 0; v < vectors; v++)
-        N::madd(sums[r][v], a, load<typename N::Lane>(w + groups * ldw + v * step));
-    }
+    for (int r = 0; r < rows; r++)
+      multiply(r, splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group), b, last);
   }
   put_broadcast<N, folded>(sums, out, ldo, onto, scale);
+  if constexpr (half) {
+    VT_UNROLL
+    for (int r = 0; r < rows; r++)
+      put_onto(halves[r], out + r * ldo + whole * lanes<Acc>, onto, from_offset(scale, whole * lanes<Acc>));
+  }
 }
 
-template <class N, class Lane, int vectors>
+template <class N, class Lane, int vectors, bool half = false>
 void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,
                     int64_t ldw, typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
                     int64_t ahead) {
@@ -201,8 +220,9 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
   const auto block = [&](auto count) {
     for (int64_t k = 0; k < depth;) {
       const int64_t here = smaller(slice, depth - k);
-      broadcast_block<N, Lane, count(), vectors>(x + r * ldx + k, ldx, here, w + k / N::group * ldw, ldw,
-                                                 out + r * ldo, ldo, k ? Onto::sum : onto, scale, ahead);
+      broadcast_block<N, Lane, count(), vectors, half>(x + r * ldx + k, ldx, here, w + k / N::group * ldw,
+                                                       ldw, out + r * ldo, ldo, k ? Onto::sum : onto, scale,
+                                                       ahead);
       k += here;
     }
     r += count();
@@ -238,19 +258,28 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
     for (int64_t l = 0; l < ldw; l += 4 * W) {
       const Lane* w = (const Lane*)packed + k / group * ldw + l;
       const Acc* s = from_offset(scale, l);
-      const int64_t fetch = l ? 0 : ahead;
-      switch (smaller<int64_t>(4, (ldw - l) / W)) {
+      const int64_t fetch = l ? 0 : ahead, left = columns - l;
+      const auto rows_of = [&](auto vectors, auto half) {
+        broadcast_rows<N, Lane, vectors(), half()>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s,
+                                                   fetch);
+      };
+      const auto either = [&](auto vectors) {
+        if constexpr (halves_vectors && vectors() > 1)
+          if (left <= vectors() * W - W / 2) return rows_of(vectors, std::true_type());
+        rows_of(vectors, std::false_type());
+      };
+      switch (smaller<int64_t>(4, divided_up(left, W))) {
         case 1:
-          broadcast_rows<N, Lane, 1>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          either(std::integral_constant<int, 1>());
           break;
         case 2:
-          broadcast_rows<N, Lane, 2>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          either(std::integral_constant<int, 2>());
           break;
         case 3:
-          broadcast_rows<N, Lane, 3>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          either(std::integral_constant<int, 3>());
           break;
         default:
-          broadcast_rows<N, Lane, 4>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s, fetch);
+          either(std::integral_constant<int, 4>());
       }
     }
   }

@@ -48,6 +48,22 @@ struct Few {
   typedef T type __attribute__((vector_size(count * sizeof(T))));
 };
 
+// The lower half of a vector.
+template <class T>
+using Half = typename Few<T, lanes<T> / 2>::type;
+template <class T>
+VT_INLINE Half<T> lower_half(Vec<T> v) {
+  Half<T> half;
+  __builtin_memcpy(&half, &v, sizeof half);
+  return half;
+}
+template <class T>
+VT_INLINE Half<T> load_half(const void* p) {
+  Half<T> half;
+  __builtin_memcpy(&half, p, sizeof half);
+  return half;
+}
+
 template <class T>
 constexpr VT_INLINE T smaller(T a, T b) {
   return b < a ? b : a;
