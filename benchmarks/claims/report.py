@@ -148,7 +148,8 @@ def _judged(letter: str, rows: Sequence[Row]) -> list[str]:
         said = verdict(found, claim.kind, MARGINS[claim.task])
         times = ours[both[0]].macs / theirs[both[0]].macs
         table.append([what, claim.source, claim.task, MARGINS[claim.task], found, found.seeds, said])
-        reason = _REASONS[said, claim.kind]
+        opposite = claim.kind == BETTER and found.high < 0
+        reason = "the interval lies below 0" if opposite else _REASONS[said, claim.kind]
         sentences.append(f"- On {claim.task}, {what}, with {times:.2f} times the MACs: **{said}**; {reason}.")
     head = ["claim", "of", "task", "margin", "difference", "seeds", "verdict"]
     lines = [_table(head, table), *sentences, ""]

@@ -289,9 +289,11 @@ def test_a_report_of_what_there_is(tmp_path):
     for seed in range(5):
         rows += [row(90.0 + seed % 2, net="vt", part=TEST, seed=seed, task="pairs")]
         rows += [row(80.0, net="conv", part=TEST, seed=seed, task="pairs")]
+        rows += [row(95.0, net="vt-none", part=TEST, seed=seed, task="pairs")]
     page, picture = report.write({"complete": False}, rows, tmp_path)
     text = page.read_text()
     assert "On pairs, `vt` is better than `conv`, with 1.00 times the MACs: **repeats**" in text
+    assert "times the MACs: **does not repeat**; the interval lies below 0." in text
     assert "On digits, `vt` is better than `conv`: not run." in text
     assert "not complete" in text
     assert picture.stat().st_size > 10_000
