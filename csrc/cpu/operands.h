@@ -78,8 +78,8 @@ struct Bank {
 
   // Whether scores of a tile prefetch all lines of the next one, and what they leave to the second product
   // that reads the tile: `ahead`, or 0 for nothing.
-  bool fetches_all() const { return pixels_innermost && rows > block_rows; }
-  int64_t leaves(int64_t ahead) const { return fetches_all() ? 0 : ahead; }
+  bool scores_fetch_all() const { return pixels_innermost && (rows > block_rows || (rows && !has_pairs<N>)); }
+  int64_t left_by_scores(int64_t ahead) const { return scores_fetch_all() ? 0 : ahead; }
 
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
@@ -287,7 +287,7 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
   if (pixels_innermost) {
     accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
-                             (const typename N::Acc*)nullptr, ahead, bank.fetches_all());
+                             (const typename N::Acc*)nullptr, ahead, bank.scores_fetch_all());
   } else {
     const int64_t ld = padded<N>(bank.part_rows);
     // A part's transposition may write up to 15 rows too many, which the next part overwrites.
@@ -306,7 +306,7 @@ void expand(const Weights<N, pixels_innermost>& weights, const Bank<N, pixels_in
             int64_t ahead) {
   const int64_t groups = divided_up(bank.rows, N::group);
   // Scores are an accumulate product where pixels lie innermost, else a broadcast product, which leaves the
-  // second lines.
+  // second lines. Of a base that has no scores, only half is prefetched.
   if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
   for (int64_t matrix = 0; matrix < bank.count; matrix++) {
     const auto b = base.template from_channel<pixels_innermost>(matrix * bank.depth);

@@ -34,10 +34,13 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // prefetches the first and accumulate the second; expand, where it is the second product, prefetches the line
 // that the first left out. Where accumulate is the first product and has a second block of rows, that block
 // prefetches the first lines and the second product nothing, which is faster than sharing them: see
-// Bank::leaves.
+// Bank::left_by_scores.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
+// Otherwise accumulate reads line by line, and prefetches each.
+template <class N>
+constexpr bool has_pairs = lines<N> == 2 || N::group == 2;
 template <class N>
 VT_INLINE int64_t second_line(int64_t ld) {
   return lines<N> == 2 ? 64 / sizeof(typename N::Elem) : ld;
@@ -76,8 +79,8 @@ VT_INLINE bool folds(int64_t columns) {
   return can_fold<N> && columns <= lanes<typename N::Acc> / 2;
 }
 
-// Whether half a vector takes half the time, as on processors that compute 64 bytes in two steps. On others
-// it takes as long as a whole one.
+// Whether only half of the last of several vectors is computed where no more columns are needed: it saves
+// time on processors that take 64 bytes in two steps, and costs none on others.
 constexpr bool halves_vectors = VT_BYTES == 64;
 
 // The padded length of a row of `columns` sums.
@@ -93,24 +96,24 @@ VT_INLINE const T* from_offset(const T* scale, int64_t offset) {
   return scale ? scale + offset : nullptr;
 }
 
-// Adds to `sum`, a vector or a half, what is there, and stores it.
+// Adds to `sum`, a vector or a half of columns from `column` on, what is there, and stores it.
 template <class Acc, class V>
-VT_INLINE void put_onto(V sum, Acc* out, Onto onto, const Acc* scale) {
+VT_INLINE void put_onto(V sum, Acc* out, int64_t column, Onto onto, const Acc* scale) {
   V held, factor;
-  if (onto != Onto::nothing) {
-    __builtin_memcpy(&held, out, sizeof held);
-    if (onto == Onto::scaled) {
-      __builtin_memcpy(&factor, scale, sizeof factor);
-      held *= factor;
-    }
-    sum += held;
+  out += column;
+  if (onto != Onto::nothing) __builtin_memcpy(&held, out, sizeof held);
+  if (onto == Onto::sum) sum += held;
+  if (onto == Onto::scaled) {
+    __builtin_memcpy(&factor, scale + column, sizeof factor);
+    sum += held * factor;  // one expression, which compilers fuse in every block
   }
   __builtin_memcpy(out, &sum, sizeof sum);
 }
 
-// Stores the sums of a broadcast block.
-template <class N, bool folded, int rows, int vectors>
-VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typename N::Acc* out, int64_t ldo,
+// Stores the sums of a broadcast block, with `half` those of half a vector too.
+template <class N, bool folded, bool half, int rows, int vectors>
+VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors],
+                             Half<typename N::Acc> (&halves)[rows], typename N::Acc* out, int64_t ldo,
                              Onto onto, const typename N::Acc* scale) {
   using Acc = typename N::Acc;
   constexpr int64_t W = lanes<Acc>;
@@ -122,13 +125,15 @@ VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typena
       const Vec<Acc> both =
           __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
           __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
-      put_onto(lower_half<Acc>(both), out + r * ldo, onto, scale);
+      put_onto(lower_half<Acc>(both), out + r * ldo, 0, onto, scale);
     }
   } else {
     VT_UNROLL
-    for (int r = 0; r < rows; r++) VT_UNROLL
-    for (int v = 0; v < vectors; v++)
-      put_onto(sums[r][v], out + r * ldo + v * W, onto, from_offset(scale, v * W));
+    for (int r = 0; r < rows; r++) {
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++) put_onto(sums[r][v], out + r * ldo, v * W, onto, scale);
+      if (half) put_onto(halves[r], out + r * ldo, vectors * W, onto, scale);
+    }
   }
 }
 
@@ -179,7 +184,7 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
       next += at_once * row_step * ldx;
     }
     Packed b[whole];
-    Half<Unit> last;
+    Half<Unit> last{};
     load_row(w + k * ldw, b, last);
     VT_UNROLL
     for (int r = 0; r < rows; r++)
@@ -187,18 +192,13 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
   }
   if (group > 1 && groups * group < depth) {
     Packed b[whole];
-    Half<Unit> last;
+    Half<Unit> last{};
     load_row(w + groups * ldw, b, last);
     VT_UNROLL
     for (int r = 0; r < rows; r++)
       multiply(r, splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group), b, last);
   }
-  put_broadcast<N, folded>(sums, out, ldo, onto, scale);
-  if constexpr (half) {
-    VT_UNROLL
-    for (int r = 0; r < rows; r++)
-      put_onto(halves[r], out + r * ldo + whole * lanes<Acc>, onto, from_offset(scale, whole * lanes<Acc>));
-  }
+  put_broadcast<N, folded, half>(sums, halves, out, ldo, onto, scale);
 }
 
 template <class N, class Lane, int vectors, bool half = false>
@@ -236,7 +236,8 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
 }
 
 // out[r][l] = sum_k x[r][k] w[k][l]: rows of a tile (ldx) times `columns` columns packed as lanes
-// [depth / group][padded columns]. `ahead`: the distance at which to prefetch, in elements; 0: not at all.
+// [depth / group][padded columns]. Of the padding of `out`, half may stay unwritten. `ahead`: the distance at
+// which to prefetch, in elements; 0: not at all.
 template <class N>
 void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth,
                        const void* packed, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
@@ -357,12 +358,12 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
   // The second lines of the pairs; broadcast prefetches the first ones. With many rows both, as there is
-  // time. Rows of one line, taken one by one, have no pairs: then all are prefetched at once.
-  const bool both = (all || rows >= many) && (lines<N> == 2 || N::group == 2);
+  // time.
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
     if (!ahead) return {};
     const typename N::Elem* line = x + k * ldx + c + ahead;
-    return {line + second_line<N>(ldx), both ? line : nullptr, ldx};
+    if (!has_pairs<N>) return {line, nullptr, ldx};
+    return {line + second_line<N>(ldx), all || rows >= many ? line : nullptr, ldx};
   };
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);

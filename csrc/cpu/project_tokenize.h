@@ -40,13 +40,13 @@ struct ProjectTokenizeWorker {
     // Where the map is not returned, masked pixels are not read at all.
     const uint8_t* read = call.map.data ? nullptr : valid;
     const View<const Elem> tile = x.read(range, read);
-    projector.attend(range, tile, x.ahead(range, next));
+    projector.attend(range, tile, x.ahead(tile, range, next));
     const View<const Elem> base = residual_of(call, residual, tile, range, read);
     // Computed in the map itself, unless invalid pixels have to be cleared after it is written.
     const bool direct = map.in_place && !valid;
     const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};
     projector.project(range, base, y, Storing::cached,
-                      call.residual_is_input ? projector.keys.leaves(x.ahead(range, next)) : 0);
+                      call.residual_is_input ? projector.keys.left_by_scores(x.ahead(tile, range, next)) : 0);
     if (!direct && call.map.data) map.put(range, {y.data, y.ld});
     if (valid) map.clear_invalid(y, range.count, valid);
     tokenizer.add(range, {y.data, y.ld}, valid, 0);
@@ -117,7 +117,7 @@ struct ProjectTokenizeBackwardWorker {
     const View<const Elem> grads = call.grad_map.data ? grad.read(range, nullptr) : none;
     const uint8_t* read = find_used(range, valid, grads);
     const View<const Elem> pixels = x.read(range, read);
-    projecting.projector.attend(range, pixels, x.ahead(range, next));
+    projecting.projector.attend(range, pixels, x.ahead(pixels, range, next));
     const View<const Elem> base = residual_of(call, residual, pixels, range, read);
     const View<Elem> map = {y.buffer, y.buffer_ld};
     projecting.projector.project(range, base, map, Storing::cached, 0);
@@ -125,9 +125,10 @@ struct ProjectTokenizeBackwardWorker {
     tokenizing.add(range, {map.data, map.ld}, valid, 0);
 
     const View<Elem> h = dresidual.target(range);
-    tokenizing.grad_map(range, grads, h, Storing::cached, call.grad_map.data ? grad.ahead(range, next) : 0);
+    tokenizing.grad_map(range, grads, h, Storing::cached,
+                        call.grad_map.data ? grad.ahead(grads, range, next) : 0);
     if (valid) restore_invalid(range, valid, grads, h);
-    projecting.add(range, pixels, {h.data, h.ld}, x.ahead(range, next), 0);
+    projecting.add(range, pixels, {h.data, h.ld}, x.ahead(pixels, range, next), 0);
     if (call.dx.data) {
       projecting.grad_x(range, call.residual_is_input ? View<const Elem>{h.data, h.ld} : none,
                         dx.target(range), storing);

@@ -202,9 +202,9 @@ struct TiledMap {
           tile.data[pixels_innermost ? c * tile.ld + i : i * tile.ld + c] = Elem{};
   }
 
-  // The distance to the next tile, to prefetch it; 0 if tiles are not in place.
-  int64_t ahead(PixelRange range, Place next) const {
-    if (!in_place) return 0;
+  // The distance from a tile that was read to the next one, to prefetch it; 0 if the tile is a copy.
+  int64_t ahead(View<const Elem> tile, PixelRange range, Place next) const {
+    if (!in_place || tile.data != at(range)) return 0;
     return (next.sample - range.sample) * map.batch + (next.first - range.first) * distance;
   }
   // Whether vectors stored in place are aligned in a tile that starts at a multiple of `pixels`.

@@ -184,7 +184,7 @@ struct Tokenizer {
 
   // Adds a tile of the map to be tokenized, whose invalid pixels are 0.
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
-    add(range, x, x, valid, ahead, queries.leaves(ahead));
+    add(range, x, x, valid, ahead, queries.left_by_scores(ahead));
   }
   void add(PixelRange range, View<const Elem> x, View<const Elem> values, const uint8_t* valid, int64_t ahead,
            int64_t values_ahead) {
@@ -277,9 +277,10 @@ struct TokenizeWorker {
     const bool unused = call.pools_values && !call.queries.data;
     const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
     if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
-    if (!call.pools_values) return tokenizer.add(range, tile, valid, x.ahead(range, next));
-    tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
-                  values.ahead(range, next));
+    const int64_t ahead = x.ahead(tile, range, next);
+    if (!call.pools_values) return tokenizer.add(range, tile, valid, ahead);
+    const View<const Elem> pooled = values.read(range, valid);
+    tokenizer.add(range, tile, pooled, valid, ahead, values.ahead(pooled, range, next));
   }
   void end_chunk(int64_t, int64_t sample, int64_t chunk) { tokenizer.end(sample, chunk); }
   void end_unit(int64_t) {}
@@ -483,7 +484,7 @@ struct TokenizerBackward {
       }
       if (call.dqueries)
         dqueries.add(h, x.template from_channel<pixels_innermost>(h * rows.depth), n,
-                     weights.for_pool(joint ? 2 * h * L : h * L, L, n), nullptr, rows.leaves(ahead));
+                     weights.for_pool(joint ? 2 * h * L : h * L, L, n), nullptr, rows.left_by_scores(ahead));
       if (call.dscores.data) put_score_grads(call, range, h * L, L, s);
       if (dquery_bias) add_to_bias(range, h);
     }
@@ -588,11 +589,13 @@ struct TokenizeBackwardWorker {
     const bool unused = call.pools_values && !call.queries.data;
     const View<const Elem> tile = unused ? View<const Elem>{nullptr, 0} : x.read(range, valid);
     if (norm.on) norm.normalize({x.buffer, x.buffer_ld}, range.count);
-    if (call.pools_values)
-      tokenizer.add(range, tile, values.read(range, valid), valid, x.ahead(range, next),
-                    values.ahead(range, next));
-    else
-      tokenizer.add(range, tile, valid, x.ahead(range, next));
+    const int64_t ahead = x.ahead(tile, range, next);
+    if (call.pools_values) {
+      const View<const Elem> pooled = values.read(range, valid);
+      tokenizer.add(range, tile, pooled, valid, ahead, values.ahead(pooled, range, next));
+    } else {
+      tokenizer.add(range, tile, valid, ahead);
+    }
     if (dvalues.map.data) {
       tokenizer.grad_values(range, dvalues.target(range), storing_values);
       if (valid) dvalues.clear_invalid(dvalues.target(range), range.count, valid);

@@ -17,6 +17,10 @@
 #include "../cpu/call.h"
 
 namespace vt {
+
+// Whether results and workspaces start as NaN, so that tests notice what a kernel does not write.
+inline bool poison = false;
+
 namespace {
 
 // The kernels' host. Memory comes from torch's allocator, so that torch's memory statistics include it.
@@ -39,7 +43,9 @@ class TorchHost {
     std::optional<torch::stable::Tensor>& memory = static_cast<TorchHost*>(self)->memory_;
     memory.emplace(handle);
     const auto address = reinterpret_cast<uintptr_t>(memory->mutable_data_ptr());
-    return reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+    const auto begin = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+    if (poison) std::memset(begin, 0xFF, bytes);  // NaN in every dtype
+    return begin;
   }
 
   static void parallel(void*, int64_t count, void (*body)(void*, int64_t), void* argument) {

@@ -21,6 +21,8 @@
 #include <unistd.h>
 #endif
 
+#include "host.h"
+
 namespace vt {
 namespace {
 
@@ -39,9 +41,6 @@ int32_t compute_dtype(int32_t code) {
 }
 
 using Sizes = std::vector<int64_t>;
-
-// Whether results start as NaN, so that tests notice what a kernel does not write.
-bool poison = false;
 
 // Where a tensor is.
 struct DeviceId {

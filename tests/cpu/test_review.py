@@ -52,11 +52,13 @@ def test_the_gradient_of_wide_extra_values(instruction_set, columns):
     torch.testing.assert_close(grads[0].double(), grads[1], rtol=1e-4, atol=1e-5)
 
 
+# Scored beside each other and beside the gradients of values: in whole vectors or in half of one.
+@pytest.mark.parametrize("tokens", [12, 16, 20])
 @pytest.mark.parametrize("layout", ["channels innermost", "pixels innermost"])
-def test_the_backward_finds_the_scores_of_the_forward(instruction_set, layout):
+def test_the_backward_finds_the_scores_of_the_forward(instruction_set, layout, tokens):
     """Pixels with a large mean: a score that is rounded differently does not fit its log-sum-exp."""
     torch.manual_seed(0)
-    x, queries = torch.randn(2, 400, 512) + 50, torch.randn(16, 512) * 0.1 + 1
+    x, queries = torch.randn(2, 400, 512) + 50, torch.randn(tokens, 512) * 0.1 + 1
     if layout == "pixels innermost":
         x = x.mT.contiguous().mT
     grads = {}
