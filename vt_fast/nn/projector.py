@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import cast
 
@@ -23,9 +24,11 @@ from vt_fast.nn.base import (
     maps_like,
     refuse_pixel_shards,
 )
+from vt_fast.nn.frozen import kept
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
 from vt_fast.nn.members import unwrapped, why_not_fused
 from vt_fast.nn.options import Factory
+from vt_fast.nn.products import linear
 from vt_fast.nn.tokenizer import Tokenizer
 
 
@@ -136,18 +139,60 @@ class Projector(BackendModule):
         return self._operands(tokens)
 
     def _operands(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        rows, values = self._rows(tokens)
+        folded = self._folded_keys()
+        if folded is not None:
+            weight, bias = folded
+            return (
+                linear(tokens, weight, keeper=self),
+                self._values(tokens),
+                None if bias is None else tokens @ bias,
+            )
+        rows = self._rows(tokens)
+        values = self._values(tokens)
         query = self._modules.get("query")
         if query is None:
             return spread(rows, self.num_heads).flatten(1, 2), values, None
         keys, token_bias = query(rows, fold=(self.num_heads, 1))
         return keys, values, token_bias
 
-    def _rows(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys before the query projection, (B, L, width), times the scale; and the values (B, L, D)."""
-        value, key = self._modules.get("value"), self._modules.get("key")  # self.value takes longer
-        values = tokens if value is None else value(tokens)
-        return (tokens if key is None else key(tokens)) * self.scale, values
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """The keys before the query projection, (B, L, width), times the scale."""
+        key = self._modules.get("key")  # self.key takes longer
+        return (tokens if key is None else key(tokens)) * self.scale
+
+    def _values(self, tokens: Tensor) -> Tensor:
+        """(B, L, D)."""
+        value = self._modules.get("value")
+        return tokens if value is None else value(tokens)
+
+    def _folded_keys(self) -> tuple[Tensor, Tensor | None] | None:
+        """W_Q^T W_K, (C, CT), and b_Q^T W_K, (CT,), times the scale.
+
+        None where the projector is not frozen, or its two products are less work than this one.
+        """
+        if "_kept" not in self.__dict__ or self.num_heads > 1:
+            return None
+        members = [self._modules.get(name) for name in ("query", "key")]
+        if any(member is None or why_not_fused(member, GroupedLinear) is not None for member in members):
+            return None
+        query, key = (cast(GroupedLinear, unwrapped(cast(nn.Module, member))) for member in members)
+        if key.groups > 1 or key.bias is not None:
+            return None
+        if self.channels * self.token_channels >= key.weight.numel() + query.weight.numel():
+            return None
+
+        def fold() -> tuple[Tensor, Tensor | None]:
+            # Not as inference tensors, from which nothing else is kept.
+            with torch.inference_mode(False), torch.no_grad():
+                # The key projection of each channel of the tokens, alone.
+                rows = key.weight.double().t() * self.scale
+                found, bias = copy.deepcopy(query).double()(rows, fold=(1, 1))
+                dtype = key.weight.dtype
+                weight = nn.Parameter(found.t().to(dtype).contiguous(), requires_grad=False)
+                return weight, None if bias is None else bias.to(dtype)
+
+        sources = (query.weight, query.bias, key.weight)
+        return kept(self, "keys", sources, fold, self.scale, otherwise=lambda: None)
 
     def residual(self, x: Tensor) -> Tensor:
         """The map to add to: `x` itself, or `x` through the shortcut, in the form of `x`."""
@@ -257,12 +302,11 @@ class Projector(BackendModule):
     def _unfolded(self, x: Tensor, tokens: Tensor) -> Tensor:
         """With the query projection on the pixels, as any module would call it."""
         refuse_pixel_shards(x, f"where the query projection {self._why_query_not_folded()}")
-        rows, values = self._rows(tokens)
-        pixels, keys = self._queries_and_keys(x, rows)
+        pixels, keys = self._queries_and_keys(x, self._rows(tokens))
         y = functional.project(
             pixels,
             keys,
-            values,
+            self._values(tokens),
             num_heads=self.num_heads,
             residual=as_pixels(self.residual(x)),
             backend=self.backend,
@@ -332,7 +376,7 @@ class Projector(BackendModule):
             keys, _, token_bias = self.operands(tokens)
             pixels = as_pixels(x)
         else:
-            pixels, keys = self._queries_and_keys(x, self._rows(tokens)[0])
+            pixels, keys = self._queries_and_keys(x, self._rows(tokens))
             token_bias = None
         logits = keys @ pixels.transpose(1, 2)
         if token_bias is not None:
