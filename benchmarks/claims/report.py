@@ -40,7 +40,7 @@ two intervals can miss by chance.{state}
 _ATTENTION = """\
 Entropy is that of a token's attention over the pixels; equal weights have 1. The share is the part of the
 attention that lies on the objects; tokens that ignore objects have the objects' area. Means over images,
-tokens, and blocks or levels; intervals over seeds.
+tokens, and blocks or levels; intervals over seeds. The weights of `vt-pooling` are fixed.
 """
 
 

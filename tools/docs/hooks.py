@@ -31,9 +31,6 @@ ELSEWHERE = {
     "kernels/cuda_tools.md": "tools/cuda/README.md",
     "kernels/counters.md": "tools/counters/README.md",
 }
-#: Pages that a command or a later change writes; the navigation has them once they exist.
-OPTIONAL = ("claims.md",)
-
 #: Pages that the search puts before others, which have the same words less to the point.
 FIRST = ("troubleshooting.md", "numerics.md", "compatibility.md")
 
@@ -46,25 +43,6 @@ _PICTURE = re.compile(r"^!\[[^\]]*\]\((\S+\.svg)\)$", re.MULTILINE)
 _TESTS = re.compile(r"\| ((?:`tests/[^`]+`(?:, )?)+) \|$", re.MULTILINE)
 
 _LANGUAGES = {".py": "python", ".cpp": "cpp", ".cu": "cuda", ".h": "cpp", ".csv": "text", ".txt": "text"}
-
-
-def on_config(config: Any) -> Any:
-    """Leave optional pages that do not exist out of the navigation."""
-    missing = {name for name in OPTIONAL if not (ROOT / "docs" / name).exists()}
-    config.nav = list(_without(config.nav, missing))
-    return config
-
-
-def _without(entries: list[Any], missing: set[str]) -> Iterator[Any]:
-    for entry in entries:
-        if isinstance(entry, dict):
-            ((title, inside),) = entry.items()
-            if isinstance(inside, list):
-                yield {title: list(_without(inside, missing))}
-            elif inside not in missing:
-                yield entry
-        elif entry not in missing:
-            yield entry
 
 
 def on_files(files: Files, config: Any) -> Files:
