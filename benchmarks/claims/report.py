@@ -40,7 +40,7 @@ two intervals can miss by chance.{state}
 _ATTENTION = """\
 Entropy is that of a token's attention over the pixels; equal weights have 1. The share is the part of the
 attention that lies on the objects; tokens that ignore objects have the objects' area. Means over images,
-tokens, and blocks or levels; intervals over seeds. The weights of `vt-pooling` are fixed.
+tokens, and blocks or levels; intervals over seeds. Pooling's weights are fixed.
 """
 
 
@@ -193,7 +193,9 @@ def _attention(rows: Sequence[Row]) -> list[str]:
             numbers = np.array([[row.entropy, row.share, row.area] for row in found], dtype=float)
             gap = interval(100 * (numbers[:, 1] - numbers[:, 2]))
             means = [f"{value:.3f}" for value in numbers.mean(0)]
-            table.append([task, f"`{net}`", *means, gap, verdict(gap, BETTER, 1.0)])
+            fixed = gap.low == gap.high  # as pooling's
+            said = "fixed" if fixed else verdict(gap, BETTER, 1.0)
+            table.append([task, f"`{net}`", *means, f"{gap.mean:+.2f}" if fixed else gap, said])
     head = ["task", "network", "entropy", "share", "area", "share - area, points", "tokens look at objects"]
     return [_ATTENTION, _table(head, table)]
 

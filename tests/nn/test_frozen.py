@@ -144,9 +144,58 @@ def test_members_of_a_projector_with_hooks_are_called(member):
     projector = nn.freeze(nn.Projector(8, 32, 24).eval())
     called = []
     getattr(projector, member).register_forward_hook(lambda *_: called.append(member))
-    projector(torch.randn(2, 8, 5, 6), torch.randn(2, 3, 32))
+    projector.operands(torch.randn(2, 3, 32))
     assert called
     assert not entries(projector)
+
+
+@pytest.mark.parametrize("member", ["query", "key"])
+def test_pruned_members_of_a_projector(member):
+    projector, tokens = nn.freeze(nn.Projector(8, 32, 24).eval()), torch.randn(2, 3, 32)
+    projector.operands(tokens)
+    layer = getattr(projector, member)
+    prune.random_unstructured(layer, "weight", 0.5)
+    layer.weight_orig.add_(1)
+    layer.weight_mask.fill_(1)
+    with torch.no_grad():
+        found = projector.operands(tokens)[0]
+        expected = projector.query.fold(projector.key(tokens) * projector.scale)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_wide_projectors(mode):
+    """As wide as products that oneDNN gets, with tokens that have gaps."""
+    projector, tokens = nn.freeze(nn.Projector(256, 1024, 512).eval()), torch.randn(4, 33, 1024)[:, ::2]
+    exact = copy.deepcopy(nn.unfreeze(copy.deepcopy(projector))).double().operands(tokens.double())
+    with mode():
+        for _ in range(2):
+            keys, _, token_bias = projector.operands(tokens)
+            torch.testing.assert_close(keys, exact[0].float())
+            torch.testing.assert_close(token_bias, exact[2].float())
+    assert set(entries(projector)) >= {"keys"}
+
+
+def test_the_token_bias_of_a_projector_is_not_rounded_under_autocast():
+    projector, tokens = nn.freeze(nn.Projector(8, 32, 24).eval()), torch.randn(2, 3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = projector.operands(tokens)[2]
+    assert entries(projector)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, projector.operands(tokens)[2])
+
+
+def test_a_functional_call_of_a_projector():
+    projector, tokens = nn.freeze(nn.Projector(8, 32, 24).eval()), torch.randn(2, 3, 32)
+    projector.operands(tokens)
+    x = torch.randn(2, 8, 5, 6)
+    weights = {"key.weight": projector.key.weight * 3}
+    with torch.enable_grad():
+        computed = {"key.weight": projector.key.weight * 3}
+    plain = nn.unfreeze(copy.deepcopy(projector))
+    expected = torch.func.functional_call(plain, weights, (x, tokens))
+    for each in (weights, computed):
+        assert torch.equal(torch.func.functional_call(projector, each, (x, tokens)), expected)
 
 
 def test_another_tensor_at_the_same_address():

@@ -26,9 +26,9 @@ def freeze(module: Module) -> Module:
     `torch.func` and CUDA graphs ignore them, and so do processes of a `torch.distributed` group, where
     sharding rewrites parameters uncounted. Copies and pickles do not contain them.
 
-    A projector with one head keeps the product of its query and key weights where that is less work. On x86
-    processors, weights in float32 that oneDNN multiplies tokens with (large products without groups)
-    are kept in its order too, which takes their memory once more.
+    A projector with one head keeps the product of its query and key weights where that is less work: results
+    then differ by rounding. On x86 processors, weights in float32 that oneDNN multiplies tokens with (large
+    products without groups) are kept in its order too, which takes their memory once more.
 
     Writes through `.data`, a storage, or memory shared with NumPy or another process leave no trace: call
     :func:`unfreeze` before them.

@@ -24,26 +24,27 @@ def why_not_fused(member: nn.Module, kind: type[nn.Module]) -> str | None:
     """
     key = (type(member), type(member).forward, kind)  # a forward may be replaced in the class
     compiling = torch.compiler.is_compiling()  # then it would guard on what the set has
-    if (
-        not compiling
-        and key in _KNOWN_KINDS
-        and not (
-            member._forward_pre_hooks
-            or member._forward_hooks
-            or member._backward_pre_hooks
-            or member._backward_hooks
-            or "forward" in member.__dict__
-            or _global_forward_pre_hooks
-            or _global_forward_hooks
-            or _global_backward_pre_hooks
-            or _global_backward_hooks
-        )
-    ):
+    if not compiling and key in _KNOWN_KINDS and is_bare(member):
         return None
     reason = _why_not_fused(member, kind)
     if reason is None and not compiling and type(member).__module__.startswith("vt_fast.nn."):
         _KNOWN_KINDS.add(key)
     return reason
+
+
+def is_bare(member: nn.Module) -> bool:
+    """Whether a call of a member runs the forward of its class alone: there are no hooks of anyone's."""
+    return not (
+        member._forward_pre_hooks
+        or member._forward_hooks
+        or member._backward_pre_hooks
+        or member._backward_hooks
+        or "forward" in member.__dict__
+        or _global_forward_pre_hooks
+        or _global_forward_hooks
+        or _global_backward_pre_hooks
+        or _global_backward_hooks
+    )
 
 
 # Classes of members that have been asked about, which saves most of a small stack's time for the questions.

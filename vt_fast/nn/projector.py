@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import cast
 
@@ -26,7 +25,7 @@ from vt_fast.nn.base import (
 )
 from vt_fast.nn.frozen import kept
 from vt_fast.nn.linear import GroupedLinear, projection_of, spread
-from vt_fast.nn.members import unwrapped, why_not_fused
+from vt_fast.nn.members import is_bare, unwrapped, why_not_fused
 from vt_fast.nn.options import Factory
 from vt_fast.nn.products import linear
 from vt_fast.nn.tokenizer import Tokenizer
@@ -142,11 +141,8 @@ class Projector(BackendModule):
         folded = self._folded_keys()
         if folded is not None:
             weight, bias = folded
-            return (
-                linear(tokens, weight, keeper=self),
-                self._values(tokens),
-                None if bias is None else tokens @ bias,
-            )
+            keys = linear(tokens, weight, keeper=self)
+            return keys, self._values(tokens), None if bias is None else (tokens * bias).sum(-1)
         rows = self._rows(tokens)
         values = self._values(tokens)
         query = self._modules.get("query")
@@ -168,30 +164,36 @@ class Projector(BackendModule):
     def _folded_keys(self) -> tuple[Tensor, Tensor | None] | None:
         """W_Q^T W_K, (C, CT), and b_Q^T W_K, (CT,), times the scale.
 
-        None where the projector is not frozen, or its two products are less work than this one.
+        None where nothing is kept, where the two products are less work than this one, and where a call of
+        the members does more than multiply: pruning, for example, makes the weight there.
         """
-        if "_kept" not in self.__dict__ or self.num_heads > 1:
+        if "_kept" not in self.__dict__ or self.training or torch.is_grad_enabled() or self.num_heads > 1:
             return None
-        members = [self._modules.get(name) for name in ("query", "key")]
-        if any(member is None or why_not_fused(member, GroupedLinear) is not None for member in members):
+        query, key = self._modules.get("query"), self._modules.get("key")
+        if type(query) is not GroupedLinear or type(key) is not GroupedLinear:
             return None
-        query, key = (cast(GroupedLinear, unwrapped(cast(nn.Module, member))) for member in members)
-        if key.groups > 1 or key.bias is not None:
+        if not is_bare(query) or not is_bare(key) or key.groups > 1 or key.bias is not None:
+            return None
+        sources = (query.weight, query.bias, key.weight)
+        if any(type(each) is not nn.Parameter for each in sources if each is not None):
             return None
         if self.channels * self.token_channels >= key.weight.numel() + query.weight.numel():
+            return None
+        if key.weight.device.type not in ("cpu", "cuda"):  # others may have no float64
             return None
 
         def fold() -> tuple[Tensor, Tensor | None]:
             # Not as inference tensors, from which nothing else is kept.
             with torch.inference_mode(False), torch.no_grad():
-                # The key projection of each channel of the tokens, alone.
-                rows = key.weight.double().t() * self.scale
-                found, bias = copy.deepcopy(query).double()(rows, fold=(1, 1))
                 dtype = key.weight.dtype
-                weight = nn.Parameter(found.t().to(dtype).contiguous(), requires_grad=False)
-                return weight, None if bias is None else bias.to(dtype)
+                left, right = (
+                    unflatten(each.weight.double(), 0, (query.groups, -1)) for each in (query, key)
+                )
+                right = self.scale * right
+                weight = nn.Parameter((left.mT @ right).flatten(0, 1).to(dtype), requires_grad=False)
+                bias = query.bias
+                return weight, None if bias is None else (bias.double() @ right.flatten(0, 1)).to(dtype)
 
-        sources = (query.weight, query.bias, key.weight)
         return kept(self, "keys", sources, fold, self.scale, otherwise=lambda: None)
 
     def residual(self, x: Tensor) -> Tensor:
