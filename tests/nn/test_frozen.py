@@ -294,25 +294,30 @@ def test_functional_calls():
     assert entries(module) == kept
 
 
-def test_off_under_compile_export_and_tracing():
-    module, x = made(), image()
-    expected = module(x)
+@pytest.mark.parametrize("kind", ["tokenizer", "projector"])
+def test_off_under_compile_export_and_tracing(kind):
+    module, given = made(), (image(),)
+    weight = module.filters
+    if kind == "projector":
+        module = nn.freeze(nn.Projector(8, 32, 24).double().eval())
+        weight, given = module.key.weight, (image(), torch.randn(2, 3, 32).double())
+    expected = module(*given)
     for make in (
         lambda: torch.compile(module, fullgraph=True, backend="eager"),
-        lambda: torch.export.export(module, (x,)).module(),
-        lambda: torch.export.export(module, (x,), strict=True).module(),
-        lambda: torch.jit.trace(module, (x,), check_trace=False),
+        lambda: torch.export.export(module, given).module(),
+        lambda: torch.export.export(module, given, strict=True).module(),
+        lambda: torch.jit.trace(module, given, check_trace=False),
     ):
         entries(module).clear()
         compiled = make()
-        torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(compiled(*given), expected)
         assert not entries(module)
     torch._dynamo.reset()
-    module(x)
+    module(*given)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    compiled(x)
-    module.filters.data.add_(1)  # kept operands would not notice
-    torch.testing.assert_close(compiled(x), nn.unfreeze(copy.deepcopy(module))(x))
+    compiled(*given)
+    weight.data.add_(1)  # kept operands would not notice
+    torch.testing.assert_close(compiled(*given), nn.unfreeze(copy.deepcopy(module))(*given))
 
 
 def test_copies_and_pickles_are_empty():

@@ -167,7 +167,9 @@ class Projector(BackendModule):
         None where nothing is kept, where the two products are less work than this one, and where a call of
         the members does more than multiply: pruning, for example, makes the weight there.
         """
-        if "_kept" not in self.__dict__ or self.training or torch.is_grad_enabled() or self.num_heads > 1:
+        if torch.compiler.is_compiling() or "_kept" not in self.__dict__ or self.num_heads > 1:
+            return None
+        if self.training or torch.is_grad_enabled():
             return None
         query, key = self._modules.get("query"), self._modules.get("key")
         if type(query) is not GroupedLinear or type(key) is not GroupedLinear:
