@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -44,14 +45,16 @@ def main(options: argparse.Namespace) -> int:
     if options.what == "report":
         from benchmarks.claims import report
 
-        print(*report.write(*load(options.file), options.docs), sep="\n")
+        facts, rows = load(options.file)
+        check_plan(options.file, facts)
+        print(*report.write(facts, rows, options.docs), sep="\n")
         return 0
     if options.processes < 1:
         raise UsageError(f"--processes must be at least 1, got {options.processes}")
     path: Path = options.file
     facts, rows = load(path) if path.exists() else (dict[str, Any](), list[Row]())
-    if facts and facts.get("plan") != plan.digest():
-        raise UsageError(f"{path} must have results of this plan, got another's; give another --file")
+    if path.exists():
+        check_plan(path, facts)
     facts = {"machine": machine.describe(), "commit": None, "plan": plan.digest(), "complete": False} | facts
     try:
         for _ in range(2):  # the second time at the edges
@@ -63,7 +66,7 @@ def main(options: argparse.Namespace) -> int:
             facts["complete"] = True
             results.write(path, facts, _COLUMNS, map(_written, rows))
     except KeyboardInterrupt:
-        print(f"stopped; {len(rows)} results are in {path}, and the same command goes on from there")
+        print(f"stopped; the same command goes on after the {len(rows)} results in {path}")
         return 130
     print(f"{len(rows)} results are in {path}")
     return 0
@@ -77,7 +80,7 @@ def run(path: Path, facts: dict[str, Any], rows: list[Row], jobs: Sequence[Job],
     missing = [job for job in jobs if job.key not in done]
     known = tuple(rows) if any(job.part == TEST for job in missing) else ()
     os.environ.update(_ENVIRONMENT)  # for the workers, which read it when they start
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
     with tqdm(total=len(missing), unit="run", dynamic_ncols=True, smoothing=0.1) as bar:
         try:
             for future in as_completed([pool.submit(training.run, job, known) for job in missing]):
@@ -86,6 +89,11 @@ def run(path: Path, facts: dict[str, Any], rows: list[Row], jobs: Sequence[Job],
                 results.write(path, facts, _COLUMNS, map(_written, rows))
                 bar.set_postfix_str(f"{row.net} on {row.task} ({row.part}): {row.score:.2f}")
                 bar.update()
+        except BaseException:
+            # A worker has its next training already, and would finish it.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -93,11 +101,32 @@ def run(path: Path, facts: dict[str, Any], rows: list[Row], jobs: Sequence[Job],
 def load(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The facts and the rows of a result file; raises ValueError for another one."""
     facts, table = results.read(path)
-    given = [{name: value for name, value in values.items() if value != ""} for values in table]
+    missing = [name for name in ("plan", "complete") if name not in facts]
+    if missing:
+        raise ValueError(f"{path} must be a result file of claims, got none with {' and '.join(missing)}")
+    # A training that diverges at once has no scores on the way.
+    given = [
+        {"validation": ""} | {name: value for name, value in values.items() if value != ""}
+        for values in table
+    ]
     try:
-        return facts, msgspec.convert(given, list[Row], strict=False)
+        rows = msgspec.convert(given, list[Row], strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"{path} must be a result file of claims: {error}") from None
+    keys = set()
+    for row in rows:
+        if row.net not in plan.NETS.get(row.task, ()):
+            raise ValueError(f"{path} must have networks of the plan, got {row.net} on {row.task}")
+        if row.key in keys:
+            raise ValueError(f"{path} must have a training once, got {row.net} on {row.task} twice")
+        keys.add(row.key)
+    return facts, rows
+
+
+def check_plan(path: Path, facts: dict[str, Any]) -> None:
+    """Results of another plan are neither continued nor reported."""
+    if facts["plan"] != plan.digest():
+        raise UsageError(f"{path} must have results of this plan, got another's; give another --file")
 
 
 def _written(row: Row) -> dict[str, Any]:
@@ -107,9 +136,10 @@ def _written(row: Row) -> dict[str, Any]:
     }
 
 
-def _one_thread() -> None:
+def _begin() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     torch.set_num_threads(1)
 
 

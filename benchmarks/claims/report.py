@@ -122,10 +122,11 @@ def write(facts: dict[str, Any], rows: Sequence[Row], folder: Path) -> list[Path
         "Scores on validation data during training, means over seeds.\n",
         "![](claims.png)",
     ]
+    curves = _curves(rows)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "claims.md", folder / "claims.png"]
     paths[0].write_text("\n".join(lines) + "\n")
-    _curves(rows).savefig(paths[1], dpi=100)
+    curves.savefig(paths[1], dpi=100)
     return paths
 
 

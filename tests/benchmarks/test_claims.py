@@ -202,10 +202,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(command, "ProcessPoolExecutor", Inline)
-    path, facts = tmp_path / "claims.csv", {"plan": "x"}
+    path, facts = tmp_path / "claims.csv", {"plan": "x", "complete": False}
     command.run(path, facts, [], jobs[:2], 1)
     facts, rows = command.load(path)
-    assert facts == {"plan": "x"}
+    assert facts == {"plan": "x", "complete": False}
     assert sorted(each.seed for each in rows) == [0, 1]
     with pytest.raises(KeyboardInterrupt):
         command.run(path, facts, rows, jobs, 1)
@@ -297,3 +297,36 @@ def test_a_report_of_what_there_is(tmp_path):
     assert "On digits, `vt` is better than `conv`: not run." in text
     assert "not complete" in text
     assert picture.stat().st_size > 10_000
+
+
+def written(path, facts, rows):
+    command.results.write(path, facts, command._COLUMNS, map(command._written, rows))
+    return path
+
+
+FACTS = {"plan": plan.digest(), "complete": False}
+
+
+def test_a_training_that_diverges_at_once_is_read_again(tmp_path):
+    rows = [msgspec.structs.replace(row(10.0), validation="", status="diverged")]
+    assert command.load(written(tmp_path / "rows.csv", FACTS, rows))[1] == rows
+
+
+@pytest.mark.parametrize(
+    ("facts", "rows", "error"),
+    [
+        ({"plan": "x"}, [], "result file of claims, got none with complete"),
+        (FACTS, [row(1.0), row(2.0)], "have a training once, got backbone on animals twice"),
+        (FACTS, [row(1.0, net="other")], "have networks of the plan, got other on animals"),
+    ],
+)
+def test_result_files_that_are_refused(tmp_path, facts, rows, error):
+    with pytest.raises(ValueError, match=error):
+        command.load(written(tmp_path / "rows.csv", facts, rows))
+
+
+def test_no_report_of_another_plan(tmp_path, capsys):
+    path = written(tmp_path / "rows.csv", FACTS | {"plan": "x"}, [row(1.0)])
+    assert cli.main(["claims", "report", "--file", str(path), "--docs", str(tmp_path)]) == 2
+    assert "must have results of this plan" in capsys.readouterr().err
+    assert not (tmp_path / "claims.md").exists()

@@ -176,13 +176,34 @@ def test_wide_projectors(mode):
     assert set(entries(projector)) >= {"keys"}
 
 
-def test_the_token_bias_of_a_projector_is_not_rounded_under_autocast():
-    projector, tokens = nn.freeze(nn.Projector(8, 32, 24).eval()), torch.randn(2, 3, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_token_bias_of_a_projector_is_not_rounded_under_autocast(dtype):
+    projector = nn.freeze(nn.Projector(8, 32, 24, dtype=dtype).eval())
+    x, tokens = torch.randn(2, 8, 5, 6).to(dtype), torch.randn(2, 3, 32).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         found = projector.operands(tokens)[2]
+        projector(x, tokens)
     assert entries(projector)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, projector.operands(tokens)[2])
+
+
+def test_a_scale_that_is_a_tensor():
+    projector, tokens = nn.freeze(nn.Projector(8, 32, 24).eval()), torch.randn(2, 3, 32)
+    projector.scale = torch.tensor(0.5)
+    before = projector.operands(tokens)[0]
+    projector.scale.fill_(1)
+    torch.testing.assert_close(projector.operands(tokens)[0], 2 * before)
+
+
+def test_a_subclass_with_other_keys():
+    class Tripled(nn.Projector):
+        def _rows(self, tokens):
+            return 3 * super()._rows(tokens)
+
+    projector, tokens = nn.freeze(Tripled(8, 32, 24).eval()), torch.randn(2, 3, 32)
+    plain = nn.unfreeze(copy.deepcopy(projector))
+    assert torch.equal(projector.operands(tokens)[0], plain.operands(tokens)[0])
 
 
 def test_a_functional_call_of_a_projector():

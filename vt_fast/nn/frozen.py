@@ -30,8 +30,8 @@ def freeze(module: Module) -> Module:
     then differ by rounding. On x86 processors, weights in float32 that oneDNN multiplies tokens with (large
     products without groups) are kept in its order too, which takes their memory once more.
 
-    Writes through `.data`, a storage, or memory shared with NumPy or another process leave no trace: call
-    :func:`unfreeze` before them.
+    Writes through `.data`, a storage, or memory shared with NumPy or another process leave no trace, nor do
+    writes to what `torch.nn.utils.vector_to_parameters` was given: call :func:`unfreeze` before them.
 
     Args:
         module: any module, for example a whole network. It may have been patched by :func:`vt_fast.patch`.

@@ -169,7 +169,9 @@ class Projector(BackendModule):
         """
         if torch.compiler.is_compiling() or "_kept" not in self.__dict__ or self.num_heads > 1:
             return None
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or not isinstance(self.scale, (int, float)):
+            return None  # a tensor may be written to
+        if type(self)._rows is not Projector._rows:
             return None
         query, key = self._modules.get("query"), self._modules.get("key")
         if type(query) is not GroupedLinear or type(key) is not GroupedLinear:
@@ -193,8 +195,11 @@ class Projector(BackendModule):
                 )
                 right = self.scale * right
                 weight = nn.Parameter((left.mT @ right).flatten(0, 1).to(dtype), requires_grad=False)
-                bias = query.bias
-                return weight, None if bias is None else (bias.double() @ right.flatten(0, 1)).to(dtype)
+                if query.bias is None:
+                    return weight, None
+                # As wide as `project` takes it: it is not rounded, under autocast neither.
+                bias = query.bias.double() @ right.flatten(0, 1)
+                return weight, bias.to(torch.promote_types(dtype, torch.float32))
 
         return kept(self, "keys", sources, fold, self.scale, otherwise=lambda: None)
 
