@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"--processes must be at least 1, got {options.processes}")
     path: Path = options.file
     facts, rows = load(path) if path.exists() else (dict[str, Any](), list[Row]())
-    if path.exists():
+    if facts:
         check_plan(path, facts)
     facts = {"machine": machine.describe(), "commit": None, "plan": plan.digest(), "complete": False} | facts
     try:
