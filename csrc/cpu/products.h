@@ -38,7 +38,7 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
-// Otherwise accumulate reads line by line, and prefetches each.
+// Whether accumulate reads its tile in such pairs. Otherwise it reads line by line, and prefetches each.
 template <class N>
 constexpr bool has_pairs = lines<N> == 2 || N::group == 2;
 template <class N>
