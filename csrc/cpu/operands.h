@@ -76,10 +76,8 @@ struct Bank {
     return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16);
   }
 
-  // Whether scores of a tile prefetch all lines of the next one, and what they leave to the second product
-  // that reads the tile: `ahead`, or 0 for nothing.
-  bool scores_fetch_all() const { return pixels_innermost && (rows > block_rows || (rows && !has_pairs<N>)); }
-  int64_t left_by_scores(int64_t ahead) const { return scores_fetch_all() ? 0 : ahead; }
+  // What scores leave to the second product that reads the tile: `ahead`, or 0 for nothing.
+  static int64_t left_by_scores(int64_t ahead) { return pixels_innermost ? 0 : ahead; }
 
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
@@ -287,7 +285,7 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
   if (pixels_innermost) {
     accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
-                             (const typename N::Acc*)nullptr, ahead, bank.scores_fetch_all());
+                             (const typename N::Acc*)nullptr, ahead, true);
   } else {
     const int64_t ld = padded<N>(bank.part_rows);
     // A part's transposition may write up to 15 rows too many, which the next part overwrites.

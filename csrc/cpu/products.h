@@ -28,13 +28,17 @@ enum class Onto { nothing, sum, scaled };
 template <class N>
 constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sums
 
-// Prefetching: the products of a tile prefetch the next one, `ahead` elements further. Processors drop
-// prefetches that come faster than memory answers, so they are spread over the two products of each tile. Of
-// each pair of cache lines (neighbours in a row, or in two rows where a block's row is one line), broadcast
-// prefetches the first and accumulate the second; expand, where it is the second product, prefetches the line
-// that the first left out. Where accumulate is the first product and has a second block of rows, that block
-// prefetches the first lines and the second product nothing, which is faster than sharing them: see
-// Bank::left_by_scores.
+// Prefetching. Where channels lie innermost, the products of a tile prefetch the next one, `ahead` elements
+// further. Processors drop prefetches that come faster than memory answers, so they are spread over the two
+// products of each tile. Of each pair of cache lines (neighbours in a row, or in two rows where a block's row
+// is one line), broadcast prefetches the first and accumulate the second; expand, where it is the second
+// product, prefetches the line that the first left out.
+//
+// Where pixels lie innermost, processors do not prefetch on their own, as rows lie far apart. The first
+// product, scores by accumulate, prefetches all lines, but no further ahead than its next slice of channels:
+// the next tile can be as large as the second-level cache, and then some of its lines are gone again before
+// they are read. How many depends on the state of the cache, which lasts for seconds: the same call took 3.2
+// or 4.8 ms.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
@@ -286,10 +290,18 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
   }
 }
 
+// What accumulate prefetches with the first block of rows: a line of each row from each of two places on;
+// nullptr: nothing.
+template <class Elem>
+struct Fetch {
+  const Elem *line = nullptr, *other = nullptr;
+  int64_t ld = 0;
+};
+
 template <class N, int rows, int a_row, int vectors, bool part>
 void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename N::Elem* x, int64_t ldx,
                       int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
-                      const typename N::Acc* scale, const typename N::Elem* next, int64_t next_ld) {
+                      const typename N::Acc* scale, Fetch<typename N::Elem> fetch) {
   using Acc = typename N::Acc;
   using Packed = typename N::Packed;
   constexpr int64_t W = lanes<Acc>, group = N::group;
@@ -297,7 +309,8 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   for (int64_t k = 0; k < depth; k += group) {
     Packed b[vectors];
     N::template rows<vectors, part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
-    if (next) prefetch(next + k * next_ld);
+    if (fetch.line) prefetch(fetch.line + k * fetch.ld);
+    if (fetch.other) prefetch(fetch.other + k * fetch.ld);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL
     for (int m = 0; m < rows; m++) {
@@ -319,14 +332,6 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   }
 }
 
-// What accumulate prefetches: lines from `first` on with the first block of rows, and from `second` on with
-// the next block; nullptr: nothing.
-template <class Elem>
-struct Fetch {
-  const Elem *first = nullptr, *second = nullptr;
-  int64_t ld = 0;
-};
-
 template <class N, int a_row, int vectors, bool part>
 void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                      int64_t ldx, int64_t depth, int64_t columns, typename N::Acc* out, int64_t ldo,
@@ -335,8 +340,8 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
   const auto block = [&](auto count) {
     accumulate_block<N, count(), a_row, vectors, part>(a + m * a_row, a_depth, x, ldx, depth, columns,
                                                        out + m * ldo, ldo, onto, from_offset(scale, m),
-                                                       fetch.first, fetch.ld);
-    m += count(), fetch.first = fetch.second, fetch.second = nullptr;
+                                                       fetch);
+    m += count(), fetch = {};
   };
   while (m + block_rows <= rows) block(std::integral_constant<int, block_rows>());
   if (block_rows > 4 && m + 4 <= rows) block(std::integral_constant<int, 4>());
@@ -346,24 +351,25 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of the small operand times rows of a tile (ldx) with `columns`
 // columns. `a` holds lanes, `a_row` and `a_depth` apart; `out` holds blocks of block_columns columns,
 // out_block apart, all with room for whole blocks. The depth is sliced, so that the tile's rows in one slice
-// stay in the first-level cache and TLB. `all`: prefetches both lines of a pair.
+// stay in the first-level cache and TLB. `ahead`: the distance to the next tile, or 0 if there is none.
+// `first`: no product has read the tile before, and none prefetches but this one.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
                         int64_t ldo, int64_t out_block, Onto onto, const typename N::Acc* scale = nullptr,
-                        int64_t ahead = 0, bool all = false) {
+                        int64_t ahead = 0, bool first = false) {
   constexpr int64_t step = block_columns<N>;
   // With many rows of the small operand, a block of columns is copied out of rows that may share cache sets.
   constexpr int64_t many = 32, most_packed = 128;
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
-  // The second lines of the pairs; broadcast prefetches the first ones. With many rows both, as there is
-  // time.
+  // Behind a broadcast product, the second lines of the pairs; with many rows both, as there is time.
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
-    if (!ahead) return {};
-    const typename N::Elem* line = x + k * ldx + c + ahead;
+    const bool within = first && k + slice < depth;
+    if (!within && !ahead) return {};
+    const typename N::Elem* line = x + (within ? k + slice : first ? 0 : k) * ldx + c + (within ? 0 : ahead);
     if (!has_pairs<N>) return {line, nullptr, ldx};
-    return {line + second_line<N>(ldx), all || rows >= many ? line : nullptr, ldx};
+    return {line + second_line<N>(ldx), first || rows >= many ? line : nullptr, ldx};
   };
   for (int64_t k = 0; k < depth; k += slice) {
     const int64_t count = smaller(slice, depth - k);
