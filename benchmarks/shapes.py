@@ -142,6 +142,7 @@ ORIGINS = {
     Shape(2, 1024, 1024, 256, 8): "a million pixels",
     Shape(1, 1024, 1024, 1024, 16): "a million wide pixels",
     Shape(32, 56, 56, 256, 32): "the first stage of a ResNet-50 at 224 x 224",
+    Shape(16, 14, 14, 768, 24): "a ViT-B/16's map at 224 x 224",
     Shape(64, 14, 14, 768, 64): "channels that are no power of two",
     Shape(64, 7, 7, 2048, 64): "rows of pixels that are not aligned",
     Shape(2, 256, 512, 512, 19): "OCRNet, gather and object attention, Cityscapes at 1024 x 2048",
