@@ -76,9 +76,6 @@ struct Bank {
     return rounded_up(divided_up(depth, N::group), 16) * larger<int64_t>(columns_ld, 16);
   }
 
-  // What scores leave to the second product that reads the tile: `ahead`, or 0 for nothing.
-  static int64_t left_by_scores(int64_t ahead) { return pixels_innermost ? 0 : ahead; }
-
   Elem* row(int64_t matrix, int64_t index) const { return staged + matrix * staged_size() + index * ld; }
 
   // Reads a row, or sets it to zeros if it must not be read.
@@ -231,13 +228,14 @@ struct Sums {
     if (pixels_innermost) turned = arena.take<Acc>(rows_room * columns_room);
   }
 
-  // sum = scale * sum + weights^T times a tile. `scale`: a factor for each row, padded; nullptr: 1.
+  // sum = scale * sum + weights^T times a tile. `scale`: a factor for each row, padded; nullptr: 1. `ahead`:
+  // to the next tile, where channels lie innermost.
   void add(int64_t matrix, View<const typename N::Elem> x, int64_t pixels, const typename N::Lane* weights,
            const Acc* scale, int64_t ahead = 0) const {
     const Onto onto = fresh ? Onto::nothing : scale ? Onto::scaled : Onto::sum;
     Acc* out = data + matrix * size;
     if (pixels_innermost)
-      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale, ahead);
+      broadcast_product<N>(x.data, x.ld, columns, pixels, weights, rows, out, ld, onto, scale);
     else
       accumulate_product<N, score_ld / N::group>(weights, 1, rows, x.data, x.ld, pixels, columns, most_pixels,
                                                  out, ld, rows * ld, onto, scale, ahead);
@@ -283,6 +281,12 @@ template <class N, bool pixels_innermost>
 void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_innermost>& bank,
            int64_t matrix, typename N::Acc* scores, typename N::Acc* scratch, int64_t ahead = 0) {
   if (pixels_innermost) {
+    // The next block of channels is read next, or the first one of the next tile.
+    const int64_t block = bank.depth * x.ld;
+    if (matrix + 1 < bank.count)
+      ahead = block;
+    else if (ahead)
+      ahead -= matrix * block;
     accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
                              (const typename N::Acc*)nullptr, ahead, true);
@@ -303,9 +307,9 @@ void expand(const Weights<N, pixels_innermost>& weights, const Bank<N, pixels_in
             int64_t pixels, View<const typename N::Elem> base, View<typename N::Elem> out, Storing storing,
             int64_t ahead) {
   const int64_t groups = divided_up(bank.rows, N::group);
-  // Scores are an accumulate product where pixels lie innermost, else a broadcast product, which leaves the
-  // second lines. Of a base that has no scores, only half is prefetched.
-  if (ahead && !pixels_innermost) ahead += second_line<N>(base.ld);
+  // Where channels lie innermost, scores prefetch the first lines and leave the second ones. Of a base that
+  // has no scores, only half is prefetched. Where pixels do, nothing is left.
+  ahead = ahead && !pixels_innermost ? ahead + second_line<N>(base.ld) : 0;
   for (int64_t matrix = 0; matrix < bank.count; matrix++) {
     const auto b = base.template from_channel<pixels_innermost>(matrix * bank.depth);
     const auto o = out.template from_channel<pixels_innermost>(matrix * bank.depth);

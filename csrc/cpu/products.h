@@ -34,11 +34,10 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // is one line), broadcast prefetches the first and accumulate the second; expand, where it is the second
 // product, prefetches the line that the first left out.
 //
-// Where pixels lie innermost, processors do not prefetch on their own, as rows lie far apart. The first
-// product, scores by accumulate, prefetches all lines, but no further ahead than its next slice of channels:
-// the next tile can be as large as the second-level cache, and then some of its lines are gone again before
-// they are read. How many depends on the state of the cache, which lasts for seconds: the same call took 3.2
-// or 4.8 ms.
+// Where pixels lie innermost, processors do not prefetch on their own, as rows lie far apart. Scores are then
+// an accumulate product; they alone prefetch, all lines, but no further ahead than the next slice of
+// channels: the next tile can be as large as the second-level cache, and then some of its lines are evicted
+// before they are read. How many varies from second to second, and so did the time of a call, by half.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
@@ -290,11 +289,11 @@ void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int
   }
 }
 
-// What accumulate prefetches with the first block of rows: a line of each row from each of two places on;
-// nullptr: nothing.
+// What the first block of rows of accumulate prefetches: for each k, a line at `first + k * ld` and one at
+// `second + k * ld`; nullptr: none.
 template <class Elem>
 struct Fetch {
-  const Elem *line = nullptr, *other = nullptr;
+  const Elem *first = nullptr, *second = nullptr;
   int64_t ld = 0;
 };
 
@@ -309,8 +308,8 @@ void accumulate_block(const typename N::Lane* a, int64_t a_depth, const typename
   for (int64_t k = 0; k < depth; k += group) {
     Packed b[vectors];
     N::template rows<vectors, part>(x + k * ldx, ldx, k + 1 < depth, columns, b);
-    if (fetch.line) prefetch(fetch.line + k * fetch.ld);
-    if (fetch.other) prefetch(fetch.other + k * fetch.ld);
+    if (fetch.first) prefetch(fetch.first + k * fetch.ld);
+    if (fetch.second) prefetch(fetch.second + k * fetch.ld);
     const typename N::Lane* ak = a + k / group * a_depth;
     VT_UNROLL
     for (int m = 0; m < rows; m++) {
@@ -351,8 +350,9 @@ void accumulate_rows(const typename N::Lane* a, int64_t a_depth, int64_t rows, c
 // out[m][c] = sum_k a[m][k] x[k][c]: `rows` of the small operand times rows of a tile (ldx) with `columns`
 // columns. `a` holds lanes, `a_row` and `a_depth` apart; `out` holds blocks of block_columns columns,
 // out_block apart, all with room for whole blocks. The depth is sliced, so that the tile's rows in one slice
-// stay in the first-level cache and TLB. `ahead`: the distance to the next tile, or 0 if there is none.
-// `first`: no product has read the tile before, and none prefetches but this one.
+// stay in the first-level cache and TLB. `ahead`: the distance to what is read next, or 0. `first`: the
+// product is the first to read the tile; it prefetches its next slice, and with the last one the first slice
+// of what is read next.
 template <class N, int a_row>
 void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows, const typename N::Elem* x,
                         int64_t ldx, int64_t depth, int64_t columns, int64_t slice, typename N::Acc* out,
@@ -363,11 +363,14 @@ void accumulate_product(const typename N::Lane* a, int64_t a_depth, int64_t rows
   constexpr int64_t many = 32, most_packed = 128;
   typename N::Elem packed[most_packed * step];
   if (rows >= many) slice = smaller(slice, most_packed);
-  // Behind a broadcast product, the second lines of the pairs; with many rows both, as there is time.
+  // Even slices, as each prefetches as many rows as it has.
+  if (first && depth > 0) slice = rounded_up(divided_up(depth, divided_up(depth, slice)), 2);
+  // After a broadcast product, the second lines of the pairs; with many rows both, as there is time.
   const auto fetch = [&](int64_t k, int64_t c) -> Fetch<typename N::Elem> {
-    const bool within = first && k + slice < depth;
-    if (!within && !ahead) return {};
-    const typename N::Elem* line = x + (within ? k + slice : first ? 0 : k) * ldx + c + (within ? 0 : ahead);
+    int64_t distance = ahead;
+    if (first) distance = k + slice < depth ? slice * ldx : ahead ? ahead - k * ldx : 0;
+    if (!distance) return {};
+    const typename N::Elem* line = x + k * ldx + c + distance;
     if (!has_pairs<N>) return {line, nullptr, ldx};
     return {line + second_line<N>(ldx), first || rows >= many ? line : nullptr, ldx};
   };

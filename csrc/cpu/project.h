@@ -102,7 +102,7 @@ struct ProjectWorker {
     projector.attend(range, tile, x.ahead(tile, range, next));
     const View<const Elem> base = residual_of(call, residual, tile, range, nullptr);
     projector.project(range, base, map.target(range), storing,
-                      call.residual_is_input ? projector.keys.left_by_scores(x.ahead(tile, range, next)) : 0);
+                      call.residual_is_input ? x.ahead(tile, range, next) : 0);
     map.write(range);
   }
   void end_chunk(int64_t, int64_t, int64_t) {}
@@ -183,13 +183,13 @@ struct ProjectorBackward {
                               (Acc*)nullptr);
       if (call.dvalues)
         dvalues.add(block, part_of_grad, n, projector.weights.for_pool(first, values.rows, n), nullptr,
-                    values.left_by_scores(grad_ahead));
+                    grad_ahead);
     }
     grads.round(0, rows, n);
     if (call.dscores.data) put_score_grads(call, range, 0, rows, grads.row(0));
     for (int64_t block = 0; call.dkeys && block < keys.count; block++)
       dkeys.add(block, x.template from_channel<pixels_innermost>(block * keys.depth), n,
-                grads.for_pool(block * keys.rows, keys.rows, n), nullptr, keys.left_by_scores(ahead));
+                grads.for_pool(block * keys.rows, keys.rows, n), nullptr, ahead);
     if (dtoken_bias) sum_rows(grads.row(0), rows, n, dtoken_bias, fresh_token_bias);
     dkeys.fresh = dvalues.fresh = fresh_token_bias = false;
   }

@@ -46,7 +46,7 @@ struct ProjectTokenizeWorker {
     const bool direct = map.in_place && !valid;
     const View<Elem> y = direct ? map.target(range) : View<Elem>{map.buffer, map.buffer_ld};
     projector.project(range, base, y, Storing::cached,
-                      call.residual_is_input ? projector.keys.left_by_scores(x.ahead(tile, range, next)) : 0);
+                      call.residual_is_input ? x.ahead(tile, range, next) : 0);
     if (!direct && call.map.data) map.put(range, {y.data, y.ld});
     if (valid) map.clear_invalid(y, range.count, valid);
     tokenizer.add(range, {y.data, y.ld}, valid, 0);

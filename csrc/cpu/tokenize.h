@@ -184,7 +184,7 @@ struct Tokenizer {
 
   // Adds a tile of the map to be tokenized, whose invalid pixels are 0.
   void add(PixelRange range, View<const Elem> x, const uint8_t* valid, int64_t ahead) {
-    add(range, x, x, valid, ahead, queries.left_by_scores(ahead));
+    add(range, x, x, valid, ahead, ahead);
   }
   void add(PixelRange range, View<const Elem> x, View<const Elem> values, const uint8_t* valid, int64_t ahead,
            int64_t values_ahead) {
@@ -484,7 +484,7 @@ struct TokenizerBackward {
       }
       if (call.dqueries)
         dqueries.add(h, x.template from_channel<pixels_innermost>(h * rows.depth), n,
-                     weights.for_pool(joint ? 2 * h * L : h * L, L, n), nullptr, rows.left_by_scores(ahead));
+                     weights.for_pool(joint ? 2 * h * L : h * L, L, n), nullptr, ahead);
       if (call.dscores.data) put_score_grads(call, range, h * L, L, s);
       if (dquery_bias) add_to_bias(range, h);
     }
