@@ -56,7 +56,7 @@ def test_maps_may_have_holes(op, layout, dtype):
 )
 def test_sizes(op, layout, size, tokens):
     height, width = size
-    for channels in (1, 3, 31, 33):
+    for channels in (1, 3, 31, 33, 131):
         problem = make(
             op,
             (),
