@@ -35,9 +35,10 @@ constexpr int block_columns = 2 * lanes<typename N::Acc>;  // two vectors of sum
 // product, prefetches the line that the first left out.
 //
 // Where pixels lie innermost, processors do not prefetch on their own, as rows lie far apart. Scores are then
-// an accumulate product; they alone prefetch, all lines, but no further ahead than the next slice of
-// channels: the next tile can be as large as the second-level cache, and then some of its lines are evicted
-// before they are read. How many varies from second to second, and so did the time of a call, by half.
+// an accumulate product and prefetch all lines, but no further ahead than the next slice of channels: the
+// next tile can be as large as the second-level cache, and then some of its lines are evicted before they are
+// read. How many varies from second to second, and so did the time of a call, by half. The other products
+// prefetch nothing but the rows that expand reads and writes next; see expand_block.
 template <class N>
 constexpr int lines = larger<int>(1, smaller<int>(2, block_columns<N> * sizeof(typename N::Elem) / 64));
 constexpr int block_rows = VT_BYTES == 64 ? 8 : 4;  // of accumulate and expand
