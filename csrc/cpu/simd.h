@@ -244,6 +244,29 @@ VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   }
 }
 
+// Lane i of the result is vector i reduced by `combine`. As many steps as to reduce one vector, and a chain of
+// them only once.
+template <class T, int stage = 1, class Combine>
+VT_INLINE Vec<T> reduce_each(Vec<T> (&v)[lanes<T>], Combine combine) {
+  if constexpr (stage < lanes<T>) {
+    VT_UNROLL
+    for (int i = 0; i < lanes<T>; i += 2 * stage) {
+      exchange<stage>(v[i], v[i + stage], std::make_integer_sequence<int, lanes<T>>());
+      v[i] = combine(v[i], v[i + stage]);
+    }
+    return reduce_each<T, 2 * stage>(v, combine);
+  }
+  return v[0];
+}
+template <class T>
+VT_INLINE Vec<T> highest_each(Vec<T> (&v)[lanes<T>]) {
+  return reduce_each<T>(v, [](Vec<T> a, Vec<T> b) { return max_of<T>(a, b); });
+}
+template <class T>
+VT_INLINE Vec<T> total_each(Vec<T> (&v)[lanes<T>]) {
+  return reduce_each<T>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
+}
+
 // to[j][i] = from[i][j] for i < rows, j < columns. Reads and writes whole vectors: both matrices have room
 // for rows and columns rounded up to the vector's lanes.
 template <class T>

@@ -167,7 +167,8 @@ struct Running {
 };
 
 // Turns rows [first, ..) of weights from scores into exp(score - highest so far), with padding of 0, and
-// updates the sums. Where products take rounded weights, only those are stored.
+// updates the sums. Where products take rounded weights, only those are stored. Up to a vector's lanes of rows
+// are reduced together, as reducing one waits for each step.
 template <class N, bool pixels_innermost>
 void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights,
                  int64_t first, int64_t rows, int64_t pixels) {
@@ -175,43 +176,54 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
   constexpr int64_t W = lanes<Acc>;
   const Acc infinity = (Acc)__builtin_inff();
   fill_padding(weights.row(first), rows, pixels, -infinity);
-  for (int64_t l = first; l < first + rows; l++) {
-    Acc* s = weights.row(l);
-    Vec<Acc> top = splat(-infinity), unordered{};
-    for (int64_t i = 0; i < pixels; i += W) {
-      const Vec<Acc> v = load<Acc>(s + i);
-      top = max_of<Acc>(v, top);
-      unordered = v == v ? unordered : v;
+  for (int64_t l = first; l < first + rows; l += W) {
+    const int64_t count = smaller<int64_t>(W, first + rows - l);
+    Vec<Acc> some[W], pooled[W], unordered{};
+    for (int64_t r = 0; r < W; r++) {
+      some[r] = splat(-infinity);
+      for (int64_t i = 0; r < count && i < pixels; i += W) {
+        const Vec<Acc> v = load<Acc>(weights.row(l + r) + i);
+        some[r] = max_of<Acc>(v, some[r]);
+        unordered = v == v ? unordered : v;
+      }
     }
-    const Acc before = running.highest[l];
-    Acc now = highest<Acc>(top);
-    now = now > before ? now : before;
-    const Acc nan = total<Acc>(unordered);  // NaN if any was, else 0
-    if (nan != nan) now = nan;
-    if (before != before) now = before;
+    const Vec<Acc> before = load_part(running.highest + l, count);
+    Vec<Acc> now = max_of<Acc>(highest_each<Acc>(some), before);  // NaN if `before` is
+    const Acc nan = total<Acc>(unordered);                        // NaN if any score was, else 0
+    if (nan != nan)
+      for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < pixels; i++)
+          if (const Acc score = weights.row(l + r)[i]; score != score) now[r] = score;
     // Before the first valid pixel, -inf - -inf would be NaN.
-    const Acc base = now == -infinity ? 0 : now;
-    Vec<Acc> sum[2] = {}, pooled[2] = {};
-    for (int64_t i = 0; i < pixels; i += 2 * W) {
-      Vec<Acc> e[2];
-      VT_UNROLL
-      for (int v = 0; v < 2; v++) {
-        e[v] = exponential(load<Acc>(s + i + v * W) - base);
-        sum[v] += e[v];
-        if (N::group == 1) store<Acc>(s + i + v * W, e[v]);
+    const Vec<Acc> base = now == -infinity ? Vec<Acc>{} : now;
+    for (int64_t r = 0; r < W; r++) {
+      Vec<Acc> sum[2] = {}, rounded[2] = {};
+      for (int64_t i = 0; r < count && i < pixels; i += 2 * W) {
+        Acc* s = weights.row(l + r) + i;
+        Vec<Acc> e[2];
+        VT_UNROLL
+        for (int v = 0; v < 2; v++) {
+          e[v] = exponential(load<Acc>(s + v * W) - base[r]);
+          sum[v] += e[v];
+          if (N::group == 1) store<Acc>(s + v * W, e[v]);
+        }
+        if (N::group > 1) {
+          weights.round_to(l + r, i, e);
+          rounded[0] += e[0], rounded[1] += e[1];
+        }
       }
-      if (N::group > 1) {
-        weights.round_to(l, i, e);
-        pooled[0] += e[0], pooled[1] += e[1];
-      }
+      some[r] = sum[0] + sum[1], pooled[r] = rounded[0] + rounded[1];
     }
-    const Acc scale = exponential(splat<Acc>(before - base))[0];
-    running.highest[l] = now;
-    running.scale[l] = scale;
-    running.sum[l] = running.sum[l] * scale + total<Acc>(sum[0] + sum[1]);
+    const Vec<Acc> scale = exponential(before - base);
+    const Vec<Acc> sum = load_part(running.sum + l, count) * scale + total_each<Acc>(some);
+    store_part(running.highest + l, now, count);
+    store_part(running.scale + l, scale, count);
+    store_part(running.sum + l, sum, count);
     // Divided by the sum of the rounded weights, they sum to 1 exactly.
-    running.pooled[l] =
-        N::group == 1 ? running.sum[l] : running.pooled[l] * scale + total<Acc>(pooled[0] + pooled[1]);
+    store_part(running.pooled + l,
+               N::group == 1 ? sum
+                             : load_part(running.pooled + l, count) * scale + total_each<Acc>(pooled),
+               count);
   }
 }
 
