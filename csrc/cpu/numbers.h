@@ -139,10 +139,7 @@ struct Plain {
   static constexpr Dtype dtype = dtype_;
   static constexpr int group = 1;  // elements in a lane
 
-  template <class V>  // a vector or a half
-  static VT_INLINE void madd(V& acc, V a, V b) {
-    acc += a * b;
-  }
+  static VT_INLINE void madd(Vec<T>& acc, Packed a, Packed b) { acc += a * b; }
 
   // Loads vectors of columns from one row of a tile; with `part`, only the first `columns`.
   template <int vectors, bool part>
@@ -199,10 +196,6 @@ struct Bfloat16Pairs {
 
   static VT_INLINE void madd(Vec<float>& acc, Packed a, Packed b) {
     acc = (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-  }
-
-  static VT_INLINE void madd(Half<float>& acc, Half<uint32_t> a, Half<uint32_t> b) {
-    acc = (Half<float>)_mm256_dpbf16_ps((__m256)acc, (__m256bh)a, (__m256bh)b);
   }
 
   static VT_INLINE __m512i load32(const Bfloat16* x, bool part, int64_t columns) {

@@ -28,16 +28,14 @@ void pair_rows(const Bfloat16* first, const Bfloat16* second, int64_t columns, u
   }
 }
 
-// Packs rows of elements, `ld` apart, by columns: lanes [depth / group][`to_ld` columns], folded or not.
-template <class N>
-void pack_columns(const typename N::Elem* from, int64_t ld, int64_t rows, int64_t depth, bool fold,
-                  typename N::Lane* to, int64_t to_ld) {
-  using Acc = typename N::Acc;
-  if (fold)
-    transpose((const double*)from, ld * (int64_t)sizeof(*from) / 8, rows, divided_up(depth, 2 * N::group),
-              (double*)to, 8);
-  else
-    transpose((const Acc*)from, ld / N::group, rows, divided_up(depth, N::group), (Acc*)to, to_ld);
+// Packs rows of elements, `ld` apart, by columns: lanes [depth][`to_ld` columns], which are folded or not.
+template <class N, bool folded>
+void pack_columns(const typename N::Elem* from, int64_t ld, int64_t rows, int64_t depth, typename N::Lane* to,
+                  int64_t to_ld) {
+  // Whole lanes are moved, as numbers of their size.
+  using Moved = std::conditional_t<folded && folds<N>, double, typename N::Acc>;
+  constexpr int64_t group = sizeof(Moved) / sizeof(typename N::Elem);
+  transpose((const Moved*)from, ld / group, rows, divided_up(depth, group), (Moved*)to, to_ld);
 }
 
 // A bank: `count` matrices (one for each head) of `rows` x `depth` in a product's elements, packed in the
@@ -48,26 +46,19 @@ struct Bank {
   using Lane = typename N::Lane;
 
   int64_t count = 0, rows = 0, depth = 0;
-  int64_t parts = 1, part_rows = 0;  // scored one after another
   int64_t ld = 0, columns_ld = 0;
   Elem* staged = nullptr;
   Lane* columns = nullptr;
   Lane* pairs = nullptr;
 
   Bank() = default;
-  // `scored_by`: how many rows the forward scores at once. A backward must sum the scores in the same order,
-  // to the bit: otherwise exp(score - lse) is off by the scores' rounding error, which grows with the score.
-  Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena,
-       int64_t scored_by = 0)
+  Bank(int64_t count, int64_t rows, int64_t depth, bool scores, bool expands, Arena& arena)
       : count(count), rows(rows), depth(depth) {
     constexpr int64_t padding = 64;
-    if (!pixels_innermost && rows && scored_by && folds<N>(scored_by) != folds<N>(rows))
-      parts = rows / scored_by;
-    part_rows = rows / parts;
     ld = rounded_up(depth, padding) + 64 / (int64_t)sizeof(Elem);
-    columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded<N>(part_rows);
+    columns_ld = pixels_innermost ? rounded_up(rows, lanes<typename N::Acc>) : padded_lanes<N>(rows);
     staged = arena.take<Elem>(count * staged_size());
-    if (scores) columns = arena.take<Lane>(count * parts * columns_size());
+    if (scores) columns = arena.take<Lane>(count * columns_size());
     if (expands && N::group > 1) pairs = arena.take<Lane>(count * divided_up(rows, 2) * ld);
   }
   int64_t staged_size() const { return rounded_up(rows, 16) * ld; }
@@ -121,11 +112,9 @@ struct Bank {
   void pack() const {
     for (int64_t matrix = 0; matrix < count; matrix++) {
       Elem* from = row(matrix, 0);
-      for (int64_t part = 0; columns && part < parts; part++) {
-        const bool fold = !pixels_innermost && folds<N>(part_rows);
-        pack_columns<N>(from + part * part_rows * ld, ld, part_rows, depth, fold,
-                        columns + (matrix * parts + part) * columns_size(), columns_ld);
-      }
+      if (columns)
+        pack_columns<N, !pixels_innermost>(from, ld, rows, depth, columns + matrix * columns_size(),
+                                           columns_ld);
       if (pairs)
         if constexpr (N::group == 2) {
           Lane* to = pairs + matrix * divided_up(rows, 2) * ld;
@@ -135,9 +124,7 @@ struct Bank {
         }
     }
   }
-  const Lane* by_columns(int64_t matrix, int64_t part) const {
-    return columns + (matrix * parts + part) * columns_size();
-  }
+  const Lane* by_columns(int64_t matrix) const { return columns + matrix * columns_size(); }
   const Lane* by_rows(int64_t matrix) const {
     if constexpr (N::group > 1)
       return pairs + matrix * divided_up(rows, 2) * ld;
@@ -204,7 +191,7 @@ struct Weights {
     else
       from = rounded + first * score_ld;
     if (!pixels_innermost) return (const Lane*)from;
-    pack_columns<N>(from, score_ld, count, pixels, folds<N>(count), columns, padded<N>(count));
+    pack_columns<N, true>(from, score_ld, count, pixels, columns, padded_lanes<N>(count));
     return columns;
   }
 };
@@ -222,7 +209,7 @@ struct Sums {
   Sums(int64_t count, int64_t rows, int64_t columns, Arena& arena) : rows(rows), columns(columns) {
     const int64_t columns_room = rounded_up(columns, 32) + 16, rows_room = rounded_up(rows, 16);
     // Channels innermost: in blocks of columns, so that a product walks through memory in order.
-    ld = pixels_innermost ? padded<N>(rows) : block_columns<N>;
+    ld = pixels_innermost ? padded_sums<N>(rows) : block_columns<N>;
     size = pixels_innermost ? columns_room * ld + 16 : rounded_up(columns, ld) * rows;
     data = arena.take<Acc>(count * size);
     if (pixels_innermost) turned = arena.take<Acc>(rows_room * columns_room);
@@ -287,17 +274,14 @@ void score(View<const typename N::Elem> x, int64_t pixels, const Bank<N, pixels_
       ahead = block;
     else if (ahead)
       ahead -= matrix * block;
-    accumulate_product<N, 1>(bank.by_columns(matrix, 0), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
+    accumulate_product<N, 1>(bank.by_columns(matrix), bank.columns_ld, bank.rows, x.data, x.ld, bank.depth,
                              pixels, 64, scores, score_ld, block_columns<N>, Onto::nothing,
                              (const typename N::Acc*)nullptr, ahead, true);
   } else {
-    const int64_t ld = padded<N>(bank.part_rows);
-    // A part's transposition may write up to 15 rows too many, which the next part overwrites.
-    for (int64_t part = 0; part < bank.parts; part++) {
-      broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix, part), bank.part_rows,
-                           scratch, ld, Onto::nothing, (const typename N::Acc*)nullptr, part ? 0 : ahead);
-      transpose(scratch, ld, pixels, bank.part_rows, scores + part * bank.part_rows * score_ld, score_ld);
-    }
+    const int64_t ld = padded_sums<N>(bank.rows);
+    broadcast_product<N>(x.data, x.ld, pixels, bank.depth, bank.by_columns(matrix), bank.rows, scratch, ld,
+                         Onto::nothing, (const typename N::Acc*)nullptr, ahead);
+    transpose(scratch, ld, pixels, bank.rows, scores, score_ld);
   }
 }
 

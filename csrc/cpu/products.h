@@ -74,24 +74,26 @@ VT_INLINE Packed splat_part(const typename N::Elem* x, int64_t count) {
   return splat_lane<Lane, Packed>(group);
 }
 
-// Where the columns fill only half a vector, a lane takes two groups of the tile's elements, and the sums of
-// its halves are added at the end, so that no part of the vector is idle.
+// Where vectors are wide, a lane of a broadcast product's small operand takes two groups of the tile's
+// elements, and neighbouring lanes of the sums are added at the end. So elements of the tile are loaded two
+// groups at a time: processors that multiply two vectors a cycle would otherwise wait for these loads. A
+// vector has half as many columns then, and few of its lanes are idle.
 template <class N>
-constexpr bool can_fold = VT_BYTES == 64 && sizeof(typename N::Acc) == 4;
+constexpr bool folds = VT_BYTES == 64 && sizeof(typename N::Acc) == 4;
 template <class N>
-VT_INLINE bool folds(int64_t columns) {
-  return can_fold<N> && columns <= lanes<typename N::Acc> / 2;
+using Folded = std::conditional_t<folds<N>, uint64_t, typename N::Lane>;
+template <class N>
+constexpr int64_t vector_columns = VT_BYTES / sizeof(Folded<N>);
+
+// The length of a row of the packed small operand, and of a row of sums; the half of whose last vector may
+// stay unwritten.
+template <class N>
+VT_INLINE int64_t padded_lanes(int64_t columns) {
+  return rounded_up(columns, vector_columns<N>);
 }
-
-// Whether only half of the last of several vectors is computed where no more columns are needed: it saves
-// time on processors that take 64 bytes in two steps, and costs none on others.
-constexpr bool halves_vectors = VT_BYTES == 64;
-
-// The padded length of a row of `columns` sums.
 template <class N>
-VT_INLINE int64_t padded(int64_t columns) {
-  constexpr int64_t W = lanes<typename N::Acc>;
-  return folds<N>(columns) ? W / 2 : rounded_up(columns, W);
+VT_INLINE int64_t padded_sums(int64_t columns) {
+  return rounded_up(columns, columns <= vector_columns<N> ? vector_columns<N> : lanes<typename N::Acc>);
 }
 
 // `scale` from element `offset` on; it is nullptr unless Onto::scaled needs it.
@@ -114,47 +116,47 @@ VT_INLINE void put_onto(V sum, Acc* out, int64_t column, Onto onto, const Acc* s
   __builtin_memcpy(out, &sum, sizeof sum);
 }
 
-// Stores the sums of a broadcast block, with `half` those of half a vector too.
-template <class N, bool folded, bool half, int rows, int vectors>
-VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors],
-                             Half<typename N::Acc> (&halves)[rows], typename N::Acc* out, int64_t ldo,
+// Stores the sums of a broadcast block.
+template <class N, int rows, int vectors>
+VT_INLINE void put_broadcast(Vec<typename N::Acc> (&sums)[rows][vectors], typename N::Acc* out, int64_t ldo,
                              Onto onto, const typename N::Acc* scale) {
   using Acc = typename N::Acc;
-  constexpr int64_t W = lanes<Acc>;
-  if constexpr (folded) {
-    // Adds neighbouring lanes: the lower half of the result has the sums.
-    VT_UNROLL
-    for (int r = 0; r < rows; r++) {
-      const Vec<Acc> a = sums[r][0];
-      const Vec<Acc> both =
-          __builtin_shufflevector(a, a, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14) +
-          __builtin_shufflevector(a, a, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
-      put_onto(lower_half<Acc>(both), out + r * ldo, 0, onto, scale);
-    }
-  } else {
-    VT_UNROLL
-    for (int r = 0; r < rows; r++) {
+  VT_UNROLL
+  for (int r = 0; r < rows; r++) {
+    if constexpr (folds<N>) {
       VT_UNROLL
-      for (int v = 0; v < vectors; v++) put_onto(sums[r][v], out + r * ldo, v * W, onto, scale);
-      if (half) put_onto(halves[r], out + r * ldo, vectors * W, onto, scale);
+      for (int v = 0; v < vectors; v += 2) {
+        const Vec<Acc> a = sums[r][v], b = sums[r][v + 1 < vectors ? v + 1 : v];
+        const Vec<Acc> both =
+            __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+            __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+        if (v + 1 < vectors)
+          put_onto(both, out + r * ldo, v * vector_columns<N>, onto, scale);
+        else
+          put_onto(lower_half<Acc>(both), out + r * ldo, v * vector_columns<N>, onto, scale);
+      }
+    } else {
+      VT_UNROLL
+      for (int v = 0; v < vectors; v++)
+        put_onto(sums[r][v], out + r * ldo, v * vector_columns<N>, onto, scale);
     }
   }
 }
 
-constexpr int64_t sum_depth = 64;  // lanes that are summed in a register at a time
+// Lanes that are summed in a register at a time. The depth is the same for any number of columns: a backward
+// computes scores beside more columns than the forward, and they must have the same bits.
+constexpr int64_t sum_depth = 64;
 
-// `half`: of the last vector, only the lower half is computed; see halves_vectors. Not inlined: with its
-// callers' variables alive, GCC would run out of registers for addresses.
-template <class N, class Lane, int rows, int vectors, bool half>
+// Not inlined: with its callers' variables alive, GCC would run out of registers for addresses.
+template <class N, int rows, int vectors>
 __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_t ldx, int64_t depth,
-                                               const Lane* w, int64_t ldw, typename N::Acc* out, int64_t ldo,
-                                               Onto onto, const typename N::Acc* scale, int64_t ahead) {
+                                               const Folded<N>* w, int64_t ldw, typename N::Acc* out,
+                                               int64_t ldo, Onto onto, const typename N::Acc* scale,
+                                               int64_t ahead) {
   using Acc = typename N::Acc;
   using Elem = typename N::Elem;
   using Packed = typename N::Packed;
-  constexpr int64_t group = sizeof(Lane) / sizeof(Elem);
-  constexpr int64_t step = VT_BYTES / sizeof(Lane);  // lanes of w in a vector
-  constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
+  constexpr int64_t group = sizeof(Folded<N>) / sizeof(Elem);
   // The prefetches of a stretch of lanes, from every row or every second one, are issued one a lane; where a
   // lane takes many instructions, all at once.
   constexpr int64_t stretch = block_columns<N> / group, row_step = 3 - lines<N>, fetched = rows / row_step;
@@ -164,19 +166,15 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
   VT_UNROLL
   for (int i = 0; i < (rows + 2) / 3; i++) at[i] = x + 3 * i * ldx;
   const int64_t groups = depth / group;
-  constexpr int whole = vectors - half;
-  using Unit = typename N::Lane;
-  Vec<Acc> sums[rows][whole] = {};
-  Half<Acc> halves[rows] = {};
-  const auto multiply = [&](int r, Packed a, const Packed(&b)[whole], Half<Unit> last) {
+  Vec<Acc> sums[rows][vectors] = {};
+  Packed b[vectors];
+  const auto load_columns = [&](int64_t k) {
     VT_UNROLL
-    for (int v = 0; v < whole; v++) N::madd(sums[r][v], a, b[v]);
-    if constexpr (half) N::madd(halves[r], lower_half<Unit>(a), last);
+    for (int v = 0; v < vectors; v++) b[v] = load<typename N::Lane>(w + k * ldw + v * vector_columns<N>);
   };
-  const auto load_row = [&](const Lane* from, Packed(&b)[whole], Half<Unit>& last) {
+  const auto multiply = [&](int r, Packed a) {
     VT_UNROLL
-    for (int v = 0; v < whole; v++) b[v] = load<Unit>(from + v * step);
-    if constexpr (half) last = load_half<Unit>(from + whole * step);
+    for (int v = 0; v < vectors; v++) N::madd(sums[r][v], a, b[v]);
   };
   const Elem* next = x;
   for (int64_t k = 0; k < groups; k++) {
@@ -187,48 +185,38 @@ __attribute__((noinline)) void broadcast_block(const typename N::Elem* x, int64_
       for (int i = 0; i < at_once; i++) prefetch(next + i * row_step * ldx);
       next += at_once * row_step * ldx;
     }
-    Packed b[whole];
-    Half<Unit> last{};
-    load_row(w + k * ldw, b, last);
+    load_columns(k);
     VT_UNROLL
     for (int r = 0; r < rows; r++)
-      multiply(r, splat_lane<Lane, Packed>(at[r / 3] + r % 3 * ldx + k * group), b, last);
+      multiply(r, splat_lane<Folded<N>, Packed>(at[r / 3] + r % 3 * ldx + k * group));
   }
   if (group > 1 && groups * group < depth) {
-    Packed b[whole];
-    Half<Unit> last{};
-    load_row(w + groups * ldw, b, last);
+    load_columns(groups);
     VT_UNROLL
     for (int r = 0; r < rows; r++)
-      multiply(r, splat_part<N, Lane, Packed>(x + r * ldx + groups * group, depth - groups * group), b, last);
+      multiply(r, splat_part<N, Folded<N>, Packed>(x + r * ldx + groups * group, depth - groups * group));
   }
-  put_broadcast<N, folded, half>(sums, halves, out, ldo, onto, scale);
+  put_broadcast<N>(sums, out, ldo, onto, scale);
 }
 
-template <class N, class Lane, int vectors, bool half = false>
-void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Lane* w,
+template <class N, int vectors>
+void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth, const Folded<N>* w,
                     int64_t ldw, typename N::Acc* out, int64_t ldo, Onto onto, const typename N::Acc* scale,
                     int64_t ahead) {
   // As many rows as fit into the registers beside the vectors; with 32 registers, enough to hide latency.
-  constexpr int most = VT_BYTES == 64 ? (vectors == 1   ? 12
+  constexpr int most = VT_BYTES == 64 ? (vectors <= 2   ? 12
                                          : vectors == 4 ? 6
                                                         : 8)
                                       : (vectors == 1   ? 8
                                          : vectors == 2 ? 4
                                                         : 2);
-  // Slices have the same depth for any number of columns: a backward computes scores beside more columns than
-  // the forward, and they must have the same bits. Folded lanes are not sliced.
-  constexpr bool folded = sizeof(Lane) > sizeof(typename N::Lane);
-  constexpr int64_t slice = folded ? INT64_MAX : sum_depth * N::group;
+  constexpr int64_t group = sizeof(Folded<N>) / sizeof(typename N::Elem);
   int64_t r = 0;
   const auto block = [&](auto count) {
-    for (int64_t k = 0; k < depth;) {
-      const int64_t here = smaller(slice, depth - k);
-      broadcast_block<N, Lane, count(), vectors, half>(x + r * ldx + k, ldx, here, w + k / N::group * ldw,
-                                                       ldw, out + r * ldo, ldo, k ? Onto::sum : onto, scale,
-                                                       ahead);
-      k += here;
-    }
+    for (int64_t k = 0; k < depth; k += sum_depth * group)
+      broadcast_block<N, count(), vectors>(x + r * ldx + k, ldx, smaller(sum_depth * group, depth - k),
+                                           w + k / group * ldw, ldw, out + r * ldo, ldo, k ? Onto::sum : onto,
+                                           scale, ahead);
     r += count();
   };
   while (r + most <= rows) block(std::integral_constant<int, most>());
@@ -239,55 +227,40 @@ void broadcast_rows(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_
   while (r < rows) block(std::integral_constant<int, 1>());
 }
 
-// out[r][l] = sum_k x[r][k] w[k][l]: rows of a tile (ldx) times `columns` columns packed as lanes
-// [depth / group][padded columns]. Of the padding of `out`, half may stay unwritten. `ahead`: the distance at
-// which to prefetch, in elements; 0: not at all.
+// out[r][l] = sum_k x[r][k] w[k][l]: rows of a tile (ldx) times `columns` columns, packed as [lanes of the
+// depth][padded_lanes]; rows of `out` are padded_sums long or longer. `ahead`: the distance at which to
+// prefetch, in elements; 0: not at all.
 template <class N>
 void broadcast_product(const typename N::Elem* x, int64_t ldx, int64_t rows, int64_t depth,
                        const void* packed, int64_t columns, typename N::Acc* out, int64_t ldo, Onto onto,
                        const typename N::Acc* scale = nullptr, int64_t ahead = 0) {
-  using Acc = typename N::Acc;
-  using Lane = typename N::Lane;
-  constexpr int64_t W = lanes<Acc>, group = N::group;
-  if constexpr (can_fold<N>)
-    if (folds<N>(columns))
-      return broadcast_rows<N, uint64_t, 1>(x, ldx, rows, depth, (const uint64_t*)packed, W / 2, out, ldo,
-                                            onto, scale, ahead);
-  const int64_t ldw = padded<N>(columns);
-  // A slice of w that stays in the first-level cache while all rows pass over it.
-  constexpr int64_t unit = sum_depth * group;
-  const int64_t slice = larger<int64_t>(1, 20480 / (ldw * (int64_t)sizeof(Lane)) / sum_depth) * unit;
-  for (int64_t k = 0; k < depth; k += slice) {
-    const int64_t count = smaller(slice, depth - k);
-    const Onto so_far = k ? Onto::sum : onto;
-    for (int64_t l = 0; l < ldw; l += 4 * W) {
-      const Lane* w = (const Lane*)packed + k / group * ldw + l;
-      const Acc* s = from_offset(scale, l);
-      const int64_t fetch = l ? 0 : ahead, left = columns - l;
-      const auto rows_of = [&](auto vectors, auto half) {
-        broadcast_rows<N, Lane, vectors(), half()>(x + k, ldx, rows, count, w, ldw, out + l, ldo, so_far, s,
-                                                   fetch);
+  using Lane = Folded<N>;
+  constexpr int64_t group = sizeof(Lane) / sizeof(typename N::Elem), most = 4 * vector_columns<N>;
+  const int64_t ldw = padded_lanes<N>(columns);
+  // What all rows pass over at a time stays in the first-level cache.
+  const int64_t fitting = 20480 / (smaller(ldw, most) * (int64_t)sizeof(Lane)) / sum_depth;
+  const int64_t slice = larger<int64_t>(1, fitting) * sum_depth * group;
+  for (int64_t k = 0; k < depth; k += slice)
+    for (int64_t l = 0; l < ldw; l += most) {
+      const auto rows_of = [&](auto vectors) {
+        broadcast_rows<N, vectors()>(x + k, ldx, rows, smaller(slice, depth - k),
+                                     (const Lane*)packed + k / group * ldw + l, ldw, out + l, ldo,
+                                     k ? Onto::sum : onto, from_offset(scale, l), l ? 0 : ahead);
       };
-      const auto either = [&](auto vectors) {
-        if constexpr (halves_vectors && vectors() > 1)
-          if (left <= vectors() * W - W / 2) return rows_of(vectors, std::true_type());
-        rows_of(vectors, std::false_type());
-      };
-      switch (smaller<int64_t>(4, divided_up(left, W))) {
+      switch (smaller(most, ldw - l) / vector_columns<N>) {
         case 1:
-          either(std::integral_constant<int, 1>());
+          rows_of(std::integral_constant<int, 1>());
           break;
         case 2:
-          either(std::integral_constant<int, 2>());
+          rows_of(std::integral_constant<int, 2>());
           break;
         case 3:
-          either(std::integral_constant<int, 3>());
+          rows_of(std::integral_constant<int, 3>());
           break;
         default:
-          either(std::integral_constant<int, 4>());
+          rows_of(std::integral_constant<int, 4>());
       }
     }
-  }
 }
 
 // What the first block of rows of accumulate prefetches: for each k, a line at `first + k * ld` and one at

@@ -58,13 +58,6 @@ VT_INLINE Half<T> lower_half(Vec<T> v) {
   return half;
 }
 template <class T>
-VT_INLINE Half<T> load_half(const void* p) {
-  Half<T> half;
-  __builtin_memcpy(&half, p, sizeof half);
-  return half;
-}
-
-template <class T>
 constexpr VT_INLINE T smaller(T a, T b) {
   return b < a ? b : a;
 }
@@ -244,8 +237,8 @@ VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   }
 }
 
-// Lane i of the result is vector i reduced by `combine`. As many steps as to reduce one vector, and a chain of
-// them only once.
+// Lane i of the result is vector i reduced by `combine`. As many steps as to reduce one vector, and a chain
+// of them only once.
 template <class T, int stage = 1, class Combine>
 VT_INLINE Vec<T> reduce_each(Vec<T> (&v)[lanes<T>], Combine combine) {
   if constexpr (stage < lanes<T>) {

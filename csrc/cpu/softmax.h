@@ -167,8 +167,8 @@ struct Running {
 };
 
 // Turns rows [first, ..) of weights from scores into exp(score - highest so far), with padding of 0, and
-// updates the sums. Where products take rounded weights, only those are stored. Up to a vector's lanes of rows
-// are reduced together, as reducing one waits for each step.
+// updates the sums. Where products take rounded weights, only those are stored. Up to a vector's lanes of
+// rows are reduced together, as reducing one waits for each step.
 template <class N, bool pixels_innermost>
 void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixels_innermost>& weights,
                  int64_t first, int64_t rows, int64_t pixels) {
@@ -221,8 +221,7 @@ void run_softmax(const Running<typename N::Acc>& running, const Weights<N, pixel
     store_part(running.sum + l, sum, count);
     // Divided by the sum of the rounded weights, they sum to 1 exactly.
     store_part(running.pooled + l,
-               N::group == 1 ? sum
-                             : load_part(running.pooled + l, count) * scale + total_each<Acc>(pooled),
+               N::group == 1 ? sum : load_part(running.pooled + l, count) * scale + total_each<Acc>(pooled),
                count);
   }
 }

@@ -388,7 +388,7 @@ struct TokenizerBackward {
              joint               ? 2 * L
              : call.queries.data ? L
                                  : 0,
-             query_width(call) / num_heads, true, true, arena, L),
+             query_width(call) / num_heads, true, true, arena),
         weights(num_heads, joint ? 2 * L : L, true, arena),
         bias(call.query_bias, call.query_bias_dtype, num_heads * L, call.softmax_rows, arena),
         options(call, arena),
