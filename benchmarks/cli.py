@@ -29,6 +29,7 @@ MODES = {
     "layers": ("layers", "layers of other models against the same computation by our ops"),
     "hosts": ("hosts", "models of other libraries, as they are and after `vt_fast.patch`"),
     "switches": ("switches", "each switch of the ops at the shapes of other models"),
+    "profile": ("profile", "what the time of our CPU kernels goes into; needs perf"),
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "ops": {"op": [*shapes.OPS]},
@@ -178,7 +179,7 @@ def _all(options: argparse.Namespace) -> int:
     if options.compare is not None and not options.compare.is_dir():
         raise UsageError(f"--compare must be a folder with results, got {options.compare}")
     status, files = 0, []
-    others = [mode for mode, (module, _) in MODES.items() if module != "ops"]
+    others = [mode for mode, (module, _) in MODES.items() if module not in ("ops", "profile")]
     for mode in ("cpu" if options.device == CPU else "gpu", *others):
         words = [mode, "--results", str(options.results), "--device", options.device]
         words += ["--quick"] if options.quick else []

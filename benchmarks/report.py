@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import plots
 from benchmarks.plots import FASTEST, digits
-from benchmarks.results import OK, OURS, PEER, SHORT, SKIPPED, Run, frame, place
+from benchmarks.results import OK, OURS, PART, PEER, SHORT, SKIPPED, Run, frame, place
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -305,6 +305,27 @@ def _overhead(data: DataFrame) -> Iterator[Section]:
             yield Section(title, (), [table("", _wide(part, text, *_NAMES))])
 
 
+def _profile(data: DataFrame) -> Iterator[Section]:
+    """A line for each cell, and means by shape; parts in multiples of the floor."""
+    parts = data[data.role == PART].pivot(index="cell", columns="contender", values="over_floor")
+    products, *others = names = list(data[data.role == PART].contender.unique())
+    cells = data[data.role == OURS].join(parts, on="cell").rename(columns={"over_floor": "all"})
+    lines, tables = ["All times but those in ms are in multiples of the floor."], []
+    for (dtype, where), some in cells.groupby(["dtype", "where"], sort=False):
+        target, title = _TARGETS[dtype], f"{dtype}, {where}"
+        over = some[some["all"] > target]
+        saved = [f"{(over['all'] - over[name] <= target).sum()} without {name}" for name in others]
+        lines.append(
+            f"{title}: {len(over)} of {len(some)} cells take over {target} floors. "
+            f"{products.capitalize()} alone take as long in {(over[products] > target).sum()}; "
+            f"{', '.join(saved)} would not be over it."
+        )
+        means = some.groupby("shape", sort=False)[["all", *names]].mean().reset_index()
+        tables.append(table(f"Means, {title}", means))
+        tables.append(table("Cells", some[[*_NAMES, "ms", "all", *names]]))
+    yield Section("Profile", lines, tables)
+
+
 def _ceilings(data: DataFrame) -> Iterator[Section]:
     data = data.assign(
         by=data.contender, unit=data.case.map(plots.RATES).map("G{}/s".format, na_action="ignore")
@@ -318,6 +339,7 @@ _MODES: Mapping[str, Callable[[DataFrame], Iterator[Section]]] = {
     "switches": _cells,
     "scaling": _scaling,
     "overhead": _overhead,
+    "profile": _profile,
     "ceilings": _ceilings,
 }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 OURS, BACKEND, PEER, REPLACED, CEILING = "ours", "backend", "peer", "replaced", "ceiling"
+PART = "part"  # of our time, in a profile
 # Only "ok" has a time.
 OK, WRONG, SKIPPED, UNAVAILABLE, FAILED = "ok", "wrong", "skipped", "unavailable", "failed"
 # In place of a time in a table.
@@ -26,7 +27,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     Args:
         mode: of the command: "ops", "stack", "layers", "hosts", "models", "switches", "scaling",
-            "overhead"; or "ceilings".
+            "overhead", "profile"; or "ceilings".
         case: the op, layer or network; of a ceiling, what is measured.
         shape: "BxNxCxL", or the input's.
         which: the pass, in the file "pass": "forward", "forward+backward", "inference", "training step".
@@ -35,7 +36,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             of ``hosts``: "whole model" or "module".
         contender: what is measured.
         role: "ours" is the first usable backend, "backend" any other, or ours compiled or frozen; "replaced"
-            computes something else, whose place ours takes, and is no alternative to it.
+            computes something else, whose place ours takes, and is no alternative to it; "part" is one of
+            our time's, in ``profile``.
         clock: "wall"; on a GPU "graph" for a captured graph, in ``overhead`` "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.
@@ -57,7 +59,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     threads: int | None = None
     series: str = ""
     contender: str
-    role: Literal["ours", "backend", "peer", "replaced", "ceiling"]
+    role: Literal["ours", "backend", "peer", "replaced", "ceiling", "part"]
     clock: Literal["wall", "graph", "calls"] = "wall"
     status: Literal["ok", "wrong", "skipped", "unavailable", "failed"] = "ok"
     median: float | None = None

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_not_run():
     rows = measured(problem, most_bytes=1000)
     assert {row.status for row in rows.values()} == {SKIPPED}
     assert {name: row.needs_bytes for (name, _), row in rows.items()} == needs
-    assert problem._numbers is None  # nothing was drawn for it
+    assert problem._laid is None  # nothing was drawn for it
     # where the yardstick does not fit, all others are judged by roundings alone
     rows = measured(problem, most_bytes=needs["folded"] - 1)
     assert [rows[name, FORWARD].status for name in ("folded", "vt_fast torch")] == [SKIPPED, OK]

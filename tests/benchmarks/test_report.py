@@ -13,7 +13,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from benchmarks import plots, report
-from benchmarks.results import BACKEND, CEILING, OURS, PEER, Row, Run, frame
+from benchmarks.results import BACKEND, CEILING, OURS, PART, PEER, Row, Run, frame
 
 FACTS = {
     "machine": {
@@ -137,6 +137,26 @@ def test_other_modes_on_the_terminal():
     text = report.show(RUNS["overhead"])
     assert table(text, "other", "8x3x7x7", "training step") == ["20000", "10000"]
     assert table(text, "first call of tokenize", "3x20x16x4", "fwd") == ["2.00"]
+
+
+def test_a_profile_on_the_terminal():
+    rows = []
+    # In floors: all, products, waiting, outside. One is over its target by products alone, one by waiting.
+    for case, times in {"tokenize": (2.0, 1.7, 0.2, 0.1), "project": (1.8, 1.3, 0.4, 0.1)}.items():
+        fields = {"mode": "profile", "case": case, "dtype": "bf16", "floor": 2e-3, "bound": "flops"}
+        names = ("vt_fast cpu", "products", "waiting", "outside")
+        rows += [
+            row(name, PART if index else OURS, 2e-3 * time, **fields)
+            for index, (name, time) in enumerate(zip(names, times, strict=True))
+        ]
+    text = report.show(Run(FACTS, rows))
+    assert (
+        "bf16, 1 thread: 2 of 2 cells take over 1.6 floors. Products alone take as long in 1; "
+        "1 without waiting, 0 without outside would not be over it." in text
+    )
+    lines = [line.split() for line in text.splitlines()]
+    assert ["3x20x16x4", "1.90", "1.50", "0.30", "0.10"] in lines
+    assert ["project", "3x20x16x4", "fwd", "3.60", "1.80", "1.30", "0.40", "0.10"] in lines
 
 
 def test_the_page_and_its_pictures(tmp_path):

@@ -1,0 +1,123 @@
+"""The mode ``profile``: perf itself where it works, and stand-ins for it; no time is asserted."""
+
+import shutil
+import sys
+
+import pytest
+
+from benchmarks import profile
+from benchmarks.processes import UsageError, messages
+from benchmarks.profile import PARTS, cached, parse
+from benchmarks.results import OURS, PART
+from benchmarks.shapes import PASSES, Case, Shape
+from tests._support.measuring import plans, reported
+
+QUICK = "profile --quick --threads 1 --layout nchw --op tokenize"
+
+
+def stand_in(monkeypatch, folder, text):
+    """Put a program named perf first on the PATH."""
+    program = folder / "perf"
+    program.write_text(f"#!{sys.executable}\n{text}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def works():
+    """Whether perf can look at this process."""
+    try:
+        return shutil.which("perf") is not None and profile.sample(lambda: sum(range(1000)), 0.05) is not None
+    except RuntimeError:
+        return False
+
+
+@pytest.mark.skipif(not works(), reason="needs perf, and the right to use it")
+def test_parts_of_a_call():
+    (plan,) = plans(f"{QUICK} --shape 32x196x256x16")
+    rows = reported(plan)
+    for which in PASSES:
+        whole, *parts = [row for row in rows if row.which == which]
+        assert (whole.role, whole.dtype, whole.threads) == (OURS, "bf16", 1)
+        assert [(row.contender, row.role) for row in parts] == [(name, PART) for name in PARTS]
+        assert sum(row.median for row in parts) == pytest.approx(whole.median)
+        assert {row.floor for row in rows if row.which == which} == {whole.floor}
+        products, waiting, between, outside = (row.median / whole.median for row in parts)
+        # Most of the time goes into products, even on a busy machine.
+        assert 0 < between < 0.5 < products + waiting < 1
+        assert 0 < outside < 0.5
+        assert "block" in whole.note
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import sys\nsys.exit('not for you')", "perf record failed: not for you"),
+        # It agrees to all, and has seen no function.
+        (
+            "import os, re, sys\n"
+            "if sys.argv[1] == 'record':\n"
+            "    read, write = map(int, re.search('fd:(.*),(.*)', ' '.join(sys.argv)).groups())\n"
+            "    while os.read(read, 16):\n"
+            "        os.write(write, b'ack')\n"
+            "else:\n"
+            "    print(' 7f1 [unknown] (/somewhere/libvt_fast_cpu.so)')\n",
+            "the kernels have no symbols: build them from source",
+        ),
+    ],
+)
+def test_what_perf_cannot_do_is_a_problem(monkeypatch, tmp_path, text, problem):
+    stand_in(monkeypatch, tmp_path, text)
+    (plan,) = plans(f"{QUICK} --shape 16x196x768x24")
+    (found,) = [message.problem for message in messages(plan) if message.problem]
+    assert found.startswith("tokenize 16x196x768x24 bf16 nchw: ")
+    assert problem in found
+
+
+def test_bad_arguments_are_refused(monkeypatch):
+    message = r"--device must be cpu in mode profile, got cuda:1: .*tools\.counters"
+    with pytest.raises(UsageError, match=message):
+        plans("profile --device cuda:1")
+    monkeypatch.setattr(profile.shutil, "which", lambda name: "/usr/bin/perf")
+    with pytest.raises(UsageError, match="--threads must be from 1"):
+        plans("profile --threads 4096")
+    monkeypatch.setattr(profile.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"perf is not on the PATH: .*linux-perf"):
+        plans("profile")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("sizes", [(32, 14, 14, 1024, 16), (1, 200, 304, 256, 8), (9, 3, 5, 7, 2)])
+def test_what_stays_in_the_cache(sizes, dtype):
+    shape = Shape(*sizes)
+    case = Case("project", shape, dtype, "nchw")
+    small = cached(case)
+    batch, height, width, channels, tokens = small.shape
+    assert (batch, tokens) == (1, shape.tokens)
+    assert 4 * height * width * channels * (2 if dtype == "bf16" else 4) <= 1 << 19
+    # Rows as long as in the case itself, where one tile has them whole.
+    whole = shape.height * shape.width <= 256
+    assert height * width == (shape.height * shape.width if whole else 128)
+    assert shape.channels % channels == 0
+    assert cached(small) == small
+
+
+def test_functions_are_those_of_our_products():
+    lines = """
+        7f1 vt::avx512::(anonymous namespace)::expand_block<vt::N, 8, 2> (/a b/libvt_fast_cpu.so)
+        7f2 void vt::avx512::(anonymous namespace)::broadcast_rows<vt::N>(float*) (/a/libvt_fast_cpu-1.so)
+        7f3 vt::avx512::(anonymous namespace)::expand<vt::N, true> (libvt_fast_cpu.so)
+        7f4 vt::avx512::(anonymous namespace)::stream_run<vt::Bfloat16> (libvt_fast_cpu.so)
+        7f5 vt::avx512::(anonymous namespace)::Bank<vt::N>::pack (libvt_fast_cpu.so)
+        7f6 _ZZZN2vt11avx512_bf1612_GLOBAL__N_13runINS1_ (libvt_fast_cpu.so)
+        7f7 __memmove_avx512_unaligned_erms (/usr/lib/libc.so.6)
+        7f8 at::native::accumulate_block (libtorch_cpu.so)
+        7f9 clear_page_erms ([kernel.kallsyms])
+    something else
+    """
+    counts = parse(lines)
+    assert sum(counts.values()) == 9
+    assert counts["vt::avx512::(anonymous namespace)::Bank", "libvt_fast_cpu.so"] == 1
+    found = profile.Samples(calls=2, seconds=0.0025, counts=counts)
+    assert found.of(profile._is_product) == pytest.approx(4 / 1000 / 2)
+    assert found.of(profile._is_ours) == pytest.approx(7 / 1000 / 2)
+    assert "Bank 20%, (worker) 20%" in found.summary(threads=1)
