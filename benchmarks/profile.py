@@ -140,10 +140,11 @@ def _rows(case: Case, passes: Sequence[str], ceilings: Any, threads: int, second
         }
         common: dict[str, Any] = {"mode": MODE, **case.fields, "which": which, "threads": threads}
         common |= {"floor": floor.seconds, "bound": floor.bound, "rounds": found.calls}
-        note = found.summary(threads)
-        yield Row(**common, contender=_OURS, role=OURS, median=found.seconds, note=note)
-        for name, part in parts.items():
-            yield Row(**common, contender=name, role=PART, median=part)
+        ours: dict[str, Any] = {"role": OURS, "note": found.summary(threads)}
+        yield Row(**common, **ours, contender=_OURS, median=found.seconds)
+        part: dict[str, Any] = {"role": PART}
+        for name, seconds_of in parts.items():
+            yield Row(**common, **part, contender=name, median=seconds_of)
 
 
 def _calls(case: Case, passes: Sequence[str]) -> tuple[OpProblem, dict[str, Callable[[], object]]]:
