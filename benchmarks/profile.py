@@ -210,7 +210,7 @@ def _is_ours(function: str, library: str) -> bool:
 
 
 def sample(call: Callable[[], object], seconds: float) -> Samples:
-    """Repeat a call, which has been made before, for so many seconds, with the profiler looking.
+    """Repeat a call for so many seconds, with the profiler looking.
 
     Raises:
         RuntimeError: the profiler does not work here, or the kernels have no symbols.
@@ -244,19 +244,7 @@ class _Profiler:
     def __enter__(self) -> None:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        words = [
-            "perf",
-            "record",
-            "-qBN",
-            "-e",
-            "cpu-clock",
-            "-F",
-            str(_HERTZ),
-            "-D",
-            "-1",
-            "-p",
-            str(os.getpid()),
-        ]
+        words = f"perf record -qBN -e cpu-clock -F {_HERTZ} -D -1 -p {os.getpid()}".split()
         words += ["-o", str(self._data), "--control", f"fd:{commands},{answers}"]
         self._process = subprocess.Popen(
             words, pass_fds=(commands, answers), stderr=subprocess.PIPE, text=True
@@ -266,13 +254,11 @@ class _Profiler:
         self._say("enable")
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._say("stop")
-        finally:
-            self._close()
+        self._say("stop")
+        self._close()
 
     def _say(self, word: str) -> None:
-        """Send a command and wait until it is carried out."""
+        """Send a command and wait until it is carried out; where perf has ended, close all and raise."""
         with contextlib.suppress(BrokenPipeError):  # perf has ended, and says why
             os.write(self._write, f"{word}\n".encode())
         if not os.read(self._read, 16).startswith(b"ack"):

@@ -53,6 +53,15 @@ def test_parts_of_a_call():
     ("text", "problem"),
     [
         ("import sys\nsys.exit('not for you')", "perf record failed: not for you"),
+        # It ends in the middle.
+        (
+            "import os, re, sys\n"
+            "read, write = map(int, re.search('fd:(.*),(.*)', ' '.join(sys.argv)).groups())\n"
+            "os.read(read, 16)\n"
+            "os.write(write, b'ack')\n"
+            "sys.exit('the disk is full')\n",
+            "perf record failed: the disk is full",
+        ),
         # It agrees to all, and has seen no function.
         (
             "import os, re, sys\n"
