@@ -91,7 +91,7 @@ class _Numbers:
 
     @functools.cached_property
     def truth(self) -> Truth:
-        """In float64, on the first use: a profile asks for none."""
+        """In float64, on the first use."""
         return check.solve(self.op, self.operands, self.arriving)
 
 
@@ -108,7 +108,10 @@ def _numbers(case: Case, device: torch.device) -> _Numbers:
 
 
 class OpProblem:
-    """A case, laid out in memory by its first call; see :class:`benchmarks.runner.Problem`."""
+    """A case, laid out in memory by its first call; see :class:`benchmarks.runner.Problem`.
+
+    ``judged``: False where :meth:`judge` is not called, and the float64 truth not computed.
+    """
 
     def __init__(
         self,
@@ -116,8 +119,11 @@ class OpProblem:
         device: torch.device,
         wanted: Sequence[str] | None = None,
         passes: Sequence[str] = PASSES,
+        *,
+        judged: bool = True,
     ) -> None:
         reset_compiler()
+        self._judged = judged
         self.case, self.passes, self.label = case, passes, case.label
         self.fields = {"mode": "ops", **case.fields}
         self.contenders: Sequence[Entrant] = peers.entrants(case, wanted, device)
@@ -176,6 +182,8 @@ class OpProblem:
         """The case's numbers, each where its layout has it."""
         if self._laid is None:
             numbers = _numbers(self.case, self._device)
+            if self._judged:
+                _ = numbers.truth  # now, while no contender's results take memory
             operands, arriving = (
                 {name: lay_out(value, name, self.case) for name, value in values.items()}
                 for values in (numbers.operands, numbers.arriving)

@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import re
+import select
 import shutil
 import subprocess
 import tempfile
@@ -39,14 +40,17 @@ _OURS = "vt_fast cpu"
 PRODUCTS, WAITING, BETWEEN, OUTSIDE = PARTS = ("products", "waiting", "between products", "outside")
 _HERTZ = 1000  # a sample takes some 20 us
 _SECONDS, _QUICK_SECONDS = 2.0, 0.2
+_PATIENCE = 5.0  # seconds that perf may take to answer
 # Those of benchmarks/results/cpu.csv.
 _SHAPES = (*shapes.SHAPES, Shape(16, 14, 14, 768, 24))
-# Of four maps: x, the result, and their gradients. They fit into the second-level cache of any server.
+# Of four maps: x, the result, and their gradients. They fit into a second-level cache of 1 MiB.
 _CACHED_BYTES, _CACHED_PIXELS = 1 << 19, (8, 16)
 _LIBRARY = re.compile(r"libvt_fast_cpu[^/]*\.so")
-# Functions of products.h and expand.h, and the copies that the C library makes for packing.
+# Functions of products.h and expand.h, with `expand`, which calls them; and copies of the C library, most of
+# which are our packing.
 _PRODUCT = re.compile(r"::(?:broadcast|accumulate|expand)(?:_\w+)?$|::stream_run$")
 _COPY = re.compile(r"_*mem(?:cpy|move)")
+_MANGLED = "(worker)"  # the loop over a worker's units, whose name perf cannot demangle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,8 +110,10 @@ def work(plan: Plan) -> Iterator[Message]:
         if case.dtype not in ceilings:
             ceilings[case.dtype] = device.ceilings(case.dtype, quick=plan.quick)
         try:
-            for row in _rows(case, spec["passes"], ceilings[case.dtype], len(plan.cpus), seconds):
-                yield Message(rows=[row])
+            # All together, so that no file has a call without its parts.
+            yield Message(
+                rows=list(_rows(case, spec["passes"], ceilings[case.dtype], len(plan.cpus), seconds))
+            )
         except RuntimeError as error:
             yield Message(problem=f"{case.label}: {error}")
     yield Message(rows=[row for each in ceilings.values() for row in each.rows()])
@@ -157,7 +163,7 @@ def _calls(case: Case, passes: Sequence[str]) -> tuple[OpProblem, dict[str, Call
 
     from benchmarks.problems import OpProblem
 
-    problem = OpProblem(case, torch.device(CPU), ())
+    problem = OpProblem(case, torch.device(CPU), (), judged=False)
     (ours,) = [each for each in problem.contenders if each.role == OURS]
     if ours.name != _OURS:
         raise RuntimeError(f"the CPU kernels must be built, {ours.name} is all there is: see make native")
@@ -226,12 +232,17 @@ def sample(call: Callable[[], object], seconds: float) -> Samples:
                 calls, elapsed = calls + 1, time.perf_counter() - start
         words = ["perf", "script", "-i", str(data), "-F", "ip,sym,dso"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"perf script failed: {done.stderr.strip()[-300:]}")
     counts = parse(done.stdout)
     if not counts:
-        raise RuntimeError(f"perf has seen nothing: {done.stderr.strip()[-200:]}")
+        raise RuntimeError("perf has seen nothing")
     nameless = sum(counts[key] for key in counts if key[0] == "[unknown]" and _LIBRARY.fullmatch(key[1]))
     if 10 * nameless > sum(counts.values()):
         raise RuntimeError("the kernels have no symbols: build them from source")
+    mangled = sum(counts[key] for key in counts if key[0] == _MANGLED)
+    if 2 * mangled > sum(counts[key] for key in counts if _LIBRARY.fullmatch(key[1])):
+        raise RuntimeError("this perf does not demangle the names of C++ functions")
     return Samples(calls, elapsed / calls, counts)
 
 
@@ -244,7 +255,7 @@ class _Profiler:
     def __enter__(self) -> None:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        words = f"perf record -qBN -e cpu-clock -F {_HERTZ} -D -1 -p {os.getpid()}".split()
+        words = f"perf record -qBN -e cpu-clock -F {_HERTZ} --strict-freq -D -1 -p {os.getpid()}".split()
         words += ["-o", str(self._data), "--control", f"fd:{commands},{answers}"]
         self._process = subprocess.Popen(
             words, pass_fds=(commands, answers), stderr=subprocess.PIPE, text=True
@@ -256,11 +267,18 @@ class _Profiler:
     def __exit__(self, *_: object) -> None:
         self._say("stop")
         self._close()
+        if self._process.returncode != 0:
+            raise RuntimeError(f"perf record failed: {self._said}")
 
     def _say(self, word: str) -> None:
-        """Send a command and wait until it is carried out; where perf has ended, close all and raise."""
+        """Send a command and wait until it is carried out; where it is not, close all and raise."""
         with contextlib.suppress(BrokenPipeError):  # perf has ended, and says why
             os.write(self._write, f"{word}\n".encode())
+        answered, _, _ = select.select([self._read], [], [], _PATIENCE)
+        if not answered:
+            self._process.kill()
+            self._close()
+            raise RuntimeError(f"perf record does not answer to {word}: a newer version of perf may")
         if not os.read(self._read, 16).startswith(b"ack"):
             self._close()
             raise RuntimeError(f"perf record failed: {self._said}")
@@ -282,7 +300,6 @@ def parse(text: str) -> Counter[tuple[str, str]]:
     for line in text.splitlines():
         found = re.fullmatch(r"\s*[0-9a-f]+ (.*) \((.*)\)", line)
         if found:
-            # What perf cannot demangle is the loop over a worker's units.
-            function = re.sub("^_Z.*", "(worker)", found[1]).partition("<")[0].removeprefix("void ")
+            function = re.sub("^_Z.*", _MANGLED, found[1]).partition("<")[0].removeprefix("void ")
             counts[function, os.path.basename(found[2])] += 1
     return counts

@@ -36,8 +36,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             of ``hosts``: "whole model" or "module".
         contender: what is measured.
         role: "ours" is the first usable backend, "backend" any other, or ours compiled or frozen; "replaced"
-            computes something else, whose place ours takes, and is no alternative to it; "part" is one of
-            our time's, in ``profile``.
+            computes something else, whose place ours takes, and is no alternative to it; "part" is a part
+            of our time, in ``profile``.
         clock: "wall"; on a GPU "graph" for a captured graph, in ``overhead`` "calls" for plain calls.
         status: "ok", or why there is no time; ``reason`` says more.
         median: seconds; ``low`` and ``high`` leave a fifth of the times below and above.

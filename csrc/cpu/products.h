@@ -85,8 +85,8 @@ using Folded = std::conditional_t<folds<N>, uint64_t, typename N::Lane>;
 template <class N>
 constexpr int64_t vector_columns = VT_BYTES / sizeof(Folded<N>);
 
-// The length of a row of the packed small operand, and of a row of sums; the half of whose last vector may
-// stay unwritten.
+// The length of a row of the packed small operand, and of a row of sums, half of whose last vector may stay
+// unwritten.
 template <class N>
 VT_INLINE int64_t padded_lanes(int64_t columns) {
   return rounded_up(columns, vector_columns<N>);

@@ -57,6 +57,7 @@ VT_INLINE Half<T> lower_half(Vec<T> v) {
   __builtin_memcpy(&half, &v, sizeof half);
   return half;
 }
+
 template <class T>
 constexpr VT_INLINE T smaller(T a, T b) {
   return b < a ? b : a;
@@ -149,7 +150,7 @@ VT_INLINE Vec<double> doubles(const float* p) {
 #endif
 }
 
-// Drops a NaN in `b`: callers that must keep it check for it themselves.
+// A NaN in `a` is dropped, one in `b` is the result: callers that must keep the first check for it.
 template <class T>
 VT_INLINE Vec<T> max_of(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
@@ -237,8 +238,8 @@ VT_INLINE void transpose_lanes(Vec<T> (&v)[count]) {
   }
 }
 
-// Lane i of the result is vector i reduced by `combine`. As many steps as to reduce one vector, and a chain
-// of them only once.
+// Lane i of the result is vector i reduced by `combine`. The chain of steps is as long as for one vector, and
+// is waited for once.
 template <class T, int stage = 1, class Combine>
 VT_INLINE Vec<T> reduce_each(Vec<T> (&v)[lanes<T>], Combine combine) {
   if constexpr (stage < lanes<T>) {

@@ -1,17 +1,24 @@
-"""The mode ``profile``: perf itself where it works, and stand-ins for it; no time is asserted."""
+"""The mode ``profile``: perf itself where it works, and stand-ins for it."""
 
 import shutil
 import sys
+from collections import Counter
 
 import pytest
+import torch
 
 from benchmarks import profile
 from benchmarks.processes import UsageError, messages
 from benchmarks.profile import PARTS, cached, parse
 from benchmarks.results import OURS, PART
-from benchmarks.shapes import PASSES, Case, Shape
+from benchmarks.roofline import Floor
+from benchmarks.shapes import FORWARD, PASSES, Case, Shape
 from tests._support.measuring import plans, reported
+from vt_fast import backends
 
+pytestmark = pytest.mark.skipif(
+    dict(backends.report())["cpu"] is not None, reason="the CPU kernels are not built"
+)
 QUICK = "profile --quick --threads 1 --layout nchw --op tokenize"
 
 
@@ -23,24 +30,53 @@ def stand_in(monkeypatch, folder, text):
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
-def works():
-    """Whether perf can look at this process."""
+@pytest.fixture
+def perf():
+    """Skips a test where perf cannot look at this process."""
+    if shutil.which("perf") is None:
+        pytest.skip("needs perf")
     try:
-        return shutil.which("perf") is not None and profile.sample(lambda: sum(range(1000)), 0.05) is not None
-    except RuntimeError:
-        return False
+        profile.sample(lambda: sum(range(1000)), 0.05)
+    except RuntimeError as error:
+        pytest.skip(f"needs the right to use perf: {error}")
 
 
-@pytest.mark.skipif(not works(), reason="needs perf, and the right to use it")
-def test_parts_of_a_call():
+class Ceilings:
+    """Of a machine whose floor is a millisecond."""
+
+    def measure(self, work, *, anew=False):
+        pass
+
+    def floor(self, work):
+        return Floor(1e-3, "flops")
+
+
+def test_parts_of_several_threads(monkeypatch):
+    product, other = ("vt::expand_block", "libvt_fast_cpu.so"), ("vt::weigh", "libvt_fast_cpu.so")
+    elsewhere = ("malloc", "libc.so.6")
+    # Of one sample on one thread, then of two samples on two threads, in milliseconds.
+    alone = profile.Samples(10, 0.02, Counter({product: 100, elsewhere: 100}))
+    found = profile.Samples(10, 0.05, Counter({product: 300, other: 200, elsewhere: 400}))
+    samples = [alone, found]
+    monkeypatch.setattr(profile, "sample", lambda call, seconds: samples.pop(0))
+    case = Case("tokenize", Shape(2, 14, 14, 64, 8), "bf16", "nchw")
+    before = torch.get_num_threads()
+    try:
+        whole, *parts = profile._rows(case, [FORWARD], Ceilings(), 2, 1.0)
+    finally:
+        torch.set_num_threads(before)
+    assert (whole.median, whole.floor, whole.threads, whole.rounds) == (0.05, 1e-3, 2, 10)
+    values = {"products": 0.010, "waiting": 0.005, "between products": 0.010, "outside": 0.025}
+    assert {row.contender: row.median for row in parts} == pytest.approx(values)
+
+
+def test_parts_of_a_call(perf):
     (plan,) = plans(f"{QUICK} --shape 32x196x256x16")
     rows = reported(plan)
     for which in PASSES:
         whole, *parts = [row for row in rows if row.which == which]
         assert (whole.role, whole.dtype, whole.threads) == (OURS, "bf16", 1)
         assert [(row.contender, row.role) for row in parts] == [(name, PART) for name in PARTS]
-        assert sum(row.median for row in parts) == pytest.approx(whole.median)
-        assert {row.floor for row in rows if row.which == which} == {whole.floor}
         products, waiting, between, outside = (row.median for row in parts)
         # Whatever else the machine does meanwhile is outside.
         assert 0 < between < products + waiting
@@ -62,6 +98,18 @@ def test_parts_of_a_call():
             "sys.exit('the disk is full')\n",
             "perf record failed: the disk is full",
         ),
+        # It cannot write all that it has seen.
+        (
+            "import os, re, sys\n"
+            "read, write = map(int, re.search('fd:(.*),(.*)', ' '.join(sys.argv)).groups())\n"
+            "for _ in range(2):\n"
+            "    os.read(read, 16)\n"
+            "    os.write(write, b'ack')\n"
+            "sys.exit('no space left')\n",
+            "perf record failed: no space left",
+        ),
+        # It does not know the command.
+        ("import time\ntime.sleep(60)", "perf record does not answer to enable"),
         # It agrees to all, and has seen no function.
         (
             "import os, re, sys\n"
