@@ -1,8 +1,8 @@
 """Products of tokens with weights, by oneDNN where that is faster than the library PyTorch takes.
 
 On a CPU, PyTorch hands products in float32 to MKL. With the few rows that tokens are, oneDNN, which PyTorch
-contains too, reaches more of the rate of AMD's processors: 1.2 times MKL's on one core of a Zen 4, twice as
-much on a Zen 5, and more with two threads. Others have not been measured. Results differ by rounding alone.
+contains too, reaches more of the rate of AMD's Zen 4 and Zen 5, above all with two threads. Other processors
+have not been measured. Results differ by rounding alone.
 """
 
 from __future__ import annotations
